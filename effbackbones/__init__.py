@@ -1,0 +1,50 @@
+"""EfficientNet backbones with pluggable heads: the public names. Loaded on first use, so that importing this is free."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from effbackbones.build import build_model, create_backbone
+    from effbackbones.checkpoint import load_model, save_model
+    from effbackbones.contracts import (
+        Backbone,
+        BackboneNeeds,
+        BoxTargets,
+        Detections,
+        FeatureSpec,
+        Head,
+        ImageSizes,
+        ImageSpec,
+    )
+    from effbackbones.efficientnet import Numerics
+    from effbackbones.errors import UserError
+    from effbackbones.model import Model, MultiHead
+    from effbackbones.registry import list_backbones, list_heads, register_backbone, register_head
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "build": ("build_model", "create_backbone"),
+    "checkpoint": ("load_model", "save_model"),
+    "contracts": ("Backbone", "BackboneNeeds", "BoxTargets", "Detections", "FeatureSpec", "Head", "ImageSizes", "ImageSpec"),
+    "efficientnet": ("Numerics",),
+    "errors": ("UserError",),
+    "model": ("Model", "MultiHead"),
+    "registry": ("list_backbones", "list_heads", "register_backbone", "register_head"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = [
+    "Backbone", "BackboneNeeds", "BoxTargets", "Detections", "FeatureSpec", "Head", "ImageSizes", "ImageSpec", "Model",
+    "MultiHead", "Numerics", "UserError", "build_model", "create_backbone", "list_backbones", "list_heads", "load_model",
+    "register_backbone", "register_head", "save_model",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"effbackbones.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -1,0 +1,245 @@
+"""The words that backbones, heads and tasks speak: specs, sizes, targets, predictions, and the two base classes.
+
+A head knows of a backbone only its :class:`FeatureSpec`; a backbone knows of a head only its :class:`BackboneNeeds`.
+Boxes are ``xyxy`` in pixels everywhere; labels are ``0..K-1`` without a background class.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from effbackbones.errors import UserError, nearest
+
+LEVELS = ("C1", "C2", "C3", "C4", "C5")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a head may know of a backbone: one entry per feature map, finest first.
+
+    ``names`` such as ``("C3", "C4", "C5")``; ``channels`` and ``strides`` (input pixels per cell) in the same order.
+    """
+
+    backbone: str
+    names: tuple[str, ...]
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.channels) == len(self.strides) > 0:
+            raise ValueError(f"FeatureSpec needs as many names as channels and strides, at least one; got {self}")
+
+    def select(self, names: tuple[str, ...]) -> "FeatureSpec":
+        """The spec of the named maps alone, in the order of ``names``. Unknown names raise :class:`UserError`."""
+        for name in names:
+            if name not in self.names:
+                raise UserError(f"level {name!r}", f"backbone {self.backbone!r} gives {', '.join(self.names)}", nearest(name, self.names))
+        where = [self.names.index(name) for name in names]
+        return FeatureSpec(self.backbone, names, tuple(self.channels[i] for i in where), tuple(self.strides[i] for i in where))
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How images are prepared: what the weights were trained with.
+
+    ``size`` is (H, W) in pixels; ``mean`` and ``std`` have one value per channel, for images in 0..1; ``interpolation``
+    is ``bilinear`` or ``bicubic``; the shorter side is resized to ``size / crop_fraction`` before a centre crop
+    (``crop_mode`` ``center``), or the whole image is squashed to ``size`` (``squash``).
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bicubic"
+    crop_fraction: float = 0.875
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise UserError("image_spec", f"mean has {len(self.mean)} values, std {len(self.std)}", "give one of each per channel")
+        if min(self.std) <= 0 or not 0 < self.crop_fraction <= 1 or min(self.size) < 1:
+            raise UserError("image_spec", f"std and size must be positive, crop_fraction in (0, 1]; got {self}", "correct it")
+        for field, value, allowed in (("interpolation", self.interpolation, ("bilinear", "bicubic")),
+                                      ("crop_mode", self.crop_mode, ("center", "squash"))):
+            if value not in allowed:
+                raise UserError(f"image_spec.{field}", f"unknown value {value!r}", nearest(value, allowed))
+
+
+@dataclass(frozen=True)
+class BackboneNeeds:
+    """What a head asks of its backbone before that is built; levels that nobody asks for are never built."""
+
+    levels: tuple[str, ...] = LEVELS
+    output_stride: int = 32
+    tap: str = "stage"
+
+
+class ImageSizes(NamedTuple):
+    """Sizes of the images given: ``batch`` (H, W) of the tensor; ``valid`` int64 [B, 2], (H, W) of the real content
+    at the top left of each image (the rest is letterbox)."""
+
+    batch: tuple[int, int]
+    valid: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor) -> "ImageSizes":
+        """Sizes of a batch [B, C, H, W] that is real content everywhere."""
+        batch, _, height, width = images.shape
+        sides = [torch.full((batch,), side, dtype=torch.int64, device=images.device) for side in (height, width)]
+        return cls((height, width), torch.stack(sides, 1))
+
+
+class BoxTargets(NamedTuple):
+    """Ground-truth boxes of a batch: ``boxes`` float32 [B, M, 4] xyxy pixels, ``labels`` int64 [B, M] with -1 for
+    padding, ``crowd`` bool [B, M]."""
+
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+
+
+class Detections(NamedTuple):
+    """Detections of a batch: ``boxes`` float32 [B, N, 4] xyxy pixels of the images given, ``scores`` float32 [B, N]
+    falling, ``labels`` int64 [B, N], ``count`` int64 [B] valid rows of each image."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    count: Tensor
+
+    def unbatch(self) -> list["Detections"]:
+        """One :class:`Detections` per image, cut to its count ([n, 4], [n], [n], [])."""
+        counts = self.count.tolist()
+        return [Detections(self.boxes[i, :n], self.scores[i, :n], self.labels[i, :n], self.count[i]) for i, n in enumerate(counts)]
+
+
+for _words in (ImageSizes, BoxTargets, Detections):  # otherwise an exported program with one of them cannot be saved
+    pytree._register_namedtuple(_words, serialized_type_name=f"effbackbones.{_words.__name__}")
+
+
+class Backbone(nn.Module, ABC):
+    """A network from normalised images to feature maps.
+
+    A subclass sets ``name``, ``feature_spec`` and ``image_spec``, and implements :meth:`forward`; with
+    :meth:`level_modules` it can also be frozen level by level. Every promise is checked by ``conformance.check_backbone``.
+    """
+
+    name: str
+    feature_spec: FeatureSpec
+    image_spec: ImageSpec
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: tuple[str, ...] = ()
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised float images [B, C, H, W] to one map [B, channels, ceil(H / stride), ceil(W / stride)] per level
+        of ``feature_spec``, finest first."""
+
+    def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:
+        """The modules that each level adds to the ones before, in forward order, all parameters covered once.
+
+        Keys are ``"stem"`` and level names, also of levels that are computed but not read. The default knows a single
+        piece, the last level.
+        """
+        return {self.feature_spec.names[-1]: tuple(self.children())}
+
+    def freeze(self, upto: str | None = None) -> Self:
+        """Freeze parameters and batch-norm statistics from the stem through level ``upto`` (None: all of it).
+
+        ``"stem"`` freezes the stem alone. Stays so through ``.train()``. An unknown level raises :class:`UserError`.
+        """
+        names = tuple(self.level_modules())
+        if upto is not None and upto not in names:
+            raise UserError(f"freeze {upto!r}", f"backbone {self.name!r} has no such level", nearest(upto, names))
+        self.unfreeze()
+        self._frozen = names if upto is None else names[: names.index(upto) + 1]
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        return self.train(self.training)
+
+    def unfreeze(self) -> Self:
+        """Make every parameter trainable and every batch norm live again."""
+        self._frozen = ()
+        self.requires_grad_(True)
+        return self.train(self.training)
+
+    @property
+    def frozen_levels(self) -> tuple[str, ...]:
+        """Names of the frozen levels, in forward order."""
+        return self._frozen
+
+    def _frozen_modules(self) -> Iterator[nn.Module]:
+        for name, modules in self.level_modules().items():
+            if name in self._frozen:
+                yield from modules
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``, but frozen levels stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen_modules() if self._frozen else ():
+            module.eval()
+        return self
+
+
+class Head(nn.Module, ABC):
+    """A network on top of feature maps, with two pure readings of its raw output: :meth:`loss` and :meth:`predict`.
+
+    A subclass sets ``task`` and names its options as keyword arguments of ``__init__``; what is left over is passed on
+    to this class, which refuses it. Every promise is checked by ``conformance.check_head``.
+    """
+
+    task: ClassVar[str]
+    size_divisor: int = 1
+    """Images are padded at the right and bottom to a multiple of this many pixels."""
+    min_size: int = 32
+    """Smaller images are padded up to this many pixels."""
+
+    def __init__(self, spec: FeatureSpec, num_classes: int, **options: Any) -> None:
+        super().__init__()
+        if options:
+            name, known = next(iter(options)), head_options(type(self))
+            raise UserError(f"head_options.{name}", f"{type(self).__name__} has no such option", nearest(name, known))
+        if num_classes < 1:
+            raise UserError("num_classes", f"expected at least 1, got {num_classes}", "count the classes of the data")
+        self.spec = spec
+        self.num_classes = num_classes
+
+    @classmethod
+    def requires(cls, **options: Any) -> BackboneNeeds:
+        """What this head, built with ``options``, needs of its backbone. Default: all levels, at stride 32."""
+        return BackboneNeeds()
+
+    @abstractmethod
+    def forward(self, features: list[Tensor], sizes: ImageSizes) -> Any:
+        """Feature maps to raw output (a tensor, or a NamedTuple or dict of tensors); the same in train and eval mode."""
+
+    @abstractmethod
+    def loss(self, raw: Any, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
+        """Weighted scalar losses by name; their sum is the objective. No state, no host synchronisation."""
+
+    @abstractmethod
+    def predict(self, raw: Any, sizes: ImageSizes) -> Any:
+        """Predictions of fixed shape, in pixels of the images given. No state."""
+
+    def diagnose(self, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
+        """Figures on how well the targets fit this head (optional)."""
+        return {}
+
+
+def head_options(head: type[Head]) -> dict[str, Any]:
+    """Options that a head's ``__init__`` names, with their defaults, through all its base classes."""
+    options: dict[str, Any] = {}
+    for cls in reversed(head.__mro__):
+        if "__init__" in vars(cls) and issubclass(cls, Head) and cls is not Head:
+            parameters = list(inspect.signature(cls.__init__).parameters.values())[3:]  # self, spec, num_classes
+            options |= {p.name: p.default for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    return options

@@ -1,0 +1,125 @@
+"""Names to classes. Three doors: the decorators, entry points of installed packages, and built-ins named by import string.
+
+Looking up a name is all that happens here; building is the caller's, outside of any ``try``.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from effbackbones.errors import UserError, nearest
+
+T = TypeVar("T")
+_HOUSE = Path(__file__).resolve().parent.parent
+
+
+def _owner(thing: Any) -> str:
+    """Where a registered object was defined: file and qualified name."""
+    try:
+        file = inspect.getfile(thing)
+    except TypeError:
+        file = getattr(thing, "__module__", "?")
+    return f"{file}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def import_built_in(target: str) -> Any:
+    """Import ``module:attribute`` of this distribution; another package of that name in front of ours is named."""
+    module_name, _, attribute = target.partition(":")
+    module = importlib.import_module(module_name.partition(".")[0])
+    # A namespace package or a module of the user's called `heads` would otherwise fail far from its cause.
+    where = Path(getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ["?"])))).resolve()
+    if _HOUSE not in where.parents:
+        raise UserError(str(where), f"stands in front of effbackbones' own package {module.__name__!r}",
+                        "rename it, or run the console scripts from another folder")
+    return getattr(importlib.import_module(module_name), attribute)
+
+
+class Registry:
+    """One table of names. Order of lookup: registered in this process, built-in, entry point."""
+
+    def __init__(self, kind: str, built_in: Mapping[str, str] = {}, aliases: Mapping[str, str] = {}) -> None:  # noqa: B006
+        self.kind = kind
+        self.group = f"effbackbones.{kind}s"
+        self._built_in = dict(built_in)
+        self._aliases = dict(aliases)
+        self._registered: dict[str, Any] = {}
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """All known names, sorted, without aliases."""
+        return sorted({*self._registered, *self._built_in, *self._entry_points()})
+
+    def canonical(self, name: str) -> str:
+        """``name`` with an alias resolved; nothing is looked up."""
+        return self._aliases.get(name, name)
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that registers a class or factory under ``name``.
+
+        A name that is taken raises :class:`UserError` naming both owners; defining the same object again (re-running a
+        notebook cell) replaces it.
+        """
+
+        def decorate(thing: T) -> T:
+            taken = self._registered.get(name) or self._built_in.get(self.canonical(name))
+            if isinstance(taken, str) or (taken is not None and _owner(taken) != _owner(thing) and not _same_cell(taken, thing)):
+                owner = taken if isinstance(taken, str) else _owner(taken)
+                raise UserError(f"{self.kind} {name!r}", f"the name belongs to {owner} and is asked for by {_owner(thing)}", "choose another name")
+            self._registered[name] = thing
+            return thing
+
+        return decorate
+
+    def get(self, name: str) -> Any:
+        """The class or factory of ``name``; an unknown name raises :class:`UserError` with the nearest known ones."""
+        name = self.canonical(name)
+        if name in self._registered:
+            return self._registered[name]
+        if name in self._built_in:
+            return import_built_in(self._built_in[name])
+        installed = self._entry_points()
+        if name in installed:
+            return installed[name].load()
+        raise UserError(f"{self.kind} {name!r}", "no such name", f"{nearest(name, {*self.names(), *self._aliases})}; your own must be imported first (`plugins:`)")
+
+
+def _same_cell(old: Any, new: Any) -> bool:
+    """Whether both were defined interactively under one name: a notebook gives each cell a file name of its own."""
+    return bool(old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__)
+
+
+_EFFICIENTNETS = [f"b{i}" for i in range(8)] + [f"lite{i}" for i in range(5)]
+BACKBONES = Registry(
+    "backbone",
+    dict.fromkeys(_EFFICIENTNETS, "effbackbones.efficientnet:EfficientNet"),
+    {f"efficientnet_{name}": name for name in _EFFICIENTNETS},
+)
+HEADS = Registry("head", {"classification": "heads.classification:ClassificationHead"})
+TASKS = Registry("task", {"cls": "tasks.classify:TASK"}, {"classify": "cls", "detect": "det", "segment": "seg"})
+DEFAULT_HEADS = {"cls": "classification"}
+DEFAULT_CLASSES = {"cls": 1000, "det": 80, "seg": 21}
+
+
+def register_backbone(name: str) -> Callable[[T], T]:
+    """Register a :class:`Backbone` subclass, or a factory of one, under ``name``; called with the options asked for."""
+    return BACKBONES.register(name)
+
+
+def register_head(name: str) -> Callable[[T], T]:
+    """Register a :class:`Head` subclass under ``name``."""
+    return HEADS.register(name)
+
+
+def list_backbones() -> list[str]:
+    """Names for ``create_backbone``, sorted; any ``timm:NAME`` comes on top."""
+    return BACKBONES.names()
+
+
+def list_heads() -> list[str]:
+    """Names for ``build_model(head=...)``, sorted."""
+    return HEADS.names()

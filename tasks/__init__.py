@@ -1,0 +1,1 @@
+"""Task runners: data, training, evaluation, command line. They import effbackbones, never heads."""

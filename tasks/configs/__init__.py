@@ -1,0 +1,1 @@
+"""Bundled configurations, found by their short names."""
