@@ -112,7 +112,7 @@ class Detections(NamedTuple):
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls on detections
 
     def unbatch(self) -> list["Detections"]:
         """One :class:`Detections` per image, cut to its count ([n, 4], [n], [n], [])."""

@@ -40,7 +40,7 @@ def import_built_in(target: str) -> Any:
 class Registry:
     """One table of names. Order of lookup: registered in this process, built-in, entry point."""
 
-    def __init__(self, kind: str, built_in: Mapping[str, str] = {}, aliases: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def __init__(self, kind: str, built_in: Mapping[str, str] = {}, aliases: Mapping[str, str] = {}) -> None:
         self.kind = kind
         self.group = f"effbackbones.{kind}s"
         self._built_in = dict(built_in)
