@@ -1,0 +1,223 @@
+"""The pieces of an EfficientNet: numerics, convolution with batch norm, squeeze-excite, MBConv, stochastic depth.
+
+Sources: MBConv from Sandler et al., "MobileNetV2", 2018; squeeze-excite from Hu et al., 2018; stochastic depth from Huang
+et al., 2016; initialisation and SAME padding as in the TensorFlow release of EfficientNet.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effbackbones.errors import UserError, nearest
+
+Padding = Literal["same", "symmetric", "same_static"]
+_PADDINGS = ("same", "symmetric", "same_static")
+Activation = Literal["silu", "relu6", "relu"]
+_ACTIVATIONS: dict[Activation, type[nn.SiLU] | type[nn.ReLU6] | type[nn.ReLU]] = {"silu": nn.SiLU, "relu6": nn.ReLU6, "relu": nn.ReLU}
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What a set of weights was trained with besides its values: padding, and epsilon and momentum of batch norm.
+
+    ``padding``: ``symmetric`` (kernel - 1) // 2 on each side; ``same`` TensorFlow's, which on strided convolutions depends
+    on the input's size; ``same_static`` the same but fixed at the variant's native resolution (lukemelas, smp).
+    ``bn_momentum`` is PyTorch's: the weight of the new batch.
+    """
+
+    padding: Padding = "symmetric"
+    bn_eps: float = 1e-5
+    bn_momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.padding not in _PADDINGS:
+            raise UserError("numerics.padding", f"unknown value {self.padding!r}", nearest(str(self.padding), _PADDINGS))
+        if not (self.bn_eps > 0 and 0 <= self.bn_momentum <= 1):
+            raise UserError("numerics", f"bn_eps must be positive and bn_momentum in [0, 1]; got {self}", "correct them")
+
+    @classmethod
+    def named(cls, name: "str | Numerics") -> "Numerics":
+        """The numerics called ``name``: ``torch``, ``torch_tf``, ``tf`` or ``same_static``; a :class:`Numerics` is passed on."""
+        if isinstance(name, Numerics):
+            return name
+        if name not in NUMERICS:
+            raise UserError(f"numerics {name!r}", "no such name", nearest(str(name), NUMERICS))
+        return NUMERICS[name]
+
+
+NUMERICS = {
+    "torch": Numerics("symmetric", 1e-5, 0.1),  # torchvision B0-B4, timm efficientnet_b*
+    "torch_tf": Numerics("symmetric", 1e-3, 0.01),  # torchvision B5-B7: TensorFlow's weights under symmetric padding
+    "tf": Numerics("same", 1e-3, 0.1),  # timm tf_efficientnet_*
+    "same_static": Numerics("same_static", 1e-3, 0.01),  # lukemelas, segmentation-models-pytorch
+}
+
+
+def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
+    """TensorFlow's SAME padding (before, after) of one axis of ``size`` pixels: ceil(size / stride) outputs, the odd pixel after.
+
+    Written without branches for kernels at least as wide as the stride, so that a symbolic ``size`` stays symbolic.
+    """
+    total = dilation * (kernel - 1) + 1 - stride + (-size) % stride
+    if dilation * (kernel - 1) + 1 < stride:
+        total = max(total, 0)
+    return total // 2, total - total // 2
+
+
+class Conv2dSame(nn.Conv2d):
+    """Convolution with TensorFlow's SAME padding, computed from the size of each input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        height, width = input.shape[-2:]
+        top, bottom = same_padding(height, self.kernel_size[0], self.stride[0], self.dilation[0])
+        left, right = same_padding(width, self.kernel_size[1], self.stride[1], self.dilation[1])
+        return super().forward(F.pad(input, (left, right, top, bottom)))
+
+
+class Conv2dFixed(nn.Conv2d):
+    """Convolution with a fixed padding that differs from side to side: SAME at one nominal input size."""
+
+    def __init__(self, *args: Any, sides: tuple[int, int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sides = sides
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, self.sides * 2))
+
+
+def convolution(in_channels: int, out_channels: int, kernel: int, *, padding: Padding, stride: int = 1, dilation: int = 1, groups: int = 1,
+                bias: bool = False, nominal_size: int = 0) -> nn.Conv2d:
+    """A convolution whose output is ceil(input / stride) wide, padded in the manner ``padding``.
+
+    ``nominal_size`` is the input's side in pixels at which ``same_static`` is fixed; the other manners ignore it.
+    """
+    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "bias": bias}
+    if stride > 1 and padding == "same":
+        return Conv2dSame(in_channels, out_channels, kernel, **options)
+    if stride > 1 and padding == "same_static":
+        before, after = same_padding(nominal_size, kernel, stride, dilation)
+        if before != after:
+            return Conv2dFixed(in_channels, out_channels, kernel, sides=(before, after), **options)
+        return nn.Conv2d(in_channels, out_channels, kernel, padding=before, **options)
+    return nn.Conv2d(in_channels, out_channels, kernel, padding=dilation * (kernel - 1) // 2, **options)
+
+
+def init_fan_out(layer: nn.Conv2d | nn.Linear) -> None:
+    """Normal weights of standard deviation sqrt(2 / fan out), the fan out counted within a group; zero bias.
+
+    As the TensorFlow release does it, its 1x1 convolutions of squeeze-excite (linear layers here) included.
+    """
+    fan_out = layer.weight.shape[0] * math.prod(layer.weight.shape[2:])
+    nn.init.normal_(layer.weight, std=math.sqrt(2 * getattr(layer, "groups", 1) / fan_out))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm, and ``activation`` (None: linear).
+
+    [B, in_channels, H, W] to [B, out_channels, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, *, numerics: Numerics,
+                 activation: Activation | None = "silu", stride: int = 1, dilation: int = 1, groups: int = 1,
+                 nominal_size: int = 0) -> None:
+        super().__init__()
+        self.conv = convolution(in_channels, out_channels, kernel, padding=numerics.padding, stride=stride, dilation=dilation,
+                                groups=groups, nominal_size=nominal_size)
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels, numerics.bn_eps, numerics.bn_momentum)
+        self.act = nn.Identity() if activation is None else _ACTIVATIONS[activation](inplace=True)  # on a tensor of our own
+        init_fan_out(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self.bn(self.conv(x)))
+        return out
+
+    @torch.no_grad()
+    def fold(self) -> Self:
+        """Fold the batch norm's running statistics into the convolution, in place: the same results in eval mode, one pass less."""
+        if isinstance(self.bn, nn.BatchNorm2d):
+            fold_into(self.conv, self.bn)
+            self.bn = nn.Identity()
+        return self
+
+
+@torch.no_grad()
+def fold_into(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
+    """Fold the running statistics of ``bn`` into the ``conv`` in front of it, in place; computed in float64."""
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError("a batch norm without running statistics cannot be folded")
+    scale = (bn.running_var.double() + bn.eps).rsqrt()
+    if bn.weight is not None:
+        scale = scale * bn.weight.double()
+    bias = -bn.running_mean.double() if conv.bias is None else conv.bias.double() - bn.running_mean.double()
+    shift = bias * scale if bn.bias is None else bias * scale + bn.bias.double()
+    conv.weight.copy_(conv.weight.double() * scale[:, None, None, None])
+    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold every :class:`ConvNorm` inside ``module``, in place (copy first to keep the original); for eval mode only."""
+    for part in module.modules():
+        if isinstance(part, ConvNorm):
+            part.fold()
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate in 0..1 computed from all channels' means.
+
+    The published layers are 1x1 convolutions on 1x1 maps; as linear layers on [B, C] they give the same numbers and a
+    training step that is a tenth faster.
+    """
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, reduced)
+        self.expand = nn.Linear(reduced, channels)
+        init_fan_out(self.reduce)
+        init_fan_out(self.expand)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate: Tensor = self.expand(F.silu(self.reduce(x.mean((2, 3))), inplace=True)).sigmoid()
+        return x * gate[:, :, None, None]
+
+
+def drop_path(x: Tensor, probability: float) -> Tensor:
+    """Zero whole samples of [B, ...] with ``probability`` and scale the others so that the expectation stays."""
+    keep = 1 - probability
+    mask = x.new_empty([x.shape[0]] + [1] * (x.ndim - 1)).bernoulli_(keep)
+    return x * mask.div_(keep)
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck: 1x1 expansion (absent for ``expand`` 1), depthwise convolution, squeeze-excite, 1x1 projection.
+
+    The input is added where stride and channels allow; there the branch is dropped with ``drop_path`` per sample in
+    training. The output is linear: no activation follows the projection.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int, dilation: int, expand: int, squeeze_excite: bool,
+                 activation: Activation, numerics: Numerics, drop_path: float, nominal_size: int) -> None:
+        super().__init__()
+        middle = in_channels * expand
+        self.drop_path = drop_path
+        self.skip = stride == 1 and in_channels == out_channels
+        if expand != 1:
+            self.expand = ConvNorm(in_channels, middle, numerics=numerics, activation=activation)
+        self.depthwise = ConvNorm(middle, middle, kernel, numerics=numerics, activation=activation, stride=stride, dilation=dilation,
+                                  groups=middle, nominal_size=nominal_size)
+        if squeeze_excite:
+            self.squeeze_excite = SqueezeExcite(middle, max(1, in_channels // 4))  # a quarter of the block's input, not of the middle
+        self.project = ConvNorm(middle, out_channels, numerics=numerics, activation=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for part in self.children():  # expand, depthwise, squeeze_excite, project: those that this block has, in order
+            out = part(out)
+        if self.skip and self.training and self.drop_path:
+            out = drop_path(out, self.drop_path)
+        return out + x if self.skip else out

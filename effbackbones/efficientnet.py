@@ -1,0 +1,178 @@
+"""EfficientNet B0-B7 and Lite0-Lite4 as multi-scale backbones: stem and stages only, no classifier."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from effbackbones.blocks import Activation, ConvNorm, MBConv, Numerics, fold_batch_norm
+from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, LEVELS, Backbone, FeatureSpec, ImageSpec
+from effbackbones.errors import UserError, nearest
+from effbackbones.scaling import LEVEL_STAGES, STAGES, Scaling, scaling, stage_channels, stage_layers, stem_channels
+
+__all__ = ["ConvNorm", "EfficientNet", "Numerics", "default_image_spec", "fold_batch_norm"]
+DEFAULT_NUMERICS = {"b": "torch", "lite": "tf"}
+
+
+class EfficientNet(Backbone):
+    """Any EfficientNet of the b or lite family: normalised float images [B, in_channels, H, W] to maps C1..C5.
+
+    ``name`` is a row of :mod:`effbackbones.scaling` (``b0``), a name in between (``b2.5``) or a :class:`Scaling`; ``width`` and
+    ``depth`` replace its multipliers.
+
+    ``levels``: the maps to return, any subset of C1..C5 (default all), given finest first; stages behind the last one are
+    not built. ``tap`` ``stem`` makes C1 the stem's output instead of the first stage's.
+
+    ``numerics``: a :class:`Numerics` or its name; default ``torch`` for b, ``tf`` for lite.
+
+    ``image_spec``: default by family (:func:`default_image_spec`).
+
+    ``output_stride`` 8 or 16 keeps deeper maps at that stride by dilation instead of striding. ``stem_stride`` 1 halves all
+    strides (with ``output_stride`` too): for images of 32 pixels.
+
+    ``drop_path``: probability that the linear rule would give to the block after the last, in [0, 1); block i of N has
+    ``drop_path * i / N``, N counting the blocks that are not built as well.
+
+    ``checkpointing``: recompute the blocks' activations in the backward pass; equal gradients, batch-norm statistics
+    updated once. Left to the compiler under ``torch.compile``, whose partitioner decides itself what to recompute.
+
+    Options out of range raise :class:`UserError`.
+    """
+
+    def __init__(self, name: str | Scaling = "b0", *, levels: Sequence[str] | None = None, in_channels: int = 3,
+                 numerics: Numerics | str | None = None, image_spec: ImageSpec | None = None, tap: str = "stage", output_stride: int = 32,
+                 stem_stride: int = 2, drop_path: float = 0.2, checkpointing: bool = False,
+                 width: float | None = None, depth: float | None = None) -> None:
+        super().__init__()
+        config = scaling(name) if isinstance(name, str) else name
+        config = replace(config, width=config.width if width is None else width, depth=config.depth if depth is None else depth)
+        _check_options(tap=tap, output_stride=output_stride, stem_stride=stem_stride, drop_path=drop_path, in_channels=in_channels)
+        self.name = config.name
+        self.config = config
+        self.numerics = Numerics.named(DEFAULT_NUMERICS[config.family] if numerics is None else numerics)
+        self.image_spec = default_image_spec(config, in_channels) if image_spec is None else image_spec
+        self.checkpointing = checkpointing
+        self.tap = tap
+        self.in_channels = in_channels
+        names = _ordered_levels(config.name, levels)
+        self._stages_of = {**LEVEL_STAGES, "C1": 0} if tap == "stem" else LEVEL_STAGES
+        activation: Activation = "relu6" if config.family == "lite" else "silu"
+        self.stem = ConvNorm(in_channels, stem_channels(config), 3, numerics=self.numerics, activation=activation, stride=stem_stride,
+                             nominal_size=config.resolution)
+        stages = _stages(config, self._stages_of[names[-1]], numerics=self.numerics, stem_stride=stem_stride,
+                         output_stride=output_stride, drop_path=drop_path)
+        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
+        channels = (stem_channels(config), *stage_channels(config))
+        strides = {level: min(2**i, output_stride) * stem_stride // 2 for i, level in enumerate(LEVELS, 1)}
+        self.feature_spec = FeatureSpec(config.name, names, tuple(channels[self._stages_of[level]] for level in names),
+                                        tuple(strides[level] for level in names), self.numerics.bn_eps, self.numerics.bn_momentum)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        if images.ndim != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
+            what = f"expected normalised float [B, {self.in_channels}, H, W], got {images.dtype} {list(images.shape)}"
+            raise UserError("images", what, "normalise them, or build the backbone with that in_channels")
+        x = self.stem(images)
+        maps = {0: x}
+        for i, stage in enumerate(self.stages, 1):
+            for block in cast(nn.Sequential, stage):
+                x = self._run(cast(MBConv, block), x)
+            maps[i] = x
+        return [maps[self._stages_of[level]] for level in self.feature_spec.names]
+
+    def _run(self, block: MBConv, x: Tensor) -> Tensor:
+        if not self.checkpointing or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            out: Tensor = block(x)
+            return out
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _still_statistics(block)
+
+        draws = block.training and block.skip and block.drop_path > 0
+        recomputed: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
+        return recomputed
+
+    def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:
+        pieces: dict[str, tuple[nn.Module, ...]] = {"stem": (self.stem,)}
+        done = 0
+        for level, upto in self._stages_of.items():
+            if done < len(self.stages) or upto == 0:
+                pieces[level] = tuple(self.stages[done:upto])
+                done = upto
+        return pieces
+
+
+def default_image_spec(config: Scaling, in_channels: int = 3) -> ImageSpec:
+    """Native size, bicubic, centre crop of size / (size + 32); ImageNet's mean and std for b, 0.5 for lite.
+
+    With other than three channels, each gets the average of the three.
+    """
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.family == "b" else ((0.5,) * 3, (0.5,) * 3)
+    if in_channels != 3:
+        mean, std = (sum(mean) / 3,) * in_channels, (sum(std) / 3,) * in_channels
+    side = config.resolution
+    return ImageSpec((side, side), mean, std, "bicubic", side / (side + 32), "center")
+
+
+def _stages(config: Scaling, count: int, *, numerics: Numerics, stem_stride: int, output_stride: int,
+            drop_path: float) -> Iterator[list[MBConv]]:
+    """Blocks of the first ``count`` stages.
+
+    A stride that would pass ``output_stride`` becomes dilation, which sets in behind the block that would have had the
+    stride (as timm does it, so that its dilated weights fit).
+    """
+    inputs = (stem_channels(config), *stage_channels(config))
+    nominal, stride, dilation = -(-config.resolution // stem_stride), 2, 1
+    index, total = 0, sum(stage_layers(config))
+    for number, row in enumerate(STAGES[:count]):
+        blocks = []
+        for layer in range(stage_layers(config)[number]):
+            step = row.stride if layer == 0 else 1
+            dilated = stride * step > output_stride
+            blocks.append(MBConv(
+                inputs[number] if layer == 0 else inputs[number + 1], inputs[number + 1], row.kernel, stride=1 if dilated else step,
+                dilation=dilation, expand=row.expand, squeeze_excite=config.family == "b",
+                activation="relu6" if config.family == "lite" else "silu", numerics=numerics, drop_path=drop_path * index / total,
+                nominal_size=nominal))
+            dilation, stride, nominal = (dilation * step, stride, nominal) if dilated else (dilation, stride * step, -(-nominal // step))
+            index += 1
+        yield blocks
+
+
+@contextmanager
+def _still_statistics(module: nn.Module) -> Iterator[None]:
+    """Within, batch norms in training mode use the batch's statistics without recording them a second time."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _ordered_levels(name: str, levels: Sequence[str] | None) -> tuple[str, ...]:
+    wanted = LEVELS if levels is None else tuple(levels)
+    for level in wanted:
+        if level not in LEVELS:
+            raise UserError(f"level {level!r}", f"backbone {name!r} has no such level", nearest(str(level), LEVELS))
+    if not wanted:
+        raise UserError("levels", f"backbone {name!r} was asked for no level", f"choose from {', '.join(LEVELS)}")
+    return tuple(level for level in LEVELS if level in wanted)
+
+
+def _check_options(*, tap: str, output_stride: int, stem_stride: int, drop_path: float, in_channels: int) -> None:
+    choices = (("tap", tap, ("stage", "stem")), ("output_stride", output_stride, (8, 16, 32)), ("stem_stride", stem_stride, (1, 2)))
+    for option, value, allowed in choices:
+        if value not in allowed:
+            raise UserError(option, f"unknown value {value!r}", nearest(str(value), map(str, allowed)))
+    if not 0 <= drop_path < 1:
+        raise UserError("drop_path", f"expected a probability in [0, 1), got {drop_path!r}", "0.2 is published")
+    if in_channels < 1:
+        raise UserError("in_channels", f"expected at least 1, got {in_channels!r}", "count the channels of the images")
