@@ -1,0 +1,142 @@
+"""The types of the keys, and what jsonargparse does for us: values to types, and the help page.
+
+It is given one leaf at a time, each of a plain type, never a dataclass or a whole section: so nothing of it can open a
+file or import a module on a config's word.
+"""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import Field, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from tasks.configfile import Plain
+from tasks.settings import Config
+
+
+def leaves(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
+    """Every key that takes a value: dotted name, type, field; the sections inside are walked through."""
+    hints = get_type_hints(section)
+    for item in fields(section):
+        inner = section_of(hints[item.name])
+        if inner is not None:
+            yield from leaves(inner, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", hints[item.name], item
+
+
+def members_of(hint: Any) -> set[Any]:
+    """The types of a union, or the one type."""
+    return set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+
+
+def hint_of(key: str) -> Any:
+    """Type of a dotted key (also of a whole nested section, or of one option in a dictionary); None: no such key."""
+    section: Any = Config
+    names = key.split(".")
+    for position, name in enumerate(names):
+        hint = get_type_hints(section).get(name)
+        last = position == len(names) - 1
+        if hint is None or last:
+            return hint if position or name == "plugins" else None
+        section = section_of(hint)
+        if section is None:
+            inner = get_origin(hint) is dict and position == len(names) - 2 and names[-1]
+            return get_args(hint)[1] if inner else None
+    return None
+
+
+@cache
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    for key, hint, _ in leaves():
+        parser.add_argument(f"--{key}", type=hint)
+    return parser
+
+
+def convert(key: str, hint: Any, value: Plain) -> object:
+    """``value`` of the leaf ``key`` as its type; ValueError if it does not fit."""
+    members = members_of(hint)
+    if value is None:  # the library lets null pass everywhere
+        if NoneType not in members:
+            raise ValueError("null")
+        return None
+    if isinstance(value, str) and str in members:  # it would read the text 'null' or '12' once more
+        return value
+    try:
+        result = _parser().parse_object({key: value}, defaults=False)[key]
+    except ArgumentError as error:
+        raise ValueError(str(error)) from None
+    return value if get_origin(hint) is dict else result
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null", list: "a list"}
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
+
+
+def describe(hint: Any) -> str:
+    """A type in words: ``a whole number, a list of 2 whole numbers or null``."""
+    members = get_args(hint) if len(members_of(hint)) > 1 else (hint,)
+    words = [_describe_one(member) for member in members]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _describe_one(hint: Any) -> str:
+    arguments = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(arguments)}"
+    if get_origin(hint) is tuple:
+        return f"a list of {'' if arguments[-1] is Ellipsis else f'{len(arguments)} '}{_PLURALS[arguments[0]]}"
+    if get_origin(hint) is dict:
+        return "a mapping of options to numbers, texts, truth values or lists"
+    return _WORDS.get(hint, str(hint))
+
+
+def field_docs(section: type) -> dict[str, str]:
+    """The string below each field of a dataclass, as written in its source."""
+    body = ast.parse(inspect.getsource(section)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            docs[ast.unparse(statement.target)] = str(following.value.value)
+    return docs
+
+
+def section_of(hint: Any) -> type | None:
+    """The dataclass in a type, if it has one."""
+    return next((member for member in members_of(hint) if isinstance(member, type) and is_dataclass(member)), None)
+
+
+def help_page(usage: str, options: dict[str, str], epilog: str) -> str:
+    """The help text: the command's own ``options`` (name to help), then every key of every section with type, range and default."""
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, usage=usage, epilog=epilog)
+    for name, text in options.items():
+        parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
+    for top in fields(Config):
+        section = section_of(get_type_hints(Config)[top.name])
+        for owner, prefix in _owners(section, f"{top.name}.") if section else [(Config, "")]:
+            docs, limits = field_docs(owner), getattr(owner, "LIMITS", {})
+            group = parser.add_argument_group(prefix.rstrip("."), (owner.__doc__ or "").strip())
+            for key, hint, item in leaves(owner, prefix):
+                if key == prefix + item.name and (prefix or key == top.name):
+                    shown = f"{docs[item.name]} Range {limits[item.name]}." if item.name in limits else docs[item.name]
+                    group.add_argument(f"--{key}", type=hint, default=_default(item), help=shown.replace("%", "%%"))
+    return str(parser.format_help())
+
+
+def _owners(section: type, prefix: str) -> Iterator[tuple[type, str]]:
+    """A section and the sections inside of it, with their prefixes."""
+    yield section, prefix
+    for name, hint in get_type_hints(section).items():
+        inner = section_of(hint)
+        if inner is not None:
+            yield from _owners(inner, f"{prefix}{name}.")
+
+
+def _default(item: Field[Any]) -> object:
+    return item.default_factory() if callable(item.default_factory) else item.default

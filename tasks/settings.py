@@ -1,0 +1,326 @@
+"""The settings of a run: frozen dataclasses, one per section, whose field docstrings are the help text.
+
+Only plain types occur (numbers, text, truth values, tuples, dictionaries of options), so that no config can name code.
+Every instance checks its own values: a number outside of its interval, not finite, or a word that is not a choice raises
+:class:`UserError` naming ``section.field``. Imports nothing heavy, for ``--help`` reads this file.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from effbackbones.errors import UserError, nearest
+
+Option = int | float | str | bool | list | None  # type: ignore[type-arg]  # elements of the list: checked by `_plain`
+Options = dict[str, Option]
+
+
+def _plain(where: str, value: object) -> None:
+    """Refuse numbers that are not finite and anything but plain values, at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(where, f"expected a finite number, got {value}", "correct it")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _plain(f"{where}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _plain(where, item)
+    elif value is not None and not isinstance(value, (int, float, str, bool)):
+        raise UserError(where, f"expected a plain value, got a {type(value).__name__}", "use numbers, text, lists")
+
+
+def _within(where: str, value: object, interval: str) -> None:
+    """Refuse numbers (also each of a tuple) outside of ``interval``, written as in mathematics: ``[0, 1)``."""
+    for number in value if isinstance(value, (list, tuple)) else (value,):
+        if number is None:
+            continue
+        low, high = (float(end) for end in interval[1:-1].split(","))
+        above = number >= low if interval[0] == "[" else number > low
+        below = number <= high if interval[-1] == "]" else number < high
+        if not (above and below):
+            raise UserError(where, f"expected {'a number' if number is value else 'numbers'} in {interval}, got {number}", "correct it")
+
+
+class _Section:
+    """Checks that all sections share. ``LIMITS`` maps a field to its interval."""
+
+    SECTION: ClassVar[str]
+    LIMITS: ClassVar[dict[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for item in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            where, value = f"{self.SECTION}.{item.name}", getattr(self, item.name)
+            if isinstance(value, _Section):
+                continue
+            _plain(where, value)
+            if get_origin(hints[item.name]) is Literal and value not in get_args(hints[item.name]):
+                raise UserError(where, f"unknown value {value!r}", nearest(str(value), get_args(hints[item.name])))
+            if item.name in self.LIMITS:
+                _within(where, value, self.LIMITS[item.name])
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Section):
+    """The network and what it starts from."""
+
+    SECTION: ClassVar = "model"
+    LIMITS: ClassVar = {
+        "num_classes": "[1, 1000000]", "unfreeze_epoch": "[1, inf)", "mean": "[0, 1]", "std": "(0, 10]", "crop_fraction": "(0, 1]",
+    }  # fmt: skip
+
+    task: str = "cls"
+    """Task; set by the command."""
+    backbone: str = "b0"
+    """b0..b7, lite0..lite4, timm:NAME, or a registered one."""
+    head: str | None = None
+    """Head; null: the task's default."""
+    num_classes: int | None = None
+    """Number of classes; null: counted in the training data."""
+    weights: str | None = None
+    """Pretrained weights: null, imagenet, a named source, or a file."""
+    init_from: str | None = None
+    """Checkpoint to start from; loads what fits and reports."""
+    numerics: str | None = None
+    """Padding and batch norm constants: torch, torch_tf, tf or same_static; null: what the weights were trained with."""
+    backbone_options: Options = field(default_factory=dict)
+    """Options of the backbone, such as {stem_stride: 1, drop_path: 0.1}."""
+    head_options: Options = field(default_factory=dict)
+    """Options of the head, such as {dropout: 0.3}."""
+    freeze: str | None = None
+    """Freeze the backbone from the stem through this level (stem, C1, ...), or all of it (all)."""
+    unfreeze_epoch: int | None = None
+    """Epoch (counted from 0) at whose start everything frozen becomes trainable; null: never."""
+    mean: tuple[float, ...] | None = None
+    """Mean per channel of images in 0..1; null: the weights' own."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation per channel of images in 0..1; null: the weights' own."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """How images are resized; null: as the weights were trained."""
+    crop_fraction: float | None = None
+    """Share of the shorter side that the centre crop of evaluation keeps; null: the weights' own."""
+    crop_mode: Literal["center", "squash"] | None = None
+    """Evaluation takes a centre crop (center) or the whole image, squashed (squash); null: the weights' own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unfreeze_epoch is not None and self.freeze is None:
+            raise UserError("model.unfreeze_epoch", "nothing is frozen", "set model.freeze too, or remove it")
+        if self.weights is not None and self.init_from is not None:
+            raise UserError("model.init_from", "contradicts model.weights", "keep one of the two")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise UserError("model.std", f"model.mean has {len(self.mean)} values, this {len(self.std)}", "give one per channel")
+
+
+@dataclass(frozen=True)
+class RandAugmentConfig(_Section):
+    """RandAugment: random photometric and geometric operations."""
+
+    SECTION: ClassVar = "data.randaugment"
+    LIMITS: ClassVar = {"num_ops": "[1, 10]", "magnitude": "[0, 30]"}
+
+    num_ops: int = 2
+    """Operations for each image."""
+    magnitude: float = 9.0
+    """Strength of each operation, 0 to 30."""
+
+
+@dataclass(frozen=True)
+class DataConfig(_Section):
+    """What is read, and how it is augmented."""
+
+    SECTION: ClassVar = "data"
+    LIMITS: ClassVar = {
+        "image_size": "[1, 16384]", "batch_size": "[1, 1000000]", "eval_batch_size": "[1, 1000000]", "workers": "[0, 256]",
+        "timeout": "[0, inf)", "max_pixels": "[1, inf)", "scale": "(0, 1]", "ratio": "(0, 100]", "flip": "[0, 1]",
+        "color_jitter": "[0, 1]", "erasing": "[0, 1]", "mixup": "[0, inf)", "cutmix": "[0, inf)",
+        "limit_train": "[1, inf)", "limit_val": "[1, inf)",
+    }  # fmt: skip
+
+    name: str = "folder"
+    """Data set: folder, table, shapes, or a registered one."""
+    root: str | None = None
+    """Folder of the data."""
+    train: str | None = None
+    """Folder or file of the training split, inside of root; null: the data set's own name for it."""
+    val: str | None = None
+    """As train, for validation."""
+    test: str | None = None
+    """As train, for the final test."""
+    options: Options = field(default_factory=dict)
+    """Options of the data set."""
+    image_size: int | tuple[int, int] | None = None
+    """Pixels: one number or [height, width]; null: what the weights were trained with."""
+    batch_size: int = 32
+    """Images per optimiser step over all devices together."""
+    eval_batch_size: int | None = None
+    """Images per evaluation batch over all devices; null: batch_size."""
+    workers: int | None = None
+    """Loader processes per device; null: one per core, at most 8."""
+    timeout: float = 300.0
+    """Seconds without a batch after which a loader counts as hanging; 0: never."""
+    multilabel: bool = False
+    """Whether an image may have several labels or none."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """Whether the orientation that a photograph carries is applied."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Unreadable image: stop, or skip and count it (more than 1 % stop the run)."""
+    max_pixels: int = 64_000_000
+    """Larger images are refused."""
+    crop: Literal["resized", "pad", "center", "none"] = "resized"
+    """Training crop: resized (random area and aspect), pad (pad by an eighth, crop at random), center (as in evaluation), none (squash)."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area of a resized crop, as a share of the image."""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Aspect (width / height) of a resized crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    randaugment: RandAugmentConfig | None = None
+    """RandAugment, such as {num_ops: 2, magnitude: 9}; null: none."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation; 0: none."""
+    erasing: float = 0.0
+    """Probability of random erasing."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0: none."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0: none."""
+    limit_train: int | None = None
+    """Use only so many training images; null: all."""
+    limit_val: int | None = None
+    """Use only so many validation images; null: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise UserError(f"data.{name}", f"expected [low, high], got [{low}, {high}]", "swap the two")
+        if self.multilabel and (self.mixup or self.cutmix):
+            raise UserError(f"data.{'mixup' if self.mixup else 'cutmix'}", "does not go with data.multilabel", "set it to 0")
+
+
+@dataclass(frozen=True)
+class OptimConfig(_Section):
+    """How long and how the parameters are trained."""
+
+    SECTION: ClassVar = "optim"
+    LIMITS: ClassVar = {
+        "lr": "[0, 1000]", "base_batch": "[1, inf)", "weight_decay": "[0, 10]", "momentum": "[0, 1)", "alpha": "[0, 1)", "betas": "[0, 1)",
+        "eps": "(0, 1]", "layer_decay": "(0, 1]", "warmup_epochs": "[0, inf)", "warmup_steps": "[1, inf)", "warmup_start": "[0, 1]",
+        "step_epochs": "(0, inf)", "step_gamma": "(0, 1]", "min_lr_fraction": "[0, 1]", "epochs": "(0, 100000]", "max_steps": "[1, inf)",
+        "accumulate": "[1, 100000]", "clip_norm": "(0, inf)", "label_smoothing": "[0, 1)", "ema": "(0, 1)",
+    }  # fmt: skip
+
+    name: Literal["sgd", "adamw", "rmsprop_tf"] = "adamw"
+    """Optimiser."""
+    lr: float = 1e-3
+    """Peak learning rate, stated at base_batch."""
+    base_batch: int = 256
+    """Global batch that lr is stated for."""
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """How lr follows the global batch."""
+    weight_decay: float = 0.05
+    """Weight decay: decoupled for adamw, added to the gradient for sgd and rmsprop_tf."""
+    decay_norm_and_bias: bool = False
+    """Whether biases and batch norm parameters decay too."""
+    momentum: float = 0.9
+    """Momentum of sgd and rmsprop_tf."""
+    nesterov: bool = False
+    """Nesterov momentum (sgd)."""
+    alpha: float = 0.9
+    """Decay of the mean square gradient (rmsprop_tf)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment (adamw)."""
+    eps: float | None = None
+    """Added for stability; null: 1e-8 for adamw, 1e-3 for rmsprop_tf."""
+    layer_decay: float | None = None
+    """Factor on lr for each level further from the head; null: none."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up, in epochs."""
+    warmup_steps: int | None = None
+    """Linear warm-up, in steps, in place of warmup_epochs."""
+    warmup_start: float = 0.0
+    """Where the warm-up starts, as a share of the peak."""
+    step_epochs: float = 2.4
+    """Epochs between two drops of the step schedule."""
+    step_gamma: float = 0.97
+    """Factor of each drop of the step schedule."""
+    min_lr_fraction: float = 0.0
+    """Where the cosine schedule ends (and the step schedule stops falling), as a share of the peak."""
+    epochs: float = 10.0
+    """Passes over the training data; a fraction ends within a pass."""
+    max_steps: int | None = None
+    """Optimiser steps, in place of epochs."""
+    accumulate: int = 1
+    """Pieces that a batch is split into when it does not fit in memory; the result does not change."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; null: not clipped."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    ema: float | None = None
+    """Decay of the moving average of the weights, which is then what is kept as best; null: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise UserError("optim.nesterov", "needs optim.name sgd with momentum", "remove it")
+
+
+@dataclass(frozen=True)
+class RunConfig(_Section):
+    """Where, on what and how the run goes; nothing in here is compared when a run is resumed."""
+
+    SECTION: ClassVar = "run"
+    LIMITS: ClassVar = {
+        "seed": "[0, 4294967295]", "devices": "[1, 1024]", "nodes": "[1, 10000]", "save_minutes": "(0, inf)", "eval_every": "[1, inf)",
+        "patience": "[1, inf)", "log_every": "[1, inf)",
+    }  # fmt: skip
+
+    out: str | None = None
+    """Run folder; null: runs/TASK/CONFIG, numbered when that is taken."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to run; auto: a GPU if there is one."""
+    devices: int = 1
+    """GPUs (or CPU processes) per node."""
+    nodes: int = 1
+    """Machines."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic; auto: bf16 on GPUs that have it, else fp32."""
+    compile: bool = False
+    """Whether to compile the network."""
+    channels_last: bool = True
+    """Whether to keep images and maps in channels-last layout."""
+    deterministic: bool = False
+    """Whether to allow only deterministic operations on GPUs, which is slower."""
+    resume: str = "auto"
+    """auto: continue the newest unfinished run of the same config; never; or a run folder to continue."""
+    save_minutes: float = 10.0
+    """Minutes between two saves within an epoch."""
+    progress: bool = True
+    """Whether to show progress bars; false for log files."""
+    eval_every: int = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better score; null: never."""
+    log_every: int = 50
+    """Steps between two log lines."""
+    tensorboard: bool = True
+    """Whether to write TensorBoard events, when that is installed."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run. ``plugins``: modules or Python files that are imported first; they run code."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    plugins: tuple[str, ...] = ()
+    """Modules or Python files to import first. They run code: name only what you trust."""
