@@ -43,10 +43,22 @@ class EfficientNet(Backbone):
     Options out of range raise :class:`UserError`.
     """
 
-    def __init__(self, name: str | Scaling = "b0", *, levels: Sequence[str] | None = None, in_channels: int = 3,
-                 numerics: Numerics | str | None = None, image_spec: ImageSpec | None = None, tap: str = "stage", output_stride: int = 32,
-                 stem_stride: int = 2, drop_path: float = 0.2, checkpointing: bool = False,
-                 width: float | None = None, depth: float | None = None) -> None:
+    def __init__(
+        self,
+        name: str | Scaling = "b0",
+        *,
+        levels: Sequence[str] | None = None,
+        in_channels: int = 3,
+        numerics: Numerics | str | None = None,
+        image_spec: ImageSpec | None = None,
+        tap: str = "stage",
+        output_stride: int = 32,
+        stem_stride: int = 2,
+        drop_path: float = 0.2,
+        checkpointing: bool = False,
+        width: float | None = None,
+        depth: float | None = None,
+    ) -> None:
         super().__init__()
         config = scaling(name) if isinstance(name, str) else name
         config = replace(config, width=config.width if width is None else width, depth=config.depth if depth is None else depth)
@@ -55,23 +67,47 @@ class EfficientNet(Backbone):
         self.config = config
         self.numerics = Numerics.named(DEFAULT_NUMERICS[config.family] if numerics is None else numerics)
         self.image_spec = default_image_spec(config, in_channels) if image_spec is None else image_spec
+        if len(self.image_spec.mean) != in_channels:
+            what = f"has {len(self.image_spec.mean)} means for {in_channels} channels"
+            raise UserError("image_spec", what, "give one mean and std per channel")
         self.checkpointing = checkpointing
         self.tap = tap
         self.in_channels = in_channels
         names = _ordered_levels(config.name, levels)
         self._stages_of = {**LEVEL_STAGES, "C1": 0} if tap == "stem" else LEVEL_STAGES
         activation: Activation = "relu6" if config.family == "lite" else "silu"
-        self.stem = ConvNorm(in_channels, stem_channels(config), 3, numerics=self.numerics, activation=activation, stride=stem_stride,
-                             nominal_size=config.resolution)
-        stages = _stages(config, self._stages_of[names[-1]], numerics=self.numerics, stem_stride=stem_stride,
-                         output_stride=output_stride, drop_path=drop_path)
+        self.stem = ConvNorm(
+            in_channels,
+            stem_channels(config),
+            3,
+            numerics=self.numerics,
+            activation=activation,
+            stride=stem_stride,
+            nominal_size=config.resolution,
+        )
+        stages = _stages(
+            config,
+            self._stages_of[names[-1]],
+            numerics=self.numerics,
+            stem_stride=stem_stride,
+            output_stride=output_stride,
+            drop_path=drop_path,
+        )
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
         channels = (stem_channels(config), *stage_channels(config))
         strides = {level: min(2**i, output_stride) * stem_stride // 2 for i, level in enumerate(LEVELS, 1)}
-        self.feature_spec = FeatureSpec(config.name, names, tuple(channels[self._stages_of[level]] for level in names),
-                                        tuple(strides[level] for level in names), self.numerics.bn_eps, self.numerics.bn_momentum)
+        self.feature_spec = FeatureSpec(
+            config.name,
+            names,
+            tuple(channels[self._stages_of[level]] for level in names),
+            tuple(strides[level] for level in names),
+            self.numerics.bn_eps,
+            self.numerics.bn_momentum,
+        )
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised float images [B, in_channels, H, W], H and W from 1 up, to one map [B, channels, ceil(H / stride),
+        ceil(W / stride)] per level, finest first. Anything else raises :class:`UserError`."""
         if images.ndim != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
             what = f"expected normalised float [B, {self.in_channels}, H, W], got {images.dtype} {list(images.shape)}"
             raise UserError("images", what, "normalise them, or build the backbone with that in_channels")
@@ -84,6 +120,7 @@ class EfficientNet(Backbone):
         return [maps[self._stages_of[level]] for level in self.feature_spec.names]
 
     def _run(self, block: MBConv, x: Tensor) -> Tensor:
+        """One block, under activation checkpointing where that is asked for and can help."""
         if not self.checkpointing or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             out: Tensor = block(x)
             return out
@@ -91,7 +128,7 @@ class EfficientNet(Backbone):
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _still_statistics(block)
 
-        draws = block.training and block.skip and block.drop_path > 0
+        draws = block.training and block.skip and block.drop_probability > 0
         recomputed: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
         return recomputed
 
@@ -119,8 +156,9 @@ def default_image_spec(config: Scaling, in_channels: int = 3) -> ImageSpec:
     return ImageSpec((side, side), mean, std, "bicubic", side / (side + 32), "center")
 
 
-def _stages(config: Scaling, count: int, *, numerics: Numerics, stem_stride: int, output_stride: int,
-            drop_path: float) -> Iterator[list[MBConv]]:
+def _stages(
+    config: Scaling, count: int, *, numerics: Numerics, stem_stride: int, output_stride: int, drop_path: float
+) -> Iterator[list[MBConv]]:
     """Blocks of the first ``count`` stages.
 
     A stride that would pass ``output_stride`` becomes dilation, which sets in behind the block that would have had the
@@ -134,13 +172,26 @@ def _stages(config: Scaling, count: int, *, numerics: Numerics, stem_stride: int
         for layer in range(stage_layers(config)[number]):
             step = row.stride if layer == 0 else 1
             dilated = stride * step > output_stride
-            blocks.append(MBConv(
-                inputs[number] if layer == 0 else inputs[number + 1], inputs[number + 1], row.kernel, stride=1 if dilated else step,
-                dilation=dilation, expand=row.expand, squeeze_excite=config.family == "b",
-                activation="relu6" if config.family == "lite" else "silu", numerics=numerics, drop_path=drop_path * index / total,
-                nominal_size=nominal))
-            dilation, stride, nominal = (dilation * step, stride, nominal) if dilated else (dilation, stride * step, -(-nominal // step))
+            blocks.append(
+                MBConv(
+                    inputs[number] if layer == 0 else inputs[number + 1],
+                    inputs[number + 1],
+                    row.kernel,
+                    stride=1 if dilated else step,
+                    dilation=dilation,
+                    expand=row.expand,
+                    squeeze_excite=config.family == "b",
+                    activation="relu6" if config.family == "lite" else "silu",
+                    numerics=numerics,
+                    drop_path=drop_path * index / total,
+                    nominal_size=nominal,
+                )
+            )
             index += 1
+            if dilated:
+                dilation *= step
+            else:
+                stride, nominal = stride * step, -(-nominal // step)
         yield blocks
 
 

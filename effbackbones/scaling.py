@@ -152,8 +152,13 @@ def scaled(phi: float, family: Family = "b") -> Scaling:
     else:
         high = rows[rows.index(low) + 1]
         resolution = _geometric(low.resolution, high.resolution, offset)
-        low = replace(low, name=name, width=_geometric(low.width, high.width, offset), depth=_geometric(low.depth, high.depth, offset),
-                      dropout=low.dropout + (high.dropout - low.dropout) * offset)
+        low = replace(
+            low,
+            name=name,
+            width=_geometric(low.width, high.width, offset),
+            depth=_geometric(low.depth, high.depth, offset),
+            dropout=low.dropout + (high.dropout - low.dropout) * offset,
+        )
     return replace(low, resolution=max(4, round(resolution / 4) * 4))
 
 
