@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from effbackbones.blocks import Activation, ConvNorm, MBConv, Numerics, fold_batch_norm
+from effbackbones.blocks import MBConv
 from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, LEVELS, Backbone, FeatureSpec, ImageSpec
+from effbackbones.convolution import Activation, ConvNorm, Numerics, fold_batch_norm
 from effbackbones.errors import UserError, nearest
 from effbackbones.scaling import LEVEL_STAGES, STAGES, Scaling, scaling, stage_channels, stage_layers, stem_channels
 
