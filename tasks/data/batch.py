@@ -1,0 +1,214 @@
+"""What moves between a data set and the engine: samples, batches, and the reading of a sample by (epoch, index)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from effbackbones.contracts import ImageSizes
+from effbackbones.errors import UserError
+from effbackbones.geometry import Mask, Pixels, ResizePlan, Size
+
+if TYPE_CHECKING:
+    from tasks.spec import Dataset
+
+SUBSTITUTES = 20
+"""So many other samples are tried in place of an unreadable one before giving up."""
+MAX_SKIPPED = 0.01
+"""Share of unreadable samples above which ``on_error="skip"`` stops all the same."""
+
+
+@dataclass
+class Sample:
+    """One image and what is known of it. A data set fills in what it has; transforms keep it consistent.
+
+    ``image`` [H, W, C]: uint8, uint16, or float32 in 0..1. ``id``: unique in the data set. ``path``: the file, for messages.
+    ``label``: 0..K-1 or ``labels`` float32 [K] of 0 and 1. ``boxes`` float32 [M, 4] xyxy pixels of ``image`` with
+    ``box_labels`` int64 [M] and ``crowd`` bool [M]. ``mask`` int64 [H, W], 255 = ignore.
+    Set by transforms: ``plan``, how the image was brought to its size (None: in a way that cannot be undone, or not at
+    all), ``original``, (H, W) before. ``skipped``: messages on unreadable samples that this one stands for.
+    """
+
+    image: Pixels
+    id: str
+    path: str = ""
+    label: int | None = None
+    labels: NDArray[np.float32] | None = None
+    boxes: NDArray[np.float32] | None = None
+    box_labels: NDArray[np.int64] | None = None
+    crowd: NDArray[np.bool_] | None = None
+    mask: Mask | None = None
+    original: Size | None = None
+    plan: ResizePlan | None = None
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass
+class ImageMeta:
+    """What a batch remembers of an image: ``original`` (H, W) and the ``plan`` that restores predictions to it."""
+
+    id: str
+    path: str
+    original: Size
+    plan: ResizePlan | None = None
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, sample: Sample) -> "ImageMeta":
+        """The meta data of a sample."""
+        height, width = sample.original or sample.image.shape[:2]
+        return cls(sample.id, sample.path, (height, width), sample.plan, sample.skipped)
+
+
+@dataclass
+class Batch:
+    """``images`` [B, C, H, W] of the samples' dtype, in channels-last memory; ``targets`` as the task's head wants them
+    (a tensor, or tensors in a NamedTuple, dict or list), None without labels."""
+
+    images: Tensor
+    sizes: ImageSizes
+    targets: Any = None
+    meta: list[ImageMeta] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The batch with its tensors on ``device``."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The batch with its tensors in page-locked memory (called by the loader)."""
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        sizes = self.sizes._replace(valid=change(self.sizes.valid))
+        return replace(self, images=change(self.images), sizes=sizes, targets=_map_tensors(self.targets, change))
+
+
+def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``change`` applied to every tensor in nested dicts, lists, tuples and NamedTuples."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {key: _map_tensors(value, change) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        items = [_map_tensors(value, change) for value in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    return tree
+
+
+class Transform(Protocol):
+    """Any callable that changes a sample and draws from ``rng`` alone what it needs at random."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample: ...
+
+
+class KeyedDataset(torch.utils.data.Dataset[Sample]):
+    """A data set read by the key ``(epoch, index)``: augmentation is a pure function of (seed, epoch, index).
+
+    ``on_error``: ``stop`` lets the :class:`UserError` of an unreadable sample pass; ``skip`` puts another sample in its
+    place, chosen by the key, whose ``skipped`` says so: :class:`SkipCount` adds these up where the batches arrive.
+    Other exceptions are mistakes in code; they come out as they are, with a note that names the sample.
+    """
+
+    def __init__(self, dataset: "Dataset", transform: Transform | None = None, seed: int = 0, on_error: str = "stop") -> None:
+        if on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error must be stop or skip, got {on_error!r}")
+        self.dataset, self.transform, self.seed, self.on_error = dataset, transform, seed, on_error
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = int(key[0]), int(key[1])
+        try:
+            return self._read(epoch, index)
+        except UserError as error:
+            if self.on_error == "stop":
+                raise
+            return self._substitute(epoch, index, error)
+
+    def _read(self, epoch: int, index: int) -> Sample:
+        sample: Sample | None = None
+        try:
+            sample = self.dataset[index]
+            return sample if self.transform is None else self.transform(sample, np.random.default_rng((self.seed, epoch, index)))
+        except UserError:
+            raise
+        except Exception as error:
+            where = f"sample {index}" if sample is None else f"sample {index}, id {sample.id!r}, file {sample.path!r}"
+            error.add_note(f"while reading {where} of {type(self.dataset).__name__}")
+            raise
+
+    def _substitute(self, epoch: int, index: int, error: UserError) -> Sample:
+        skipped = [str(error)]
+        for other in np.random.default_rng((self.seed, epoch, index, 1)).integers(len(self), size=SUBSTITUTES).tolist():
+            try:
+                return replace(self._read(epoch, other), skipped=tuple(skipped))
+            except UserError as again:
+                skipped.append(str(again))
+        raise UserError(f"{SUBSTITUTES + 1} samples in a row", f"cannot be read; the first: {skipped[0]}", "repair the data")
+
+
+class SkipCount:
+    """Unreadable samples met so far, counted in the process that consumes the batches.
+
+    ``messages`` holds one line for each, in the order met. ``add`` raises :class:`UserError` once they are more than
+    ``MAX_SKIPPED`` of the ``total`` samples of the data set.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.messages: dict[str, None] = {}
+
+    def add(self, meta: Sequence[ImageMeta]) -> None:
+        """Count what a batch had to skip; the same sample in a later epoch counts once."""
+        for item in meta:
+            self.messages.update(dict.fromkeys(item.skipped))
+        if len(self.messages) > MAX_SKIPPED * self.total:
+            share = f"{len(self.messages)} of {self.total} samples, more than {MAX_SKIPPED:.0%}, cannot be read"
+            raise UserError("data", f"{share}; the first: {next(iter(self.messages))}", "repair the data")
+
+
+def stack_images(samples: Sequence[Sample]) -> tuple[Tensor, ImageSizes]:
+    """Images of one size as [B, C, H, W] in channels-last memory, and their sizes.
+
+    Images that differ in shape or dtype raise :class:`UserError` naming two of them.
+    """
+    first = samples[0].image
+    for sample in samples:
+        if sample.image.shape != first.shape or sample.image.dtype != first.dtype:
+            what = f"is {_kind(sample.image)}, {samples[0].path or samples[0].id} is {_kind(first)}"
+            raise UserError(sample.path or sample.id, what, "bring all images to one size, dtype and number of channels")
+    pixels = np.stack([sample.image for sample in samples])
+    height, width = first.shape[:2]
+    valid = [sample.plan.valid if sample.plan else (height, width) for sample in samples]
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), ImageSizes((height, width), torch.tensor(valid, dtype=torch.int64))
+
+
+def _kind(image: Pixels) -> str:
+    return f"{' x '.join(map(str, image.shape))} {image.dtype}"
+
+
+def collate_classification(samples: Sequence[Sample]) -> Batch:
+    """Targets int64 [B] from ``label``, float32 [B, K] from ``labels``, None where no sample has either.
+
+    A mixture of the three raises :class:`UserError` naming the odd sample.
+    """
+    images, sizes = stack_images(samples)
+    kinds = [("label" if sample.label is not None else "labels" if sample.labels is not None else "no label") for sample in samples]
+    for sample, kind in zip(samples, kinds, strict=True):
+        if kind != kinds[0]:
+            raise UserError(sample.path or sample.id, f"has {kind}, the batch began with {kinds[0]}", "give every sample the same")
+    targets: Tensor | None = None
+    if kinds[0] == "label":
+        targets = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+    elif kinds[0] == "labels":
+        rows = [sample.labels for sample in samples if sample.labels is not None]
+        targets = torch.from_numpy(np.stack(rows).astype(np.float32, copy=False))
+    return Batch(images, sizes, targets, [ImageMeta.of(sample) for sample in samples])
