@@ -1,0 +1,194 @@
+"""Our model file: tensors in safetensors, everything else as JSON in its metadata. Read back with no config and no network.
+
+Format 1. Metadata: ``format``, ``record`` (JSON of a :class:`Description`), ``sha256`` over the whole file. Nothing in it
+names code: heads, backbones and tasks are looked up in the registry, and a missing one is named.
+"""
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from effbackbones import dialects
+from effbackbones.contracts import ImageSpec
+from effbackbones.errors import UserError
+from effbackbones.tensorfile import header, pack, read_bytes, read_tensors, write_atomically
+
+if TYPE_CHECKING:
+    from effbackbones.model import Model
+
+FORMAT, FORMAT_VERSION = "effbackbones", 1
+_CONFIG_KEYS = ("task", "backbone", "head", "num_classes", "backbone_options", "head_options")
+_LIBRARIES = ("effbackbones", "torch", "timm")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file says about its model: JSON-like values only.
+
+    ``config`` holds the arguments of ``build_model``; ``numerics`` those of the backbone's :class:`Numerics`, None for
+    backbones without; ``provenance`` library versions, and origin and licence of the weights that training began with.
+    """
+
+    config: dict[str, Any]
+    image_spec: ImageSpec
+    numerics: dict[str, Any] | None
+    classes: tuple[str, ...] | None
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def backbone(self) -> str:
+        return str(self.config["backbone"])
+
+    @property
+    def licence(self) -> str:
+        return str(self.provenance.get("licence", "unknown"))
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any], path: Path) -> Self:
+        """Read a record; one that is not of this shape raises :class:`UserError` naming the file."""
+        try:
+            spec: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record["image_spec"].items()}
+            classes = record["classes"]
+            found = cls(
+                dict(record["config"]), ImageSpec(**spec), record["numerics"], None if classes is None else tuple(map(str, classes)),
+                dict(record["metrics"]), dict(record["provenance"]),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
+            raise UserError(str(path), f"its description is broken ({type(error).__name__}: {error})", "save the model again") from None
+        if set(found.config) - set(_CONFIG_KEYS) or "backbone" not in found.config:
+            raise UserError(str(path), f"its config has keys {sorted(found.config)}", f"expected {', '.join(_CONFIG_KEYS)}")
+        return found
+
+
+def save_model(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a :class:`Model` to ``path`` (``.safetensors``), atomically.
+
+    ``classes`` default to the model's own; ``provenance`` is added to the model's. A compiled model is saved under its plain
+    names. Raises :class:`UserError` when a tensor is not finite, when the file cannot be written, and for another suffix.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(str(path), f"unknown suffix {path.suffix!r}", "name it .safetensors")
+    model = getattr(model, "_orig_mod", model)
+    tensors = {dialects.clean(name): tensor for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(str(path), f"not written: {name} is not finite", "training has diverged; go back to an earlier checkpoint")
+    backbone: Any = model.backbone
+    numerics = getattr(getattr(backbone, "_orig_mod", backbone), "numerics", None)
+    record = {
+        "version": FORMAT_VERSION,
+        "config": model.config,
+        "image_spec": model.image_spec,
+        "numerics": numerics if is_dataclass(numerics) else None,
+        "classes": classes if classes is not None else model.classes,
+        "metrics": metrics or {},
+        "provenance": {**_versions(), **_mapping(getattr(model, "provenance", {})), **(provenance or {})},
+    }
+    text = json.dumps(_plain(record, "record"), allow_nan=False, ensure_ascii=False)
+    write_atomically(path, pack(tensors, {"format": FORMAT, "record": text}))
+
+
+def load_model(path: str | Path) -> "Model":
+    """Rebuild the :class:`Model` that :func:`save_model` wrote, in eval mode on the CPU.
+
+    Needs no config and no network, and imports nothing that the file names: a head, backbone or task that is not registered
+    raises :class:`UserError` naming it. So do damaged files, and files of a newer format.
+    """
+    from effbackbones.build import build_model
+    from effbackbones.loading import load_state
+    from effbackbones.model import Model
+
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    about = Description.of(parse_record(metadata, path), path)
+    try:
+        model = build_model(weights=None, **about.config)
+    except UserError as error:
+        raise UserError(str(path), f"cannot be rebuilt here: {error}") from error
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(str(path), f"its config cannot be built ({type(error).__name__}: {error})", "save the model again") from error
+    if (model.image_spec, model.classes) != (about.image_spec, about.classes):
+        model = Model(model.backbone, model.head, image_spec=about.image_spec, config=model.config, classes=about.classes)
+    model.provenance = about.provenance
+    report = load_state(model, tensors, what=str(path), allow_missing=True)
+    if report.reinitialised or report.unused:
+        what = f"{len(report.reinitialised)} entries of its model are missing or of another shape, {len(report.unused)} left over"
+        raise UserError(str(path), f"{what} (such as {(*report.reinitialised, *report.unused)[0]})", "save the model again")
+    return model.eval()
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The record of a file of ours, as plain values: ``config``, ``image_spec``, ``numerics``, ``classes``, ``metrics``,
+    ``provenance``, ``version``. Its tensors are not looked at."""
+    path = Path(path)
+    if path.suffix != ".safetensors" and not path.is_dir():
+        raise _foreign(path)
+    metadata = header(read_bytes(path), path).get("__metadata__", {})
+    return parse_record(metadata, path)
+
+
+def parse_record(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The JSON record in the metadata of a file of ours; a foreign file or a newer format raises :class:`UserError`."""
+    if metadata.get("format") != FORMAT or "sha256" not in metadata:
+        raise _foreign(path)
+    try:
+        record = json.loads(metadata["record"])
+        number = record["version"]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        raise UserError(str(path), "its record is not the expected JSON", "save the model again") from None
+    if not isinstance(number, int) or not 1 <= number <= FORMAT_VERSION:
+        ours = f"format {FORMAT_VERSION} (effbackbones {_versions().get('effbackbones', '?')})"
+        raise UserError(str(path), f"is of format {number}, this installation reads up to {ours}", "update effbackbones")
+    return dict(record)
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(str(path), "is not a model file of effbackbones", 'foreign weights go into build_model(..., weights="FILE")')
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` as JSON has it; numbers that JSON lacks (nan, inf) become None. Anything else raises TypeError with its place."""
+    if isinstance(value, Tensor) or type(value).__module__ == "numpy":
+        value = value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    raise TypeError(f"{where} is a {type(value).__name__}; a model file holds plain values only")
