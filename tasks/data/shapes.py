@@ -58,6 +58,7 @@ class ShapesDataset:
     """
 
     classes = CLASSES
+    mask_classes = ("background", *CLASSES)
 
     def __init__(self, size: Size = (64, 64), count: int = 4096, *, seed: int = 0, split: str = "train", objects: int = 4) -> None:
         self.size, self.count, self.seed, self.split, self.objects = size, count, seed, split, objects
