@@ -41,7 +41,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.nodes, self.depth = self.nodes + 1, self.depth + 1
         if self.nodes > MAX_NODES or self.depth > MAX_DEPTH:
-            raise _RefusedError(f"more than {MAX_NODES} values" if self.nodes > MAX_NODES else f"nested deeper than {MAX_DEPTH}", self.line + 1)
+            what = f"more than {MAX_NODES} values" if self.nodes > MAX_NODES else f"values nested deeper than {MAX_DEPTH}"
+            raise _RefusedError(what, self.line + 1)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -56,6 +57,8 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence(_TAG + "seq", data, flow_style=True))
+_Dumper.add_representer(str, lambda dumper, data: dumper.represent_scalar(_TAG + "str", data, style='"' if "\n" in data else None))
 for _kind, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
@@ -167,5 +170,5 @@ def read_tree(path: Path, source: str) -> Tree:
 
 
 def write_value(values: Plain) -> str:
-    """YAML text that :func:`read_value` reads back to an equal value."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """YAML text, a line for each key, that :func:`read_value` reads back to an equal value."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)

@@ -1,10 +1,11 @@
 """The types of the keys, and what jsonargparse does for us: values to types, and the help page.
 
-It is given one leaf at a time, each of a plain type, never a dataclass or a whole section: so nothing of it can open a
-file or import a module on a config's word.
+It is given one key at a time, each of a plain type, and only numbers, truth values and lists of them: of a dataclass or a
+whole section it would open files and import modules on a config's word, and any text it would read as YAML once more.
 """
 
 import ast
+import difflib
 import inspect
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
@@ -27,6 +28,17 @@ def leaves(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Any,
             yield from leaves(inner, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}", hints[item.name], item
+
+
+def nearest_key(key: str) -> str:
+    """Remedy for an unknown dotted ``key``; never the list of all hundred."""
+    known = [known for known, _, _ in leaves()]
+    if "." not in key:  # a misspelt section, or a key without its section
+        close = difflib.get_close_matches(key, [item.name for item in fields(Config)], n=1)
+        close = close or [name for name in known if name.rpartition(".")[2] == key]
+    else:
+        close = difflib.get_close_matches(key, known, n=2)
+    return f"did you mean {' or '.join(close)}?" if close else "--help lists all keys"
 
 
 def members_of(hint: Any) -> set[Any]:
@@ -65,13 +77,30 @@ def convert(key: str, hint: Any, value: Plain) -> object:
         if NoneType not in members:
             raise ValueError("null")
         return None
-    if isinstance(value, str) and str in members:  # it would read the text 'null' or '12' once more
-        return value
+    if isinstance(value, str):
+        return _chosen(value, str in members or any(value in get_args(m) for m in members if get_origin(m) is Literal))
+    if isinstance(value, dict):
+        return _chosen(value, get_origin(hint) is dict and all(_is_option(item) for item in value.values()))
+    if isinstance(value, list) and not all(isinstance(item, (int, float)) for item in value):
+        return tuple(_chosen(value, hint == tuple[str, ...] and all(isinstance(item, str) for item in value)))
     try:
         result = _parser().parse_object({key: value}, defaults=False)[key]
     except ArgumentError as error:
         raise ValueError(str(error)) from None
-    return value if get_origin(hint) is dict else result
+    return result
+
+
+def _chosen(value: Any, fits: bool) -> Any:
+    if not fits:
+        raise ValueError("another type")
+    return value
+
+
+def _is_option(value: Plain, depth: int = 0) -> bool:
+    """Whether a value can be an option: a number, text, truth value, null, or lists of them."""
+    if isinstance(value, list):
+        return depth < 4 and all(_is_option(item, depth + 1) for item in value)
+    return not isinstance(value, dict)
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null", list: "a list"}

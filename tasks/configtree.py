@@ -1,0 +1,124 @@
+"""Trees of plain values to a checked :class:`Config`, and back. Every mistake names the place where it was made."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, fields
+from types import NoneType
+from typing import Any, get_type_hints
+
+from effbackbones.errors import UserError
+from effbackbones.registry import TASKS
+from tasks.configfile import Plain, Tree, write_value
+from tasks.configtypes import convert, describe, members_of, nearest_key, section_of
+from tasks.settings import Config
+
+
+def build(tree: Tree, task: str | None = None, source: str = "") -> Config:
+    """The config that ``tree`` says; what it leaves out has its default.
+
+    ``task`` is the command's, in its short form: filled in, and refused if the tree says another. ``source`` stands in
+    messages for keys without a place. Unknown keys, wrong types and values out of range raise :class:`UserError`.
+    """
+    values = dict(tree.values)
+    if task is not None:
+        model = values.get("model") or {}
+        if isinstance(model, dict):
+            told = model.get("task", task)
+            if TASKS.canonical(str(told)) != task:
+                raise UserError(_place(tree, "model.task", source), f"is {told!r}, the command's is {task!r}", "use that task's command")
+            values["model"] = {**model, "task": task}
+    built = _section(Config, tree, values, "", source)
+    assert isinstance(built, Config)
+    return built
+
+
+def merge(below: Tree, above: Tree) -> Tree:
+    """``above`` over ``below``: mappings key by key, everything else (also lists) replaced."""
+
+    def merged(low: Mapping[str, Plain], high: Mapping[str, Plain]) -> dict[str, Plain]:
+        result = dict(low)
+        for key, value in high.items():
+            under = result.get(key)
+            result[key] = merged(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+        return result
+
+    return Tree(merged(below.values, above.values), below.places | above.places)
+
+
+def dump(config: Config) -> str:
+    """The config as YAML, one line per key, that reads back to an equal one."""
+    return write_value(to_mapping(config))
+
+
+def to_mapping(config: Config) -> dict[str, Plain]:
+    """The config as nested plain values, JSON-like."""
+    return {key: _listed(value) for key, value in asdict(config).items()}
+
+
+def from_mapping(mapping: Mapping[str, Plain], source: str = "") -> Config:
+    """Inverse of :func:`to_mapping`, with every check; ``source`` names its origin in messages."""
+    return build(Tree(dict(mapping), {}), None, source)
+
+
+def changed_keys(old: Config, new: Config) -> list[str]:
+    """Dotted keys that differ between two configs, ``run.*`` aside, sorted."""
+    before, after = (dict(_flat(to_mapping(config))) for config in (old, new))
+    changed = {key for key in before.keys() | after.keys() if before.get(key, MISSING) != after.get(key, MISSING)}
+    return sorted(key for key in changed if not key.startswith("run."))
+
+
+def _listed(value: object) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _flat(mapping: Mapping[str, Plain], prefix: str = "") -> Iterator[tuple[str, Plain]]:
+    for key, value in mapping.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _section(cls: type, tree: Tree, values: Plain, path: str, source: str) -> object:
+    """A dataclass from a mapping, its sections included."""
+    if values is None:  # `optim:` with nothing below it
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(_place(tree, path, source), f"expected a section of keys, got {_shown(values)}", "write its keys below it")
+    hints = get_type_hints(cls)
+    known = {item.name for item in fields(cls)}
+    arguments: dict[str, object] = {}
+    for name, value in values.items():
+        where = f"{path}.{name}" if path else name
+        if name not in known:
+            raise UserError(_place(tree, where, source), "no such key", nearest_key(where))
+        inner = section_of(hints[name])
+        if inner is not None and not (value is None and NoneType in members_of(hints[name])):
+            arguments[name] = _section(inner, tree, value, where, source)
+        else:
+            arguments[name] = _leaf(tree, where, hints[name], value, source)
+    try:
+        return cls(**arguments)
+    except UserError as error:  # out of range: add the place
+        key, _, rest = str(error).partition(": ")
+        raise UserError(_place(tree, key, source), rest) from None
+
+
+def _leaf(tree: Tree, where: str, hint: Any, value: Plain, source: str) -> object:
+    try:
+        return convert(where, hint, value)
+    except ValueError:
+        raise UserError(_place(tree, where, source), f"expected {describe(hint)}, got {_shown(value)}", "correct the value") from None
+
+
+def _shown(value: Plain) -> str:
+    """A value for a message, cut to a readable length."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _place(tree: Tree, key: str, source: str) -> str:
+    """``file:line: key``, or the option, for a message."""
+    place = tree.places.get(key, source)
+    return place if place == f"--{key}" else f"{place}: {key}" if place else key
