@@ -1,0 +1,198 @@
+"""What a run leaves to read: ``metrics.json``, ``metrics.csv`` and ``report.html``.
+
+``results`` holds the scores of each set of weights and which of them is best::
+
+    {"best": "ema", "raw": {"top1": 0.71, "per_class": {...}, ...}, "ema": {...}}
+
+where each set is what a metric's ``compute()`` gave; with one set, ``best`` may be left out. ``history`` has one dict of
+numbers per epoch: ``epoch``, ``lr``, losses (names that contain ``loss``) and scores in 0..1.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effbackbones.tensorfile import write_atomically
+from tasks.drawings import curves, is_number, reliability
+from tasks.page import Report, show
+
+# One line each, in the order in which they are shown.
+_MEANING = {
+    "top1": "share of samples whose most probable class is the true one",
+    "top5": "share of samples whose true class is among the five most probable",
+    "map": "average precision, mean over classes with positives",
+    "micro_ap": "average precision of all classes in one ranking",
+    "macro_f1": "F1, mean over classes that occur",
+    "micro_f1": "F1 of all entries together, at threshold 0.5",
+    "ece": "expected calibration error: mean gap between confidence and accuracy; lower is better",
+    "non_finite": "predictions that were not finite, counted as wrong",
+}
+_LARGEST_MATRIX = 50  # classes; above, the confused pairs alone are readable
+_PAIRS = 20
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong prediction to show: ``image`` [H, W, C] as :func:`tasks.page.picture` takes it, ``confidence`` in 0..1."""
+
+    image: np.ndarray
+    true: str
+    predicted: str
+    confidence: float
+    id: str = ""
+
+
+def classification_report(
+    folder: Path, *, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]], results: Mapping[str, Any],
+    mistakes: Sequence[Mistake], facts: Mapping[str, Any],
+) -> Path:  # fmt: skip
+    """Write ``report.html`` into ``folder``; returns its path.
+
+    ``config`` is the resolved config (nested), ``facts`` what else is worth knowing (weights and their origin, what was
+    assumed, machine, versions, duration), shown as it comes. ``mistakes`` are shown in falling confidence.
+    """
+    best, sets = score_sets(results)
+    scores = sets[best]
+    report = Report(str(facts.get("title", "Classification")), _headline(scores, best if len(sets) > 1 else ""))
+    report.facts({name: value for name, value in facts.items() if name != "title"}, "What was run")
+    report.table("Scores", ["", *sets, "what it is"], _score_rows(sets), f"Best: the {best} weights." if len(sets) > 1 else "")
+    if len(history) > 1:
+        report.figure("Training", curves(history), "One point per epoch.")
+    if scores.get("confusion"):
+        _confusion(report, list(scores["per_class"]), scores["confusion"])
+    if scores.get("reliability"):
+        report.figure("Calibration", reliability(scores["reliability"]), "A bar that reaches the dashed line: of the "
+                      "predictions made with 70 % confidence, 70 % are right. Lower bars are over-confident, higher ones "
+                      "under-confident. Grey: share of all predictions.")  # fmt: skip
+    if scores.get("per_class"):
+        report.table("Classes", *_class_table(scores["per_class"]), "Weakest first.")
+    if mistakes:
+        worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)
+        report.gallery("Most confident mistakes", [(m.image, _mistake_text(m)) for m in worst])
+    report.facts(dict(flatten(config)), "Configuration")
+    return report.write(folder / "report.html")
+
+
+def write_metrics(folder: Path, results: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+    """Write into ``folder``, which is made: ``metrics.json`` (all of it; what is not finite becomes null) and
+    ``metrics.csv`` (a row for each figure: weights, epoch, class, metric, value)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = plain({**results, "history": list(history)})
+    write_atomically(folder / "metrics.json", (_json(whole) + "\n").encode())
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["weights", "epoch", "class", "metric", "value"])
+    for weights, scores in score_sets({name: value for name, value in whole.items() if name != "history"})[1].items():
+        writer.writerows([weights, "", "", name, value] for name, value in scores.items() if is_number(value))
+        for label, row in (scores.get("per_class") or {}).items():
+            writer.writerows([weights, "", label, name, value] for name, value in row.items() if is_number(value))
+    for row in whole["history"]:
+        writer.writerows(["", row.get("epoch"), "", name, value] for name, value in row.items() if name != "epoch" and is_number(value))
+    write_atomically(folder / "metrics.csv", out.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def score_sets(results: Mapping[str, Any]) -> tuple[str, dict[str, Mapping[str, Any]]]:
+    """The best set's name, and the scores by set; bare scores of one set are the set ``model``."""
+    sets = {name: scores for name, scores in results.items() if isinstance(scores, Mapping) and name != "per_class"}
+    if not sets:
+        return "model", {"model": results}
+    return str(results.get("best", next(iter(sets)))), sets
+
+
+def environment() -> dict[str, Any]:
+    """Machine and versions, for ``facts``."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    packages = ("effbackbones", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy")
+    return {
+        "machine": f"{platform.system()} {platform.release()}, {platform.machine()}; {device}",
+        "versions": f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages),
+    }
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can say it: tuples become lists, numpy and torch numbers Python's, what is not finite None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy, torch
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a nested config as (``section.key``, value)."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value) if isinstance(value, list | tuple | Mapping) else value
+
+
+def _headline(scores: Mapping[str, Any], best: str) -> str:
+    shown = [f"{name} {_percent(scores[name])}" for name in ("top1", "top5", "map", "macro_f1") if scores.get(name) is not None]
+    samples = f" of {scores['samples']:,} images" if scores.get("samples") else ""
+    return f"{', '.join(shown)}{samples}{f' ({best} weights)' if best else ''}"
+
+
+def _score_rows(sets: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    names = dict.fromkeys(name for scores in sets.values() for name, value in scores.items() if is_number(value))
+    ordered = [*(name for name in _MEANING if name in names), *(name for name in names if name not in _MEANING)]
+    rows = []
+    for name in ordered:
+        rows.append([name, *(_percent(scores.get(name)) for scores in sets.values()), _MEANING.get(name, "")])
+    return rows
+
+
+def _confusion(report: Report, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    if len(names) <= _LARGEST_MATRIX:
+        report.matrix("Confusion matrix", names, counts, "Rows are true classes, columns predictions; the darker, the "
+                      "larger the share of the row. Blue: right, red: wrong.")  # fmt: skip
+    table = np.asarray(counts)
+    support = table.sum(1)
+    wrong = table.copy()
+    np.fill_diagonal(wrong, 0)
+    shown = _PAIRS if len(names) > _LARGEST_MATRIX else _PAIRS // 2
+    order = np.argsort(-wrong, axis=None, kind="stable")[:shown]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
+    if pairs and len(names) > 2:
+        rows = [[names[i], names[j], int(wrong[i, j]), _percent(float(wrong[i, j] / support[i]))] for i, j in pairs]
+        report.table("Most confused", ["true", "predicted", "images", "share of the true class"], rows)
+
+
+def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    keys = list(dict.fromkeys(key for row in per_class.values() for key in row))
+    lead = "ap" if "ap" in keys else "f1"
+    ranked = sorted(per_class.items(), key=lambda item: (item[1].get(lead) is None, item[1].get(lead) or 0.0))
+    return ["class", *keys], [[name, *(_percent(row.get(key)) for key in keys)] for name, row in ranked]
+
+
+def _mistake_text(mistake: Mistake) -> str:
+    return f"{mistake.true}, taken for {mistake.predicted}\n{_percent(mistake.confidence)} sure · {mistake.id}".rstrip(" ·")
+
+
+def _percent(value: Any) -> str:
+    """A fraction in percent; a count or nothing as it is."""
+    return f"{100 * value:.1f} %" if isinstance(value, float) else show(value)
+
+
+def _json(value: Any, indent: str = "") -> str:
+    """JSON with one line for each entry of a dict and one for each list, so that a matrix does not fill a screen per row."""
+    if isinstance(value, Mapping) and value:
+        inner = ",\n".join(f"{indent}  {json.dumps(key)}: {_json(item, indent + '  ')}" for key, item in value.items())
+        return f"{{\n{inner}\n{indent}}}"
+    return json.dumps(value, allow_nan=False)
