@@ -184,7 +184,7 @@ def _decode(path: str | Path, file_image: ImageFile.ImageFile, exif: str, channe
     """Decode the first frame, turn it, bring it to ``channels`` bands of uint8 or uint16."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:  # some other code's doing: PIL would then fill up truncated files in silence
         raise UserError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", "is on, which hides damaged images", "switch it off")
-    raw, orientation, form = str(file_image.tile[0].args if file_image.tile else ""), _orientation(file_image), file_image.format
+    deep, orientation, form = _is_deep(file_image), _orientation(file_image), file_image.format
     file_image.load()
     image = _turned(file_image, orientation, exif)
     if image.mode.startswith("I;16") or (image.mode == "I" and form == "PPM"):  # PIL widens 16-bit PGM to 32 bits
@@ -192,10 +192,18 @@ def _decode(path: str | Path, file_image: ImageFile.ImageFile, exif: str, channe
         return _from_grey((grey >> 8).astype(np.uint8) if depth == "8" else grey, channels)
     if image.mode in ("I", "F"):
         raise UserError(str(path), f"32-bit pixels ({image.mode}) have no stated range", "store 8 or 16 bits, or a .npy file")
-    if depth == "native" and ";16" in raw:
+    if depth == "native" and deep:
         raise UserError(str(path), "16-bit colour cannot be read at full depth", "store it as a .npy file [H, W, C] of uint16")
     pixels: NDArray[np.uint8] = np.array(_converted(image, _BANDS[channels]))
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether the file has 16 bits per channel, which PIL reads at full depth for grey alone."""
+    arguments = image.tile[0].args if image.tile else ""
+    if image.format == "PPM" and isinstance(arguments, tuple):  # (mode, largest value)
+        return isinstance(arguments[-1], int) and arguments[-1] > 255
+    return ";16" in str(arguments)
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
