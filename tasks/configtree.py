@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields
 from types import NoneType
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from effbackbones.errors import UserError
 from effbackbones.registry import TASKS
 from tasks.configfile import Plain, Tree, write_value
-from tasks.configtypes import convert, describe, members_of, nearest_key, section_of
+from tasks.configtypes import convert, describe, is_option, members_of, nearest_key, section_of
 from tasks.settings import Config
 
 
@@ -106,6 +106,11 @@ def _section(cls: type, tree: Tree, values: Plain, path: str, source: str) -> ob
 
 
 def _leaf(tree: Tree, where: str, hint: Any, value: Plain, source: str) -> object:
+    if isinstance(value, dict) and get_origin(hint) is dict:
+        for name, item in value.items():
+            if not is_option(item):
+                what = f"expected a number, text, truth value or list, got {_shown(item)}"
+                raise UserError(_place(tree, f"{where}.{name}", source), what, "correct the value")
     try:
         return convert(where, hint, value)
     except ValueError:

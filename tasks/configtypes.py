@@ -34,7 +34,9 @@ def nearest_key(key: str) -> str:
     """Remedy for an unknown dotted ``key``; never the list of all hundred."""
     known = [known for known, _, _ in leaves()]
     if "." not in key:  # a misspelt section, or a key without its section
-        close = difflib.get_close_matches(key, [item.name for item in fields(Config)], n=1)
+        close = difflib.get_close_matches(key, sections := [item.name for item in fields(Config)], n=1)
+        if key in sections:
+            return f"name one of its keys, such as {next(name for name in known if name.startswith(key))}"
         close = close or [name for name in known if name.rpartition(".")[2] == key]
     else:
         close = difflib.get_close_matches(key, known, n=2)
@@ -80,7 +82,7 @@ def convert(key: str, hint: Any, value: Plain) -> object:
     if isinstance(value, str):
         return _chosen(value, str in members or any(value in get_args(m) for m in members if get_origin(m) is Literal))
     if isinstance(value, dict):
-        return _chosen(value, get_origin(hint) is dict and all(_is_option(item) for item in value.values()))
+        return _chosen(value, get_origin(hint) is dict and all(is_option(item) for item in value.values()))
     if isinstance(value, list) and not all(isinstance(item, (int, float)) for item in value):
         return tuple(_chosen(value, hint == tuple[str, ...] and all(isinstance(item, str) for item in value)))
     try:
@@ -96,10 +98,10 @@ def _chosen(value: Any, fits: bool) -> Any:
     return value
 
 
-def _is_option(value: Plain, depth: int = 0) -> bool:
+def is_option(value: Plain, depth: int = 0) -> bool:
     """Whether a value can be an option: a number, text, truth value, null, or lists of them."""
     if isinstance(value, list):
-        return depth < 4 and all(_is_option(item, depth + 1) for item in value)
+        return depth < 4 and all(is_option(item, depth + 1) for item in value)
     return not isinstance(value, dict)
 
 
