@@ -12,7 +12,7 @@ _BLUE, _ORANGE, _GREY = "#3b8bc9", "#e0803a", "#8a94a0"  # told apart on light a
 
 
 def curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Losses, scores and learning rate by epoch, one drawing for each kind that occurs."""
+    """Losses (names that contain it), scores (``val...``, fractions) and ``lr`` by epoch: a drawing for each kind that occurs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -30,7 +30,7 @@ def curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def _panels(history: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Names of the figures of ``history`` by kind; a score is what stays in 0..1."""
+    """Names of the figures of ``history`` by kind; scores are fractions of the validation set."""
     panels: dict[str, list[str]] = {"loss": [], "score": [], "learning rate": []}
     for name in dict.fromkeys(key for row in history for key in row):
         values = [row[name] for row in history if is_number(row.get(name))]

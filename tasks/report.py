@@ -5,7 +5,7 @@
     {"best": "ema", "raw": {"top1": 0.71, "per_class": {...}, ...}, "ema": {...}}
 
 where each set is what a metric's ``compute()`` gave; with one set, ``best`` may be left out. ``history`` has one dict of
-numbers per epoch: ``epoch``, ``lr``, losses (names that contain ``loss``) and scores in 0..1.
+numbers per evaluation: ``epoch``, ``lr``, losses (names that contain ``loss``), scores (``val...``) and whatever else.
 """
 
 import csv

@@ -62,8 +62,8 @@ def scores(names: list[str], skill: float, *, multilabel: bool = False, samples:
 
 
 def history(epochs: int) -> list[dict[str, Any]]:
-    keys = ("epoch", "lr", "train/loss", "val/loss", "val/top1", "images_per_s")
-    return [dict(zip(keys, (e, 0.1 / e, 2 / e, 3 / e, 1 - 1 / e, 812.0), strict=True)) for e in range(1, epochs + 1)]
+    keys = ("epoch", "lr", "train/loss", "val/loss", "val/top1", "images_per_s", "data_wait", "val/non_finite")
+    return [dict(zip(keys, (e, 0.1 / e, 2 / e, 3 / e, 1 - 1 / e, 812.0, 0.1, 0), strict=True)) for e in range(1, epochs + 1)]
 
 
 def write(folder: Path, results: dict[str, Any], *, mistakes: list[Mistake] | None = None, epochs: int = 3, title: str = "Shapes") -> Page:
