@@ -10,7 +10,10 @@ with; an animation gives its first frame; 16-bit grey is scaled to 8 bits (``>> 
 Embedded colour profiles are not applied.
 """
 
+import os
+import stat
 import struct
+import tokenize
 import warnings
 import zlib
 from pathlib import Path
@@ -47,8 +50,8 @@ _TURNS = {
 _UNDO = {6: 8, 8: 6}
 """Orientations whose turn is not its own inverse."""
 _DAMAGE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError,
-           RuntimeError, MemoryError, struct.error, zlib.error)  # fmt: skip
-"""What PIL's parsers raise on damaged files, from fuzzing and from reading them."""
+           RuntimeError, MemoryError, struct.error, zlib.error, tokenize.TokenError)  # fmt: skip
+"""What PIL's and NumPy's parsers raise on damaged files, from fuzzing and from reading them."""
 
 
 def read_image(
@@ -76,6 +79,7 @@ def read_image(
     if channels not in _BANDS:
         raise UserError(str(path), f"an image file gives 1 to 4 channels, asked for are {channels}", "store more channels as a .npy file")
     with _opened(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on damaged EXIF and the like, without the file's name
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             image = _identified(file)
@@ -96,7 +100,7 @@ def image_size(path: str | Path, *, exif: str = "apply") -> Size:
         height, width, _ = _array_header(path)[0]
         return height, width
     with _opened(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")
         try:
             return _upright_size(_identified(file), exif)
         except (*_DAMAGE, Image.DecompressionBombError) as error:
@@ -110,8 +114,10 @@ def is_image_name(name: str) -> bool:
 
 def _opened(path: str | Path) -> IO[bytes]:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not Path(path).is_dir():  # opening a pipe would wait for ever
+            raise OSError("not a regular file")
         return open(path, "rb")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise _unreadable(path, error) from error
 
 
@@ -138,7 +144,7 @@ def _reason(path: str | Path, error: BaseException) -> str:
         return "it is a folder"
     if isinstance(error, PermissionError):
         return "no permission"
-    if Path(path).stat().st_size == 0:
+    if Path(path).is_file() and Path(path).stat().st_size == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return f"not in one of the formats {', '.join(FORMATS)}"
@@ -148,7 +154,7 @@ def _reason(path: str | Path, error: BaseException) -> str:
 def _check_pixels(path: str | Path, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise _too_large(path, f"{width} x {height} pixels", max_pixels)
+        raise _too_large(path, f"{width} x {height} = {width * height:,} pixels", max_pixels)
 
 
 def _too_large(path: str | Path, found: str, max_pixels: int) -> UserError:
