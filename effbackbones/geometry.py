@@ -208,10 +208,10 @@ def resize(image: Pixels, size: Size, interpolation: str = "bicubic", box: tuple
 
 
 def resize_nearest(array: Mask, size: Size) -> Mask:
-    """``array`` [H, W, ...] of any dtype at [size, ...] by nearest neighbour at pixel centres (PIL's rule)."""
+    """``array`` [H, W] of any dtype at [size] by nearest neighbour at pixel centres, the lower and right one in a tie."""
     if array.shape[:2] == size:
         return array
-    rows, columns = (((np.arange(new) + 0.5) * (old / new)).astype(np.intp) for old, new in zip(array.shape, size, strict=False))
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(array.shape, size, strict=True))
     near: Mask = array[rows[:, None], columns]
     return near
 
