@@ -12,7 +12,7 @@ import yaml
 
 from effbackbones.errors import UserError
 
-MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 100_000, 32
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 20_000, 32
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = (  # YAML 1.2 core schema, plus the spelling None; a plain scalar that fits none is text
     ("null", r"^(~|null|Null|NULL|None|)$", ["~", "n", "N", ""]),

@@ -124,6 +124,9 @@ def _shown(value: Plain) -> str:
 
 
 def _place(tree: Tree, key: str, source: str) -> str:
-    """``file:line: key``, or the option, for a message."""
-    place = tree.places.get(key, source)
+    """``file:line: key``, or the option, for a message; the place of a key that has none is that of what it is in."""
+    known = key
+    while known not in tree.places and "." in known:
+        known = known.rpartition(".")[0]
+    place = tree.places.get(known, source)
     return place if place == f"--{key}" else f"{place}: {key}" if place else key

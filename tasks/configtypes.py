@@ -87,7 +87,7 @@ def convert(key: str, hint: Any, value: Plain) -> object:
         return tuple(_chosen(value, hint == tuple[str, ...] and all(isinstance(item, str) for item in value)))
     try:
         result = _parser().parse_object({key: value}, defaults=False)[key]
-    except ArgumentError as error:
+    except (ArgumentError, OverflowError) as error:
         raise ValueError(str(error)) from None
     return result
 

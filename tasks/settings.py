@@ -55,8 +55,10 @@ class _Section:
             if isinstance(value, _Section):
                 continue
             _plain(where, value)
-            if get_origin(hints[item.name]) is Literal and value not in get_args(hints[item.name]):
-                raise UserError(where, f"unknown value {value!r}", nearest(str(value), get_args(hints[item.name])))
+            hint = hints[item.name]
+            choices = [word for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)]
+            if choices and value is not None and value not in choices:
+                raise UserError(where, f"unknown value {value!r}", nearest(str(value), choices))
             if item.name in self.LIMITS:
                 _within(where, value, self.LIMITS[item.name])
 
@@ -134,7 +136,7 @@ class DataConfig(_Section):
     LIMITS: ClassVar = {
         "image_size": "[1, 16384]", "batch_size": "[1, 1000000]", "eval_batch_size": "[1, 1000000]", "workers": "[0, 256]",
         "timeout": "[0, inf)", "max_pixels": "[1, inf)", "scale": "(0, 1]", "ratio": "(0, 100]", "flip": "[0, 1]",
-        "color_jitter": "[0, 1]", "erasing": "[0, 1]", "mixup": "[0, inf)", "cutmix": "[0, inf)",
+        "color_jitter": "[0, 1]", "erasing": "[0, 1]", "mixup": "[0, 100]", "cutmix": "[0, 100]",
         "limit_train": "[1, inf)", "limit_val": "[1, inf)",
     }  # fmt: skip
 
