@@ -63,7 +63,7 @@ class Description:
                 dict(record["metrics"]), dict(record["provenance"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
-            raise UserError(str(path), f"its description is broken ({type(error).__name__}: {error})", "save the model again") from None
+            raise UserError(str(path), f"its description is broken ({_short(error)})", "save the model again") from None
         if set(found.config) - set(_CONFIG_KEYS) or "backbone" not in found.config:
             raise UserError(str(path), f"its config has keys {sorted(found.config)}", f"expected {', '.join(_CONFIG_KEYS)}")
         return found
@@ -123,7 +123,7 @@ def load_model(path: str | Path) -> "Model":
     except UserError as error:
         raise UserError(str(path), f"cannot be rebuilt here: {error}") from error
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(str(path), f"its config cannot be built ({type(error).__name__}: {error})", "save the model again") from error
+        raise UserError(str(path), f"its config cannot be built ({_short(error)})", "save the model again") from error
     if (model.image_spec, model.classes) != (about.image_spec, about.classes):
         model = Model(model.backbone, model.head, image_spec=about.image_spec, config=model.config, classes=about.classes)
     model.provenance = about.provenance
@@ -157,6 +157,10 @@ def parse_record(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         ours = f"format {FORMAT_VERSION} (effbackbones {_versions().get('effbackbones', '?')})"
         raise UserError(str(path), f"is of format {number}, this installation reads up to {ours}", "update effbackbones")
     return dict(record)
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
 def _foreign(path: Path) -> UserError:

@@ -6,6 +6,7 @@ The only place that calls ``torch.load``. Every fault of a file is one :class:`U
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from effbackbones.errors import UserError
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 _UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _BLANK = b"0" * 64
+_BLANK_FIELD = b'"sha256":"' + _BLANK + b'"'
 
 
 def check_file(path: Path) -> None:
@@ -63,9 +65,10 @@ def read_pickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail inside the zip reader, the unpickler or the tensor code, with any exception
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        what = f"cannot be read as tensors only ({reason[0][:120]})"
-        raise UserError(str(path), what, "it is damaged or holds more than tensors; get it again, or convert it to safetensors") from None
+        # torch's own text advises to switch the protection off; only the name of what it refused is of use.
+        refused = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.\w+)", str(error))
+        what = f"holds more than tensors ({refused[1]})" if refused else f"is damaged or no file of tensors ({type(error).__name__})"
+        raise UserError(str(path), what, "get it again, or convert it to safetensors") from None
 
 
 def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
@@ -113,25 +116,31 @@ def _damaged(path: Path, why: str) -> UserError:
 def _verify(data: bytes, digest: object, path: Path) -> None:
     """Check the sha256 that :func:`pack` wrote; it covers every byte of the file, itself counted as zeros."""
     field = f'"sha256":"{digest}"'.encode()
-    found = hashlib.sha256(data.replace(field, b'"sha256":"' + _BLANK + b'"', 1)).hexdigest()
+    found = hashlib.sha256(data.replace(field, _BLANK_FIELD, 1)).hexdigest()
     if found != digest:
         what = f"its content was changed: sha256 expected {str(digest)[:12]}..., found {found[:12]}..."
         raise UserError(str(path), what, "copy it again from where it was whole")
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file as bytes, with a sha256 over all of it in its metadata."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # Tied parameters share memory, which the format refuses; each name gets its own copy.
-    seen: set[int] = set()
-    for name, tensor in whole.items():
-        if tensor.data_ptr() in seen:
-            whole[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
-    blank = b'"sha256":"' + _BLANK + b'"'
-    data = safetensors.torch.save(whole, {**metadata, "sha256": _BLANK.decode()})
-    # Quotes inside metadata values are escaped, so this text can only be the field itself.
-    return data.replace(blank, f'"sha256":"{hashlib.sha256(data).hexdigest()}"'.encode(), 1)
+    """A safetensors file as bytes, with a sha256 over all of it in its metadata; the same content gives the same bytes."""
+    whole: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        # Tied parameters share memory, which the format refuses; each name gets its own copy.
+        whole[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    data = safetensors.torch.save(whole)
+    body = memoryview(data)[8 + int.from_bytes(data[:8], "little") :]
+    # The library writes metadata in random order, so the header is written again. Quotes inside values are escaped: the
+    # blank digest can only be the field itself.
+    table = {"__metadata__": {**metadata, "sha256": _BLANK.decode()}, **header(data, Path())}
+    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    blank = len(text).to_bytes(8, "little") + text + body
+    return blank.replace(_BLANK_FIELD, f'"sha256":"{hashlib.sha256(blank).hexdigest()}"'.encode(), 1)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from effbackbones import checkpoint, dialects, hub
-from effbackbones.convolution import NUMERICS, Numerics
 from effbackbones.contracts import ImageSpec
-from effbackbones.efficientnet import Numerics, default_image_spec
+from effbackbones.convolution import Numerics
+from effbackbones.efficientnet import default_image_spec
 from effbackbones.errors import UserError
 from effbackbones.loading import LoadReport, adapt_stem, load_state, load_table
 from effbackbones.scaling import Scaling, scaling

@@ -1,0 +1,274 @@
+"""Our model file: round trips, what is refused, and what is written how."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from effbackbones import build_model, load_model, save_model
+from effbackbones.checkpoint import FORMAT_VERSION, read_metadata
+from effbackbones.contracts import Head, ImageSpec
+from effbackbones.errors import UserError
+from effbackbones.model import Model
+from effbackbones.registry import HEADS
+from effbackbones.tensorfile import pack, read_tensors, write_atomically
+from effbackbones.weights import read_weights
+
+
+def small(**options) -> Model:
+    torch.manual_seed(0)
+    spec = ImageSpec((64, 64), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bilinear", 0.9, "squash")
+    backbone = {"numerics": "same_static", "image_spec": spec, "width": 0.25, "depth": 0.25, **options}
+    model = build_model("cls", "b0", num_classes=3, backbone_options=backbone, head_options={"dropout": 0.1, "label_smoothing": 0.05})
+    for buffer in model.buffers():
+        if buffer.is_floating_point() and buffer.ndim == 1:
+            buffer.uniform_(0.5, 1.5)
+    return model
+
+
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (2, 3, 65, 50), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def fails(path: Path, *words: str, action=load_model, longest: int = 300) -> None:
+    with pytest.raises(UserError) as error:
+        action(path)
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) <= longest, text
+    for word in (str(path), *words):
+        assert word in text, text
+
+
+def test_round_trip_is_exact_and_says_everything(tmp_path):
+    model, path = small().eval(), tmp_path / "m.safetensors"
+    save_model(
+        model, path, classes=["cat", "dog", "naïve 🐟"], metrics={"top1": 0.5, "per_class": np.float32([1, np.nan]), "n": torch.tensor(7)},
+        provenance={"weights": "torchvision:IMAGENET1K_V1 (b0)", "licence": "BSD-3-Clause"},
+    )  # fmt: skip
+    found = load_model(path)
+    assert not found.training
+    assert found.classes == ("cat", "dog", "naïve 🐟")
+    assert found.image_spec == model.image_spec
+    assert found.backbone.numerics == model.backbone.numerics
+    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(found.predict(images()), model.predict(images()))
+
+    record = read_metadata(path)
+    assert record["version"] == FORMAT_VERSION
+    assert record["metrics"] == {"top1": 0.5, "per_class": [1.0, None], "n": 7}
+    assert record["provenance"]["licence"] == "BSD-3-Clause"
+    assert record["provenance"]["torch"] == torch.__version__.partition("+")[0]
+    assert record["numerics"] == asdict(model.backbone.numerics)
+    assert record["config"]["head_options"] == {"dropout": 0.1, "label_smoothing": 0.05}
+    save_model(found, tmp_path / "again.safetensors", metrics=record["metrics"])
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes(), "loading and saving again must change nothing"
+
+
+def test_needs_no_network_and_no_config(tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    save_model(small(), path)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.chdir(tmp_path)
+    load_model("m.safetensors")
+
+
+def test_no_environment_value_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2-secret-value")
+    save_model(small(), tmp_path / "m.safetensors")
+    data = (tmp_path / "m.safetensors").read_bytes()
+    for name, value in os.environ.items():
+        if len(value) > 12:
+            assert value.encode() not in data, name
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_compiled_model_loads_uncompiled(tmp_path, whole):
+    model = small().eval()
+    expected = model.predict(images())
+    if whole:
+        compiled: nn.Module = torch.compile(model, backend="eager")
+    else:
+        compiled = model
+        model.backbone = torch.compile(model.backbone, backend="eager")
+    assert any("_orig_mod." in name for name in compiled.state_dict())
+    save_model(compiled, tmp_path / "m.safetensors")
+    tensors, _ = read_tensors(tmp_path / "m.safetensors")
+    assert not any("_orig_mod" in name for name in tensors)
+    found = load_model(tmp_path / "m.safetensors")
+    assert torch.equal(found.predict(images()), expected)
+    assert found.backbone.numerics.padding == "same_static"
+
+
+def test_trained_in_place_compiled_model(tmp_path):
+    model = small()
+    model.compile(backend="eager")
+    save_model(model, tmp_path / "m.safetensors")
+    load_model(tmp_path / "m.safetensors")
+
+
+def test_our_file_serves_as_weights(tmp_path):
+    model = small(width=None, depth=None)
+    model.provenance = {"licence": "BSD-3-Clause"}
+    save_model(model, tmp_path / "m.safetensors")
+    found = read_weights(tmp_path / "m.safetensors", "b0")
+    assert set(found.backbone) == set(model.backbone.state_dict())
+    assert set(found.head) == set(model.head.state_dict())
+    assert (found.dialect, found.licence, found.assumed) == ("effbackbones", "BSD-3-Clause", ())
+    assert (found.numerics, found.image_spec) == (model.backbone.numerics, model.image_spec)
+    again = build_model("cls", "b0", num_classes=5, weights=tmp_path / "m.safetensors")
+    assert torch.equal(again.backbone.stem.conv.weight, model.backbone.stem.conv.weight)
+    assert again.image_spec == model.image_spec
+    assert torch.equal(again.head.conv.conv.weight, model.head.conv.conv.weight)
+    with pytest.raises(UserError, match="holds weights of b0, not"):
+        read_weights(tmp_path / "m.safetensors", "b2")
+
+
+def test_half_precision_and_other_channels(tmp_path):
+    model = build_model("cls", "lite0", num_classes=2, backbone_options={"in_channels": 4, "levels": ("C5",), "width": 0.25}).bfloat16()
+    save_model(model, tmp_path / "m.safetensors")
+    found = load_model(tmp_path / "m.safetensors")
+    assert found.image_spec == model.image_spec
+    assert len(found.image_spec.mean) == 4
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(model.state_dict().values(), found.state_dict().values(), strict=True))
+
+
+def test_model_that_diverged_is_not_written(tmp_path):
+    path, model = tmp_path / "m.safetensors", small()
+    save_model(model, path)
+    before = path.read_bytes()
+    for value in (float("nan"), float("inf")):
+        with torch.no_grad():
+            model.head.fc.bias[1] = value
+        fails(path, "head.fc.bias is not finite", action=lambda p: save_model(model, p))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["m.safetensors"]
+
+
+def test_values_that_json_lacks_are_refused_with_their_place(tmp_path):
+    for value in (Path("x"), {1, 2}, object()):
+        with pytest.raises(TypeError, match=r"record\.provenance\.where\[0\] is a"):
+            save_model(small(), tmp_path / "m.safetensors", provenance={"where": [value]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_suffix_is_checked(tmp_path):
+    fails(tmp_path / "m.pth", "name it .safetensors", action=lambda p: save_model(small(), p))
+
+
+class Toy(Head):
+    """A head that a plug-in would register."""
+
+    task: ClassVar[str] = "cls"
+
+    def __init__(self, spec, num_classes, *, gain: float = 1.0, **options):
+        super().__init__(spec, num_classes, **options)
+        self.fc, self.gain = nn.Linear(spec.channels[-1], num_classes), gain
+
+    def forward(self, features, sizes):
+        return self.fc(features[-1].mean((2, 3))) * self.gain
+
+    def loss(self, raw, targets, sizes):
+        return {"ce": nn.functional.cross_entropy(raw, targets)}
+
+    def predict(self, raw, sizes):
+        return raw.softmax(1)
+
+
+def test_plug_in_head_loads_when_registered_and_is_named_when_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(HEADS, "_registered", {**HEADS._registered, "toy": Toy})
+    path = tmp_path / "m.safetensors"
+    save_model(build_model("cls", "b0", head="toy", num_classes=3, head_options={"gain": 2.0}), path)
+    assert load_model(path).head.gain == 2.0
+    monkeypatch.setattr(HEADS, "_registered", {})
+    fails_with = pytest.raises(UserError, match="head 'toy': no such name")
+    with fails_with as error:
+        load_model(path)
+    assert "plugins" in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def rewrite(path: Path, **changes) -> Path:
+    """The file at ``path`` with its record changed, signed anew: what a stranger's file may say."""
+    tensors, metadata = read_tensors(path)
+    record = json.loads(metadata["record"])
+    for key, value in changes.items():
+        record[key] = value(record[key]) if callable(value) else value
+    other = path.with_name("changed.safetensors")
+    write_atomically(other, pack(tensors, {"format": "effbackbones", "record": json.dumps(record)}))
+    return other
+
+
+def test_descriptions_that_do_not_fit_are_one_line(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_model(small(), path)
+    fails(rewrite(path, version=99), "format 99", "reads up to format 1", "update")
+    fails(rewrite(path, version="1"), "format 1")
+    fails(rewrite(path, config=lambda c: c | {"num_classes": 4}), "such as head.fc.weight")
+    fails(rewrite(path, config=lambda c: c | {"weights": "/etc/passwd"}), "its config has keys")
+    fails(rewrite(path, config=lambda c: c | {"backbone": "os.system"}), "os.system", longest=700)  # lists what is known
+    fails(rewrite(path, config=lambda c: c | {"head": "os:system"}), "os:system", longest=700)
+    fails(rewrite(path, config=lambda c: c | {"task": "nonsense"}), "nonsense", longest=700)
+    fails(rewrite(path, config=lambda c: c | {"num_classes": "many"}), "config")
+    fails(rewrite(path, config=lambda c: c | {"backbone_options": ["x"]}), "config")
+    fails(rewrite(path, config=lambda c: c | {"head_options": {"dropout": 7}}), "dropout")
+    fails(rewrite(path, config=[]), "backbone")
+    fails(rewrite(path, image_spec=None), "description is broken")
+    fails(rewrite(path, image_spec=lambda s: s | {"std": [0, 0, 0]}), "std")
+    fails(rewrite(path, classes=7), "description is broken")
+
+
+def test_foreign_files_are_sent_elsewhere(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "foreign.safetensors")
+    torch.save({"a": torch.ones(2)}, tmp_path / "foreign.pth")
+    for name in ("foreign.safetensors", "foreign.pth"):
+        fails(tmp_path / name, "not a model file of effbackbones")
+        fails(tmp_path / name, "not a model file of effbackbones", action=read_metadata)
+
+
+def test_tied_and_strided_tensors_are_saved_whole(tmp_path):
+    base = torch.arange(12.0).reshape(3, 4)
+    write_atomically(tmp_path / "t.safetensors", pack({"a": base, "b": base, "c": base.t(), "d": base[1:], "e": torch.zeros(0)}, {}))
+    found, _ = read_tensors(tmp_path / "t.safetensors")
+    assert torch.equal(found["b"], base)
+    assert torch.equal(found["c"], base.t())
+    assert torch.equal(found["d"], base[1:])
+    assert found["e"].shape == (0,)
+
+
+def test_write_syncs_the_file_before_its_name_and_the_folder_after(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(handle: int) -> None:
+        calls.append(f"sync {os.path.basename(os.readlink(f'/proc/self/fd/{handle}'))}")
+        fsync(handle)
+
+    def noted_replace(source, target) -> None:
+        calls.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    write_atomically(tmp_path / "m.bin", b"x")
+    assert calls == ["sync .m.bin.tmp", "replace", f"sync {tmp_path.name}"]
+
+
+def test_import_reads_nothing_heavy():
+    script = "import sys, effbackbones.checkpoint\nassert not {'timm', 'torchvision', 'lightning', 'albumentations'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
