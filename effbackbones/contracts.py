@@ -7,7 +7,7 @@ Boxes are ``xyxy`` in pixels everywhere; labels are ``0..K-1`` without a backgro
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -25,12 +25,16 @@ class FeatureSpec:
     """What a head may know of a backbone: one entry per feature map, finest first.
 
     ``names`` such as ``("C3", "C4", "C5")``; ``channels`` and ``strides`` (input pixels per cell) in the same order.
+    ``bn_eps`` and ``bn_momentum`` are the batch-norm settings behind the features, for a head that continues the
+    network (the published classifier tail does).
     """
 
     backbone: str
     names: tuple[str, ...]
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    bn_eps: float = 1e-5
+    bn_momentum: float = 0.1
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.channels) == len(self.strides) > 0:
@@ -40,9 +44,10 @@ class FeatureSpec:
         """The spec of the named maps alone, in the order of ``names``. Unknown names raise :class:`UserError`."""
         for name in names:
             if name not in self.names:
-                raise UserError(f"level {name!r}", f"backbone {self.backbone!r} gives {', '.join(self.names)}", nearest(name, self.names))
+                raise UserError(f"level {name!r}", f"backbone {self.backbone!r} does not give it", nearest(name, self.names))
         where = [self.names.index(name) for name in names]
-        return FeatureSpec(self.backbone, names, tuple(self.channels[i] for i in where), tuple(self.strides[i] for i in where))
+        channels, strides = tuple(self.channels[i] for i in where), tuple(self.strides[i] for i in where)
+        return replace(self, names=names, channels=channels, strides=strides)
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,11 @@ class Registry:
         """
 
         def decorate(thing: T) -> T:
-            taken = self._registered.get(name) or self._built_in.get(self.canonical(name))
-            if isinstance(taken, str) or (taken is not None and _owner(taken) != _owner(thing) and not _same_cell(taken, thing)):
-                owner = taken if isinstance(taken, str) else _owner(taken)
-                raise UserError(f"{self.kind} {name!r}", f"the name belongs to {owner} and is asked for by {_owner(thing)}", "choose another name")
+            owner = self._built_in.get(self.canonical(name))
+            if name in self._registered and not _redefined(self._registered[name], thing):
+                owner = _owner(self._registered[name])
+            if owner:
+                raise UserError(f"{self.kind} {name!r}", f"belongs to {owner}, and {_owner(thing)} asks for it", "choose another name")
             self._registered[name] = thing
             return thing
 
@@ -85,12 +86,14 @@ class Registry:
         installed = self._entry_points()
         if name in installed:
             return installed[name].load()
-        raise UserError(f"{self.kind} {name!r}", "no such name", f"{nearest(name, {*self.names(), *self._aliases})}; your own must be imported first (`plugins:`)")
+        known = nearest(name, {*self.names(), *self._aliases})
+        raise UserError(f"{self.kind} {name!r}", "no such name", f"{known}; your own must be imported first (`plugins:`)")
 
 
-def _same_cell(old: Any, new: Any) -> bool:
-    """Whether both were defined interactively under one name: a notebook gives each cell a file name of its own."""
-    return bool(old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__)
+def _redefined(old: Any, new: Any) -> bool:
+    """Whether ``new`` is ``old`` defined again: a module reloaded, or a notebook cell, which has a new file name each time."""
+    same_name = (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
+    return same_name and (old.__module__ == "__main__" or _owner(old) == _owner(new))
 
 
 _EFFICIENTNETS = [f"b{i}" for i in range(8)] + [f"lite{i}" for i in range(5)]

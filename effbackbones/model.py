@@ -1,0 +1,197 @@
+"""A backbone and a head made one module, and several heads made one head."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from effbackbones.contracts import Backbone, BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec
+from effbackbones.errors import UserError
+
+_WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the value that means 1; floating-point images are 0..1 already
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Images of any accepted dtype as float32, 0..1."""
+    return images.float() / _WHITE.get(images.dtype, 1.0)
+
+
+class Model(nn.Module):
+    """Images to raw output, losses or predictions.
+
+    ``image_spec`` defaults to the backbone's. ``config`` is what ``build_model`` needs to build the same network again
+    (JSON-like); ``classes`` are the names of the labels, when known.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        *,
+        image_spec: ImageSpec | None = None,
+        config: Mapping[str, Any] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.config = dict(config or {})
+        self.classes = None if classes is None else tuple(classes)
+        self.provenance: dict[str, Any] = {}
+        self._scale: Tensor
+        self._shift: Tensor
+        self._fill: Tensor
+        self.use_image_spec(image_spec or backbone.image_spec)
+
+    def use_image_spec(self, image_spec: ImageSpec) -> None:
+        """Prepare images by ``image_spec`` from now on; its buffers belong to no state dict."""
+        self.image_spec = image_spec
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (image_spec.mean, image_spec.std))
+        self.register_buffer("_scale", 1 / std, persistent=False)
+        self.register_buffer("_shift", -mean / std, persistent=False)
+        # The letterbox paints with the rounded mean, which is not exactly 0 after normalisation: padding here must equal it.
+        self.register_buffer("_fill", ((mean * 255).round() / 255 - mean) / std, persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] (uint8 0..255, uint16 0..65535, floating point 0..1) to normalised ones, in the dtype of
+        the parameters."""
+        if images.ndim != 4 or images.shape[1] != self._scale.shape[1]:
+            raise ValueError(f"expected images [B, {self._scale.shape[1]}, H, W], got {tuple(images.shape)}")
+        scale = self._scale / _WHITE.get(images.dtype, 1.0)
+        return torch.addcmul(self._shift, images.float(), scale).to(next(self.parameters()).dtype)
+
+    def _pad(self, images: Tensor) -> Tensor:
+        """Pad right and bottom to the head's ``min_size`` and ``size_divisor`` with the letterbox's colour."""
+        height, width = images.shape[-2:]
+        grow = [self._padded(side) - side for side in (height, width)]
+        # An exported graph must serve every size, so there the (possibly empty) padding is always part of it.
+        if not torch.compiler.is_exporting() and not any(grow):
+            return images
+        fill = self._fill.to(images.dtype)
+        return F.pad(images - fill, (0, grow[1], 0, grow[0])) + fill
+
+    def _padded(self, side: int) -> int:
+        divisor = self.head.size_divisor
+        least = math.ceil(self.head.min_size / divisor) * divisor
+        rounded = (side + divisor - 1) // divisor * divisor
+        return cast(int, torch.sym_max(rounded, least))
+
+    def forward(self, images: Tensor, sizes: ImageSizes | None = None, *, normalized: bool = False) -> Any:
+        """Images [B, C, H, W], H and W from 1 up, to the head's raw output.
+
+        ``sizes`` says how much of each image is real content (default: all). ``normalized`` skips the normalisation.
+        """
+        if not normalized:
+            images = self.normalize(images)
+        sizes = sizes or ImageSizes.of(images)
+        return self.head(self.backbone(self._pad(images)), sizes)
+
+    def loss(self, images: Tensor, targets: Any, sizes: ImageSizes | None = None) -> dict[str, Tensor]:
+        """Weighted scalar losses by name; their sum is the objective."""
+        sizes = sizes or ImageSizes.of(images)
+        return self.head.loss(self(images, sizes), targets, sizes)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, sizes: ImageSizes | None = None) -> Any:
+        """The head's predictions, in pixels of ``images``. Raises RuntimeError in training mode, where batch statistics
+        would answer."""
+        if self.training:
+            raise RuntimeError("Model.predict in training mode would use and change batch statistics; call .eval() first")
+        sizes = sizes or ImageSizes.of(images)
+        return self.head.predict(self(images, sizes), sizes)
+
+    def param_groups(
+        self, lr: float, weight_decay: float = 0.0, *, layer_decay: float | None = None, decay_norm_and_bias: bool = False
+    ) -> list[dict[str, Any]]:
+        """Optimiser groups that cover every parameter once, frozen or not.
+
+        Keys: ``params``, ``name`` (``"backbone.C3/decay"``), ``lr``, ``lr_scale``, ``weight_decay``. The head has
+        ``lr_scale`` 1; the backbone's last level ``layer_decay``, the one before its square, and so on to the stem.
+        Parameters of fewer than two dimensions (norms, biases) are not decayed unless ``decay_norm_and_bias``.
+        """
+        levels = list(self.backbone.level_modules().items())
+        parts: list[tuple[str, float, tuple[nn.Module, ...]]] = [
+            (f"backbone.{name}", (layer_decay or 1.0) ** (len(levels) - i), modules) for i, (name, modules) in enumerate(levels)
+        ]
+        groups: list[dict[str, Any]] = []
+        for part, scale, modules in [*parts, ("head", 1.0, (self.head,))]:
+            parameters = [p for module in modules for p in module.parameters()]
+            for decayed in (True, False):
+                chosen = [p for p in parameters if (decay_norm_and_bias or p.ndim > 1) == decayed]
+                if chosen:
+                    name = f"{part}/{'decay' if decayed else 'no_decay'}"
+                    decay = weight_decay if decayed else 0.0
+                    groups.append({"params": chosen, "name": name, "lr": lr * scale, "lr_scale": scale, "weight_decay": decay})
+        return groups
+
+    def for_inference(self, *, channels_last: bool = True, compile: bool = False) -> Self:
+        """A copy in eval mode with batch norm folded into the convolutions: the same results, faster. This model stays
+        as it is."""
+        from effbackbones.efficientnet import fold_batch_norm
+
+        model = copy.deepcopy(self).eval().requires_grad_(False)
+        fold_batch_norm(model)
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        if compile:
+            model.compile()
+        return model
+
+
+class MultiHead(Head):
+    """Several heads on one backbone, as one head: raw output, targets and predictions are dicts by task.
+
+    ``heads`` by task, each built on a selection of ``spec``; ``weights`` scale the losses of a task (default 1). A task
+    without targets adds ``0 * raw.sum()``: its gradients are zero and never missing, as DDP requires.
+    """
+
+    task: ClassVar[str] = "multi"
+
+    def __init__(self, spec: FeatureSpec, heads: Mapping[str, Head], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__(spec, sum(head.num_classes for head in heads.values()))
+        self.heads = nn.ModuleDict(heads)
+        self.weights = {task: float((weights or {}).get(task, 1.0)) for task in heads}
+        self.size_divisor = math.lcm(*(head.size_divisor for head in heads.values()))
+        self.min_size = max(head.min_size for head in heads.values())
+        self._levels = {task: [spec.names.index(name) for name in head.spec.names] for task, head in heads.items()}
+
+    def _items(self) -> list[tuple[str, Head]]:
+        return [(task, cast(Head, head)) for task, head in self.heads.items()]
+
+    def forward(self, features: list[Tensor], sizes: ImageSizes) -> dict[str, Any]:
+        """Raw output of each head on its own levels."""
+        return {task: head([features[i] for i in self._levels[task]], sizes) for task, head in self._items()}
+
+    def loss(self, raw: dict[str, Any], targets: Mapping[str, Any], sizes: ImageSizes) -> dict[str, Tensor]:
+        """Losses named ``task/name``, weighted by task; a task whose targets are missing or None adds ``task/unlabelled``, 0."""
+        losses = {}
+        for task, head in self._items():
+            if targets.get(task) is None:
+                losses[f"{task}/unlabelled"] = torch.stack([0.0 * leaf.float().sum() for leaf in pytree.tree_leaves(raw[task])]).sum()
+            else:
+                parts = head.loss(raw[task], targets[task], sizes)
+                losses |= {f"{task}/{name}": self.weights[task] * value for name, value in parts.items()}
+        return losses
+
+    def predict(self, raw: dict[str, Any], sizes: ImageSizes) -> dict[str, Any]:
+        """Predictions of each head."""
+        return {task: head.predict(raw[task], sizes) for task, head in self._items()}
+
+
+def combine_needs(needs: Mapping[str, BackboneNeeds]) -> BackboneNeeds:
+    """What serves all of ``needs`` (by the name of a head): the union of levels. Contradicting strides or taps raise
+    :class:`UserError` naming both heads."""
+    (first, combined), *others = needs.items()
+    for name, need in others:
+        for field in ("output_stride", "tap"):
+            ours, theirs = getattr(combined, field), getattr(need, field)
+            if ours != theirs:
+                raise UserError(f"heads {first!r} and {name!r}", f"need {field} {ours} and {theirs}", f"set backbone_options.{field}")
+        combined = replace(combined, levels=tuple(sorted({*combined.levels, *need.levels})))
+    return combined

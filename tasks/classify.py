@@ -1,0 +1,150 @@
+"""Image classification, one label or several per image: what it adds to the engine, and its command."""
+
+import csv
+import heapq
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tasks.command import run_command
+from tasks.spec import Observer, TaskSpec, Transform, Writer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torchmetrics import Metric
+
+    from effbackbones.contracts import ImageSpec
+    from tasks.config import Config
+    from tasks.data.batch import Batch, Sample
+
+SHOWN = 5
+"""Classes told for each predicted image."""
+MISTAKES = 24
+"""Mistakes shown in a report."""
+
+
+class Classification(TaskSpec):
+    """Images to class probabilities."""
+
+    name: ClassVar[str] = "cls"
+    command: ClassVar[str] = "classify"
+
+    def monitor(self, config: "Config") -> str:
+        return "map" if config.data.multilabel else "top1"
+
+    def head_options(self, config: "Config") -> dict[str, Any]:
+        # Mixed targets are smoothed where they are mixed; all others in the loss.
+        smoothing = 0.0 if config.data.mixup or config.data.cutmix else config.optim.label_smoothing
+        return {"multilabel": config.data.multilabel, "label_smoothing": smoothing}
+
+    def transform(self, config: "Config", spec: "ImageSpec", *, train: bool) -> Transform:
+        from tasks.data.transforms import ClassificationTransform
+
+        return ClassificationTransform(spec, spec.size, train, config.data)
+
+    def collate(self, config: "Config", num_classes: int) -> Callable[[Sequence["Sample"]], "Batch"]:
+        from tasks.data.batch import collate_classification
+
+        return collate_classification
+
+    def augment(self, config: "Config", batch: "Batch", num_classes: int, step: int) -> tuple["Tensor", Any]:
+        data = config.data
+        if not (data.mixup or data.cutmix):
+            return batch.images, batch.targets
+        from effbackbones.model import to_unit
+        from tasks.data.mixing import mix
+
+        return mix(
+            to_unit(batch.images), batch.targets, num_classes, mixup=data.mixup, cutmix=data.cutmix,
+            smoothing=config.optim.label_smoothing, seed=config.run.seed, step=step,
+        )  # fmt: skip
+
+    def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
+        from tasks.metrics import ClassificationMetrics
+
+        return ClassificationMetrics(classes, multilabel=config.data.multilabel)
+
+    def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:
+        return None if config.data.multilabel else ConfidentMistakes(classes)
+
+    def report(self, folder: Path, summary: Mapping[str, Any], observer: Observer | None) -> Path:
+        from tasks.report import classification_report
+
+        mistakes = observer.mistakes() if isinstance(observer, ConfidentMistakes) else []
+        return classification_report(folder, mistakes=mistakes, **summary)
+
+    def writer(self, out: Path, classes: Sequence[str], multilabel: bool, tell: Callable[[str], None]) -> Writer:
+        return PredictionFiles(out, classes, multilabel, tell)
+
+    def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
+        if num_classes != 1000:
+            return None
+        from torchvision.models import EfficientNet_B0_Weights  # its record of the ImageNet names; nothing is loaded
+
+        return tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+class ConfidentMistakes:
+    """Keeps the wrong predictions of the highest confidence, with their pictures."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+        self._worst: list[tuple[float, int, Any]] = []
+        self._seen = 0
+
+    def update(self, batch: "Batch", predictions: "Tensor") -> None:
+        confidences, predicted = (values.tolist() for values in predictions.float().max(1))
+        targets = batch.targets.tolist()
+        for row, (confidence, guess, true) in enumerate(zip(confidences, predicted, targets, strict=True)):
+            self._seen += 1  # breaks ties, so that pictures are never compared
+            if guess != true and (len(self._worst) < MISTAKES or confidence > self._worst[0][0]):
+                image = batch.images[row].permute(1, 2, 0).cpu().numpy().copy()
+                push = heapq.heappush if len(self._worst) < MISTAKES else heapq.heapreplace
+                push(self._worst, (confidence, self._seen, (image, true, guess, batch.meta[row].id)))
+
+    def mistakes(self) -> list[Any]:
+        """The kept ones as :class:`tasks.report.Mistake`, most confident first."""
+        from tasks.report import Mistake
+
+        worst = sorted(self._worst, reverse=True)
+        return [Mistake(image, self.classes[true], self.classes[guess], p, id) for p, _, (image, true, guess, id) in worst]
+
+
+class PredictionFiles:
+    """``predictions.json`` (top classes of each file) and ``predictions.csv`` (file, rank, class, probability)."""
+
+    def __init__(self, out: Path, classes: Sequence[str], multilabel: bool, tell: Callable[[str], None]) -> None:
+        self.out, self.classes, self.multilabel, self.tell = out, classes, multilabel, tell
+        self.rows: list[dict[str, Any]] = []
+
+    def update(self, batch: "Batch", predictions: "Tensor") -> None:
+        top = predictions.float().topk(min(SHOWN, len(self.classes)), dim=1)
+        for meta, scores, labels in zip(batch.meta, top.values.tolist(), top.indices.tolist(), strict=True):
+            pairs = zip(scores, labels, strict=True)
+            found = [{"class": self.classes[label], "label": label, "probability": score} for score, label in pairs]
+            self.rows.append({"file": meta.path, "predictions": found})
+            self.tell(f"{meta.path}: " + ", ".join(f"{p['class']} {p['probability']:.3f}" for p in found))
+
+    def close(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        record = {"classes": list(self.classes), "multilabel": self.multilabel, "images": self.rows}
+        (self.out / "predictions.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        with (self.out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["file", "rank", "class", "probability"])
+            for row in self.rows:
+                table.writerows([row["file"], rank, p["class"], f"{p['probability']:.6f}"] for rank, p in enumerate(row["predictions"], 1))
+
+
+TASK = Classification()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m tasks.classify``; returns the exit code."""
+    return run_command("classify", sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""Which of a run's processes this is. Launching them is torchrun's, SLURM's or Lightning's business."""
+
+import os
+from typing import Any
+
+from tasks.config import Config
+
+
+def rank() -> int:
+    """Rank of this process among all, before the process group exists; 0 without a launcher."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and tells."""
+    return rank() == 0
+
+
+def layout(config: Config) -> dict[str, Any]:
+    """Trainer arguments ``devices``, ``num_nodes`` and ``strategy``: what the launcher set up, else what the config says."""
+    devices, nodes = config.run.devices, config.run.nodes
+    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    several = devices * nodes > 1
+    environment: dict[str, Any] = {"devices": devices, "num_nodes": nodes, "strategy": "ddp" if several else "auto"}
+    if "SLURM_NTASKS" in os.environ and several:
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        environment["plugins"] = [SLURMEnvironment(auto_requeue=False)]  # SIGUSR1 is ours: it saves
+    return environment

@@ -1,0 +1,235 @@
+"""The verbs beside ``train``: evaluate, predict, check, bench."""
+
+import glob
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effbackbones.contracts import ImageSizes
+from effbackbones.errors import UserError
+from effbackbones.images import SUFFIXES, read_image
+from effbackbones.model import Model
+from tasks import setup
+from tasks.config import Config, Extras, to_mapping
+from tasks.data.batch import Sample
+from tasks.data.check import check_dataset
+from tasks.engine import refuse_dead_parameters
+from tasks.report import environment, write_metrics
+from tasks.spec import TaskSpec
+from tasks.telling import Teller
+from tasks.train import score_model
+
+
+def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
+    """Score a model on a split; writes ``metrics.json`` and ``report.html`` into ``--out``, or beside the run."""
+    tell, device = Teller(config.run.progress), setup.run_device(config)
+    model, classes = _model_and_classes(task, config, extras, require_classes=True)
+    dataset = setup.open_dataset(config, extras.split, classes)
+    scores, observer = score_model(task, config, model.to(device), dataset, classes, device, tell)
+    folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {"split": extras.split, "checkpoint": extras.checkpoint, "model": scores}
+    write_metrics(folder, results, [])
+    facts = {
+        "title": f"{task.command}: {model.config['backbone']} + {model.config['head']} on {extras.split}",
+        "checkpoint": extras.checkpoint or config.model.weights or "none: random weights",
+        "assumed": "; ".join(model.provenance.get("assumed", [])) or "nothing",
+        "data": f"{config.data.name} {config.data.root or ''}: {len(dataset):,} samples",
+        **environment(),
+    }
+    task.report(folder, {"config": to_mapping(config), "history": [], "results": results, "facts": facts}, observer)
+    for name, value in scores.items():
+        if isinstance(value, (int, float)):
+            print(f"{name} {value:.6g}")
+    tell(f"report {folder / 'report.html'}")
+    return 0
+
+
+def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
+    """Predict files, folders and globs; writes the results into ``--out`` and tells the essential ones."""
+    files = image_files(extras.inputs)
+    tell, device = Teller(config.run.progress), setup.run_device(config)
+    model, classes = _model_and_classes(task, config, extras, require_classes=False)
+    model.to(device)
+    out = Path(extras.out or "predictions")
+    writer = task.writer(out, classes, bool(getattr(model.head, "multilabel", False)), print)
+    dataset = _Files(files, config, len(model.image_spec.mean), classes)
+    loader = setup.evaluation_loader(config, task, dataset, model, classes)
+    with torch.no_grad():
+        for batch in tell.watch(loader, "predict"):
+            moved = batch.to(device, non_blocking=True)
+            with setup.autocast(config, device):
+                predictions = model.predict(moved.images, moved.sizes)
+            writer.update(moved, predictions)
+    writer.close()
+    tell(f"predictions of {len(files)} images in {out}")
+    return 0
+
+
+def check(task: TaskSpec, config: Config, extras: Extras) -> int:
+    """Check data and model before a long run: every split, the label map, one training step without an update."""
+    tell, device = Teller(config.run.progress), setup.run_device(config)
+    classes: tuple[str, ...] | None = None
+    for split in ("train", "val", *(["test"] if config.data.test else [])):
+        dataset = setup.open_dataset(config, split, classes)
+        classes = classes or dataset.classes
+        check_dataset(dataset)
+        print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
+    assert classes is not None
+    model = setup.make_model(config, task, classes).to(device)
+    train_set = setup.open_dataset(config, "train")
+    keyed = setup.keyed(config, task, train_set, model.image_spec, train=True)
+    count = min(len(train_set), 4)
+    batch = task.collate(config, len(classes))([keyed[0, index] for index in range(count)]).to(device)
+    images, targets = task.augment(config, batch, len(classes), 0)
+    losses = model.train().loss(images, targets, batch.sizes)
+    total = torch.stack(list(losses.values())).sum()
+    if not bool(torch.isfinite(total)):
+        raise UserError("model", f"the first loss is not finite: {losses}", "check the data and the head")
+    refuse_dead_parameters(model, total)
+    print(f"model: {sum(p.numel() for p in model.parameters()):,} parameters, each reached by the loss; first loss {total.item():.4g}")
+    tell("no fault found")
+    return 0
+
+
+def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
+    """Parameters, multiply-adds, latency and peak memory of the configured model, here; JSON on standard output."""
+    device = setup.run_device(config)
+    model = setup.load_or_make(config, task, extras.checkpoint).to(device)
+    height, width = setup.image_spec(config, model.image_spec).size
+    record: dict[str, Any] = {
+        "backbone": model.config["backbone"], "head": model.config["head"], "image_size": [height, width],
+        "parameters": sum(p.numel() for p in model.parameters()), "multiply_adds": multiply_adds(model, height, width),
+        "precision": setup.precision(config, device), "threads": torch.get_num_threads(), **environment(), "latency": [],
+    }  # fmt: skip
+    variants: dict[str, Model] = {"plain": model, "for_inference": model.for_inference()}
+    if config.run.compile:
+        variants["for_inference, compiled"] = model.for_inference(compile=True)
+    for batch_size in (1, 16):
+        images = torch.randint(0, 256, (batch_size, len(model.image_spec.mean), height, width), dtype=torch.uint8, device=device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        for name, variant in variants.items():
+
+            def call(variant: Model = variant, images: torch.Tensor = images) -> None:
+                with setup.autocast(config, device):
+                    variant.predict(images)
+
+            milliseconds = latency(call, device)
+            rate = 1e3 * batch_size / milliseconds
+            record["latency"].append({"model": name, "batch": batch_size, "ms": milliseconds, "images_per_second": rate})
+    record["peak_memory_mb"] = peak_memory(device)
+    print(json.dumps(record, indent=1))
+    return 0
+
+
+def image_files(inputs: Sequence[str]) -> list[Path]:
+    """The images that files, folders (all below them) and globs name, sorted within each; a name without any raises
+    :class:`UserError`."""
+    if not inputs:
+        raise UserError("predict", "no input", "name files, folders or globs")
+    files: list[Path] = []
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        else:
+            found = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
+        if not found:
+            raise UserError(name, "no image found", f"images end in {', '.join(sorted(SUFFIXES))}")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+class _Files:
+    """Images to predict, as a data set without labels."""
+
+    def __init__(self, files: Sequence[Path], config: Config, channels: int, classes: tuple[str, ...]) -> None:
+        self.files, self.channels, self.classes = files, channels, classes
+        self.exif, self.max_pixels = config.data.exif, config.data.max_pixels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        path = self.files[index]
+        image = read_image(path, channels=self.channels, exif=self.exif, max_pixels=self.max_pixels)
+        return Sample(image=image, id=str(path), path=str(path))
+
+
+def _model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require_classes: bool) -> tuple[Model, tuple[str, ...]]:
+    """A model in eval mode, and the names of its classes: its own, those of published weights, or numbers."""
+    if extras.checkpoint is None and config.model.weights is None:
+        raise UserError("--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN, or --model.weights imagenet")
+    model = setup.load_or_make(config, task, extras.checkpoint)
+    if extras.checkpoint and (config.data.image_size or config.model.mean):
+        model.use_image_spec(setup.image_spec(config, model.image_spec))
+    count = int(model.config["num_classes"])
+    classes = model.classes or task.default_classes(count)
+    if classes is None and require_classes:
+        where = extras.checkpoint or "model.weights"
+        raise UserError(where, "the names of its classes are not known", "evaluate a model that was saved with them")
+    return model, classes or tuple(str(label) for label in range(count))
+
+
+def _beside(checkpoint: str | None) -> Path:
+    path = Path(checkpoint or ".")
+    return path if path.is_dir() else path.parent
+
+
+def _class_counts(dataset: Any, limit: int = 2000) -> str:
+    """How often each class occurs, over at most ``limit`` samples spread over the set."""
+    view = dataset if len(dataset) <= limit else setup.Limited(dataset, limit)
+    counts: Counter[str] = Counter()
+    for index in range(len(view)):
+        sample = view[index]
+        if sample.label is not None:
+            counts[dataset.classes[sample.label]] += 1
+        if sample.labels is not None:
+            counts.update(dataset.classes[k] for k in sample.labels.nonzero()[0])
+    shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(20))
+    missing = [name for name in dataset.classes if name not in counts]
+    looked = "" if view is dataset else f" of {len(view):,} looked at"
+    return f"{len(counts)} classes{looked}: {shown}" + (f"; none of {', '.join(missing[:10])}" if missing else "")
+
+
+def multiply_adds(model: Model, height: int, width: int) -> int:
+    """Multiply-adds of convolutions and matrix products for one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    images = torch.zeros(1, len(model.image_spec.mean), height, width, device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images, ImageSizes.of(images))
+    return int(counter.get_total_flops()) // 2
+
+
+def latency(call: Callable[[], None], device: torch.device, rounds: int = 10) -> float:
+    """Median milliseconds of a call, after a warm-up."""
+    times = []
+    for index in range(rounds + 2):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if index >= 2:
+            times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Megabytes at most in use: on the GPU since the start, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+

@@ -1,0 +1,173 @@
+"""From a config to the objects of a run: data sets, loaders, model, device."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from effbackbones.build import build_model
+from effbackbones.checkpoint import load_model
+from effbackbones.contracts import ImageSpec
+from effbackbones.errors import UserError
+from effbackbones.model import Model
+from tasks.config import Config
+from tasks.data.batch import Batch, KeyedDataset, Sample
+from tasks.rundir import BEST
+from tasks.spec import DATASETS, Dataset, TaskSpec
+
+
+class Limited:
+    """The first look at a data set: ``limit`` samples spread evenly over it, so that sorted classes all occur."""
+
+    def __init__(self, dataset: Dataset, limit: int) -> None:
+        self.dataset, self.limit = dataset, limit
+        self.classes = dataset.classes
+        self.mask_classes = getattr(dataset, "mask_classes", dataset.classes)
+
+    def __len__(self) -> int:
+        return self.limit
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[index * len(self.dataset) // self.limit]
+
+
+def open_dataset(config: Config, split: str, classes: tuple[str, ...] | None = None) -> Dataset:
+    """A split of the configured data set; ``classes`` is the label map of the training split, None to derive it.
+
+    An empty one raises :class:`UserError`.
+    """
+    dataset: Dataset = DATASETS.get(config.data.name)(config.data, split, classes)
+    if len(dataset) == 0:
+        raise UserError(f"data.{split}", f"data set {config.data.name!r} has no sample", "check data.root and the name of the split")
+    limit = {"train": config.data.limit_train, "val": config.data.limit_val}.get(split)
+    return Limited(dataset, limit) if limit and limit < len(dataset) else dataset
+
+
+def make_model(config: Config, task: TaskSpec, classes: tuple[str, ...] | None) -> Model:
+    """The configured model, with its weights; ``classes`` (of the training data) decide how many it has."""
+    wanted = config.model
+    if classes and wanted.num_classes not in (None, len(classes)):
+        text = f"is {wanted.num_classes}, and the training data has {len(classes)} classes"
+        raise UserError("model.num_classes", text, "remove it, or correct the data")
+    backbone_options = dict(wanted.backbone_options)
+    if wanted.numerics:
+        backbone_options["numerics"] = wanted.numerics
+    model = build_model(
+        wanted.task,
+        wanted.backbone,
+        head=wanted.head,
+        num_classes=len(classes) if classes else wanted.num_classes,
+        weights=wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None),
+        backbone_options=backbone_options,
+        head_options={**task.head_options(config), **wanted.head_options},
+    )
+    model.classes = classes
+    model.use_image_spec(image_spec(config, model.image_spec))
+    if wanted.freeze:
+        model.backbone.freeze(None if wanted.freeze == "all" else wanted.freeze)
+    return model
+
+
+def image_spec(config: Config, spec: ImageSpec) -> ImageSpec:
+    """The image spec of the weights with the config's own words on top."""
+    names = ("mean", "std", "interpolation", "crop_fraction", "crop_mode")
+    own = {name: getattr(config.model, name) for name in names if getattr(config.model, name) is not None}
+    size = config.data.image_size
+    if size is not None:
+        own["size"] = (size, size) if isinstance(size, int) else tuple(size)
+    return replace(spec, **own)
+
+
+def checkpoint_file(name: str) -> Path:
+    """The model file that ``name`` says: itself, or the best one of a run folder."""
+    path = Path(name)
+    return path / BEST if path.is_dir() else path
+
+
+def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None, classes: tuple[str, ...] | None = None) -> Model:
+    """A trained model from its file, or the configured one with its published weights. In eval mode."""
+    if checkpoint is None:
+        return make_model(config, task, classes).eval()
+    model = load_model(checkpoint_file(checkpoint))
+    if model.config["task"] != task.name:
+        raise UserError(checkpoint, f"holds a model for task {model.config['task']!r}", f"use that task's command, not {task.command}")
+    return model
+
+
+def run_device(config: Config) -> torch.device:
+    """The device of this process. A GPU that was asked for and is not there raises :class:`UserError`."""
+    available = torch.cuda.is_available()
+    if config.run.device == "gpu" and not available:
+        raise UserError("run.device", "gpu was asked for, and PyTorch sees none here", "check the driver, or set run.device auto")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if available and config.run.device != "cpu" else torch.device("cpu")
+
+
+def precision(config: Config, device: torch.device) -> str:
+    """``fp32``, ``bf16`` or ``fp16``: what was asked for, or what suits the device."""
+    asked = config.run.precision
+    if asked == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if asked == "fp16" and device.type == "cpu":
+        raise UserError("run.precision", "fp16 needs a GPU", "set it to fp32 or bf16")
+    return asked
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """The arithmetic of an evaluation: as in training."""
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(config, device)]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def workers(config: Config) -> int:
+    """Loader processes: what was asked for, or one per core, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8) if config.data.workers is None else config.data.workers
+
+
+def keyed(config: Config, task: TaskSpec, dataset: Dataset, spec: ImageSpec, *, train: bool) -> KeyedDataset:
+    """``dataset`` behind the task's transform, read by (epoch, index)."""
+    transform = task.transform(config, spec, train=train)
+    return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
+
+
+def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, num_classes: int, batches: Any) -> DataLoader[Batch]:
+    """A loader of ``batches`` (lists of keys). Its generator is its own, so that it draws nothing from the run's."""
+    count = workers(config)
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # its samples are collated into batches
+        batch_sampler=batches,
+        num_workers=count,
+        collate_fn=task.collate(config, num_classes),
+        pin_memory=torch.cuda.is_available() and config.run.device != "cpu",
+        timeout=config.data.timeout if count else 0,
+        generator=torch.Generator().manual_seed(config.run.seed),
+    )
+
+
+class EvaluationBatches:
+    """Batch sampler of an evaluation: every sample once over all processes, without padding."""
+
+    def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.indices = np.arange(rank, count, world)
+        self.size = max(1, batch_size // world)
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in range(0, len(self.indices), self.size):
+            yield [(0, int(index)) for index in self.indices[first : first + self.size]]
+
+
+def evaluation_loader(
+    config: Config, task: TaskSpec, dataset: Dataset, model: Model, classes: Sequence[str], rank: int = 0, world: int = 1
+) -> DataLoader[Batch]:
+    """A loader over all of ``dataset``, this process's share of it."""
+    batches = EvaluationBatches(len(dataset), config.data.eval_batch_size or config.data.batch_size, rank, world)
+    return loader(config, task, keyed(config, task, dataset, model.image_spec, train=False), len(classes), batches)

@@ -1,0 +1,49 @@
+"""Signals as a flag that is read between two steps: SIGTERM and SIGINT save and stop, SIGUSR1 saves and goes on."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+_RANK = {signal.SIGUSR1: 1, signal.SIGINT: 2, signal.SIGTERM: 3}  # what wins when processes got different ones
+
+
+class Signals:
+    """Context manager that turns signals into :attr:`level`; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.level = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in _RANK}
+        self.install()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def install(self) -> None:
+        """Take the signals; again after somebody else took them."""
+        for number in _RANK:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.level >= _RANK[signal.SIGINT]:
+            raise KeyboardInterrupt
+        self.level = max(self.level, _RANK[signal.Signals(number)])
+
+    def take_save(self) -> None:
+        """Forget a request to save that was honoured; a request to stop stays."""
+        self.level = 0 if self.level == _RANK[signal.SIGUSR1] else self.level
+
+
+def wants_save(level: int) -> bool:
+    """Whether a level asks for a checkpoint now."""
+    return level > 0
+
+
+def stopped_by(level: int) -> signal.Signals | None:
+    """The signal that asks to stop, or None."""
+    return next((number for number, rank in _RANK.items() if rank == level and number in EXIT_CODES), None)

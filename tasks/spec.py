@@ -1,0 +1,121 @@
+"""What a task adds to the engine, and the doors for tasks and data sets: one for ours and for users' own.
+
+The engine trains any :class:`TaskSpec`; none of its code names a task.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from effbackbones.registry import TASKS, Registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from torch import Tensor
+    from torchmetrics import Metric
+
+    from effbackbones.contracts import ImageSpec
+    from tasks.config import Config, DataConfig
+    from tasks.data.batch import Batch, Sample
+
+T = TypeVar("T")
+DATASETS = Registry(
+    "dataset",
+    {"folder": "tasks.data.folders:folder", "table": "tasks.data.table:table", "shapes": "tasks.data.shapes:shapes"},
+)
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A data set: class names, a length, and samples by index; the same sample for the same index, always."""
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> "Sample": ...
+
+
+DatasetFactory = Callable[["DataConfig", str, tuple[str, ...] | None], Dataset]
+"""(data, split, classes) -> data set. ``split`` is train, val or test; ``classes`` None: derive the label map from this split."""
+
+
+def register_dataset(name: str) -> Callable[[T], T]:
+    """Register a :data:`DatasetFactory` under ``name``, for ``data.name`` in a config."""
+    return DATASETS.register(name)
+
+
+def register_task(name: str) -> Callable[[T], T]:
+    """Register a :class:`TaskSpec` under ``name``, the word that its heads carry in ``task``."""
+    return TASKS.register(name)
+
+
+class Transform(Protocol):
+    """Any callable that changes a sample, drawing what it needs at random from ``rng`` alone. Picklable."""
+
+    def __call__(self, sample: "Sample", rng: "np.random.Generator") -> "Sample": ...
+
+
+class Observer(Protocol):
+    """Sees every evaluated batch: the drawings of a report, the rows of a prediction file."""
+
+    def update(self, batch: "Batch", predictions: Any) -> None:
+        """``predictions`` are the head's, on the device."""
+
+
+class Writer(Observer, Protocol):
+    """An observer that has something to finish."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class TaskSpec(ABC):
+    """How one task reads, collates, augments, scores and reports. Stateless."""
+
+    name: ClassVar[str]
+    """Word of the task: ``cls``."""
+    command: ClassVar[str]
+    """Name of its command and of its folders of configs and runs: ``classify``."""
+
+    @abstractmethod
+    def monitor(self, config: "Config") -> str:
+        """The score (higher is better) that chooses the best weights."""
+
+    def head_options(self, config: "Config") -> dict[str, Any]:
+        """Options of the head that follow from other sections of the config; explicit ones win."""
+        return {}
+
+    @abstractmethod
+    def transform(self, config: "Config", spec: "ImageSpec", *, train: bool) -> Transform:
+        """Sample -> sample of the size that the network gets, still uint8. Picklable."""
+
+    @abstractmethod
+    def collate(self, config: "Config", num_classes: int) -> Callable[[Sequence["Sample"]], "Batch"]:
+        """Samples -> batch. Picklable."""
+
+    def augment(self, config: "Config", batch: "Batch", num_classes: int, step: int) -> tuple["Tensor", Any]:
+        """Images and targets of a training batch after augmentation on the device, drawn from (seed, step)."""
+        return batch.images, batch.targets
+
+    @abstractmethod
+    def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
+        """Scores of a whole set: ``update(predictions, targets)``, ``compute() -> dict``, JSON-like."""
+
+    def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:
+        """What collects examples for the report during the last evaluation."""
+        return None
+
+    @abstractmethod
+    def report(self, folder: "Path", summary: Mapping[str, Any], observer: Observer | None) -> "Path":
+        """Write ``report.html`` of a finished run or evaluation; returns its path."""
+
+    @abstractmethod
+    def writer(self, out: "Path", classes: Sequence[str], multilabel: bool, tell: Callable[[str], None]) -> "Writer":
+        """What writes predictions into the folder ``out`` and tells the essential ones."""
+
+    def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
+        """Names of the classes that published weights with so many know, or None."""
+        return None

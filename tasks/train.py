@@ -1,0 +1,340 @@
+"""The verb ``train``: phases of steps under Lightning, with evaluation, saving and stopping between two steps."""
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from effbackbones.checkpoint import load_model, save_model
+from effbackbones.model import Model
+from tasks import processes, setup
+from tasks.config import Config, Extras, to_mapping
+from tasks.data.batch import SkipCount
+from tasks.data.check import check_dataset
+from tasks.engine import Engine, Plan, StepLog, Timed, evaluate
+from tasks.report import environment, write_metrics
+from tasks.resume import load_state, save_state, shuffled, steps_per_epoch
+from tasks.rundir import BEST, RunFolder, choose
+from tasks.signals import EXIT_CODES, Signals, stopped_by
+from tasks.spec import Dataset, TaskSpec
+from tasks.telling import Teller
+
+_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+MOST_WAITING = 0.2
+"""Share of the time spent waiting for data above which the setting to change is named."""
+
+
+def _quiet_lightning() -> None:
+    """Keep its notices (devices, tips, deprecations inside of it) off the terminal; errors pass."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for module in ("lightning.pytorch", "lightning.fabric"):
+        warnings.filterwarnings("ignore", module=rf"{module}\..*")
+
+
+def train(task: TaskSpec, config: Config, extras: Extras) -> int:
+    """Train, evaluate the best weights, write the report; returns the exit code. All processes of a run call it."""
+    _quiet_lightning()
+    path = choose(config, task.command, extras.config_name)
+    tell = Teller(config.run.progress, quiet=not processes.is_first())
+    tell(f"run folder {path}")
+    if not processes.is_first():
+        return _Run(task, config, path, tell).go()
+    with RunFolder(path, config):
+        return _Run(task, config, path, tell).go()
+
+
+@dataclass
+class _Progress:
+    """What a run knows beside its tensors; the record of every state file."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float | None = None
+    best_weights: str = "raw"
+    since_best: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+
+
+class _Run(L.Callback):
+    """One training run in one process."""
+
+    def __init__(self, task: TaskSpec, config: Config, folder: Path, tell: Teller) -> None:
+        self.task, self.config, self.folder, self.tell = task, config, folder, tell
+        self.device = setup.run_device(config)
+        L.seed_everything(config.run.seed, verbose=False)
+        self.train_set = setup.open_dataset(config, "train")
+        self.classes = self.train_set.classes
+        self.val_set = setup.open_dataset(config, "val", self.classes)
+        for dataset in (self.train_set, self.val_set):
+            check_dataset(dataset, limit=16)
+        model = setup.make_model(config, task, self.classes)
+        self.plan = make_plan(config, len(self.train_set))
+        self.engine = Engine(model, task, config, self.plan)
+        self.engine.on_step = self.on_step
+        self.state = _Progress()
+        self.scaler: Mapping[str, Any] = {}
+        self.skips = SkipCount(len(self.train_set))
+        self.signals = Signals()
+        self.saved_at = self.started = time.monotonic()
+        self.losses: list[float] = []
+        self.rate_from = (time.monotonic(), 0, 0.0)
+        self.timed: Timed | None = None
+
+    # The run, from outside ------------------------------------------------------------------------------------------
+
+    def go(self) -> int:
+        """Train to the end, or to a signal."""
+        self._resume()
+        self._tell_start()
+        with self.signals, self.tell.bar(self.plan.total, self.engine.step, "train", "step"):
+            for start, stop in self.plan.phases(self.engine.step):
+                if self.plan.thaw is not None and start >= self.plan.thaw:
+                    self.engine.model.backbone.unfreeze()
+                self._fit(stop)
+                if self._stopping() or self.engine.step < stop:
+                    break
+        signal = stopped_by(self.engine.signal_level)
+        if signal is not None:
+            self.tell(f"stopped by {signal.name} after step {self.engine.step}, which is saved; the same command continues")
+            return EXIT_CODES[signal]
+        if self.engine.step != self.plan.total and not self._early():
+            raise RuntimeError(f"{self.engine.step} of {self.plan.total} planned steps were done")
+        if not self._evaluated():  # stopped between the last step and its evaluation
+            self.engine.model.to(self.device)
+            self._evaluate()
+        self._finish()
+        return 0
+
+    def _resume(self) -> None:
+        found = load_state(self.folder / "checkpoints", self.tell) if self.config.run.resume != "never" else None
+        if found:
+            tensors, record = found
+            self.scaler = self.engine.restore(tensors, record["step"])
+            self.state = _Progress(**record["progress"])
+            self.tell(f"continuing after step {self.engine.step} of {self.plan.total}")
+
+    def _tell_start(self) -> None:
+        config, model = self.config, self.engine.model
+        count = sum(p.numel() for p in model.parameters())
+        data = f"{len(self.train_set):,} training and {len(self.val_set):,} validation samples, {len(self.classes)} classes"
+        self.tell(f"{data}; {config.model.backbone} + {model.config['head']}, {count:,} parameters, on {self.device}")
+        batch = f"batch {config.data.batch_size}, lr {self.engine.base_lr:.3g} ({config.optim.lr:g} at {config.optim.base_batch}"
+        self.tell(f"{batch}, {config.optim.lr_scaling} scaling), {self.plan.total} steps, {self.plan.per_epoch} an epoch")
+        for line in [model.provenance.get("loaded", ""), *model.provenance.get("assumed", [])]:
+            if line:
+                self.tell(line)
+
+    def _fit(self, stop: int) -> None:
+        config, engine = self.config, self.engine
+        if config.run.compile:
+            engine.model.compile()
+        trainer = L.Trainer(
+            accelerator=self.device.type if self.device.type == "cpu" else "gpu",
+            **processes.layout(config),
+            precision=_PRECISION[setup.precision(config, self.device)],
+            max_epochs=1, callbacks=[self], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
+            deterministic=config.run.deterministic, log_every_n_steps=1,
+        )  # fmt: skip
+        if self.scaler:
+            trainer.precision_plugin.scaler.load_state_dict(dict(self.scaler))  # type: ignore[attr-defined]  # fp16's plug-in
+        engine.loader = partial(self._loader, stop)
+        trainer.fit(engine)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        engine.flush()
+
+    def _loader(self, stop: int) -> Timed:
+        config, engine, count = self.config, self.engine, len(self.train_set)
+        batches = engine.batches(shuffled(count, config.run.seed), count, stop)
+        data = setup.keyed(config, self.task, self.train_set, engine.model.image_spec, train=True)
+        self.timed = Timed(setup.loader(config, self.task, data, len(self.classes), batches))
+        self.rate_from = (time.monotonic(), engine.step, 0.0)
+        return self.timed
+
+    # Between two steps ----------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, engine: L.LightningModule) -> None:
+        """Take the signals back: Lightning has just put its own handlers in."""
+        self.signals.install()
+        if self._is_due() and not self._evaluated():
+            self._evaluate()
+
+    def on_train_batch_start(self, trainer: L.Trainer, engine: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Hand the engine the signals that came meanwhile."""
+        self.engine.own_level = self.signals.level
+        self.skips.add(batch.meta)
+
+    def on_train_batch_end(self, trainer: L.Trainer, engine: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After a step: save, evaluate, stop."""
+        if self.engine.piece:
+            return
+        level, step = self.engine.signal_level, self.engine.step
+        due = self._is_due() or step == self.plan.total
+        if level or due or time.monotonic() - self.saved_at > 60 * self.config.run.save_minutes:
+            self._save()
+            self.engine.signal_level = 0 if stopped_by(level) is None else level
+            self.signals.take_save()
+        if due and not self._stopping():
+            self._evaluate()
+        trainer.should_stop = self._stopping()
+
+    def _is_due(self) -> bool:
+        step = self.engine.step
+        return step > 0 and step % (self.plan.per_epoch * self.config.run.eval_every) == 0
+
+    def _evaluated(self) -> bool:
+        return bool(self.state.history) and self.state.history[-1]["step"] == self.engine.step
+
+    def _early(self) -> bool:
+        return self.config.run.patience is not None and self.state.since_best >= self.config.run.patience
+
+    def _stopping(self) -> bool:
+        return stopped_by(self.engine.signal_level) is not None or self._early()
+
+    def on_step(self, log: StepLog) -> None:
+        """Show a finished step."""
+        loss = sum(log.losses.values())
+        if log.nonfinite:
+            self.state.skipped += 1
+            samples = ", ".join(log.ids[:8])
+            self.tell(f"step {log.step} was not finite and is skipped: losses {log.losses}, lr {log.lr:g}, samples {samples}")
+        else:
+            self.losses.append(loss)
+        rate, waiting = self._rate()
+        figures = {"loss": f"{loss:.4g}", "lr": f"{log.lr:.3g}", "img/s": f"{rate:.0f}", "data wait": f"{waiting:.0%}"}
+        self.tell.step(log.step, self.config.run.log_every, figures)
+
+    def _rate(self) -> tuple[float, float]:
+        """Images per second and share of time waited for data, since the last evaluation."""
+        since, step, waited = self.rate_from
+        seconds = max(time.monotonic() - since, 1e-9)
+        done = (self.engine.step - step) * self.config.data.batch_size
+        return done / seconds, ((self.timed.waited if self.timed else 0.0) - waited) / seconds
+
+    # Evaluating and saving ------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self.engine.flush()
+        now = time.monotonic()
+        self.state.seconds += now - self.started
+        self.started = self.saved_at = now
+        if processes.is_first():
+            save_state(self.folder / "checkpoints", self.engine.step, self.engine.state(), {"progress": vars(self.state)})
+
+    def _evaluate(self) -> None:
+        """Score the weights that will be kept (the averages, if there are any); keep them if they are the best so far."""
+        self.engine.flush()
+        engine, rate = self.engine, self._rate()
+        row: dict[str, Any] = {"epoch": engine.step / self.plan.per_epoch, "step": engine.step, "lr": engine.set_lr(), "images_per_second": rate[0],
+               "data_wait": rate[1]}  # fmt: skip
+        if self.losses:
+            row["train_loss"] = sum(self.losses) / len(self.losses)
+        self.losses = []
+        sets = ["ema", "raw"] if engine.ema and engine.step >= self.plan.total else ["ema" if engine.ema else "raw"]
+        for weights in sets:
+            scores = self._scores(weights, self.val_set)
+            suffix = "" if weights == sets[0] else f"_{weights}"
+            row |= {f"val_{name}{suffix}": value for name, value in scores.items() if isinstance(value, (int, float))}
+            self._keep_if_best(scores, weights)
+        row["weights"] = sets[0]
+        self.state.history.append(row)
+        figures = {name: value for name, value in row.items() if isinstance(value, float) and name not in ("epoch", "lr")}
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.tell(f"epoch {row['epoch']:g}: {shown}")
+        if rate[1] > MOST_WAITING:
+            workers = setup.workers(self.config)
+            self.tell(f"{rate[1]:.0%} of the time went into waiting for data: raise data.workers (now {workers}), or shrink the files")
+        self._save()
+        self.rate_from = (time.monotonic(), engine.step, self.timed.waited if self.timed else 0.0)
+
+    def _weights(self, name: str) -> AbstractContextManager[None]:
+        """Inside, the model has the weights called ``ema`` or ``raw``."""
+        return self.engine.ema.applied(self.engine.model) if name == "ema" and self.engine.ema else nullcontext()
+
+    def _scores(self, weights: str, dataset: Dataset) -> dict[str, Any]:
+        engine = self.engine
+        share = engine.share
+        loader = setup.evaluation_loader(self.config, self.task, dataset, engine.model, self.classes, share.rank, share.world)
+        metric = self.task.metrics(self.config, self.classes).to(self.device)
+        with self._weights(weights):
+            batches = self.tell.watch(loader, f"evaluate {weights}")
+            return evaluate(engine.model, batches, metric, device=self.device, autocast=partial(setup.autocast, self.config, self.device))
+
+    def _keep_if_best(self, scores: Mapping[str, Any], weights: str) -> None:
+        score = scores.get(self.task.monitor(self.config))
+        if score is not None and (self.state.best is None or score > self.state.best):
+            self.state.best, self.state.best_weights, self.state.since_best = score, weights, 0
+            if processes.is_first():
+                with self._weights(weights):
+                    self._write_best(scores)
+        else:
+            self.state.since_best += 1
+
+    def _write_best(self, scores: Mapping[str, Any]) -> None:
+        model = self.engine.model
+        numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
+        save_model(model, self.folder / BEST, classes=self.classes, metrics=numbers, provenance={"step": self.engine.step})
+
+    def _finish(self) -> None:
+        """Evaluate the best weights on the test split (validation, if there is none), and write metrics and report."""
+        if not processes.is_first():
+            return
+        best = load_model(self.folder / BEST).to(self.device)
+        split = "test" if self.config.data.test else "val"
+        dataset = setup.open_dataset(self.config, split, self.classes)
+        scores, observer = score_model(self.task, self.config, best, dataset, self.classes, self.device, self.tell)
+        results = {"finished": True, "split": split, "best": self.state.best_weights, self.state.best_weights: scores}
+        write_metrics(self.folder, results, self.state.history)
+        summary = {"config": to_mapping(self.config), "history": self.state.history, "results": results, "facts": self._facts(best, split)}
+        report = self.task.report(self.folder, summary, observer)
+        monitor, weights = self.task.monitor(self.config), self.state.best_weights
+        self.tell(f"{split} {monitor} {scores[monitor]:.4f} with the best ({weights}) weights; skipped steps: {self.state.skipped}")
+        self.tell(f"report {report}")
+        self.tell(f"run folder {self.folder}")
+
+    def _facts(self, model: Model, split: str) -> dict[str, Any]:
+        origin = self.engine.model.provenance
+        return {
+            "title": f"{self.task.command}: {model.config['backbone']} + {model.config['head']}",
+            "data": f"{self.config.data.name} {self.config.data.root or ''}: {len(self.train_set):,} training samples; scores on {split}",
+            "weights": origin.get("weights", "random"),
+            "assumed": "; ".join(origin.get("assumed", [])) or "nothing",
+            "images": str(model.image_spec),
+            "best": f"{self.state.best_weights} weights",
+            "steps": f"{self.engine.step:,} of {self.plan.total:,}, {self.state.skipped} skipped",
+            "duration": f"{self.state.seconds / 60:.1f} minutes",
+            "seed": self.config.run.seed,
+            **environment(),
+        }
+
+
+def make_plan(config: Config, samples: int) -> Plan:
+    """Epochs and fractions of them as whole steps."""
+    optim = config.optim
+    per_epoch = steps_per_epoch(samples, config.data.batch_size)
+    total = optim.max_steps or max(1, round(optim.epochs * per_epoch))
+    warmup = optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * per_epoch)
+    thaw = config.model.unfreeze_epoch
+    return Plan(total, per_epoch, min(warmup, total), None if thaw is None else thaw * per_epoch)
+
+
+def score_model(
+    task: TaskSpec, config: Config, model: Model, dataset: Dataset, classes: tuple[str, ...], device: torch.device, tell: Teller
+) -> tuple[dict[str, Any], Any]:
+    """Scores of a model over a data set, and what the task's observer collected for the report."""
+    observer = task.observer(config, classes)
+    loader = setup.evaluation_loader(config, task, dataset, model, classes)
+    metric = task.metrics(config, classes).to(device)
+    metric.sync_on_compute = False  # one process alone comes here
+    observers = [observer] if observer else []
+    arithmetic = partial(setup.autocast, config, device)
+    return evaluate(model, tell.watch(loader, "evaluate"), metric, observers, device=device, autocast=arithmetic), observer
