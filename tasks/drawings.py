@@ -34,13 +34,12 @@ def _panels(history: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     panels: dict[str, list[str]] = {"loss": [], "score": [], "learning rate": []}
     for name in dict.fromkeys(key for row in history for key in row):
         values = [row[name] for row in history if is_number(row.get(name))]
-        if name in ("epoch", "step") or not values:
-            continue
-        if "loss" in name:
+        fractions = all(isinstance(value, float) and 0 <= value <= 1 for value in values)
+        if values and "loss" in name:
             panels["loss"].append(name)
-        elif name == "lr":
+        elif values and name == "lr":
             panels["learning rate"].append(name)
-        elif min(values) >= 0 and max(values) <= 1:
+        elif values and name.startswith("val") and fractions:
             panels["score"].append(name)
     return {title: names for title, names in panels.items() if names}
 

@@ -79,7 +79,7 @@ def classification_report(
     if mistakes:
         worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)
         report.gallery("Most confident mistakes", [(m.image, _mistake_text(m)) for m in worst])
-    report.facts(dict(flatten(config)), "Configuration")
+    report.facts({key: value for key, value in flatten(config) if value is not None}, "Configuration", "What is not listed is unset.")
     return report.write(folder / "report.html")
 
 

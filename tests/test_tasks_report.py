@@ -113,6 +113,7 @@ def test_figures_and_facts_are_those_given(tmp_path: Path) -> None:
     assert f"top1 {100 * ema['top1']:.1f} %" in page.seen
     assert "Best: the ema weights." in page.seen
     version = f"torch {torch.__version__.partition('+')[0]}"
+    assert "model.head" not in page.seen  # unset
     for text in ("model.backbone", "b0", "data.scale", "(0.3, 1.0)", "mean/std of ImageNet", version, "machine"):
         assert text in page.seen, text
     titles = [cell["title"] for cell in page.all("td") if cell.get("title")]
