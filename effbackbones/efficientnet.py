@@ -198,15 +198,19 @@ def _stages(
 
 @contextmanager
 def _still_statistics(module: nn.Module) -> Iterator[None]:
-    """Within, batch norms in training mode use the batch's statistics without recording them a second time."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    """Within, batch norms record their statistics in copies that are then thrown away: a recomputation must not count twice.
+
+    Copies, since what a batch norm saves for the backward pass must be the same both times.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm._buffers.update({name: None if value is None else value.clone() for name, value in norm._buffers.items()})
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
 
 
 def _ordered_levels(name: str, levels: Sequence[str] | None) -> tuple[str, ...]:
