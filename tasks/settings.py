@@ -39,7 +39,8 @@ def _within(where: str, value: object, interval: str) -> None:
         above = number >= low if interval[0] == "[" else number > low
         below = number <= high if interval[-1] == "]" else number < high
         if not (above and below):
-            raise UserError(where, f"expected {'a number' if number is value else 'numbers'} in {interval}, got {number}", "correct it")
+            expected = "a number" if number is value else "numbers"
+            raise UserError(where, f"expected {expected} in {interval}, got {str(number)[:40]}", "correct it")
 
 
 class _Section:

@@ -219,7 +219,8 @@ def _fits(hint: Any, value: Any) -> bool:
     return False
 
 
-_ANYTHING = st.none() | st.booleans() | st.integers(-(2**50), 2**50) | st.just(10**400) | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+_NUMBER = st.integers(-(2**50), 2**50) | st.just(10**400) | st.floats()
+_ANYTHING = st.none() | st.booleans() | _NUMBER | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
 _SIMPLE = [(key, hint) for key, hint, _ in leaves() if members_of(hint) <= {int, float, str, bool, NoneType}]
 
 
