@@ -93,7 +93,7 @@ class Engine(L.LightningModule):
     def __init__(self, model: Model, task: TaskSpec, config: Config, plan: Plan) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model = model
+        self.model = model.to(memory_format=torch.channels_last) if config.run.channels_last else model
         self.task, self.config, self.plan = task, config, plan
         optim = config.optim
         base = scaled_lr(optim.lr, config.data.batch_size, optim.base_batch, optim.lr_scaling)
@@ -130,8 +130,6 @@ class Engine(L.LightningModule):
         self._guard = BufferGuard(self.model)
         if self.ema:
             self.ema.to(self.device)
-        if self.config.run.channels_last:
-            self.model.to(memory_format=torch.channels_last)
 
     def train_dataloader(self) -> Iterable[Batch]:
         """The loader of this phase, made once the processes are known."""

@@ -136,11 +136,17 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undo :func:`flatten_optimizer`."""
+    """Undo :func:`flatten_optimizer`.
+
+    Fused kernels walk a parameter and its state side by side in memory, so each state gets its parameter's layout.
+    """
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
         root, _, rest = key.partition(".")
         if root == "optimizer":
             index, _, name = rest.partition(".")
-            state.setdefault(int(index), {})[name] = value
+            like = parameters[int(index)]
+            laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            state.setdefault(int(index), {})[name] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

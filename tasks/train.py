@@ -234,8 +234,8 @@ class _Run(L.Callback):
         """Score the weights that will be kept (the averages, if there are any); keep them if they are the best so far."""
         self.engine.flush()
         engine, rate = self.engine, self._rate()
-        row: dict[str, Any] = {"epoch": engine.step / self.plan.per_epoch, "step": engine.step, "lr": engine.set_lr(), "images_per_second": rate[0],
-               "data_wait": rate[1]}  # fmt: skip
+        row: dict[str, Any] = {"epoch": engine.step / self.plan.per_epoch, "step": engine.step, "lr": engine.set_lr()}
+        row |= {"images_per_second": rate[0], "data_wait": rate[1]}
         if self.losses:
             row["train_loss"] = sum(self.losses) / len(self.losses)
         self.losses = []
