@@ -6,7 +6,7 @@ ours do the same, so the host never waits to learn whether a gradient was finite
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from tasks.ema import BufferGuard, Ema
 from tasks.settings import OptimConfig
 
-__all__ = ["SGD", "BufferGuard", "Ema", "RMSpropTF", "build_optimizer", "clip_grad_norm", "found_inf", "lr_factor", "scaled_lr"]
+__all__ = ["SGD", "AdamW", "BufferGuard", "Ema", "RMSpropTF", "build_optimizer", "clip_grad_norm", "found_inf", "lr_factor", "scaled_lr"]
 
 
 def build_optimizer(config: OptimConfig, param_groups: Iterable[Mapping[str, Any]]) -> Optimizer:
@@ -28,34 +28,70 @@ def build_optimizer(config: OptimConfig, param_groups: Iterable[Mapping[str, Any
     if config.name == "sgd":
         return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps or 1e-8, fused=True)
+        return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps or 1e-8, fused=True)
     return RMSpropTF(groups, lr=config.lr, alpha=config.alpha, eps=config.eps or 1e-3, momentum=config.momentum)
 
 
 class SGD(torch.optim.SGD):
-    """Torch's fused SGD, safe to skip from the first step on.
+    """Torch's fused SGD, safe to skip from the first step on, and in any memory layout.
 
     Torch allocates the momentum buffers of a first step without filling them and leaves that to the kernel, which returns
     early when told to skip: the second step would then add uninitialised memory. Zeros give the same first step and also
     serve parameters that thaw later.
     """
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; nothing changes where ``self.found_inf`` is 1."""
+        loss = _gradients(closure)
+        for group in self.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                if parameter.grad is not None and self.state[parameter].get("momentum_buffer") is None:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        _agree_on_layout(self)
+        super().step()
+        return loss
 
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+
+class AdamW(torch.optim.AdamW):
+    """Torch's fused AdamW, in any memory layout."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step."""
-        for group in self.param_groups:
-            if group["momentum"]:
-                for parameter in group["params"]:
-                    if parameter.requires_grad and self.state[parameter].get("momentum_buffer") is None:
-                        self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        loss: float | None = super().step(closure)
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; nothing changes where ``self.found_inf`` is 1."""
+        loss = _gradients(closure)
+        _agree_on_layout(self)
+        super().step()
         return loss
+
+
+def _gradients(closure: Callable[[], float] | None) -> float | None:
+    """Call what computes the gradients, if there is such a thing."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def _agree_on_layout(optimizer: Optimizer) -> None:
+    """Give gradients and state the strides of their parameters.
+
+    Fused kernels walk through memory and do not look at strides: on the CPU a channels-last parameter with a contiguous
+    moment (as it comes out of a file when a run is resumed) is updated with the wrong elements, silently.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            strides = parameter.stride()
+            if parameter.grad is not None and parameter.grad.stride() != strides:
+                parameter.grad = _with_strides_of(parameter, parameter.grad)
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if value is not None and value.shape == parameter.shape and value.stride() != strides:
+                    state[name] = _with_strides_of(parameter, value)
+
+
+def _with_strides_of(parameter: Tensor, value: Tensor) -> Tensor:
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 class RMSpropTF(Optimizer):
@@ -74,19 +110,10 @@ class RMSpropTF(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step; nothing changes where ``self.found_inf`` is 1."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _gradients(closure)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
@@ -106,25 +133,24 @@ class RMSpropTF(Optimizer):
         if group["weight_decay"]:
             gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
 
-        if skip is None:
-            changes = torch._foreach_mul(gradients, gradients)
-            torch._foreach_sub_(changes, squares)
-            torch._foreach_add_(squares, changes, alpha=1 - group["alpha"])
-            torch._foreach_mul_(buffers, group["momentum"])
-        else:
-            # A skipped step is an ordinary one of gradient 0, decay 1 and step 0. NaN * 0 is NaN, so gradients are masked.
+        rate: float | Tensor = 1 - group["alpha"]
+        momentum: float | Tensor = group["momentum"]
+        share: float | Tensor = 1.0
+        if skip is not None:
+            # A skipped step is an ordinary one that keeps the square, keeps the momentum and takes no share of it. What
+            # may be NaN is masked first, since NaN times 0 is NaN.
             skip = skip.reshape(()) > 0
             gradients = [torch.where(skip, 0.0, gradient) for gradient in gradients]
-            changes = torch._foreach_mul(gradients, gradients)
-            torch._foreach_sub_(changes, squares)
-            torch._foreach_mul_(changes, torch.where(skip, 0.0, 1 - group["alpha"]))
-            torch._foreach_add_(squares, changes)
-            torch._foreach_mul_(buffers, torch.where(skip, 1.0, group["momentum"]))
-
+            rate, momentum, share = torch.where(skip, 0.0, rate), torch.where(skip, 1.0, momentum), torch.where(skip, 0.0, share)
+        changes = torch._foreach_mul(gradients, gradients)
+        torch._foreach_sub_(changes, squares)
+        torch._foreach_mul_(changes, rate)
+        torch._foreach_add_(squares, changes)
         roots = torch._foreach_add(squares, group["eps"])
         torch._foreach_sqrt_(roots)
+        torch._foreach_mul_(buffers, momentum)
         torch._foreach_addcdiv_(buffers, gradients, roots, value=group["lr"])
-        torch._foreach_sub_(parameters, buffers if skip is None else torch._foreach_mul(buffers, torch.where(skip, 0.0, 1.0)))
+        torch._foreach_sub_(parameters, buffers if skip is None else torch._foreach_mul(buffers, share))
 
 
 @torch.no_grad()
