@@ -298,7 +298,8 @@ def test_clipping_bounds_the_common_norm() -> None:
 
 
 def trace(total: int, warmup: int = 0, per_epoch: float = 10, **options: Any) -> list[float]:
-    return [lr_factor(step, total=total, warmup=warmup, per_epoch=per_epoch, config=OptimConfig(**options)) for step in range(total)]
+    config = OptimConfig(**options)
+    return [lr_factor(step, total=total, warmup=warmup, per_epoch=per_epoch, config=config) for step in range(total)]
 
 
 def test_schedules_equal_traces_computed_by_hand() -> None:
