@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from effbackbones.errors import UserError, nearest
-from tasks.config import parse
 from effbackbones.registry import TASKS
+from tasks.config import parse
 from tasks.spec import TaskSpec
 
 USER_ERROR, DIVERGED, FAILED = 2, 3, 1

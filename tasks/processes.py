@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+import torch
+
 from tasks.config import Config
 
 
@@ -17,6 +19,12 @@ def rank() -> int:
 def is_first() -> bool:
     """Whether this process is the one that writes and tells."""
     return rank() == 0
+
+
+def part() -> None:
+    """Leave the process group, if there is one: no process waits for another from here on."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def layout(config: Config) -> dict[str, Any]:

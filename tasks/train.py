@@ -286,6 +286,7 @@ class _Run(L.Callback):
 
     def _finish(self) -> None:
         """Evaluate the best weights on the test split (validation, if there is none), and write metrics and report."""
+        processes.part()  # the first process goes on alone
         if not processes.is_first():
             return
         best = load_model(self.folder / BEST).to(self.device)
@@ -334,7 +335,6 @@ def score_model(
     observer = task.observer(config, classes)
     loader = setup.evaluation_loader(config, task, dataset, model, classes)
     metric = task.metrics(config, classes).to(device)
-    metric.sync_on_compute = False  # one process alone comes here
     observers = [observer] if observer else []
     arithmetic = partial(setup.autocast, config, device)
     return evaluate(model, tell.watch(loader, "evaluate"), metric, observers, device=device, autocast=arithmetic), observer

@@ -54,7 +54,8 @@ def launch(processes: int, folder: Path, *more: str) -> subprocess.CompletedProc
             str(folder / "run"), *more]  # fmt: skip
     environment = {**os.environ, "NOTES": str(folder), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *runner, "-m", "tasks.classify", *line]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parent.parent, timeout=300, check=False)
+    root = Path(__file__).parent.parent
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=300, check=False)
 
 
 def notes(folder: Path, split: str, rank: int) -> list[int]:

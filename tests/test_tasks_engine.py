@@ -70,7 +70,7 @@ def test_another_seed_gives_other_weights(whole: Path, tmp_path: Path) -> None:
     assert digest(tmp_path / "other") != digest(whole)
 
 
-class Stop(Exception):
+class PowerFailsError(Exception):
     """The power fails."""
 
 
@@ -81,7 +81,7 @@ def test_stopped_and_continued_equals_never_stopped(after: int, whole: Path, tmp
 
     def interrupted(self: Engine) -> None:
         if self.step == after:
-            raise Stop
+            raise PowerFailsError
         update(self)
 
     with monkeypatch.context() as patch:
@@ -215,7 +215,8 @@ def test_freezing_and_thawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_global_batches_are_the_same_for_any_share() -> None:
     def batches(world: int, accumulate: int) -> list[list[tuple[int, int]]]:
-        pieces = [list(GlobalBatches(shuffled(21, 3), 21, 8, start=2, stop=7, share=Share(rank, world, accumulate))) for rank in range(world)]
+        shares = [Share(rank, world, accumulate) for rank in range(world)]
+        pieces = [list(GlobalBatches(shuffled(21, 3), 21, 8, start=2, stop=7, share=share)) for share in shares]
         joined = []
         for step in range(5):
             joined.append([key for a in range(accumulate) for rank in range(world) for key in pieces[rank][step * accumulate + a]])
@@ -258,8 +259,8 @@ def test_optimizer_state_survives_as_plain_tensors() -> None:
 
 
 def test_plan_counts_steps_and_phases() -> None:
-    config = parse("classify", ["--config", "shapes", "--data.batch_size", "8", "--optim.epochs", "1.5", "--model.freeze", "C2",
-                                "--model.unfreeze_epoch", "1", "--optim.warmup_epochs", "0.5", "--optim.warmup_steps", "null"]).config  # fmt: skip
+    more = ["--optim.epochs", "1.5", "--model.freeze", "C2", "--model.unfreeze_epoch", "1", "--optim.warmup_epochs", "0.5"]
+    config = parse("classify", [*TINY, *more, "--optim.warmup_steps", "null"]).config
     plan = make_plan(config, 21)
     assert plan == Plan(total=4, per_epoch=3, warmup=2, thaw=3)
     assert list(plan.phases(0)) == [(0, 3), (3, 4)]
