@@ -37,7 +37,8 @@ class Classification(TaskSpec):
     def head_options(self, config: "Config") -> dict[str, Any]:
         # Mixed targets are smoothed where they are mixed; all others in the loss.
         smoothing = 0.0 if config.data.mixup or config.data.cutmix else config.optim.label_smoothing
-        return {"multilabel": config.data.multilabel, "label_smoothing": smoothing}
+        # What is off is not said, so that a head of the user's need not know it.
+        return {name: value for name, value in (("multilabel", config.data.multilabel), ("label_smoothing", smoothing)) if value}
 
     def transform(self, config: "Config", spec: "ImageSpec", *, train: bool) -> Transform:
         from tasks.data.transforms import ClassificationTransform

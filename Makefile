@@ -1,0 +1,39 @@
+# `make demo` and `make test` are all that a newcomer needs; both make the virtual environment when it is missing.
+# Another interpreter: make demo PYTHON=python3.12. Another place for the environment: make test VENV=/tmp/env.
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+bin := $(VENV)/bin
+# Threads that spin while they wait starve the data loaders and each other.
+export OMP_WAIT_POLICY := passive
+
+.PHONY: demo test lint help
+
+help:
+	@echo "make demo    train on drawn shapes for some minutes, evaluate, write a report"
+	@echo "make test    run the tests"
+	@echo "make lint    run ruff and mypy"
+
+demo: $(VENV)/.demo
+	$(bin)/python -m tasks.classify --config shapes
+
+test: $(VENV)/.dev
+	$(bin)/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu and not network"
+
+lint: $(VENV)/.dev
+	$(bin)/ruff check
+	$(bin)/mypy
+
+$(bin)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: effbackbones needs Python 3.11 or newer; make ... PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps say which extras are installed for this pyproject.toml; `dev` includes what `demo` needs.
+$(VENV)/.demo: pyproject.toml | $(bin)/python
+	@[[ $(VENV)/.dev -nt pyproject.toml ]] || $(bin)/python -m pip install --quiet --editable '.[lite]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(bin)/python
+	$(bin)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
