@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from effbackbones import dialects
 from effbackbones.contracts import ImageSpec
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 FORMAT, FORMAT_VERSION = "effbackbones", 1
 _CONFIG_KEYS = ("task", "backbone", "head", "num_classes", "backbone_options", "head_options")
+_SPARE, _GENEROSITY = 1 << 28, 4
+"""Memory that building a model may take: bytes, and bytes per byte of its tensors."""
 _LIBRARIES = ("effbackbones", "torch", "timm")
 
 
@@ -86,6 +89,10 @@ def save_model(
     if path.suffix != ".safetensors":
         raise UserError(str(path), f"unknown suffix {path.suffix!r}", "name it .safetensors")
     model = getattr(model, "_orig_mod", model)
+    config: Any = model.config
+    if "backbone" not in config:
+        what = "not written: this model does not know how it was built"
+        raise UserError(str(path), what, "make it with build_model, or give Model(config=...)")
     tensors = {dialects.clean(name): tensor for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -94,14 +101,14 @@ def save_model(
     numerics = getattr(getattr(backbone, "_orig_mod", backbone), "numerics", None)
     record = {
         "version": FORMAT_VERSION,
-        "config": model.config,
+        "config": config,
         "image_spec": model.image_spec,
         "numerics": numerics if is_dataclass(numerics) else None,
         "classes": classes if classes is not None else model.classes,
         "metrics": metrics or {},
         "provenance": {**_versions(), **_mapping(getattr(model, "provenance", {})), **(provenance or {})},
     }
-    text = json.dumps(_plain(record, "record"), allow_nan=False, ensure_ascii=False)
+    text = json.dumps(_plain(record, "record"), allow_nan=False)
     write_atomically(path, pack(tensors, {"format": FORMAT, "record": text}))
 
 
@@ -111,27 +118,60 @@ def load_model(path: str | Path) -> "Model":
     Needs no config and no network, and imports nothing that the file names: a head, backbone or task that is not registered
     raises :class:`UserError` naming it. So do damaged files, and files of a newer format.
     """
-    from effbackbones.build import build_model
-    from effbackbones.loading import load_state
     from effbackbones.model import Model
 
     path = Path(path)
     tensors, metadata = read_tensors(path)
     about = Description.of(parse_record(metadata, path), path)
-    try:
-        model = build_model(weights=None, **about.config)
-    except UserError as error:
-        raise UserError(str(path), f"cannot be rebuilt here: {error}") from error
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(str(path), f"its config cannot be built ({_short(error)})", "save the model again") from error
+    with _Budget(tensors):
+        model = _build(about, path)
+    _check_fit(model, tensors, path)
     if (model.image_spec, model.classes) != (about.image_spec, about.classes):
         model = Model(model.backbone, model.head, image_spec=about.image_spec, config=model.config, classes=about.classes)
     model.provenance = about.provenance
-    report = load_state(model, tensors, what=str(path), allow_missing=True)
-    if report.reinitialised or report.unused:
-        what = f"{len(report.reinitialised)} entries of its model are missing or of another shape, {len(report.unused)} left over"
-        raise UserError(str(path), f"{what} (such as {(*report.reinitialised, *report.unused)[0]})", "save the model again")
+    model.load_state_dict(tensors)
     return model.eval()
+
+
+def _build(about: Description, path: Path) -> "Model":
+    from effbackbones.build import build_model
+
+    try:
+        return build_model(weights=None, **about.config)
+    except UserError as error:
+        raise UserError(str(path), f"cannot be rebuilt here: {error}") from error
+    except MemoryError as error:
+        raise UserError(str(path), "its config asks for far more memory than its tensors take", "do not trust this file") from error
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OverflowError) as error:
+        raise UserError(str(path), f"its config cannot be built ({_short(error)})", "save the model again") from error
+
+
+class _Budget(TorchFunctionMode):
+    """Stops a construction that asks for far more memory than the file's tensors take: a hostile config could ask for any."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.left = _SPARE + _GENEROSITY * sum(tensor.nbytes for tensor in tensors.values())
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones):
+            self.left -= torch.empty(*args, **{**kwargs, "device": "meta"}).nbytes
+            if self.left < 0:
+                raise MemoryError
+        return func(*args, **kwargs)
+
+
+def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not exactly those of ``model``, by name and shape."""
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    theirs = {name: tensor.shape for name, tensor in tensors.items()}
+    wrong = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
+    if wrong:
+        first = wrong[0]
+        expected, found = (list(shapes[first]) if first in shapes else "nothing" for shapes in (own, theirs))
+        what = f"{len(wrong)} of its tensors do not fit its own config, such as {first}: expected {expected}, found {found}"
+        raise UserError(str(path), what, "save the model again")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -140,8 +180,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.suffix != ".safetensors" and not path.is_dir():
         raise _foreign(path)
-    metadata = header(read_bytes(path), path).get("__metadata__", {})
-    return parse_record(metadata, path)
+    return parse_record(header(read_bytes(path), path).get("__metadata__", {}), path)
 
 
 def parse_record(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:

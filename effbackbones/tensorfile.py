@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ def read_pickled(path: Path) -> Any:
         raise UserError(_UNSAFE, "is set, which lets files run code as they are opened", "unset it")
     check_file(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on odd pickle protocols, for files that are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail inside the zip reader, the unpickler or the tensor code, with any exception
         # torch's own text advises to switch the protection off; only the name of what it refused is of use.
         refused = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.\w+)", str(error))

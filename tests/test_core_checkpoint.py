@@ -12,16 +12,18 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 from effbackbones import build_model, load_model, save_model
-from effbackbones.checkpoint import FORMAT_VERSION, read_metadata
+from effbackbones.checkpoint import FORMAT_VERSION, _plain, read_metadata
 from effbackbones.contracts import Head, ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.registry import HEADS
-from effbackbones.tensorfile import pack, read_tensors, write_atomically
+from effbackbones.tensorfile import pack, parse_safetensors, read_tensors, write_atomically
 from effbackbones.weights import read_weights
 
 
@@ -201,6 +203,60 @@ def test_plug_in_head_loads_when_registered_and_is_named_when_not(tmp_path, monk
         load_model(path)
     assert "plugins" in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_several_heads_round_trip(tmp_path, monkeypatch):
+    class Other(Toy):
+        task: ClassVar[str] = "other"
+
+    monkeypatch.setattr(HEADS, "_registered", {**HEADS._registered, "toy": Toy, "other": Other})
+    model = build_model(
+        ("cls", "other"), "lite0", head={"cls": "toy", "other": "other"}, num_classes={"cls": 3, "other": 2},
+        head_options={"other": {"gain": 3.0}}, backbone_options={"width": 0.25, "depth": 0.25},
+    ).eval()  # fmt: skip
+    save_model(model, tmp_path / "m.safetensors")
+    found, expected = load_model(tmp_path / "m.safetensors").predict(images()), model.predict(images())
+    assert set(found) == {"cls", "other"}
+    assert all(torch.equal(found[task], expected[task]) for task in found)
+
+
+def test_foreign_backbone_round_trips_with_its_image_spec(tmp_path):
+    model = build_model("cls", "timm:resnet10t", num_classes=3)
+    model = Model(model.backbone, model.head, image_spec=ImageSpec((48, 48), (0.1,) * 3, (0.9,) * 3), config=model.config).eval()
+    save_model(model, tmp_path / "m.safetensors")
+    found = load_model(tmp_path / "m.safetensors")
+    assert found.image_spec == model.image_spec
+    assert read_metadata(tmp_path / "m.safetensors")["numerics"] is None
+    assert torch.equal(found.predict(images()), model.predict(images()))
+    pretrained = read_weights(tmp_path / "m.safetensors", "timm:resnet10t")
+    assert set(pretrained.backbone) == set(model.backbone.state_dict())
+
+
+def test_model_without_a_config_is_not_written(tmp_path):
+    model = small()
+    fails(tmp_path / "m.safetensors", "build_model", action=lambda p: save_model(Model(model.backbone, model.head), p))
+
+
+def test_config_that_asks_for_terabytes_is_refused_before_it_gets_them(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_model(small(), path)
+    for change in ({"num_classes": 10**9}, {"backbone_options": {"width": 1000.0, "depth": 0.25}}):
+        fails(rewrite(path, config=lambda c, change=change: c | change), "far more memory")
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.text(), json_like, max_size=4))
+def test_any_json_like_record_round_trips(record):
+    path = Path("x.safetensors")
+    text = json.dumps(_plain(record, "record"), allow_nan=False, ensure_ascii=True)
+    _, metadata = parse_safetensors(pack({"a": torch.ones(1)}, {"format": "effbackbones", "record": text}), path)
+    assert json.loads(metadata["record"]) == record
 
 
 def rewrite(path: Path, **changes) -> Path:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from effbackbones import dialects, hub, weights
+from effbackbones import build_model, dialects, hub, weights
 from effbackbones.contracts import IMAGENET_MEAN, ImageSpec
 from effbackbones.efficientnet import EfficientNet, Numerics
 from effbackbones.errors import UserError
@@ -214,6 +214,29 @@ def test_smp_lite_models_give_their_encoder(name):
     parts = weights._translate(numbered(model), Path("x.pth"), name)
     assert {key: tuple(t.shape) for key, t in parts.backbone.items()} == our_shapes(name)
     assert weights._implied(parts, name) == ("torch", ())
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(("dialect", "name", "numerics"), [
+    ("torchvision", "b0", None), ("timm", "b1", "tf"), ("lukemelas", "b0", None), ("timm", "lite0", None), ("torchvision", "b5", None),
+])  # fmt: skip
+def test_logits_of_a_file_equal_those_of_its_library(dialect, name, numerics, tmp_path):
+    torch.manual_seed(0)
+    theirs = reference(dialect, name).to_empty(device="cpu").eval()
+    for key, tensor in theirs.state_dict().items():
+        if "running" in key or key.endswith("num_batches_tracked"):
+            tensor.fill_(1)
+        elif tensor.ndim > 1:
+            nn.init.kaiming_normal_(tensor, nonlinearity="relu")
+        else:
+            tensor.uniform_(0.5, 1.0)
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    model = build_model("cls", name, weights=tmp_path / "w.pth", backbone_options=numerics and {"numerics": numerics}).eval()
+    x = torch.randn(1, 3, scaling(name).resolution, 64 if dialect != "lukemelas" else 224)
+    with torch.no_grad():
+        ours, expected = model(x, normalized=True), theirs(x)
+    assert expected.std() > 0
+    assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def our_state(name: str = "b0") -> dict[str, Tensor]:

@@ -76,6 +76,24 @@ def test_one_flipped_byte_anywhere(good, tmp_path):
         refused(load_model, path)
 
 
+def test_damaged_pickles_load_whole_or_not_at_all(tmp_path):
+    path, generator, refusals = tmp_path / "w.pth", torch.Generator().manual_seed(5), []
+    for legacy in (False, True):
+        state = {"conv_stem.weight": torch.zeros(4, 3, 3, 3), "x": torch.arange(9)}
+        torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=not legacy)
+        data = path.read_bytes()
+        for offset in torch.randint(0, len(data), (200,), generator=generator).tolist():
+            path.write_bytes(data[:offset] + bytes([data[offset] ^ 0xFF]) + data[offset + 1 :])
+            try:
+                tensors, _ = read_tensors(path)
+            except UserError as error:
+                refusals.append(str(error))
+            else:
+                assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
+    assert len(refusals) > 100
+    assert all(str(path) in text for text in refusals)
+
+
 def test_every_byte_of_the_digest_and_the_padding_counts(good, tmp_path):
     data, path = good.read_bytes(), tmp_path / "m.safetensors"
     start = data.index(b'"sha256":"')
