@@ -11,7 +11,7 @@ from effbackbones.efficientnet import EfficientNet, Numerics
 from effbackbones.errors import UserError, nearest
 from effbackbones.model import Model, MultiHead, combine_needs
 from effbackbones.registry import BACKBONES, DEFAULT_CLASSES, DEFAULT_HEADS, HEADS, TASKS
-from effbackbones.weights import Pretrained, adapt_stem, load_state, read_weights
+from effbackbones.weights import Pretrained, adapt_stem, load_state, load_table, read_weights
 
 
 def create_backbone(
@@ -225,7 +225,7 @@ def _take_over(model: Model, pretrained: Pretrained) -> None:
         "dialect": pretrained.dialect,
         "licence": pretrained.licence,
         "assumed": list(pretrained.assumed),
-        "loaded": "\n".join(report.table() for report in pretrained.reports),
+        "loaded": load_table(pretrained.reports),
     }
 
 

@@ -16,11 +16,11 @@ class UserError(Exception):
         super().__init__(f"{text}; {remedy}" if remedy else text)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Remedy for an unknown ``name``: the closest known names first, then all of them."""
+def nearest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
+    """Remedy for an unknown ``name``: the closest names first, then all of ``known``; ``also`` are accepted, not listed."""
     names = sorted(known)
     if not names:
         return "none is known"
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, [*names, *also], n=3, cutoff=0.5)
     did_you_mean = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{did_you_mean}known: {', '.join(names)}"

@@ -86,7 +86,7 @@ class Registry:
         installed = self._entry_points()
         if name in installed:
             return installed[name].load()
-        known = nearest(name, {*self.names(), *self._aliases})
+        known = nearest(name, self.names(), self._aliases)
         raise UserError(f"{self.kind} {name!r}", "no such name", f"{known}; your own must be imported first (`plugins:`)")
 
 

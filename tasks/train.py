@@ -44,11 +44,10 @@ def train(task: TaskSpec, config: Config, extras: Extras) -> int:
     _quiet_lightning()
     path = choose(config, task.command, extras.config_name)
     tell = Teller(config.run.progress, quiet=not processes.is_first())
+    run = _Run(task, config, path, tell)  # what is wrong with data or model shows here, before there is a folder
     tell(f"run folder {path}")
-    if not processes.is_first():
-        return _Run(task, config, path, tell).go()
-    with RunFolder(path, config):
-        return _Run(task, config, path, tell).go()
+    with RunFolder(path, config) if processes.is_first() else nullcontext():
+        return run.go()
 
 
 @dataclass
