@@ -24,12 +24,12 @@ __all__ = [
     "changed_keys", "dump", "from_mapping", "parse", "to_mapping",
 ]  # fmt: skip
 
-VERBS = ("train", "evaluate", "predict", "export", "check", "bench")
+VERBS = ("train", "evaluate", "predict", "check", "bench")
 _OPTIONS = {  # options of the command itself: the verbs that take them, help
     "config": (VERBS, "bundled name or YAML file; a file wins"),
     "checkpoint": (VERBS[1:], "model file or run folder; a run's own config is used when --config is not given"),
     "split": (("evaluate",), "train, val or test"),
-    "out": (("predict", "export"), "folder or file for the results"),
+    "out": (("evaluate", "predict"), "folder for the results"),
 }
 _FLAGS = {"-h": "help", "--help": "help", "--print-config": "print-config"}
 

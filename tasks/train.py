@@ -21,7 +21,7 @@ from tasks.data.batch import SkipCount
 from tasks.data.check import check_dataset
 from tasks.engine import Engine, Plan, StepLog, Timed, evaluate
 from tasks.report import environment, write_metrics
-from tasks.resume import load_state, save_state, shuffled, steps_per_epoch
+from tasks.resume import Share, load_state, save_state, shuffled, steps_per_epoch
 from tasks.rundir import BEST, RunFolder, choose
 from tasks.signals import EXIT_CODES, Signals, stopped_by
 from tasks.spec import Dataset, TaskSpec
@@ -320,6 +320,7 @@ class _Run(L.Callback):
 def make_plan(config: Config, samples: int) -> Plan:
     """Epochs and fractions of them as whole steps."""
     optim = config.optim
+    Share(world=config.run.devices * config.run.nodes, accumulate=optim.accumulate).split(config.data.batch_size)
     per_epoch = steps_per_epoch(samples, config.data.batch_size)
     total = optim.max_steps or max(1, round(optim.epochs * per_epoch))
     warmup = optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * per_epoch)

