@@ -89,7 +89,7 @@ class Conv2dSame(nn.Conv2d):
         """Inference on a CPU with stride 2. A traced or compiled graph must hold for other sizes too; elsewhere it does not pay."""
         tracing = bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # untyped in torch
         graph = torch.compiler.is_compiling() or tracing or torch.is_grad_enabled()
-        shape = self.stride == (2, 2) and self.dilation == (1, 1) and all(k % 2 for k in self.kernel_size)
+        shape = self.stride == (2, 2) and self.dilation == (1, 1) and all(k % 2 and k > 2 for k in self.kernel_size)
         return shape and input.device.type == "cpu" and not graph
 
 
