@@ -90,6 +90,18 @@ def test_reading_options_reach_the_reader(root: Path) -> None:
         folder(data, "val", None)[2]
 
 
+def test_reduced_decoding_is_for_training_alone(root: Path) -> None:
+    for split in ("train", "val"):
+        draw(root / split / "cat/0.jpg", 100, (800, 640))
+    data = DataConfig(root=str(root), image_size=(100, 60), options={"reduced": True})
+    train, val = folder(data, "train", None), folder(data, "val", None)
+    images = [dataset[list(dataset.names).index("cat/0.jpg")].image for dataset in (train, val)]
+    assert [image.shape for image in images] == [(320, 400, 3), (640, 800, 3)]
+    for options, size in (({"reduced": True}, None), ({"reduced": 2}, 64)):
+        with pytest.raises(UserError, match=r"data\.options\.reduced"):
+            folder(DataConfig(root=str(root), image_size=size, options=options), "train", None)
+
+
 def remove_split(root: Path) -> None:
     (root / "train").rename(root / "training")
 

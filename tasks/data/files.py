@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.geometry import Pixels
+from effbackbones.geometry import Pixels, Size
 from effbackbones.images import MAX_PIXELS, read_image
 from tasks.settings import DataConfig
 
@@ -82,6 +82,10 @@ def check_options(data: DataConfig, known: Sequence[str]) -> None:
             raise UserError(f"data.options.{name}", f"data set {data.name!r} has no such option", nearest(name, known))
 
 
+READ_OPTIONS = ("channels", "depth", "reduced")
+"""Names in ``data.options`` that :meth:`ImageReader.of` reads."""
+
+
 @dataclass(frozen=True)
 class ImageReader:
     """:func:`effbackbones.images.read_image` with its options set; they are explained there."""
@@ -90,20 +94,27 @@ class ImageReader:
     depth: str = "8"
     exif: str = "apply"
     max_pixels: int = MAX_PIXELS
+    at_least: Size | None = None
 
     @classmethod
-    def of(cls, data: DataConfig) -> "ImageReader":
-        """By ``data.exif``, ``data.max_pixels`` and the options ``channels`` (3) and ``depth`` (``8`` or ``native``)."""
-        channels, depth = data.options.get("channels", 3), str(data.options.get("depth", "8"))
+    def of(cls, data: DataConfig, split: str) -> "ImageReader":
+        """By ``data.exif``, ``data.max_pixels`` and the options of :data:`READ_OPTIONS`: ``channels`` (3), ``depth`` (``8``
+        or ``native``), ``reduced`` (false; true: JPEGs of the training split may be decoded at 1/2, 1/4 or 1/8 as long as
+        both sides stay twice ``data.image_size``; evaluation always reads them whole)."""
+        channels, depth, reduced = data.options.get("channels", 3), str(data.options.get("depth", "8")), data.options.get("reduced", False)
         if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
             raise UserError("data.options.channels", f"expected a number of channels, got {channels!r}", "give 1, 3, 4, ...")
         if depth not in ("8", "native"):
             raise UserError("data.options.depth", f"unknown value {depth!r}", nearest(depth, ("8", "native")))
-        return cls(channels, depth, data.exif, data.max_pixels)
+        if not isinstance(reduced, bool) or (reduced and data.image_size is None):
+            raise UserError("data.options.reduced", f"expected true or false, and true with data.image_size; got {reduced!r}", "correct it")
+        height, width = (data.image_size,) * 2 if isinstance(data.image_size, int) else data.image_size or (0, 0)
+        return cls(channels, depth, data.exif, data.max_pixels, (2 * height, 2 * width) if reduced and split == "train" else None)
 
     def __call__(self, path: str) -> Pixels:
         """Pixels [H, W, channels] of a file."""
-        return read_image(path, channels=self.channels, depth=self.depth, exif=self.exif, max_pixels=self.max_pixels)
+        options = {"channels": self.channels, "max_pixels": self.max_pixels}
+        return read_image(path, **options, depth=self.depth, exif=self.exif, at_least=self.at_least)
 
 
 DEFAULT_READER = ImageReader()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError, nearest
 from effbackbones.images import is_image_name
 from tasks.data.batch import Sample
-from tasks.data.files import DEFAULT_READER, ImageReader, PackedNames, check_options, data_root
+from tasks.data.files import DEFAULT_READER, READ_OPTIONS, ImageReader, PackedNames, check_options, data_root
 from tasks.settings import DataConfig
 
 
@@ -87,11 +87,11 @@ def _images(split: Path, name: str, ignore_others: bool) -> Iterator[str]:
 def folder(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> FolderDataset:
     """Data set ``folder``: split ``split`` lies in ``root/{data.train, data.val or data.test}``, by default its own name.
 
-    Options: ``channels`` (3), ``depth`` (``8`` or ``native``), ``other_files`` (``stop`` or ``ignore``).
+    Options: ``other_files`` (``stop`` or ``ignore``) and those of :meth:`ImageReader.of`.
     """
-    check_options(data, ("channels", "depth", "other_files"))
+    check_options(data, (*READ_OPTIONS, "other_files"))
     others = str(data.options.get("other_files", "stop"))
     if others not in ("stop", "ignore"):
         raise UserError("data.options.other_files", f"unknown value {others!r}", nearest(others, ("stop", "ignore")))
     where = data_root(data) / (getattr(data, split) or split)
-    return FolderDataset(where, classes, read=ImageReader.of(data), ignore_others=others == "ignore")
+    return FolderDataset(where, classes, read=ImageReader.of(data, split), ignore_others=others == "ignore")

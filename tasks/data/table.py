@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
 from tasks.data.batch import Sample
-from tasks.data.files import DEFAULT_READER, Confinement, ImageReader, PackedNames, check_options, data_root
+from tasks.data.files import DEFAULT_READER, READ_OPTIONS, Confinement, ImageReader, PackedNames, check_options, data_root
 from tasks.settings import DataConfig
 
 COLUMNS = ("file", "labels")
@@ -134,9 +134,10 @@ def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Tabl
     by default ``train.csv`` and so on; ``data.multilabel`` says how many labels a row has.
 
     Options: ``classes`` (a list, or a file in ``data.root`` with one name on each line; default: those of the training
-    table), ``image_root`` (folder that file names are relative to; default: the CSV's), ``channels``, ``depth``.
+    table), ``image_root`` (folder that file names are relative to; default: the CSV's), and those of
+    :meth:`ImageReader.of`.
     """
-    check_options(data, ("channels", "classes", "depth", "image_root"))
+    check_options(data, (*READ_OPTIONS, "classes", "image_root"))
     root = data_root(data)
     image_root = data.options.get("image_root")
     if image_root is not None and not (isinstance(image_root, str) and (root / image_root).is_dir()):
@@ -146,5 +147,5 @@ def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Tabl
         classes or _listed_classes(data, root),
         multilabel=data.multilabel,
         root=None if image_root is None else root / image_root,
-        read=ImageReader.of(data),
+        read=ImageReader.of(data, split),
     )
