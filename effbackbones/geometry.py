@@ -182,24 +182,23 @@ class _Overlap:
         return cls(slice(start, stop), slice(start - offset, stop - offset))
 
 
-def resize(image: Pixels, size: Size, interpolation: str = "bicubic", box: tuple[float, float, float, float] | None = None) -> Pixels:
+def resize(image: Pixels, size: Size, interpolation: str = "bicubic") -> Pixels:
     """``image`` [H, W, C] resized to [size, C] by PIL's filters, same dtype; uint8, uint16 or float32, any C.
 
-    ``box`` (left, top, right, bottom) resizes that part of the image alone. An unknown interpolation raises
-    :class:`UserError`.
+    An unknown interpolation raises :class:`UserError`.
     """
     if interpolation not in _FILTERS:
         raise UserError("interpolation", f"unknown value {interpolation!r}", nearest(interpolation, _FILTERS))
-    if box is None and image.shape[:2] == size:
+    if image.shape[:2] == size:
         return image
     height, width = size
     channels = image.shape[2]
     if image.dtype == np.uint8 and channels in _MODES:
         picture = to_pil(image, _MODES[channels])
-        resized: Pixels = np.asarray(picture.resize((width, height), _FILTERS[interpolation], box))
+        resized: Pixels = np.asarray(picture.resize((width, height), _FILTERS[interpolation]))
         return resized.reshape(height, width, channels)
     mode = "L" if image.dtype == np.uint8 else "F"
-    bands = [to_pil(image[..., c : c + 1], mode).resize((width, height), _FILTERS[interpolation], box) for c in range(channels)]
+    bands = [to_pil(image[..., c : c + 1], mode).resize((width, height), _FILTERS[interpolation]) for c in range(channels)]
     stacked: Pixels = np.stack([np.asarray(band) for band in bands], axis=2)
     # Bicubic overshoots; PIL clips uint8 by itself.
     if image.dtype == np.uint16:
