@@ -52,7 +52,9 @@ class TimmBackbone(Backbone):
         names = _choose(self.name, tuple(position), whole.strides, levels)
         options |= {"output_stride": output_stride} if output_stride != 32 else {}
         options["out_indices"] = tuple(whole.indices[position[level]] for level in names)
-        read = _probe(timm_name, options)
+        read = (
+            whole if names == tuple(position) and len(names) == len(whole.strides) and output_stride == 32 else _probe(timm_name, options)
+        )
         self.net = _build(timm_name, options, pretrained)
         self._dead = () if read.removable else tuple(_parameters(self.net, read.dead))
         if read.removable:
@@ -150,23 +152,25 @@ def _inspect(name: str, options: Mapping[str, Any], device: torch.device) -> _Pr
     images = torch.zeros(1, options["in_chans"], *side, device=device)
     channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
 
-    def shapes(images: Tensor) -> list[tuple[int, ...]]:
-        return [tuple((m.permute(0, 3, 1, 2) if channels_last else m).shape[1:]) for m in net(images)]
+    def shape(x: Tensor) -> tuple[int, ...]:
+        return tuple((x.permute(0, 3, 1, 2) if channels_last else x).shape[1:])
 
-    torch.autograd.backward([m.sum() for m in net(images)])
-    seen = shapes(images)
-    strides = tuple(_stride(name, side[0], shape[1]) for shape in seen)
-    try:
-        odd = [size + 1 for size in side]
-        ceiled = [tuple(-(-size // stride) for size in odd) for stride in strides]
-        rounds_up = [shape[1:] for shape in shapes(images.new_zeros(*images.shape[:2], *odd))] == ceiled
-    except _FAILURES:
-        rounds_up = False
+    maps = net(images)
+    torch.autograd.backward([m.sum() for m in maps])
     dead = frozenset(key for key, p in net.named_parameters() if p.grad is None)
-    try:
-        removable = not any(_parameters(_remove(net, dead), dead)) and shapes(images) == seen
-    except _FAILURES:
-        removable = False
+    seen = [shape(m) for m in maps]
+    strides = tuple(_stride(name, side[0], height) for _, height, _ in seen)
+    odd = [size + 1 for size in side]
+    with torch.no_grad():
+        try:
+            ceiled = [tuple(-(-size // stride) for size in odd) for stride in strides]
+            rounds_up = [shape(m)[1:] for m in net(images.new_zeros(*images.shape[:2], *odd))] == ceiled
+        except _FAILURES:
+            rounds_up = False
+        try:
+            removable = not dead or (not any(_parameters(_remove(net, dead), dead)) and [shape(m) for m in net(images)] == seen)
+        except _FAILURES:
+            removable = False
     info = net.feature_info
     return _Probe(
         tuple(info.out_indices), tuple(s[0] for s in seen), strides, tuple(info.module_name()), channels_last, rounds_up, dead, removable

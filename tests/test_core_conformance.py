@@ -324,14 +324,16 @@ def test_a_good_backbone_breaks_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("b0", {}),
-        ("b0", {"numerics": "tf", "levels": ("C3", "C4"), "in_channels": 1}),
+        ("b0", {"levels": ("C2", "C5")}),
+        ("b0", {"numerics": "tf", "in_channels": 1}),
         ("lite0", {"tap": "stem", "output_stride": 8, "checkpointing": True}),
         ("b0", {"stem_stride": 1, "drop_path": 0.0, "levels": ("C2",)}),
     ],
 )
 def test_efficientnets_keep_the_contract(name: str, options: dict[str, Any]) -> None:
-    assert check_backbone(lambda: EfficientNet(name, width=0.25, depth=0.3, **options)) == []
+    graphs = {"export", "compile"} if name == "b0" and "levels" in options else set()  # slow; the other two have them
+    promises = [promise for promise in BACKBONE_PROMISES if promise not in graphs]
+    assert check_backbone(lambda: EfficientNet(name, width=0.25, depth=0.3, **options), promises=promises) == []
 
 
 def names() -> Iterator[str]:
