@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.config import Config
@@ -301,12 +303,26 @@ def evaluate(
             batch = batch.to(device, non_blocking=True)
             with autocast():
                 predictions = model.predict(batch.images, batch.sizes)
+            batch, predictions = _readable(batch, predictions)
             metric.update(predictions, batch.targets)
             for observer in observers:
                 observer.update(batch, predictions)
         return dict(metric.compute())
     finally:
         model.train(training)
+
+
+def _readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
+    """Both without the rows that stand in for a sample that could not be read (``data.on_error: skip``)."""
+    rows = [row for row, meta in enumerate(batch.meta) if not meta.skipped]
+    if len(rows) == len(batch.meta):
+        return batch, predictions
+
+    def chosen(tree: Any) -> Any:
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor[rows], tree)
+
+    sizes = ImageSizes(batch.sizes.batch, batch.sizes.valid[rows])
+    return Batch(batch.images[rows], sizes, chosen(batch.targets), [batch.meta[row] for row in rows]), chosen(predictions)
 
 
 def refuse_dead_parameters(model: nn.Module, loss: Tensor) -> None:

@@ -79,7 +79,7 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     for split in ("train", "val", *(["test"] if config.data.test else [])):
         dataset = setup.open_dataset(config, split, classes)
         classes = classes or dataset.classes
-        check_dataset(dataset)
+        check_dataset(dataset, on_error=config.data.on_error)
         print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
     assert classes is not None
     model = setup.make_model(config, task, classes).to(device)

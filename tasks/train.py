@@ -73,7 +73,7 @@ class _Run(L.Callback):
         self.classes = self.train_set.classes
         self.val_set = setup.open_dataset(config, "val", self.classes)
         for dataset in (self.train_set, self.val_set):
-            check_dataset(dataset, limit=16)
+            check_dataset(dataset, limit=16, on_error=config.data.on_error)
         model = setup.make_model(config, task, self.classes)
         self.plan = make_plan(config, len(self.train_set))
         self.engine = Engine(model, task, config, self.plan)

@@ -205,12 +205,22 @@ def class_folders(tmp_path: Path) -> Path:
 
 def train_folders(root: Path, out: Path, *more: str) -> int:
     all_of_it = ["--data.limit_train", "null", "--data.limit_val", "null", "--optim.epochs", "1", "--data.batch_size", "4"]
-    return main(["--config", "folder", *TINY[2:], "--model.weights", "null", "--data.root", str(root), "--run.out", str(out), *all_of_it, *more])
+    line = ["--config", "folder", *TINY[2:], "--model.weights", "null", "--data.root", str(root), "--run.out", str(out)]
+    return main([*line, *all_of_it, *more])
 
 
 def test_class_folders_train(class_folders: Path, tmp_path: Path) -> None:
     assert train_folders(class_folders, tmp_path / "run") == 0
     assert load_model(tmp_path / "run" / "best.safetensors").classes == ("cat", "dog")
+
+
+def test_an_unreadable_image_is_skipped_and_left_out_of_the_scores(class_folders: Path, tmp_path: Path) -> None:
+    for index in range(2, 100):  # one bad image in a hundred is the most that is let pass
+        shutil.copy(class_folders / "val" / "dog" / "0.png", class_folders / "val" / "dog" / f"{index}.png")
+    (class_folders / "val" / "cat" / "0.png").write_bytes(b"")
+    assert train_folders(class_folders, tmp_path / "run", "--data.on_error", "skip", "--data.eval_batch_size", "50") == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics[metrics["best"]]["samples"] == 101
 
 
 def _empty_class(root: Path) -> None:

@@ -14,18 +14,24 @@ IGNORE = 255
 _FIELDS = ("label", "labels", "boxes", "box_labels", "crowd", "mask")
 
 
-def check_dataset(dataset: Dataset, limit: int = 64) -> None:
+def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop") -> None:
     """Read up to ``limit`` samples, evenly spread, and raise :class:`UserError` that names the first violation.
 
     Looked at: class names, length, and of each sample what :class:`Sample` promises of its fields, unique ids, the same
     fields and image channels in all samples, and that reading a sample twice gives the same. The values of a mask are
-    held against the data set's ``mask_classes`` where it has that, for a background that is no class of objects.
+    held against the data set's ``mask_classes`` where it has that, for a background that is no class of objects. With
+    ``on_error`` ``skip``, samples that cannot be read are passed over.
     """
     _check_classes(dataset)
     seen: dict[str, int] = {}
     first: Sample | None = None
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int)).tolist():
-        sample = dataset[index]
+        try:
+            sample = dataset[index]
+        except UserError:
+            if on_error == "stop":
+                raise
+            continue
         where = _name(dataset, index, sample)
         for what in _violations(sample, len(dataset.classes), len(getattr(dataset, "mask_classes", dataset.classes))):
             raise UserError(where, what, "see Sample in tasks/data/batch.py")
