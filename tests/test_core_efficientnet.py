@@ -147,11 +147,14 @@ def test_equals_smp_b0_but_for_its_c4() -> None:
 @pytest.mark.parametrize("name", ["b5", "b6", "b7"])
 @pytest.mark.slow
 def test_equals_torchvision_and_timm_at_native_size(name: str) -> None:
+    """In float64, with a bound to match: in float32 timm's B7 differs from itself by 2e-5 between its two memory layouts here."""
     side = EfficientNet(name, levels=("C1",)).image_spec.size[0]
-    network, maps = torchvision_network(name)
-    assert_same(transplant(network, name, "torch_tf"), maps, ((side, side),))
-    network, maps = timm_network(f"tf_efficientnet_{name}")
-    assert_same(transplant(network, name, "tf"), maps, ((side, side),))
+    images = torch.randn(1, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for (network, maps), numerics in ((torchvision_network(name), "torch_tf"), (timm_network(f"tf_efficientnet_{name}"), "tf")):
+        ours = transplant(network, name, numerics).double()
+        network.double()
+        for got, want in zip(ours(images), maps(images), strict=True):
+            assert float((got - want).abs().max() / want.abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
