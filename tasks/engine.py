@@ -9,23 +9,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import lightning as L
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 from torch.utils.data import DataLoader
-from torchmetrics import Metric
 
-from effbackbones.contracts import ImageSizes
-from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.config import Config
 from tasks.data.batch import Batch
 from tasks.optim import BufferGuard, Ema, build_optimizer, clip_grad_norm, found_inf, lr_factor, scaled_lr
-from tasks.resume import GlobalBatches, Share, flatten_optimizer, restore_optimizer, seed_step
-from tasks.spec import Observer, TaskSpec
+from tasks.resume import GlobalBatches, Share, flatten_optimizer, restore_optimizer, seed_step, steps_per_epoch
+from tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -46,6 +42,17 @@ class Plan:
     per_epoch: int
     warmup: int
     thaw: int | None = None
+
+    @classmethod
+    def of(cls, config: Config, samples: int) -> Self:
+        """Epochs, and fractions of them, over ``samples`` training samples as whole steps."""
+        optim = config.optim
+        Share(world=config.run.devices * config.run.nodes, accumulate=optim.accumulate).split(config.data.batch_size)
+        per_epoch = steps_per_epoch(samples, config.data.batch_size)
+        total = optim.max_steps or max(1, round(optim.epochs * per_epoch))
+        warmup = optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * per_epoch)
+        thaw = config.model.unfreeze_epoch
+        return cls(total, per_epoch, min(warmup, total), None if thaw is None else thaw * per_epoch)
 
     def phases(self, start: int) -> Iterator[tuple[int, int]]:
         """Spans of steps from ``start`` on, cut where the set of trained parameters changes (DDP is set up anew there)."""
@@ -283,53 +290,3 @@ class _LateReader:
         done.nonfinite, done.signal = bool(bad), int(signal)
         done.losses = dict(zip(done.losses, losses, strict=True))
         return done
-
-
-@torch.no_grad()
-def evaluate(
-    model: Model,
-    batches: Iterable[Batch],
-    metric: Metric,
-    observers: Iterable[Observer] = (),
-    *,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> dict[str, Any]:
-    """Scores of ``model`` over ``batches``, in eval mode; its mode is restored. All processes must call it."""
-    training = model.training
-    model.eval()
-    try:
-        for batch in batches:
-            batch = batch.to(device, non_blocking=True)
-            with autocast():
-                predictions = model.predict(batch.images, batch.sizes)
-            batch, predictions = _readable(batch, predictions)
-            metric.update(predictions, batch.targets)
-            for observer in observers:
-                observer.update(batch, predictions)
-        return dict(metric.compute())
-    finally:
-        model.train(training)
-
-
-def _readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
-    """Both without the rows that stand in for a sample that could not be read (``data.on_error: skip``)."""
-    rows = [row for row, meta in enumerate(batch.meta) if not meta.skipped]
-    if len(rows) == len(batch.meta):
-        return batch, predictions
-
-    def chosen(tree: Any) -> Any:
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor[rows], tree)
-
-    sizes = ImageSizes(batch.sizes.batch, batch.sizes.valid[rows])
-    return Batch(batch.images[rows], sizes, chosen(batch.targets), [batch.meta[row] for row in rows]), chosen(predictions)
-
-
-def refuse_dead_parameters(model: nn.Module, loss: Tensor) -> None:
-    """Raise :class:`UserError` naming trainable parameters that ``loss`` does not reach: DDP would stop on them later."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
-    dead = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
-    if dead:
-        text = f"the loss does not reach {len(dead)} parameters, such as {dead[0]}"
-        raise UserError("model", text, "remove them, or use them in the loss")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
@@ -19,11 +20,10 @@ from tasks import setup
 from tasks.config import Config, Extras, to_mapping
 from tasks.data.batch import Sample
 from tasks.data.check import check_dataset
-from tasks.engine import refuse_dead_parameters
+from tasks.evaluation import score_model
 from tasks.report import environment, write_metrics
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.train import score_model
 
 
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
@@ -175,6 +175,16 @@ def _model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, requir
         where = extras.checkpoint or "model.weights"
         raise UserError(where, "the names of its classes are not known", "evaluate a model that was saved with them")
     return model, classes or tuple(str(label) for label in range(count))
+
+
+def refuse_dead_parameters(model: nn.Module, loss: Tensor) -> None:
+    """Raise :class:`UserError` naming trainable parameters that ``loss`` does not reach: DDP would stop on them later."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    dead = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+    if dead:
+        text = f"the loss does not reach {len(dead)} parameters, such as {dead[0]}"
+        raise UserError("model", text, "remove them, or use them in the loss")
 
 
 def _beside(checkpoint: str | None) -> Path:

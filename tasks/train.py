@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from effbackbones.checkpoint import load_model, save_model
 from effbackbones.model import Model
@@ -19,9 +18,11 @@ from tasks import processes, setup
 from tasks.config import Config, Extras, to_mapping
 from tasks.data.batch import SkipCount
 from tasks.data.check import check_dataset
-from tasks.engine import Engine, Plan, StepLog, Timed, evaluate
+from tasks.engine import Engine, Plan, StepLog, Timed
+from tasks.evaluation import evaluate, score_model
+from tasks.events import Events
 from tasks.report import environment, write_metrics
-from tasks.resume import Share, load_state, save_state, shuffled, steps_per_epoch
+from tasks.resume import load_state, save_state, shuffled
 from tasks.rundir import BEST, RunFolder, choose
 from tasks.signals import EXIT_CODES, Signals, stopped_by
 from tasks.spec import Dataset, TaskSpec
@@ -75,7 +76,7 @@ class _Run(L.Callback):
         for dataset in (self.train_set, self.val_set):
             check_dataset(dataset, limit=16, on_error=config.data.on_error)
         model = setup.make_model(config, task, self.classes)
-        self.plan = make_plan(config, len(self.train_set))
+        self.plan = Plan.of(config, len(self.train_set))
         self.engine = Engine(model, task, config, self.plan)
         self.engine.on_step = self.on_step
         self.state = _Progress()
@@ -86,6 +87,7 @@ class _Run(L.Callback):
         self.losses: list[float] = []
         self.rate_from = (time.monotonic(), 0, 0.0)
         self.timed: Timed | None = None
+        self.events: Events | None = None
 
     # The run, from outside ------------------------------------------------------------------------------------------
 
@@ -93,6 +95,8 @@ class _Run(L.Callback):
         """Train to the end, or to a signal."""
         self._resume()
         self._tell_start()
+        if processes.is_first():
+            self.events = Events(self.folder, self.config.run.tensorboard)
         with self.signals, self.tell.bar(self.plan.total, self.engine.step, "train", "step"):
             for start, stop in self.plan.phases(self.engine.step):
                 if self.plan.thaw is not None and start >= self.plan.thaw:
@@ -100,6 +104,8 @@ class _Run(L.Callback):
                 self._fit(stop)
                 if self._stopping() or self.engine.step < stop:
                     break
+        if self.events:
+            self.events.close()
         signal = stopped_by(self.engine.signal_level)
         if signal is not None:
             self.tell(f"stopped by {signal.name} after step {self.engine.step}, which is saved; the same command continues")
@@ -211,6 +217,8 @@ class _Run(L.Callback):
         rate, waiting = self._rate()
         figures = {"loss": f"{loss:.4g}", "lr": f"{log.lr:.3g}", "img/s": f"{rate:.0f}", "data wait": f"{waiting:.0%}"}
         self.tell.step(log.step, self.config.run.log_every, figures)
+        if self.events and log.step % self.config.run.log_every == 0:
+            self.events.write(log.step, {f"train/{name}": value for name, value in log.losses.items()} | {"train/lr": log.lr})
 
     def _rate(self) -> tuple[float, float]:
         """Images per second and share of time waited for data, since the last evaluation."""
@@ -246,6 +254,8 @@ class _Run(L.Callback):
             self._keep_if_best(scores, weights)
         row["weights"] = sets[0]
         self.state.history.append(row)
+        if self.events:
+            self.events.write(engine.step, row)
         figures = {name: value for name, value in row.items() if isinstance(value, float) and name not in ("epoch", "lr")}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.tell(f"epoch {row['epoch']:g}: {shown}")
@@ -315,26 +325,3 @@ class _Run(L.Callback):
             "seed": self.config.run.seed,
             **environment(),
         }
-
-
-def make_plan(config: Config, samples: int) -> Plan:
-    """Epochs and fractions of them as whole steps."""
-    optim = config.optim
-    Share(world=config.run.devices * config.run.nodes, accumulate=optim.accumulate).split(config.data.batch_size)
-    per_epoch = steps_per_epoch(samples, config.data.batch_size)
-    total = optim.max_steps or max(1, round(optim.epochs * per_epoch))
-    warmup = optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * per_epoch)
-    thaw = config.model.unfreeze_epoch
-    return Plan(total, per_epoch, min(warmup, total), None if thaw is None else thaw * per_epoch)
-
-
-def score_model(
-    task: TaskSpec, config: Config, model: Model, dataset: Dataset, classes: tuple[str, ...], device: torch.device, tell: Teller
-) -> tuple[dict[str, Any], Any]:
-    """Scores of a model over a data set, and what the task's observer collected for the report."""
-    observer = task.observer(config, classes)
-    loader = setup.evaluation_loader(config, task, dataset, model, classes)
-    metric = task.metrics(config, classes).to(device)
-    observers = [observer] if observer else []
-    arithmetic = partial(setup.autocast, config, device)
-    return evaluate(model, tell.watch(loader, "evaluate"), metric, observers, device=device, autocast=arithmetic), observer

@@ -20,10 +20,10 @@ from effbackbones import build_model, load_model
 from effbackbones.tensorfile import read_tensors
 from tasks.classify import TASK, main
 from tasks.config import parse
-from tasks.engine import DIVERGED_AFTER, Engine, Plan, refuse_dead_parameters
+from tasks.engine import DIVERGED_AFTER, Engine, Plan
 from tasks.optim import lr_factor
 from tasks.resume import GlobalBatches, Share, flatten_optimizer, load_state, restore_optimizer, save_state, seed_step, shuffled
-from tasks.train import make_plan
+from tasks.run import refuse_dead_parameters
 
 
 def run(folder: Path, *more: str) -> int:
@@ -54,6 +54,7 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     assert 0 <= metrics[metrics["best"]]["top1"] <= 1
     assert {"config.yaml", "report.html", "metrics.csv", "best.safetensors"} <= {path.name for path in whole.iterdir()}
     assert not (whole / "lock").exists()
+    assert any(path.name.startswith("events.out.tfevents") for path in whole.iterdir())
     model = load_model(whole / "best.safetensors")
     assert model.classes == ("circle", "square", "triangle", "star", "cross", "ring")
     assert not model.training
@@ -261,7 +262,7 @@ def test_optimizer_state_survives_as_plain_tensors() -> None:
 def test_plan_counts_steps_and_phases() -> None:
     more = ["--optim.epochs", "1.5", "--model.freeze", "C2", "--model.unfreeze_epoch", "1", "--optim.warmup_epochs", "0.5"]
     config = parse("classify", [*TINY, *more, "--optim.warmup_steps", "null"]).config
-    plan = make_plan(config, 21)
+    plan = Plan.of(config, 21)
     assert plan == Plan(total=4, per_epoch=3, warmup=2, thaw=3)
     assert list(plan.phases(0)) == [(0, 3), (3, 4)]
     assert list(plan.phases(3)) == [(3, 4)]

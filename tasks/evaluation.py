@@ -1,0 +1,71 @@
+"""Scores of a model over a data set, for the training run and for the verb ``evaluate``."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torchmetrics import Metric
+
+from effbackbones.contracts import ImageSizes
+from effbackbones.model import Model
+from tasks import setup
+from tasks.config import Config
+from tasks.data.batch import Batch
+from tasks.spec import Dataset, Observer, TaskSpec
+from tasks.telling import Teller
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model,
+    batches: Iterable[Batch],
+    metric: Metric,
+    observers: Iterable[Observer] = (),
+    *,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, Any]:
+    """Scores of ``model`` over ``batches``, in eval mode; its mode is restored. All processes must call it."""
+    training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            batch = batch.to(device, non_blocking=True)
+            with autocast():
+                predictions = model.predict(batch.images, batch.sizes)
+            batch, predictions = _readable(batch, predictions)
+            metric.update(predictions, batch.targets)
+            for observer in observers:
+                observer.update(batch, predictions)
+        return dict(metric.compute())
+    finally:
+        model.train(training)
+
+
+def _readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
+    """Both without the rows that stand in for a sample that could not be read (``data.on_error: skip``)."""
+    rows = [row for row, meta in enumerate(batch.meta) if not meta.skipped]
+    if len(rows) == len(batch.meta):
+        return batch, predictions
+
+    def chosen(tree: Any) -> Any:
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor[rows], tree)
+
+    sizes = ImageSizes(batch.sizes.batch, batch.sizes.valid[rows])
+    return Batch(batch.images[rows], sizes, chosen(batch.targets), [batch.meta[row] for row in rows]), chosen(predictions)
+
+
+def score_model(
+    task: TaskSpec, config: Config, model: Model, dataset: Dataset, classes: tuple[str, ...], device: torch.device, tell: Teller
+) -> tuple[dict[str, Any], Any]:
+    """Scores of a model over a data set, and what the task's observer collected for the report."""
+    observer = task.observer(config, classes)
+    loader = setup.evaluation_loader(config, task, dataset, model, classes)
+    metric = task.metrics(config, classes).to(device)
+    observers = [observer] if observer else []
+    arithmetic = partial(setup.autocast, config, device)
+    return evaluate(model, tell.watch(loader, "evaluate"), metric, observers, device=device, autocast=arithmetic), observer
