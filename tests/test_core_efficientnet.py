@@ -15,20 +15,33 @@ B = [f"b{i}" for i in range(8)]
 LITE = [f"lite{i}" for i in range(5)]
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The references draw their weights when they are built."""
+    torch.manual_seed(0)
+
+
 def scramble(module: nn.Module) -> nn.Module:
     """Random batch-norm statistics and affine maps, so that a wrong setting cannot hide; eval mode.
 
-    Means of 0.5 instead of 0.1 make timm's B7 differ by 1.5e-5 from itself between its two memory layouts.
+    The norm that ends a residual branch scales it by about a half. At a whole, values grow from block to block until gates
+    saturate and rounding explodes: at 600 pixels timm's tf B7 then differs from its own float64 by a percent (ours too). At a
+    half, ours and timm's differ by 5e-7, as timm's two memory layouts do (five seeds tried).
     """
     generator = torch.Generator().manual_seed(0)
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            norm.running_mean.normal_(0, 0.1, generator=generator)
-            norm.running_var.uniform_(0.5, 2.0, generator=generator)
-            nn.init.normal_(norm.weight, 1.0, 0.2, generator=generator)
-            nn.init.normal_(norm.bias, 0.0, 0.2, generator=generator)
+    convolution: nn.Conv2d | None = None
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            convolution = part
+        if isinstance(part, nn.BatchNorm2d):
+            assert convolution is not None
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            ends_branch = convolution.kernel_size == (1, 1) and convolution.out_channels < convolution.in_channels
+            part.running_mean.normal_(0, 0.1, generator=generator)
+            part.running_var.uniform_(0.5, 2.0, generator=generator)
+            nn.init.normal_(part.weight, 0.5 if ends_branch else 1.0, 0.1 if ends_branch else 0.2, generator=generator)
+            nn.init.normal_(part.bias, 0.0, 0.2, generator=generator)
     return module.eval().requires_grad_(False)
 
 
@@ -147,14 +160,9 @@ def test_equals_smp_b0_but_for_its_c4() -> None:
 @pytest.mark.parametrize("name", ["b5", "b6", "b7"])
 @pytest.mark.slow
 def test_equals_torchvision_and_timm_at_native_size(name: str) -> None:
-    """In float64, with a bound to match: in float32 timm's B7 differs from itself by 2e-5 between its two memory layouts here."""
     side = EfficientNet(name, levels=("C1",)).image_spec.size[0]
-    images = torch.randn(1, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for (network, maps), numerics in ((torchvision_network(name), "torch_tf"), (timm_network(f"tf_efficientnet_{name}"), "tf")):
-        ours = transplant(network, name, numerics).double()
-        network.double()
-        for got, want in zip(ours(images), maps(images), strict=True):
-            assert float((got - want).abs().max() / want.abs().max()) < 1e-12
+        assert_same(transplant(network, name, numerics), maps, ((side, side),))
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
@@ -178,7 +186,7 @@ def test_every_wrong_numeric_setting_changes_the_maps(right: str) -> None:
         Numerics(numerics.padding, 1e-3 if numerics.bn_eps == 1e-5 else 1e-5),
     ):
         error = (transplant(network, "b1", wrong)(images)[-1] - expected).abs().max() / expected.abs().max()
-        assert error > 1e-3, wrong
+        assert error > 2e-4, wrong  # twenty times what the comparisons above allow; epsilon 1e-3 moves a variance of 1 by a thousandth
 
 
 @pytest.mark.parametrize(("name", "reference"), [("b0", "efficientnet_b0"), ("lite1", "tf_efficientnet_lite1")])
@@ -193,6 +201,6 @@ def test_initialisation_spreads_as_timm(name: str, reference: str) -> None:
         else:
             std = (2 / (their.shape[0] * their[0, 0].numel() / (their.shape[0] if their.shape[1] == 1 else 1))) ** 0.5
             noise = 5 / (2 * ours.numel()) ** 0.5  # five standard errors of a standard deviation
-            assert float(ours.std()) / std == pytest.approx(1, abs=noise), key
-            assert float(their.std()) / std == pytest.approx(1, abs=noise), key
-            assert abs(float(ours.mean())) / std < 5 / ours.numel() ** 0.5, key
+            assert float(ours.detach().std()) / std == pytest.approx(1, abs=noise), key
+            assert float(their.detach().std()) / std == pytest.approx(1, abs=noise), key
+            assert abs(float(ours.detach().mean())) / std < 5 / ours.numel() ** 0.5, key
