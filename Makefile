@@ -26,7 +26,7 @@ lint: $(VENV)/.dev
 	$(bin)/mypy
 
 $(bin)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: effbackbones needs Python 3.11 or newer; make ... PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: effbackbones needs Python 3.11 or newer; make ... PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
 # The stamps say which extras are installed for this pyproject.toml; `dev` includes what `demo` needs.
