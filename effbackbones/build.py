@@ -11,6 +11,7 @@ from effbackbones.efficientnet import EfficientNet, Numerics
 from effbackbones.errors import UserError, nearest
 from effbackbones.model import Model, MultiHead, combine_needs
 from effbackbones.registry import BACKBONES, DEFAULT_CLASSES, DEFAULT_HEADS, HEADS, TASKS
+from effbackbones.scaling import in_between
 from effbackbones.weights import Pretrained, adapt_stem, load_state, load_table, read_weights
 
 
@@ -30,7 +31,8 @@ def create_backbone(
     width: float | None = None,
     depth: float | None = None,
 ) -> Backbone:
-    """Build a backbone by name: ``b0``-``b7``, ``lite0``-``lite4``, ``timm:NAME``, or a registered one.
+    """Build a backbone by name: ``b0``-``b7``, ``lite0``-``lite4``, one in between such as ``b2.5``, ``timm:NAME``, or a
+    registered one.
 
     * ``weights``: None (random; never touches the network), ``"imagenet"``, a named source, or a file. They bring their
       numerics and image spec, unless given here.
@@ -62,7 +64,7 @@ def _create(name: str, weights: str | Path | None, given: Mapping[str, Any]) -> 
     options = {key: _from_json(key, value) for key, value in given.items() if key not in _DEFAULTS or value != _DEFAULTS[key]}
     if name.startswith("timm:"):
         return _create_timm(name, weights, options)
-    factory = BACKBONES.get(name)
+    factory = EfficientNet if in_between(name) else BACKBONES.get(name)
     if factory is not EfficientNet:
         return _create_registered(name, factory, weights, options)
     pretrained = None

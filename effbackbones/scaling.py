@@ -114,7 +114,12 @@ _ROWS = (
     Scaling("lite4", 1.4, 1.8, 300, 0.3, "lite"),
 )
 SCALINGS = {row.name: row for row in _ROWS}
-_BETWEEN = re.compile(r"(b|lite)(-?\d+\.\d+|-\d+|\d+)")
+_BETWEEN = re.compile(r"(b|lite)(-?\d+\.\d+)")
+
+
+def in_between(name: str) -> bool:
+    """Whether ``name`` says a place between the rows, such as ``b2.5``."""
+    return _BETWEEN.fullmatch(name) is not None
 
 
 def scaling(name: str) -> Scaling:
@@ -125,7 +130,7 @@ def scaling(name: str) -> Scaling:
     short = name.removeprefix("efficientnet_")
     if short in SCALINGS:
         return SCALINGS[short]
-    if (match := _BETWEEN.fullmatch(short)) and "." in match[2]:
+    if match := _BETWEEN.fullmatch(short):
         return scaled(float(match[2]), "lite" if match[1] == "lite" else "b")
     raise UserError(f"backbone {name!r}", "no such EfficientNet", nearest(short, SCALINGS))
 

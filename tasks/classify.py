@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tasks.command import run_command
-from tasks.spec import Observer, TaskSpec, Transform, Writer
+from tasks.spec import Observer, TaskSpec, Writer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from effbackbones.contracts import ImageSpec
     from tasks.config import Config
-    from tasks.data.batch import Batch, Sample
+    from tasks.data.batch import Batch, Sample, Transform
 
 SHOWN = 5
 """Classes told for each predicted image."""
@@ -40,7 +40,7 @@ class Classification(TaskSpec):
         # What is off is not said, so that a head of the user's need not know it.
         return {name: value for name, value in (("multilabel", config.data.multilabel), ("label_smoothing", smoothing)) if value}
 
-    def transform(self, config: "Config", spec: "ImageSpec", *, train: bool) -> Transform:
+    def transform(self, config: "Config", spec: "ImageSpec", *, train: bool) -> "Transform":
         from tasks.data.transforms import ClassificationTransform
 
         return ClassificationTransform(spec, spec.size, train, config.data)

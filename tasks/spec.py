@@ -12,13 +12,12 @@ from effbackbones.registry import TASKS, Registry
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
     from torch import Tensor
     from torchmetrics import Metric
 
     from effbackbones.contracts import ImageSpec
     from tasks.config import Config, DataConfig
-    from tasks.data.batch import Batch, Sample
+    from tasks.data.batch import Batch, Sample, Transform
 
 T = TypeVar("T")
 DATASETS = Registry(
@@ -52,12 +51,6 @@ def register_task(name: str) -> Callable[[T], T]:
     return TASKS.register(name)
 
 
-class Transform(Protocol):
-    """Any callable that changes a sample, drawing what it needs at random from ``rng`` alone. Picklable."""
-
-    def __call__(self, sample: "Sample", rng: "np.random.Generator") -> "Sample": ...
-
-
 class Observer(Protocol):
     """Sees every evaluated batch: the drawings of a report, the rows of a prediction file."""
 
@@ -89,7 +82,7 @@ class TaskSpec(ABC):
         return {}
 
     @abstractmethod
-    def transform(self, config: "Config", spec: "ImageSpec", *, train: bool) -> Transform:
+    def transform(self, config: "Config", spec: "ImageSpec", *, train: bool) -> "Transform":
         """Sample -> sample of the size that the network gets, still uint8. Picklable."""
 
     @abstractmethod

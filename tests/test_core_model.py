@@ -261,6 +261,14 @@ def test_what_is_wrong_is_one_line_with_its_remedy(case: Case) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_place_between_the_rows_is_a_name_too(tmp_path: Path) -> None:
+    model = build_model("cls", "lite0.5", num_classes=2).eval()
+    assert model.backbone.feature_spec.backbone == "lite0.5"
+    save_model(model, tmp_path / "between.safetensors")
+    images = torch.rand(1, 3, 33, 33)
+    assert torch.equal(load_model(tmp_path / "between.safetensors")(images), model(images))
+
+
 def test_a_taken_name_names_both_owners() -> None:
     with pytest.raises(UserError, match=r"head 'toy': belongs to .*test_core_model.py:ToyHead, and .*OtherHead asks for it"):
         register_head("toy")(OtherHead)
