@@ -60,10 +60,10 @@ def from_mapping(mapping: Mapping[str, Plain], source: str = "") -> Config:
 
 
 def changed_keys(old: Config, new: Config) -> list[str]:
-    """Dotted keys that differ between two configs, ``run.*`` aside, sorted."""
+    """Dotted keys that differ between two configs, sorted; of ``run.*`` the seed alone, since the rest is not part of the result."""
     before, after = (dict(_flat(to_mapping(config))) for config in (old, new))
     changed = {key for key in before.keys() | after.keys() if before.get(key, MISSING) != after.get(key, MISSING)}
-    return sorted(key for key in changed if not key.startswith("run."))
+    return sorted(key for key in changed if not key.startswith("run.") or key == "run.seed")
 
 
 def _listed(value: object) -> Any:

@@ -102,7 +102,7 @@ class Engine(L.LightningModule):
     def __init__(self, model: Model, task: TaskSpec, config: Config, plan: Plan) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model = model.to(memory_format=torch.channels_last) if config.run.channels_last else model
+        self.model = model.to(memory_format=torch.channels_last)  # as the images come
         self.task, self.config, self.plan = task, config, plan
         optim = config.optim
         base = scaled_lr(optim.lr, config.data.batch_size, optim.base_batch, optim.lr_scaling)
@@ -179,8 +179,6 @@ class Engine(L.LightningModule):
         optim, optimizer = self.config.optim, self.optimizer
         lr = self.set_lr()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         losses = torch.stack(list(self._losses.values()))
         bad = found_inf(parameters, losses.sum())
@@ -188,6 +186,10 @@ class Engine(L.LightningModule):
         if self.share.world > 1:
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         bad = flags[0]  # [] and not [1]: fused AdamW subtracts it from its step counts
+        if scaler is not None:
+            # The scaler judges by gradients alone and overrules what is set below, so a bad step must show in one.
+            parameters[0].grad.add_(torch.where(bad > 0, torch.inf, 0.0).to(parameters[0].dtype))
+            scaler.unscale_(optimizer)
         if optim.clip_norm:
             clip_grad_norm(parameters, optim.clip_norm)
         # Fused optimisers, and ours, leave parameters and state alone where this is 1.
@@ -232,6 +234,13 @@ class Engine(L.LightningModule):
         for group in self.optimizer.param_groups:
             group["lr"] = self.base_lr * group["lr_scale"] * factor
         return self.base_lr * factor
+
+    def agree(self) -> None:
+        """Give all processes the first one's batch-norm statistics, which are those that are saved."""
+        if self.share.world > 1:
+            averages = [] if self.ema is None else list(self.ema.state_dict().values())
+            for tensor in [*self.model.buffers(), *averages]:
+                torch.distributed.broadcast(tensor, 0)
 
     def batches(self, order: Any, count: int, stop: int) -> GlobalBatches:
         """The global batches from the current step to ``stop``, this process's share of them."""

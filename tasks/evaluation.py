@@ -14,7 +14,7 @@ from effbackbones.contracts import ImageSizes
 from effbackbones.model import Model
 from tasks import setup
 from tasks.config import Config
-from tasks.data.batch import Batch
+from tasks.data.batch import Batch, SkipCount
 from tasks.spec import Dataset, Observer, TaskSpec
 from tasks.telling import Teller
 
@@ -26,18 +26,20 @@ def evaluate(
     metric: Metric,
     observers: Iterable[Observer] = (),
     *,
+    samples: int,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Any]:
     """Scores of ``model`` over ``batches``, in eval mode; its mode is restored. All processes must call it."""
-    training = model.training
+    training, skips = model.training, SkipCount(samples)
     model.eval()
     try:
         for batch in batches:
             batch = batch.to(device, non_blocking=True)
             with autocast():
                 predictions = model.predict(batch.images, batch.sizes)
-            batch, predictions = _readable(batch, predictions)
+            skips.add(batch.meta)
+            batch, predictions = readable(batch, predictions)
             metric.update(predictions, batch.targets)
             for observer in observers:
                 observer.update(batch, predictions)
@@ -46,7 +48,7 @@ def evaluate(
         model.train(training)
 
 
-def _readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
+def readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
     """Both without the rows that stand in for a sample that could not be read (``data.on_error: skip``)."""
     rows = [row for row, meta in enumerate(batch.meta) if not meta.skipped]
     if len(rows) == len(batch.meta):
@@ -60,7 +62,7 @@ def _readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
 
 
 def score_model(
-    task: TaskSpec, config: Config, model: Model, dataset: Dataset, classes: tuple[str, ...], device: torch.device, tell: Teller
+    task: TaskSpec, config: Config, model: Model, *, dataset: Dataset, classes: tuple[str, ...], device: torch.device, tell: Teller
 ) -> tuple[dict[str, Any], Any]:
     """Scores of a model over a data set, and what the task's observer collected for the report."""
     observer = task.observer(config, classes)
@@ -68,4 +70,5 @@ def score_model(
     metric = task.metrics(config, classes).to(device)
     observers = [observer] if observer else []
     arithmetic = partial(setup.autocast, config, device)
-    return evaluate(model, tell.watch(loader, "evaluate"), metric, observers, device=device, autocast=arithmetic), observer
+    batches = tell.watch(loader, "evaluate")
+    return evaluate(model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic), observer

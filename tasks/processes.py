@@ -9,11 +9,17 @@ from tasks.config import Config
 
 
 def rank() -> int:
-    """Rank of this process among all, before the process group exists; 0 without a launcher."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+    """A number of its own for each process, before the process group exists; 0 for the first, and without a launcher."""
+    for name in ("RANK", "SLURM_PROCID"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
-    return 0
+    # Lightning's own launcher numbers the nodes and the processes of each.
+    return int(os.environ.get("NODE_RANK", 0)) * 1000 + local_rank()
+
+
+def local_rank() -> int:
+    """Which of this machine's processes (and GPUs) this is."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def is_first() -> bool:

@@ -67,7 +67,7 @@ def classification_report(
     report.facts({name: value for name, value in facts.items() if name != "title"}, "What was run")
     report.table("Scores", ["", *sets, "what it is"], _score_rows(sets), f"Best: the {best} weights." if len(sets) > 1 else "")
     if len(history) > 1:
-        report.figure("Training", curves(history), "One point per epoch.")
+        report.figure("Training", curves(history), "One point per evaluation.")
     if scores.get("confusion"):
         _confusion(report, list(scores["per_class"]), scores["confusion"])
     if scores.get("reliability"):

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
-from effbackbones.images import SUFFIXES, read_image
+from effbackbones.images import SUFFIXES
 from effbackbones.model import Model
 from tasks import setup
 from tasks.config import Config, Extras, to_mapping
 from tasks.data.batch import Sample
 from tasks.data.check import check_dataset
-from tasks.evaluation import score_model
+from tasks.data.files import ImageReader
+from tasks.evaluation import readable, score_model
 from tasks.report import environment, write_metrics
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
@@ -31,7 +33,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     tell, device = Teller(config.run.progress), setup.run_device(config)
     model, classes = _model_and_classes(task, config, extras, require_classes=True)
     dataset = setup.open_dataset(config, extras.split, classes)
-    scores, observer = score_model(task, config, model.to(device), dataset, classes, device, tell)
+    scores, observer = score_model(task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell)
     folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
     results = {"split": extras.split, "checkpoint": extras.checkpoint, "model": scores}
@@ -60,15 +62,21 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     out = Path(extras.out or "predictions")
     writer = task.writer(out, classes, bool(getattr(model.head, "multilabel", False)), print)
     dataset = _Files(files, config, len(model.image_spec.mean), classes)
+    config = replace(config, data=replace(config.data, on_error="skip"))  # one bad file in ten thousand spoils no others
+    failed: dict[str, None] = {}
     loader = setup.evaluation_loader(config, task, dataset, model, classes)
     with torch.no_grad():
         for batch in tell.watch(loader, "predict"):
             moved = batch.to(device, non_blocking=True)
             with setup.autocast(config, device):
                 predictions = model.predict(moved.images, moved.sizes)
-            writer.update(moved, predictions)
+            failed |= dict.fromkeys(message for meta in batch.meta for message in meta.skipped[:1])
+            writer.update(*readable(moved, predictions))
     writer.close()
-    tell(f"predictions of {len(files)} images in {out}")
+    tell(f"predictions of {len(files) - len(failed)} images in {out}")
+    if failed:
+        more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
+        raise UserError(f"{next(iter(failed))}{more}")
     return 0
 
 
@@ -150,16 +158,15 @@ class _Files:
     """Images to predict, as a data set without labels."""
 
     def __init__(self, files: Sequence[Path], config: Config, channels: int, classes: tuple[str, ...]) -> None:
-        self.files, self.channels, self.classes = files, channels, classes
-        self.exif, self.max_pixels = config.data.exif, config.data.max_pixels
+        self.files, self.classes = files, classes
+        self.read = replace(ImageReader.of(config.data, "val"), channels=channels)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
         path = self.files[index]
-        image = read_image(path, channels=self.channels, exif=self.exif, max_pixels=self.max_pixels)
-        return Sample(image=image, id=str(path), path=str(path))
+        return Sample(image=self.read(str(path)), id=str(path), path=str(path))
 
 
 def _model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require_classes: bool) -> tuple[Model, tuple[str, ...]]:
@@ -167,7 +174,7 @@ def _model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, requir
     if extras.checkpoint is None and config.model.weights is None:
         raise UserError("--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN, or --model.weights imagenet")
     model = setup.load_or_make(config, task, extras.checkpoint)
-    if extras.checkpoint and (config.data.image_size or config.model.mean):
+    if extras.checkpoint:
         model.use_image_spec(setup.image_spec(config, model.image_spec))
     count = int(model.config["num_classes"])
     classes = model.classes or task.default_classes(count)
@@ -197,7 +204,10 @@ def _class_counts(dataset: Any, limit: int = 2000) -> str:
     view = dataset if len(dataset) <= limit else setup.Limited(dataset, limit)
     counts: Counter[str] = Counter()
     for index in range(len(view)):
-        sample = view[index]
+        try:
+            sample = view[index]
+        except UserError:  # `check_dataset` has decided whether that is allowed
+            continue
         if sample.label is not None:
             counts[dataset.classes[sample.label]] += 1
         if sample.labels is not None:

@@ -1,15 +1,24 @@
 """Run folders: which one a run gets, who else is in it, and whether it can continue there."""
 
+import itertools
 import json
 import os
 import socket
+import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from effbackbones.errors import UserError
+from effbackbones.tensorfile import write_atomically
+from tasks import processes
 from tasks.config import Config, changed_keys, dump, from_mapping
 from tasks.configfile import read_tree
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock there
+    fcntl = None  # type: ignore[assignment]  # a module or nothing
 
 METRICS, CONFIG, BEST, STATES = "metrics.json", "config.yaml", "best.safetensors", "checkpoints"
 
@@ -25,16 +34,22 @@ def choose(config: Config, command: str, config_name: str) -> Path:
         return _named(config, Path(resume), resume_only=True)
     if config.run.out:
         return _named(config, Path(config.run.out), resume_only=False)
-    for number in range(1, 10_000):
+    found: Path | None = None
+    for number in itertools.count(1):
         folder = Path("runs") / command / (config_name if number == 1 else f"{config_name}-{number}")
-        if not folder.exists() or (resume == "auto" and continues(config, folder)):
-            return folder
-    raise UserError(f"runs/{command}", "holds 10,000 runs of this config", "remove some, or set run.out")
+        if not folder.exists():
+            return found or folder
+        if resume == "auto" and continues(config, folder):
+            found = folder  # the newest has the highest number
+    raise AssertionError("numbers do not end")
 
 
 def continues(config: Config, folder: Path) -> bool:
     """Whether ``folder`` holds an unfinished run of the same config."""
-    return (folder / CONFIG).is_file() and not finished(folder) and not _changed(config, folder)
+    try:
+        return (folder / CONFIG).is_file() and not finished(folder) and not _changed(config, folder)
+    except UserError:  # of another version, or not a config at all
+        return False
 
 
 def finished(folder: Path) -> bool:
@@ -46,6 +61,8 @@ def finished(folder: Path) -> bool:
 
 
 def _named(config: Config, folder: Path, *, resume_only: bool) -> Path:
+    if not processes.is_first():  # which has made it its own by now
+        return folder
     if resume_only and not (folder / CONFIG).is_file():
         raise UserError(f"run.resume: {folder}", f"holds no run ({CONFIG} is missing)", "name a run folder")
     if not (folder / CONFIG).is_file():
@@ -73,45 +90,51 @@ class RunFolder:
         self.path, self.config = path, config
         self.states = path / STATES
         self._lock = path / "lock"
+        self._held: IO[str] | None = None
 
     def __enter__(self) -> Self:
         try:
-            self.states.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            self._create()
         except OSError as error:
             raise UserError(str(self.path), f"cannot be written ({error.strerror})", "choose another run.out") from None
+        self._take_lock()
         for orphan in [*self.states.glob("*.tmp"), *self.path.glob("*.tmp")]:
             orphan.unlink()
-        (self.path / CONFIG).write_text(dump(self.config), encoding="utf-8")
+        write_atomically(self.path / CONFIG, dump(self.config).encode())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.unlink(missing_ok=True)
+        if self._held is not None:
+            self._held.close()
+
+    def _create(self) -> None:
+        """Make the folder with its config inside in one step: another process of the run sees all of it or nothing."""
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+            draft.chmod(0o777 & ~_umask())
+            (draft / CONFIG).write_text(dump(self.config), encoding="utf-8")
+            draft.rename(self.path)
+        self.states.mkdir(parents=True, exist_ok=True)
 
     def _take_lock(self) -> None:
-        owner = f"{socket.gethostname()} {os.getpid()}"
-        for _ in range(2):
-            try:
-                with self._lock.open("x", encoding="utf-8") as file:
-                    file.write(owner)
-                return
-            except FileExistsError:
-                host, _, pid = self._lock.read_text(encoding="utf-8").partition(" ")
-                if host == socket.gethostname() and not _alive(pid):
-                    self._lock.unlink(missing_ok=True)
-                    continue
-                break
-        text = f"is used by process {pid or '?'} on {host or '?'}"
-        raise UserError(str(self.path), text, f"wait for it, or remove {self._lock} if that process is gone")
+        """A lock of the system's: it ends with the process, however that ends."""
+        self._held = self._lock.open("a+", encoding="utf-8")
+        try:
+            if fcntl is not None:
+                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._held.seek(0)
+            owner = self._held.read().strip() or "another process"
+            self._held.close()
+            raise UserError(str(self.path), f"is used by {owner}", "wait for it, or choose another run.out") from None
+        self._held.truncate(0)
+        self._held.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._held.flush()
 
 
-def _alive(pid: str) -> bool:
-    if not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return int(pid) != os.getpid()
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -259,7 +259,7 @@ class OptimConfig(_Section):
     max_steps: int | None = None
     """Optimiser steps, in place of epochs."""
     accumulate: int = 1
-    """Pieces that a batch is split into when it does not fit in memory; the result does not change."""
+    """Pieces that a batch is split into when it does not fit in memory; batch norm then sees one piece at a time."""
     clip_norm: float | None = None
     """Largest norm of the whole gradient; null: not clipped."""
     label_smoothing: float = 0.0
@@ -275,7 +275,7 @@ class OptimConfig(_Section):
 
 @dataclass(frozen=True)
 class RunConfig(_Section):
-    """Where, on what and how the run goes; nothing in here is compared when a run is resumed."""
+    """Where, on what and how the run goes; of this only the seed is compared when a run is resumed."""
 
     SECTION: ClassVar = "run"
     LIMITS: ClassVar = {
@@ -297,8 +297,6 @@ class RunConfig(_Section):
     """Arithmetic; auto: bf16 on GPUs that have it, else fp32."""
     compile: bool = False
     """Whether to compile the network."""
-    channels_last: bool = True
-    """Whether to keep images and maps in channels-last layout."""
     deterministic: bool = False
     """Whether to allow only deterministic operations on GPUs, which is slower."""
     resume: str = "auto"

@@ -16,9 +16,11 @@ from effbackbones.checkpoint import load_model
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
+from tasks import processes
 from tasks.config import Config
 from tasks.data.batch import Batch, KeyedDataset, Sample
 from tasks.rundir import BEST
+from tasks.signals import leave_to_parent
 from tasks.spec import DATASETS, Dataset, TaskSpec
 
 
@@ -105,7 +107,7 @@ def run_device(config: Config) -> torch.device:
     available = torch.cuda.is_available()
     if config.run.device == "gpu" and not available:
         raise UserError("run.device", "gpu was asked for, and PyTorch sees none here", "check the driver, or set run.device auto")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if available and config.run.device != "cpu" else torch.device("cpu")
+    return torch.device("cuda", processes.local_rank()) if available and config.run.device != "cpu" else torch.device("cpu")
 
 
 def precision(config: Config, device: torch.device) -> str:
@@ -146,6 +148,7 @@ def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, num_classes: i
         collate_fn=task.collate(config, num_classes),
         pin_memory=torch.cuda.is_available() and config.run.device != "cpu",
         timeout=config.data.timeout if count else 0,
+        worker_init_fn=leave_to_parent,
         generator=torch.Generator().manual_seed(config.run.seed),
     )
 

@@ -4,8 +4,10 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+SAVE = 1
+"""Level that asks for a checkpoint and nothing more."""
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
-_RANK = {signal.SIGUSR1: 1, signal.SIGINT: 2, signal.SIGTERM: 3}  # what wins when processes got different ones
+_RANK = {signal.SIGUSR1: SAVE, signal.SIGINT: 2, signal.SIGTERM: 3}  # what wins when processes got different ones
 
 
 class Signals:
@@ -36,12 +38,14 @@ class Signals:
 
     def take_save(self) -> None:
         """Forget a request to save that was honoured; a request to stop stays."""
-        self.level = 0 if self.level == _RANK[signal.SIGUSR1] else self.level
+        self.level = 0 if self.level == SAVE else self.level
 
 
-def wants_save(level: int) -> bool:
-    """Whether a level asks for a checkpoint now."""
-    return level > 0
+def leave_to_parent(worker: int) -> None:
+    """For a loader process: the training process answers an interrupt; other signals act as they would without us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def stopped_by(level: int) -> signal.Signals | None:

@@ -1,5 +1,6 @@
 """The verb ``train``: phases of steps under Lightning, with evaluation, saving and stopping between two steps."""
 
+import json
 import logging
 import time
 import warnings
@@ -11,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from effbackbones.checkpoint import load_model, save_model
+from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks import processes, setup
 from tasks.config import Config, Extras, to_mapping
 from tasks.data.batch import SkipCount
 from tasks.data.check import check_dataset
-from tasks.engine import Engine, Plan, StepLog, Timed
+from tasks.engine import DivergedError, Engine, Plan, StepLog, Timed
 from tasks.evaluation import evaluate, score_model
 from tasks.events import Events
 from tasks.report import environment, write_metrics
 from tasks.resume import load_state, save_state, shuffled
 from tasks.rundir import BEST, RunFolder, choose
-from tasks.signals import EXIT_CODES, Signals, stopped_by
+from tasks.signals import EXIT_CODES, SAVE, Signals, stopped_by
 from tasks.spec import Dataset, TaskSpec
 from tasks.telling import Teller
 
@@ -73,8 +76,10 @@ class _Run(L.Callback):
         self.train_set = setup.open_dataset(config, "train")
         self.classes = self.train_set.classes
         self.val_set = setup.open_dataset(config, "val", self.classes)
-        for dataset in (self.train_set, self.val_set):
-            check_dataset(dataset, limit=16, on_error=config.data.on_error)
+        self.test_set = setup.open_dataset(config, "test", self.classes) if config.data.test else None
+        for dataset in (self.train_set, self.val_set, self.test_set):
+            if dataset is not None:  # now, not after hours of training
+                check_dataset(dataset, limit=16, on_error=config.data.on_error)
         model = setup.make_model(config, task, self.classes)
         self.plan = Plan.of(config, len(self.train_set))
         self.engine = Engine(model, task, config, self.plan)
@@ -101,12 +106,14 @@ class _Run(L.Callback):
             for start, stop in self.plan.phases(self.engine.step):
                 if self.plan.thaw is not None and start >= self.plan.thaw:
                     self.engine.model.backbone.unfreeze()
+                if self._early():
+                    break
                 self._fit(stop)
                 if self._stopping() or self.engine.step < stop:
                     break
         if self.events:
             self.events.close()
-        signal = stopped_by(self.engine.signal_level)
+        signal = stopped_by(max(self.engine.signal_level, self.signals.level))
         if signal is not None:
             self.tell(f"stopped by {signal.name} after step {self.engine.step}, which is saved; the same command continues")
             return EXIT_CODES[signal]
@@ -122,9 +129,20 @@ class _Run(L.Callback):
         found = load_state(self.folder / "checkpoints", self.tell) if self.config.run.resume != "never" else None
         if found:
             tensors, record = found
+            self._refuse_other_data(record["data"])
             self.scaler = self.engine.restore(tensors, record["step"])
             self.state = _Progress(**record["progress"])
             self.tell(f"continuing after step {self.engine.step} of {self.plan.total}")
+
+    def _data(self) -> dict[str, Any]:
+        """What must be the same when a run is continued: the label map and the number of samples."""
+        return {"classes": list(self.classes), "training samples": len(self.train_set)}
+
+    def _refuse_other_data(self, before: Mapping[str, Any]) -> None:
+        for name, value in self._data().items():
+            if before[name] != value:
+                text = f"its {name} were {str(before[name])[:80]} and are now {str(value)[:80]}"
+                raise UserError(str(self.folder), text, "restore the data, or start anew with another run.out")
 
     def _tell_start(self) -> None:
         config, model = self.config, self.engine.model
@@ -149,13 +167,16 @@ class _Run(L.Callback):
             enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
             deterministic=config.run.deterministic, log_every_n_steps=1,
         )  # fmt: skip
-        if self.scaler:
-            trainer.precision_plugin.scaler.load_state_dict(dict(self.scaler))  # type: ignore[attr-defined]  # fp16's plug-in
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # fp16 has one
+        if scaler is not None and self.scaler:
+            scaler.load_state_dict(dict(self.scaler))
         engine.loader = partial(self._loader, stop)
-        trainer.fit(engine)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        try:
+            trainer.fit(engine)
+        except SystemExit:  # Lightning's answer to a second interrupt
+            raise KeyboardInterrupt from None
         engine.flush()
+        self.scaler = scaler.state_dict() if scaler is not None else {}
 
     def _loader(self, stop: int) -> Timed:
         config, engine, count = self.config, self.engine, len(self.train_set)
@@ -174,19 +195,24 @@ class _Run(L.Callback):
             self._evaluate()
 
     def on_train_batch_start(self, trainer: L.Trainer, engine: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Hand the engine the signals that came meanwhile."""
-        self.engine.own_level = self.signals.level
+        """Hand the engine the signals that came meanwhile; that it is time to save is one of them, so that all processes
+        hear of it at the same step."""
+        late = time.monotonic() - self.saved_at > 60 * self.config.run.save_minutes
+        self.engine.own_level = max(self.signals.level, SAVE if late and processes.is_first() else 0)
+        known = len(self.skips.messages)
         self.skips.add(batch.meta)
+        for message in list(self.skips.messages)[known:]:
+            self.tell(f"skipped: {message}")
 
     def on_train_batch_end(self, trainer: L.Trainer, engine: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After a step: save, evaluate, stop."""
         if self.engine.piece:
             return
-        level, step = self.engine.signal_level, self.engine.step
-        due = self._is_due() or step == self.plan.total
-        if level or due or time.monotonic() - self.saved_at > 60 * self.config.run.save_minutes:
-            self._save()
-            self.engine.signal_level = 0 if stopped_by(level) is None else level
+        due = self._is_due() or self.engine.step == self.plan.total
+        if self.engine.signal_level or due:
+            self._save()  # reads this step's figures, a signal among them
+            if stopped_by(self.engine.signal_level) is None:
+                self.engine.signal_level = 0
             self.signals.take_save()
         if due and not self._stopping():
             self._evaluate()
@@ -211,6 +237,9 @@ class _Run(L.Callback):
         if log.nonfinite:
             self.state.skipped += 1
             samples = ", ".join(log.ids[:8])
+            with (self.folder / f"nonfinite-{processes.rank()}.jsonl").open("a", encoding="utf-8") as file:
+                losses = {name: str(value) for name, value in log.losses.items()}  # JSON has no NaN
+                file.write(json.dumps({"step": log.step, "lr": log.lr, "losses": losses, "samples": log.ids}) + "\n")
             self.tell(f"step {log.step} was not finite and is skipped: losses {log.losses}, lr {log.lr:g}, samples {samples}")
         else:
             self.losses.append(loss)
@@ -235,11 +264,16 @@ class _Run(L.Callback):
         self.state.seconds += now - self.started
         self.started = self.saved_at = now
         if processes.is_first():
-            save_state(self.folder / "checkpoints", self.engine.step, self.engine.state(), {"progress": vars(self.state)})
+            state = self.engine.state()
+            for name, value in state.items():
+                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    raise DivergedError(f"{name} is not finite after step {self.engine.step}; the checkpoint before is kept")
+            save_state(self.folder / "checkpoints", self.engine.step, state, {"progress": vars(self.state), "data": self._data()})
 
     def _evaluate(self) -> None:
         """Score the weights that will be kept (the averages, if there are any); keep them if they are the best so far."""
         self.engine.flush()
+        self.engine.agree()
         engine, rate = self.engine, self._rate()
         row: dict[str, Any] = {"epoch": engine.step / self.plan.per_epoch, "step": engine.step, "lr": engine.set_lr()}
         row |= {"images_per_second": rate[0], "data_wait": rate[1]}
@@ -251,7 +285,9 @@ class _Run(L.Callback):
             scores = self._scores(weights, self.val_set)
             suffix = "" if weights == sets[0] else f"_{weights}"
             row |= {f"val_{name}{suffix}": value for name, value in scores.items() if isinstance(value, (int, float))}
-            self._keep_if_best(scores, weights)
+            if weights == sets[0]:  # with averages, they alone are kept
+                self._keep_if_best(scores, weights)
+                results = {"best": self.state.best_weights, self.state.best_weights: scores}
         row["weights"] = sets[0]
         self.state.history.append(row)
         if self.events:
@@ -262,6 +298,8 @@ class _Run(L.Callback):
         if rate[1] > MOST_WAITING:
             workers = setup.workers(self.config)
             self.tell(f"{rate[1]:.0%} of the time went into waiting for data: raise data.workers (now {workers}), or shrink the files")
+        if processes.is_first():  # of the newest weights; the end replaces them by the best ones'
+            write_metrics(self.folder, results, self.state.history)
         self._save()
         self.rate_from = (time.monotonic(), engine.step, self.timed.waited if self.timed else 0.0)
 
@@ -276,7 +314,8 @@ class _Run(L.Callback):
         metric = self.task.metrics(self.config, self.classes).to(self.device)
         with self._weights(weights):
             batches = self.tell.watch(loader, f"evaluate {weights}")
-            return evaluate(engine.model, batches, metric, device=self.device, autocast=partial(setup.autocast, self.config, self.device))
+            arithmetic = partial(setup.autocast, self.config, self.device)
+            return evaluate(engine.model, batches, metric, samples=len(dataset), device=self.device, autocast=arithmetic)
 
     def _keep_if_best(self, scores: Mapping[str, Any], weights: str) -> None:
         score = scores.get(self.task.monitor(self.config))
@@ -299,13 +338,17 @@ class _Run(L.Callback):
         if not processes.is_first():
             return
         best = load_model(self.folder / BEST).to(self.device)
-        split = "test" if self.config.data.test else "val"
-        dataset = setup.open_dataset(self.config, split, self.classes)
-        scores, observer = score_model(self.task, self.config, best, dataset, self.classes, self.device, self.tell)
+        split, dataset = ("test", self.test_set) if self.test_set is not None else ("val", self.val_set)
+        score = partial(score_model, self.task, self.config, dataset=dataset, classes=self.classes, device=self.device, tell=self.tell)
+        scores, observer = score(best)
         results = {"finished": True, "split": split, "best": self.state.best_weights, self.state.best_weights: scores}
-        write_metrics(self.folder, results, self.state.history)
+        if self.engine.ema:
+            other = "raw" if self.state.best_weights == "ema" else "ema"
+            with self._weights(other):  # as they are at the end
+                results[other] = score(self.engine.model.to(self.device))[0]
         summary = {"config": to_mapping(self.config), "history": self.state.history, "results": results, "facts": self._facts(best, split)}
         report = self.task.report(self.folder, summary, observer)
+        write_metrics(self.folder, results, self.state.history)  # last: it says that the run is finished
         monitor, weights = self.task.monitor(self.config), self.state.best_weights
         self.tell(f"{split} {monitor} {scores[monitor]:.4f} with the best ({weights}) weights; skipped steps: {self.state.skipped}")
         self.tell(f"report {report}")
@@ -321,6 +364,7 @@ class _Run(L.Callback):
             "images": str(model.image_spec),
             "best": f"{self.state.best_weights} weights",
             "steps": f"{self.engine.step:,} of {self.plan.total:,}, {self.state.skipped} skipped",
+            "unreadable": f"{len(self.skips.messages)} training samples",
             "duration": f"{self.state.seconds / 60:.1f} minutes",
             "seed": self.config.run.seed,
             **environment(),

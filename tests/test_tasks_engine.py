@@ -1,5 +1,6 @@
 """The engine's promises on real runs of the command, small enough for seconds: exact resumption, skipped steps, exit codes."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -50,6 +51,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     metrics = json.loads((whole / "metrics.json").read_text())
     assert metrics["finished"]
+    assert {"raw", "ema"} <= metrics.keys()
+    assert metrics["best"] == "ema"
     assert [row["step"] for row in metrics["history"]] == [4, 8]
     assert 0 <= metrics[metrics["best"]]["top1"] <= 1
     assert {"config.yaml", "report.html", "metrics.csv", "best.safetensors"} <= {path.name for path in whole.iterdir()}
@@ -75,9 +78,8 @@ class PowerFailsError(Exception):
     """The power fails."""
 
 
-@pytest.mark.parametrize("after", [1, 4, 7])  # within an epoch, at its border, one before the end
-def test_stopped_and_continued_equals_never_stopped(after: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "stopped"
+def stop_at(after: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a run that saves at every step and breaks off after ``after`` of them."""
     update = Engine._update
 
     def interrupted(self: Engine) -> None:
@@ -88,6 +90,12 @@ def test_stopped_and_continued_equals_never_stopped(after: int, whole: Path, tmp
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "_update", interrupted)
         assert run(folder, "--run.save_minutes", "1e-9") == 1
+
+
+@pytest.mark.parametrize("after", [2, 4, 7])  # within an epoch, at its border, one before the end
+def test_stopped_and_continued_equals_never_stopped(after: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "stopped"
+    stop_at(after, folder, monkeypatch)
     assert run(folder) == 0
     assert digest(folder) == digest(whole)
     history = [json.loads((f / "metrics.json").read_text())["history"] for f in (folder, whole)]
@@ -146,6 +154,9 @@ def test_a_nan_step_is_skipped_and_told(optimizer: str, tmp_path: Path, monkeypa
     assert not torch.equal(states[2]["model.head.fc.weight"], states[3]["model.head.fc.weight"])
     assert all(torch.isfinite(value).all() for value in states[3].values() if value.is_floating_point())
     assert "step 3 was not finite" in capsys.readouterr().err
+    (row,) = [json.loads(line) for line in (tmp_path / "nan" / "nonfinite-0.jsonl").read_text().splitlines()]
+    assert row["step"] == 3
+    assert len(row["samples"]) == 8
 
 
 def test_many_nan_steps_end_the_run_with_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -184,9 +195,22 @@ def test_a_folder_in_use_or_finished_or_of_another_config_is_refused(whole: Path
     assert "finished" in error()
     assert run(whole, "--optim.lr", "0.5") == 2
     assert "optim.lr" in error()
-    (tmp_path / "lock").write_text(f"elsewhere {os.getpid()}")
-    assert run(tmp_path) == 2
-    assert "elsewhere" in error()
+    with (tmp_path / "lock").open("w") as lock:
+        lock.write("process 7 elsewhere")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(tmp_path) == 2
+    assert "process 7 elsewhere" in error()
+
+
+def test_another_seed_or_other_data_does_not_continue_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    folder = tmp_path / "stopped"
+    stop_at(4, folder, monkeypatch)
+    assert run(folder, "--run.seed", "1") == 2
+    assert "run.seed" in capsys.readouterr().err
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("limit_train: 28", "limit_train: 27"))
+    assert run(folder, "--data.limit_train", "27") == 2
+    assert "training samples were 28 and are now 27" in capsys.readouterr().err
 
 
 def test_early_stop_ends_as_planned(tmp_path: Path) -> None:
