@@ -1,18 +1,31 @@
 """From names to modules: ``create_backbone`` and ``build_model``."""
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from effbackbones.contracts import Backbone, BackboneNeeds, FeatureSpec, Head, ImageSpec
 from effbackbones.efficientnet import EfficientNet, Numerics
 from effbackbones.errors import UserError, nearest
+from effbackbones.loading import LoadReport
 from effbackbones.model import Model, MultiHead, combine_needs
 from effbackbones.registry import BACKBONES, DEFAULT_CLASSES, DEFAULT_HEADS, HEADS, TASKS
 from effbackbones.scaling import in_between
 from effbackbones.weights import Pretrained, adapt_stem, load_state, load_table, read_weights
+
+_LOG = logging.getLogger("effbackbones")
+
+
+class _Built(NamedTuple):
+    """A backbone; what else its weight file held; options that it or its weights decided, so that a rebuilt one agrees."""
+
+    backbone: Backbone
+    pretrained: Pretrained | None = None
+    settled: Mapping[str, Any] = MappingProxyType({})
 
 
 def create_backbone(
@@ -20,14 +33,14 @@ def create_backbone(
     *,
     weights: str | Path | None = None,
     levels: Sequence[str] | None = None,
-    in_channels: int = 3,
+    in_channels: int | None = None,
     numerics: Numerics | str | None = None,
     image_spec: ImageSpec | None = None,
-    tap: str = "stage",
-    output_stride: int = 32,
-    stem_stride: int = 2,
-    drop_path: float = 0.2,
-    checkpointing: bool = False,
+    tap: str | None = None,
+    output_stride: int | None = None,
+    stem_stride: int | None = None,
+    drop_path: float | None = None,
+    checkpointing: bool | None = None,
     width: float | None = None,
     depth: float | None = None,
 ) -> Backbone:
@@ -35,101 +48,122 @@ def create_backbone(
     registered one.
 
     * ``weights``: None (random; never touches the network), ``"imagenet"``, a named source, or a file. They bring their
-      numerics and image spec, unless given here.
-    * ``levels``: the maps to return, such as ``("C3", "C4", "C5")``; deeper stages are not built.
-    * ``in_channels``: pretrained stems are adapted (1: the sum of the filters; more than 3: repeated and rescaled).
-    * ``numerics``: padding and batch norm, a :class:`Numerics` or its name: ``torch``, ``torch_tf``, ``tf``, ``same_static``.
-    * ``tap``: ``"stage"``, or ``"stem"`` for the stem's output as C1 (segmentation-models-pytorch's layout).
-    * ``output_stride`` 8, 16 or 32: later strides become dilations. ``stem_stride`` 1 suits 32-pixel images.
-    * ``drop_path``: stochastic depth of the last block. ``checkpointing``: recompute activations to save memory.
+      numerics and image spec, unless given here. ``backbone.provenance`` says where they came from, what was loaded and
+      what had to be assumed.
+
+    For the others None means the backbone's own default, in brackets that of the EfficientNets:
+
+    * ``levels`` (C1..C5): the maps to return; deeper stages are not built.
+    * ``in_channels`` (3): pretrained stems are adapted (1: the sum of the filters; more than 3: repeated and rescaled).
+    * ``numerics`` (``torch`` for b, ``tf`` for lite): padding and batch norm, a :class:`Numerics` or its name: ``torch``,
+      ``torch_tf``, ``tf``, ``same_static``.
+    * ``tap`` (``stage``): ``stem`` makes the stem's output C1 (segmentation-models-pytorch's layout).
+    * ``output_stride`` (32), 16 or 8: later strides become dilations. ``stem_stride`` (2): 1 suits 32-pixel images.
+    * ``drop_path`` (0.2): stochastic depth of the last block. ``checkpointing`` (False): recompute activations.
     * ``width``, ``depth``: multipliers instead of those of ``name``.
 
-    A registered backbone gets only the options that differ from these defaults, and must name them.
+    An option that the backbone does not have raises :class:`UserError`.
     """
     given = {
-        "levels": None if levels is None else tuple(levels),
-        "in_channels": in_channels, "numerics": numerics, "image_spec": image_spec, "tap": tap, "output_stride": output_stride,
-        "stem_stride": stem_stride, "drop_path": drop_path, "checkpointing": checkpointing, "width": width, "depth": depth,
+        "levels": levels, "in_channels": in_channels, "numerics": numerics, "image_spec": image_spec, "tap": tap,
+        "output_stride": output_stride, "stem_stride": stem_stride, "drop_path": drop_path, "checkpointing": checkpointing,
+        "width": width, "depth": depth,
     }  # fmt: skip
-    return _create(name, weights, given)[0]
+    backbone, pretrained, _ = _create(name, weights, given, {})
+    if pretrained:
+        backbone.provenance = _provenance(pretrained)
+        _LOG.info("%s", backbone.provenance["loaded"])
+        for sentence in pretrained.assumed:
+            _LOG.warning("%s", sentence)
+    return backbone
 
 
-_DEFAULTS = {p.name: p.default for p in inspect.signature(create_backbone).parameters.values() if p.kind is p.KEYWORD_ONLY}
-
-
-def _create(name: str, weights: str | Path | None, given: Mapping[str, Any]) -> tuple[Backbone, Pretrained | None]:
-    """The backbone, with its weights, and what else the weight file held."""
+def _create(name: str, weights: str | Path | None, given: Mapping[str, Any], needs: Mapping[str, Any]) -> _Built:
+    """The backbone with the options ``given``; ``needs`` are a head's, and reach only a backbone that has such options."""
     name = BACKBONES.canonical(name)
-    # Needs fill in every field; only what differs from the default was asked for, and only that is passed on.
-    options = {key: _from_json(key, value) for key, value in given.items() if key not in _DEFAULTS or value != _DEFAULTS[key]}
+    factory = _factory(name)
+    known = _options_of(factory)
+    options = {key: _from_json(key, value) for key, value in given.items() if value is not None}
+    for key in options:
+        if key not in known:
+            raise UserError(f"backbone_options.{key}", f"backbone {name!r} has no such option", nearest(key, known))
+    options = {key: value for key, value in needs.items() if key in known} | options
+    built = _efficientnet(name, weights, options) if factory is EfficientNet else _foreign(name, factory, weights, options)
+    missing = [level for level in needs.get("levels", ()) if level not in built.backbone.feature_spec.names]
+    if missing and "levels" not in options:
+        text = f"does not give {', '.join(missing)}, which the head needs"
+        raise UserError(f"backbone {name!r}", text, "choose another backbone or head")
+    return built
+
+
+def _factory(name: str) -> Any:
+    if in_between(name):
+        return EfficientNet
     if name.startswith("timm:"):
-        return _create_timm(name, weights, options)
-    factory = EfficientNet if in_between(name) else BACKBONES.get(name)
-    if factory is not EfficientNet:
-        return _create_registered(name, factory, weights, options)
+        from effbackbones.timm_backbone import TimmBackbone  # timm is slow to import
+
+        return TimmBackbone
+    return BACKBONES.get(name)
+
+
+def _options_of(factory: Any) -> list[str]:
+    """Options that a factory names; one that takes any (``**options``) has those of :func:`create_backbone`."""
+    parameters = inspect.signature(factory).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        parameters = inspect.signature(create_backbone).parameters
+    return [key for key in parameters if key not in ("self", "name", "pretrained", "weights")]
+
+
+def _efficientnet(name: str, weights: str | Path | None, options: dict[str, Any]) -> _Built:
     pretrained = None
     if weights is not None:
         pretrained = read_weights(weights, name, numerics=options.get("numerics"), image_spec=options.get("image_spec"))
-        options |= {key: value for key, value in (("numerics", pretrained.numerics), ("image_spec", pretrained.image_spec)) if value}
-    _check_options(name, EfficientNet, options)
-    backbone = EfficientNet(name, **_fit_channels(options))
+        options["numerics"] = options.get("numerics") or pretrained.numerics
+        if "image_spec" not in options and pretrained.image_spec:
+            options["image_spec"] = _with_channels(pretrained.image_spec, options.get("in_channels", 3))
+    backbone = EfficientNet(name, **options)
     if pretrained:
-        state = dict(pretrained.backbone)
-        stem = "stem.conv.weight"
+        state, stem = dict(pretrained.backbone), "stem.conv.weight"
         state[stem] = adapt_stem(state[stem], options.get("in_channels", 3))
         pretrained.reports.append(load_state(backbone, state, what=f"backbone {name} from {pretrained.origin}"))
-    return backbone, pretrained
+    return _Built(backbone, pretrained, {"numerics": asdict(backbone.numerics), "image_spec": asdict(backbone.image_spec)})
 
 
-def _create_timm(name: str, weights: str | Path | None, options: dict[str, Any]) -> tuple[Backbone, Pretrained | None]:
-    from effbackbones.timm_backbone import TimmBackbone  # timm is slow to import
-
-    _check_options(name, TimmBackbone, options)
-    backbone = TimmBackbone(name.removeprefix("timm:"), pretrained=weights == "imagenet", **options)
-    if weights is None or weights == "imagenet":
-        return backbone, None
-    return backbone, _load_own(backbone, weights)
-
-
-def _create_registered(name: str, factory: Any, weights: str | Path | None, options: dict[str, Any]) -> tuple[Backbone, Pretrained | None]:
-    _check_options(name, factory, options)
-    backbone = factory(**options)
+def _foreign(name: str, factory: Any, weights: str | Path | None, options: dict[str, Any]) -> _Built:
+    """A timm or registered backbone. Its weights are timm's own, or a file of this project, which alone can describe it."""
+    pretrained = None if weights is None or (name.startswith("timm:") and weights == "imagenet") else read_weights(weights, name)
+    if name.startswith("timm:"):
+        backbone = factory(name.removeprefix("timm:"), pretrained=weights == "imagenet", **options)
+    else:
+        backbone = factory(**options)
     if not isinstance(backbone, Backbone):
         raise UserError(f"backbone {name!r}", f"its factory returned {type(backbone).__name__}", "return an effbackbones.Backbone")
-    return backbone, None if weights is None else _load_own(backbone, weights)
-
-
-def _load_own(backbone: Backbone, weights: str | Path) -> Pretrained:
-    """Weights of a file that this project wrote: the only one that can describe a foreign backbone."""
-    pretrained = read_weights(weights, backbone.name)
-    pretrained.reports.append(load_state(backbone, pretrained.backbone, what=f"backbone {backbone.name} from {pretrained.origin}"))
-    return pretrained
-
-
-def _check_options(name: str, factory: Any, options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(factory).parameters
-    known = [key for key in parameters if key not in ("self", "name", "pretrained")]
-    for key in options:
-        if key not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            raise UserError(f"backbone_options.{key}", f"backbone {name!r} has no such option", nearest(key, known))
+    if pretrained:
+        pretrained.reports.append(load_state(backbone, pretrained.backbone, what=f"backbone {name} from {pretrained.origin}"))
+        if "image_spec" not in options and pretrained.image_spec:
+            backbone.image_spec = pretrained.image_spec
+    return _Built(backbone, pretrained)
 
 
 def _from_json(key: str, value: Any) -> Any:
     """Records may come as the plain dicts and lists that a checkpoint or a config holds."""
     if isinstance(value, Mapping) and key in ("numerics", "image_spec"):
+        kind = Numerics if key == "numerics" else ImageSpec
+        known = [field.name for field in fields(kind)]
+        for word in value:
+            if word not in known:
+                raise UserError(f"backbone_options.{key}.{word}", "no such key", nearest(str(word), known))
         record: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-        return Numerics(**record) if key == "numerics" else ImageSpec(**record)
+        return kind(**record)
     return tuple(value) if isinstance(value, list) else value
 
 
-def _fit_channels(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean and std of an RGB source repeated for another number of channels, each channel with their average."""
-    spec, channels = options.get("image_spec"), options.get("in_channels", 3)
-    if not isinstance(spec, ImageSpec) or len(spec.mean) == channels:
-        return dict(options)
+def _with_channels(spec: ImageSpec, channels: int) -> ImageSpec:
+    """An RGB source's spec for another number of channels, each with the average of its mean and std."""
+    if len(spec.mean) == channels:
+        return spec
     mean, std = ((sum(values) / len(values),) * channels for values in (spec.mean, spec.std))
-    values = {field.name: getattr(spec, field.name) for field in fields(ImageSpec)}
-    return {**options, "image_spec": ImageSpec(**{**values, "mean": mean, "std": std})}
+    return replace(spec, mean=mean, std=std)
 
 
 def build_model(
@@ -151,61 +185,80 @@ def build_model(
     """
     several = not isinstance(task, str)
     tasks = [TASKS.canonical(word) for word in ([task] if isinstance(task, str) else task)]
-    by_task = {t: _HeadPlan(t, *(_pick(v, t, several) for v in (head, num_classes, head_options))) for t in tasks}
-    needs = combine_needs({plan.name: plan.needs for plan in by_task.values()})
-    asked = {field.name: getattr(needs, field.name) for field in fields(BackboneNeeds)}
-    network, pretrained = _create(backbone, weights, {**asked, **(backbone_options or {})})
-    heads = {t: plan.build(network.feature_spec, several) for t, plan in by_task.items()}
+    chosen, counts, options = (
+        _by_task(name, value, tasks, several)
+        for name, value in (("head", head), ("num_classes", num_classes), ("head_options", head_options))
+    )
+    explicit = dict(backbone_options or {})
+    plans = {t: _HeadPlan(t, chosen[t], counts[t], options[t], explicit) for t in tasks}
+    needs = combine_needs({plan.name: plan.needs for plan in plans.values()})
+    default = BackboneNeeds()
+    wanted = {"levels": needs.levels} | {key: getattr(needs, key) for key in _NEEDS if getattr(needs, key) != getattr(default, key)}
+    network, pretrained, settled = _create(backbone, weights, explicit, wanted)
+    heads = {t: plan.build(network.feature_spec) for t, plan in plans.items()}
     top = MultiHead(network.feature_spec, heads) if several else heads[tasks[0]]
     config = {
         "task": tasks if several else tasks[0],
-        "backbone": network.name,
-        "head": _gather(by_task, "name", several),
-        "num_classes": _gather(by_task, "num_classes", several),
-        "backbone_options": _to_json({**asked, **(backbone_options or {}), **_settled(network)}),
-        "head_options": _gather(by_task, "options", several),
+        "backbone": BACKBONES.canonical(backbone),
+        "head": _gather(plans, "name", several),
+        "num_classes": _gather(plans, "num_classes", several),
+        "backbone_options": _to_json({**explicit, **settled}),
+        "head_options": _gather(plans, "options", several),
     }
     model = Model(network, top, config=config)
     if pretrained:
         _take_over(model, pretrained)
+        model.provenance = _provenance(pretrained)
     return model
+
+
+_NEEDS = ("output_stride", "tap")
+
+
+def _by_task(name: str, value: Any, tasks: Sequence[str], several: bool) -> dict[str, Any]:
+    """An argument of ``build_model`` by task: with several, a dict whose keys are theirs."""
+    if not several:
+        return {tasks[0]: value}
+    if value is not None and not isinstance(value, Mapping):
+        raise UserError(name, f"expected a dict by task, got {value!r}", f"write {{{tasks[0]!r}: ...}}")
+    found = {TASKS.canonical(key): item for key, item in (value or {}).items()}
+    for key in found:
+        if key not in tasks:
+            raise UserError(f"{name}[{key!r}]", "is not among the tasks", nearest(key, tasks))
+    return {task: found.get(task) for task in tasks}
 
 
 class _HeadPlan:
     """One head before its backbone exists: class, options, classes."""
 
-    def __init__(self, task: str, head: str | None, num_classes: int | None, options: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, task: str, head: str | None, num_classes: int | None, options: Mapping[str, Any] | None, explicit: Mapping[str, Any]
+    ) -> None:
         if head is None and task not in DEFAULT_HEADS:
             raise UserError(f"task {task!r}", "no head is built in for it", f"{nearest(task, DEFAULT_HEADS)}; or name a registered head")
         self.name = HEADS.canonical(head or DEFAULT_HEADS[task])
         self.head: type[Head] = HEADS.get(self.name)
-        if self.head.task != task:
+        if TASKS.canonical(self.head.task) != task:
             raise UserError(f"head {self.name!r}", f"is for task {self.head.task!r}, not {task!r}", "choose another head or task")
         if num_classes is None and task not in DEFAULT_CLASSES:
             raise UserError("num_classes", f"task {task!r} has no default", "give it")
         self.num_classes = DEFAULT_CLASSES[task] if num_classes is None else num_classes
         self.options = dict(options or {})
-        self.needs = self.head.requires(**self.options)
+        needs = self.head.requires(**self.options)
+        # What the user said of the backbone wins, also where two heads disagree.
+        self.needs = replace(needs, **{key: explicit[key] for key in _NEEDS if explicit.get(key) is not None})
+        self.own_levels = explicit.get("levels") is not None
 
-    def build(self, spec: FeatureSpec, several: bool) -> Head:
-        names = tuple(name for name in spec.names if name in self.needs.levels) if several else spec.names
+    def build(self, spec: FeatureSpec) -> Head:
+        names = tuple(name for name in spec.names if name in self.needs.levels)
+        if self.own_levels and len(names) < len(self.needs.levels):
+            names = spec.names  # the user's choice; the head checks its spec
         return self.head(spec.select(names), self.num_classes, **self.options)
-
-
-def _pick(value: Any, task: str, several: bool) -> Any:
-    return value.get(task) if several and isinstance(value, Mapping) else value
 
 
 def _gather(plans: Mapping[str, _HeadPlan], field: str, several: bool) -> Any:
     values = {task: getattr(plan, field) for task, plan in plans.items()}
     return values if several else next(iter(values.values()))
-
-
-def _settled(backbone: Backbone) -> dict[str, Any]:
-    """What a backbone decided by itself or by its weights, so that a rebuilt one decides the same without them."""
-    numerics = getattr(backbone, "numerics", None)
-    settled: dict[str, Any] = {"image_spec": asdict(backbone.image_spec)} if isinstance(backbone, EfficientNet) else {}
-    return settled | ({"numerics": asdict(numerics)} if isinstance(numerics, Numerics) else {})
 
 
 def _to_json(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,17 +270,22 @@ def _to_json(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _take_over(model: Model, pretrained: Pretrained) -> None:
-    """Load the parts of a weight file that fit the head by name and shape."""
+    """Load the parts of a weight file that fit a head by name and shape; the rest is reported as unused."""
     extra = {**pretrained.tail, **pretrained.head}
-    own = model.head.state_dict()
-    if any(key in own for key in extra):
-        pretrained.reports.append(load_state(model.head, extra, what=f"head from {pretrained.origin}", allow_missing=True))
-    model.provenance = {
+    heads = [model.head, *model.head.heads.values()] if isinstance(model.head, MultiHead) else [model.head]
+    fitting = next((head for head in heads if any(key in head.state_dict() for key in extra)), None)
+    if fitting is not None:
+        pretrained.reports.append(load_state(fitting, extra, what=f"head from {pretrained.origin}", allow_missing=True))
+    elif extra:
+        pretrained.reports.append(LoadReport(f"head from {pretrained.origin}", unused=tuple(extra)))
+
+
+def _provenance(pretrained: Pretrained) -> dict[str, Any]:
+    """Where weights came from, for people and for checkpoints."""
+    return {
         "weights": pretrained.origin,
         "dialect": pretrained.dialect,
         "licence": pretrained.licence,
         "assumed": list(pretrained.assumed),
         "loaded": load_table(pretrained.reports),
     }
-
-

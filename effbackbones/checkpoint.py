@@ -89,6 +89,8 @@ def save_model(
     if path.suffix != ".safetensors":
         raise UserError(str(path), f"unknown suffix {path.suffix!r}", "name it .safetensors")
     model = getattr(model, "_orig_mod", model)
+    if getattr(model, "folded", False):
+        raise UserError(str(path), "not written: the model is a copy made for inference", "save the model it was made from")
     config: Any = model.config
     if "backbone" not in config:
         what = "not written: this model does not know how it was built"
@@ -155,7 +157,8 @@ class _Budget(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.empty, torch.zeros, torch.ones):
+        device = kwargs.get("device") or torch.get_default_device()
+        if func in (torch.empty, torch.zeros, torch.ones) and torch.device(device).type != "meta":  # a plan takes no memory
             self.left -= torch.empty(*args, **{**kwargs, "device": "meta"}).nbytes
             if self.left < 0:
                 raise MemoryError

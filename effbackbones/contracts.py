@@ -143,6 +143,7 @@ class Backbone(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._frozen: tuple[str, ...] = ()
+        self.provenance: dict[str, Any] = {}
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -19,7 +19,14 @@ _WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the value that means 1; 
 
 def to_unit(images: Tensor) -> Tensor:
     """Images of any accepted dtype as float32, 0..1."""
-    return images.float() / _WHITE.get(images.dtype, 1.0)
+    return images.float() / _white(images)
+
+
+def _white(images: Tensor) -> float:
+    """The value that means 1 in ``images``; integers other than uint8 and uint16 raise :class:`UserError`."""
+    if not images.is_floating_point() and images.dtype not in _WHITE:
+        raise UserError("images", f"expected uint8, uint16 or floating point, got {images.dtype}", "convert them: an integer says no range")
+    return _WHITE.get(images.dtype, 1.0)
 
 
 class Model(nn.Module):
@@ -41,9 +48,12 @@ class Model(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        # A backbone that always gives the same maps may give more than the head reads.
+        self._read = [backbone.feature_spec.names.index(name) for name in head.spec.names]
         self.config = dict(config or {})
         self.classes = None if classes is None else tuple(classes)
         self.provenance: dict[str, Any] = {}
+        self.folded = False
         self._scale: Tensor
         self._shift: Tensor
         self._fill: Tensor
@@ -63,7 +73,7 @@ class Model(nn.Module):
         the parameters."""
         if images.ndim != 4 or images.shape[1] != self._scale.shape[1]:
             raise ValueError(f"expected images [B, {self._scale.shape[1]}, H, W], got {tuple(images.shape)}")
-        scale = self._scale / _WHITE.get(images.dtype, 1.0)
+        scale = self._scale / _white(images)
         return torch.addcmul(self._shift, images.float(), scale).to(next(self.parameters()).dtype)
 
     def _pad(self, images: Tensor) -> Tensor:
@@ -90,7 +100,8 @@ class Model(nn.Module):
         if not normalized:
             images = self.normalize(images)
         sizes = sizes or ImageSizes.of(images)
-        return self.head(self.backbone(self._pad(images)), sizes)
+        features = self.backbone(self._pad(images))
+        return self.head([features[i] for i in self._read], sizes)
 
     def loss(self, images: Tensor, targets: Any, sizes: ImageSizes | None = None) -> dict[str, Tensor]:
         """Weighted scalar losses by name; their sum is the objective."""
@@ -131,12 +142,13 @@ class Model(nn.Module):
         return groups
 
     def for_inference(self, *, channels_last: bool = True, compile: bool = False) -> Self:
-        """A copy in eval mode with batch norm folded into the convolutions: the same results, faster. This model stays
-        as it is."""
+        """A copy in eval mode, the batch norm of every :class:`ConvNorm` (the EfficientNets and their tail) folded into its
+        convolution: the same results, faster. This model stays as it is; the copy cannot be saved."""
         from effbackbones.efficientnet import fold_batch_norm
 
         model = copy.deepcopy(self).eval().requires_grad_(False)
         fold_batch_norm(model)
+        model.folded = True
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
         if compile:

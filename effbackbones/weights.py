@@ -76,7 +76,7 @@ def read_weights(
 def _locate(weights: str | Path, backbone: str) -> tuple[Path, WeightSource | None]:
     """The file that ``weights`` means, and its source if it was named."""
     path = Path(weights).expanduser()
-    if isinstance(weights, Path) or path.suffix in (".safetensors", *PICKLED) or path.exists():
+    if isinstance(weights, Path) or path.suffix in (".safetensors", *PICKLED) or path.is_file():
         return path, None
     source = find_source(weights, backbone)
     return hub.fetch(source), source
@@ -102,7 +102,10 @@ def _own(
     for key, tensor in state.items():
         part, _, name = key.partition(".")
         parts.setdefault(part, {})[name] = tensor
-    own = Numerics(**about.numerics) if about.numerics else None
+    try:
+        own = Numerics(**about.numerics) if about.numerics else None
+    except TypeError:
+        raise UserError(str(path), f"its numerics are {about.numerics}", "save the model again") from None
     spec = spec or about.image_spec
     return Pretrained(parts["backbone"], {}, parts["head"], numerics or own, spec, str(path), "effbackbones", about.licence)
 

@@ -43,7 +43,7 @@ class ClassificationHead(Head):
             if not 0 <= value < 1:
                 raise UserError(f"head_options.{name}", f"expected a number in [0, 1), got {value}", "correct it")
         if channels is None:
-            channels = head_channels(published) if published else 0
+            channels = _published_channels(spec, published) if published else 0
         self.multilabel = multilabel
         self.label_smoothing = label_smoothing
         self.conv = _tail_convolution(spec, channels, published) if channels else nn.Identity()
@@ -85,6 +85,11 @@ def _published(backbone: str) -> Scaling | None:
         return scaling(backbone)
     except UserError:
         return None
+
+
+def _published_channels(spec: FeatureSpec, published: Scaling) -> int:
+    """Width of the tail: lite's is fixed, b's is four times the last stage (reference: torchvision), whatever its width."""
+    return 4 * spec.channels[-1] if published.family == "b" and spec.names[-1] == "C5" else head_channels(published)
 
 
 def _tail_convolution(spec: FeatureSpec, channels: int, published: Scaling | None) -> ConvNorm:

@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from effbackbones import BackboneNeeds, Head, ImageSizes, Model, MultiHead, UserError, build_model, load_model, register_head, save_model
+from effbackbones import (
+    BackboneNeeds,
+    Head,
+    ImageSizes,
+    Model,
+    MultiHead,
+    UserError,
+    build_model,
+    load_model,
+    register_backbone,
+    register_head,
+    save_model,
+)
 from effbackbones.registry import HEADS
 
 SMALL = {"width": 0.25, "depth": 0.3}
@@ -104,6 +116,11 @@ def test_padding_by_hand_equals_padding_inside(height: int, width: int) -> None:
     by_hand = model(padded, ImageSizes((height, width), torch.tensor([[height, width]])))
     assert torch.allclose(inside.mean, by_hand.mean, atol=1e-5)
     assert inside.grid.shape[-2:] == (tall // 8, wide // 8)
+
+
+def test_integers_that_say_no_range_are_refused() -> None:
+    with pytest.raises(UserError, match="expected uint8, uint16 or floating point"):
+        toy()(torch.zeros(1, 3, 32, 32, dtype=torch.int64))
 
 
 def test_wrong_channels_are_named() -> None:
@@ -202,6 +219,21 @@ def test_contradicting_needs_name_both_heads() -> None:
         build_model(("toy", "stride"), "b0", head={"toy": "toy", "stride": "stride"}, num_classes={"toy": 3, "stride": 3})
 
 
+def test_explicit_options_settle_what_heads_disagree_on() -> None:
+    options = {**SMALL, "output_stride": 16}
+    model = build_model(("toy", "stride"), "b0", head={"toy": "toy", "stride": "stride"}, num_classes={"toy": 3, "stride": 3},
+                        backbone_options=options)  # fmt: skip
+    assert model.backbone.feature_spec.strides == (8, 16)
+
+
+def test_keys_by_task_may_be_aliases_and_not_be_mistyped() -> None:
+    counts = {"classify": 5, "other": 2}
+    model = build_model(("classify", "other"), "b0", head={"other": "other"}, num_classes=counts, backbone_options=SMALL)
+    assert model.config["num_classes"] == {"cls": 5, "other": 2}
+    with pytest.raises(UserError, match=r"num_classes\['clss'\].*did you mean cls"):
+        build_model(("cls", "other"), "b0", head={"other": "other"}, num_classes={"clss": 5, "other": 2}, backbone_options=SMALL)
+
+
 def test_two_heads_survive_a_checkpoint(tmp_path: Path) -> None:
     model = two().eval()
     save_model(model, tmp_path / "two.safetensors")
@@ -267,6 +299,35 @@ def test_a_place_between_the_rows_is_a_name_too(tmp_path: Path) -> None:
     save_model(model, tmp_path / "between.safetensors")
     images = torch.rand(1, 3, 33, 33)
     assert torch.equal(load_model(tmp_path / "between.safetensors")(images), model(images))
+
+
+def test_a_registered_backbone_builds_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from effbackbones.efficientnet import EfficientNet
+    from effbackbones.registry import BACKBONES
+
+    monkeypatch.setattr(BACKBONES, "_registered", {})
+
+    @register_backbone("fine")
+    def fine() -> EfficientNet:  # takes no options: always the same maps
+        return EfficientNet("b0", stem_stride=1, width=0.25, depth=0.3)
+
+    model = build_model("toy", "fine", head="toy", num_classes=3).eval()
+    assert model.backbone.feature_spec.strides == (1, 2, 4, 8, 16)
+    assert model.head.spec.names == ("C3", "C4")
+    save_model(model, tmp_path / "fine.safetensors")
+    images = torch.rand(1, 3, 32, 32)
+    again = load_model(tmp_path / "fine.safetensors")
+    assert again.backbone.feature_spec == model.backbone.feature_spec
+    assert torch.equal(again(images).mean, model(images).mean)
+    with pytest.raises(UserError, match=r"backbone_options\.drop_path"):
+        build_model("toy", "fine", head="toy", num_classes=3, backbone_options={"drop_path": 0.1})
+    warm = build_model("toy", "fine", head="toy", num_classes=3, weights=tmp_path / "fine.safetensors").eval()
+    assert torch.equal(warm(images).mean, model(images).mean)
+
+
+def test_a_copy_for_inference_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="save the model it was made from"):
+        save_model(toy().for_inference(), tmp_path / "folded.safetensors")
 
 
 def test_a_taken_name_names_both_owners() -> None:
