@@ -213,12 +213,12 @@ def test_another_tasks_config_is_refused(tmp_path: Path) -> None:
 
 
 def test_changed_keys(tmp_path: Path) -> None:
-    old = read(tmp_path, "model: {head_options: {a: 1, b: 2}}\noptim: {lr: 1}\nrun: {seed: 1}\n")
-    new = read(tmp_path, "model: {head_options: {a: 1, c: 2}}\noptim: {lr: 2}\nrun: {seed: 2}\ndata: {randaugment: {}}\n")
+    old = read(tmp_path, "model: {head_options: {a: 1, b: 2}}\noptim: {lr: 1}\nrun: {seed: 1, log_every: 1}\n")
+    new = read(tmp_path, "model: {head_options: {a: 1, c: 2}}\noptim: {lr: 2}\nrun: {seed: 2, log_every: 2}\ndata: {randaugment: {}}\n")
     assert changed_keys(old, old) == []
     assert changed_keys(old, new) == [
         "data.randaugment", "data.randaugment.magnitude", "data.randaugment.num_ops",
-        "model.head_options.b", "model.head_options.c", "optim.lr",
+        "model.head_options.b", "model.head_options.c", "optim.lr", "run.seed",
     ]  # fmt: skip
 
 
