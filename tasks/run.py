@@ -62,7 +62,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     out = Path(extras.out or "predictions")
     writer = task.writer(out, classes, bool(getattr(model.head, "multilabel", False)), print)
     dataset = _Files(files, config, len(model.image_spec.mean), classes)
-    config = replace(config, data=replace(config.data, on_error="skip"))  # one bad file in ten thousand spoils no others
+    if len(files) > 1:  # one bad file in ten thousand spoils no others
+        config = replace(config, data=replace(config.data, on_error="skip"))
     failed: dict[str, None] = {}
     loader = setup.evaluation_loader(config, task, dataset, model, classes)
     with torch.no_grad():

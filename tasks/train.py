@@ -298,7 +298,7 @@ class _Run(L.Callback):
         if rate[1] > MOST_WAITING:
             workers = setup.workers(self.config)
             self.tell(f"{rate[1]:.0%} of the time went into waiting for data: raise data.workers (now {workers}), or shrink the files")
-        if processes.is_first():  # of the newest weights; the end replaces them by the best ones'
+        if processes.is_first():  # of the newest weights; the end puts the best ones' in their place
             write_metrics(self.folder, results, self.state.history)
         self._save()
         self.rate_from = (time.monotonic(), engine.step, self.timed.waited if self.timed else 0.0)
@@ -319,7 +319,9 @@ class _Run(L.Callback):
 
     def _keep_if_best(self, scores: Mapping[str, Any], weights: str) -> None:
         score = scores.get(self.task.monitor(self.config))
-        if score is not None and (self.state.best is None or score > self.state.best):
+        if score is None:  # undefined, as average precision without a positive: worse than any score, better than no weights
+            score = -1.0 if self.state.best is None else self.state.best
+        if self.state.best is None or score > self.state.best:
             self.state.best, self.state.best_weights, self.state.since_best = score, weights, 0
             if processes.is_first():
                 with self._weights(weights):
@@ -350,7 +352,8 @@ class _Run(L.Callback):
         report = self.task.report(self.folder, summary, observer)
         write_metrics(self.folder, results, self.state.history)  # last: it says that the run is finished
         monitor, weights = self.task.monitor(self.config), self.state.best_weights
-        self.tell(f"{split} {monitor} {scores[monitor]:.4f} with the best ({weights}) weights; skipped steps: {self.state.skipped}")
+        reached = "is undefined" if scores[monitor] is None else f"{scores[monitor]:.4f}"
+        self.tell(f"{split} {monitor} {reached} with the best ({weights}) weights; skipped steps: {self.state.skipped}")
         self.tell(f"report {report}")
         self.tell(f"run folder {self.folder}")
 

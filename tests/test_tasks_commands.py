@@ -127,6 +127,18 @@ def test_predict_takes_files_folders_and_globs(trained: Path, photographs: Path,
     assert capsys.readouterr().out.count(".png: ") == 1
 
 
+def test_a_bad_file_is_named_and_the_others_are_predicted(trained: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
+    bad = photographs / "bad.jpg"
+    bad.write_text("<html>")
+    line = ["predict", "--checkpoint", str(trained), "--out", str(tmp_path / "out"), "--run.progress", "false", "--data.workers", "0"]
+    assert main([*line, str(photographs)]) == 2
+    assert str(bad) in error_of(capsys)
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [Path(row["file"]).name for row in record["images"]] == ["a.png", "b.jpg"]
+    assert main([*line, str(bad)]) == 2
+    assert error_of(capsys).startswith(f"error: {bad}: cannot be read")
+
+
 def test_evaluate_repeats_the_scores_of_the_run(trained: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(["evaluate", "--checkpoint", str(trained), "--out", str(tmp_path / "scores"), "--run.progress", "false"]) == 0
     run, again = (json.loads((folder / "metrics.json").read_text()) for folder in (trained, tmp_path / "scores"))
@@ -221,6 +233,21 @@ def test_an_unreadable_image_is_skipped_and_left_out_of_the_scores(class_folders
     assert train_folders(class_folders, tmp_path / "run", "--data.on_error", "skip", "--data.eval_batch_size", "50") == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics[metrics["best"]]["samples"] == 101
+
+
+def test_an_undefined_score_does_not_lose_the_run(tmp_path: Path, capsys: Any) -> None:
+    for split, labels in (("train", ["cat", "dog", "cat;dog", ""]), ("val", ["", ""])):  # no positive to rank in val
+        for index in range(len(labels)):
+            Image.fromarray(np.full((40, 40, 3), 40 * index, np.uint8)).save(tmp_path / f"{split}{index}.png")
+        rows = [f"{split}{index}.png,{label}" for index, label in enumerate(labels)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["file,labels", *rows, ""]))
+    line = ["--config", "multilabel", *TINY[2:], "--model.weights", "null", "--data.root", str(tmp_path), "--data.batch_size", "4"]
+    line += ["--data.limit_train", "null", "--data.limit_val", "null", "--run.out", str(tmp_path / "run")]
+    assert main(line) == 0
+    assert "val map is undefined" in capsys.readouterr().err
+    assert load_model(tmp_path / "run" / "best.safetensors").classes == ("cat", "dog")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics[metrics["best"]]["map"] is None
 
 
 def _empty_class(root: Path) -> None:
