@@ -240,6 +240,12 @@ class Head(nn.Module, ABC):
         """Figures on how well the targets fit this head (optional)."""
         return {}
 
+    @classmethod
+    def fit_to_data(cls, box_sides: Tensor, image_size: tuple[int, int], **options: Any) -> dict[str, Any]:
+        """Options that suit boxes of these sides better than ``options`` do (optional): float [N, 2], (width, height) in
+        pixels of images resized to ``image_size``. Default: none."""
+        return {}
+
 
 def head_options(head: type[Head]) -> dict[str, Any]:
     """Options that a head's ``__init__`` names, with their defaults, through all its base classes."""

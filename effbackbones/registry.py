@@ -102,9 +102,15 @@ BACKBONES = Registry(
     dict.fromkeys(_EFFICIENTNETS, "effbackbones.efficientnet:EfficientNet"),
     {f"efficientnet_{name}": name for name in _EFFICIENTNETS},
 )
-HEADS = Registry("head", {"classification": "heads.classification:ClassificationHead"})
-TASKS = Registry("task", {"cls": "tasks.classify:TASK"}, {"classify": "cls", "detect": "det", "segment": "seg"})
-DEFAULT_HEADS = {"cls": "classification"}
+HEADS = Registry(
+    "head",
+    {"classification": "heads.classification:ClassificationHead", "efficientdet": "heads.efficientdet:EfficientDetHead"},
+    {"bifpn": "efficientdet"},
+)
+TASKS = Registry(
+    "task", {"cls": "tasks.classify:TASK", "det": "tasks.detect:TASK"}, {"classify": "cls", "detect": "det", "segment": "seg"}
+)
+DEFAULT_HEADS = {"cls": "classification", "det": "efficientdet"}
 DEFAULT_CLASSES = {"cls": 1000, "det": 80, "seg": 21}
 
 

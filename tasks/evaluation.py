@@ -21,6 +21,7 @@ from tasks.telling import Teller
 
 @torch.no_grad()
 def evaluate(
+    task: TaskSpec,
     model: Model,
     batches: Iterable[Batch],
     metric: Metric,
@@ -40,7 +41,7 @@ def evaluate(
                 predictions = model.predict(batch.images, batch.sizes)
             skips.add(batch.meta)
             batch, predictions = readable(batch, predictions)
-            metric.update(predictions, batch.targets)
+            metric.update(*task.scored(batch, predictions))
             for observer in observers:
                 observer.update(batch, predictions)
         return dict(metric.compute())
@@ -71,4 +72,4 @@ def score_model(
     observers = [observer] if observer else []
     arithmetic = partial(setup.autocast, config, device)
     batches = tell.watch(loader, "evaluate")
-    return evaluate(model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic), observer
+    return evaluate(task, model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic), observer

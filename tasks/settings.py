@@ -137,12 +137,13 @@ class DataConfig(_Section):
     LIMITS: ClassVar = {
         "image_size": "[1, 16384]", "batch_size": "[1, 1000000]", "eval_batch_size": "[1, 1000000]", "workers": "[0, 256]",
         "timeout": "[0, inf)", "max_pixels": "[1, inf)", "scale": "(0, 1]", "ratio": "(0, 100]", "flip": "[0, 1]",
-        "color_jitter": "[0, 1]", "erasing": "[0, 1]", "mixup": "[0, 100]", "cutmix": "[0, 100]",
+        "color_jitter": "[0, 1]", "erasing": "[0, 1]", "mixup": "[0, 100]", "cutmix": "[0, 100]", "vertical_flip": "[0, 1]",
+        "scale_jitter": "(0, 10]", "mosaic": "[0, 1]", "close_mosaic": "[0, inf)", "repeat_threshold": "(0, 1]", "min_box": "[0, inf)",
         "limit_train": "[1, inf)", "limit_val": "[1, inf)",
     }  # fmt: skip
 
     name: str = "folder"
-    """Data set: folder, table, shapes, or a registered one."""
+    """Data set: folder, table, shapes, coco, voc, yolo, or a registered one."""
     root: str | None = None
     """Folder of the data."""
     train: str | None = None
@@ -189,6 +190,26 @@ class DataConfig(_Section):
     """Alpha of mixup; 0: none."""
     cutmix: float = 0.0
     """Alpha of cutmix; 0: none."""
+    vertical_flip: float = 0.0
+    """Probability of a vertical flip (detection, segmentation)."""
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """Range of a random factor on the letterboxed image, which is then cropped or padded (detection, segmentation)."""
+    mosaic: float = 0.0
+    """Probability that four images are set together as one (detection)."""
+    close_mosaic: float = 0.0
+    """Epochs at the end of training without mosaic."""
+    repeat_threshold: float | None = None
+    """Images with a class that fewer images than this share have are repeated, by sqrt(threshold / share); null: none."""
+    batch_shape: Literal["fixed", "aspect"] = "fixed"
+    """Letterbox: fixed (all images at image_size), or aspect (batches of similar aspect ratio, padded no more than they need)."""
+    min_box: float = 1.0
+    """Training boxes with a side of fewer pixels after augmentation are left out (detection)."""
+    crowd: Literal["skip", "ignore"] = "skip"
+    """Crowd regions in training: skip, or ignore (what lies in them is not pushed to background either)."""
+    keep_empty: bool = True
+    """Whether images without objects are trained on."""
+    allow_bad_boxes: bool = False
+    """Go on although more than 20 % of the boxes had to be dropped."""
     limit_train: int | None = None
     """Use only so many training images; null: all."""
     limit_val: int | None = None
@@ -196,7 +217,7 @@ class DataConfig(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("scale", "ratio"):
+        for name in ("scale", "ratio", "scale_jitter"):
             low, high = getattr(self, name)
             if low > high:
                 raise UserError(f"data.{name}", f"expected [low, high], got [{low}, {high}]", "swap the two")

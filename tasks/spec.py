@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DATASETS = Registry(
     "dataset",
-    {"folder": "tasks.data.folders:folder", "table": "tasks.data.table:table", "shapes": "tasks.data.shapes:shapes"},
+    {
+        "folder": "tasks.data.folders:folder",
+        "table": "tasks.data.table:table",
+        "shapes": "tasks.data.shapes:shapes",
+        "coco": "tasks.data.coco:coco",
+        "voc": "tasks.data.voc:voc",
+        "yolo": "tasks.data.yolo:yolo",
+    },
 )
 
 
@@ -93,9 +100,17 @@ class TaskSpec(ABC):
         """Images and targets of a training batch after augmentation on the device, drawn from (seed, step)."""
         return batch.images, batch.targets
 
+    def view(self, config: "Config", dataset: "Dataset") -> "Dataset":
+        """The training set as it is sampled: rare classes repeated, say. Default: as it is."""
+        return dataset
+
     @abstractmethod
     def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
-        """Scores of a whole set: ``update(predictions, targets)``, ``compute() -> dict``, JSON-like."""
+        """Scores of a whole set: ``update(predictions, targets)`` on what :meth:`scored` gives, ``compute() -> dict``, JSON-like."""
+
+    def scored(self, batch: "Batch", predictions: Any) -> tuple[Any, Any]:
+        """What a batch adds to the scores: predictions and truth in the form and the pixels that they are compared in."""
+        return predictions, batch.targets
 
     def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:
         """What collects examples for the report during the last evaluation."""

@@ -315,7 +315,7 @@ class _Run(L.Callback):
         with self._weights(weights):
             batches = self.tell.watch(loader, f"evaluate {weights}")
             arithmetic = partial(setup.autocast, self.config, self.device)
-            return evaluate(engine.model, batches, metric, samples=len(dataset), device=self.device, autocast=arithmetic)
+            return evaluate(self.task, engine.model, batches, metric, samples=len(dataset), device=self.device, autocast=arithmetic)
 
     def _keep_if_best(self, scores: Mapping[str, Any], weights: str) -> None:
         score = scores.get(self.task.monitor(self.config))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,30 @@ MAX_SKIPPED = 0.01
 """Share of unreadable samples above which ``on_error="skip"`` stops all the same."""
 
 
+@dataclass(frozen=True)
+class Truth:
+    """Ground truth of one image as it is scored: in original pixels and at the precision of the file, untouched by any resize.
+
+    ``boxes`` float64 [M, 4] as x, y, width, height; ``labels`` int64 [M] in 0..K-1; ``crowd`` bool [M]; ``area`` float64 [M]
+    in square pixels (of the object, which may be less than its box).
+    """
+
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    area: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, sample: "Sample") -> "Truth | None":
+        """From the boxes of a sample that no transform has changed yet; None where it has none."""
+        if sample.boxes is None or sample.box_labels is None:
+            return None
+        boxes = sample.boxes.astype(np.float64)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        crowd = np.zeros(len(boxes), np.bool_) if sample.crowd is None else sample.crowd
+        return cls(np.concatenate([boxes[:, :2], sides], 1), sample.box_labels, crowd, sides.prod(1))
+
+
 @dataclass
 class Sample:
     """One image and what is known of it. A data set fills in what it has; transforms keep it consistent.
@@ -31,6 +55,7 @@ class Sample:
     ``box_labels`` int64 [M] and ``crowd`` bool [M]. ``mask`` int64 [H, W], 255 = ignore.
     Set by transforms: ``plan``, how the image was brought to its size (None: in a way that cannot be undone, or not at
     all), ``original``, (H, W) before. ``skipped``: messages on unreadable samples that this one stands for.
+    ``truth``: what boxes are scored against, where the data set knows it better than ``Truth.of`` would make it.
     """
 
     image: Pixels
@@ -45,23 +70,26 @@ class Sample:
     original: Size | None = None
     plan: ResizePlan | None = None
     skipped: tuple[str, ...] = ()
+    truth: Truth | None = None
 
 
 @dataclass
 class ImageMeta:
-    """What a batch remembers of an image: ``original`` (H, W) and the ``plan`` that restores predictions to it."""
+    """What a batch remembers of an image: ``original`` (H, W), the ``plan`` that restores predictions to it, and the
+    ``truth`` that those are scored against."""
 
     id: str
     path: str
     original: Size
     plan: ResizePlan | None = None
     skipped: tuple[str, ...] = ()
+    truth: Truth | None = None
 
     @classmethod
     def of(cls, sample: Sample) -> "ImageMeta":
         """The meta data of a sample."""
         height, width = sample.original or sample.image.shape[:2]
-        return cls(sample.id, sample.path, (height, width), sample.plan, sample.skipped)
+        return cls(sample.id, sample.path, (height, width), sample.plan, sample.skipped, sample.truth)
 
 
 @dataclass
@@ -108,6 +136,17 @@ class Transform(Protocol):
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample: ...
 
 
+@runtime_checkable
+class MixingTransform(Transform, Protocol):
+    """A transform that may want other samples of the data set beside the one that is due, as a mosaic does."""
+
+    def partners(self, epoch: int, rng: np.random.Generator) -> int:
+        """How many others this sample is to be mixed with; they are chosen at random by the same key."""
+
+    def combine(self, samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
+        """The sample that is due (first) and its partners as one, transformed; called only where there are partners."""
+
+
 class KeyedDataset(torch.utils.data.Dataset[Sample]):
     """A data set read by the key ``(epoch, index)``: augmentation is a pure function of (seed, epoch, index).
 
@@ -137,7 +176,13 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
         sample: Sample | None = None
         try:
             sample = self.dataset[index]
-            return sample if self.transform is None else self.transform(sample, np.random.default_rng((self.seed, epoch, index)))
+            if self.transform is None:
+                return sample
+            rng = np.random.default_rng((self.seed, epoch, index))
+            if isinstance(self.transform, MixingTransform) and (count := self.transform.partners(epoch, rng)):
+                others = [self.dataset[other] for other in rng.integers(len(self), size=count).tolist()]
+                return self.transform.combine([sample, *others], rng)
+            return self.transform(sample, rng)
         except UserError:
             raise
         except Exception as error:
