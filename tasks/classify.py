@@ -3,6 +3,7 @@
 import csv
 import heapq
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import Metric
 
-    from effbackbones.contracts import ImageSpec
+    from effbackbones.model import Model
     from tasks.config import Config
     from tasks.data.batch import Batch, Sample, Transform
 
@@ -40,12 +41,12 @@ class Classification(TaskSpec):
         # What is off is not said, so that a head of the user's need not know it.
         return {name: value for name, value in (("multilabel", config.data.multilabel), ("label_smoothing", smoothing)) if value}
 
-    def transform(self, config: "Config", spec: "ImageSpec", *, train: bool) -> "Transform":
+    def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
         from tasks.data.transforms import ClassificationTransform
 
-        return ClassificationTransform(spec, spec.size, train, config.data)
+        return ClassificationTransform(model.image_spec, model.image_spec.size, train, config.data)
 
-    def collate(self, config: "Config", num_classes: int) -> Callable[[Sequence["Sample"]], "Batch"]:
+    def collate(self, config: "Config", model: "Model") -> Callable[[Sequence["Sample"]], "Batch"]:
         from tasks.data.batch import collate_classification
 
         return collate_classification
@@ -74,10 +75,10 @@ class Classification(TaskSpec):
         from tasks.report import classification_report
 
         mistakes = observer.mistakes() if isinstance(observer, ConfidentMistakes) else []
-        return classification_report(folder, mistakes=mistakes, **summary)
+        return classification_report(folder, mistakes=mistakes, **{key: value for key, value in summary.items() if key != "statistics"})
 
-    def writer(self, out: Path, classes: Sequence[str], multilabel: bool, tell: Callable[[str], None]) -> Writer:
-        return PredictionFiles(out, classes, multilabel, tell)
+    def writer(self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> Writer:
+        return PredictionFiles(out, classes, bool(getattr(model.head, "multilabel", False)), tell)
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
         if num_classes != 1000:

@@ -29,9 +29,10 @@ _OPTIONS = {  # options of the command itself: the verbs that take them, help
     "config": (VERBS, "bundled name or YAML file; a file wins"),
     "checkpoint": (VERBS[1:], "model file or run folder; a run's own config is used when --config is not given"),
     "split": (("evaluate",), "train, val or test"),
-    "out": (("evaluate", "predict"), "folder for the results"),
+    "out": (("evaluate", "predict", "check"), "folder for the results"),
+    "predictions": (("evaluate",), "file of predictions to score in place of a model"),
 }
-_FLAGS = {"-h": "help", "--help": "help", "--print-config": "print-config"}
+_FLAGS = {"-h": "help", "--help": "help", "--print-config": "print-config", "--deep": "deep"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Extras:
     inputs: tuple[str, ...] = ()
     out: str | None = None
     split: str = "val"
+    predictions: str | None = None
+    deep: bool = False
 
 
 class Command(NamedTuple):
@@ -78,7 +81,11 @@ def parse(task: str, argv: list[str]) -> Command:
     if split not in ("train", "val", "test"):
         raise UserError("--split", f"unknown split {split!r}", nearest(split, ("train", "val", "test")))
     name = Path(source).stem if source else "default"
-    return Command(line.verb, config, Extras(name, checkpoint, tuple(line.inputs), line.options.get("out"), split))
+    if "deep" in line.flags and line.verb != "check":
+        raise UserError("--deep", f"does not go with {line.verb}", "it goes with check")
+    out, predictions = line.options.get("out"), line.options.get("predictions")
+    extras = Extras(name, checkpoint, tuple(line.inputs), out, split, predictions, "deep" in line.flags)
+    return Command(line.verb, config, extras)
 
 
 def bundled(task: str) -> dict[str, Path]:
@@ -89,7 +96,8 @@ def bundled(task: str) -> dict[str, Path]:
 def _help(task: str) -> str:
     usage = f"python -m tasks.{task} [{'|'.join(VERBS)}] --config NAME|FILE [--section.key VALUE ...] (predict: INPUT ...)"
     options = {name: f"{text} ({', '.join(verbs) if verbs != VERBS else 'all'})" for name, (verbs, text) in _OPTIONS.items()}
-    epilog = f"Without a verb: train. Bundled configs: {', '.join(bundled(task))}. --print-config shows each value and where it comes from."
+    flags = "--print-config shows each value and where it comes from; check --deep also looks at what takes minutes"
+    epilog = f"Without a verb: train. Bundled configs: {', '.join(bundled(task))}. {flags}."
     return help_page(usage, options, epilog)
 
 

@@ -67,7 +67,7 @@ def score_model(
 ) -> tuple[dict[str, Any], Any]:
     """Scores of a model over a data set, and what the task's observer collected for the report."""
     observer = task.observer(config, classes)
-    loader = setup.evaluation_loader(config, task, dataset, model, classes)
+    loader = setup.evaluation_loader(config, task, dataset, model)
     metric = task.metrics(config, classes).to(device)
     observers = [observer] if observer else []
     arithmetic = partial(setup.autocast, config, device)

@@ -5,7 +5,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ from tasks.data.check import check_dataset
 from tasks.data.files import ImageReader
 from tasks.evaluation import readable, score_model
 from tasks.report import environment, write_metrics
-from tasks.spec import TaskSpec
+from tasks.spec import Dataset, TaskSpec
 from tasks.telling import Teller
 
 
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Score a model on a split; writes ``metrics.json`` and ``report.html`` into ``--out``, or beside the run."""
     tell, device = Teller(config.run.progress), setup.run_device(config)
+    if extras.predictions:
+        return _evaluate_file(task, config, extras, tell)
     model, classes = _model_and_classes(task, config, extras, require_classes=True)
     dataset = setup.open_dataset(config, extras.split, classes)
     scores, observer = score_model(task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell)
@@ -45,11 +47,30 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         "data": f"{config.data.name} {config.data.root or ''}: {len(dataset):,} samples",
         **environment(),
     }
-    task.report(folder, {"config": to_mapping(config), "history": [], "results": results, "facts": facts}, observer)
-    for name, value in scores.items():
-        if isinstance(value, (int, float)):
-            print(f"{name} {value:.6g}")
+    summary = {"config": to_mapping(config), "history": [], "results": results, "facts": facts}
+    task.report(folder, summary | {"statistics": task.statistics(config, model, dataset)}, observer)
+    _print_scores(scores)
     tell(f"report {folder / 'report.html'}")
+    return 0
+
+
+def _print_scores(scores: Mapping[str, Any]) -> None:
+    for name, value in scores.items():
+        if value is None:
+            print(f"{name} undefined")
+        elif isinstance(value, (int, float)):
+            print(f"{name} {value:.6g}")
+
+
+def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> int:
+    """Score a file of predictions on a split; ``metrics.json`` goes into ``--out``, or beside the file."""
+    path = Path(str(extras.predictions))
+    dataset = setup.open_dataset(config, extras.split)
+    scores = task.score_file(path, config, dataset, tell)
+    folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"
+    write_metrics(folder, {"split": extras.split, "predictions": str(path), "model": scores}, [])
+    _print_scores(scores)
+    tell(f"scores {folder / 'metrics.json'}")
     return 0
 
 
@@ -60,12 +81,12 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     model, classes = _model_and_classes(task, config, extras, require_classes=False)
     model.to(device)
     out = Path(extras.out or "predictions")
-    writer = task.writer(out, classes, bool(getattr(model.head, "multilabel", False)), print)
+    writer = task.writer(config, out, model, classes, print)
     dataset = _Files(files, config, len(model.image_spec.mean), classes)
     if len(files) > 1:  # one bad file in ten thousand spoils no others
         config = replace(config, data=replace(config.data, on_error="skip"))
     failed: dict[str, None] = {}
-    loader = setup.evaluation_loader(config, task, dataset, model, classes)
+    loader = setup.evaluation_loader(config, task, dataset, model)
     with torch.no_grad():
         for batch in tell.watch(loader, "predict"):
             moved = batch.to(device, non_blocking=True)
@@ -82,20 +103,22 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
 
 
 def check(task: TaskSpec, config: Config, extras: Extras) -> int:
-    """Check data and model before a long run: every split, the label map, one training step without an update."""
+    """Check data and model before a long run: every split, the label map, one training step without an update, and what the
+    task adds; ``--deep`` looks at all that takes minutes."""
     tell, device = Teller(config.run.progress), setup.run_device(config)
+    datasets: dict[str, Dataset] = {}
     classes: tuple[str, ...] | None = None
     for split in ("train", "val", *(["test"] if config.data.test else [])):
-        dataset = setup.open_dataset(config, split, classes)
-        classes = classes or dataset.classes
-        check_dataset(dataset, on_error=config.data.on_error)
-        print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
+        datasets[split] = setup.open_dataset(config, split, classes)
+        classes = classes or datasets[split].classes
+        check_dataset(datasets[split], on_error=config.data.on_error)
+        print(f"{split}: {len(datasets[split]):,} samples, {_class_counts(datasets[split])}")
     assert classes is not None
     model = setup.make_model(config, task, classes).to(device)
-    train_set = setup.open_dataset(config, "train")
-    keyed = setup.keyed(config, task, train_set, model.image_spec, train=True)
+    train_set = task.view(config, datasets["train"])
+    keyed = setup.keyed(config, task, train_set, model, train=True)
     count = min(len(train_set), 4)
-    batch = task.collate(config, len(classes))([keyed[0, index] for index in range(count)]).to(device)
+    batch = task.collate(config, model)([keyed[0, index] for index in range(count)]).to(device)
     images, targets = task.augment(config, batch, len(classes), 0)
     losses = model.train().loss(images, targets, batch.sizes)
     total = torch.stack(list(losses.values())).sum()
@@ -103,6 +126,8 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
         raise UserError("model", f"the first loss is not finite: {losses}", "check the data and the head")
     refuse_dead_parameters(model, total)
     print(f"model: {sum(p.numel() for p in model.parameters()):,} parameters, each reached by the loss; first loss {total.item():.4g}")
+    out = Path(extras.out or f"runs/{task.command}/check-{extras.config_name}")
+    task.inspect(config, model, datasets, out, print, deep=extras.deep)
     tell("no fault found")
     return 0
 
@@ -211,8 +236,10 @@ def _class_counts(dataset: Any, limit: int = 2000) -> str:
             continue
         if sample.label is not None:
             counts[dataset.classes[sample.label]] += 1
-        if sample.labels is not None:
+        elif sample.labels is not None:
             counts.update(dataset.classes[k] for k in sample.labels.nonzero()[0])
+        elif sample.box_labels is not None:
+            counts.update(dataset.classes[k] for k in sample.box_labels)
     shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(20))
     missing = [name for name in dataset.classes if name not in counts]
     looked = "" if view is dataset else f" of {len(view):,} looked at"

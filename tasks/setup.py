@@ -1,7 +1,7 @@
 """From a config to the objects of a run: data sets, loaders, model, device."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from effbackbones.model import Model
 from tasks import processes
 from tasks.config import Config
 from tasks.data.batch import Batch, KeyedDataset, Sample
+from tasks.resume import shuffled, steps_per_epoch
 from tasks.rundir import BEST
 from tasks.signals import leave_to_parent
 from tasks.spec import DATASETS, Dataset, TaskSpec
@@ -128,24 +129,35 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any
 
 def workers(config: Config) -> int:
     """Loader processes: what was asked for, or one per core, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8) if config.data.workers is None else config.data.workers
+    return min(cores(), 8) if config.data.workers is None else config.data.workers
 
 
-def keyed(config: Config, task: TaskSpec, dataset: Dataset, spec: ImageSpec, *, train: bool) -> KeyedDataset:
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def spread(count: int, limit: int) -> np.ndarray:
+    """At most ``limit`` of ``range(count)``, spread evenly over it, int64."""
+    return np.arange(min(count, limit)) * count // max(min(count, limit), 1)
+
+
+def keyed(config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, train: bool) -> KeyedDataset:
     """``dataset`` behind the task's transform, read by (epoch, index)."""
-    transform = task.transform(config, spec, train=train)
+    optim = config.optim
+    epochs = optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
+    transform = task.transform(config, model, train=train, epochs=epochs)
     return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
 
 
-def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, num_classes: int, batches: Any) -> DataLoader[Batch]:
+def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, batches: Any) -> DataLoader[Batch]:
     """A loader of ``batches`` (lists of keys). Its generator is its own, so that it draws nothing from the run's."""
     count = workers(config)
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # its samples are collated into batches
         batch_sampler=batches,
         num_workers=count,
-        collate_fn=task.collate(config, num_classes),
+        collate_fn=task.collate(config, model),
         pin_memory=torch.cuda.is_available() and config.run.device != "cpu",
         timeout=config.data.timeout if count else 0,
         worker_init_fn=leave_to_parent,
@@ -156,8 +168,8 @@ def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, num_classes: i
 class EvaluationBatches:
     """Batch sampler of an evaluation: every sample once over all processes, without padding."""
 
-    def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.indices = np.arange(rank, count, world)
+    def __init__(self, order: np.ndarray, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.indices = order[rank::world]
         self.size = max(1, batch_size // world)
 
     def __len__(self) -> int:
@@ -169,8 +181,28 @@ class EvaluationBatches:
 
 
 def evaluation_loader(
-    config: Config, task: TaskSpec, dataset: Dataset, model: Model, classes: Sequence[str], rank: int = 0, world: int = 1
+    config: Config, task: TaskSpec, dataset: Dataset, model: Model, rank: int = 0, world: int = 1
 ) -> DataLoader[Batch]:
     """A loader over all of ``dataset``, this process's share of it."""
-    batches = EvaluationBatches(len(dataset), config.data.eval_batch_size or config.data.batch_size, rank, world)
-    return loader(config, task, keyed(config, task, dataset, model.image_spec, train=False), len(classes), batches)
+    order = np.argsort(aspects(dataset), kind="stable") if config.data.batch_shape == "aspect" else np.arange(len(dataset))
+    batches = EvaluationBatches(order, config.data.eval_batch_size or config.data.batch_size, rank, world)
+    return loader(config, task, keyed(config, task, dataset, model, train=False), model, batches)
+
+
+def training_order(config: Config, dataset: Dataset) -> Callable[[int], np.ndarray]:
+    """Epoch -> order of the training samples, a permutation drawn from (seed, epoch)."""
+    order = shuffled(len(dataset), config.run.seed)
+    if config.data.batch_shape == "fixed":
+        return order
+    from tasks.data.sampling import by_aspect
+
+    return by_aspect(order, aspects(dataset), config.data.batch_size, config.run.seed)
+
+
+def aspects(dataset: Dataset) -> np.ndarray:
+    """Width / height of each image, float [N]; a data set that does not know them raises :class:`UserError`."""
+    found: np.ndarray | None = getattr(dataset, "aspects", None)
+    if found is None:
+        text = f"{type(dataset).__name__} does not know the aspect ratios of its images"
+        raise UserError("data.batch_shape", text, "set it to fixed, or give the data set `aspects`")
+    return found

@@ -3,10 +3,12 @@
 The engine trains any :class:`TaskSpec`; none of its code names a task.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+from effbackbones.errors import UserError
 from effbackbones.registry import TASKS, Registry
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import Metric
 
-    from effbackbones.contracts import ImageSpec
+    from effbackbones.model import Model
     from tasks.config import Config, DataConfig
     from tasks.data.batch import Batch, Sample, Transform
 
@@ -88,12 +90,22 @@ class TaskSpec(ABC):
         """Options of the head that follow from other sections of the config; explicit ones win."""
         return {}
 
-    @abstractmethod
-    def transform(self, config: "Config", spec: "ImageSpec", *, train: bool) -> "Transform":
-        """Sample -> sample of the size that the network gets, still uint8. Picklable."""
+    def preflight(  # noqa: B027  # a task need not look at anything
+        self, config: "Config", model: "Model", datasets: Mapping[str, "Dataset"], tell: Callable[[str], None]
+    ) -> None:
+        """What is looked at before a run trains, by split (``train``, ``val``, ``test``): told, or refused by a UserError."""
+
+    def inspect(  # noqa: B027  # nor at more
+        self, config: "Config", model: "Model", datasets: Mapping[str, "Dataset"], out: "Path", tell: Callable[[str], None], *, deep: bool
+    ) -> None:
+        """What the verb ``check`` looks at beyond what holds for every task; drawings go into ``out``."""
 
     @abstractmethod
-    def collate(self, config: "Config", num_classes: int) -> Callable[[Sequence["Sample"]], "Batch"]:
+    def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
+        """Sample -> sample of the size that ``model`` gets, still uint8. ``epochs``: how many are planned. Picklable."""
+
+    @abstractmethod
+    def collate(self, config: "Config", model: "Model") -> Callable[[Sequence["Sample"]], "Batch"]:
         """Samples -> batch. Picklable."""
 
     def augment(self, config: "Config", batch: "Batch", num_classes: int, step: int) -> tuple["Tensor", Any]:
@@ -116,12 +128,25 @@ class TaskSpec(ABC):
         """What collects examples for the report during the last evaluation."""
         return None
 
-    @abstractmethod
-    def report(self, folder: "Path", summary: Mapping[str, Any], observer: Observer | None) -> "Path":
-        """Write ``report.html`` of a finished run or evaluation; returns its path."""
+    def score_file(self, path: "Path", config: "Config", dataset: "Dataset", tell: Callable[[str], None]) -> dict[str, Any]:
+        """Scores of predictions that a file holds, for ``evaluate --predictions``."""
+        raise UserError("--predictions", f"{self.command} scores models, not files", "give --checkpoint")
+
+    def label_record(self, dataset: "Dataset") -> dict[str, Any]:
+        """What a checkpoint must remember of the labels beside the names of the classes; JSON-like."""
+        return {}
+
+    def statistics(self, config: "Config", model: "Model", dataset: "Dataset") -> Any:
+        """What a report shows of the data itself."""
+        return None
 
     @abstractmethod
-    def writer(self, out: "Path", classes: Sequence[str], multilabel: bool, tell: Callable[[str], None]) -> "Writer":
+    def report(self, folder: "Path", summary: Mapping[str, Any], observer: Observer | None) -> "Path":
+        """Write ``report.html`` of a finished run or evaluation; returns its path. ``summary``: config, history, results,
+        facts, and ``statistics``, what the method of that name gave."""
+
+    @abstractmethod
+    def writer(self, config: "Config", out: "Path", model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> "Writer":
         """What writes predictions into the folder ``out`` and tells the essential ones."""
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:

@@ -25,7 +25,7 @@ from tasks.engine import DivergedError, Engine, Plan, StepLog, Timed
 from tasks.evaluation import evaluate, score_model
 from tasks.events import Events
 from tasks.report import environment, write_metrics
-from tasks.resume import load_state, save_state, shuffled
+from tasks.resume import load_state, save_state
 from tasks.rundir import BEST, RunFolder, choose
 from tasks.signals import EXIT_CODES, SAVE, Signals, stopped_by
 from tasks.spec import Dataset, TaskSpec
@@ -81,6 +81,11 @@ class _Run(L.Callback):
             if dataset is not None:  # now, not after hours of training
                 check_dataset(dataset, limit=16, on_error=config.data.on_error)
         model = setup.make_model(config, task, self.classes)
+        splits = {"train": self.train_set, "val": self.val_set, "test": self.test_set}
+        if processes.is_first():
+            task.preflight(config, model, {name: dataset for name, dataset in splits.items() if dataset is not None}, tell)
+        self.label_record = task.label_record(self.train_set)
+        self.train_set = task.view(config, self.train_set)
         self.plan = Plan.of(config, len(self.train_set))
         self.engine = Engine(model, task, config, self.plan)
         self.engine.on_step = self.on_step
@@ -180,9 +185,9 @@ class _Run(L.Callback):
 
     def _loader(self, stop: int) -> Timed:
         config, engine, count = self.config, self.engine, len(self.train_set)
-        batches = engine.batches(shuffled(count, config.run.seed), count, stop)
-        data = setup.keyed(config, self.task, self.train_set, engine.model.image_spec, train=True)
-        self.timed = Timed(setup.loader(config, self.task, data, len(self.classes), batches))
+        batches = engine.batches(setup.training_order(config, self.train_set), count, stop)
+        data = setup.keyed(config, self.task, self.train_set, engine.model, train=True)
+        self.timed = Timed(setup.loader(config, self.task, data, engine.model, batches))
         self.rate_from = (time.monotonic(), engine.step, 0.0)
         return self.timed
 
@@ -310,7 +315,7 @@ class _Run(L.Callback):
     def _scores(self, weights: str, dataset: Dataset) -> dict[str, Any]:
         engine = self.engine
         share = engine.share
-        loader = setup.evaluation_loader(self.config, self.task, dataset, engine.model, self.classes, share.rank, share.world)
+        loader = setup.evaluation_loader(self.config, self.task, dataset, engine.model, share.rank, share.world)
         metric = self.task.metrics(self.config, self.classes).to(self.device)
         with self._weights(weights):
             batches = self.tell.watch(loader, f"evaluate {weights}")
@@ -332,7 +337,8 @@ class _Run(L.Callback):
     def _write_best(self, scores: Mapping[str, Any]) -> None:
         model = self.engine.model
         numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
-        save_model(model, self.folder / BEST, classes=self.classes, metrics=numbers, provenance={"step": self.engine.step})
+        provenance = self.label_record | {"step": self.engine.step}
+        save_model(model, self.folder / BEST, classes=self.classes, metrics=numbers, provenance=provenance)
 
     def _finish(self) -> None:
         """Evaluate the best weights on the test split (validation, if there is none), and write metrics and report."""
@@ -348,7 +354,10 @@ class _Run(L.Callback):
             other = "raw" if self.state.best_weights == "ema" else "ema"
             with self._weights(other):  # as they are at the end
                 results[other] = score(self.engine.model.to(self.device))[0]
-        summary = {"config": to_mapping(self.config), "history": self.state.history, "results": results, "facts": self._facts(best, split)}
+        summary = {
+            "config": to_mapping(self.config), "history": self.state.history, "results": results, "facts": self._facts(best, split),
+            "statistics": self.task.statistics(self.config, best, self.train_set),
+        }  # fmt: skip
         report = self.task.report(self.folder, summary, observer)
         write_metrics(self.folder, results, self.state.history)  # last: it says that the run is finished
         monitor, weights = self.task.monitor(self.config), self.state.best_weights
