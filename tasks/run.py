@@ -24,7 +24,7 @@ from tasks.data.check import check_dataset
 from tasks.data.files import ImageReader
 from tasks.evaluation import readable, score_model
 from tasks.report import environment, write_metrics
-from tasks.spec import Dataset, TaskSpec
+from tasks.spec import TaskSpec
 from tasks.telling import Teller
 
 
@@ -106,14 +106,11 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Check data and model before a long run: every split, the label map, one training step without an update, and what the
     task adds; ``--deep`` looks at all that takes minutes."""
     tell, device = Teller(config.run.progress), setup.run_device(config)
-    datasets: dict[str, Dataset] = {}
-    classes: tuple[str, ...] | None = None
-    for split in ("train", "val", *(["test"] if config.data.test else [])):
-        datasets[split] = setup.open_dataset(config, split, classes)
-        classes = classes or datasets[split].classes
-        check_dataset(datasets[split], on_error=config.data.on_error)
-        print(f"{split}: {len(datasets[split]):,} samples, {_class_counts(datasets[split])}")
-    assert classes is not None
+    datasets = setup.open_splits(config)
+    classes = datasets["train"].classes
+    for split, dataset in datasets.items():
+        check_dataset(dataset, on_error=config.data.on_error)
+        print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
     model = setup.make_model(config, task, classes).to(device)
     train_set = task.view(config, datasets["train"])
     keyed = setup.keyed(config, task, train_set, model, train=True)
@@ -127,7 +124,7 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     refuse_dead_parameters(model, total)
     print(f"model: {sum(p.numel() for p in model.parameters()):,} parameters, each reached by the loss; first loss {total.item():.4g}")
     out = Path(extras.out or f"runs/{task.command}/check-{extras.config_name}")
-    task.inspect(config, model, datasets, out, print, deep=extras.deep)
+    task.inspect(config, model, datasets, out, tell, deep=extras.deep)
     tell("no fault found")
     return 0
 

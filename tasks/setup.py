@@ -52,6 +52,13 @@ def open_dataset(config: Config, split: str, classes: tuple[str, ...] | None = N
     return Limited(dataset, limit) if limit and limit < len(dataset) else dataset
 
 
+def open_splits(config: Config) -> dict[str, Dataset]:
+    """The splits ``train``, ``val`` and, where the config names it, ``test``, with the label map of the first."""
+    train = open_dataset(config, "train")
+    others = ("val", "test") if config.data.test else ("val",)
+    return {"train": train} | {split: open_dataset(config, split, train.classes) for split in others}
+
+
 def make_model(config: Config, task: TaskSpec, classes: tuple[str, ...] | None) -> Model:
     """The configured model, with its weights; ``classes`` (of the training data) decide how many it has."""
     wanted = config.model

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from effbackbones.model import Model
     from tasks.config import Config, DataConfig
     from tasks.data.batch import Batch, Sample, Transform
+    from tasks.telling import Teller
 
 T = TypeVar("T")
 DATASETS = Registry(
@@ -91,12 +92,12 @@ class TaskSpec(ABC):
         return {}
 
     def preflight(  # noqa: B027  # a task need not look at anything
-        self, config: "Config", model: "Model", datasets: Mapping[str, "Dataset"], tell: Callable[[str], None]
+        self, config: "Config", model: "Model", datasets: Mapping[str, "Dataset"], tell: "Teller"
     ) -> None:
         """What is looked at before a run trains, by split (``train``, ``val``, ``test``): told, or refused by a UserError."""
 
     def inspect(  # noqa: B027  # nor at more
-        self, config: "Config", model: "Model", datasets: Mapping[str, "Dataset"], out: "Path", tell: Callable[[str], None], *, deep: bool
+        self, config: "Config", model: "Model", datasets: Mapping[str, "Dataset"], out: "Path", tell: "Teller", *, deep: bool
     ) -> None:
         """What the verb ``check`` looks at beyond what holds for every task; drawings go into ``out``."""
 

@@ -5,8 +5,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,19 @@ from typing import Any
 import lightning as L
 import torch
 
-from effbackbones.checkpoint import load_model, save_model
 from effbackbones.errors import UserError
-from effbackbones.model import Model
 from tasks import processes, setup
-from tasks.config import Config, Extras, to_mapping
+from tasks.config import Config, Extras
 from tasks.data.batch import SkipCount
 from tasks.data.check import check_dataset
 from tasks.engine import DivergedError, Engine, Plan, StepLog, Timed
-from tasks.evaluation import evaluate, score_model
 from tasks.events import Events
-from tasks.report import environment, write_metrics
+from tasks.judging import Judge, Progress
+from tasks.report import write_metrics
 from tasks.resume import load_state, save_state
-from tasks.rundir import BEST, RunFolder, choose
+from tasks.rundir import RunFolder, choose
 from tasks.signals import EXIT_CODES, SAVE, Signals, stopped_by
-from tasks.spec import Dataset, TaskSpec
+from tasks.spec import TaskSpec
 from tasks.telling import Teller
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -54,18 +51,6 @@ def train(task: TaskSpec, config: Config, extras: Extras) -> int:
         return run.go()
 
 
-@dataclass
-class _Progress:
-    """What a run knows beside its tensors; the record of every state file."""
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: float | None = None
-    best_weights: str = "raw"
-    since_best: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-
-
 class _Run(L.Callback):
     """One training run in one process."""
 
@@ -73,23 +58,18 @@ class _Run(L.Callback):
         self.task, self.config, self.folder, self.tell = task, config, folder, tell
         self.device = setup.run_device(config)
         L.seed_everything(config.run.seed, verbose=False)
-        self.train_set = setup.open_dataset(config, "train")
-        self.classes = self.train_set.classes
-        self.val_set = setup.open_dataset(config, "val", self.classes)
-        self.test_set = setup.open_dataset(config, "test", self.classes) if config.data.test else None
-        for dataset in (self.train_set, self.val_set, self.test_set):
-            if dataset is not None:  # now, not after hours of training
-                check_dataset(dataset, limit=16, on_error=config.data.on_error)
+        datasets = setup.open_splits(config)
+        for dataset in datasets.values():  # now, not after hours of training
+            check_dataset(dataset, limit=16, on_error=config.data.on_error)
+        self.classes = datasets["train"].classes
         model = setup.make_model(config, task, self.classes)
-        splits = {"train": self.train_set, "val": self.val_set, "test": self.test_set}
         if processes.is_first():
-            task.preflight(config, model, {name: dataset for name, dataset in splits.items() if dataset is not None}, tell)
-        self.label_record = task.label_record(self.train_set)
-        self.train_set = task.view(config, self.train_set)
+            task.preflight(config, model, datasets, tell)
+        self.train_set = task.view(config, datasets["train"])
         self.plan = Plan.of(config, len(self.train_set))
         self.engine = Engine(model, task, config, self.plan)
         self.engine.on_step = self.on_step
-        self.state = _Progress()
+        self.judge = Judge(task, config, self.engine, datasets, folder, tell, Progress())
         self.scaler: Mapping[str, Any] = {}
         self.skips = SkipCount(len(self.train_set))
         self.signals = Signals()
@@ -98,6 +78,11 @@ class _Run(L.Callback):
         self.rate_from = (time.monotonic(), 0, 0.0)
         self.timed: Timed | None = None
         self.events: Events | None = None
+
+    @property
+    def state(self) -> Progress:
+        """What is known of the run so far."""
+        return self.judge.state
 
     # The run, from outside ------------------------------------------------------------------------------------------
 
@@ -127,7 +112,7 @@ class _Run(L.Callback):
         if not self._evaluated():  # stopped between the last step and its evaluation
             self.engine.model.to(self.device)
             self._evaluate()
-        self._finish()
+        self.judge.finish({"unreadable": f"{len(self.skips.messages)} training samples"})
         return 0
 
     def _resume(self) -> None:
@@ -136,7 +121,7 @@ class _Run(L.Callback):
             tensors, record = found
             self._refuse_other_data(record["data"])
             self.scaler = self.engine.restore(tensors, record["step"])
-            self.state = _Progress(**record["progress"])
+            self.judge.state = Progress(**record["progress"])
             self.tell(f"continuing after step {self.engine.step} of {self.plan.total}")
 
     def _data(self) -> dict[str, Any]:
@@ -152,7 +137,7 @@ class _Run(L.Callback):
     def _tell_start(self) -> None:
         config, model = self.config, self.engine.model
         count = sum(p.numel() for p in model.parameters())
-        data = f"{len(self.train_set):,} training and {len(self.val_set):,} validation samples, {len(self.classes)} classes"
+        data = f"{len(self.train_set):,} training and {len(self.judge.datasets['val']):,} validation samples, {len(self.classes)} classes"
         self.tell(f"{data}; {config.model.backbone} + {model.config['head']}, {count:,} parameters, on {self.device}")
         batch = f"batch {config.data.batch_size}, lr {self.engine.base_lr:.3g} ({config.optim.lr:g} at {config.optim.base_batch}"
         self.tell(f"{batch}, {config.optim.lr_scaling} scaling), {self.plan.total} steps, {self.plan.per_epoch} an epoch")
@@ -285,15 +270,7 @@ class _Run(L.Callback):
         if self.losses:
             row["train_loss"] = sum(self.losses) / len(self.losses)
         self.losses = []
-        sets = ["ema", "raw"] if engine.ema and engine.step >= self.plan.total else ["ema" if engine.ema else "raw"]
-        for weights in sets:
-            scores = self._scores(weights, self.val_set)
-            suffix = "" if weights == sets[0] else f"_{weights}"
-            row |= {f"val_{name}{suffix}": value for name, value in scores.items() if isinstance(value, (int, float))}
-            if weights == sets[0]:  # with averages, they alone are kept
-                self._keep_if_best(scores, weights)
-                results = {"best": self.state.best_weights, self.state.best_weights: scores}
-        row["weights"] = sets[0]
+        results = self.judge.validate(row)
         self.state.history.append(row)
         if self.events:
             self.events.write(engine.step, row)
@@ -307,77 +284,3 @@ class _Run(L.Callback):
             write_metrics(self.folder, results, self.state.history)
         self._save()
         self.rate_from = (time.monotonic(), engine.step, self.timed.waited if self.timed else 0.0)
-
-    def _weights(self, name: str) -> AbstractContextManager[None]:
-        """Inside, the model has the weights called ``ema`` or ``raw``."""
-        return self.engine.ema.applied(self.engine.model) if name == "ema" and self.engine.ema else nullcontext()
-
-    def _scores(self, weights: str, dataset: Dataset) -> dict[str, Any]:
-        engine = self.engine
-        share = engine.share
-        loader = setup.evaluation_loader(self.config, self.task, dataset, engine.model, share.rank, share.world)
-        metric = self.task.metrics(self.config, self.classes).to(self.device)
-        with self._weights(weights):
-            batches = self.tell.watch(loader, f"evaluate {weights}")
-            arithmetic = partial(setup.autocast, self.config, self.device)
-            return evaluate(self.task, engine.model, batches, metric, samples=len(dataset), device=self.device, autocast=arithmetic)
-
-    def _keep_if_best(self, scores: Mapping[str, Any], weights: str) -> None:
-        score = scores.get(self.task.monitor(self.config))
-        if score is None:  # undefined, as average precision without a positive: worse than any score, better than no weights
-            score = -1.0 if self.state.best is None else self.state.best
-        if self.state.best is None or score > self.state.best:
-            self.state.best, self.state.best_weights, self.state.since_best = score, weights, 0
-            if processes.is_first():
-                with self._weights(weights):
-                    self._write_best(scores)
-        else:
-            self.state.since_best += 1
-
-    def _write_best(self, scores: Mapping[str, Any]) -> None:
-        model = self.engine.model
-        numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
-        provenance = self.label_record | {"step": self.engine.step}
-        save_model(model, self.folder / BEST, classes=self.classes, metrics=numbers, provenance=provenance)
-
-    def _finish(self) -> None:
-        """Evaluate the best weights on the test split (validation, if there is none), and write metrics and report."""
-        processes.part()  # the first process goes on alone
-        if not processes.is_first():
-            return
-        best = load_model(self.folder / BEST).to(self.device)
-        split, dataset = ("test", self.test_set) if self.test_set is not None else ("val", self.val_set)
-        score = partial(score_model, self.task, self.config, dataset=dataset, classes=self.classes, device=self.device, tell=self.tell)
-        scores, observer = score(best)
-        results = {"finished": True, "split": split, "best": self.state.best_weights, self.state.best_weights: scores}
-        if self.engine.ema:
-            other = "raw" if self.state.best_weights == "ema" else "ema"
-            with self._weights(other):  # as they are at the end
-                results[other] = score(self.engine.model.to(self.device))[0]
-        summary = {
-            "config": to_mapping(self.config), "history": self.state.history, "results": results, "facts": self._facts(best, split),
-            "statistics": self.task.statistics(self.config, best, self.train_set),
-        }  # fmt: skip
-        report = self.task.report(self.folder, summary, observer)
-        write_metrics(self.folder, results, self.state.history)  # last: it says that the run is finished
-        monitor, weights = self.task.monitor(self.config), self.state.best_weights
-        reached = "is undefined" if scores[monitor] is None else f"{scores[monitor]:.4f}"
-        self.tell(f"{split} {monitor} {reached} with the best ({weights}) weights; skipped steps: {self.state.skipped}")
-        self.tell(f"report {report}")
-        self.tell(f"run folder {self.folder}")
-
-    def _facts(self, model: Model, split: str) -> dict[str, Any]:
-        origin = self.engine.model.provenance
-        return {
-            "title": f"{self.task.command}: {model.config['backbone']} + {model.config['head']}",
-            "data": f"{self.config.data.name} {self.config.data.root or ''}: {len(self.train_set):,} training samples; scores on {split}",
-            "weights": origin.get("weights", "random"),
-            "assumed": "; ".join(origin.get("assumed", [])) or "nothing",
-            "images": str(model.image_spec),
-            "best": f"{self.state.best_weights} weights",
-            "steps": f"{self.engine.step:,} of {self.plan.total:,}, {self.state.skipped} skipped",
-            "unreadable": f"{len(self.skips.messages)} training samples",
-            "duration": f"{self.state.seconds / 60:.1f} minutes",
-            "seed": self.config.run.seed,
-            **environment(),
-        }
