@@ -55,8 +55,9 @@ class ImageSpec:
     """How images are prepared: what the weights were trained with.
 
     ``size`` is (H, W) in pixels; ``mean`` and ``std`` have one value per channel, for images in 0..1; ``interpolation``
-    is ``bilinear`` or ``bicubic``; the shorter side is resized to ``size / crop_fraction`` before a centre crop
-    (``crop_mode`` ``center``), or the whole image is squashed to ``size`` (``squash``).
+    is ``bilinear`` or ``bicubic``. ``crop_mode``: the shorter side is resized to ``size / crop_fraction`` before a centre crop
+    (``center``); the whole image is squashed to ``size`` (``squash``), or fitted into it, padded at right and bottom with
+    the mean colour (``letterbox``).
     """
 
     size: tuple[int, int] = (224, 224)
@@ -72,7 +73,7 @@ class ImageSpec:
         if min(self.std) <= 0 or not 0 < self.crop_fraction <= 1 or min(self.size) < 1:
             raise UserError("image_spec", f"std and size must be positive, crop_fraction in (0, 1]; got {self}", "correct it")
         for field, value, allowed in (("interpolation", self.interpolation, ("bilinear", "bicubic")),
-                                      ("crop_mode", self.crop_mode, ("center", "squash"))):
+                                      ("crop_mode", self.crop_mode, ("center", "squash", "letterbox"))):
             if value not in allowed:
                 raise UserError(f"image_spec.{field}", f"unknown value {value!r}", nearest(value, allowed))
 
@@ -223,6 +224,10 @@ class Head(nn.Module, ABC):
     def requires(cls, **options: Any) -> BackboneNeeds:
         """What this head, built with ``options``, needs of its backbone. Default: all levels, at stride 32."""
         return BackboneNeeds()
+
+    def image_spec(self, spec: ImageSpec) -> ImageSpec:
+        """How images are prepared for this head on a backbone whose weights were trained with ``spec``. Default: as there."""
+        return spec
 
     @abstractmethod
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> Any:

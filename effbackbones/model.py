@@ -32,7 +32,7 @@ def _white(images: Tensor) -> float:
 class Model(nn.Module):
     """Images to raw output, losses or predictions.
 
-    ``image_spec`` defaults to the backbone's. ``config`` is what ``build_model`` needs to build the same network again
+    ``image_spec`` defaults to what the head makes of the backbone's. ``config`` is what ``build_model`` needs to build the same network again
     (JSON-like); ``classes`` are the names of the labels, when known.
     """
 
@@ -57,7 +57,7 @@ class Model(nn.Module):
         self._scale: Tensor
         self._shift: Tensor
         self._fill: Tensor
-        self.use_image_spec(image_spec or backbone.image_spec)
+        self.use_image_spec(image_spec or head.image_spec(backbone.image_spec))
 
     def use_image_spec(self, image_spec: ImageSpec) -> None:
         """Prepare images by ``image_spec`` from now on; its buffers belong to no state dict."""
@@ -172,6 +172,12 @@ class MultiHead(Head):
         self.size_divisor = math.lcm(*(head.size_divisor for head in heads.values()))
         self.min_size = max(head.min_size for head in heads.values())
         self._levels = {task: [spec.names.index(name) for name in head.spec.names] for task, head in heads.items()}
+
+    def image_spec(self, spec: ImageSpec) -> ImageSpec:
+        """What the heads make of ``spec``, one after the other."""
+        for _, head in self._items():
+            spec = head.image_spec(spec)
+        return spec
 
     def _items(self) -> list[tuple[str, Head]]:
         return [(task, cast(Head, head)) for task, head in self.heads.items()]

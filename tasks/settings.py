@@ -103,8 +103,8 @@ class ModelConfig(_Section):
     """How images are resized; null: as the weights were trained."""
     crop_fraction: float | None = None
     """Share of the shorter side that the centre crop of evaluation keeps; null: the weights' own."""
-    crop_mode: Literal["center", "squash"] | None = None
-    """Evaluation takes a centre crop (center) or the whole image, squashed (squash); null: the weights' own."""
+    crop_mode: Literal["center", "squash", "letterbox"] | None = None
+    """Evaluation takes a centre crop (center) or the whole image, squashed or letterboxed; null: the weights' own, or the head's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
