@@ -32,7 +32,7 @@ def _white(images: Tensor) -> float:
 class Model(nn.Module):
     """Images to raw output, losses or predictions.
 
-    ``image_spec`` defaults to what the head makes of the backbone's. ``config`` is what ``build_model`` needs to build the same network again
+    ``image_spec`` defaults to what the head makes of the backbone's. ``config`` is what ``build_model`` needs to build it again
     (JSON-like); ``classes`` are the names of the labels, when known.
     """
 
