@@ -4,6 +4,7 @@ Sources: SAME padding and initialisation as in the TensorFlow release of Efficie
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -142,7 +143,15 @@ def init_fan_out(layer: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(layer.bias)
 
 
-class ConvNorm(nn.Module):
+class Foldable(nn.Module, ABC):
+    """A module with batch norms that can be made part of its convolutions."""
+
+    @abstractmethod
+    def fold(self) -> Self:
+        """Fold the running statistics into the convolutions, in place: the same results in eval mode, fewer passes."""
+
+
+class ConvNorm(Foldable):
     """Convolution without bias, batch norm, and ``activation`` (None: linear).
 
     [B, in_channels, H, W] to [B, out_channels, ceil(H / stride), ceil(W / stride)].
@@ -180,9 +189,7 @@ class ConvNorm(nn.Module):
         out: Tensor = self.act(self.bn(self.conv(x)))
         return out
 
-    @torch.no_grad()
     def fold(self) -> Self:
-        """Fold the batch norm's running statistics into the convolution, in place: the same results in eval mode, one pass less."""
         if isinstance(self.bn, nn.BatchNorm2d):
             fold_into(self.conv, self.bn)
             self.bn = nn.Identity()
@@ -204,7 +211,7 @@ def fold_into(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
 
 
 def fold_batch_norm(module: nn.Module) -> None:
-    """Fold every :class:`ConvNorm` inside ``module``, in place (copy first to keep the original); for eval mode only."""
+    """Fold every :class:`Foldable` inside ``module``, in place (copy first to keep the original); for eval mode only."""
     for part in module.modules():
-        if isinstance(part, ConvNorm):
+        if isinstance(part, Foldable):
             part.fold()
