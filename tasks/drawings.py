@@ -4,19 +4,30 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _BLUE, _ORANGE, _GREY = "#3b8bc9", "#e0803a", "#8a94a0"  # told apart on light and dark pages, and by the colour-blind
 
+COCO_BORDERS = (32, 96)
+"""Sides in pixels where COCO's small boxes end and its large ones begin (``areaRng`` of its evaluation: their squares)."""
+COVERED = 0.5
+"""IoU from which the published assignment calls an anchor a positive example."""
 
-def curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Losses (names that contain it), scores (``val...``, fractions) and ``lr`` by epoch: a drawing for each kind that occurs."""
+
+def curves(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = None) -> "Figure":
+    """Losses (names that contain it), scores (``val...``, fractions) and ``lr`` by epoch: a drawing for each kind that occurs.
+
+    ``scores``: the names of those to draw, where there are too many for one drawing.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    panels = _panels(history)
+    panels = _panels(history, scores)
     figure = Figure(figsize=(3.6 * max(len(panels), 1), 3.0), layout="constrained")
     for index, (title, names) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), index + 1)
@@ -29,7 +40,7 @@ def curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def _panels(history: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _panels(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None) -> dict[str, list[str]]:
     """Names of the figures of ``history`` by kind; scores are fractions of the validation set."""
     panels: dict[str, list[str]] = {"loss": [], "score": [], "learning rate": []}
     for name in dict.fromkeys(key for row in history for key in row):
@@ -39,7 +50,7 @@ def _panels(history: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
             panels["loss"].append(name)
         elif values and name == "lr":
             panels["learning rate"].append(name)
-        elif values and name.startswith("val") and fractions:
+        elif values and (name in scores if scores is not None else name.startswith("val") and fractions):
             panels["score"].append(name)
     return {title: names for title, names in panels.items() if names}
 
@@ -64,6 +75,78 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> "Figure":
     axes.set_ylabel("accuracy", fontsize=9)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
+
+
+def precision_recall(curves: Mapping[str, Sequence[float | None]]) -> "Figure":
+    """Precision over recall: ``recall`` and, by name, precision at each of these values; a gap where it is undefined."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    names = [name for name in curves if name != "recall"]
+    for name, colour, line in zip(names, (_BLUE, _ORANGE, _GREY) * len(names), ("-", "--", ":") * len(names), strict=False):
+        recall, values = ([math.nan if value is None else value for value in curves[key]] for key in ("recall", name))
+        axes.plot(recall, values, line, color=colour, linewidth=1.8, label=name)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    _dress(axes, "", "recall")
+    axes.set_ylabel("precision", fontsize=9)
+    if names:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def box_histogram(original: NDArray[np.floating], network: NDArray[np.floating]) -> "Figure":
+    """How large boxes are, as the side of a square of the same area on a log axis: sides [N, 2] in pixels of the files, where
+    COCO's borders between small, medium and large lie, and [N, 2] in pixels as the network sees them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True)
+    sizes = [np.sqrt(np.maximum(np.asarray(sides, np.float64).prod(1), 1e-2)) for sides in (original, network)]
+    bins = _octaves(np.concatenate(sizes), 4)
+    panels = (left, "in the files", _BLUE), (right, "as the network sees them", _ORANGE)
+    for (axes, title, colour), values in zip(panels, sizes, strict=True):
+        axes.hist(values, bins, color=colour, alpha=0.75)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        _dress(axes, title, "side of a square of the same area, pixels")
+    for border in COCO_BORDERS:
+        left.axvline(border, linestyle="--", linewidth=1.2, color=_GREY)
+    left.set_ylabel("boxes", fontsize=9)
+    return figure
+
+
+def coverage_figure(best_iou: NDArray[np.floating], network: NDArray[np.floating]) -> "Figure":
+    """How well anchors fit boxes: IoU [N] of each box with its best anchor, and by size (sides [N, 2] in pixels as the network
+    sees them) the share whose IoU is at least :data:`COVERED`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bins = np.linspace(0, 1, 21)
+    covered = best_iou >= COVERED
+    left.hist(best_iou[covered], bins, color=_BLUE, alpha=0.75, label=f"IoU {COVERED:g} or more")
+    left.hist(best_iou[~covered], bins, color=_ORANGE, alpha=0.75, hatch="///", edgecolor=_GREY, label="less")
+    left.legend(frameon=False, fontsize=8, loc="upper left")
+    _dress(left, "boxes by IoU with their best anchor", "IoU")
+    left.set_ylabel("boxes", fontsize=9)
+    sizes = np.sqrt(np.maximum(np.asarray(network, np.float64).prod(1), 1e-2))
+    edges = _octaves(sizes, 1)
+    total, hit = (np.histogram(values, edges)[0] for values in (sizes, sizes[covered]))
+    some = total > 0
+    right.bar(edges[:-1][some], (hit[some] / total[some]), np.diff(edges)[some], align="edge", color=_BLUE, alpha=0.75, edgecolor=_GREY)
+    right.set_xscale("log", base=2)
+    right.xaxis.set_major_formatter("{x:g}")
+    right.set_ylim(0, 1.02)
+    _dress(right, f"share with IoU {COVERED:g} or more", "side of a square of the same area, pixels")
+    return figure
+
+
+def _octaves(values: NDArray[np.float64], parts: int) -> NDArray[np.float64]:
+    """Edges of bins around ``values``, ``parts`` for each doubling, at powers of two among them."""
+    low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 2.0)
+    first, last = math.floor(math.log2(low)), math.ceil(math.log2(high * 1.0001))
+    return 2.0 ** np.linspace(first, last, (last - first) * parts + 1)
 
 
 def _dress(axes: "Axes", title: str, xlabel: str) -> None:

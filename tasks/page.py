@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from effbackbones.tensorfile import write_atomically
 
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NOTHING = "—"
 _NUMBER = re.compile(rf"{NOTHING}|-?[0-9][0-9.,]*(e[-+][0-9]+)?( %)?")
-_PICTURE = 256  # longest side of an embedded picture, pixels
+_PICTURE, _PANEL = 256, 640  # longest side of an embedded picture, alone and in a pair, pixels
 _INK = "#000000"  # matplotlib's default for text, axes and ticks; takes the page's text colour
 
 
 @dataclass(frozen=True)
 class _Block:
-    kind: str  # facts | figure | table | matrix | gallery
+    kind: str  # facts | figure | table | matrix | gallery | pairs
     title: str
     caption: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -75,6 +76,14 @@ class Report:
         shown = [{"uri": picture(image), "lines": text.split("\n")} for image, text in items]
         self._blocks.append(_Block("gallery", title, caption, {"items": shown}))
 
+    def pairs(self, title: str, items: Iterable[tuple[Mapping[str, np.ndarray], str]], caption: str = "") -> None:
+        """Pictures to be compared, named and side by side, with a line or more of text above each row."""
+        shown = []
+        for images, text in items:
+            panels = [{"name": name, "uri": picture(image, _PANEL)} for name, image in images.items()]
+            shown.append({"panels": panels, "lines": text.split("\n")})
+        self._blocks.append(_Block("pairs", title, caption, {"items": shown}))
+
     def write(self, path: Path) -> Path:
         """Write the page to ``path``, whose folder is made: a reader sees the old page or the new one, never half of it."""
         from jinja2 import Environment, StrictUndefined
@@ -99,25 +108,30 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def picture(image: np.ndarray) -> str:
-    """A data address of an image [H, W] or [H, W, C], uint8, uint16 or float 0..1, at most 256 pixels on its longest side.
+def picture(image: np.ndarray, longest: int = _PICTURE) -> str:
+    """A data address of an image that :func:`eight_bits` can show, at most ``longest`` pixels on its longest side."""
+    from PIL import Image
+
+    drawing = Image.fromarray(np.ascontiguousarray(eight_bits(image)))
+    small = max(drawing.size) <= 64
+    drawing.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    drawing.save(buffer, "PNG" if small else "JPEG", quality=88)  # quality is JPEG's; a tiny picture keeps its pixels
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """An image [H, W] or [H, W, C], uint8, uint16 or float 0..1, for the eye: uint8, [H, W] grey or [H, W, 3] RGB.
 
     Of two channels the first is shown in grey, of four or more the first three in colour.
     """
-    from PIL import Image
-
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     elif image.dtype != np.uint8:
         image = (np.nan_to_num(image).clip(0, 1) * 255).round().astype(np.uint8)
     if image.ndim == 3:
         image = image[..., :3] if image.shape[2] >= 3 else image[..., 0]
-    drawing = Image.fromarray(np.ascontiguousarray(image))
-    small = max(drawing.size) <= 64
-    drawing.thumbnail((_PICTURE, _PICTURE))
-    buffer = io.BytesIO()
-    drawing.save(buffer, "PNG" if small else "JPEG", quality=88)  # quality is JPEG's; a tiny picture keeps its pixels
-    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return image
 
 
 def _svg(figure: "Figure") -> Any:

@@ -63,9 +63,7 @@ def classification_report(
     """
     best, sets = score_sets(results)
     scores = sets[best]
-    report = Report(str(facts.get("title", "Classification")), _headline(scores, best if len(sets) > 1 else ""))
-    report.facts({name: value for name, value in facts.items() if name != "title"}, "What was run")
-    report.table("Scores", ["", *sets, "what it is"], _score_rows(sets), f"Best: the {best} weights." if len(sets) > 1 else "")
+    report = begun("Classification", ("top1", "top5", "map", "macro_f1"), facts, results, _MEANING)
     if len(history) > 1:
         report.figure("Training", curves(history), "One point per evaluation.")
     if scores.get("confusion"):
@@ -74,11 +72,34 @@ def classification_report(
         report.figure("Calibration", reliability(scores["reliability"]), "A bar that reaches the dashed line: of the "
                       "predictions made with 70 % confidence, 70 % are right. Lower bars are over-confident, higher ones "
                       "under-confident. Grey: share of all predictions.")  # fmt: skip
-    if scores.get("per_class"):
-        report.table("Classes", *_class_table(scores["per_class"]), "Weakest first.")
+    add_classes(report, scores)
     if mistakes:
         worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)
         report.gallery("Most confident mistakes", [(m.image, _mistake_text(m)) for m in worst])
+    return finished(report, config, folder)
+
+
+def begun(
+    title: str, headline: Sequence[str], facts: Mapping[str, Any], results: Mapping[str, Any], meaning: Mapping[str, str]
+) -> Report:
+    """A page with what every task's begins with: the scores named in ``headline``, ``facts`` (whose ``title`` replaces ``title``)
+    and a table of all scores, those first that ``meaning`` explains, in its order."""
+    best, sets = score_sets(results)
+    report = Report(str(facts.get("title", title)), _headline(sets[best], headline, best if len(sets) > 1 else ""))
+    report.facts({name: value for name, value in facts.items() if name != "title"}, "What was run")
+    caption = f"Best: the {best} weights." if len(sets) > 1 else ""
+    report.table("Scores", ["", *sets, "what it is"], _score_rows(sets, meaning), caption)
+    return report
+
+
+def add_classes(report: Report, scores: Mapping[str, Any]) -> None:
+    """A table of the scores of each class, if there are any."""
+    if scores.get("per_class"):
+        report.table("Classes", *_class_table(scores["per_class"]), "Weakest first.")
+
+
+def finished(report: Report, config: Mapping[str, Any], folder: Path) -> Path:
+    """Add the configuration and write the page."""
     report.facts({key: value for key, value in flatten(config) if value is not None}, "Configuration", "What is not listed is unset.")
     return report.write(folder / "report.html")
 
@@ -143,18 +164,21 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", str(value) if isinstance(value, list | tuple | Mapping) else value
 
 
-def _headline(scores: Mapping[str, Any], best: str) -> str:
-    shown = [f"{name} {_percent(scores[name])}" for name in ("top1", "top5", "map", "macro_f1") if scores.get(name) is not None]
-    samples = f" of {scores['samples']:,} images" if scores.get("samples") else ""
+def _headline(scores: Mapping[str, Any], names: Sequence[str], best: str) -> str:
+    shown = [f"{name} {percent(scores[name])}" for name in names if scores.get(name) is not None]
+    count = scores.get("samples") or scores.get("images")
+    samples = f" of {count:,} images" if count else ""
     return f"{', '.join(shown)}{samples}{f' ({best} weights)' if best else ''}"
 
 
-def _score_rows(sets: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    names = dict.fromkeys(name for scores in sets.values() for name, value in scores.items() if is_number(value))
-    ordered = [*(name for name in _MEANING if name in names), *(name for name in names if name not in _MEANING)]
+def _score_rows(sets: Mapping[str, Mapping[str, Any]], meaning: Mapping[str, str]) -> list[list[str]]:
+    pairs = [pair for scores in sets.values() for pair in scores.items()]
+    # An undefined score is shown, as a dash, where it is one of those that are explained.
+    names = dict.fromkeys(name for name, value in pairs if is_number(value) or (value is None and name in meaning))
+    ordered = [*(name for name in meaning if name in names), *(name for name in names if name not in meaning)]
     rows = []
     for name in ordered:
-        rows.append([name, *(_percent(scores.get(name)) for scores in sets.values()), _MEANING.get(name, "")])
+        rows.append([name, *(percent(scores.get(name)) for scores in sets.values()), meaning.get(name, "")])
     return rows
 
 
@@ -170,7 +194,7 @@ def _confusion(report: Report, names: Sequence[str], counts: Sequence[Sequence[i
     order = np.argsort(-wrong, axis=None, kind="stable")[:shown]
     pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
     if pairs and len(names) > 2:
-        rows = [[names[i], names[j], int(wrong[i, j]), _percent(float(wrong[i, j] / support[i]))] for i, j in pairs]
+        rows = [[names[i], names[j], int(wrong[i, j]), percent(float(wrong[i, j] / support[i]))] for i, j in pairs]
         report.table("Most confused", ["true", "predicted", "images", "share of the true class"], rows)
 
 
@@ -178,14 +202,14 @@ def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> tuple[list[str],
     keys = list(dict.fromkeys(key for row in per_class.values() for key in row))
     lead = "ap" if "ap" in keys else "f1"
     ranked = sorted(per_class.items(), key=lambda item: (item[1].get(lead) is None, item[1].get(lead) or 0.0))
-    return ["class", *keys], [[name, *(_percent(row.get(key)) for key in keys)] for name, row in ranked]
+    return ["class", *keys], [[name, *(percent(row.get(key)) for key in keys)] for name, row in ranked]
 
 
 def _mistake_text(mistake: Mistake) -> str:
-    return f"{mistake.true}, taken for {mistake.predicted}\n{_percent(mistake.confidence)} sure · {mistake.id}".rstrip(" ·")
+    return f"{mistake.true}, taken for {mistake.predicted}\n{percent(mistake.confidence)} sure · {mistake.id}".rstrip(" ·")
 
 
-def _percent(value: Any) -> str:
+def percent(value: Any) -> str:
     """A fraction in percent; a count or nothing as it is."""
     return f"{100 * value:.1f} %" if isinstance(value, float) else show(value)
 
