@@ -104,13 +104,28 @@ BACKBONES = Registry(
 )
 HEADS = Registry(
     "head",
-    {"classification": "heads.classification:ClassificationHead", "efficientdet": "heads.efficientdet:EfficientDetHead"},
-    {"bifpn": "efficientdet"},
+    {
+        "classification": "heads.classification:ClassificationHead",
+        "efficientdet": "heads.efficientdet:EfficientDetHead",
+        "unet": "heads.segmentation:UNetHead",
+        "unetplusplus": "heads.segmentation:UNetPlusPlusHead",
+        "manet": "heads.segmentation:MAnetHead",
+        "linknet": "heads.segmentation:LinkNetHead",
+        "segformer": "heads.segmentation:SegFormerHead",
+        "fpn": "heads.segmentation_siblings:FPNHead",
+        "upernet": "heads.segmentation_siblings:UPerNetHead",
+        "pspnet": "heads.segmentation_siblings:PSPNetHead",
+        "deeplabv3": "heads.segmentation_siblings:DeepLabV3Head",
+        "deeplabv3plus": "heads.segmentation_siblings:DeepLabV3PlusHead",
+        "pan": "heads.segmentation_siblings:PANHead",
+        "dpt": "heads.segmentation_siblings:DPTHead",
+    },
+    {"bifpn": "efficientdet", "unet++": "unetplusplus", "deeplabv3+": "deeplabv3plus"},
 )
 TASKS = Registry(
     "task", {"cls": "tasks.classify:TASK", "det": "tasks.detect:TASK"}, {"classify": "cls", "detect": "det", "segment": "seg"}
 )
-DEFAULT_HEADS = {"cls": "classification", "det": "efficientdet"}
+DEFAULT_HEADS = {"cls": "classification", "det": "efficientdet", "seg": "unet"}
 DEFAULT_CLASSES = {"cls": 1000, "det": 80, "seg": 21}
 
 
