@@ -150,7 +150,7 @@ def lovasz(pixels: Pixels, class_weights: Tensor | None = None) -> Tensor:
         counted = torch.ones_like(target[0, :, 0])
     # An ignored pixel gets the smallest error there is: it sorts behind all that count, and its own term is 0.
     errors = (errors * pixels.valid).transpose(0, 1).flatten(1)
-    losses = (errors * _lovasz_weights(errors.detach(), target.transpose(0, 1).flatten(1) > 0.5)).sum(1)
+    losses = (errors * _lovasz_weights(errors, target.transpose(0, 1).flatten(1) > 0.5)).sum(1)
     return _mean(losses * counted, _class_weights(pixels, class_weights) * counted)
 
 
