@@ -32,9 +32,10 @@ class HeadCase(NamedTuple):
         return Model(_Strided(self.spec), self.build())
 
     def size(self, head: Head, larger: int = 0) -> tuple[int, int]:
-        """A size (H, W) that the head need not pad, with at least two cells on the coarsest map."""
+        """A size (H, W) that the head need not pad, with at least two cells on the coarsest map, a pyramid's included: to
+        ``torch.export`` a size of 1 is another program."""
         step = max(head.size_divisor, 32)
-        side = -(-max(2 * max(self.spec.strides), head.min_size) // step) * step
+        side = -(-max(2 * max(self.spec.strides), 2 * head.size_divisor, head.min_size) // step) * step
         return side + larger * step, side + (larger + 1) * step
 
     def inputs(self, head: Head, batch: int = 2, scale: float = 1.0) -> tuple[list[Tensor], ImageSizes]:

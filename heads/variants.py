@@ -41,7 +41,7 @@ class Variant:
         for option in ("channels", "cells", "repeats", "num_scales"):
             require(option, getattr(self, option), _whole(getattr(self, option), 1), "a whole number from 1 up")
         require("anchor_scale", self.anchor_scale, _positive(self.anchor_scale), "a positive number")
-        pairs = bool(self.aspect_ratios) and all(len(pair) == 2 and all(map(_positive, pair)) for pair in self.aspect_ratios)
+        pairs = bool(self.aspect_ratios) and all(map(_pair, self.aspect_ratios))
         require("aspect_ratios", self.aspect_ratios, pairs, "pairs [x, y] of positive numbers")
         chain = tuple(range(self.levels[0], self.levels[0] + len(self.levels))) if self.levels else ()
         known = len(chain) > 1 and self.levels == chain and 1 <= chain[0] <= 5 and chain[-1] <= 10
@@ -79,6 +79,10 @@ def choose(option: str, value: Any, allowed: Sequence[str]) -> None:
 
 def _whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_positive, value))
 
 
 def _positive(value: Any) -> bool:
