@@ -118,22 +118,24 @@ class SegmentationHead(Head):
         Decoders ask the image, and a C1 that the backbone does not have, only for its size: those get a map of no channels, as
         in smp's own encoders. Places that the decoder does not look at hold the image's.
         """
-        stride = self.spec.strides[0]
-        height, width = (
-            cells * stride - -self._padded(side) % stride for cells, side in zip(features[0].shape[-2:], image, strict=True)
-        )
-        empty = features[0][:, :0]
-        maps = [empty.new_empty(features[0].shape[0], 0, height, width)] * (1 + _place(self.spec.names[-1]))
-        if len(maps) > 1:
-            maps[1] = empty.new_empty(features[0].shape[0], 0, (height + 1) // 2, (width + 1) // 2)
+        height, width = (self._image_side(cells, side) for cells, side in zip(features[0].shape[-2:], image, strict=True))
+        first = features[0]
+        maps = [first.new_empty(first.shape[0], 0, height, width)] * (1 + _place(self.spec.names[-1]))
+        maps[1] = first.new_empty(first.shape[0], 0, (height + 1) // 2, (width + 1) // 2)
         for name, feature in zip(self.spec.names, features, strict=True):
             maps[_place(name)] = feature
         return maps
 
-    def _padded(self, side: int) -> int:
-        """The side of an image after the padding that this head asks for."""
-        least = math.ceil(self.min_size / self.size_divisor) * self.size_divisor
-        return cast(int, torch.sym_max((side + self.size_divisor - 1) // self.size_divisor * self.size_divisor, least))
+    def _image_side(self, cells: int, side: int) -> int:
+        """The side of an image after padding: what this head asks for, or more, where another head on the backbone asks for it.
+
+        ``cells`` on the finest map tell the latter. They are no more than a lower bound: static SAME padding loses a cell on
+        odd sizes.
+        """
+        divisor, stride = self.size_divisor, self.spec.strides[0]
+        least = math.ceil(self.min_size / divisor) * divisor
+        padded = torch.sym_max((side + divisor - 1) // divisor * divisor, least)
+        return cast(int, torch.sym_max(padded, cells * stride - -padded % stride))
 
 
 def _cut(logits: Tensor, size: tuple[int, int]) -> Tensor:

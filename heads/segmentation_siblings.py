@@ -54,6 +54,8 @@ class FPNHead(SegmentationHead):
         )
         last = LastConvolution(decoder.out_channels, num_classes, kernel_size=1, upsampling=4)
         self.assemble(decoder, last, size_divisor=spec.strides[-1])
+        if segmentation_channels == 32:  # groups of one channel: on a single cell torch refuses to normalise them
+            self.min_size = 2 * spec.strides[-1]
 
     @classmethod
     def requires(cls, **options: Any) -> BackboneNeeds:

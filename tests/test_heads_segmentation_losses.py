@@ -22,7 +22,9 @@ IGNORE = 255
 EVERY = [(name, mode) for name in LOSSES for mode in MODES]
 
 
-def make_batch(mode: str, *, seed: int = 0, ignored: float = 0.3, classes: int = 4, size: tuple[int, int] = (5, 7)) -> tuple[Tensor, Tensor]:
+def make_batch(
+    mode: str, *, seed: int = 0, ignored: float = 0.3, classes: int = 4, size: tuple[int, int] = (5, 7)
+) -> tuple[Tensor, Tensor]:
     """Logits [2, K, H, W] and targets of which about the share ``ignored`` is 255."""
     generator = torch.Generator().manual_seed(seed)
     channels = 1 if mode == "binary" else classes
@@ -193,7 +195,7 @@ def test_weights_move_the_mean_between_classes() -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_focal_is_finite_where_it_is_certain(gamma: float) -> None:
-    logits, targets = make_batch("binary", ignored=0.0)
+    _, targets = make_batch("binary", ignored=0.0)
     certain = torch.where(targets[:, None] == 1, 1e4, -1e4)
     loss, gradient = evaluate("focal", "binary", certain, targets, gamma=gamma)
     assert float(loss) == pytest.approx(0, abs=1e-6)
@@ -234,7 +236,7 @@ def test_wrong_targets_are_named(mode: str) -> None:
     wrong += [targets.float()] if mode != "multilabel" else []
     wrong += [make_batch("multilabel")[1] if mode != "multilabel" else make_batch("multiclass")[1]]
     for bad in wrong:
-        with pytest.raises(UserError, match=f"{mode} expects .*got {str(bad.dtype)}"):
+        with pytest.raises(UserError, match=f"{mode} expects .*got {bad.dtype}"):
             pixels_of(logits, bad, mode)
 
 
