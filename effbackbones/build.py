@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from effbackbones.contracts import Backbone, BackboneNeeds, FeatureSpec, Head, ImageSpec
 from effbackbones.efficientnet import EfficientNet, Numerics
 from effbackbones.errors import UserError, nearest
-from effbackbones.loading import LoadReport
 from effbackbones.model import Model, MultiHead, combine_needs
 from effbackbones.registry import BACKBONES, DEFAULT_CLASSES, DEFAULT_HEADS, HEADS, TASKS
 from effbackbones.scaling import in_between
-from effbackbones.weights import Pretrained, adapt_stem, load_state, load_table, read_weights
+from effbackbones.transfer import MAP_OPTIONS, build_head, named_for, provenance, say_backbone, take_over
+from effbackbones.weights import Pretrained, adapt_stem, load_state, read_weights
 
 _LOG = logging.getLogger("effbackbones")
 
@@ -47,7 +47,7 @@ def create_backbone(
     """Build a backbone by name: ``b0``-``b7``, ``lite0``-``lite4``, one in between such as ``b2.5``, ``timm:NAME``, or a
     registered one.
 
-    * ``weights``: None (random; never touches the network), ``"imagenet"``, a named source, or a file. They bring their
+    * ``weights``: None (random; never touches the network), ``"imagenet"``, ``"coco"``, a named source, or a file. They bring their
       numerics and image spec, unless given here. ``backbone.provenance`` says where they came from, what was loaded and
       what had to be assumed.
 
@@ -56,7 +56,7 @@ def create_backbone(
     * ``levels`` (C1..C5): the maps to return; deeper stages are not built.
     * ``in_channels`` (3): pretrained stems are adapted (1: the sum of the filters; more than 3: repeated and rescaled).
     * ``numerics`` (``torch`` for b, ``tf`` for lite): padding and batch norm, a :class:`Numerics` or its name: ``torch``,
-      ``torch_tf``, ``tf``, ``same_static``.
+      ``torch_tf``, ``tf``, ``tf_original``, ``same_static``.
     * ``tap`` (``stage``): ``stem`` makes the stem's output C1 (segmentation-models-pytorch's layout).
     * ``output_stride`` (32), 16 or 8: later strides become dilations. ``stem_stride`` (2): 1 suits 32-pixel images.
     * ``drop_path`` (0.2): stochastic depth of the last block. ``checkpointing`` (False): recompute activations.
@@ -71,7 +71,7 @@ def create_backbone(
     }  # fmt: skip
     backbone, pretrained, _ = _create(name, weights, given, {})
     if pretrained:
-        backbone.provenance = _provenance(pretrained)
+        backbone.provenance = provenance(pretrained)
         _LOG.info("%s", backbone.provenance["loaded"])
         for sentence in pretrained.assumed:
             _LOG.warning("%s", sentence)
@@ -126,7 +126,10 @@ def _efficientnet(name: str, weights: str | Path | None, options: dict[str, Any]
         state, stem = dict(pretrained.backbone), "stem.conv.weight"
         state[stem] = adapt_stem(state[stem], options.get("in_channels", 3))
         pretrained.reports.append(load_state(backbone, state, what=f"backbone {name} from {pretrained.origin}"))
-    return _Built(backbone, pretrained, {"numerics": asdict(backbone.numerics), "image_spec": asdict(backbone.image_spec)})
+        say_backbone(pretrained, options)
+    # What a head asked for goes into the record too: whoever loads these weights elsewhere can then be told.
+    asked = {key: options[key] for key, default in MAP_OPTIONS.items() if options.get(key, default) != default}
+    return _Built(backbone, pretrained, {"numerics": asdict(backbone.numerics), "image_spec": asdict(backbone.image_spec), **asked})
 
 
 def _foreign(name: str, factory: Any, weights: str | Path | None, options: dict[str, Any]) -> _Built:
@@ -180,8 +183,9 @@ def build_model(
 
     With several tasks the heads share the backbone, and ``head``, ``num_classes`` and ``head_options`` are dicts by task.
     ``head`` and ``num_classes`` default to the task's (1000, 80, 21). ``weights`` as in :func:`create_backbone`; parts of the
-    file that fit the head by name and shape, such as a published classifier, are taken over. What was loaded, assumed
-    and left out is in ``model.provenance``. Explicit ``backbone_options`` win over what the head asks for.
+    file that fit the head by name and shape, such as a published classifier, are taken over, and a published detector decides
+    the head's options that are not given. What was loaded, assumed and left out is in ``model.provenance``. Explicit
+    ``backbone_options`` win over what the head asks for.
     """
     several = not isinstance(task, str)
     tasks = [TASKS.canonical(word) for word in ([task] if isinstance(task, str) else task)]
@@ -194,8 +198,10 @@ def build_model(
     needs = combine_needs({plan.name: plan.needs for plan in plans.values()})
     default = BackboneNeeds()
     wanted = {"levels": needs.levels} | {key: getattr(needs, key) for key in _NEEDS if getattr(needs, key) != getattr(default, key)}
+    for plan in plans.values():
+        weights = named_for(weights, plan.name, plan.options)
     network, pretrained, settled = _create(backbone, weights, explicit, wanted)
-    heads = {t: plan.build(network.feature_spec) for t, plan in plans.items()}
+    heads = {t: plan.build(network.feature_spec, pretrained) for t, plan in plans.items()}
     top = MultiHead(network.feature_spec, heads) if several else heads[tasks[0]]
     config = {
         "task": tasks if several else tasks[0],
@@ -207,8 +213,8 @@ def build_model(
     }
     model = Model(network, top, config=config)
     if pretrained:
-        _take_over(model, pretrained)
-        model.provenance = _provenance(pretrained)
+        take_over(model, pretrained)
+        model.provenance = provenance(pretrained)
     return model
 
 
@@ -249,11 +255,13 @@ class _HeadPlan:
         self.needs = replace(needs, **{key: explicit[key] for key in _NEEDS if explicit.get(key) is not None})
         self.own_levels = explicit.get("levels") is not None
 
-    def build(self, spec: FeatureSpec) -> Head:
+    def build(self, spec: FeatureSpec, pretrained: Pretrained | None) -> Head:
         names = tuple(name for name in spec.names if name in self.needs.levels)
         if self.own_levels and len(names) < len(self.needs.levels):
             names = spec.names  # the user's choice; the head checks its spec
-        return self.head(spec.select(names), self.num_classes, **self.options)
+        spec = spec.select(names)
+        head, self.options = build_head(pretrained, self.name, self.options, lambda options: self.head(spec, self.num_classes, **options))
+        return head
 
 
 def _gather(plans: Mapping[str, _HeadPlan], field: str, several: bool) -> Any:
@@ -267,25 +275,3 @@ def _to_json(options: Mapping[str, Any]) -> dict[str, Any]:
         record = asdict(value) if isinstance(value, (Numerics, ImageSpec)) else value
         plain[key] = list(record) if isinstance(record, tuple) else record
     return plain
-
-
-def _take_over(model: Model, pretrained: Pretrained) -> None:
-    """Load the parts of a weight file that fit a head by name and shape; the rest is reported as unused."""
-    extra = {**pretrained.tail, **pretrained.head}
-    heads = [model.head, *model.head.heads.values()] if isinstance(model.head, MultiHead) else [model.head]
-    fitting = next((head for head in heads if any(key in head.state_dict() for key in extra)), None)
-    if fitting is not None:
-        pretrained.reports.append(load_state(fitting, extra, what=f"head from {pretrained.origin}", allow_missing=True))
-    elif extra:
-        pretrained.reports.append(LoadReport(f"head from {pretrained.origin}", unused=tuple(extra)))
-
-
-def _provenance(pretrained: Pretrained) -> dict[str, Any]:
-    """Where weights came from, for people and for checkpoints."""
-    return {
-        "weights": pretrained.origin,
-        "dialect": pretrained.dialect,
-        "licence": pretrained.licence,
-        "assumed": list(pretrained.assumed),
-        "loaded": load_table(pretrained.reports),
-    }

@@ -42,7 +42,7 @@ class Numerics:
 
     @classmethod
     def named(cls, name: "str | Numerics") -> "Numerics":
-        """The numerics called ``name``: ``torch``, ``torch_tf``, ``tf`` or ``same_static``; a :class:`Numerics` is passed on."""
+        """The numerics called ``name``, a key of :data:`NUMERICS`; a :class:`Numerics` is passed on."""
         if isinstance(name, Numerics):
             return name
         if name not in NUMERICS:
@@ -54,6 +54,7 @@ NUMERICS = {
     "torch": Numerics("symmetric", 1e-5, 0.1),  # torchvision B0-B4, timm efficientnet_b*
     "torch_tf": Numerics("symmetric", 1e-3, 0.01),  # torchvision B5-B7: TensorFlow's weights under symmetric padding
     "tf": Numerics("same", 1e-3, 0.1),  # timm tf_efficientnet_*
+    "tf_original": Numerics("same", 1e-3, 0.01),  # TensorFlow's release itself, zylo117
     "same_static": Numerics("same_static", 1e-3, 0.01),  # lukemelas, segmentation-models-pytorch
 }
 

@@ -1,5 +1,5 @@
-"""Key names of the EfficientNets of torchvision, timm, lukemelas (with segmentation-models-pytorch) and ours, and the maps
-between them.
+"""Key names of the EfficientNets of torchvision, timm, lukemelas (with segmentation-models-pytorch), zylo117 and ours, and the
+maps between them.
 
 Pure functions on names and shapes. Traps they settle: timm's ``conv_pw`` projects where the expand ratio is 1 and expands
 elsewhere; lukemelas numbers blocks through all stages; torchvision numbers the parts of a block.
@@ -85,7 +85,11 @@ LUKEMELAS = Dialect(
     "lukemelas", re.compile(r"_blocks\.(\d+)\.(.+)"), _LUKEMELAS_PARTS, _LUKEMELAS_PARTS,
     _parts("_conv_stem _bn0 _conv_head _bn1 _fc", _OUTER),
 )  # fmt: skip
-DIALECTS = (OURS, TORCHVISION, TIMM, LUKEMELAS)
+_ZYLO117_PARTS = {re.sub(r"_(conv|reduce|expand)$", r"_\1.conv", theirs): ours for theirs, ours in _LUKEMELAS_PARTS.items()}
+ZYLO117 = Dialect(  # lukemelas's names, every convolution wrapped in a module that pads
+    "zylo117", LUKEMELAS.block, _ZYLO117_PARTS, _ZYLO117_PARTS, _parts("_conv_stem.conv _bn0", _OUTER[:2])
+)
+DIALECTS = (OURS, TORCHVISION, TIMM, LUKEMELAS, ZYLO117)
 
 
 def detect(keys: Iterable[str]) -> tuple[Dialect, str] | None:

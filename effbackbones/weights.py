@@ -1,12 +1,13 @@
-"""Weights from anywhere, under our names: published sources, files of four libraries, and our own.
+"""Weights from anywhere, under our names: published sources, files of six libraries, and our own.
 
 A file is told apart by its keys. What it cannot say by itself (padding and batch norm of a bare timm file) must be given;
 what had to be assumed (mean and std) is named in :attr:`Pretrained.assumed`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from effbackbones import checkpoint, dialects, hub
 from effbackbones.contracts import ImageSpec
 from effbackbones.convolution import Numerics
+from effbackbones.detector_weights import Detector, read_detector
 from effbackbones.efficientnet import default_image_spec
 from effbackbones.errors import UserError
 from effbackbones.loading import LoadReport, adapt_stem, load_state, load_table
@@ -29,8 +31,9 @@ class Pretrained:
     """The content of a weight file under our names.
 
     ``backbone`` fits :class:`EfficientNet`; ``tail`` the classification head (``conv.*``, ``fc.*``), where the file holds the
-    published one; ``head`` is the head of a file of ours. ``numerics`` and ``image_spec`` go with the weights. ``assumed``
-    says in sentences what the file could not. ``reports`` collects what was loaded where.
+    published one; ``head`` is the head of a file of ours, ``detector`` that of a foreign one. ``numerics`` and ``image_spec`` go
+    with the weights. ``assumed`` says in sentences what the file could not, and what was done to it. ``reports`` collects what
+    was loaded where. ``source`` is known for published weights, ``config`` (arguments of ``build_model``) for files of ours.
     """
 
     backbone: dict[str, Tensor]
@@ -43,12 +46,15 @@ class Pretrained:
     licence: str
     assumed: tuple[str, ...] = ()
     reports: list[LoadReport] = field(default_factory=list)
+    detector: Detector | None = None
+    source: WeightSource | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_weights(
     weights: str | Path, backbone: str, *, numerics: Numerics | str | None = None, image_spec: ImageSpec | None = None
 ) -> Pretrained:
-    """Read ``weights`` for ``backbone`` (``"b0"``, ...): ``"imagenet"``, a name from :func:`sources_for`, or a file.
+    """Read ``weights`` for ``backbone`` (``"b0"``, ...): ``"imagenet"``, ``"coco"``, a name from :func:`sources_for`, or a file.
 
     ``numerics`` and ``image_spec`` win over what the weights imply. Only a named source may touch the network. Raises
     :class:`UserError`, one line, for an unreadable file, an unknown layout, weights of another variant (both are named), and
@@ -68,9 +74,18 @@ def read_weights(
     if spec is None:
         spec = default_image_spec(scaling(backbone))
         sentences += (f"{path} does not say its mean and std: assumed {spec.mean} and {spec.std}; image_spec= says otherwise",)
+        if parts.detector:
+            size = next((s.image_spec.size for s in sources_for(backbone) if s.ap is not None), spec.size)
+            spec = replace(spec, size=size, interpolation="bilinear", crop_fraction=1.0, crop_mode="letterbox")
+    if source and not source.verifiable:
+        sentences += (f"no hash of {source.file} is published: it is held to what was first fetched",)
+    if parts.detector:
+        sentences += parts.detector.remarks
     reports = [LoadReport(f"file {path.name}", unused=parts.unused)] if parts.unused else []
     origin, licence = (str(source), source.licence) if source else (str(path), "unknown")
-    return Pretrained(parts.backbone, parts.tail, {}, settled, spec, origin, parts.label, licence, assumed + sentences, reports)
+    return Pretrained(
+        parts.backbone, parts.tail, {}, settled, spec, origin, parts.label, licence, assumed + sentences, reports, parts.detector, source
+    )
 
 
 def _locate(weights: str | Path, backbone: str) -> tuple[Path, WeightSource | None]:
@@ -106,8 +121,11 @@ def _own(
         own = Numerics(**about.numerics) if about.numerics else None
     except TypeError:
         raise UserError(str(path), f"its numerics are {about.numerics}", "save the model again") from None
-    spec = spec or about.image_spec
-    return Pretrained(parts["backbone"], {}, parts["head"], numerics or own, spec, str(path), "effbackbones", about.licence)
+    differ = numerics is not None and own is not None and numerics != own
+    return Pretrained(
+        parts["backbone"], {}, parts["head"], numerics or own, spec or about.image_spec, str(path), "effbackbones", about.licence,
+        (f"numerics as given, though these weights were trained with {own}",) if differ else (), config=about.config,
+    )  # fmt: skip
 
 
 @dataclass
@@ -119,10 +137,13 @@ class _Parts:
     backbone: dict[str, Tensor] = field(default_factory=dict)
     tail: dict[str, Tensor] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    detector: Detector | None = None
 
     @property
     def label(self) -> str:
-        """The dialect, for people: ``smp`` where the network is the encoder of something."""
+        """The dialect, for people: ``smp`` where the network is the encoder of something, ``effdet`` that of a detector."""
+        if self.detector:
+            return self.detector.layout
         return "smp" if "encoder." in self.prefix else self.dialect.name
 
     @property
@@ -148,7 +169,8 @@ def _translate(state: Mapping[str, Tensor], path: Path, backbone: str) -> _Parts
         else:
             named[ours] = _flat(ours, tensor)
     _check_variant(named, path, expected)
-    parts = _Parts(dialect, prefix, unused=tuple(unused))
+    detector = read_detector({key: state[key] for key in unused}, dialect, prefix, backbone, path)
+    parts = _Parts(dialect, prefix, unused=detector.unused if detector else tuple(unused), detector=detector)
     for key, tensor in _with_counters(named).items():
         name = dialects.restage(key, expected)
         (parts.backbone if name.startswith(("stem.", "stages.")) else parts.tail)[name] = tensor
@@ -220,6 +242,12 @@ def _implied(parts: _Parts, backbone: str) -> tuple[str | None, tuple[str, ...]]
         return ("torch_tf" if backbone in ("b5", "b6", "b7") else "torch"), ()
     if parts.dialect is dialects.LUKEMELAS:
         return ("tf" if lite else "same_static"), ()
+    if parts.dialect is dialects.ZYLO117:
+        return "tf_original", ()  # SAME padding by the size of each input, whatever its class is called
+    if parts.detector:
+        biased = parts.detector.biased
+        name, models, have = ("tf", "tf_efficientdet", "have") if biased else ("torch", "efficientdet", "have no")
+        return name, (f"numerics taken to be those of effdet's {models}_*, whose necks {have} biases; numerics= says otherwise",)
     if parts.dialect is dialects.TIMM and parts.prefix.endswith("encoder.") and parts.has_decoder:
         return "torch", ()  # the `timm-` encoders of segmentation-models-pytorch, lite ones included
     if parts.dialect is dialects.TIMM and lite:

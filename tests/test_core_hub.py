@@ -217,7 +217,7 @@ def test_command_lists_and_fetches(server, tmp_path, monkeypatch, capsys):
     assert len(lines) == len(sources_for("b1"))
     assert any("torchvision:IMAGENET1K_V2" in line and "79.838" in line for line in lines)
     assert hub.main(["list"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 120
+    assert len(capsys.readouterr().out.splitlines()) == 152
 
     monkeypatch.setenv("EFFBACKBONES_MIRROR", server.base)
     timm = replace(find_source("timm:tf_efficientnet_b0.in1k", "b0"))

@@ -1,0 +1,115 @@
+"""From a weight file into a model that may differ from the one it was saved from: what is loaded, and what has to be said.
+
+A detector's file decides the options of its head that nobody gave; what was given wins, and differences are told.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from effbackbones.contracts import Head
+from effbackbones.detector_weights import BOX_PREDICTOR, CLASS_PREDICTOR, HEAD, fit_classes
+from effbackbones.errors import UserError
+from effbackbones.loading import LoadReport, load_state, load_table
+from effbackbones.model import Model, MultiHead
+from effbackbones.sources import coco_name
+from effbackbones.weights import Pretrained
+
+MAP_OPTIONS: Mapping[str, Any] = {"stem_stride": 2, "tap": "stage", "output_stride": 32}
+"""Options of an EfficientNet that change its maps and not its weights, with their defaults."""
+_ANCHORS = ("anchor_scale", "num_scales", "aspect_ratios")
+
+
+def named_for(weights: Any, head: str, options: Mapping[str, Any]) -> Any:
+    """``weights``, where ``"coco"`` means the detector that the head's ``variant`` names, if it names one."""
+    variant = options.get("variant")
+    return coco_name(str(variant)) if weights == "coco" and head == HEAD and variant else weights
+
+
+def say_backbone(pretrained: Pretrained, options: Mapping[str, Any]) -> None:
+    """Note where a backbone built with ``options`` gives other maps than the one that a file of ours was saved from."""
+    of_file = pretrained.config.get("backbone_options") or {}
+    for name, default in MAP_OPTIONS.items():
+        before, now = of_file.get(name) or default, options.get(name) or default
+        if pretrained.config and before != now:
+            pretrained.assumed += (f"{pretrained.origin} was trained with {name} {before}, here it is {now}: the same weights, other maps",)
+
+
+def build_head(
+    pretrained: Pretrained | None, name: str, options: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Head]
+) -> tuple[Head, dict[str, Any]]:
+    """The head ``name`` by ``make(options)``, and its options: those given, and those that a detector's weights decide.
+
+    Raises :class:`UserError` where ``options`` name another variant than that of a published detector.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    if pretrained is None or pretrained.detector is None or name != HEAD:
+        return make(options), dict(options)
+    detector = pretrained.detector
+    decided = _published(pretrained, given) if pretrained.source else _bare(pretrained, given)
+    head = make(decided | given)
+    if detector.fits(head.state_dict()):
+        return head, decided | given
+    shapes = ", ".join(f"{key} {value}" for key, value in detector.options.items())
+    if "variant" in given or given.keys() & detector.options.keys():
+        pretrained.assumed += (f"{pretrained.origin} has {shapes}; head_options ask for another head: only what fits is loaded",)
+        return head, decided | given
+    pretrained.assumed += (f"head_options as {pretrained.origin} wants them: {shapes}",)
+    decided |= detector.options
+    return make(decided | given), decided | given
+
+
+def _published(pretrained: Pretrained, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a published detector decides."""
+    source = pretrained.source
+    assert source is not None
+    decided = dict(source.head_options)
+    variant = given.get("variant", decided.get("variant"))
+    if variant != decided.get("variant"):
+        remedy = "leave it out, or give other weights"
+        raise UserError(f"weights {source.name}", f"are of {decided.get('variant')}, and head_options.variant is {variant!r}", remedy)
+    for name in _ANCHORS:
+        if name in given and given[name] != decided.get(name):
+            before = decided.get(name, "as published")
+            pretrained.assumed += (f"{source.name} was trained with {name} {before}, here it is {given[name]}: other anchors",)
+    return decided
+
+
+def _bare(pretrained: Pretrained, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A file that cannot say which variant it is: nothing is decided, and D6, which may be D7, is told."""
+    assert pretrained.detector is not None
+    if pretrained.detector.ambiguous and not {"variant", "anchor_scale"} & given.keys():
+        text = f"{pretrained.origin} may be of D6 or of D7, which differ in the anchor scale alone: taken for D6 (scale 4)"
+        pretrained.assumed += (f'{text}; head_options={{"variant": "d7"}} says otherwise',)
+    return {}
+
+
+def take_over(model: Model, pretrained: Pretrained) -> None:
+    """Load the parts of a weight file that fit a head by name and shape; the rest is reported as unused."""
+    detector, what = pretrained.detector, f"head from {pretrained.origin}"
+    extra = {**pretrained.tail, **pretrained.head, **(detector.head if detector else {})}
+    heads = [model.head, *model.head.heads.values()] if isinstance(model.head, MultiHead) else [model.head]
+    head = next((head for head in heads if any(key in head.state_dict() for key in extra)), None)
+    if head is None:
+        if extra:
+            pretrained.reports.append(LoadReport(what, unused=tuple(extra)))
+        return
+    left: tuple[str, ...] = ()
+    boxes = head.state_dict().get(BOX_PREDICTOR)
+    if detector and boxes is not None:
+        classes = fit_classes(detector, cast(Head, head).num_classes, len(boxes) // 4)
+        left = () if classes.predictor else CLASS_PREDICTOR
+        extra = {name: tensor for name, tensor in extra.items() if name not in CLASS_PREDICTOR} | classes.predictor
+        pretrained.assumed += (classes.remark,) if classes.remark else ()
+        model.classes = classes.names if head is model.head else None
+    pretrained.reports.append(load_state(head, extra, what=what, allow_missing=True, unused=left))
+
+
+def provenance(pretrained: Pretrained) -> dict[str, Any]:
+    """Where weights came from, for people and for checkpoints."""
+    return {
+        "weights": pretrained.origin,
+        "dialect": pretrained.dialect,
+        "licence": pretrained.licence,
+        "assumed": list(pretrained.assumed),
+        "loaded": load_table(pretrained.reports),
+    }
