@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from effbackbones.contracts import BackboneNeeds, BoxTargets, Detections, FeatureSpec, Head, ImageSizes
+from effbackbones.contracts import BackboneNeeds, BoxTargets, Detections, FeatureSpec, Head, ImageSizes, ImageSpec
 from effbackbones.convolution import Activation
 from effbackbones.errors import UserError
 from heads.anchor_fit import as_options, fit_ratios
@@ -139,6 +140,11 @@ class EfficientDetHead(Head):
         """The maps of the pyramid's levels up to C5."""
         row = _customised("", variant=options.get("variant"), levels=options.get("levels"))
         return BackboneNeeds(levels=tuple(f"C{level}" for level in row.levels if level <= 5))
+
+    def image_spec(self, spec: ImageSpec) -> ImageSpec:
+        """The variant's published size, letterboxed, bilinear; mean and std of the backbone's weights."""
+        size = (self.row.resolution, self.row.resolution)
+        return replace(spec, size=size, interpolation="bilinear", crop_fraction=1.0, crop_mode="letterbox")
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> DetRaw:
         """Maps of images padded to ``size_divisor`` to logits, deltas and anchors."""
