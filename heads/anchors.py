@@ -26,21 +26,21 @@ def anchor_shapes(anchor_scale: float, num_scales: int, aspect_ratios: Sequence[
 def anchor_grid(image: tuple[int, int], maps: Sequence[Sequence[int]], shapes: Tensor) -> Tensor:
     """Anchors float32 [A, 4] of an image of (H, W) pixels whose levels have ``maps`` (h, w) cells, finest first.
 
-    ``shapes``: float32 [S, 2], (width, height) in strides, on the device where the anchors are wanted. A stride is H / h by
-    W / w, which need be no whole number; anchors sit in the middle of their cell and may reach out of the image. Level by
-    level, row by row, cell by cell, S to each.
+    ``shapes``: float [S, 2], (width, height) in strides, on the device where the anchors are wanted and of the precision to
+    compute in: beyond 1,000 pixels float32 is 1e-4 off. A stride is H / h by W / w, which need be no whole number; anchors
+    sit in the middle of their cell and may reach out of the image. Level by level, row by row, cell by cell, S to each.
     """
     levels = []
     for height, width in maps:
         ys, xs = (
-            (torch.arange(cells, dtype=torch.float32, device=shapes.device) + 0.5) * side / cells
+            (torch.arange(cells, dtype=shapes.dtype, device=shapes.device) + 0.5) * side / cells
             for cells, side in ((height, image[0]), (width, image[1]))
         )
         centers = torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)], -1)
         strides = torch.stack([shapes.new_ones(()) * image[1] / width, shapes.new_ones(()) * image[0] / height])
         half = shapes * strides / 2
         levels.append(torch.cat([centers[:, :, None] - half, centers[:, :, None] + half], -1).reshape(-1, 4))
-    return torch.cat(levels)
+    return torch.cat(levels).float()
 
 
 def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:

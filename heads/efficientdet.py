@@ -156,7 +156,8 @@ class EfficientDetHead(Head):
     def _anchors(self, image: tuple[int, int], maps: Sequence[Sequence[int]]) -> Tensor:
         shapes = self._shapes
         assert isinstance(shapes, Tensor)
-        return anchor_grid(image, maps, shapes.float() / _FIXED_POINT)
+        precise = torch.float32 if shapes.device.type == "mps" else torch.float64  # which Apple's GPUs lack
+        return anchor_grid(image, maps, shapes.to(precise) / _FIXED_POINT)
 
     def loss(self, raw: DetRaw, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
         """``class``: focal loss over all anchors and classes, divided by N; ``box``: ``box_weight`` times Huber's loss on the
