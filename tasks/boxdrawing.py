@@ -30,7 +30,7 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114
 """Told apart by the colour-blind: Okabe and Ito, "Color Universal Design" (2008), without black."""
 _DARK, _LIGHT = (16, 20, 26), (255, 255, 255)
 _GAP = (128, 134, 142)  # between images of a grid; lies between a light and a dark page
-_LINE, _LETTER = 1 / 250, 1 / 42  # width of a line and size of letters, as parts of the picture's mean side
+_LINE, _LETTER = 1 / 250, 1 / 38  # width of a line and size of letters, as parts of the picture's mean side
 
 
 def draw_boxes(
@@ -138,7 +138,7 @@ class _Canvas:
     def __init__(self, picture: Image.Image) -> None:
         self.picture, self.draw = picture, ImageDraw.Draw(picture)
         mean = math.sqrt(picture.width * picture.height)
-        self.line, self.font = max(2, round(mean * _LINE)), _font(max(11, round(mean * _LETTER)))
+        self.line, self.font = max(2, round(mean * _LINE)), _font(max(12, round(mean * _LETTER)))
         self.tags: list[Rectangle] = []
 
     def outline(self, place: Rectangle, colour: tuple[int, int, int], style: Style) -> None:

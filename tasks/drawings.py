@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _BLUE, _ORANGE, _GREY = "#3b8bc9", "#e0803a", "#8a94a0"  # told apart on light and dark pages, and by the colour-blind
 
+_CYCLE, _STROKES = (_BLUE, _ORANGE, _GREY), ("-", "--", ":", "-.")
 COCO_BORDERS = (32, 96)
 """Sides in pixels where COCO's small boxes end and its large ones begin (``areaRng`` of its evaluation: their squares)."""
 COVERED = 0.5
@@ -77,20 +78,24 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def precision_recall(curves: Mapping[str, Sequence[float | None]]) -> "Figure":
-    """Precision over recall: ``recall`` and, by name, precision at each of these values; a gap where it is undefined."""
+def precision_recall(
+    recall: Sequence[float], lines: Mapping[str, Sequence[float | None]], by_class: Mapping[str, Sequence[float | None]]
+) -> "Figure":
+    """Precision at each of the values of ``recall``: ``lines`` (means over classes) by name and, in a drawing of its own,
+    ``by_class``, if that has any; a gap where precision is undefined."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    names = [name for name in curves if name != "recall"]
-    for name, colour, line in zip(names, (_BLUE, _ORANGE, _GREY) * len(names), ("-", "--", ":") * len(names), strict=False):
-        recall, values = ([math.nan if value is None else value for value in curves[key]] for key in ("recall", name))
-        axes.plot(recall, values, line, color=colour, linewidth=1.8, label=name)
-    axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    _dress(axes, "", "recall")
-    axes.set_ylabel("precision", fontsize=9)
-    if names:
+    panels = {"mean over classes": lines} | ({"by class, at IoU 0.50": by_class} if by_class else {})
+    figure = Figure(figsize=(4.3 * len(panels), 3.8), layout="constrained")
+    for index, (title, drawn) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), index + 1)
+        for number, (name, line) in enumerate(drawn.items()):
+            values = [math.nan if value is None else value for value in line]
+            colour, stroke = _CYCLE[number % 3], _STROKES[number % 4]  # twelve pairs before they recur
+            axes.plot(recall, values, color=colour, linestyle=stroke, linewidth=1.8, label=name)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        _dress(axes, title, "recall")
+        axes.set_ylabel("precision", fontsize=9)
         axes.legend(frameon=False, fontsize=8)
     return figure
 

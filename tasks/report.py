@@ -14,7 +14,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -80,15 +80,17 @@ def classification_report(
 
 
 def begun(
-    title: str, headline: Sequence[str], facts: Mapping[str, Any], results: Mapping[str, Any], meaning: Mapping[str, str]
-) -> Report:
+    title: str, headline: Sequence[str], facts: Mapping[str, Any], results: Mapping[str, Any], meaning: Mapping[str, str],
+    rates: Container[str] = (),
+) -> Report:  # fmt: skip
     """A page with what every task's begins with: the scores named in ``headline``, ``facts`` (whose ``title`` replaces ``title``)
-    and a table of all scores, those first that ``meaning`` explains, in its order."""
+    and a table of all scores, those first that ``meaning`` explains, in its order. ``rates``: names of those that are numbers
+    with a fraction but no shares, so not told in percent."""
     best, sets = score_sets(results)
     report = Report(str(facts.get("title", title)), _headline(sets[best], headline, best if len(sets) > 1 else ""))
     report.facts({name: value for name, value in facts.items() if name != "title"}, "What was run")
     caption = f"Best: the {best} weights." if len(sets) > 1 else ""
-    report.table("Scores", ["", *sets, "what it is"], _score_rows(sets, meaning), caption)
+    report.table("Scores", ["", *sets, "what it is"], _score_rows(sets, meaning, rates), caption)
     return report
 
 
@@ -171,14 +173,15 @@ def _headline(scores: Mapping[str, Any], names: Sequence[str], best: str) -> str
     return f"{', '.join(shown)}{samples}{f' ({best} weights)' if best else ''}"
 
 
-def _score_rows(sets: Mapping[str, Mapping[str, Any]], meaning: Mapping[str, str]) -> list[list[str]]:
+def _score_rows(sets: Mapping[str, Mapping[str, Any]], meaning: Mapping[str, str], rates: Container[str]) -> list[list[str]]:
     pairs = [pair for scores in sets.values() for pair in scores.items()]
     # An undefined score is shown, as a dash, where it is one of those that are explained.
     names = dict.fromkeys(name for name, value in pairs if is_number(value) or (value is None and name in meaning))
     ordered = [*(name for name in meaning if name in names), *(name for name in names if name not in meaning)]
     rows = []
     for name in ordered:
-        rows.append([name, *(percent(scores.get(name)) for scores in sets.values()), meaning.get(name, "")])
+        shown = show if name in rates else percent
+        rows.append([name, *(shown(scores.get(name)) for scores in sets.values()), meaning.get(name, "")])
     return rows
 
 

@@ -1,0 +1,105 @@
+"""What ``predict`` leaves of a detector: a drawn picture of each image, and one COCO results file of all of them."""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from effbackbones.errors import UserError
+from effbackbones.geometry import Pixels
+from effbackbones.images import MAX_PIXELS, read_image
+from effbackbones.tensorfile import write_atomically
+from tasks.boxdrawing import Picture, draw_boxes
+from tasks.detection_examples import confident, xyxy
+from tasks.detection_metrics import CONFIDENT
+from tasks.detection_results import ImageDetections, restore, write_results
+
+if TYPE_CHECKING:
+    from effbackbones.contracts import Detections
+    from tasks.data.batch import Batch
+
+_MARK = b"detections drawn by effbackbones"
+"""Comment in the pictures written here, by which a later run knows what it may overwrite."""
+_LARGEST, _LONGEST = 65_500, 200  # pixels on a side of a JPEG file; bytes of a file name, with room for a number
+
+
+class DetectionFiles:
+    """Writes ``OUT/NAME.jpg`` for each image and, at the end, ``OUT/predictions.json``; tells a line for each image.
+
+    The pictures are those of the files, in original size, with boxes of a score of at least ``threshold``; the results file
+    has all boxes, in original pixels, with ``category_ids`` (the id of each label) and with ``image_ids`` (by path) or what
+    :func:`tasks.detection_results.write_results` makes of the path. Images of one name get numbers (``NAME-2.jpg``); a file
+    that is not such a picture of an earlier run is never overwritten.
+    """
+
+    def __init__(
+        self, out: Path, classes: Sequence[str], category_ids: Sequence[int], tell: Callable[[str], None],
+        image_ids: Mapping[str, str] | None = None, threshold: float = CONFIDENT, exif: str = "apply",
+    ) -> None:  # fmt: skip
+        self.out, self.classes, self.category_ids, self.tell = out, classes, category_ids, tell
+        self.image_ids, self.threshold, self.exif = image_ids or {}, threshold, exif
+        self._detections: list[ImageDetections] = []
+        self._names: Counter[str] = Counter()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(str(out), f"cannot be made a folder ({error.strerror})", "name another folder with --out") from error
+
+    def update(self, batch: "Batch", predictions: "Detections") -> None:
+        channels = batch.images.shape[1]
+        limit = max(MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta)))  # read before
+        for meta, found in zip(batch.meta, restore(batch, predictions), strict=True):
+            self._detections.append(replace(found, id=self.image_ids.get(meta.path, found.id)))
+            path = self._place(Path(meta.path or meta.id).stem)
+            shown = confident(found, self.threshold)
+            image = read_image(meta.path, channels=channels, exif=self.exif, max_pixels=limit)
+            buffer = io.BytesIO()
+            Image.fromarray(self._drawn(image, shown)).save(buffer, "JPEG", quality=92, comment=_MARK)
+            write_atomically(path, buffer.getvalue())
+            self.tell(f"{meta.path or meta.id}: {self._summary(shown)}")
+
+    def close(self) -> None:
+        left_out = write_results(self.out / "predictions.json", self._detections, self.category_ids)
+        if left_out:
+            self.tell(f"{left_out:,} detections are not finite and were left out of predictions.json")
+
+    def _drawn(self, image: Pixels, shown: ImageDetections) -> Picture:
+        # Should the file have another size than it was predicted at, boxes follow it.
+        corners = xyxy(shown.boxes) * np.tile(np.array(image.shape[1::-1]) / np.array(shown.size[::-1]), 2)
+        texts = [f"{self.classes[label]} {score:.2f}" for label, score in zip(shown.labels, shown.scores, strict=True)]
+        return draw_boxes(image, corners, texts, shown.labels, at_most=_LARGEST)
+
+    def _summary(self, shown: ImageDetections) -> str:
+        counts = Counter(self.classes[label] for label in shown.labels.tolist())
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or f"nothing above {self.threshold:g}"
+
+    def _place(self, stem: str) -> Path:
+        """A path in ``out`` that no other image has and where nothing is lost; names differ by more than capitals."""
+        stem = os.fsdecode(os.fsencode(stem)[:_LONGEST])
+        while True:
+            self._names[stem.casefold()] += 1
+            number = self._names[stem.casefold()]
+            name = stem if number == 1 else f"{stem}-{number}"
+            path = self.out / f"{name}.jpg"
+            if (number == 1 or name.casefold() not in self._names) and _is_free(path):
+                self._names[name.casefold()] |= 1
+                return path
+
+
+def _is_free(path: Path) -> bool:
+    """Whether there is nothing at ``path``, or a picture of an earlier run."""
+    if not path.exists() and not path.is_symlink():
+        return True
+    if not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=["JPEG"]) as picture:
+            return picture.info.get("comment") == _MARK
+    except (OSError, ValueError, SyntaxError):
+        return False
