@@ -188,7 +188,7 @@ def _ranks(ids: Sequence[str]) -> NDArray[np.int64]:
 
 def _false_alarms(found: FoundColumns, truth: TruthColumns, images: int) -> float | None:
     empty = np.bincount(truth.image, minlength=images) == 0
-    alarms = empty[found.image] & ~(found.scores < CONFIDENT)  # what is no number counts
+    alarms = empty[found.image] & ((found.scores >= CONFIDENT) | ~np.isfinite(found.scores))
     return float(alarms.sum() / empty.sum()) if empty.any() else None
 
 
