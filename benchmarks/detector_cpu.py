@@ -1,0 +1,136 @@
+"""Time of our EfficientDet against effdet's on the CPU: prediction, prediction with batch norm folded, one training step.
+
+    OMP_WAIT_POLICY=passive python benchmarks/detector_cpu.py --name d0 --rounds 9
+
+Both run in one process, interleaved, so that a busy machine slows both; printed is the median of the ratios ours / effdet of
+each round, with its quartiles. Below 1 ours is faster. Random weights with spread class logits, the same in both; float32;
+images at the published size, one to predict and two to train on. effdet runs as it is distributed, and also in channels_last.
+Ours starts from uint8 images, effdet's from normalised ones: normalising is our model's work. Needs an idle machine to be
+quoted; on a busy one differences under 5 % mean nothing, and without the waiting policy single rounds take many times as long.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import effdet
+import torch
+from effdet.bench import DetBenchPredict, DetBenchTrain
+from torch import Tensor, nn
+
+from effbackbones import BoxTargets, build_model
+from effbackbones.model import Model
+from heads.variants import variant
+
+CLASSES, BOXES = 90, 12
+SPREAD = 2.0  # standard deviation to bring the class logits near: at the prior all scores tie
+
+
+def networks(name: str) -> tuple[Model, nn.Module]:
+    """Ours and effdet's, channels_last."""
+    config = effdet.get_efficientdet_config(f"tf_efficientdet_{name}")
+    config.num_classes = CLASSES
+    theirs = effdet.EfficientDet(config, pretrained_backbone=False)
+    backbone = config.backbone_name.removeprefix("tf_efficientnet_")
+    ours = build_model(
+        "det", backbone, num_classes=CLASSES, backbone_options={"numerics": "tf"}, head_options={"variant": name}
+    )  # fmt: skip
+    with torch.no_grad():
+        for weight in (theirs.class_net.predict.conv_pw.weight, ours.head.get_parameter("class_net.predict.pointwise.weight")):
+            weight.normal_(std=SPREAD / weight.shape[1] ** 0.5)
+    return ours.to(memory_format=torch.channels_last), theirs
+
+
+def prediction(network: nn.Module | Callable[[Tensor], object], images: Tensor) -> Callable[[], None]:
+    """Images to detections."""
+
+    def run() -> None:
+        with torch.inference_mode():
+            network(images)
+
+    return run
+
+
+def ours_training(model: Model, images: Tensor, targets: BoxTargets) -> Callable[[], None]:
+    """Forward, loss, backward, one step of SGD."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def run() -> None:
+        optimiser.zero_grad()
+        torch.autograd.backward(torch.stack(list(model.loss(images, targets).values())).sum())
+        optimiser.step()
+
+    return run
+
+
+def theirs_training(network: nn.Module, images: Tensor, targets: BoxTargets) -> Callable[[], None]:
+    """The same with effdet's training bench, its labeler included."""
+    bench = DetBenchTrain(network).train()
+    optimiser = torch.optim.SGD(bench.parameters(), lr=1e-4, momentum=0.9)
+    target = {"bbox": targets.boxes[..., [1, 0, 3, 2]], "cls": targets.labels + 1.0}
+
+    def run() -> None:
+        optimiser.zero_grad()
+        torch.autograd.backward(bench(images, target)["loss"])
+        optimiser.step()
+
+    return run
+
+
+def boxes(batch: int, side: int) -> BoxTargets:
+    """Random boxes, BOXES in each image."""
+    corner = torch.rand(batch, BOXES, 2) * 0.6
+    extent = 0.05 + 0.35 * torch.rand(batch, BOXES, 2)
+    labels = torch.randint(CLASSES, (batch, BOXES))
+    return BoxTargets(torch.cat([corner, corner + extent], 2) * side, labels, torch.zeros_like(labels, dtype=torch.bool))
+
+
+def compare(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> tuple[float, float, list[float]]:
+    """Median seconds of both, and the quartiles of their ratio, over interleaved rounds after one to warm up."""
+    seconds: dict[Callable[[], None], list[float]] = {ours: [], theirs: []}
+    for number in range(rounds + 1):
+        for run in (ours, theirs) if number % 2 else (theirs, ours):
+            start = time.perf_counter()
+            run()
+            if number:
+                seconds[run].append(time.perf_counter() - start)
+    ratios = [a / b for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
+    return statistics.median(seconds[ours]), statistics.median(seconds[theirs]), statistics.quantiles(ratios, n=4)
+
+
+def report(case: str, figures: tuple[float, float, list[float]]) -> None:
+    ours, theirs, (low, middle, high) = figures
+    print(f"{case:46} ours {ours * 1e3:8.1f} ms  effdet {theirs * 1e3:8.1f} ms  ratio {middle:.2f} ({low:.2f}-{high:.2f})", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="d0", help="d0-d7, d7x, or lite0-lite4")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    side, policy = variant(options.name).resolution, os.environ.get("OMP_WAIT_POLICY", "not set")
+    versions = f"torch {torch.__version__}, effdet {version('effdet')}"
+    print(f"{versions}, {options.threads} threads, OMP_WAIT_POLICY {policy}, {options.name} at {side} pixels")
+    torch.manual_seed(0)
+    ours, theirs = networks(options.name)
+    pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    normalised = ours.normalize(pixels)
+    for layout in ("contiguous", "channels_last"):
+        kind = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        theirs, images = theirs.to(memory_format=kind), normalised.contiguous(memory_format=kind)
+        bench = prediction(DetBenchPredict(theirs.eval()).eval(), images[:1])
+        report(f"predict, effdet {layout}", compare(prediction(ours.eval().predict, pixels[:1]), bench, options.rounds))
+        folded = ours.for_inference()
+        report(f"predict, ours folded, effdet {layout}", compare(prediction(folded.predict, pixels[:1]), bench, options.rounds))
+        targets = boxes(2, side)
+        steps = ours_training(ours.train(), pixels, targets), theirs_training(theirs, images, targets)
+        report(f"training step, effdet {layout}", compare(*steps, options.rounds))
+
+
+if __name__ == "__main__":
+    main()
