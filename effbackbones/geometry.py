@@ -22,13 +22,16 @@ Pixels = NDArray[np.uint8 | np.uint16 | np.float32]
 Mask = NDArray[np.int64]
 Size = tuple[int, int]
 Scalar = TypeVar("Scalar", bound=np.generic)
-Coordinates = TypeVar("Coordinates", NDArray[np.float32], "Tensor")
+Coordinates = TypeVar("Coordinates", NDArray[np.float32], NDArray[np.float64], "Tensor")
+Extent = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+_REACH = 2  # pixels to either side that the widest filter, bicubic, weighs; more when shrinking, in proportion
 # Four bands go through CMYK: PIL would weight the colours of RGBA with the fourth band.
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 
@@ -36,12 +39,17 @@ _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 @dataclass(frozen=True)
 class ResizePlan:
     """Resize an image of size ``original`` to ``scaled``, then look at it through a window of ``size`` whose top left
-    corner lies at ``offset`` (top, left) of the resized image. What the window shows beyond the image is padding."""
+    corner lies at ``offset`` (top, left) of the resized image. What the window shows beyond the image is padding.
+
+    ``mirrored`` (upside down, left to right) says whether the image is turned over before all that, so that padding stays
+    where it is; boxes and scores come back to the image as it was.
+    """
 
     original: Size
     scaled: Size
     offset: Size
     size: Size
+    mirrored: tuple[bool, bool] = (False, False)
 
     @classmethod
     def letterbox(cls, original: Size, size: Size) -> "ResizePlan":
@@ -95,27 +103,44 @@ class ResizePlan:
         return max(0, min(room_h, height - top)), max(0, min(room_w, width - left))
 
     @property
+    def content(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom of what the window shows of the image, in its pixels; without extent where it shows nothing."""
+        (room_h, room_w), (rows, columns) = self.size, (part.inside for part in self._overlap())
+        return min(columns.start, room_w), min(rows.start, room_h), min(columns.stop, room_w), min(rows.stop, room_h)
+
+    @property
     def identity(self) -> bool:
         """Whether the plan changes nothing."""
-        return self.original == self.scaled == self.size and self.offset == (0, 0)
+        return self.original == self.scaled == self.size and self.offset == (0, 0) and not any(self.mirrored)
 
-    def apply_image(self, image: Pixels, interpolation: str = "bicubic", fill: Sequence[float] | float = 0) -> Pixels:
+    def apply_image(
+        self, image: Pixels, interpolation: str = "bicubic", fill: Sequence[float] | float = 0, *, exact: bool = True
+    ) -> Pixels:
         """``image`` [H, W, C] through the plan, same dtype: [size, C]. ``fill``: padding, per channel or one for all.
 
-        Interpolation ``nearest``, ``bilinear`` or ``bicubic``; PIL's filters, so antialiased when shrinking.
+        Interpolation ``nearest``, ``bilinear`` or ``bicubic``; PIL's filters, so antialiased when shrinking. Unless
+        ``exact``, only what the window shows is resized: bytes are a level off here and there, and a small crop of a much
+        enlarged image takes no longer than any other.
         """
         self._check(image)
-        resized = resize(image, self.scaled, interpolation)
-        return resized if self.scaled == self.size and self.offset == (0, 0) else self._window(resized, fill)
+        image = self._turned(image)
+        rows, columns = (part.source for part in self._overlap())
+        whole = (rows.stop - rows.start, columns.stop - columns.start) == self.scaled
+        if whole or exact:
+            resized = resize(image, self.scaled, interpolation)
+            return self._window(resized if whole else resized[rows, columns], fill)
+        return self._window(_resize_part(image, self.scaled, rows, columns, interpolation), fill)
 
     def apply_mask(self, mask: Mask, fill: int = 255) -> Mask:
         """Class indices ``mask`` [H, W] through the plan by nearest neighbour: [size]. ``fill`` is the ignored class."""
         self._check(mask)
-        return self._window(resize_nearest(mask, self.scaled), fill)
+        rows, columns = (part.source for part in self._overlap())
+        return self._window(resize_nearest(self._turned(mask), self.scaled, rows, columns), fill)
 
     def apply_boxes(self, boxes: Coordinates) -> Coordinates:
         """Boxes [..., 4] xyxy or points [..., 2] xy of the original image, in pixels of the window; not clipped."""
         (scale_y, scale_x), (top, left) = self.scale, self.offset
+        boxes = self._turned_boxes(boxes)
         moved = boxes * 1.0
         moved[..., 0::2] = boxes[..., 0::2] * scale_x - left
         moved[..., 1::2] = boxes[..., 1::2] * scale_y - top
@@ -127,7 +152,7 @@ class ResizePlan:
         moved = boxes * 1.0
         moved[..., 0::2] = (boxes[..., 0::2] + left) / scale_x
         moved[..., 1::2] = (boxes[..., 1::2] + top) / scale_y
-        return moved
+        return self._turned_boxes(moved)
 
     def restore_map(self, scores: "Tensor") -> "Tensor":
         """Scores [K, size] of the window as [K, original]: padding cut off, bilinear, antialiased when shrinking.
@@ -145,27 +170,42 @@ class ResizePlan:
             canvas = torch.zeros((*scores.shape[:-2], *self.scaled), dtype=scores.dtype, device=scores.device)
             canvas[..., rows.source, columns.source] = scaled
             scaled = canvas
-        if self.scaled == self.original:
-            return scaled
-        return functional.interpolate(scaled[None], self.original, mode="bilinear", antialias=True, align_corners=False)[0]
+        if self.scaled != self.original:
+            scaled = functional.interpolate(scaled[None], self.original, mode="bilinear", antialias=True, align_corners=False)[0]
+        axes = [axis for axis, turned in zip((-2, -1), self.mirrored, strict=True) if turned]
+        return scaled.flip(axes) if axes else scaled
 
     def _check(self, array: NDArray[np.generic]) -> None:
         if array.shape[:2] != self.original:
             raise ValueError(f"the plan is for size {self.original}, the array has {array.shape[:2]}")
 
+    def _turned(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
+        """A view of ``array`` [H, W, ...], mirrored as the plan says."""
+        rows, columns = (slice(None, None, -1 if turned else None) for turned in self.mirrored)
+        return array[rows, columns] if any(self.mirrored) else array
+
+    def _turned_boxes(self, boxes: Coordinates) -> Coordinates:
+        """Boxes [..., 4] or points [..., 2] of the original in the mirrored one, or back."""
+        turned = boxes
+        for axis, (flip, side) in enumerate(zip(self.mirrored[::-1], self.original[::-1], strict=True)):
+            if flip:
+                columns = list(range(axis, boxes.shape[-1], 2))
+                turned = turned * 1.0
+                turned[..., columns] = side - boxes[..., columns[::-1]]  # what was the right edge is the left one now
+        return turned
+
     def _overlap(self) -> tuple["_Overlap", "_Overlap"]:
         vertical, horizontal = (_Overlap.of(*sides) for sides in zip(self.scaled, self.offset, self.size, strict=True))
         return vertical, horizontal
 
-    def _window(self, array: NDArray[Scalar], fill: Sequence[float] | float) -> NDArray[Scalar]:
-        """The window of ``size`` on the resized ``array`` [scaled, ...]; a view where nothing is padded."""
-        rows, columns = self._overlap()
-        seen = array[rows.source, columns.source]
+    def _window(self, seen: NDArray[Scalar], fill: Sequence[float] | float) -> NDArray[Scalar]:
+        """The window of ``size`` around what it shows of the resized image; ``seen`` itself where nothing is padded."""
         if seen.shape[:2] == self.size:
             return seen
-        window: NDArray[Scalar] = np.empty((*self.size, *array.shape[2:]), array.dtype)
+        left, top, right, bottom = self.content
+        window: NDArray[Scalar] = np.empty((*self.size, *seen.shape[2:]), seen.dtype)
         window[:] = fill
-        window[rows.inside, columns.inside] = seen
+        window[top:bottom, left:right] = seen
         return window
 
 
@@ -182,23 +222,23 @@ class _Overlap:
         return cls(slice(start, stop), slice(start - offset, stop - offset))
 
 
-def resize(image: Pixels, size: Size, interpolation: str = "bicubic") -> Pixels:
-    """``image`` [H, W, C] resized to [size, C] by PIL's filters, same dtype; uint8, uint16 or float32, any C.
+def resize(image: Pixels, size: Size, interpolation: str = "bicubic", box: Extent | None = None) -> Pixels:
+    """``image`` [H, W, C], or the ``box`` of it, resized to [size, C] by PIL's filters, same dtype; uint8, uint16 or float32, any C.
 
-    An unknown interpolation raises :class:`UserError`.
+    At the edges of ``box`` the filters see what lies beyond. An unknown interpolation raises :class:`UserError`.
     """
     if interpolation not in _FILTERS:
         raise UserError("interpolation", f"unknown value {interpolation!r}", nearest(interpolation, _FILTERS))
-    if image.shape[:2] == size:
+    if image.shape[:2] == size and box is None:
         return image
     height, width = size
     channels = image.shape[2]
     if image.dtype == np.uint8 and channels in _MODES:
         picture = to_pil(image, _MODES[channels])
-        resized: Pixels = np.asarray(picture.resize((width, height), _FILTERS[interpolation]))
+        resized: Pixels = np.asarray(picture.resize((width, height), _FILTERS[interpolation], box))
         return resized.reshape(height, width, channels)
     mode = "L" if image.dtype == np.uint8 else "F"
-    bands = [to_pil(image[..., c : c + 1], mode).resize((width, height), _FILTERS[interpolation]) for c in range(channels)]
+    bands = [to_pil(image[..., c : c + 1], mode).resize((width, height), _FILTERS[interpolation], box) for c in range(channels)]
     stacked: Pixels = np.stack([np.asarray(band) for band in bands], axis=2)
     # Bicubic overshoots; PIL clips uint8 by itself.
     if image.dtype == np.uint16:
@@ -206,12 +246,32 @@ def resize(image: Pixels, size: Size, interpolation: str = "bicubic") -> Pixels:
     return np.clip(stacked, 0, 1) if mode == "F" else stacked
 
 
-def resize_nearest(array: Mask, size: Size) -> Mask:
-    """``array`` [H, W] of any dtype at [size] by nearest neighbour at pixel centres, the lower and right one in a tie."""
+def _resize_part(image: Pixels, size: Size, rows: slice, columns: slice, interpolation: str) -> Pixels:
+    """``resize(image, size)[rows, columns]`` without making the rest of it."""
+    wanted = (rows.stop - rows.start, columns.stop - columns.start)
+    if 0 in wanted:
+        return np.empty((*wanted, image.shape[2]), image.dtype)
+    parts, edges = [], []
+    for part, old, new in zip((rows, columns), image.shape[:2], size, strict=True):
+        start, stop = part.start * old / new, part.stop * old / new
+        reach = math.ceil(_REACH * max(1.0, old / new)) + 1
+        first, last = max(0, math.floor(start) - reach), min(old, math.ceil(stop) + reach)
+        parts.append(slice(first, last))
+        edges.append((start - first, min(stop - first, last - first)))
+    (top, bottom), (left, right) = edges
+    return resize(image[parts[0], parts[1]], wanted, interpolation, (left, top, right, bottom))
+
+
+def resize_nearest(array: Mask, size: Size, rows: slice = slice(None), columns: slice = slice(None)) -> Mask:
+    """``array`` [H, W] of any dtype at [size] by nearest neighbour at pixel centres, the lower and right one in a tie; of that
+    the part [``rows``, ``columns``]."""
     if array.shape[:2] == size:
-        return array
-    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(array.shape, size, strict=True))
-    near: Mask = array[rows[:, None], columns]
+        return array[rows, columns]
+    near_rows, near_columns = (
+        (2 * np.arange(new)[part] + 1) * old // (2 * new)
+        for old, new, part in zip(array.shape, size, (rows, columns), strict=True)
+    )
+    near: Mask = array[near_rows[:, None], near_columns]
     return near
 
 

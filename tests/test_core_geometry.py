@@ -11,11 +11,12 @@ from effbackbones.geometry import ResizePlan, resize, resize_nearest
 
 SIDES = st.integers(1, 700)
 SIZES = st.tuples(SIDES, SIDES)
+OFFSETS = st.tuples(st.integers(-50, 50), st.integers(-50, 50))
 PLANS = st.one_of(
     st.builds(ResizePlan.letterbox, SIZES, SIZES),
     st.builds(ResizePlan.squash, SIZES, SIZES),
     st.builds(ResizePlan.center_crop, SIZES, SIZES, st.floats(0.5, 1)),
-    st.builds(ResizePlan, SIZES, SIZES, st.tuples(st.integers(-50, 50), st.integers(-50, 50)), SIZES),
+    st.builds(ResizePlan, SIZES, SIZES, OFFSETS, SIZES, st.tuples(st.booleans(), st.booleans())),
 )
 RNG = np.random.default_rng(0)
 
@@ -134,6 +135,8 @@ def test_boxes_follow_the_pixels() -> None:
         ResizePlan.squash((60, 90), (100, 64)),
         ResizePlan.center_crop((60, 90), (80, 80), 0.9),
         ResizePlan((60, 90), (120, 180), (-4, 30), (128, 128)),
+        ResizePlan((60, 90), (120, 180), (-4, 30), (128, 128), (True, False)),
+        ResizePlan((60, 90), (80, 120), (7, -20), (100, 128), (False, True)),
     ):
         bright = plan.apply_image(image, "bilinear")[..., 0] > 127
         rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
@@ -141,6 +144,76 @@ def test_boxes_follow_the_pixels() -> None:
         np.testing.assert_allclose([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], [x0, y0, x1, y1], atol=1)
         marked = plan.apply_mask((image[..., 0] > 0).astype(np.int64), fill=0) == 1
         assert (marked != bright).mean() < 0.02
+
+
+def test_a_mirrored_plan_turns_the_image_over_first() -> None:
+    image = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    scores = torch.rand(2, 24, 32)
+    for mirrored, axes in (((True, False), (0,)), ((False, True), (1,)), ((True, True), (0, 1))):
+        plan = ResizePlan((20, 30), (40, 45), (6, -4), (24, 32), mirrored)
+        plain = ResizePlan((20, 30), (40, 45), (6, -4), (24, 32))
+        np.testing.assert_array_equal(plan.apply_image(image, fill=9), plain.apply_image(np.flip(image, axes), fill=9))
+        mask = image[..., 0].astype(np.int64)
+        np.testing.assert_array_equal(plan.apply_mask(mask), plain.apply_mask(np.flip(mask, axes)))
+        assert torch.equal(plan.restore_map(scores), plain.restore_map(scores).flip([axis - 2 for axis in axes]))
+        assert not ResizePlan((20, 30), (20, 30), (0, 0), (20, 30), mirrored).identity
+    np.testing.assert_array_equal(
+        ResizePlan((20, 30), (20, 30), (0, 0), (20, 30), (True, True)).apply_boxes(np.array([1.0, 2, 11, 6], np.float32)), [19, 14, 29, 18]
+    )
+
+
+@given(SIZES, SIZES, st.tuples(st.floats(-0.2, 1), st.floats(-0.2, 1)), st.integers(1, 200), st.sampled_from(("bilinear", "bicubic")))
+@settings(max_examples=80, deadline=None)
+def test_resizing_only_what_is_seen_gives_the_same_pixels(
+    original: tuple[int, int], scaled: tuple[int, int], place: tuple[float, float], side: int, interpolation: str
+) -> None:
+    """Against resizing all of it and cropping then. Bytes are rounded between the two passes, which doubles a difference; what
+    bicubic makes of noise is clipped there too, and PIL chooses which pass comes first."""
+    image = np.random.default_rng(0).integers(0, 256, (*original, 3), dtype=np.uint8)
+    offset = (int(scaled[0] * place[0]), int(scaled[1] * place[1]))
+    plan = ResizePlan(original, scaled, offset, (side, side), (False, True))
+    whole, part = (plan.apply_image(image, interpolation, (1, 2, 3), exact=exact).astype(int) for exact in (True, False))
+    assert interpolation == "bicubic" or np.abs(whole - part).max() <= 2
+    real = (image[..., :1] / 255).astype(np.float32)
+    whole, part = (plan.apply_image(real, interpolation, exact=exact) for exact in (True, False))
+    np.testing.assert_allclose(part, whole, atol=1e-4)
+
+
+def test_of_a_photograph_few_bytes_differ_and_by_little(data_root) -> None:
+    from effbackbones.images import read_image
+
+    for path in sorted((data_root / "coco_mini" / "val2017").glob("*.jpg"))[:5]:
+        image = read_image(path)
+        for factor, offset in ((0.7, (40, 60)), (1.9, (301, 77)), (3.3, (200, 1000))):
+            scaled = (int(image.shape[0] * factor), int(image.shape[1] * factor))
+            plan = ResizePlan(image.shape[:2], scaled, offset, (256, 256))
+            for interpolation in ("bilinear", "bicubic"):
+                whole, part = (plan.apply_image(image, interpolation, exact=exact).astype(int) for exact in (True, False))
+                assert np.abs(whole - part).max() <= 2
+                assert (whole != part).mean() < 0.1
+
+
+def test_a_small_crop_of_a_much_enlarged_image_is_cheap() -> None:
+    """An image of 40 gigapixels would not fit into memory."""
+    image = RNG.integers(0, 256, (50, 50, 3), dtype=np.uint8)
+    plan = ResizePlan((50, 50), (200_000, 200_000), (100_000, 40_000), (64, 64))
+    near = plan.apply_image(image, "bilinear", exact=False)
+    # A pixel is 4000 wide here: the window sees next to nothing of the way between two of them.
+    expected = image[24:26, 9:11].astype(float).mean((0, 1))
+    np.testing.assert_allclose(near.reshape(-1, 3).mean(0), expected, atol=3)
+
+
+def test_what_the_window_shows_is_where_it_is_said_to_be() -> None:
+    for plan, content in (
+        (ResizePlan((8, 8), (16, 16), (-3, 5), (12, 14)), (0, 3, 11, 12)),
+        (ResizePlan.letterbox((8, 4), (10, 10)), (0, 0, 5, 10)),
+        (ResizePlan((8, 8), (8, 8), (-9, 0), (4, 4)), (0, 4, 4, 4)),
+    ):
+        assert plan.content == content
+        left, top, right, bottom = content
+        mask = plan.apply_mask(np.ones(plan.original, np.int64))
+        assert (mask == 1).sum() == (right - left) * (bottom - top)
+        assert (mask[top:bottom, left:right] == 1).all()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])

@@ -154,7 +154,8 @@ class RandAugment:
 
 
 class ColorJitter:
-    """albumentations' ``ColorJitter``: brightness, contrast, saturation within 1 - ``strength`` .. 1 + ``strength``."""
+    """albumentations' ``ColorJitter``: brightness, contrast, saturation within 1 - ``strength`` .. 1 + ``strength``. For images
+    of 1 or 3 channels."""
 
     def __init__(self, strength: float) -> None:
         self.strength = strength
@@ -165,6 +166,8 @@ class ColorJitter:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The sample with its image changed."""
+        if sample.image.shape[2] not in (1, 3):
+            raise UserError("data.color_jitter", f"needs images of 1 or 3 channels, got {sample.image.shape[2]}", "set it to 0")
         if self._compose is None:
             import albumentations
 

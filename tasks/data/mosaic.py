@@ -1,0 +1,80 @@
+"""Four images set together as one, with their boxes and masks (Bochkovskiy et al., "YOLOv4", 2020, section 3.3)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from effbackbones.errors import UserError
+from effbackbones.geometry import Mask, Size
+from tasks.data.batch import Sample
+from tasks.data.views import Jitter, crowd_of, jittered, labels_of, through
+from tasks.settings import DataConfig
+
+if TYPE_CHECKING:
+    from effbackbones.contracts import ImageSpec
+
+PARTNERS = 3
+"""Images in a mosaic beside the one that is due."""
+_IGNORE = 255
+_MARGIN = 0.25  # the common corner lies in the middle half of the canvas, so that no tile is a strip
+
+Tile = tuple[slice, slice]
+"""Rows and columns of the canvas."""
+
+
+def mosaic(samples: Sequence[Sample], canvas: Size, data: DataConfig, spec: "ImageSpec", rng: np.random.Generator) -> Sample:
+    """Four samples around a random point of ``canvas`` (H, W), each jittered and mirrored on its own.
+
+    An image is as large as it would be alone on the canvas. Larger than its tile, a random part of it is seen; smaller, it is
+    pushed to the common corner. Id, path and labels of the image are the first one's. Samples that differ in dtype or number of
+    channels, or of which one alone has a mask, raise :class:`UserError`.
+    """
+    first = samples[0]
+    image = np.empty((*canvas, first.image.shape[2]), first.image.dtype)
+    mask: Mask | None = None if first.mask is None else np.full(canvas, _IGNORE, np.int64)
+    parts = []
+    for sample, tile in zip(samples, _tiles(canvas, rng), strict=True):
+        _check_alike(sample, first)
+        part = _in_tile(sample, tile, canvas, data, spec, rng)
+        image[tile] = part.image
+        if mask is not None and part.mask is not None:
+            mask[tile] = part.mask
+        parts.append(part)
+    whole = replace(first, image=image, mask=mask, plan=None, original=first.image.shape[:2])
+    boxes = [part.boxes for part in parts if part.boxes is not None]
+    if not boxes:
+        return whole
+    labels, crowd = (np.concatenate([of(part) for part in parts]) for of in (labels_of, crowd_of))
+    return replace(whole, boxes=np.concatenate(boxes), box_labels=labels, crowd=crowd)
+
+
+def _tiles(canvas: Size, rng: np.random.Generator) -> list[Tile]:
+    """The four parts of the canvas around a random point of its middle."""
+    halves = []
+    for side, share in zip(canvas, rng.random(2).tolist(), strict=True):
+        cut = round(side * (_MARGIN + (1 - 2 * _MARGIN) * share))
+        halves.append((slice(0, cut), slice(cut, side)))
+    return [(rows, columns) for rows in halves[0] for columns in halves[1]]
+
+
+def _in_tile(sample: Sample, tile: Tile, canvas: Size, data: DataConfig, spec: "ImageSpec", rng: np.random.Generator) -> Sample:
+    """A sample as its tile shows it: image and mask of the tile's size, boxes in pixels of the canvas."""
+    rows, columns = tile
+    height, width = sample.image.shape[:2]
+    window = (rows.stop - rows.start, columns.stop - columns.start)
+    at_end = (rows.start == 0, columns.start == 0)
+    part = through(sample, jittered((height, width), canvas, window, Jitter.draw(data, rng), at_end), spec, exact=False)
+    if part.boxes is None:
+        return part
+    return replace(part, boxes=part.boxes + np.array([columns.start, rows.start] * 2, np.float32))
+
+
+def _check_alike(sample: Sample, first: Sample) -> None:
+    kinds = [
+        f"{one.image.dtype} with {one.image.shape[2]} channels and {'no' if one.mask is None else 'a'} mask" for one in (sample, first)
+    ]
+    if kinds[0] != kinds[1]:
+        text = f"is {kinds[0]}, {first.path or first.id} is {kinds[1]}: they cannot stand in one mosaic"
+        raise UserError(sample.path or sample.id, text, "make all samples alike, or set data.mosaic to 0")

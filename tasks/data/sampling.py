@@ -1,0 +1,108 @@
+"""Which samples an epoch shows, and in which order: rare classes more often, images of similar shape together."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effbackbones.errors import UserError
+from tasks.data.boxes import BoxTable
+
+if TYPE_CHECKING:
+    from tasks.data.batch import Sample
+    from tasks.spec import Dataset
+
+Indices = NDArray[np.int64]
+Order = Callable[[int], Indices]
+"""Epoch -> a permutation of the samples."""
+BLOCK = 50
+"""Batches that are sorted by aspect together: few enough to stay random, enough to be alike."""
+_ORDER_STREAM = 2  # keeps the draws apart from those of samples, whose keys are (seed, epoch, index)
+
+
+class Repeated:
+    """The samples ``indices`` (int64 [N], each any number of times) of a data set, as a data set.
+
+    What the other knows of its classes is passed on; what it knows of each image (``aspects``, ``table``) is chosen alike.
+    """
+
+    def __init__(self, dataset: "Dataset", indices: Indices) -> None:
+        self.dataset, self.indices = dataset, np.asarray(indices, np.int64)
+        self.classes = dataset.classes
+        for name in ("category_ids", "mask_classes"):
+            if hasattr(dataset, name):
+                setattr(self, name, getattr(dataset, name))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> "Sample":
+        return self.dataset[int(self.indices[index])]
+
+    @property
+    def aspects(self) -> NDArray[np.float64]:
+        """Width / height of each sample, float64 [N]; missing where the data set does not know them."""
+        known: Any = self.dataset
+        return np.asarray(known.aspects, np.float64)[self.indices]
+
+    @cached_property
+    def table(self) -> BoxTable:
+        """The boxes of the samples; missing where the data set has no such table."""
+        known: Any = self.dataset
+        table: BoxTable = known.table.take(self.indices)
+        return table
+
+
+def repeat_factors(dataset: "Dataset", threshold: float, seed: int = 0) -> Indices:
+    """Indices int64 [N] of the samples in rising order, those with rare classes several times.
+
+    The factor of a class that a share f of the images has is max(1, sqrt(threshold / f)); that of an image the largest of its
+    classes', rounded up or down at random by its fraction, from ``seed`` (Gupta et al., "LVIS", 2019, appendix B.2). Crowds do
+    not count. A data set without a :class:`BoxTable` is read through once; without boxes it raises :class:`UserError`.
+    """
+    images, labels = _objects(dataset)
+    present = np.unique(images * len(dataset.classes) + labels)  # each class of each image once
+    images, labels = np.divmod(present, len(dataset.classes))
+    shares = np.bincount(labels, minlength=len(dataset.classes)).clip(min=1) / len(dataset)
+    factors = np.ones(len(dataset))
+    np.maximum.at(factors, images, np.sqrt(threshold / shares)[labels])
+    whole = np.floor(factors).astype(np.int64)
+    more = np.random.default_rng(seed).random(len(factors)) < factors - whole
+    return np.repeat(np.arange(len(factors)), whole + more)
+
+
+def _objects(dataset: "Dataset") -> tuple[Indices, Indices]:
+    """Image and label of every box that is no crowd, int64 [P] each."""
+    table = getattr(dataset, "table", None)
+    if isinstance(table, BoxTable):
+        images = np.repeat(np.arange(len(table)), np.diff(table.first))
+        return images[~table.crowd], table.labels[~table.crowd]
+    found: list[Indices] = []
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        if sample.box_labels is None:
+            raise UserError("data.repeat_threshold", f"{sample.path or sample.id} has no boxes", "set it to null")
+        found.append(sample.box_labels if sample.crowd is None else sample.box_labels[~sample.crowd])
+    return np.repeat(np.arange(len(found)), [len(labels) for labels in found]), np.concatenate(found)
+
+
+def by_aspect(order: Order, aspects: NDArray[np.floating], batch_size: int, seed: int) -> Order:
+    """``order`` changed so that the images of a batch have similar ``aspects`` (width / height, one per sample).
+
+    Within each :data:`BLOCK` batches samples are sorted by aspect; then whole batches are shuffled, by (seed, epoch). An
+    incomplete batch stays the last.
+    """
+
+    def similar(epoch: int) -> Indices:
+        indices = order(epoch)
+        size = BLOCK * batch_size
+        blocks = [indices[first : first + size] for first in range(0, len(indices), size)]
+        ordered = np.concatenate([block[np.argsort(aspects[block], kind="stable")] for block in blocks] or [indices])
+        whole = len(indices) // batch_size
+        batches = ordered[: whole * batch_size].reshape(whole, batch_size)
+        shuffled = np.random.default_rng((seed, epoch, 0, _ORDER_STREAM)).permutation(batches)
+        return np.concatenate([shuffled.ravel(), ordered[whole * batch_size :]])
+
+    return similar
