@@ -55,7 +55,10 @@ def build_head(
         return head, decided | given
     pretrained.assumed += (f"head_options as {pretrained.origin} wants them: {shapes}",)
     decided |= detector.options
-    return make(decided | given), decided | given
+    head = make(decided | given)
+    if not detector.fits(head.state_dict()):
+        pretrained.assumed += (f"the pyramid of {pretrained.origin} reads maps of other channels: only what fits is loaded",)
+    return head, decided | given
 
 
 def _published(pretrained: Pretrained, given: Mapping[str, Any]) -> dict[str, Any]:
