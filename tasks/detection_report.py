@@ -40,7 +40,7 @@ _MEANING = {
     "non_finite": "predictions that were not finite, counted as wrong",
     _PER_IMAGE: f"boxes of a score of at least {CONFIDENT:g} per image without objects; lower is better",
 }
-_CURVES = [f"val_{name}{weights}" for name in ("AP", "AP50", "AP75") for weights in ("", "_raw")]
+_CURVES = ("val_AP", "val_AP50", "val_AP75", "val_AP_raw")
 _MOST_LINES = 8  # classes; more lines cannot be told apart
 _PRECISION = {"iou50": "IoU 0.50", "iou75": "IoU 0.75", "iou": "mean over IoU 0.50 to 0.95"}
 
@@ -112,8 +112,9 @@ def _boxes(report: Report, boxes: BoxStatistics) -> None:
     if len(boxes.best_iou):
         share = float((boxes.best_iou >= COVERED).mean())
         report.figure("Anchors", coverage_figure(boxes.best_iou, boxes.network), f"{percent(share)} of {len(boxes.best_iou):,} boxes have "
-                      f"an anchor of IoU {COVERED:g} or more; the best has {boxes.best_iou.mean():.2f} on average. Boxes without one are "
-                      "hardly learnt: the verb check proposes anchors that fit.")  # fmt: skip
+                      f"an anchor of IoU {COVERED:g} or more; the best has {boxes.best_iou.mean():.2f} on average. Right: the "
+                      "same by size, above each bar how many boxes there are. Boxes without an anchor are hardly learnt: the verb check "
+                      "proposes anchors that fit.")  # fmt: skip
     if boxes.repairs:
         header = list(dict.fromkeys(key for row in boxes.repairs for key in row))
         report.table("Repairs of the data", header, [[row.get(key) for key in header] for row in boxes.repairs])

@@ -123,7 +123,7 @@ def box_histogram(original: NDArray[np.floating], network: NDArray[np.floating])
 
 def coverage_figure(best_iou: NDArray[np.floating], network: NDArray[np.floating]) -> "Figure":
     """How well anchors fit boxes: IoU [N] of each box with its best anchor, and by size (sides [N, 2] in pixels as the network
-    sees them) the share whose IoU is at least :data:`COVERED`."""
+    sees them) the share whose IoU is at least :data:`COVERED`, with the number of boxes above each bar."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.6, 3.2), layout="constrained")
@@ -139,10 +139,12 @@ def coverage_figure(best_iou: NDArray[np.floating], network: NDArray[np.floating
     edges = _octaves(sizes, 1)
     total, hit = (np.histogram(values, edges)[0] for values in (sizes, sizes[covered]))
     some = total > 0
-    right.bar(edges[:-1][some], (hit[some] / total[some]), np.diff(edges)[some], align="edge", color=_BLUE, alpha=0.75, edgecolor=_GREY)
+    style = {"color": _BLUE, "alpha": 0.75, "edgecolor": _GREY}
+    bars = right.bar(edges[:-1][some], hit[some] / total[some], np.diff(edges)[some], align="edge", **style)
+    right.bar_label(bars, [f"{count:,}" for count in total[some].tolist()], padding=2, fontsize=7)
     right.set_xscale("log", base=2)
     right.xaxis.set_major_formatter("{x:g}")
-    right.set_ylim(0, 1.02)
+    right.set_ylim(0, 1.1)
     _dress(right, f"share with IoU {COVERED:g} or more", "side of a square of the same area, pixels")
     return figure
 
