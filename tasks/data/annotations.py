@@ -24,9 +24,9 @@ class Annotations:
 
     ``source``: file or folder, for messages. I images: ``files``, ``ids``, ``sizes`` int32 [I, 2] (H, W), -1 unknown. N boxes:
     ``owner`` int64 [N], the image of each; ``boxes`` float64 [N, 4] as x, y, width, height, finite; ``categories`` int64 [N],
-    positions in ``names`` and ``category_ids`` (-1: of none of these); ``crowd`` bool [N]; ``area`` float64 [N], NaN where
-    absent; ``row_ids`` int64 [N]; ``record``: how row n is named in messages. ``assumed``: of kinds of repairs made while
-    reading, the rows.
+    positions in ``names`` and ``category_ids`` (-1: of none of these); ``crowd`` bool [N]; ``row_ids`` int64 [N]; ``record``:
+    how row n is named in messages; ``area`` float64 [N], NaN where absent, or None in formats that have none. ``assumed``: rows
+    bool [N] of each kind of repair made while reading.
     """
 
     source: str
@@ -37,11 +37,11 @@ class Annotations:
     boxes: NDArray[np.float64]
     categories: NDArray[np.int64]
     crowd: NDArray[np.bool_]
-    area: NDArray[np.float64]
     row_ids: NDArray[np.int64]
     record: Callable[[int], str]
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    area: NDArray[np.float64] | None = None
     assumed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
@@ -115,13 +115,14 @@ def _listed(names: set[str]) -> str:
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
 
 
-def open_boxes(said: Annotations, root: Path, data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDataset:
-    """The data set of a split: classes chosen by ``data.options`` and held against those of training (``classes``), boxes
-    mended, images without objects left out of training if ``data.keep_empty`` is false.
+def open_boxes(
+    said: Annotations, root: Path, data: DataConfig, split: str, classes: tuple[str, ...] | None, selection: Selection
+) -> BoxDataset:
+    """The data set of a split: the classes selected, held against those of training (``classes``), boxes mended, images
+    without objects left out of training if ``data.keep_empty`` is false. ``root``: the folder of the images.
 
     Raises :class:`UserError` where too many boxes are bad, or none is left to train on or to validate with.
     """
-    selection = Selection.of(data)
     names = selection.renamed(said.names)
     chosen = selection.positions(names)
     wanted = tuple(names[k] for k in chosen.tolist())
@@ -157,15 +158,16 @@ def mended_table(said: Annotations, root: Path, *, allow_bad: bool = False) -> B
     sides = np.where(said.sizes > 0, said.sizes, np.inf)[said.owner][:, ::-1]
     count = RepairCount(said.record)
     boxes, keep = mend(said.boxes, sides, used, count)
-    absent = ~(said.area > 0)
+    area = boxes[:, 2] * boxes[:, 3]
     count.add("other_class", ~used)
-    count.add("area", absent & keep)
     for kind, rows in said.assumed.items():
         count.add(kind, rows & keep)
+    if said.area is not None:
+        count.add("area", ~(said.area > 0) & keep)
+        area = np.where(said.area > 0, said.area, area)
     repairs = count.result(int(used.sum()))
     if not allow_bad:
         refuse_bad_boxes(said.source, said.boxes[used], sides[used], repairs)
-    area = np.where(absent, boxes[:, 2] * boxes[:, 3], said.area)
     kept = order[keep[order]]
     first = np.searchsorted(said.owner[kept], np.arange(len(said.files) + 1)).astype(np.int64)
     return BoxTable(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from effbackbones.errors import UserError
-from tasks.data.annotations import CLASS_OPTIONS, open_boxes
+from tasks.data.annotations import CLASS_OPTIONS, Selection, open_boxes
 from tasks.data.boxes import BoxDataset
 from tasks.data.cocofile import read_coco
 from tasks.data.files import READ_OPTIONS, check_options, data_root
@@ -31,7 +31,7 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
     folder = image_folder(data, root, split, file, said.files[0])
     option = f"data.options.{split}_images"
     check_files(folder, said.files, lambda image: f"{file}: images[{image}] (id {said.ids[image]})", f"set {option}, or correct file_name")
-    return open_boxes(said, folder, data, split, classes)
+    return open_boxes(said, folder, data, split, classes, Selection.of(data))
 
 
 def _annotation_file(data: DataConfig, root: Path, split: str) -> Path:

@@ -63,6 +63,18 @@ def images_below(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def by_stem(folder: Path) -> dict[str, str]:
+    """Names of the images in a folder by their name without its ending; two of one stem raise :class:`UserError`."""
+    if not folder.is_dir():
+        raise UserError(str(folder), "there is no such folder of images", "correct data.root")
+    found: dict[str, str] = {}
+    for name in sorted(os.listdir(folder)):
+        stem = name.rpartition(".")[0]
+        if is_image_name(name) and found.setdefault(stem, name) != name:
+            raise UserError(str(folder), f"{found[stem]} and {name} differ in their ending alone", "rename or remove one of the two")
+    return found
+
+
 def header_sizes(paths: Sequence[str], exif: str, on_error: str) -> NDArray[np.int32]:
     """(H, W) of image files from their headers, int32 [I, 2], turned as ``exif`` (``apply`` or ``ignore``) says.
 
