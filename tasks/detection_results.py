@@ -17,6 +17,7 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import Size
 from effbackbones.tensorfile import read_bytes, write_atomically
 from tasks.data.batch import Batch, ImageMeta
+from tasks.data.jsonfile import word
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 _SHOWN = 3
@@ -165,26 +166,26 @@ def _records(path: Path) -> list[Mapping[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise UserError(str(path), f"is not JSON: {error}", "write it again") from None
     if not isinstance(content, list):
-        raise UserError(str(path), f"expected a list of detections, found {_word(content)}", "name a COCO results file, not annotations")
+        raise UserError(str(path), f"expected a list of detections, found {word(content)}", "name a COCO results file, not annotations")
     return content
 
 
 def _row(record: Any, where: str) -> list[float]:
     """Box and score of a record whose fields are all there and of their types."""
     if not isinstance(record, dict):
-        raise UserError(where, f"expected an object, found {_word(record)}", "correct it")
+        raise UserError(where, f"expected an object, found {word(record)}", "correct it")
     for key in ("image_id", "category_id", "bbox", "score"):
         if key not in record:
             raise UserError(where, f"has no {key}", "a detection needs image_id, category_id, bbox, score")
     box, id_, category = record["bbox"], record["image_id"], record["category_id"]
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise UserError(where, f"bbox: expected four numbers, found {_word(box)}", "write x, y, width, height")
+        raise UserError(where, f"bbox: expected four numbers, found {word(box)}", "write x, y, width, height")
     if not _is_number(record["score"]):
-        raise UserError(where, f"score: expected a number, found {_word(record['score'])}", "correct it")
+        raise UserError(where, f"score: expected a number, found {word(record['score'])}", "correct it")
     if not isinstance(id_, int | str) or isinstance(id_, bool):
-        raise UserError(where, f"image_id: expected a whole number or a text, found {_word(id_)}", "correct it")
+        raise UserError(where, f"image_id: expected a whole number or a text, found {word(id_)}", "correct it")
     if not isinstance(category, int) or isinstance(category, bool):
-        raise UserError(where, f"category_id: expected a whole number, found {_word(category)}", "correct it")
+        raise UserError(where, f"category_id: expected a whole number, found {word(category)}", "correct it")
     return [_float(value) for value in (*box, record["score"])]
 
 
@@ -197,11 +198,6 @@ def _float(value: int | float) -> float:
         return float(value)
     except OverflowError:  # a whole number of hundreds of digits
         return math.inf
-
-
-def _word(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class _ImageIndex:
