@@ -11,12 +11,12 @@ export OMP_WAIT_POLICY := passive
 .PHONY: demo test lint help
 
 help:
-	@echo "make demo    fine-tune on drawn shapes for about two minutes, evaluate, write a report"
+	@echo "make demo    train a detector on drawn shapes for about two minutes, evaluate, write a report"
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff and mypy"
 
 demo: $(VENV)/.demo
-	$(bin)/python -m tasks.classify --config shapes --model.weights imagenet --optim.epochs 3
+	$(bin)/python -m tasks.detect --config shapes
 
 test: $(VENV)/.dev
 	$(bin)/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu and not network"

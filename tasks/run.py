@@ -22,6 +22,7 @@ from tasks.config import Config, Extras, to_mapping
 from tasks.data.batch import Sample
 from tasks.data.check import check_dataset
 from tasks.data.files import ImageReader
+from tasks.data.sampling import Repeated
 from tasks.evaluation import readable, score_model
 from tasks.report import environment, write_metrics
 from tasks.spec import TaskSpec
@@ -224,7 +225,7 @@ def _beside(checkpoint: str | None) -> Path:
 
 def _class_counts(dataset: Any, limit: int = 2000) -> str:
     """How often each class occurs, over at most ``limit`` samples spread over the set."""
-    view = dataset if len(dataset) <= limit else setup.Limited(dataset, limit)
+    view = dataset if len(dataset) <= limit else Repeated(dataset, setup.spread(len(dataset), limit))
     counts: Counter[str] = Counter()
     for index in range(len(view)):
         try:

@@ -18,26 +18,12 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks import processes
 from tasks.config import Config
-from tasks.data.batch import Batch, KeyedDataset, Sample
+from tasks.data.batch import Batch, KeyedDataset
+from tasks.data.sampling import Repeated, by_aspect
 from tasks.resume import shuffled, steps_per_epoch
 from tasks.rundir import BEST
 from tasks.signals import leave_to_parent
 from tasks.spec import DATASETS, Dataset, TaskSpec
-
-
-class Limited:
-    """The first look at a data set: ``limit`` samples spread evenly over it, so that sorted classes all occur."""
-
-    def __init__(self, dataset: Dataset, limit: int) -> None:
-        self.dataset, self.limit = dataset, limit
-        self.classes = dataset.classes
-        self.mask_classes = getattr(dataset, "mask_classes", dataset.classes)
-
-    def __len__(self) -> int:
-        return self.limit
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.dataset[index * len(self.dataset) // self.limit]
 
 
 def open_dataset(config: Config, split: str, classes: tuple[str, ...] | None = None) -> Dataset:
@@ -49,7 +35,7 @@ def open_dataset(config: Config, split: str, classes: tuple[str, ...] | None = N
     if len(dataset) == 0:
         raise UserError(f"data.{split}", f"data set {config.data.name!r} has no sample", "check data.root and the name of the split")
     limit = {"train": config.data.limit_train, "val": config.data.limit_val}.get(split)
-    return Limited(dataset, limit) if limit and limit < len(dataset) else dataset
+    return Repeated(dataset, spread(len(dataset), limit)) if limit and limit < len(dataset) else dataset
 
 
 def open_splits(config: Config) -> dict[str, Dataset]:
@@ -201,8 +187,6 @@ def training_order(config: Config, dataset: Dataset) -> Callable[[int], np.ndarr
     order = shuffled(len(dataset), config.run.seed)
     if config.data.batch_shape == "fixed":
         return order
-    from tasks.data.sampling import by_aspect
-
     return by_aspect(order, aspects(dataset), config.data.batch_size, config.run.seed)
 
 

@@ -48,24 +48,27 @@ def test_named_commands_files_and_configs_exist() -> None:
     assert set(re.findall(r"effbackbones-\w+", README)) <= set(project["scripts"])
     for path in re.findall(r"\]\(([A-Z]+\.md)\)", README) + re.findall(r"`(effbackbones/\w+\.py)`", README):
         assert (ROOT / path).is_file(), path
-    listed = re.search(r"Bundled configs: ([^;]+);", README.replace("\n", " "))
-    assert listed is not None
-    assert set(re.findall(r"`(\w+)`", listed[1])) == {path.stem for path in (ROOT / "tasks/configs/classify").glob("*.yaml")}
+    flat = README.replace("\n", " ")
+    for command, words in (("classify", r"Bundled configs: ([^;]+);"), ("detect", r"for detection: ([^.]+)\.")):
+        listed = re.search(words, flat)
+        assert listed is not None
+        assert set(re.findall(r"`(\w+)`", listed[1])) == {path.stem for path in (ROOT / "tasks/configs" / command).glob("*.yaml")}
 
 
-@pytest.mark.parametrize("line", [command for command in COMMANDS if "tasks.classify" in command])
+@pytest.mark.parametrize("line", [command for command in COMMANDS if "python -m tasks." in command])
 def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command of README gets through the reader of the command line."""
     from tasks.config import parse
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs/classify/folder").mkdir(parents=True)
-    (tmp_path / "runs/classify/folder/config.yaml").write_text("data: {name: shapes}\n", encoding="utf-8")
+    for run in ("classify/folder", "detect/coco"):
+        (tmp_path / "runs" / run / "checkpoints").mkdir(parents=True)
+        (tmp_path / "runs" / run / "config.yaml").write_text("data: {name: shapes}\n", encoding="utf-8")
     python, module, name, *arguments = shlex.split(line)
-    assert (python, module, name) == ("python", "-m", "tasks.classify")
-    verb, config, extras = parse("classify", arguments)
+    assert (python, module) == ("python", "-m")
+    verb, config, extras = parse(name.removeprefix("tasks."), arguments)
     assert verb == (arguments[0] if not arguments[0].startswith("-") else "train")
-    if "predict" in line:
+    if "predict " in line:
         assert list(extras.inputs) == ["holiday.jpg"]
     if "plugins" in line:
         assert config.plugins == ("my_head.py",)

@@ -1,0 +1,142 @@
+"""Object detection: what it adds to the engine, and its command."""
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effbackbones.errors import UserError
+from tasks.command import run_command
+from tasks.spec import Dataset, Observer, TaskSpec, Writer
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+    from effbackbones.contracts import Detections
+    from effbackbones.model import Model
+    from tasks.config import Config
+    from tasks.data.batch import Batch, Sample, Transform
+    from tasks.telling import Teller
+
+
+class Detection(TaskSpec):
+    """Images to boxes with classes and scores."""
+
+    name: ClassVar[str] = "det"
+    command: ClassVar[str] = "detect"
+
+    def monitor(self, config: "Config") -> str:
+        return "AP"
+
+    def head_options(self, config: "Config") -> dict[str, Any]:
+        # What is off is not said, so that a head of the user's need not know it.
+        options = (("crowd_ignore", config.data.crowd == "ignore"), ("label_smoothing", config.optim.label_smoothing))
+        return {name: value for name, value in options if value}
+
+    def preflight(self, config: "Config", model: "Model", datasets: Mapping[str, Dataset], tell: "Teller") -> None:
+        from tasks.detection_check import quick_checks
+
+        quick_checks(self, config, model, datasets, tell)
+
+    def inspect(
+        self, config: "Config", model: "Model", datasets: Mapping[str, Dataset], out: Path, tell: "Teller", *, deep: bool
+    ) -> None:
+        from tasks.detection_check import draw_samples, quick_checks
+
+        tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out)}")
+        quick_checks(self, config, model, datasets, tell)
+        if deep:
+            from tasks.detection_deep import deep_checks
+
+            deep_checks(self, config, model, datasets, tell)
+
+    def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
+        from tasks.data.detection import DetectionTransform, refuse_foreign
+
+        refuse_foreign(config.data)
+        data, spec = config.data, model.image_spec
+        return DetectionTransform(
+            spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor
+        )  # fmt: skip
+
+    def collate(self, config: "Config", model: "Model") -> Callable[[Sequence["Sample"]], "Batch"]:
+        from tasks.data.detection import collate_detection
+
+        return partial(collate_detection, size_divisor=model.head.size_divisor, fill=model.image_spec.mean)
+
+    def view(self, config: "Config", dataset: Dataset) -> Dataset:
+        threshold = config.data.repeat_threshold
+        if threshold is None:
+            return dataset
+        from tasks.data.sampling import Repeated, repeat_factors
+
+        return Repeated(dataset, repeat_factors(dataset, threshold, config.run.seed))
+
+    def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
+        from tasks.detection_metrics import DetectionMetrics
+
+        return DetectionMetrics(classes)
+
+    def scored(self, batch: "Batch", predictions: "Detections") -> tuple[Any, Any]:
+        from tasks.detection_results import restore
+
+        return restore(batch, predictions), [meta.truth for meta in batch.meta]
+
+    def score_file(self, path: Path, config: "Config", dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
+        from tasks.detection_check import score_results
+
+        return score_results(path, dataset, tell)
+
+    def label_record(self, dataset: Dataset) -> dict[str, Any]:
+        return {"category_ids": list(category_ids(dataset))}
+
+    def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:
+        from tasks.detection_report import DetectionExamples
+
+        return DetectionExamples(classes)
+
+    def statistics(self, config: "Config", model: "Model", dataset: Dataset) -> Any:
+        from tasks.detection_check import statistics
+
+        return statistics(self, config, model, dataset)
+
+    def report(self, folder: Path, summary: Mapping[str, Any], observer: Observer | None) -> Path:
+        from tasks.detection_report import detection_report
+
+        given = {key: value for key, value in summary.items() if key != "statistics"}
+        return detection_report(folder, examples=observer, boxes=summary.get("statistics"), **given)
+
+    def writer(self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> Writer:
+        from tasks.detection_report import DetectionFiles
+
+        ids = model.provenance.get("category_ids") or range(1, len(classes) + 1)
+        return DetectionFiles(out, classes, [int(number) for number in ids], tell)
+
+    def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
+        from effbackbones.detector_weights import COCO_NAMES
+
+        if num_classes == 90:
+            return tuple(COCO_NAMES.get(number, f"unused {number}") for number in range(1, 91))
+        return tuple(COCO_NAMES.values()) if num_classes == len(COCO_NAMES) else None
+
+
+def category_ids(dataset: Dataset) -> tuple[int, ...]:
+    """The id of each label in the files of the data set; counted from 1 where it has none."""
+    ids: Sequence[int] = getattr(dataset, "category_ids", range(1, len(dataset.classes) + 1))
+    if len(ids) != len(dataset.classes):
+        raise UserError(f"{type(dataset).__name__}.category_ids", f"{len(ids)} for {len(dataset.classes)} classes", "give one for each")
+    return tuple(int(number) for number in ids)
+
+
+TASK = Detection()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m tasks.detect``; returns the exit code."""
+    return run_command("detect", sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""``python -m tasks.detect`` as users run it: on drawn shapes, on real COCO files, and what ``check`` finds in bad data."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from effbackbones import BoxTargets, ImageSizes, load_model
+from effbackbones.model import Model
+from tasks import detection_deep
+from tasks.config import parse
+from tasks.data.boxes import BoxTable
+from tasks.data.sampling import Repeated
+from tasks.detect import TASK, main
+from tasks.detection_check import check_headers, check_scores, statistics, truth_as_predictions
+from tasks.detection_deep import Fingerprints, fingerprint, learn_eight, same_images
+from tasks.setup import make_model, open_dataset, open_splits
+from tasks.telling import Teller
+
+QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
+SMALL = [
+    *QUIET, "--model.backbone", "b0", "--model.weights", "null", "--model.backbone_options", "{width: 0.25, depth: 0.3}",
+    "--model.head_options", "{channels: 16, cells: 1, repeats: 1}", "--data.batch_size", "4", "--data.eval_batch_size", "4",
+]  # fmt: skip
+"""The smallest detector; images stay as the config has them."""
+TINY = [*SMALL, "--data.image_size", "64", "--data.limit_train", "12", "--data.limit_val", "8", "--optim.epochs", "1"]
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on standard error, which must be the one line of the error."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert "Traceback" not in "\n".join(lines)
+    return lines[-1]
+
+
+def validation_images(coco: Path) -> list[str]:
+    """The files that the validation annotations name; the folder has more."""
+    content = json.loads((coco / "annotations" / "instances_val2017.json").read_text())
+    return [str(coco / "val2017" / image["file_name"]) for image in content["images"]]
+
+
+def test_shapes_train_evaluate_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["--config", "shapes", *TINY, "--data.options", "{train: 12, val: 8, test: 8}", "--run.out", str(run)]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    scores = metrics[metrics["best"]]
+    assert 0 <= scores["AP"] <= 1
+    assert set(scores["per_class"]) == {"circle", "square", "triangle", "star", "cross", "ring"}
+    page = (run / "report.html").read_text()
+    assert "AP50" in page
+    assert "circle" in page
+    model = load_model(run / "best.safetensors")
+    assert model.provenance["category_ids"] == [1, 2, 3, 4, 5, 6]
+    assert model.image_spec.size == (64, 64)
+    assert main(["evaluate", "--checkpoint", str(run), *QUIET]) == 0
+    assert f"AP {scores['AP']:.6g}" in capsys.readouterr().out
+    Image.fromarray(np.full((50, 90, 3), 120, np.uint8)).save(tmp_path / "grey.png")
+    assert main(["predict", "--checkpoint", str(run), str(tmp_path / "grey.png"), "--out", str(tmp_path / "out"), *QUIET]) == 0
+    assert isinstance(json.loads((tmp_path / "out" / "predictions.json").read_text()), list)
+    drawn = [path for path in (tmp_path / "out").iterdir() if path.suffix == ".jpg"]
+    assert len(drawn) == 1
+
+
+@pytest.mark.peer
+def test_real_coco_files_train_predict_and_score_again(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The mission's own command; and the file that ``predict`` writes scores as the model does, here and in pycocotools."""
+    coco, run, out = data_root / "coco_mini", tmp_path / "run", tmp_path / "out"
+    line = ["--config", "coco", "--data.root", str(coco), *TINY, "--run.out", str(run), "--optim.max_steps", "2"]
+    every = ["--model.head_options.score_threshold", "0.0", "--model.head_options.pre_nms", "300"]  # untrained
+    assert main([*line, *every]) == 0
+    assert load_model(run / "best.safetensors").provenance["category_ids"][-1] == 90
+    assert main(["predict", "--checkpoint", str(run), *validation_images(coco), "--out", str(out), *QUIET]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--checkpoint", str(run), *QUIET, "--data.limit_val", "null"]) == 0
+    by_model = dict(row.split(" ", 1) for row in capsys.readouterr().out.splitlines())
+    file = str(out / "predictions.json")
+    assert main(["evaluate", "--config", "coco", "--data.root", str(coco), "--predictions", file, *QUIET]) == 0
+    by_file = dict(row.split(" ", 1) for row in capsys.readouterr().out.splitlines())
+    assert float(by_file["AR_100"]) > 0
+    assert {name: by_file[name] for name in by_file if name[0] == "A"} == {name: by_model[name] for name in by_file if name[0] == "A"}
+
+    pytest.importorskip("pycocotools")
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = COCO(str(coco / "annotations" / "instances_val2017.json"))
+    scorer = COCOeval(truth, truth.loadRes(file), "bbox")
+    scorer.evaluate()
+    scorer.accumulate()
+    scorer.summarize()
+    precisions, recalls = ("", "50", "75", "_small", "_medium", "_large"), ("_1", "_10", "_100", "_small", "_medium", "_large")
+    names = [f"AP{kind}" for kind in precisions] + [f"AR{kind}" for kind in recalls]
+    for name, value in zip(names, scorer.stats, strict=True):
+        assert float(by_file[name]) == pytest.approx(float(value), abs=1e-9, rel=1e-5), name  # printed with six digits
+
+
+def test_check_passes_on_real_data(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["check", "--config", "bccd", "--data.root", str(data_root / "bccd"), *SMALL, "--out", str(tmp_path)]
+    assert main(line) == 0
+    said = capsys.readouterr()
+    assert "train: 205 samples" in said.out
+    assert "anchors: " in said.err
+    assert Image.open(tmp_path / "samples.jpg").size[0] > 100
+
+
+def coco_folder(root: Path, change: Callable[[dict[str, Any]], None] = lambda content: None) -> Path:
+    """A folder in COCO's layout with six drawn images in each split; ``change`` edits the training annotations."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (root / f"{split}2017").mkdir(parents=True)
+        content: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "bar"}, {"id": 7, "name": "blob"}]}
+        for number in range(1, 7):
+            image = rng.integers(0, 80, (60, 100, 3), dtype=np.uint8)
+            left, top = int(rng.integers(2, 40)), int(rng.integers(2, 10))
+            box = [left, top, 12, 44] if number % 2 else [left, top, 40, 30]
+            image[top : top + box[3], left : left + box[2]] = (250, 60, 60) if number % 2 else (60, 60, 250)
+            Image.fromarray(image).save(root / f"{split}2017" / f"{number}.png")
+            content["images"].append({"id": number, "file_name": f"{number}.png", "width": 100, "height": 60})
+            annotation = {"id": number, "image_id": number, "category_id": 3 if number % 2 else 7, "bbox": box, "iscrowd": 0}
+            content["annotations"].append(annotation | {"area": box[2] * box[3]})
+        if split == "train":
+            change(content)
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+def loaded(root: Path, *more: str) -> tuple[Any, Model, dict[str, Any]]:
+    command = parse("detect", ["--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "64", *more])
+    datasets = open_splits(command.config)
+    return command.config, make_model(command.config, TASK, datasets["train"].classes), datasets
+
+
+def test_sizes_that_the_files_contradict_are_named(tmp_path: Path) -> None:
+    def lie(content: dict[str, Any]) -> None:
+        content["images"][2]["width"] = 300
+
+    _, _, datasets = loaded(coco_folder(tmp_path, lie))
+    with pytest.raises(Exception, match=r"3\.png: the annotations say 300 x 60 pixels, the file 100 x 60"):
+        check_headers(datasets["train"].table)
+
+
+def test_check_names_boxes_that_a_transform_moves_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The truth as predictions gives AP 1; with targets that do not follow the image it does not, and that is said."""
+    config, model, datasets = loaded(coco_folder(tmp_path))
+    check_scores(TASK, config, model, datasets["val"], "val")
+    from tasks.data import detection
+
+    honest = detection.DetectionTransform.__call__
+
+    def shifted(self: Any, sample: Any, rng: Any) -> Any:
+        moved = honest(self, sample, rng)
+        return replace(moved, boxes=moved.boxes + np.float32(9))
+
+    monkeypatch.setattr(detection.DetectionTransform, "__call__", shifted)
+    with pytest.raises(Exception, match="split val, sent as predictions through resizing, restoration and scores, give AP 0"):
+        check_scores(TASK, config, model, datasets["val"], "val")
+
+
+def test_poor_anchor_coverage_is_told_with_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def slender(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            annotation["bbox"] = [2, 10, 96, 16]
+
+    root = coco_folder(tmp_path, slender)
+    line = ["check", "--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "128", "--out", str(tmp_path / "o")]
+    assert main(line) == 0
+    said = capsys.readouterr().err
+    assert "anchors: 0.0% of 6 boxes have one of IoU 0.5 or more" in said
+    assert "anchors that fit better: --model.head_options." in said
+    options = said.split("anchors that fit better: ")[1].splitlines()[0]
+    assert main([*line, *shlex.split(options)]) == 0
+    assert "anchors: 100.0% of 6 boxes" in capsys.readouterr().err
+
+
+def test_statistics_see_boxes_as_the_network_does(tmp_path: Path) -> None:
+    config, model, datasets = loaded(coco_folder(tmp_path))
+    found = statistics(TASK, config, model, datasets["train"])
+    assert sorted(map(tuple, found.original.tolist())) == sorted([(12.0, 44.0)] * 3 + [(40.0, 30.0)] * 3)
+    np.testing.assert_allclose(found.network, found.original * [0.64, 38 / 60], rtol=1e-6)  # letterbox: 100 x 60 to 64 x 38
+    assert ((found.best_iou > 0) & (found.best_iou <= 1)).all()
+
+
+def test_deep_check_finds_damaged_and_shared_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detection_deep, "learn_eight", lambda *_: "not tried")
+    root = coco_folder(tmp_path / "data")
+    line = ["check", "--deep", "--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "64", "--out", str(tmp_path)]
+    assert main(line) == 0
+    assert "ok: train and val share no image" in capsys.readouterr().err
+    Image.open(root / "train2017" / "2.png").convert("RGB").save(root / "val2017" / "5.png")
+    assert main(line) == 2
+    error = error_of(capsys)
+    assert "1 images of train are also in val" in error
+    assert "2.png = " in error
+    config, model, datasets = loaded(root)
+    damaged = root / "train2017" / "4.png"
+    damaged.write_bytes(damaged.read_bytes()[:-2000])
+    with pytest.raises(Exception, match=r"every image decodes: \S*4\.png: cannot be read as an image"):
+        detection_deep.deep_checks(TASK, config, model, datasets, Teller(False, quiet=True))
+
+
+def test_same_images_are_recompressed_copies_not_other_images(data_root: Path, tmp_path: Path) -> None:
+    paths = sorted((data_root / "coco_mini" / "train2017").glob("*.jpg"))[:40]
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+
+    def prints(images: list[np.ndarray]) -> Fingerprints:
+        hashes, thumbs = zip(*(fingerprint(image) for image in images), strict=True)
+        return Fingerprints([str(number) for number in range(len(images))], np.array(hashes, np.uint64), np.stack(thumbs))
+
+    copies = []
+    for number, image in enumerate(images[:10]):
+        Image.fromarray(image).resize((image.shape[1] // 2, image.shape[0] // 2)).save(tmp_path / f"{number}.jpg", quality=60)
+        copies.append(np.asarray(Image.open(tmp_path / f"{number}.jpg")))
+    assert same_images(prints(images), prints(copies)) == [(str(n), str(n)) for n in range(10)]
+    assert same_images(prints(images[:20]), prints(images[20:])) == []
+    plain = [np.full((40, 40, 3), level, np.uint8) for level in (10, 200)]
+    assert same_images(prints(plain[:1]), prints(plain[1:])) == []
+
+
+@pytest.mark.slow
+def test_eight_images_are_learnt_and_wrong_targets_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from heads.efficientdet import EfficientDetHead
+
+    config, _, datasets = loaded(coco_folder(tmp_path), "--data.image_size", "128")
+    assert "AP50" in learn_eight(TASK, config, datasets["train"], Teller(False, quiet=True))
+    monkeypatch.setattr(detection_deep, "MINUTES", 0.2)
+    honest = EfficientDetHead.loss
+
+    def transposed(self: Any, raw: Any, targets: BoxTargets, sizes: ImageSizes) -> Any:
+        return honest(self, raw, targets._replace(boxes=targets.boxes[..., [1, 0, 3, 2]]), sizes)
+
+    monkeypatch.setattr(EfficientDetHead, "loss", transposed)
+    with pytest.raises(Exception, match="AP50 on 6 images is 0"):
+        learn_eight(TASK, config, datasets["train"], Teller(False, quiet=True))
+
+
+def test_truth_as_predictions_leaves_out_crowds_and_padding() -> None:
+    boxes = torch.arange(12.0).view(1, 3, 4)
+    detections = truth_as_predictions(BoxTargets(boxes, torch.tensor([[2, 1, -1]]), torch.tensor([[True, False, False]])))
+    assert detections.count.tolist() == [1]
+    assert detections.boxes[0, 0].tolist() == [4.0, 5.0, 6.0, 7.0]
+    assert detections.labels[0, 0].item() == 1
+
+
+def test_limited_and_repeated_views_keep_what_a_data_set_knows(tmp_path: Path) -> None:
+    config, _, datasets = loaded(coco_folder(tmp_path), "--data.limit_train", "4")
+    limited = datasets["train"]
+    assert len(limited) == 4
+    assert limited.category_ids == (3, 7)
+    assert isinstance(limited.table, BoxTable)
+    whole = open_dataset(replace(config, data=replace(config.data, limit_train=None)), "train")
+    for index in range(4):
+        row = limited.table.rows(index)
+        xywh = limited.table.boxes[row]
+        sample = limited[index]
+        np.testing.assert_allclose(sample.boxes, np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1), rtol=1e-6)
+    view = Repeated(whole, np.array([5, 5, 0]))
+    assert [view[i].id for i in range(3)] == [whole[5].id, whole[5].id, whole[0].id]
+    np.testing.assert_allclose(view.aspects, np.full(3, 100 / 60))
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts what makes the host wait for a device: reading a scalar, shapes that depend on values, copies between devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero", "aten::equal", "aten::unique"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_training_step_never_waits_for_the_device() -> None:
+    """Forward, loss, backward, clipping, guarded update and averages of a detector; what is read is read a step later."""
+    from tasks.optim import clip_grad_norm, found_inf
+
+    command = parse("detect", ["--config", "shapes", *SMALL, "--data.image_size", "64"])
+    model = make_model(command.config, TASK, ("a", "b")).train()
+    boxes = torch.tensor([[[4.0, 4, 30, 40], [10, 10, 20, 60]], [[0, 0, 0, 0], [0, 0, 0, 0]]])
+    targets = BoxTargets(boxes, torch.tensor([[0, 1], [-1, -1]]), torch.zeros(2, 2, dtype=torch.bool))
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, fused=True)
+    sizes = ImageSizes.of(images)
+    with Synchronisations() as watch:
+        loss = torch.stack(list(model.loss(images, targets, sizes).values())).sum()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        optimizer.found_inf = found_inf(parameters, loss.detach())  # type: ignore[attr-defined]
+        clip_grad_norm(parameters, 10.0)
+        optimizer.step()
+    assert watch.seen == []
+    assert all(torch.isfinite(p.grad).all() for p in parameters if p.grad is not None)
+    with Synchronisations() as watch:
+        float(loss.detach())
+    assert watch.seen == ["aten::_local_scalar_dense"]  # the watch sees what it should
+
+
+def test_a_table_of_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / split / "cat" / "a.png")
+    line = ["--config", "coco", "--data.name", "folder", "--data.root", str(tmp_path), *TINY, "--run.out", str(tmp_path / "run")]
+    assert main(line) == 2
+    assert "boxes" in error_of(capsys)
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
