@@ -103,10 +103,11 @@ class Detection(TaskSpec):
         return statistics(self, config, model, dataset)
 
     def report(self, folder: Path, summary: Mapping[str, Any], observer: Observer | None) -> Path:
-        from tasks.detection_report import detection_report
+        from tasks.detection_report import DetectionExamples, detection_report
 
+        examples = observer if isinstance(observer, DetectionExamples) else None
         given = {key: value for key, value in summary.items() if key != "statistics"}
-        return detection_report(folder, examples=observer, boxes=summary.get("statistics"), **given)
+        return detection_report(folder, examples=examples, boxes=summary.get("statistics"), **given)
 
     def writer(self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> Writer:
         from tasks.detection_report import DetectionFiles
