@@ -21,7 +21,7 @@ class SegmentationHead(Head):
 
     * ``mode``: ``multiclass``, ``binary`` (one channel, 0 background and 1 foreground) or ``multilabel`` (a sigmoid per class).
       Default: binary with one class, else multiclass. Targets as in :func:`heads.segmentation_losses.pixels_of`.
-    * ``loss``: names with or without a factor, ``["cross_entropy", "dice*0.5"]``; ``cross_entropy`` (default), ``dice``,
+    * ``loss``: names with or without a factor, ``["cross_entropy", "dice*0.5"]``, or a dict; ``cross_entropy`` (default), ``dice``,
       ``jaccard``, ``focal``, ``tversky``, ``lovasz``. All leave out the pixels that are ``ignore_index`` (255).
     * ``class_weights``: one number per class; in binary mode two, background and foreground.
     * ``label_smoothing`` of the cross-entropy; ``focal_gamma``, ``focal_alpha``; ``tversky_alpha`` and ``tversky_beta``, which
@@ -38,7 +38,7 @@ class SegmentationHead(Head):
         num_classes: int,
         *,
         mode: str | None = None,
-        loss: str | Sequence[str] = "cross_entropy",
+        loss: str | Sequence[str] | Mapping[str, float] = "cross_entropy",
         class_weights: Sequence[float] | None = None,
         ignore_index: int = losses.IGNORE_INDEX,
         label_smoothing: float = 0.0,

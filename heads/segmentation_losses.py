@@ -9,7 +9,8 @@ Three modes: ``multiclass``, one class per pixel (softmax); ``binary``, one chan
 ``multilabel``, any number of classes per pixel (a sigmoid each).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -191,29 +192,35 @@ def _ratio(total: Tensor, count: Tensor) -> Tensor:
 LOSSES = {"cross_entropy": cross_entropy, "dice": dice, "jaccard": jaccard, "focal": focal, "tversky": tversky, "lovasz": lovasz}
 
 
-def parse_losses(text: str | Sequence[str]) -> dict[str, float]:
-    """A weighted sum: names, each with or without a factor, such as ``["cross_entropy", "dice*0.5"]``, to weights by name.
+def parse_losses(terms: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
+    """A weighted sum, to weights by name: ``["cross_entropy", "dice*0.5"]``, or ``{"cross_entropy": 1, "dice": 0.5}``.
 
     Unknown or repeated names and factors that are not positive numbers raise :class:`UserError`.
     """
+    if isinstance(terms, Mapping):
+        pairs: list[tuple[str, object]] = [(str(name), factor) for name, factor in terms.items()]
+    elif isinstance(terms, str | Sequence):
+        pairs = [_term(str(term)) for term in ([terms] if isinstance(terms, str) else terms)]
+    else:
+        pairs = []
+    if not pairs:
+        raise UserError("head_options.loss", f"expected names of losses, got {terms!r}", 'write it like ["cross_entropy", "dice*0.5"]')
     weights: dict[str, float] = {}
-    for term in [text] if isinstance(text, str) else text:
-        name, star, factor = str(term).replace(" ", "").partition("*")
+    for name, factor in pairs:
         if name not in LOSSES:
             raise UserError("head_options.loss", f"unknown loss {name!r}", nearest(name, LOSSES))
         if name in weights:
             raise UserError("head_options.loss", f"{name} stands there twice", "give it one factor")
-        weights[name] = _factor(name, factor) if star else 1.0
-    if not weights:
-        raise UserError("head_options.loss", "the list is empty", nearest("cross_entropy", LOSSES))
+        if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise UserError("head_options.loss", f"expected a positive factor for {name}, got {factor!r}", f"write {name}*0.5")
+        weights[name] = float(factor)
     return weights
 
 
-def _factor(name: str, text: str) -> float:
+def _term(text: str) -> tuple[str, object]:
+    """``name`` or ``name*factor``; a factor that is no number stays text."""
+    name, star, factor = text.replace(" ", "").partition("*")
     try:
-        factor = float(text)
+        return name, float(factor) if star else 1.0
     except ValueError:
-        factor = float("nan")
-    if not 0 < factor < float("inf"):
-        raise UserError("head_options.loss", f"expected a positive factor behind {name}*, got {text!r}", f"write {name}*0.5")
-    return factor
+        return name, factor

@@ -251,6 +251,7 @@ def test_binary_wants_one_channel() -> None:
 def test_parse_losses() -> None:
     assert losses.parse_losses("dice") == {"dice": 1.0}
     assert losses.parse_losses(["cross_entropy", "dice*0.5", "lovasz * 2"]) == {"cross_entropy": 1.0, "dice": 0.5, "lovasz": 2.0}
+    assert losses.parse_losses({"cross_entropy": 1, "dice": 0.5}) == {"cross_entropy": 1.0, "dice": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,8 @@ def test_parse_losses() -> None:
     [
         ("dise", "did you mean dice"), (["dice", "dice*2"], "twice"), ("dice*", "positive factor"), ("dice*x", "positive factor"),
         ("dice*0", "positive factor"), ("dice*-1", "positive factor"), ("dice*inf", "positive factor"), ("dice*nan", "positive factor"),
-        ([], "empty"),
+        ([], "expected names"), (None, "expected names"), (3, "expected names"), ({}, "expected names"),
+        ({"dise": 1}, "did you mean dice"), ({"dice": 0}, "positive factor"), ({"dice": "much"}, "positive factor"),
     ],
 )  # fmt: skip
 def test_parse_losses_refuses(text: Any, said: str) -> None:
