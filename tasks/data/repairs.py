@@ -92,7 +92,7 @@ def mend(
     """
     with np.errstate(over="ignore"):  # a sum beyond the largest number is infinite, and clipped
         low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    empty: Rows = (boxes[:, 2:] <= 0).any(1)
+    empty: Rows = np.logical_or.reduce(boxes[:, 2:] <= 0, axis=1)
     beyond: Rows = np.logical_or.reduce((low < -_ROUNDING) | (high > sides + _ROUNDING), axis=1)
     over = beyond & ~empty
     corner = np.clip(low, 0, sides)
