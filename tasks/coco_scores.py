@@ -22,6 +22,9 @@ IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALLS = tuple(step / 100 for step in range(101))
 """Recall at which precision is read: R points."""
 _CATEGORY = 1
+_INSIDE = (1.0, 64.0**2, 1000.0**2)
+"""An area that is small, one that is medium, one that is large."""
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 class FoundColumns(NamedTuple):
@@ -86,8 +89,20 @@ def _groups(labels: NDArray[np.int64], image: NDArray[np.int64], classes: int) -
 
 def _class_curves(found: FoundColumns, truth: TruthColumns, max_dets: Sequence[int]) -> Curves:
     """Of a single class: K is 1."""
+    if finite_rows(found.boxes, found.scores).all():
+        return _run(found, truth, max_dets, 0.0)
+    # The engine leaves unmatched detections of another size out. What is not finite has no size and must count for each: it is
+    # given one after the other, and of each run that size is read. The first serves "all" too.
+    first, *others = (_run(found, truth, max_dets, area) for area in _INSIDE)
+    for index, run in enumerate(others, 2):
+        first.precision[..., index, :], first.recall[..., index, :] = run.precision[..., index, :], run.recall[..., index, :]
+    return first
+
+
+def _run(found: FoundColumns, truth: TruthColumns, max_dets: Sequence[int], stand_in: float) -> Curves:
+    """The engine on one class; ``stand_in``: area of a detection that is not finite."""
     images = np.union1d(found.image, truth.image).tolist()
-    sides = (_annotations(images, records) for records in (_truth_records(truth), _found_records(found)))
+    sides = (_annotations(images, records) for records in (_truth_records(truth), _found_records(found, stand_in)))
     engine = COCOeval_faster(*sides, "bbox", print_function=_silent)
     engine.params.maxDets = list(max_dets)
     engine.evaluate()
@@ -117,12 +132,13 @@ def _truth_records(truth: TruthColumns) -> list[dict[str, Any]]:
     ]
 
 
-def _found_records(found: FoundColumns) -> list[dict[str, Any]]:
+def _found_records(found: FoundColumns, stand_in: float) -> list[dict[str, Any]]:
+    # Only finite numbers go to the engine: how compiled code takes others depends on the compiler's options.
     fine = finite_rows(found.boxes, found.scores)
     boxes = np.where(fine[:, None], found.boxes, 0)  # an empty box overlaps nothing
     with np.errstate(over="ignore"):
-        area = np.where(fine, boxes[:, 2] * boxes[:, 3], np.nan)  # neither below nor above any border, so never left out
-    scores = np.where(np.isfinite(found.scores), found.scores, np.inf)
+        area = np.where(fine, np.minimum(boxes[:, 2] * boxes[:, 3], _LARGEST), stand_in)
+    scores = np.where(np.isfinite(found.scores), found.scores, _LARGEST)
     rows = zip(found.image.tolist(), boxes.tolist(), area.tolist(), scores.tolist(), strict=True)
     return [
         {"id": number, "image_id": image, "category_id": _CATEGORY, "bbox": box, "area": area, "score": score}
