@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_tasks_coco import annotation, content, opened, write
 
@@ -92,6 +92,9 @@ STOPPED: dict[str, tuple[Callable[[Content], Any], str]] = {
     "empty annotations": (lambda d: d.update(annotations=[]), rf"{FILE}: split train has no object: there are no annotations"),
     "annotations an object": (lambda d: d.update(annotations={}), rf"{FILE}: annotations: expected a list, got \{{\}}"),
     "an annotation a number": (lambda d: d[A].append(3), rf"{FILE}: annotations\[2\]: expected an object, got 3"),
+    "a line break in a name": (lambda d: edit(d, C, 1, name="a\nb"), r"\(id 3\): name is too long or holds a character that is no letter"),
+    "half a letter in an id": (lambda d: edit(d, I, 1, id="\ud800"), r"images\[1\] .*: id is too long or holds a character"),
+    "an endless file name": (lambda d: edit(d, I, 1, file_name="x" * 999), r"images\[1\] \(id 2\): 1 of 2 images have no file"),
     "width 0": (lambda d: edit(d, I, 1, width=0), r"images\[1\] \(id 2\): width: expected a positive whole number, got 0"),
     "width a text": (lambda d: edit(d, I, 1, width="100"), r"images\[1\] \(id 2\): width: expected a number, got \"100\""),
     "height 80.5": (lambda d: edit(d, I, 1, height=80.5), r"images\[1\] \(id 2\): height: expected a positive whole number, got 80.5"),
@@ -367,3 +370,54 @@ def test_mended_boxes_lie_in_their_image_and_sound_ones_stay(boxes: list[tuple[f
     repairs = count.result(len(boxes))
     assert repairs.dropped == (~keep).sum()
     assert repairs.counts.get("clipped", 0) == (keep & (mended != given_boxes).any(1)).sum()
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**80), 2**80), st.floats(allow_nan=False), st.text(max_size=6),
+              st.sampled_from(["\ud800", "a\nb", "x" * 2000, "../x", "/etc/passwd", "1.png", "\0", "1", 1, 2, 3, 1e308, -1e308, 10**400])),
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.sampled_from(["id", "name", "bbox", "x"]), inner, max_size=3)),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(
+    place=st.one_of(
+        st.tuples(st.sampled_from([A, I, C, "info"])),
+        st.tuples(st.sampled_from([A, I, C]), st.integers(0, 1)),
+        st.tuples(st.just(A), st.integers(0, 1), st.sampled_from(list(sound()[A][0]))),
+        st.tuples(st.just(I), st.integers(0, 1), st.sampled_from(list(sound()[I][0]))),
+        st.tuples(st.just(C), st.integers(0, 1), st.sampled_from(list(sound()[C][0]))),
+        st.tuples(st.just(A), st.integers(0, 1), st.just("bbox"), st.integers(0, 3)),
+    ),
+    value=json_values,
+    split=st.sampled_from(["train", "val", "test"]),
+    allow=st.booleans(),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_stands_in_the_file_it_is_read_or_refused_in_one_line(
+    tmp_path: Path, place: tuple[Any, ...], value: Any, split: str, allow: bool
+) -> None:
+    if not (tmp_path / "annotations").exists():
+        write(tmp_path, sound())
+    what: Any = sound()
+    holder = what
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    name = "annotations/instances_train2017.json"
+    (tmp_path / name).write_text(json.dumps(what))
+    try:
+        table = coco(DataConfig(name="coco", root=str(tmp_path), test=name, val=name, allow_bad_boxes=allow), split, None).table
+    except UserError as error:
+        line = str(error).replace(str(tmp_path), "")
+    else:
+        line = ""
+    assert "\n" not in line
+    assert len(line) <= 300
+    if line:
+        return
+    assert np.isfinite(table.boxes).all()
+    assert np.isfinite(table.area).all()
+    assert (table.area > 0).all()
+    assert len(set(table.ids)) == len(table) == 2
+    assert len(table.repairs.lines()) < 10

@@ -1,5 +1,6 @@
 """Data set ``coco``: annotation files in COCO's format and folders of images."""
 
+import os
 from pathlib import Path
 
 from effbackbones.errors import UserError
@@ -61,4 +62,4 @@ def image_folder(data: DataConfig, root: Path, split: str, file: Path, first: st
         return root / asked
     tail = file.stem.rpartition("_")[2]
     candidates = [folder for folder in (root / tail, root / "images" / tail, root / "images", file.parent, root) if folder.is_dir()]
-    return next((folder for folder in candidates if (folder / first).is_file()), candidates[0])
+    return next((folder for folder in candidates if os.path.isfile(folder / first)), candidates[0])

@@ -40,7 +40,7 @@ def check_files(root: Path, names: Sequence[str], record: Callable[[int], str], 
         if folder not in listings:
             listings[folder] = _files(root / folder)
     if missing:
-        shown = ", ".join(names[index] for index in missing[:_SHOWN])
+        shown = ", ".join(names[index][:40] for index in missing[:_SHOWN])
         more = ", ..." if len(missing) > _SHOWN else ""
         what = f"{len(missing):,} of {len(names):,} images have no file in {root}: {shown}{more}"
         raise UserError(record(missing[0]), what, remedy)

@@ -55,7 +55,7 @@ def parse(path: Path, skipped: Collection[str] = ()) -> Parsed:
 def word(value: Any) -> str:
     """A value in few letters, as JSON."""
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value)
     except ValueError:  # thousands of digits
         text = "a very large number"
     return text if len(text) <= 60 else f"{text[:57]}..."

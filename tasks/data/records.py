@@ -1,6 +1,7 @@
 """Lists of objects in a JSON file, read key by key into columns; whatever is wrong is named with file and record."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,9 @@ LIST, FLAG = frozenset({list}), frozenset({int, bool})
 _WORDS = {
     NUMBER: "a number", WHOLE: "a whole number", ID: "a whole number or a text", TEXT: "a text", LIST: "a list", FLAG: "0 or 1",
 }  # fmt: skip
+_CONTROL = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
+"""No letters: what would break a line, or cannot be written as UTF-8."""
+_LONGEST = 1000
 _REMEDY = "correct the record"
 _SHOWN = 3
 _LARGEST = 2**63 - 1
@@ -58,6 +62,10 @@ class Records:
             if values[index] is None:
                 self.refuse(index, f"has no {key}", "add it")
             self.refuse(index, f"{key}: expected {_WORDS[kinds]}, got {word(values[index])}")
+        if str in kinds:
+            for index, value in enumerate(values):
+                if isinstance(value, str) and (len(value) > _LONGEST or _CONTROL.search(value)):
+                    self.refuse(index, f"{key} is too long or holds a character that is no letter: {word(value)}")
         return values
 
     def whole(self, key: str) -> list[int]:
