@@ -309,7 +309,7 @@ def test_predict_says_when_nothing_is_found_and_the_threshold_is_an_option(tmp_p
 
 
 def test_names_that_collide_get_numbers_and_all_pictures_are_kept(tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("a/x.png", "b/x.png", "c/X.png", "x-2.png", "d/x.jpg", "e/x-2.png")]
+    files = [tmp_path / name for name in ("a/x.png", "x-2.png", "b/x.png", "c/X.png", "d/x.jpg", "e/x-2.png")]
     for level, file in enumerate(files):
         write_picture(file, level=20 + 40 * level)
     predict_into(tmp_path / "out", files, [[]] * 6)
@@ -398,11 +398,13 @@ def scene(name: str, right: int, wrong: int, missed: int, *, crowd: bool = False
     return sample, [*found, ([600.0, 10, 640, 60], 0.25, 0), ([5.0, 10, 50, 60], 0.29, 1)]
 
 
-def examples_of(scenes: list[tuple[Sample, list[tuple[list[float], float, int]]]], batch_size: int = 3) -> DetectionExamples:
+def examples_of(
+    scenes: list[tuple[Sample, list[tuple[list[float], float, int]]]], batch_size: int = 3, size: tuple[int, int] = (96, 128)
+) -> DetectionExamples:
     examples = DetectionExamples(["cat", "dog"])
     for start in range(0, len(scenes), batch_size):
         samples, rows = zip(*scenes[start : start + batch_size], strict=True)
-        batch = batch_of(list(samples), (96, 128))
+        batch = batch_of(list(samples), size)
         examples.update(batch, detections(batch, list(rows)))
     return examples
 
@@ -431,6 +433,13 @@ def test_no_more_images_are_kept_than_shown_and_they_are_the_right_ones() -> Non
     assert [e.id for e in examples.worst()] == [e.id for e in examples_of(scenes, 1).worst()]  # batches do not matter
 
 
+def test_of_equal_images_the_first_are_kept() -> None:
+    examples = examples_of([scene(f"{number}", 1, 1, 1) for number in range(KEPT + 3)])
+    assert [example.id for example in examples.best()] == [f"{number}" for number in range(KEPT)]
+    examples = examples_of([scene(f"{number}", 1, 2, 2) for number in range(KEPT + 3)])
+    assert [example.id for example in examples.worst()] == [f"{number}" for number in range(KEPT)]
+
+
 def test_examples_lie_in_the_pixels_of_their_picture() -> None:
     sample, row = scene("a", 2, 1, 1, crowd=True)
     (example,) = examples_of([(sample, [*row, ([100.0, 110, 300, 190], 0.5, 0)])]).best()
@@ -444,6 +453,19 @@ def test_examples_lie_in_the_pixels_of_their_picture() -> None:
     assert example.counts == (2, 1, 1)
     for picture in (example.truth_picture(), example.prediction_picture()):
         assert picture.shape == (84, 384, 3)
+
+
+def test_large_images_are_kept_reduced_and_boxes_with_them() -> None:
+    sample, row = scene("a", 2, 1, 1)
+    assert sample.boxes is not None
+    left, top, right, bottom = sample.boxes[1].astype(int)
+    sample.image[top:bottom, left:right] = (200, 10, 10)
+    (example,) = examples_of([(sample, row)], size=(800, 1200)).best()
+    assert example.image.shape == (113, 512, 3)  # 200 x 900, by way of 266 x 1200
+    rows, columns = np.nonzero(example.image[..., 0] > 145)
+    seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    np.testing.assert_allclose(example.truth[1], seen, atol=1)
+    np.testing.assert_allclose(example.boxes[1], seen, atol=1)
 
 
 def test_pictures_say_right_wrong_and_missed_in_words_and_lines(monkeypatch: pytest.MonkeyPatch) -> None:
