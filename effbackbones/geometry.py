@@ -204,7 +204,9 @@ class ResizePlan:
             return seen
         left, top, right, bottom = self.content
         window: NDArray[Scalar] = np.empty((*self.size, *seen.shape[2:]), seen.dtype)
-        window[:] = fill
+        row = np.empty(window.shape[1:], seen.dtype)  # copying rows is many times faster than repeating a colour
+        row[:] = fill
+        window[:] = row
         window[top:bottom, left:right] = seen
         return window
 

@@ -174,7 +174,7 @@ def test_colours_of_four_channels_are_refused_in_one_line() -> None:
 
 
 def test_small_boxes_and_crowds_are_left_out_in_training_alone() -> None:
-    sample = photograph()
+    sample = replace(photograph(), truth=Truth.of(photograph()))
     for data, labels in (
         (DataConfig(min_box=0), [4, 6]),
         (DataConfig(min_box=3), [4]),  # 64 / 100 of 3 pixels
@@ -209,6 +209,9 @@ def test_the_letterbox_is_scaled_by_the_factor_and_cropped_anywhere() -> None:
         places = offsets[beyond > 20] / beyond[beyond > 20]
         assert ((places >= 0) & (places <= 1)).all()
         np.testing.assert_allclose(np.quantile(places, shares), shares, atol=0.08)
+    corners = [jittered((60, 100), (80, 80), (80, 80), Jitter(2.0, place, (False, False))) for place in ((0.0, 0.0), (0.999, 0.999))]
+    assert [plan.scaled for plan in corners] == [(96, 160)] * 2
+    assert [plan.offset for plan in corners] == [(0, 0), (16, 80)]
     assert np.mean([plan.mirrored for plan in plans], axis=0).tolist() == pytest.approx([0.5, 0.25], abs=0.04)
 
 
@@ -221,8 +224,9 @@ def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
     assert trained.plan == evaluated.plan
 
 
-def test_mosaic_closes_and_has_its_probability() -> None:
-    transform = DetectionTransform(SPEC, (64, 64), True, DataConfig(mosaic=0.3), closed_from=2.5)
+@pytest.mark.parametrize("closed_from", [2.5, 3])
+def test_mosaic_closes_and_has_its_probability(closed_from: float) -> None:
+    transform = DetectionTransform(SPEC, (64, 64), True, DataConfig(mosaic=0.3), closed_from=closed_from)
     assert isinstance(transform, MixingTransform)
     for epoch, share in ((0, 0.3), (2, 0.3), (3, 0.0), (9, 0.0)):
         partners = [transform.partners(epoch, rng(epoch, index)) for index in range(2000)]
@@ -393,13 +397,15 @@ def test_own_steps_come_after_ours_in_training() -> None:
     assert len(still.boxes) == 3
 
 
-def test_colours_change_once_and_not_the_boxes() -> None:
+def test_colours_change_neither_boxes_nor_padding() -> None:
     data = DataConfig(flip=0.0, min_box=0, crowd="ignore")
     plain, coloured = (
         DetectionTransform(SPEC, (64, 64), True, replace(data, color_jitter=strength))(photograph(), rng(2)) for strength in (0.0, 0.5)
     )
     np.testing.assert_array_equal(plain.boxes, coloured.boxes)
-    assert not np.array_equal(plain.image, coloured.image)
+    assert plain.plan.valid == (38, 64)
+    assert (plain.image[:38] != coloured.image[:38]).mean() > 0.5
+    np.testing.assert_array_equal(plain.image[38:], coloured.image[38:])  # padding looks as in evaluation
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from effbackbones.contracts import BoxTargets
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan, Size
+from effbackbones.geometry import Pixels, ResizePlan, Size
 from tasks.data.batch import Batch, ImageMeta, Sample, Transform, Truth, stack_images
 from tasks.data.mosaic import PARTNERS, mosaic
 from tasks.data.transforms import ColorJitter, fill_of
@@ -45,8 +45,8 @@ class DetectionTransform:
     ) -> None:
         self.spec, self.size, self.train, self.data = spec, size, train, data
         self.closed_from, self.size_divisor = closed_from, size_divisor
-        self.steps: list[Transform] = [ColorJitter(data.color_jitter)] if data.color_jitter > 0 else []
-        self.steps += extra
+        self.jitter = ColorJitter(data.color_jitter) if data.color_jitter > 0 else None
+        self.extra = tuple(extra)
 
     def partners(self, epoch: int, rng: np.random.Generator) -> int:
         """Three with the probability ``data.mosaic``, in training before ``closed_from``; else none."""
@@ -72,9 +72,22 @@ class DetectionTransform:
 
     def _finished(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """What follows the geometry in training. The truth is not scored there, so it does not travel."""
-        for step in self.steps:
+        if self.jitter is not None:
+            sample = replace(sample, image=_on_content(self.jitter, sample, rng))
+        for step in self.extra:
             sample = step(sample, rng)
         return replace(trainable(sample, self.data.min_box, crowds=self.data.crowd == "ignore"), truth=None)
+
+
+def _on_content(step: Transform, sample: Sample, rng: np.random.Generator) -> Pixels:
+    """The image after ``step``, but for the padding right and below, which keeps the colour that it has in evaluation."""
+    image = sample.image
+    height, width = sample.plan.valid if sample.plan else image.shape[:2]
+    changed = step(replace(sample, image=image[:height, :width]), rng).image
+    if changed.shape == image.shape:
+        return changed
+    image[:height, :width] = changed  # an image with padding is a new one of ours
+    return image
 
 
 def refuse_foreign(data: DataConfig) -> None:
