@@ -99,6 +99,7 @@ STOPPED: dict[str, tuple[Callable[[Content], Any], str]] = {
     "width a text": (lambda d: edit(d, I, 1, width="100"), r"images\[1\] \(id 2\): width: expected a number, got \"100\""),
     "height 80.5": (lambda d: edit(d, I, 1, height=80.5), r"images\[1\] \(id 2\): height: expected a positive whole number, got 80.5"),
     "file out of the folder": (lambda d: edit(d, I, 1, file_name="../2.png"), r"images\[1\] \(id 2\): '../2.png' is not a path inside"),
+    "equal file names": (lambda d: edit(d, I, 1, file_name="1.png"), r"\(id 2\): file_name is that of images\[0\] too; .* merge"),
     "file missing": (lambda d: edit(d, I, 1, file_name="gone.png"), r"images\[1\] \(id 2\): 1 of 2 images have no file in .*: gone.png"),
     "negative box": (lambda d: edit(d, A, 0, bbox=[30, 30, -20, -20]),
                      "1 of 2 boxes are not usable: 1 with a width or height of 0 or less, such as id 1; correct them, or set data.allow"),

@@ -31,12 +31,13 @@ def read_coco(path: Path) -> Annotations:
         raise UserError(f"{path}:{parsed.line}", f"{parsed.word} is not JSON{_holder(annotations)}", "write a number")
     names, category_ids = _categories(categories)
     ids = [str(id_) for id_ in images.unique("id", images.column("id", ID))]
+    files = images.unique("file_name", images.column("file_name", TEXT), "merge the two: each would lack the other's boxes")
     ordinals = {id_: number for number, id_ in enumerate(ids)}
     labels = {number: label for label, number in enumerate(category_ids)}
     row_ids = np.array(annotations.unique("id", annotations.whole("id")), np.int64)
     iscrowd = annotations.column("iscrowd", FLAG, required=False)
     return Annotations(
-        source=str(path), files=images.column("file_name", TEXT), ids=ids, sizes=_sizes(images),
+        source=str(path), files=files, ids=ids, sizes=_sizes(images),
         owner=annotations.references("image_id", ID, ordinals, "images", str), boxes=_boxes(annotations),
         categories=annotations.references("category_id", WHOLE, labels, "categories", int), crowd=_crowds(annotations, iscrowd),
         area=annotations.floats("area", annotations.column("area", NUMBER, required=False)), row_ids=row_ids,

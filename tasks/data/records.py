@@ -87,14 +87,14 @@ class Records:
             self.refuse(int(infinite.argmax()), f"{key} is not finite")
         return array
 
-    def unique(self, key: str, values: list[Any]) -> list[Any]:
+    def unique(self, key: str, values: list[Any], remedy: str = "give each its own") -> list[Any]:
         """The same values; some that occur twice raise, with their number and the first three."""
         if len(set(map(str, values))) < len(values):
             seen: dict[str, int] = {}
             twice = [(seen[v], index) for index, v in enumerate(map(str, values)) if seen.setdefault(v, index) != index]
             repeated = list(dict.fromkeys(str(values[index]) for _, index in twice))
             what = f"{key} is that of {self.key}[{twice[0][0]}] too; not unique: {_counted(repeated, 'values')}"
-            self.refuse(twice[0][1], what, "give each its own")
+            self.refuse(twice[0][1], what, remedy)
         return values
 
     def references(
