@@ -113,7 +113,7 @@ class Detection(TaskSpec):
         from tasks.detection_report import DetectionFiles
 
         ids = model.provenance.get("category_ids") or range(1, len(classes) + 1)
-        return DetectionFiles(out, classes, [int(number) for number in ids], tell)
+        return DetectionFiles(out, classes, [int(number) for number in ids], tell, exif=config.data.exif)
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
         from effbackbones.detector_weights import COCO_NAMES

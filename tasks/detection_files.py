@@ -32,10 +32,10 @@ _LARGEST, _LONGEST = 65_500, 200  # pixels on a side of a JPEG file; bytes of a 
 class DetectionFiles:
     """Writes ``OUT/NAME.jpg`` for each image and, at the end, ``OUT/predictions.json``; tells a line for each image.
 
-    The pictures are those of the files, in original size, with boxes of a score of at least ``threshold``; the results file
-    has all boxes, in original pixels, with ``category_ids`` (the id of each label) and with ``image_ids`` (by path) or what
-    :func:`tasks.detection_results.write_results` makes of the path. Images of one name get numbers (``NAME-2.jpg``); a file
-    that is not such a picture of an earlier run is never overwritten.
+    The pictures are those of the files (read with ``exif``), in original size (tiny ones enlarged, see :func:`draw_boxes`), with
+    boxes of a score of at least ``threshold``. The results file has all boxes, in original pixels, with ``category_ids`` (the id
+    of each label) and with ``image_ids`` (by path) or what :func:`tasks.detection_results.write_results` makes of the path.
+    Images of one name get numbers (``NAME-2.jpg``); a file that is not such a picture of an earlier run is never overwritten.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class DetectionFiles:
 
     def update(self, batch: "Batch", predictions: "Detections") -> None:
         channels = batch.images.shape[1]
-        limit = max(MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta)))  # read before
+        limit = max([MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta))])  # read before
         for meta, found in zip(batch.meta, restore(batch, predictions), strict=True):
             self._detections.append(replace(found, id=self.image_ids.get(meta.path, found.id)))
             path = self._place(Path(meta.path or meta.id).stem)

@@ -369,6 +369,20 @@ def test_pictures_lie_upright_as_they_were_predicted(tmp_path: Path) -> None:
     with Image.open(tmp_path / "out" / "turned.jpg") as picture:
         assert picture.size == (200, 400)  # upright, and enlarged twice
         assert not picture.getexif()
+    predict_into(tmp_path / "stored", [tmp_path / "turned.jpg"], [[]], exif="ignore")
+    with Image.open(tmp_path / "stored" / "turned.jpg") as picture:
+        assert picture.size == (400, 200)
+
+
+def test_a_batch_of_which_nothing_could_be_read_leaves_nothing(tmp_path: Path) -> None:
+    none = Detections(torch.zeros(0, 5, 4), torch.zeros(0, 5), torch.zeros(0, 5, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    empty = Batch(torch.zeros(0, 3, 64, 64, dtype=torch.uint8), ImageSizes((64, 64), torch.zeros(0, 2, dtype=torch.int64)))
+    writer, examples = DetectionFiles(tmp_path / "out", ["cat"], [1], print), DetectionExamples(["cat"])
+    writer.update(empty, none)
+    writer.close()
+    examples.update(empty, none)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
+    assert examples.worst() == examples.best() == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
