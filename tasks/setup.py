@@ -63,7 +63,7 @@ def make_model(config: Config, task: TaskSpec, classes: tuple[str, ...] | None) 
         backbone_options=backbone_options,
         head_options={**task.head_options(config), **wanted.head_options},
     )
-    model.classes = classes
+    model.classes = classes or model.classes  # published detectors know theirs
     model.use_image_spec(image_spec(config, model.image_spec))
     if wanted.freeze:
         model.backbone.freeze(None if wanted.freeze == "all" else wanted.freeze)
