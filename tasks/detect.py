@@ -110,17 +110,18 @@ class Detection(TaskSpec):
         return detection_report(folder, examples=examples, boxes=summary.get("statistics"), **given)
 
     def writer(self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> Writer:
+        from effbackbones.detector_weights import COCO_NAMES
         from tasks.detection_report import DetectionFiles
 
-        ids = model.provenance.get("category_ids") or range(1, len(classes) + 1)
+        coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None  # published weights for its 80 classes
+        ids = model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)
         return DetectionFiles(out, classes, [int(number) for number in ids], tell, exif=config.data.exif)
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
-        from effbackbones.detector_weights import COCO_NAMES
+        from effbackbones.detector_weights import COCO_NAMES, RAW_NAMES
 
-        if num_classes == 90:
-            return tuple(COCO_NAMES.get(number, f"unused {number}") for number in range(1, 91))
-        return tuple(COCO_NAMES.values()) if num_classes == len(COCO_NAMES) else None
+        known = (RAW_NAMES, tuple(COCO_NAMES.values()))
+        return next((names for names in known if len(names) == num_classes), None)
 
 
 def category_ids(dataset: Dataset) -> tuple[int, ...]:
