@@ -74,6 +74,11 @@ class _UShapedHead(SegmentationHead):
         return attention
 
 
+def _still_attention(step: Any) -> None:
+    """Freeze the attention that the last step, having no skip, never runs: smp's files hold it, but without a gradient DDP stops."""
+    step.attention1.requires_grad_(False)
+
+
 class UNetHead(_UShapedHead):
     """U-Net (Ronneberger et al. 2015) in smp's wiring: grow to the size of the next finer map, concatenate, two convolutions.
 
@@ -92,6 +97,7 @@ class UNetHead(_UShapedHead):
             attention_type=self._attention(attention, *self.channels),
             interpolation_mode=self.interpolation,
         )
+        _still_attention(decoder.blocks[-1])
         self.assemble(decoder, LastConvolution(self.channels[-1], num_classes, kernel_size=3), size_divisor=1)
 
 
@@ -107,6 +113,7 @@ class UNetPlusPlusHead(_UShapedHead):
             attention_type=self._attention(attention, *self.channels, *spec.channels),
             interpolation_mode=self.interpolation,
         )
+        _still_attention(decoder.blocks[f"x_0_{decoder.depth}"])
         self.assemble(decoder, LastConvolution(self.channels[-1], num_classes, kernel_size=3), size_divisor=spec.strides[-1])
 
 

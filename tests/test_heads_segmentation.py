@@ -71,13 +71,21 @@ def binary_masks(sizes: ImageSizes, num_classes: int, empty: bool) -> Tensor:
     return masks
 
 
+@pytest.mark.parametrize("name", ["unet", "unetplusplus"])
+def test_no_trainable_parameter_is_left_out_under_attention(name: str) -> None:
+    """The last step of both has an attention that nothing runs: DDP would stop on it."""
+    options = {"attention": "scse", "channels": [16] * 5}
+    enforce(check_head(HEADS.get(name), options=options, promises=["gradient_reach", "state_dict"]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("unet", {"attention": "scse", "channels": [32, 16, 16]}), ("unet", {"interpolation": "bilinear"}), ("unet", {"tap": "stem"}),
         ("unet", {"levels": [2, 3, 4, 5]}), ("unet", {"levels": [2, 3, 4], "channels": [16, 8, 8, 8]}),
-        ("unetplusplus", {"levels": [2, 3, 4, 5]}), ("manet", {"levels": [2, 3, 4, 5]}), ("linknet", {"levels": [2, 3, 4]}),
+        ("unetplusplus", {"levels": [2, 3, 4, 5]}), ("unetplusplus", {"attention": "scse", "channels": [16] * 5}),
+        ("manet", {"levels": [2, 3, 4, 5]}), ("linknet", {"levels": [2, 3, 4]}),
         ("segformer", {"levels": [2, 3, 4, 5]}), ("pspnet", {"depth": 5}), ("deeplabv3", {"output_stride": 16}),
         ("deeplabv3plus", {"output_stride": 8}), ("pan", {"output_stride": 32}), ("fpn", {"merge": "cat"}),
     ],
