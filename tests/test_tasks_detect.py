@@ -318,3 +318,16 @@ def test_a_table_of_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(line) == 2
     assert "boxes" in error_of(capsys)
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+def test_published_classes_keep_their_ids(tmp_path: Path) -> None:
+    """The 80 names go with COCO's ids and their gaps, the 90 raw channels with 1 to 90."""
+    from effbackbones.detector_weights import COCO_NAMES
+
+    config = parse("detect", ["--config", "coco", *SMALL]).config
+    for count, last in ((80, 90), (90, 90), (3, 3)):
+        model = make_model(replace(config, model=replace(config.model, num_classes=count)), TASK, None)
+        names = TASK.default_classes(count) or ("a", "b", "c")
+        writer = TASK.writer(config, tmp_path, model, names, lambda line: None)
+        assert list(writer.category_ids)[-1] == last  # type: ignore[attr-defined]
+    assert TASK.default_classes(80) == tuple(COCO_NAMES.values())
