@@ -390,6 +390,8 @@ def test_matching_of_one_image_by_hand() -> None:
     assert matches.truth.tolist() == [-1, 0, 2, 2, -1, -1, -1]
     assert matches.found.tolist() == [True, False, False, False]
     assert match_image(found("1", rows), objects, iou=0.4).found.tolist() == [True, True, False, False]
+    twins = truth([[0, 0, 100, 100, 0, 0], [0, 0, 100, 100, 0, 0]])
+    assert match_image(found("1", rows[:1]), twins).truth.tolist() == [1]  # of equals the last, as pycocotools has it
     nobody = match_image(found("1", []), objects)
     assert (nobody.correct.tolist(), nobody.found.tolist()) == ([], [False] * 4)
     nothing = match_image(found("1", rows), truth([]))

@@ -189,6 +189,16 @@ def test_images_are_found_by_file_or_id(tmp_path: Path, record: dict[str, Any], 
         assert [len(found.labels) for found in read] == [int(index == row) for index in range(3)]
 
 
+def test_names_and_numbers_of_several_images_decide_nothing(tmp_path: Path) -> None:
+    known = Known(["5", "7", "07", "9"], ["a/1.jpg", "b/1.jpg", "c.jpg", "d.jpg"], [1])
+    record = {"category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}
+    (tmp_path / "r.json").write_text(json.dumps([record | {"image_id": 5, "file_name": "1.jpg"}, record | {"image_id": "07"}]))
+    assert [len(found.labels) for found in read_results(tmp_path / "r.json", known, lambda _: None)] == [1, 0, 1, 0]
+    (tmp_path / "r.json").write_text(json.dumps([record | {"image_id": 7}]))
+    with pytest.raises(UserError, match="1 unknown images: 7"):
+        read_results(tmp_path / "r.json", known)
+
+
 def test_unknown_images_and_categories_stop_with_count_and_first_three(tmp_path: Path) -> None:
     def records(change: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5} | change(number) for number in range(10)]
