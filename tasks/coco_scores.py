@@ -13,6 +13,7 @@ from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untype
 from faster_coco_eval import mask as engine_mask
 from numpy.typing import NDArray
 
+from tasks.data.jsonfile import collector_off
 from tasks.detection_results import finite_rows
 
 AREAS = ("all", "small", "medium", "large")
@@ -72,11 +73,12 @@ def curves(found: FoundColumns, truth: TruthColumns, classes: int, max_dets: Seq
     shape = (len(AREAS), len(max_dets))
     result = Curves(np.full((len(IOUS), len(RECALLS), classes, *shape), -1.0), np.full((len(IOUS), classes, *shape), -1.0))
     found_by_class, truth_by_class = (_groups(columns.labels, columns.image, classes) for columns in (found, truth))
-    for label in range(classes):
-        mine = truth.take(truth_by_class[label])
-        if not mine.crowd.all():
-            scored = _class_curves(found.take(found_by_class[label]), mine, max_dets)
-            result.precision[:, :, label], result.recall[:, label] = scored.precision[:, :, 0], scored.recall[:, 0]
+    with collector_off():  # the engine wants a dictionary for each box: a third of the time otherwise
+        for label in range(classes):
+            mine = truth.take(truth_by_class[label])
+            if not mine.crowd.all():
+                scored = _class_curves(found.take(found_by_class[label]), mine, max_dets)
+                result.precision[:, :, label], result.recall[:, label] = scored.precision[:, :, 0], scored.recall[:, 0]
     return result
 
 

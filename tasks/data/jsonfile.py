@@ -39,7 +39,7 @@ def parse(path: Path, skipped: Collection[str] = ()) -> Parsed:
         return record
 
     try:
-        with _collector_off():
+        with collector_off():
             content = json.loads(text, object_hook=lightened, parse_constant=constant)
     except json.JSONDecodeError as error:
         end = ", where the file ends: is it cut off?" if not text[error.pos :].strip() else ""
@@ -71,7 +71,7 @@ def _text(path: Path) -> str:
 
 
 @contextmanager
-def _collector_off() -> Iterator[None]:
+def collector_off() -> Iterator[None]:
     """Millions of new objects, none of them garbage, would make the collector look through all of them again and again."""
     was_on = gc.isenabled()
     gc.disable()
