@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from effbackbones import BoxTargets, build_model
 from effbackbones.model import Model
-from heads.variants import variant
+from heads.variants import VARIANTS
 
 CLASSES, BOXES = 90, 12
 SPREAD = 2.0  # standard deviation to bring the class logits near: at the prior all scores tie
@@ -35,9 +35,8 @@ def networks(name: str) -> tuple[Model, nn.Module]:
     config.num_classes = CLASSES
     theirs = effdet.EfficientDet(config, pretrained_backbone=False)
     backbone = config.backbone_name.removeprefix("tf_efficientnet_")
-    ours = build_model(
-        "det", backbone, num_classes=CLASSES, backbone_options={"numerics": "tf"}, head_options={"variant": name}
-    )  # fmt: skip
+    options = {"backbone_options": {"numerics": "tf"}, "head_options": {"variant": name}}
+    ours = build_model("det", backbone, num_classes=CLASSES, **options)
     with torch.no_grad():
         for weight in (theirs.class_net.predict.conv_pw.weight, ours.head.get_parameter("class_net.predict.pointwise.weight")):
             weight.normal_(std=SPREAD / weight.shape[1] ** 0.5)
@@ -108,12 +107,12 @@ def report(case: str, figures: tuple[float, float, list[float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="d0", help="d0-d7, d7x, or lite0-lite4")
+    parser.add_argument("--name", default="d0", choices=tuple(VARIANTS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    side, policy = variant(options.name).resolution, os.environ.get("OMP_WAIT_POLICY", "not set")
+    side, policy = VARIANTS[options.name].resolution, os.environ.get("OMP_WAIT_POLICY", "not set")
     versions = f"torch {torch.__version__}, effdet {version('effdet')}"
     print(f"{versions}, {options.threads} threads, OMP_WAIT_POLICY {policy}, {options.name} at {side} pixels")
     torch.manual_seed(0)

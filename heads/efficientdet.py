@@ -19,7 +19,7 @@ from heads.bifpn import BiFPN, Source
 from heads.losses import IOU_LOSSES, IouLoss, focal_sum, huber_sum, iou_loss
 from heads.nms import candidates, gaussian_nms, hard_nms
 from heads.towers import Tower
-from heads.variants import Fusion, Variant, choose, require, variant, variant_for
+from heads.variants import Fusion, Variant, choose, named_variant, require, variant_for
 
 _FIXED_POINT = 2.0**32  # units of the anchor shapes, so that `.half()` cannot round them
 _WORTHWHILE = 0.01  # gain in mean best IoU below which fitted anchors are not worth leaving the published ones
@@ -170,9 +170,7 @@ class EfficientDetHead(Head):
         normaliser = positive.sum() + 1.0
         own = torch.where(positive[..., None], boxes.gather(1, index[..., None].expand(-1, -1, 4)), anchors)
         anchor_labels = torch.where(positive, labels.gather(1, index), -1)
-        focal = focal_sum(
-            logits, anchor_labels, alpha=self.alpha, gamma=self.gamma, smoothing=self.label_smoothing, ignored=ignored
-        )  # fmt: skip
+        focal = focal_sum(logits, anchor_labels, alpha=self.alpha, gamma=self.gamma, smoothing=self.label_smoothing, ignored=ignored)
         box_targets = torch.where(positive[..., None], encode(own, anchors), 0.0)
         huber = huber_sum(deltas, box_targets, self.huber_delta)
         losses = {"class": focal / normaliser, "box": self.box_weight * huber / (4 * normaliser)}
@@ -224,11 +222,8 @@ class EfficientDetHead(Head):
 
 def _customised(backbone: str, variant: str | None = None, **options: Any) -> Variant:
     """The row named, or that of the backbone, with what was asked for instead."""
-    row = variant_for(backbone) if variant is None else _named(variant)
+    row = variant_for(backbone) if variant is None else named_variant(variant)
     return row.customised(**options)
-
-
-_named = variant
 
 
 def _check_names(spec: FeatureSpec, levels: Sequence[int]) -> None:

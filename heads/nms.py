@@ -26,18 +26,29 @@ def top_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``count`` largest of all anchor-class pairs of logits [B, A, K]: values, anchors and labels, each [B, n], falling;
     of equals the lower anchor first, then the lower label.
 
-    Exact without sorting all pairs: a pair among the largest belongs to an anchor among the ``count`` with the largest maximum.
-    An anchor with NaN or infinity among its logits comes last, with -inf.
+    Exact without ranking all pairs: a pair among the largest belongs to an anchor among the ``count`` with the largest
+    maximum. An anchor with NaN or infinity among its logits comes last, with -inf.
     """
     best = logits.amax(2)
     best = torch.where(best.isfinite(), best, -torch.inf)
-    anchors = best.topk(min(count, best.shape[1])).indices.sort().values
+    anchors = _largest(best, count)
     finite = best.gather(1, anchors).isfinite()[..., None]
-    chosen = torch.where(finite, logits.gather(1, anchors[..., None].expand(-1, -1, logits.shape[2])), -torch.inf).flatten(1)
-    pairs = chosen.topk(min(count, chosen.shape[1])).indices.sort().values
+    rows = logits.gather(1, anchors[..., None].expand(-1, -1, logits.shape[2]))
+    chosen = torch.where(finite, rows, -torch.inf).flatten(1)
+    pairs = _largest(chosen, count)
     values, order = chosen.gather(1, pairs).sort(stable=True, descending=True)
     pairs = pairs.gather(1, order)
     return values, anchors.gather(1, pairs // logits.shape[2]), pairs % logits.shape[2]
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Columns int64 [B, n] of the ``count`` largest of each row of [B, N], rising; of equals the first, which ``topk`` alone
+    does not promise."""
+    count = min(count, values.shape[1])
+    least = values.topk(count).values[:, -1:]
+    above, equal = values > least, values == least
+    room = count - above.sum(1, keepdim=True)
+    return (above | (equal & (equal.cumsum(1) <= room))).nonzero()[:, 1].view(-1, count)
 
 
 def candidates(logits: Tensor, deltas: Tensor, anchors: Tensor, valid: Tensor, count: int) -> Candidates:

@@ -115,7 +115,7 @@ _BY_PHI = {"b": ("d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7x"), "lite": ("lit
 _EFFICIENTNET = re.compile(r"(?:^|efficientnet_)(b|lite)(-?\d+(?:\.\d+)?)(?!\d)")
 
 
-def variant(name: str) -> Variant:
+def named_variant(name: str) -> Variant:
     """The row called ``name``; an unknown name raises :class:`UserError` with the nearest known ones."""
     if name not in VARIANTS:
         raise UserError("head_options.variant", f"unknown value {name!r}", nearest(str(name), VARIANTS))

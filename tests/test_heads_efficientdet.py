@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,6 +24,7 @@ from effbackbones.model import Model, MultiHead
 from effbackbones.promises import export_holds
 from effbackbones.promises_head import HEAD_PROMISES
 from heads.efficientdet import DetRaw, EfficientDetHead
+from heads.nms import top_pairs
 from heads.variants import VARIANTS, variant_for
 
 TINY = {"channels": 16, "cells": 1, "repeats": 1}
@@ -123,7 +126,8 @@ def test_outputs_equal_the_reference(name: str) -> None:
     """At the published size Lite0's coarsest map has 3 cells made of 5, which no multiple of 128 shows."""
     side, coarsest = VARIANTS[name].resolution, 2 ** max(VARIANTS[name].levels)
     square = side if side % coarsest else 2 * coarsest
-    for size, tolerance in (((square, square), 1e-4), ((square, square + coarsest), 1e-3)):
+    close = 1e-3 if name in ("d6", "d7x") else 1e-4  # eight cells of sums: more rounding
+    for size, tolerance in (((square, square), close), ((square, square + coarsest), 1e-3)):
         images = pictures(2, *size)
         network = reference(name, images)
         ours = transplanted(network, name)
@@ -525,10 +529,22 @@ def raw_of(head: EfficientDetHead, logits: float = 0.0, seed: int = 0) -> DetRaw
     return raw._replace(logits=2 * torch.randn_like(raw.logits) + logits, deltas=0.3 * torch.randn_like(raw.deltas))
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 5), st.integers(1, 70), st.sampled_from([1, 3, 1000]))
+def test_top_pairs_are_those_of_all_pairs(seed: int, anchors: int, classes: int, count: int, steps: int) -> None:
+    """Also where most logits tie."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(2, anchors, classes, generator=generator) * steps).round() / steps
+    values, where, labels = top_pairs(logits, count)
+    expected, order = logits.flatten(1).sort(dim=1, descending=True, stable=True)
+    assert torch.equal(values, expected[:, :count])
+    assert torch.equal(where * classes + labels, order[:, :count])
+
+
 @pytest.mark.parametrize("nms", ["hard", "gaussian"])
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
 def test_non_finite_output_is_passed_over(nms: str, poison: float) -> None:
-    head = tiny(nms=nms).head
+    head = tiny(nms=nms, pre_nms=200).head
     assert isinstance(head, EfficientDetHead)
     sizes = ImageSizes((128, 128), torch.tensor([[128, 128], [100, 60]]))
     raw = raw_of(head)
