@@ -453,6 +453,14 @@ def test_backbones_without_c1_equal_smp(head: str) -> None:
     assert_same(model(images, normalized=True), reference(images))
 
 
+def test_a_missing_c1_has_the_size_that_it_would_have() -> None:
+    head = HEADS.get("unet")(FeatureSpec("own", ("C2", "C3", "C4", "C5"), (8,) * 4, (4, 8, 16, 32)), 3, levels=[2, 3, 4, 5])
+    features = [torch.rand(1, 8, -(-65 // stride), -(-98 // stride)) for stride in head.spec.strides]
+    maps = head._smp_maps(features, (65, 98))
+    assert [tuple(m.shape) for m in maps[:3]] == [(1, 0, 65, 98), (1, 0, 33, 49), (1, 8, 17, 25)]
+    assert head(features, ImageSizes((65, 98), torch.tensor([[65, 98]]))).shape == (1, 3, 65, 98)
+
+
 @pytest.mark.peer
 def test_dpt_equals_smp_on_the_maps_of_a_vision_transformer() -> None:
     import segmentation_models_pytorch as smp
