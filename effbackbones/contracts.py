@@ -245,10 +245,9 @@ class Head(nn.Module, ABC):
         """Figures on how well the targets fit this head (optional)."""
         return {}
 
-    @classmethod
-    def fit_to_data(cls, box_sides: Tensor, image_size: tuple[int, int], **options: Any) -> dict[str, Any]:
-        """Options that suit boxes of these sides better than ``options`` do (optional): float [N, 2], (width, height) in
-        pixels of images resized to ``image_size``. Default: none."""
+    def fit_to_data(self, box_sides: Tensor, image_size: tuple[int, int]) -> dict[str, Any]:
+        """Options that suit boxes of these sides better than this head's (optional): float [N, 2], (width, height) in pixels
+        of images resized to ``image_size``. Default: none."""
         return {}
 
 

@@ -202,17 +202,15 @@ class EfficientDetHead(Head):
         """As the model pads for this head."""
         return max(-(-side // self.size_divisor), -(-self.min_size // self.size_divisor)) * self.size_divisor
 
-    @classmethod
-    def fit_to_data(cls, box_sides: Tensor, image_size: tuple[int, int], **options: Any) -> dict[str, Any]:
+    def fit_to_data(self, box_sides: Tensor, image_size: tuple[int, int]) -> dict[str, Any]:
         """``aspect_ratios`` and ``anchor_scale`` that raise the boxes' mean IoU with their best anchor, centred on them, by
-        at least 0.01 over ``options``; empty if none are found. As many anchors as before, strides as of ordinary
-        backbones. Deterministic. Sides that are not positive are passed over."""
-        names = ("variant", "levels", "anchor_scale", "num_scales", "aspect_ratios")
-        row = _customised("", **{name: options.get(name) for name in names})
+        at least 0.01; empty if none are found. As many anchors as before. Deterministic. Sides that are not positive are
+        passed over."""
+        row = self.row
         sides = box_sides[(box_sides > 0).all(1) & box_sides.isfinite().all(1)]
         if not len(sides):
             return {}
-        maps = _map_sizes(image_size, [2**level for level in row.levels])
+        maps = _map_sizes(image_size, self.neck.strides)
         strides = torch.tensor([[image_size[1] / w, image_size[0] / h] for h, w in maps], dtype=torch.float64)
         octaves = row.anchor_scale * 2 ** (torch.arange(row.num_scales, dtype=torch.float64) / row.num_scales)
         bases = (strides[:, None] * octaves[:, None]).flatten(0, 1)

@@ -46,7 +46,7 @@ def quick_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping
     for split, dataset in datasets.items():
         table = getattr(dataset, "table", None)
         if isinstance(table, BoxTable):
-            for line in table.repairs.lines():
+            for line in (table.summary(), *table.repairs.lines()):
                 tell(f"{split}: {line}")
             check_headers(table)
     _tell_coverage(statistics(task, config, model, datasets["train"]), config, model, tell)
@@ -151,7 +151,7 @@ def _tell_coverage(found: BoxStatistics, config: Config, model: Model, tell: Tel
         tell(f"boxes: {small:.0%} have a side of less than 4 pixels at image size {model.image_spec.size}: raise data.image_size")
     if share < POOR_COVERAGE:
         sides = torch.from_numpy(found.network).float()
-        options = type(model.head).fit_to_data(sides, model.image_spec.size, **model.config["head_options"])
+        options = model.head.fit_to_data(sides, model.image_spec.size)
         words = " ".join(f"--model.head_options.{name} '{value}'" for name, value in options.items())
         tell(f"anchors that fit better: {words}" if options else "no other anchors fit better")
 

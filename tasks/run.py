@@ -36,6 +36,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         return _evaluate_file(task, config, extras, tell)
     model, classes = _model_and_classes(task, config, extras, require_classes=True)
     dataset = setup.open_dataset(config, extras.split, classes)
+    setup.same_labels(task, dataset, model.provenance, f"data.{extras.split}", "the model")
     scores, observer = score_model(task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell)
     folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +53,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     task.report(folder, summary | {"statistics": task.statistics(config, model, dataset)}, observer)
     _print_scores(scores)
     tell(f"report {folder / 'report.html'}")
+    _refuse_undefined(task, config, scores, extras.split)
     return 0
 
 
@@ -72,7 +74,15 @@ def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller)
     write_metrics(folder, {"split": extras.split, "predictions": str(path), "model": scores}, [])
     _print_scores(scores)
     tell(f"scores {folder / 'metrics.json'}")
+    _refuse_undefined(task, config, scores, extras.split)
     return 0
+
+
+def _refuse_undefined(task: TaskSpec, config: Config, scores: Mapping[str, Any], split: str) -> None:
+    """An evaluation whose score does not exist is none: what waits for its exit code must not take it for a success."""
+    name = task.monitor(config)
+    if scores[name] is None:
+        raise UserError(f"data.{split}", f"{name} is undefined: there is nothing in it that could be found", "score labelled data")
 
 
 def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
@@ -107,7 +117,7 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Check data and model before a long run: every split, the label map, one training step without an update, and what the
     task adds; ``--deep`` looks at all that takes minutes."""
     tell, device = Teller(config.run.progress), setup.run_device(config)
-    datasets = setup.open_splits(config)
+    datasets = setup.open_splits(config, task)
     classes = datasets["train"].classes
     for split, dataset in datasets.items():
         check_dataset(dataset, on_error=config.data.on_error)

@@ -1,7 +1,7 @@
 """From a config to the objects of a run: data sets, loaders, model, device."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -38,11 +38,22 @@ def open_dataset(config: Config, split: str, classes: tuple[str, ...] | None = N
     return Repeated(dataset, spread(len(dataset), limit)) if limit and limit < len(dataset) else dataset
 
 
-def open_splits(config: Config) -> dict[str, Dataset]:
-    """The splits ``train``, ``val`` and, where the config names it, ``test``, with the label map of the first."""
+def open_splits(config: Config, task: TaskSpec) -> dict[str, Dataset]:
+    """The splits ``train``, ``val`` and, where the config names it, ``test``, with the label map of the first. Splits that
+    number their classes in another way raise :class:`UserError`."""
     train = open_dataset(config, "train")
     others = ("val", "test") if config.data.test else ("val",)
-    return {"train": train} | {split: open_dataset(config, split, train.classes) for split in others}
+    datasets = {"train": train} | {split: open_dataset(config, split, train.classes) for split in others}
+    for split in others:
+        same_labels(task, datasets[split], task.label_record(train), f"data.{split}", "the training data")
+    return datasets
+
+
+def same_labels(task: TaskSpec, dataset: Dataset, expected: Mapping[str, Any], where: str, other: str) -> None:
+    """Refuse a data set whose label record differs from ``expected``, that of ``other``; what that does not know is passed over."""
+    for name, value in task.label_record(dataset).items():
+        if expected.get(name, value) != value:
+            raise UserError(where, f"its {name} are {str(value)[:60]}, those of {other} {str(expected[name])[:60]}", "use one numbering")
 
 
 def make_model(config: Config, task: TaskSpec, classes: tuple[str, ...] | None) -> Model:

@@ -134,7 +134,8 @@ class TaskSpec(ABC):
         raise UserError("--predictions", f"{self.command} scores models, not files", "give --checkpoint")
 
     def label_record(self, dataset: "Dataset") -> dict[str, Any]:
-        """What a checkpoint must remember of the labels beside the names of the classes; JSON-like."""
+        """What a checkpoint must remember of the labels beside the names of the classes, and what all splits must agree in;
+        JSON-like."""
         return {}
 
     def statistics(self, config: "Config", model: "Model", dataset: "Dataset") -> Any:

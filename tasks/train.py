@@ -58,7 +58,7 @@ class _Run(L.Callback):
         self.task, self.config, self.folder, self.tell = task, config, folder, tell
         self.device = setup.run_device(config)
         L.seed_everything(config.run.seed, verbose=False)
-        datasets = setup.open_splits(config)
+        datasets = setup.open_splits(config, task)
         for dataset in datasets.values():  # now, not after hours of training
             check_dataset(dataset, limit=16, on_error=config.data.on_error)
         self.classes = datasets["train"].classes

@@ -645,19 +645,20 @@ def test_anchors_are_fitted_to_the_data() -> None:
     torch.manual_seed(0)
     tall = torch.stack([torch.empty(400).uniform_(8, 24), torch.empty(400).uniform_(80, 160)], 1)
     before = centred_iou(tall)
-    fitted = EfficientDetHead.fit_to_data(tall, (512, 512))
-    assert fitted == EfficientDetHead.fit_to_data(tall, (512, 512)), "the same data, the same anchors"
+    fitted = tiny().head.fit_to_data(tall, (512, 512))
+    assert fitted == tiny().head.fit_to_data(tall, (512, 512)), "the same data, the same anchors"
     assert set(fitted) == {"aspect_ratios", "anchor_scale"}
     assert len(fitted["aspect_ratios"]) == 3
     assert centred_iou(tall, **fitted) > before + 0.2
     assert all(y > 2 * x for x, y in fitted["aspect_ratios"])
     json.dumps(fitted)
-    assert EfficientDetHead.fit_to_data(tall, (512, 512), **fitted) == {}, "nothing left to gain"
+    assert tiny(**fitted).head.fit_to_data(tall, (512, 512)) == {}, "nothing left to gain"
+    assert tiny(variant="lite0").head.fit_to_data(tall, (512, 512))["anchor_scale"] > 0, "a row of another scale is fitted too"
 
 
 @pytest.mark.parametrize("sides", [torch.zeros(0, 2), torch.tensor([[0.0, 5.0], [torch.nan, 3.0]]), torch.tensor([[32.0, 32.0]])])
 def test_nothing_is_fitted_without_need(sides: Tensor) -> None:
-    assert EfficientDetHead.fit_to_data(sides, (512, 512)) == {}
+    assert tiny().head.fit_to_data(sides, (512, 512)) == {}
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def coco_folder(root: Path, change: Callable[[dict[str, Any]], None] = lambda co
 
 def loaded(root: Path, *more: str) -> tuple[Any, Model, dict[str, Any]]:
     command = parse("detect", ["--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "64", *more])
-    datasets = open_splits(command.config)
+    datasets = open_splits(command.config, TASK)
     return command.config, make_model(command.config, TASK, datasets["train"].classes), datasets
 
 
@@ -331,3 +331,36 @@ def test_published_classes_keep_their_ids(tmp_path: Path) -> None:
         writer = TASK.writer(config, tmp_path, model, names, lambda line: None)
         assert list(writer.category_ids)[-1] == last  # type: ignore[attr-defined]
     assert TASK.default_classes(80) == tuple(COCO_NAMES.values())
+
+
+def test_splits_and_models_that_number_classes_otherwise_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, run = coco_folder(tmp_path / "data"), tmp_path / "run"
+    line = ["--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "64", "--optim.max_steps", "1"]
+    assert main([*line, "--run.out", str(run)]) == 0
+    path = root / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    for item in content["categories"]:
+        item["id"] += 10
+    for item in content["annotations"]:
+        item["category_id"] += 10
+    path.write_text(json.dumps(content))
+    assert main([*line, "--run.out", str(tmp_path / "other")]) == 2
+    assert "data.val: its category_ids are [13, 17], those of the training data [3, 7]" in error_of(capsys)
+    assert main(["evaluate", "--checkpoint", str(run), *QUIET]) == 2
+    assert "data.val: its category_ids are [13, 17], those of the model [3, 7]" in error_of(capsys)
+
+
+def test_an_undefined_score_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = coco_folder(tmp_path)
+    annotations = root / "annotations" / "instances_val2017.json"
+    content = json.loads(annotations.read_text())
+    (root / "annotations" / "empty.json").write_text(json.dumps({**content, "annotations": []}))
+    (tmp_path / "none.json").write_text("[]")
+    line = ["evaluate", "--config", "coco", "--data.root", str(root), "--data.options", "{images: val2017}", *QUIET]
+    score = ["--predictions", str(tmp_path / "none.json"), "--out", str(tmp_path / "out")]
+    assert main([*line, *score]) == 0
+    assert "AP 0\n" in capsys.readouterr().out
+    assert main([*line, *score, "--data.test", "annotations/empty.json", "--split", "test"]) == 2
+    said = capsys.readouterr()
+    assert "AP undefined" in said.out
+    assert "data.test: AP is undefined" in said.err
