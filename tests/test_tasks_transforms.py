@@ -248,3 +248,15 @@ transform(Sample(np.zeros((40, 40, 3), np.uint8), "a"), np.random.default_rng(0)
 print({"torchvision", "albumentations", "cv2", "lightning"} & set(sys.modules))
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+def test_letterbox_keeps_the_whole_image_and_fills_with_the_mean() -> None:
+    """What a detector beside the classifier asks for (``crop_mode`` letterbox)."""
+    spec = ImageSpec(size=(32, 32), mean=(0.2, 0.4, 0.6), crop_mode="letterbox")
+    image = np.full((20, 40, 3), 255, np.uint8)
+    sample = ClassificationTransform(spec, spec.size, False, DataConfig())(Sample(image, "a"), np.random.default_rng(0))
+    assert sample.image.shape == (32, 32, 3)
+    assert (sample.image[:16] == 255).all()
+    assert (sample.image[16:] == [51, 102, 153]).all()
+    assert sample.plan is not None
+    assert sample.plan.valid == (16, 32)

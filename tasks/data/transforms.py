@@ -59,11 +59,13 @@ class ClassificationTransform:
         if crop == "resized":
             left, top, right, bottom = random_area((height, width), self.augment.scale, self.augment.ratio, rng)
             return resize(image[top:bottom, left:right], self.size, spec.interpolation), None
-        if crop == "center":
+        if crop == "center" and spec.crop_mode == "letterbox":
+            plan = ResizePlan.letterbox((height, width), self.size)
+        elif crop == "center":
             plan = ResizePlan.center_crop((height, width), self.size, spec.crop_fraction, squash=spec.crop_mode == "squash")
         else:
             plan = ResizePlan.squash((height, width), self.size)
-        image = plan.apply_image(image, spec.interpolation)
+        image = plan.apply_image(image, spec.interpolation, fill_of(image, spec.mean).tolist())
         if crop == "pad":
             return shifted(image, self.size[0] // 8, self.size[1] // 8, fill_of(image, spec.mean), rng), None
         return image, plan
