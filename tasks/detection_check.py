@@ -25,6 +25,7 @@ from tasks.data.boxes import BoxTable
 from tasks.data.sampling import Repeated
 from tasks.detection_metrics import DetectionMetrics
 from tasks.detection_report import BoxStatistics
+from tasks.evaluation import readable
 from tasks.spec import Dataset, TaskSpec
 
 Tell = Callable[[str], None]
@@ -35,7 +36,7 @@ READ = 32
 POOR_COVERAGE = 0.9
 """Share of boxes with an anchor of IoU 0.5 below which other anchors are proposed."""
 _GOOD_IOU = 0.5  # above it the assignment calls an anchor positive
-_CHUNK = 16  # images whose boxes are compared with all anchors at once
+_CHUNK = 64  # boxes, padding included, that are compared with all anchors at once: 0.3 GB at D7x
 
 
 def quick_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Tell) -> None:
@@ -48,25 +49,38 @@ def quick_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping
         if isinstance(table, BoxTable):
             for line in (table.summary(), *table.repairs.lines()):
                 tell(f"{split}: {line}")
-            check_headers(table)
+            check_headers(table, config.data.on_error, tell)
     _tell_coverage(statistics(task, config, model, datasets["train"]), config, model, tell)
     for split, dataset in datasets.items():
         check_scores(task, config, model, dataset, split)
 
 
-def check_headers(table: BoxTable) -> None:
-    """Hold the sizes that annotations claim against the headers of the files; the first that differs raises :class:`UserError`."""
+def check_headers(table: BoxTable, on_error: str = "stop", tell: Tell = print) -> None:
+    """Hold the sizes that annotations claim against the headers of the files; the first that differs raises :class:`UserError`.
+
+    Files that cannot be read raise it too, or with ``on_error`` ``skip`` are told by their number.
+    """
     claimed = np.asarray(table.sizes)
     known = np.flatnonzero((claimed > 0).all(1))
 
     def differs(index: int) -> str | None:
-        path, size = table.root / table.files[index], (int(claimed[index, 0]), int(claimed[index, 1]))
-        if size in (image_size(path), image_size(path, exif="ignore")):
+        path, size = table.path(index), (int(claimed[index, 0]), int(claimed[index, 1]))
+        try:
+            found = image_size(path)
+            if size in (found, found[::-1]) and (size == found or size == image_size(path, exif="ignore")):
+                return None
+        except UserError as error:
+            if on_error == "stop":
+                raise
+            unreadable.append(str(error))
             return None
-        return f"{path}: the annotations say {size[1]} x {size[0]} pixels, the file {image_size(path)[1]} x {image_size(path)[0]}"
+        return f"{path}: the annotations say {size[1]} x {size[0]} pixels, the file {found[1]} x {found[0]}"
 
+    unreadable: list[str] = []
     with ThreadPoolExecutor(8) as pool:
         wrong = [text for text in pool.map(differs, known.tolist(), chunksize=256) if text]
+    if unreadable:
+        tell(f"{len(unreadable)} files cannot be read and are skipped; one of them: {unreadable[0]}")
     if wrong:
         more = f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else ""
         raise UserError(wrong[0] + more, "boxes would lie elsewhere", "correct width and height, or the file")
@@ -77,7 +91,8 @@ def statistics(task: TaskSpec, config: Config, model: Model, dataset: Dataset) -
     where the head cannot say); over at most :data:`LOOKED_AT` images, crowds left out."""
     originals, resized, ious = [], [], []
     size, table = model.image_spec.size, getattr(dataset, "table", None)
-    for chunk in _chunks(dataset, size, LOOKED_AT if isinstance(table, BoxTable) else READ):
+    limit = LOOKED_AT if isinstance(table, BoxTable) else READ
+    for chunk in _chunks(dataset, size, min(limit, max(READ, _budget(size))), config.data.on_error):
         boxes = np.concatenate([plan.apply_boxes(boxes) for plan, boxes in chunk])
         resized.append(boxes[:, 2:] - boxes[:, :2])
         originals.append(np.concatenate([boxes[:, 2:] - boxes[:, :2] for _, boxes in chunk]))
@@ -93,16 +108,28 @@ def statistics(task: TaskSpec, config: Config, model: Model, dataset: Dataset) -
 _Chunk = list[tuple[ResizePlan, NDArray[np.float32]]]
 
 
-def _chunks(dataset: Dataset, size: Size, limit: int) -> Iterator[_Chunk]:
-    """Boxes [m, 4] xyxy of images spread over the data set, with their letterbox; images without boxes are left out."""
+def _budget(size: Size) -> int:
+    """Images whose boxes can be compared with all anchors of a size in seconds: all of :data:`LOOKED_AT` up to 640 pixels."""
+    return LOOKED_AT * 640 * 640 // (size[0] * size[1])
+
+
+def _chunks(dataset: Dataset, size: Size, limit: int, on_error: str) -> Iterator[_Chunk]:
+    """Boxes [m, 4] xyxy of images spread over the data set, with their letterbox, at most :data:`_CHUNK` boxes at a time, none
+    empty; images without boxes, and with ``on_error`` ``skip`` unreadable ones, are left out."""
     chunk: _Chunk = []
     for index in setup.spread(len(dataset), limit).tolist():
-        boxes, original = _boxes_of(dataset, index)
-        if len(boxes):
-            chunk.append((ResizePlan.letterbox(original, size), boxes))
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
+        try:
+            boxes, original = _boxes_of(dataset, index)
+        except UserError:
+            if on_error == "stop":
+                raise
+            continue
+        plan = ResizePlan.letterbox(original, size)
+        for part in np.array_split(boxes, -(-len(boxes) // _CHUNK)) if len(boxes) else ():
+            if chunk and (len(chunk) + 1) * max(len(part), *(len(found) for _, found in chunk)) > _CHUNK:
+                yield chunk
+                chunk = []
+            chunk.append((plan, part))
     if chunk:
         yield chunk
 
@@ -170,7 +197,7 @@ def check_scores(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
     most = max(detections.boxes.shape[1] for _, detections in batches)
     metric = DetectionMetrics(dataset.classes, max_dets=max(most, 1))
     for batch, detections in batches:
-        metric.update(*task.scored(batch, detections))
+        metric.update(*task.scored(*readable(batch, detections)))
     score = metric.compute()["AP"]
     if score is not None and score < 1 - 1e-9:
         what = f"the boxes of split {split}, sent as predictions through resizing, restoration and scores, give AP {score:.4f}, not 1"
@@ -217,6 +244,8 @@ def score_results(path: Path, dataset: Dataset, tell: Tell) -> dict[str, Any]:
     table = getattr(dataset, "table", None)
     if not isinstance(table, BoxTable):
         raise UserError("--predictions", f"{type(dataset).__name__} has no table of images", "use data.name coco, voc or yolo")
+    for line in table.repairs.lines():
+        tell(line)
     detections = read_results(path, table, tell)
     metric = DetectionMetrics(dataset.classes)
     metric.update(detections, [table.truth(index) for index in range(len(table))])

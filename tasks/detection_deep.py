@@ -168,7 +168,10 @@ def _with_boxes(dataset: Dataset) -> Sequence[int]:
     """The first samples that have a box; fewer than eight if there are no more."""
     chosen: list[int] = []
     for index in range(len(dataset)):
-        sample = dataset[index]
+        try:
+            sample = dataset[index]
+        except UserError:  # the part before has said so
+            continue
         if sample.boxes is not None and len(sample.boxes):
             chosen.append(index)
         if len(chosen) == EIGHT:

@@ -68,7 +68,9 @@ def _print_scores(scores: Mapping[str, Any]) -> None:
 def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> int:
     """Score a file of predictions on a split; ``metrics.json`` goes into ``--out``, or beside the file."""
     path = Path(str(extras.predictions))
-    dataset = setup.open_dataset(config, extras.split)
+    train = setup.open_dataset(config, "train")  # whose label map the predictions follow
+    dataset = train if extras.split == "train" else setup.open_dataset(config, extras.split, train.classes)
+    setup.same_labels(task, dataset, task.label_record(train), f"data.{extras.split}", "the training data")
     scores = task.score_file(path, config, dataset, tell)
     folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"
     write_metrics(folder, {"split": extras.split, "predictions": str(path), "model": scores}, [])

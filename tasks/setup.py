@@ -1,5 +1,6 @@
 """From a config to the objects of a run: data sets, loaders, model, device."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -148,8 +149,9 @@ def spread(count: int, limit: int) -> np.ndarray:
 
 def keyed(config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, train: bool) -> KeyedDataset:
     """``dataset`` behind the task's transform, read by (epoch, index)."""
-    optim = config.optim
-    epochs = optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
+    optim, epochs = config.optim, math.inf
+    if train:
+        epochs = optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
     transform = task.transform(config, model, train=train, epochs=epochs)
     return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
 
@@ -188,7 +190,9 @@ def evaluation_loader(
     config: Config, task: TaskSpec, dataset: Dataset, model: Model, rank: int = 0, world: int = 1
 ) -> DataLoader[Batch]:
     """A loader over all of ``dataset``, this process's share of it."""
-    order = np.argsort(aspects(dataset), kind="stable") if config.data.batch_shape == "aspect" else np.arange(len(dataset))
+    # Files to predict do not know their aspects; batches of mixed ones are only padded more.
+    similar = config.data.batch_shape == "aspect" and hasattr(dataset, "aspects")
+    order = np.argsort(aspects(dataset), kind="stable") if similar else np.arange(len(dataset))
     batches = EvaluationBatches(order, config.data.eval_batch_size or config.data.batch_size, rank, world)
     return loader(config, task, keyed(config, task, dataset, model, train=False), model, batches)
 

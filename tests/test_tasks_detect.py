@@ -21,7 +21,7 @@ from tasks.config import parse
 from tasks.data.boxes import BoxTable
 from tasks.data.sampling import Repeated
 from tasks.detect import TASK, main
-from tasks.detection_check import check_headers, check_scores, statistics, truth_as_predictions
+from tasks.detection_check import check_headers, check_scores, quick_checks, statistics, truth_as_predictions
 from tasks.detection_deep import Fingerprints, fingerprint, learn_eight, same_images
 from tasks.setup import make_model, open_dataset, open_splits
 from tasks.telling import Teller
@@ -51,7 +51,7 @@ def validation_images(coco: Path) -> list[str]:
 
 def test_shapes_train_evaluate_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    assert main(["--config", "shapes", *TINY, ""--run.out", str(run)]) == 0
+    assert main(["--config", "shapes", *TINY, "--data.options", "{train: 12, val: 8, test: 8}", "--run.out", str(run)]) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     scores = metrics[metrics["best"]]
     assert 0 <= scores["AP"] <= 1
@@ -364,3 +364,47 @@ def test_an_undefined_score_is_no_success(tmp_path: Path, capsys: pytest.Capture
     said = capsys.readouterr()
     assert "AP undefined" in said.out
     assert "data.test: AP is undefined" in said.err
+
+
+def test_small_sets_are_evaluated_whatever_the_training_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Epochs are counted in training batches alone; files to predict have no aspects to sort by."""
+    root, run = coco_folder(tmp_path / "data"), tmp_path / "run"
+    line = ["--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "128", "--optim.max_steps", "1"]
+    assert main([*line, "--data.batch_size", "6", "--data.limit_val", "3", "--data.batch_shape", "aspect", "--run.out", str(run)]) == 0
+    picture = str(root / "val2017" / "1.png")
+    assert main(["predict", "--checkpoint", str(run), picture, "--out", str(tmp_path / "out"), *QUIET]) == 0
+    assert (tmp_path / "out" / "1.jpg").is_file()
+
+
+def test_unreadable_images_are_skipped_by_the_checks_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = coco_folder(tmp_path)
+    config, model, datasets = loaded(root, "--data.on_error", "skip")
+    (root / "train2017" / "3.png").write_bytes(b"")
+    damaged = root / "train2017" / "4.png"
+    damaged.write_bytes(damaged.read_bytes()[:-2000])
+    said: list[str] = []
+    quick_checks(TASK, config, model, datasets, said.append)  # type: ignore[arg-type]  # all that is asked of a teller here
+    assert any(line.startswith("1 files cannot be read and are skipped") and "3.png" in line for line in said)
+    strict = replace(config, data=replace(config.data, on_error="stop"))
+    with pytest.raises(Exception, match=r"3\.png"):
+        quick_checks(TASK, strict, model, datasets, said.append)  # type: ignore[arg-type]
+
+
+def test_results_files_follow_the_numbering_of_the_training_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pascal VOC numbers its classes by name: a class that the scored split lacks must not shift the others."""
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    for split, names in (("train", ("apple", "banana", "cherry")), ("val", ("banana", "cherry"))):
+        (tmp_path / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{split}{name}\n" for name in names))
+        for name in names:
+            Image.fromarray(np.zeros((50, 60, 3), np.uint8)).save(tmp_path / "JPEGImages" / f"{split}{name}.jpg")
+            box = "<bndbox><xmin>11</xmin><ymin>6</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
+            size = "<size><width>60</width><height>50</height><depth>3</depth></size>"
+            text = f"<annotation>{size}<object><name>{name}</name>{box}</object></annotation>"
+            (tmp_path / "Annotations" / f"{split}{name}.xml").write_text(text)
+    found = [{"image_id": f"val{name}", "category_id": number, "bbox": [10, 5, 20, 35], "score": 0.9} for number, name in
+             ((2, "banana"), (3, "cherry"))]  # fmt: skip
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    line = ["evaluate", "--config", "voc", "--data.root", str(tmp_path), "--predictions", str(tmp_path / "found.json"), *QUIET]
+    assert main(line) == 0
+    assert "AP 1\n" in capsys.readouterr().out
