@@ -13,6 +13,7 @@ from torch import Tensor
 _EPSILON = 1e-7  # added to sides before they divide or a logarithm is taken (effdet ``box_coder.py``)
 POSITIVE_IOU = 0.5
 """An anchor that overlaps a box this much is to predict it; there is no band of anchors left out below."""
+_MOST_PAIRS = 2**28  # boxes times anchors whose overlaps are held at once: 1 GB each
 CROWD_SHARE = 0.5
 """An anchor that lies in a crowd with more than this share of its area says nothing about the background."""
 
@@ -103,8 +104,19 @@ def assign(anchors: Tensor, boxes: Tensor, usable: Tensor, crowd: Tensor | None 
     the anchor that overlaps it most, however little, even if that one has another match; of boxes that ask for the same
     anchor the first gets it. Anchors without a match that lie in a ``crowd`` box (bool [B, M]) are ignored.
 
-    Memory: three float tensors [B, M, A].
+    Memory: three float tensors [b, M, A], of as many images b at once as keep each below :data:`_MOST_PAIRS` values.
     """
+    at_once = max(1, _MOST_PAIRS // (boxes.shape[1] * len(anchors)))
+    if len(boxes) <= at_once:
+        return _assign(anchors, boxes, usable, crowd)
+    groups = [slice(first, first + at_once) for first in range(0, len(boxes), at_once)]
+    parts = [_assign(anchors, boxes[rows], usable[rows], None if crowd is None else crowd[rows]) for rows in groups]
+    ignored = [part.ignored for part in parts if part.ignored is not None]
+    return Assignment(torch.cat([part.match for part in parts]), torch.cat(ignored) if ignored else None)
+
+
+def _assign(anchors: Tensor, boxes: Tensor, usable: Tensor, crowd: Tensor | None) -> Assignment:
+    """As :func:`assign`, all images at once."""
     iou = pairwise_iou(boxes, anchors)
     iou.masked_fill_(~usable[..., None], -1.0)
     overlap, nearest = iou.max(1)

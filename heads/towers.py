@@ -42,7 +42,16 @@ class Tower(Foldable):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """One map [B, channels, h, w] per level to [B, A, outputs], A = anchors of all cells of all levels: finest level
         first, in a level row by row, in a cell anchor by anchor."""
-        return torch.cat([self._flat(self.predict(self._level(x, level))) for level, x in enumerate(maps)], 1)
+        return torch.cat([self._flat(self._predicted(self._level(x, level))) for level, x in enumerate(maps)], 1)
+
+    def _predicted(self, x: Tensor) -> Tensor:
+        """The last layer, in float32 under autocast too: with the 8 bits of bfloat16 most scores of an image would tie."""
+        if not torch.is_autocast_enabled(x.device.type):
+            out: Tensor = self.predict(x)
+            return out
+        with torch.autocast(x.device.type, enabled=False):
+            exact: Tensor = self.predict(x.float())
+        return exact
 
     def _level(self, x: Tensor, level: int) -> Tensor:
         for depthwise, pointwise, norms in zip(self.depthwise, self.pointwise, self.bn, strict=True):

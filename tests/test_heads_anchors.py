@@ -166,3 +166,26 @@ def test_a_batch_gives_what_its_images_give() -> None:
         assert torch.equal(assign(ANCHORS, batch[i : i + 1], usable[i : i + 1]).match[0], expected[i])
     assert (together[1] == -1).all()
     assert together[2].max() == 2
+
+
+def test_assignment_in_groups_of_images_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit in memory at once is matched image group by image group."""
+    from heads import anchors as module
+
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(5, 7, 2, generator=generator) * 100
+    boxes = torch.cat([corners, corners + 5 + torch.rand(5, 7, 2, generator=generator) * 60], 2)
+    usable, crowd = torch.rand(5, 7, generator=generator) > 0.2, torch.rand(5, 7, generator=generator) > 0.7
+    grid = anchor_grid((128, 128), [(16, 16), (8, 8)], torch.tensor(anchor_shapes(4.0, 3, [(1.0, 1.0), (1.4, 0.7)])))
+    whole = [assign(grid, boxes, usable & ~crowd, c) for c in (crowd, None)]
+    calls = []
+    honest = module._assign
+    monkeypatch.setattr(module, "_assign", lambda *arguments: calls.append(1) or honest(*arguments))
+    monkeypatch.setattr(module, "_MOST_PAIRS", 2 * 7 * len(grid))
+    grouped = [assign(grid, boxes, usable & ~crowd, c) for c in (crowd, None)]
+    assert len(calls) == 6  # 2 + 2 + 1 images, twice
+    for one, other in zip(whole, grouped, strict=True):
+        assert torch.equal(one.match, other.match)
+        assert (one.ignored is None) == (other.ignored is None)
+    assert torch.equal(whole[0].ignored, grouped[0].ignored)
+    assert whole[0].ignored.any()

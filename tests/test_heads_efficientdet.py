@@ -378,7 +378,6 @@ def test_half_precision_leaves_the_anchors_alone() -> None:
     with torch.no_grad():
         expected = model(images).anchors
         raw = model.bfloat16()(images)
-    assert raw.logits.dtype == torch.bfloat16
     assert raw.anchors.dtype == torch.float32
     assert torch.equal(raw.anchors, expected)
     assert model.predict(images).scores.dtype == torch.float32
@@ -484,7 +483,6 @@ def test_losses_are_float32_under_autocast() -> None:
         raw = model(images)
         losses = model.head.loss(raw, targets, ImageSizes.of(images))
         found = model.head.predict(raw, ImageSizes.of(images))
-    assert raw.logits.dtype == torch.bfloat16
     assert raw.anchors.dtype == found.boxes.dtype == found.scores.dtype == torch.float32
     assert {value.dtype for value in losses.values()} == {torch.float32}
 
@@ -725,3 +723,16 @@ def test_the_backbone_must_fit_the_levels() -> None:
         EfficientDetHead(odd, 3)
     assert EfficientDetHead.requires(levels=[2, 3, 4]).levels == ("C2", "C3", "C4")
     assert EfficientDetHead.requires(variant="d7x").levels == ("C3", "C4", "C5")
+
+
+def test_scores_keep_their_digits_under_autocast() -> None:
+    """In bfloat16 a hundred scores would share a few dozen values, and ties would decide the order."""
+    model = tiny(8).train()  # statistics of the batch: an untrained network in eval mode says the same everywhere
+    head = model.head
+    assert isinstance(head, EfficientDetHead)
+    torch.nn.init.normal_(head.class_net.predict.pointwise.weight, std=0.3)
+    images = torch.rand(2, 3, 128, 128)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        raw = model(images)
+    assert raw.logits.dtype == raw.deltas.dtype == torch.float32
+    assert len(raw.logits.unique()) > 0.9 * raw.logits.numel()

@@ -408,3 +408,20 @@ def test_results_files_follow_the_numbering_of_the_training_data(tmp_path: Path,
     line = ["evaluate", "--config", "voc", "--data.root", str(tmp_path), "--predictions", str(tmp_path / "found.json"), *QUIET]
     assert main(line) == 0
     assert "AP 1\n" in capsys.readouterr().out
+
+
+def test_boxes_thinner_than_a_pixel_are_scored_but_not_trained_on(tmp_path: Path) -> None:
+    def slim(content: dict[str, Any]) -> None:
+        content["annotations"][0]["bbox"] = [20, 5, 0.8, 30]
+
+    root = coco_folder(tmp_path, slim)
+    path = root / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    slim(content)
+    path.write_text(json.dumps(content))
+    config, model, datasets = loaded(root)
+    assert len(datasets["train"].table.boxes) == 5
+    assert datasets["train"].table.repairs.counts["thin"] == 1
+    assert len(datasets["val"].table.boxes) == 6
+    assert [20, 5, 0.8, 30] in datasets["val"].table.boxes.tolist()
+    check_scores(TASK, config, model, datasets["val"], "val")

@@ -11,7 +11,7 @@ from effbackbones.errors import UserError, nearest
 from tasks.data.boxes import BoxDataset, BoxTable
 from tasks.data.files import ImageReader, PackedNames
 from tasks.data.imagefiles import header_sizes
-from tasks.data.repairs import RepairCount, mend, refuse_bad_boxes
+from tasks.data.repairs import MIN_SIDE, RepairCount, mend, refuse_bad_boxes
 from tasks.settings import DataConfig
 
 CLASS_OPTIONS = ("classes", "rename")
@@ -134,7 +134,8 @@ def open_boxes(
     labels[chosen] = np.arange(len(chosen))
     category_ids = tuple(said.category_ids[k] for k in chosen.tolist())
     said = replace(said, categories=labels[said.categories], names=wanted, category_ids=category_ids)
-    table = mended_table(said, root, allow_bad=data.allow_bad_boxes)
+    # Scored boxes stay as thin as they are, as in COCO's own scorer; to train on less than a pixel makes no sense.
+    table = mended_table(said, root, allow_bad=data.allow_bad_boxes, min_side=MIN_SIDE if split == "train" else 0.0)
     if split in ("train", "val"):
         _refuse_nothing(said, table, split)
     if split == "train" and not data.keep_empty:
@@ -150,14 +151,14 @@ def _completed(said: Annotations, root: Path, data: DataConfig) -> NDArray[np.in
     return sizes
 
 
-def mended_table(said: Annotations, root: Path, *, allow_bad: bool = False) -> BoxTable:
+def mended_table(said: Annotations, root: Path, *, allow_bad: bool = False, min_side: float = MIN_SIDE) -> BoxTable:
     """The table of mended boxes; ``said.categories`` are labels, -1 what is left out. Too many bad boxes raise
     :class:`UserError` unless ``allow_bad``."""
     order = np.argsort(said.owner, kind="stable")
     used = said.categories >= 0
     sides = np.where(said.sizes > 0, said.sizes, np.inf)[said.owner][:, ::-1]
     count = RepairCount(said.record)
-    boxes, keep = mend(said.boxes, sides, used, count)
+    boxes, keep = mend(said.boxes, sides, used, count, min_side)
     area = boxes[:, 2] * boxes[:, 3]
     count.add("other_class", ~used)
     for kind, rows in said.assumed.items():

@@ -83,12 +83,13 @@ class RepairCount:
 
 
 def mend(
-    boxes: NDArray[np.float64], sides: NDArray[np.float64], used: Rows, count: RepairCount
+    boxes: NDArray[np.float64], sides: NDArray[np.float64], used: Rows, count: RepairCount, min_side: float = MIN_SIDE
 ) -> tuple[NDArray[np.float64], Rows]:
     """Boxes clipped to their images, and which of them to keep.
 
     ``boxes`` [N, 4] as x, y, width, height, finite; ``sides`` [N, 2], width and height of the image of each, infinite where
-    unknown; ``used`` [N], the boxes asked for: no others are counted or kept. A box inside of its image stays bit by bit.
+    unknown; ``used`` [N], the boxes asked for: no others are counted or kept. A box inside of its image
+    stays bit by bit. Sides under ``min_side`` pixels are too thin.
     """
     with np.errstate(over="ignore"):  # a sum beyond the largest number is infinite, and clipped
         low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
@@ -100,7 +101,7 @@ def mend(
     extent = np.where(outwards, np.clip(high, 0, sides) - corner, boxes[:, 2:])
     mended = np.concatenate([np.where(outwards, corner, low), extent], 1)
     outside = over & (extent <= 0).any(1)
-    thin = ~empty & ~outside & (extent < MIN_SIDE - _ROUNDING).any(1)
+    thin = ~empty & ~outside & (extent < min_side - _ROUNDING).any(1)
     keep = used & ~(empty | outside | thin)
     for kind, rows in (("clipped", over & keep), ("empty", empty & used), ("outside", outside & used), ("thin", thin & used)):
         count.add(kind, rows)
