@@ -77,7 +77,8 @@ class Detection(TaskSpec):
     def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
         from tasks.detection_metrics import DetectionMetrics
 
-        return DetectionMetrics(classes)
+        most = config.model.head_options.get("max_detections", 100)
+        return DetectionMetrics(classes, max_dets=most if isinstance(most, int) else 100)
 
     def scored(self, batch: "Batch", predictions: "Detections") -> tuple[Any, Any]:
         from tasks.detection_results import restore

@@ -425,3 +425,8 @@ def test_boxes_thinner_than_a_pixel_are_scored_but_not_trained_on(tmp_path: Path
     assert len(datasets["val"].table.boxes) == 6
     assert [20, 5, 0.8, 30] in datasets["val"].table.boxes.tolist()
     check_scores(TASK, config, model, datasets["val"], "val")
+
+
+def test_scores_are_for_as_many_detections_as_the_head_gives() -> None:
+    config = parse("detect", ["--config", "coco", *SMALL, "--model.head_options.max_detections", "300"]).config
+    assert TASK.metrics(config, ("a", "b")).max_dets == (1, 10, 300)  # type: ignore[attr-defined]

@@ -159,7 +159,8 @@ def mended_table(said: Annotations, root: Path, *, allow_bad: bool = False, min_
     sides = np.where(said.sizes > 0, said.sizes, np.inf)[said.owner][:, ::-1]
     count = RepairCount(said.record)
     boxes, keep = mend(said.boxes, sides, used, count, min_side)
-    area = boxes[:, 2] * boxes[:, 3]
+    with np.errstate(over="ignore"):  # sides of a size that no image has, where the image's is not known
+        area = boxes[:, 2] * boxes[:, 3]
     count.add("other_class", ~used)
     for kind, rows in said.assumed.items():
         count.add(kind, rows & keep)
