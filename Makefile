@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := passive
 .PHONY: demo test lint help
 
 help:
-	@echo "make demo    train a detector on drawn shapes for about two minutes, evaluate, write a report"
+	@echo "make demo    train a detector on drawn shapes for about three minutes, evaluate, write a report"
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff and mypy"
 

@@ -88,7 +88,7 @@ class Detection(TaskSpec):
     def score_file(self, path: Path, config: "Config", dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
         from tasks.detection_check import score_results
 
-        return score_results(path, dataset, tell)
+        return score_results(self, config, path, dataset, tell)
 
     def label_record(self, dataset: Dataset) -> dict[str, Any]:
         return {"category_ids": list(category_ids(dataset))}

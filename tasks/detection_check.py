@@ -5,7 +5,7 @@ Everything here goes through the same transform, collation and restoration as tr
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from effbackbones.contracts import BoxTargets, Detections, Head, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan, Size
-from effbackbones.images import image_size
 from effbackbones.model import Model
 from tasks import setup
 from tasks.config import Config
 from tasks.data.boxes import BoxTable
+from tasks.data.imagefiles import header_sizes
 from tasks.data.sampling import Repeated
 from tasks.detection_metrics import DetectionMetrics
 from tasks.detection_report import BoxStatistics
@@ -50,40 +50,31 @@ def quick_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping
             for line in (table.summary(), *table.repairs.lines()):
                 tell(f"{split}: {line}")
             check_headers(table, config.data.on_error, tell)
-    _tell_coverage(statistics(task, config, model, datasets["train"]), config, model, tell)
+    _tell_coverage(statistics(task, config, model, datasets["train"]), model, tell)
     for split, dataset in datasets.items():
         check_scores(task, config, model, dataset, split)
 
 
 def check_headers(table: BoxTable, on_error: str = "stop", tell: Tell = print) -> None:
-    """Hold the sizes that annotations claim against the headers of the files; the first that differs raises :class:`UserError`.
+    """Hold the sizes that annotations claim against the headers of the files; those that differ raise :class:`UserError`,
+    which names the first.
 
     Files that cannot be read raise it too, or with ``on_error`` ``skip`` are told by their number.
     """
-    claimed = np.asarray(table.sizes)
-    known = np.flatnonzero((claimed > 0).all(1))
-
-    def differs(index: int) -> str | None:
-        path, size = table.path(index), (int(claimed[index, 0]), int(claimed[index, 1]))
-        try:
-            found = image_size(path)
-            if size in (found, found[::-1]) and (size == found or size == image_size(path, exif="ignore")):
-                return None
-        except UserError as error:
-            if on_error == "stop":
-                raise
-            unreadable.append(str(error))
-            return None
-        return f"{path}: the annotations say {size[1]} x {size[0]} pixels, the file {found[1]} x {found[0]}"
-
-    unreadable: list[str] = []
-    with ThreadPoolExecutor(8) as pool:
-        wrong = [text for text in pool.map(differs, known.tolist(), chunksize=256) if text]
-    if unreadable:
-        tell(f"{len(unreadable)} files cannot be read and are skipped; one of them: {unreadable[0]}")
-    if wrong:
+    known = np.flatnonzero((table.sizes > 0).all(1))
+    found = header_sizes([table.path(index) for index in known.tolist()], "apply", on_error)
+    unreadable = (found < 0).any(1)
+    if unreadable.any():
+        tell(f"{unreadable.sum()} files cannot be read and are skipped; one of them: {table.path(int(known[unreadable][0]))}")
+    odd = np.flatnonzero((found != table.sizes[known]).any(1) & ~unreadable)
+    # Boxes may have been drawn on an image that was not yet turned; the reader finds that out too.
+    unturned = header_sizes([table.path(index) for index in known[odd].tolist()], "ignore", on_error)
+    wrong = odd[(unturned != table.sizes[known[odd]]).any(1)]
+    if len(wrong):
+        index, (height, width) = int(known[wrong[0]]), found[wrong[0]].tolist()
         more = f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else ""
-        raise UserError(wrong[0] + more, "boxes would lie elsewhere", "correct width and height, or the file")
+        claimed = f"the annotations say {table.sizes[index, 1]} x {table.sizes[index, 0]} pixels, the file {width} x {height}{more}"
+        raise UserError(table.path(index), f"{claimed}; boxes would lie elsewhere", "correct width and height, or the file")
 
 
 def statistics(task: TaskSpec, config: Config, model: Model, dataset: Dataset) -> BoxStatistics:
@@ -166,7 +157,7 @@ def _best_ious(head: Head, chunk: _Chunk, size: Size) -> NDArray[np.float64]:
     return ious
 
 
-def _tell_coverage(found: BoxStatistics, config: Config, model: Model, tell: Tell) -> None:
+def _tell_coverage(found: BoxStatistics, model: Model, tell: Tell) -> None:
     """Say how well the anchors fit, and which would fit better."""
     if not len(found.best_iou):
         return
@@ -186,7 +177,6 @@ def _tell_coverage(found: BoxStatistics, config: Config, model: Model, tell: Tel
 def check_scores(task: TaskSpec, config: Config, model: Model, dataset: Dataset, split: str, limit: int = READ) -> None:
     """The truth, sent as predictions through loader, resizing, restoration and scorer, must give AP 1."""
     view = Repeated(dataset, setup.spread(len(dataset), limit))
-    metric: DetectionMetrics | None = None
     batches = [
         (batch, truth_as_predictions(batch.targets))
         for batch in setup.evaluation_loader(_in_process(config), task, view, model)
@@ -218,8 +208,6 @@ def truth_as_predictions(targets: BoxTargets) -> Detections:
 
 def _in_process(config: Config) -> Config:
     """The config with a loader that starts no processes: a few images are not worth them."""
-    from dataclasses import replace
-
     return replace(config, data=replace(config.data, workers=0))
 
 
@@ -237,7 +225,7 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
     return path
 
 
-def score_results(path: Path, dataset: Dataset, tell: Tell) -> dict[str, Any]:
+def score_results(task: TaskSpec, config: Config, path: Path, dataset: Dataset, tell: Tell) -> dict[str, Any]:
     """Scores of a COCO results file on a data set that has a table."""
     from tasks.detection_results import read_results
 
@@ -247,8 +235,6 @@ def score_results(path: Path, dataset: Dataset, tell: Tell) -> dict[str, Any]:
     for line in table.repairs.lines():
         tell(line)
     detections = read_results(path, table, tell)
-    metric = DetectionMetrics(dataset.classes)
+    metric = task.metrics(config, dataset.classes)
     metric.update(detections, [table.truth(index) for index in range(len(table))])
     return dict(metric.compute())
-
-

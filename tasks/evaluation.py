@@ -15,6 +15,7 @@ from effbackbones.model import Model
 from tasks import setup
 from tasks.config import Config
 from tasks.data.batch import Batch, SkipCount
+from tasks.resume import Share
 from tasks.spec import Dataset, Observer, TaskSpec
 from tasks.telling import Teller
 
@@ -63,11 +64,15 @@ def readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
 
 
 def score_model(
-    task: TaskSpec, config: Config, model: Model, *, dataset: Dataset, classes: tuple[str, ...], device: torch.device, tell: Teller
-) -> tuple[dict[str, Any], Any]:
-    """Scores of a model over a data set, and what the task's observer collected for the report."""
-    observer = task.observer(config, classes)
-    loader = setup.evaluation_loader(config, task, dataset, model)
+    task: TaskSpec, config: Config, model: Model, *, dataset: Dataset, classes: tuple[str, ...], device: torch.device, tell: Teller,
+    share: Share | None = None, observe: bool = True,
+) -> tuple[dict[str, Any], Any]:  # fmt: skip
+    """Scores of a model over a data set, and what the task's observer collected for the report, if it is to ``observe``.
+
+    Where several processes score together each gives its ``share``.
+    """
+    share, observer = share or Share(), task.observer(config, classes) if observe else None
+    loader = setup.evaluation_loader(config, task, dataset, model, share.rank, share.world)
     metric = task.metrics(config, classes).to(device)
     observers = [observer] if observer else []
     arithmetic = partial(setup.autocast, config, device)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from effbackbones.model import Model
 from tasks import processes, setup
 from tasks.config import Config, to_mapping
 from tasks.engine import Engine
-from tasks.evaluation import evaluate, score_model
+from tasks.evaluation import score_model
 from tasks.report import environment, write_metrics
 from tasks.rundir import BEST
 from tasks.spec import Dataset, TaskSpec
@@ -55,21 +54,21 @@ class Judge:
         main = "ema" if engine.ema else "raw"
         scores = self._scores(main)
         self._keep_if_best(scores, main)
-        row |= _numbers(scores, "")
+        row |= {f"val_{name}": value for name, value in _numbers(scores).items()}
         if engine.ema and engine.step >= engine.plan.total:
-            row |= _numbers(self._scores("raw"), "_raw")
+            row |= {f"val_{name}_raw": value for name, value in _numbers(self._scores("raw")).items()}
         row["weights"] = main
         return {"best": state.best_weights, state.best_weights: scores}
 
     def _scores(self, weights: str) -> dict[str, Any]:
-        engine, dataset = self.engine, self.datasets["val"]
-        share = engine.share
-        loader = setup.evaluation_loader(self.config, self.task, dataset, engine.model, share.rank, share.world)
-        metric = self.task.metrics(self.config, self.classes).to(self.device)
         with self._weights(weights):
-            batches = self.tell.watch(loader, f"evaluate {weights}")
-            arithmetic = partial(setup.autocast, self.config, self.device)
-            return evaluate(self.task, engine.model, batches, metric, samples=len(dataset), device=self.device, autocast=arithmetic)
+            return self._scored(self.engine.model, "val", share=self.engine.share, observe=False)[0]
+
+    def _scored(self, model: Model, split: str, **how: Any) -> tuple[dict[str, Any], Any]:
+        dataset = self.datasets[split]
+        return score_model(
+            self.task, self.config, model, dataset=dataset, classes=self.classes, device=self.device, tell=self.tell, **how
+        )  # fmt: skip
 
     def _weights(self, name: str) -> AbstractContextManager[None]:
         """Inside, the model has the weights called ``ema`` or ``raw``."""
@@ -89,9 +88,8 @@ class Judge:
 
     def _write_best(self, scores: Mapping[str, Any]) -> None:
         model = self.engine.model
-        numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
         provenance = self.label_record | {"step": self.engine.step}
-        save_model(model, self.folder / BEST, classes=self.classes, metrics=numbers, provenance=provenance)
+        save_model(model, self.folder / BEST, classes=self.classes, metrics=_numbers(scores), provenance=provenance)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Evaluate the best weights on the test split (validation, if there is none), and write metrics and report."""
@@ -100,14 +98,12 @@ class Judge:
             return
         best = load_model(self.folder / BEST).to(self.device)
         split = "test" if "test" in self.datasets else "val"
-        dataset = self.datasets[split]
-        score = partial(score_model, self.task, self.config, dataset=dataset, classes=self.classes, device=self.device, tell=self.tell)
-        scores, observer = score(best)
+        scores, observer = self._scored(best, split)
         results = {"finished": True, "split": split, "best": self.state.best_weights, self.state.best_weights: scores}
         if self.engine.ema:
             other = "raw" if self.state.best_weights == "ema" else "ema"
             with self._weights(other):  # as they are at the end
-                results[other] = score(self.engine.model.to(self.device))[0]
+                results[other] = self._scored(self.engine.model.to(self.device), split, observe=False)[0]
         summary = {
             "config": to_mapping(self.config), "history": self.state.history, "results": results,
             "facts": {**self._facts(best, split), **facts, **environment()},
@@ -137,5 +133,5 @@ class Judge:
         }
 
 
-def _numbers(scores: Mapping[str, Any], suffix: str) -> dict[str, float]:
-    return {f"val_{name}{suffix}": value for name, value in scores.items() if isinstance(value, (int, float))}
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if isinstance(value, (int, float))}
