@@ -11,14 +11,13 @@ quoted; on a busy one differences under 5 % mean nothing, and without the waitin
 
 import argparse
 import os
-import statistics
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 
 import effdet
 import torch
 from effdet.bench import DetBenchPredict, DetBenchTrain
+from interleaved import compare
 from torch import Tensor, nn
 
 from effbackbones import BoxTargets, build_model
@@ -85,19 +84,6 @@ def boxes(batch: int, side: int) -> BoxTargets:
     extent = 0.05 + 0.35 * torch.rand(batch, BOXES, 2)
     labels = torch.randint(CLASSES, (batch, BOXES))
     return BoxTargets(torch.cat([corner, corner + extent], 2) * side, labels, torch.zeros_like(labels, dtype=torch.bool))
-
-
-def compare(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> tuple[float, float, list[float]]:
-    """Median seconds of both, and the quartiles of their ratio, over interleaved rounds after one to warm up."""
-    seconds: dict[Callable[[], None], list[float]] = {ours: [], theirs: []}
-    for number in range(rounds + 1):
-        for run in (ours, theirs) if number % 2 else (theirs, ours):
-            start = time.perf_counter()
-            run()
-            if number:
-                seconds[run].append(time.perf_counter() - start)
-    ratios = [a / b for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
-    return statistics.median(seconds[ours]), statistics.median(seconds[theirs]), statistics.quantiles(ratios, n=4)
 
 
 def report(case: str, figures: tuple[float, float, list[float]]) -> None:

@@ -5,7 +5,7 @@ what had to be assumed (mean and std) is named in :attr:`Pretrained.assumed`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,6 @@ def read_weights(
     if spec is None:
         spec = default_image_spec(scaling(backbone))
         sentences += (f"{path} does not say its mean and std: assumed {spec.mean} and {spec.std}; image_spec= says otherwise",)
-        if parts.detector:
-            size = next((s.image_spec.size for s in sources_for(backbone) if s.ap is not None), spec.size)
-            spec = replace(spec, size=size, interpolation="bilinear", crop_fraction=1.0, crop_mode="letterbox")
     if source and not source.verifiable:
         sentences += (f"no hash of {source.file} is published: it is held to what was first fetched",)
     if parts.detector:

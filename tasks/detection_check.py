@@ -47,7 +47,7 @@ def quick_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping
     for split, dataset in datasets.items():
         table = getattr(dataset, "table", None)
         if isinstance(table, BoxTable):
-            for line in (table.summary(), *table.repairs.lines()):
+            for line in table.repairs.lines():
                 tell(f"{split}: {line}")
             check_headers(table, config.data.on_error, tell)
     _tell_coverage(statistics(task, config, model, datasets["train"]), model, tell)

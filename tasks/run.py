@@ -236,7 +236,9 @@ def _beside(checkpoint: str | None) -> Path:
 
 
 def _class_counts(dataset: Any, limit: int = 2000) -> str:
-    """How often each class occurs, over at most ``limit`` samples spread over the set."""
+    """How often each class occurs, over at most ``limit`` samples spread over the set; all of them, where it has a table."""
+    if hasattr(dataset, "table"):
+        return str(dataset.table.summary())
     view = dataset if len(dataset) <= limit else Repeated(dataset, setup.spread(len(dataset), limit))
     counts: Counter[str] = Counter()
     for index in range(len(view)):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests_support import one_line
 from torch import Tensor, nn
 
 from effbackbones import build_model, create_backbone, hub, save_model, weights
@@ -93,14 +94,6 @@ def counts(model: nn.Module) -> list[list[int]]:
     """Loaded, re-initialised, unused: by part."""
     rows = model.provenance["loaded"].splitlines()[1:]  # type: ignore[union-attr, operator]
     return [[int(word) for word in re.search(r"  +(\d+)  +(\d+)  +(\d+)", row).groups()] for row in rows]
-
-
-def one_line(error: pytest.ExceptionInfo[UserError], *words: str) -> None:
-    text = str(error.value)
-    assert "\n" not in text, text
-    assert len(text) <= 300, text
-    for word in words:
-        assert word in text
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests_support import one_line
 from torch import Tensor, nn
 
 from effbackbones import build_model, dialects, hub, weights
@@ -313,14 +314,6 @@ def test_background_class_is_dropped_and_said(tmp_path):
     assert torch.equal(found.tail["fc.weight"], state["classifier.1.weight"][1:])
     assert found.tail["fc.bias"].shape == (1000,)
     assert any("1001 classes" in sentence for sentence in found.assumed)
-
-
-def one_line(error: pytest.ExceptionInfo[UserError], *words: str) -> None:
-    text = str(error.value)
-    assert "\n" not in text, text
-    assert len(text) <= 300, text
-    for word in words:
-        assert word in text
 
 
 def test_weights_of_another_variant_name_both(tmp_path, torchvision_b0):
