@@ -20,7 +20,7 @@ from effbackbones.geometry import ResizePlan, Size
 from effbackbones.model import Model
 from tasks import setup
 from tasks.config import Config
-from tasks.data.boxes import BoxTable
+from tasks.data.boxes import BoxTable, xyxy
 from tasks.data.imagefiles import header_sizes
 from tasks.data.sampling import Repeated
 from tasks.detection_metrics import DetectionMetrics
@@ -130,9 +130,7 @@ def _boxes_of(dataset: Dataset, index: int) -> tuple[NDArray[np.float32], Size]:
     table = getattr(dataset, "table", None)
     if isinstance(table, BoxTable) and (table.sizes[index] > 0).all():
         rows = table.rows(index)
-        xywh = table.boxes[rows][~table.crowd[rows]]
-        boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).astype(np.float32)
-        return boxes, (int(table.sizes[index, 0]), int(table.sizes[index, 1]))
+        return xyxy(table.boxes[rows][~table.crowd[rows]]).astype(np.float32), (int(table.sizes[index, 0]), int(table.sizes[index, 1]))
     sample = dataset[index]
     height, width = sample.image.shape[:2]
     if sample.boxes is None:

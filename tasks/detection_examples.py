@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from effbackbones.geometry import resize
 from tasks.boxdrawing import Picture, Style, draw_boxes, rgb
 from tasks.data.batch import Truth
+from tasks.data.boxes import xyxy
 from tasks.detection_metrics import CONFIDENT, Matches, match_image
 from tasks.detection_results import ImageDetections, finite_rows, restore
 
@@ -141,11 +142,6 @@ def confident(found: ImageDetections, threshold: float = CONFIDENT) -> ImageDete
     """The detections with a score of at least ``threshold``; none that is not finite."""
     rows = finite_rows(found.boxes, found.scores) & (found.scores >= threshold)
     return replace(found, boxes=found.boxes[rows], scores=found.scores[rows], labels=found.labels[rows])
-
-
-def xyxy(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Corners [n, 4] of boxes [n, 4] given as x, y, width, height."""
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
 
 
 def _in_window(boxes: NDArray[np.float64], meta: "ImageMeta") -> NDArray[np.float64]:

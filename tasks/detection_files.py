@@ -16,7 +16,8 @@ from effbackbones.geometry import Pixels
 from effbackbones.images import MAX_PIXELS, read_image
 from effbackbones.tensorfile import write_atomically
 from tasks.boxdrawing import Picture, draw_boxes
-from tasks.detection_examples import confident, xyxy
+from tasks.data.boxes import xyxy
+from tasks.detection_examples import confident
 from tasks.detection_metrics import CONFIDENT
 from tasks.detection_results import ImageDetections, restore, write_results
 

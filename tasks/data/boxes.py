@@ -131,8 +131,7 @@ class BoxDataset:
         truth = table.truth(index)
         if min(claimed) > 0 and (height, width) != claimed:
             truth = _reduced(truth, width / claimed[1], height / claimed[0])
-        corners = np.concatenate([truth.boxes[:, :2], truth.boxes[:, :2] + truth.boxes[:, 2:]], 1)
-        boxes = np.clip(corners, 0, [width, height, width, height]).astype(np.float32)
+        boxes = np.clip(xyxy(truth.boxes), 0, [width, height, width, height]).astype(np.float32)
         return Sample(image, table.ids[index], path, boxes=boxes, box_labels=truth.labels.copy(), crowd=truth.crowd.copy(), truth=truth)
 
     def _image(self, path: str, claimed: Size) -> Pixels:
@@ -150,6 +149,11 @@ class BoxDataset:
     def _fits(self, found: tuple[int, ...], claimed: Size) -> bool:
         factors = _REDUCTIONS if self.reader.at_least else (1,)
         return any(tuple(found) == tuple(-(-side // factor) for side in claimed) for factor in factors)
+
+
+def xyxy(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Corners [n, 4] of boxes [n, 4] given as x, y, width, height."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
 
 
 def _reduced(truth: Truth, across: float, down: float) -> Truth:
