@@ -8,10 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from effbackbones.checkpoint import plain
 from effbackbones.contracts import Backbone, BackboneNeeds, FeatureSpec, Head, ImageSpec
 from effbackbones.efficientnet import EfficientNet, Numerics
 from effbackbones.errors import UserError, nearest
-from effbackbones.model import Model, MultiHead, combine_needs
+from effbackbones.model import Model
+from effbackbones.multihead import LossWeights, MultiHead, combine_needs
 from effbackbones.registry import BACKBONES, DEFAULT_CLASSES, DEFAULT_HEADS, HEADS, TASKS
 from effbackbones.scaling import in_between
 from effbackbones.transfer import MAP_OPTIONS, build_head, named_for, provenance, say_backbone, take_over
@@ -178,16 +180,20 @@ def build_model(
     weights: str | Path | None = None,
     backbone_options: Mapping[str, Any] | None = None,
     head_options: Mapping[str, Any] | None = None,
+    loss_weights: LossWeights = None,
 ) -> Model:
     """Build a model: a head for ``task`` (``cls``, ``det``, ``seg``, or a registered word) on a backbone.
 
-    With several tasks the heads share the backbone, and ``head``, ``num_classes`` and ``head_options`` are dicts by task.
+    With several tasks the heads share the backbone, ``head``, ``num_classes`` and ``head_options`` are dicts by task, and
+    ``loss_weights`` says how their losses are weighed (a dict or ``"uncertainty"``, see :class:`MultiHead`).
     ``head`` and ``num_classes`` default to the task's (1000, 80, 21). ``weights`` as in :func:`create_backbone`; parts of the
     file that fit the head by name and shape, such as a published classifier, are taken over, and a published detector decides
     the head's options that are not given. What was loaded, assumed and left out is in ``model.provenance``. Explicit
-    ``backbone_options`` win over what the head asks for.
+    ``backbone_options`` win over what the head asks for. Options that a model file cannot hold raise :class:`UserError`.
     """
     several = not isinstance(task, str)
+    if loss_weights is not None and not several:
+        raise UserError("loss_weights", "a model of one task has nothing to weigh", "leave it out, or give several tasks")
     tasks = [TASKS.canonical(word) for word in ([task] if isinstance(task, str) else task)]
     chosen, counts, options = (
         _by_task(name, value, tasks, several)
@@ -202,7 +208,10 @@ def build_model(
         weights = named_for(weights, plan.name, plan.options)
     network, pretrained, settled = _create(backbone, weights, explicit, wanted)
     heads = {t: plan.build(network.feature_spec, pretrained) for t, plan in plans.items()}
-    top = MultiHead(network.feature_spec, heads) if several else heads[tasks[0]]
+    if isinstance(loss_weights, Mapping):
+        by_task = _by_task("loss_weights", loss_weights, tasks, several)
+        loss_weights = {t: factor for t, factor in by_task.items() if factor is not None}
+    top = MultiHead(network.feature_spec, heads, loss_weights) if several else heads[tasks[0]]
     config = {
         "task": tasks if several else tasks[0],
         "backbone": BACKBONES.canonical(backbone),
@@ -210,7 +219,10 @@ def build_model(
         "num_classes": _gather(plans, "num_classes", several),
         "backbone_options": _to_json({**explicit, **settled}),
         "head_options": _gather(plans, "options", several),
+        **({"loss_weights": loss_weights} if several else {}),
     }
+    for key, value in config.items():
+        plain(value, key, finite=True)  # what it cannot be rebuilt from, a training run should not learn at its first save
     model = Model(network, top, config=config)
     if pretrained:
         take_over(model, pretrained)

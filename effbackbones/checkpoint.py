@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from effbackbones import dialects
-from effbackbones.contracts import ImageSpec
+from effbackbones.contracts import Classes, ImageSpec, class_names
 from effbackbones.errors import UserError
 from effbackbones.tensorfile import header, pack, read_bytes, read_tensors, write_atomically
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from effbackbones.model import Model
 
 FORMAT, FORMAT_VERSION = "effbackbones", 1
-_CONFIG_KEYS = ("task", "backbone", "head", "num_classes", "backbone_options", "head_options")
+_CONFIG_KEYS = ("task", "backbone", "head", "num_classes", "backbone_options", "head_options", "loss_weights")
 _SPARE, _GENEROSITY = 1 << 28, 4
 """Memory that building a model may take: bytes, and bytes per byte of its tensors."""
 _LIBRARIES = ("effbackbones", "torch", "timm")
@@ -43,7 +43,7 @@ class Description:
     config: dict[str, Any]
     image_spec: ImageSpec
     numerics: dict[str, Any] | None
-    classes: tuple[str, ...] | None
+    classes: Classes | None
     metrics: dict[str, Any]
     provenance: dict[str, Any]
 
@@ -62,13 +62,14 @@ class Description:
             spec: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record["image_spec"].items()}
             classes = record["classes"]
             found = cls(
-                dict(record["config"]), ImageSpec(**spec), record["numerics"], None if classes is None else tuple(map(str, classes)),
+                dict(record["config"]), ImageSpec(**spec), record["numerics"], None if classes is None else class_names(classes),
                 dict(record["metrics"]), dict(record["provenance"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
             raise UserError(str(path), f"its description is broken ({_short(error)})", "save the model again") from None
         if set(found.config) - set(_CONFIG_KEYS) or "backbone" not in found.config:
             raise UserError(str(path), f"its config has keys {sorted(found.config)}", f"expected {', '.join(_CONFIG_KEYS)}")
+        _check_classes(found.classes, found.config, path)
         return found
 
 
@@ -76,7 +77,7 @@ def save_model(
     model: nn.Module,
     path: str | Path,
     *,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
@@ -95,6 +96,8 @@ def save_model(
     if "backbone" not in config:
         what = "not written: this model does not know how it was built"
         raise UserError(str(path), what, "make it with build_model, or give Model(config=...)")
+    classes = model.classes if classes is None else classes  # type: ignore[assignment]
+    _check_classes(classes, config, path)
     tensors = {dialects.clean(name): tensor for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -106,12 +109,20 @@ def save_model(
         "config": config,
         "image_spec": model.image_spec,
         "numerics": numerics if is_dataclass(numerics) else None,
-        "classes": classes if classes is not None else model.classes,
+        "classes": classes,
         "metrics": metrics or {},
         "provenance": {**_versions(), **_mapping(getattr(model, "provenance", {})), **(provenance or {})},
     }
-    text = json.dumps(_plain(record, "record"), allow_nan=False)
+    text = json.dumps(plain(record, "record"), allow_nan=False)
     write_atomically(path, pack(tensors, {"format": FORMAT, "record": text}))
+
+
+def _check_classes(classes: object, config: Mapping[str, Any], path: Path) -> None:
+    """Classes by task must be of tasks that the model has."""
+    tasks = config.get("task")
+    if isinstance(classes, Mapping) and not (isinstance(tasks, list | tuple) and classes.keys() <= set(map(str, tasks))):
+        what = f"its classes are of the tasks {str(list(classes))[:60]}, its config of {str(tasks)[:60]}"
+        raise UserError(str(path), what, "name the classes by the tasks that the model has")
 
 
 def load_model(path: str | Path) -> "Model":
@@ -223,18 +234,21 @@ def _mapping(value: object) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _plain(value: Any, where: str) -> Any:
-    """``value`` as JSON has it; numbers that JSON lacks (nan, inf) become None. Anything else raises TypeError with its place."""
+def plain(value: Any, where: str, *, finite: bool = False) -> Any:
+    """``value`` as JSON has it; numbers that JSON lacks (nan, inf) become None, or are refused (``finite``). Anything else that
+    it lacks raises :class:`UserError` with its place."""
     if isinstance(value, Tensor) or type(value).__module__ == "numpy":
         value = value.tolist()
     if is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): plain(item, f"{where}.{key}", finite=finite) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, int)):
+        return [plain(item, f"{where}[{i}]", finite=finite) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        if finite:
+            raise UserError(where, f"is {value}, which a model file cannot hold", "give a finite number")
+        return None
+    if value is None or isinstance(value, (str, int, float)):
         return value
-    raise TypeError(f"{where} is a {type(value).__name__}; a model file holds plain values only")
+    raise UserError(where, f"is a {type(value).__name__}, and a model file holds plain values only", "give a number, text, list or dict")

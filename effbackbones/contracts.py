@@ -6,7 +6,7 @@ Boxes are ``xyxy`` in pixels everywhere; labels are ``0..K-1`` without a backgro
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -18,6 +18,21 @@ from effbackbones.errors import UserError, nearest
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Classes = tuple[str, ...] | dict[str, tuple[str, ...]]
+"""Names of the labels 0..K-1; of several tasks, by task."""
+
+
+def class_names(classes: Sequence[str] | Mapping[str, Sequence[str]]) -> Classes:
+    """Names as tuples; anything but sequences of names raises TypeError."""
+    if isinstance(classes, Mapping):
+        return {str(task): _names(own) for task, own in classes.items()}
+    return _names(classes)
+
+
+def _names(classes: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(classes, str | Mapping):
+        raise TypeError(f"expected a list of names, got {str(classes)[:60]!r}")
+    return tuple(map(str, classes))
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,10 @@ class ImageSizes(NamedTuple):
         sides = [torch.full((batch,), side, dtype=torch.int64, device=images.device) for side in (height, width)]
         return cls((height, width), torch.stack(sides, 1))
 
+    def select(self, rows: Tensor) -> "ImageSizes":
+        """Those of the images ``rows`` (int64 [b]) alone."""
+        return self._replace(valid=self.valid.index_select(0, rows))
+
 
 class BoxTargets(NamedTuple):
     """Ground-truth boxes of a batch: ``boxes`` float32 [B, M, 4] xyxy pixels, ``labels`` int64 [B, M] with -1 for
@@ -126,7 +145,15 @@ class Detections(NamedTuple):
         return [Detections(self.boxes[i, :n], self.scores[i, :n], self.labels[i, :n], self.count[i]) for i, n in enumerate(counts)]
 
 
-for _words in (ImageSizes, BoxTargets, Detections):  # otherwise an exported program with one of them cannot be saved
+class Labelled(NamedTuple):
+    """Targets of some images of a batch: ``rows`` int64 [b], b >= 0, each image once, and the ``targets`` of those alone, in
+    that order, as a head's loss wants them for a batch of b."""
+
+    rows: Tensor
+    targets: Any
+
+
+for _words in (ImageSizes, BoxTargets, Detections, Labelled):  # otherwise an exported program with one of them cannot be saved
     pytree._register_namedtuple(_words, serialized_type_name=f"effbackbones.{_words.__name__}")
 
 
@@ -240,6 +267,11 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def predict(self, raw: Any, sizes: ImageSizes) -> Any:
         """Predictions of fixed shape, in pixels of the images given. No state."""
+
+    def select(self, raw: Any, rows: Tensor) -> Any:
+        """The raw output of the images ``rows`` (int64 [b]) of a batch alone. Default: dimension 0 of every tensor is the batch;
+        a head whose raw output holds others overrides this. No host synchronisation."""
+        return pytree.tree_map_only(Tensor, lambda leaf: leaf.index_select(0, rows), raw)
 
     def diagnose(self, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
         """Figures on how well the targets fit this head (optional)."""

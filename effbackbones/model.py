@@ -1,18 +1,17 @@
-"""A backbone and a head made one module, and several heads made one head."""
+"""A backbone and a head made one module."""
 
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
-from effbackbones.contracts import Backbone, BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec
+from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
 from effbackbones.errors import UserError
+from effbackbones.multihead import MultiHead as MultiHead  # part of the public import
 
 _WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the value that means 1; floating-point images are 0..1 already
 
@@ -33,7 +32,7 @@ class Model(nn.Module):
     """Images to raw output, losses or predictions.
 
     ``image_spec`` defaults to what the head makes of the backbone's. ``config`` is what ``build_model`` needs to build it again
-    (JSON-like); ``classes`` are the names of the labels, when known.
+    (JSON-like); ``classes`` are the names of the labels, when known: of several tasks, a dict by task.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Model(nn.Module):
         *,
         image_spec: ImageSpec | None = None,
         config: Mapping[str, Any] | None = None,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -51,7 +50,7 @@ class Model(nn.Module):
         # A backbone that always gives the same maps may give more than the head reads.
         self._read = [backbone.feature_spec.names.index(name) for name in head.spec.names]
         self.config = dict(config or {})
-        self.classes = None if classes is None else tuple(classes)
+        self.classes = None if classes is None else class_names(classes)
         self.provenance: dict[str, Any] = {}
         self.folded = False
         self._scale: Tensor
@@ -154,62 +153,3 @@ class Model(nn.Module):
         if compile:
             model.compile()
         return model
-
-
-class MultiHead(Head):
-    """Several heads on one backbone, as one head: raw output, targets and predictions are dicts by task.
-
-    ``heads`` by task, each built on a selection of ``spec``; ``weights`` scale the losses of a task (default 1). A task
-    without targets adds ``0 * raw.sum()``: its gradients are zero and never missing, as DDP requires.
-    """
-
-    task: ClassVar[str] = "multi"
-
-    def __init__(self, spec: FeatureSpec, heads: Mapping[str, Head], weights: Mapping[str, float] | None = None) -> None:
-        super().__init__(spec, sum(head.num_classes for head in heads.values()))
-        self.heads = nn.ModuleDict(heads)
-        self.weights = {task: float((weights or {}).get(task, 1.0)) for task in heads}
-        self.size_divisor = math.lcm(*(head.size_divisor for head in heads.values()))
-        self.min_size = max(head.min_size for head in heads.values())
-        self._levels = {task: [spec.names.index(name) for name in head.spec.names] for task, head in heads.items()}
-
-    def image_spec(self, spec: ImageSpec) -> ImageSpec:
-        """What the heads make of ``spec``, one after the other."""
-        for _, head in self._items():
-            spec = head.image_spec(spec)
-        return spec
-
-    def _items(self) -> list[tuple[str, Head]]:
-        return [(task, cast(Head, head)) for task, head in self.heads.items()]
-
-    def forward(self, features: list[Tensor], sizes: ImageSizes) -> dict[str, Any]:
-        """Raw output of each head on its own levels."""
-        return {task: head([features[i] for i in self._levels[task]], sizes) for task, head in self._items()}
-
-    def loss(self, raw: dict[str, Any], targets: Mapping[str, Any], sizes: ImageSizes) -> dict[str, Tensor]:
-        """Losses named ``task/name``, weighted by task; a task whose targets are missing or None adds ``task/unlabelled``, 0."""
-        losses = {}
-        for task, head in self._items():
-            if targets.get(task) is None:
-                losses[f"{task}/unlabelled"] = torch.stack([0.0 * leaf.float().sum() for leaf in pytree.tree_leaves(raw[task])]).sum()
-            else:
-                parts = head.loss(raw[task], targets[task], sizes)
-                losses |= {f"{task}/{name}": self.weights[task] * value for name, value in parts.items()}
-        return losses
-
-    def predict(self, raw: dict[str, Any], sizes: ImageSizes) -> dict[str, Any]:
-        """Predictions of each head."""
-        return {task: head.predict(raw[task], sizes) for task, head in self._items()}
-
-
-def combine_needs(needs: Mapping[str, BackboneNeeds]) -> BackboneNeeds:
-    """What serves all of ``needs`` (by the name of a head): the union of levels. Contradicting strides or taps raise
-    :class:`UserError` naming both heads."""
-    (first, combined), *others = needs.items()
-    for name, need in others:
-        for field in ("output_stride", "tap"):
-            ours, theirs = getattr(combined, field), getattr(need, field)
-            if ours != theirs:
-                raise UserError(f"heads {first!r} and {name!r}", f"need {field} {ours} and {theirs}", f"set backbone_options.{field}")
-        combined = replace(combined, levels=tuple(sorted({*combined.levels, *need.levels})))
-    return combined

@@ -180,6 +180,10 @@ class EfficientDetHead(Head):
             losses["iou"] = self.iou_weight * overlap.sum() / normaliser
         return losses
 
+    def select(self, raw: DetRaw, rows: Tensor) -> DetRaw:
+        """Rows of logits and deltas; the anchors are those of every image."""
+        return DetRaw(raw.logits.index_select(0, rows), raw.deltas.index_select(0, rows), raw.anchors)
+
     @torch.no_grad()
     def predict(self, raw: DetRaw, sizes: ImageSizes) -> Detections:
         """``max_detections`` rows per image, clipped to its valid extent before suppression. Anchors whose output is not finite

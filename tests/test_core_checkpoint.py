@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from effbackbones import build_model, load_model, save_model
-from effbackbones.checkpoint import FORMAT_VERSION, _plain, read_metadata
+from effbackbones.checkpoint import FORMAT_VERSION, plain, read_metadata
 from effbackbones.contracts import Head, ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
@@ -164,7 +164,7 @@ def test_model_that_diverged_is_not_written(tmp_path):
 
 def test_values_that_json_lacks_are_refused_with_their_place(tmp_path):
     for value in (Path("x"), {1, 2}, object()):
-        with pytest.raises(TypeError, match=r"record\.provenance\.where\[0\] is a"):
+        with pytest.raises(UserError, match=r"record\.provenance\.where\[0\]: is a"):
             save_model(small(), tmp_path / "m.safetensors", provenance={"where": [value]})
     assert os.listdir(tmp_path) == []
 
@@ -254,7 +254,7 @@ json_like = st.recursive(
 @given(st.dictionaries(st.text(), json_like, max_size=4))
 def test_any_json_like_record_round_trips(record):
     path = Path("x.safetensors")
-    text = json.dumps(_plain(record, "record"), allow_nan=False, ensure_ascii=True)
+    text = json.dumps(plain(record, "record"), allow_nan=False, ensure_ascii=True)
     _, metadata = parse_safetensors(pack({"a": torch.ones(1)}, {"format": "effbackbones", "record": text}), path)
     assert json.loads(metadata["record"]) == record
 
