@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -17,6 +18,7 @@ from effbackbones.scaling import LEVEL_STAGES, STAGES, Scaling, scaling, stage_c
 
 __all__ = ["ConvNorm", "EfficientNet", "Numerics", "default_image_spec", "fold_batch_norm"]
 DEFAULT_NUMERICS = {"b": "torch", "lite": "tf"}
+TAPS = ("stage", "stem", "smp_b0")
 
 
 class EfficientNet(Backbone):
@@ -25,15 +27,17 @@ class EfficientNet(Backbone):
     ``name`` is a row of :mod:`effbackbones.scaling` (``b0``), a name in between (``b2.5``) or a :class:`Scaling`; ``width`` and
     ``depth`` replace its multipliers.
 
-    ``levels``: the maps to return, any subset of C1..C5 (default all), given finest first; stages behind the last one are
-    not built. ``tap`` ``stem`` makes C1 the stem's output instead of the first stage's.
+    ``levels``: the maps to return, any subset of C1..C5 (default all), given finest first; blocks behind the last one are
+    not built. ``tap``: ``stage`` takes each from the last block at its stride; ``stem`` makes C1 the stem's output, as
+    segmentation-models-pytorch (smp) does; ``smp_b0`` makes C4 besides that of the first block of stage 5, as smp's own B0 does.
 
     ``numerics``: a :class:`Numerics` or its name; default ``torch`` for b, ``tf`` for lite.
 
     ``image_spec``: default by family (:func:`default_image_spec`).
 
-    ``output_stride`` 8 or 16 keeps deeper maps at that stride by dilation instead of striding. ``stem_stride`` 1 halves all
-    strides (with ``output_stride`` too): for images of 32 pixels.
+    ``output_stride`` 8 or 16 keeps deeper maps at that stride by dilation instead of striding: behind the block that loses its
+    stride, as timm does, or with smp's taps in the whole level, as smp does. ``stem_stride`` 1 halves all strides (with
+    ``output_stride`` too): for images of 32 pixels.
 
     ``drop_path``: probability that the linear rule would give to the block after the last, in [0, 1); block i of N has
     ``drop_path * i / N``, N counting the blocks that are not built as well.
@@ -75,7 +79,7 @@ class EfficientNet(Backbone):
         self.tap = tap
         self.in_channels = in_channels
         names = _ordered_levels(config.name, levels)
-        self._stages_of = {**LEVEL_STAGES, "C1": 0} if tap == "stem" else LEVEL_STAGES
+        self._blocks_below = _blocks_below(config, tap)
         activation: Activation = "relu6" if config.family == "lite" else "silu"
         self.stem = ConvNorm(
             in_channels,
@@ -88,19 +92,22 @@ class EfficientNet(Backbone):
         )
         stages = _stages(
             config,
-            self._stages_of[names[-1]],
+            self._blocks_below[names[-1]],
+            None if tap == "stage" else tuple(self._blocks_below.values()),
             numerics=self.numerics,
             stem_stride=stem_stride,
             output_stride=output_stride,
             drop_path=drop_path,
         )
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
-        channels = (stem_channels(config), *stage_channels(config))
+        channels = {level: stage_channels(config)[stage - 1] for level, stage in LEVEL_STAGES.items()}
+        if tap != "stage":
+            channels["C1"] = stem_channels(config)
         strides = {level: min(2**i, output_stride) * stem_stride // 2 for i, level in enumerate(LEVELS, 1)}
         self.feature_spec = FeatureSpec(
             config.name,
             names,
-            tuple(channels[self._stages_of[level]] for level in names),
+            tuple(channels[level] for level in names),
             tuple(strides[level] for level in names),
             self.numerics.bn_eps,
             self.numerics.bn_momentum,
@@ -113,12 +120,16 @@ class EfficientNet(Backbone):
             what = f"expected normalised float [B, {self.in_channels}, H, W], got {images.dtype} {list(images.shape)}"
             raise UserError("images", what, "normalise them, or build the backbone with that in_channels")
         x = self.stem(images)
+        wanted = [self._blocks_below[level] for level in self.feature_spec.names]
         maps = {0: x}
-        for i, stage in enumerate(self.stages, 1):
-            for block in cast(nn.Sequential, stage):
-                x = self._run(cast(MBConv, block), x)
-            maps[i] = x
-        return [maps[self._stages_of[level]] for level in self.feature_spec.names]
+        for count, block in enumerate(self._blocks(), 1):
+            x = self._run(block, x)
+            if count in wanted:
+                maps[count] = x
+        return [maps[count] for count in wanted]
+
+    def _blocks(self) -> list[MBConv]:
+        return [cast(MBConv, block) for stage in self.stages for block in cast(nn.Sequential, stage)]
 
     def _run(self, block: MBConv, x: Tensor) -> Tensor:
         """One block, under activation checkpointing where that is asked for and can help."""
@@ -135,10 +146,10 @@ class EfficientNet(Backbone):
 
     def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:
         pieces: dict[str, tuple[nn.Module, ...]] = {"stem": (self.stem,)}
-        done = 0
-        for level, upto in self._stages_of.items():
-            if done < len(self.stages) or upto == 0:
-                pieces[level] = tuple(self.stages[done:upto])
+        blocks, done = self._blocks(), 0
+        for level, upto in self._blocks_below.items():
+            if done < len(blocks) or upto == 0:
+                pieces[level] = tuple(blocks[done:upto])
                 done = upto
         return pieces
 
@@ -157,22 +168,45 @@ def default_image_spec(config: Scaling, in_channels: int = 3) -> ImageSpec:
     return ImageSpec((side, side), mean, std, "bicubic", side / (side + 32), "center")
 
 
+def _blocks_below(config: Scaling, tap: str) -> dict[str, int]:
+    """How many blocks lie below each level."""
+    ends = (0, *accumulate(stage_layers(config)))
+    below = {level: ends[stage] for level, stage in LEVEL_STAGES.items()}
+    if tap != "stage":
+        below["C1"] = 0
+    if tap == "smp_b0":
+        below["C4"] = ends[4] + 1
+    return below
+
+
 def _stages(
-    config: Scaling, count: int, *, numerics: Numerics, stem_stride: int, output_stride: int, drop_path: float
+    config: Scaling,
+    count: int,
+    smp_levels: tuple[int, ...] | None,
+    *,
+    numerics: Numerics,
+    stem_stride: int,
+    output_stride: int,
+    drop_path: float,
 ) -> Iterator[list[MBConv]]:
-    """Blocks of the first ``count`` stages.
+    """The first ``count`` blocks, by stage.
 
     A stride that would pass ``output_stride`` becomes dilation, which sets in behind the block that would have had the
-    stride (as timm does it, so that its dilated weights fit).
+    stride (as timm does it, so that its dilated weights fit). Given ``smp_levels``, the blocks below each level, it holds for
+    all blocks of a level (as smp does it).
     """
     inputs = (stem_channels(config), *stage_channels(config))
     nominal, stride, dilation = -(-config.resolution // stem_stride), 2, 1
-    index, total = 0, sum(stage_layers(config))
-    for number, row in enumerate(STAGES[:count]):
+    layers = stage_layers(config)
+    index, total = 0, sum(layers)
+    for number, row in enumerate(STAGES):
         blocks = []
-        for layer in range(stage_layers(config)[number]):
+        for layer in range(min(layers[number], count - index)):
             step = row.stride if layer == 0 else 1
             dilated = stride * step > output_stride
+            if smp_levels:
+                level = 1 + sum(below <= index for below in smp_levels)
+                dilation = max(1, 2**level // output_stride)
             blocks.append(
                 MBConv(
                     inputs[number] if layer == 0 else inputs[number + 1],
@@ -193,7 +227,8 @@ def _stages(
                 dilation *= step
             else:
                 stride, nominal = stride * step, -(-nominal // step)
-        yield blocks
+        if blocks:
+            yield blocks
 
 
 @contextmanager
@@ -224,7 +259,7 @@ def _ordered_levels(name: str, levels: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _check_options(*, tap: str, output_stride: int, stem_stride: int, drop_path: float, in_channels: int) -> None:
-    choices = (("tap", tap, ("stage", "stem")), ("output_stride", output_stride, (8, 16, 32)), ("stem_stride", stem_stride, (1, 2)))
+    choices = (("tap", tap, TAPS), ("output_stride", output_stride, (8, 16, 32)), ("stem_stride", stem_stride, (1, 2)))
     for option, value, allowed in choices:
         if value not in allowed:
             raise UserError(option, f"unknown value {value!r}", nearest(str(value), map(str, allowed)))
