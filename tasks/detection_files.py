@@ -1,7 +1,6 @@
 """What ``predict`` leaves of a detector: a drawn picture of each image, and one COCO results file of all of them."""
 
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels
 from effbackbones.images import MAX_PIXELS, read_image
 from effbackbones.tensorfile import write_atomically
@@ -20,14 +18,14 @@ from tasks.data.boxes import xyxy
 from tasks.detection_examples import confident
 from tasks.detection_metrics import CONFIDENT
 from tasks.detection_results import ImageDetections, restore, write_results
+from tasks.outputs import OutputNames, make_folder
 
 if TYPE_CHECKING:
     from effbackbones.contracts import Detections
     from tasks.data.batch import Batch
 
-_MARK = b"detections drawn by effbackbones"
-"""Comment in the pictures written here, by which a later run knows what it may overwrite."""
-_LARGEST, _LONGEST = 65_500, 200  # pixels on a side of a JPEG file; bytes of a file name, with room for a number
+_MARK = "detections drawn by effbackbones"
+_LARGEST = 65_500  # pixels on a side of a JPEG file
 
 
 class DetectionFiles:
@@ -46,22 +44,19 @@ class DetectionFiles:
         self.out, self.classes, self.category_ids, self.tell = out, classes, category_ids, tell
         self.image_ids, self.threshold, self.exif = image_ids or {}, threshold, exif
         self._detections: list[ImageDetections] = []
-        self._names: Counter[str] = Counter()
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(str(out), f"cannot be made a folder ({error.strerror})", "name another folder with --out") from error
+        self._names = OutputNames(lambda name: [out / f"{name}.jpg"], _MARK)
+        make_folder(out)
 
     def update(self, batch: "Batch", predictions: "Detections") -> None:
         channels = batch.images.shape[1]
         limit = max([MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta))])  # read before
         for meta, found in zip(batch.meta, restore(batch, predictions), strict=True):
             self._detections.append(replace(found, id=self.image_ids.get(meta.path, found.id)))
-            path = self._place(Path(meta.path or meta.id).stem)
+            path = self.out / f"{self._names.take(Path(meta.path or meta.id).stem)}.jpg"
             shown = confident(found, self.threshold)
             image = read_image(meta.path, channels=channels, exif=self.exif, max_pixels=limit)
             buffer = io.BytesIO()
-            Image.fromarray(self._drawn(image, shown)).save(buffer, "JPEG", quality=92, comment=_MARK)
+            Image.fromarray(self._drawn(image, shown)).save(buffer, "JPEG", quality=92, comment=_MARK.encode())
             write_atomically(path, buffer.getvalue())
             self.tell(f"{meta.path or meta.id}: {self._summary(shown)}")
 
@@ -79,28 +74,3 @@ class DetectionFiles:
     def _summary(self, shown: ImageDetections) -> str:
         counts = Counter(self.classes[label] for label in shown.labels.tolist())
         return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or f"nothing above {self.threshold:g}"
-
-    def _place(self, stem: str) -> Path:
-        """A path in ``out`` that no other image has and where nothing is lost; names differ by more than capitals."""
-        stem = os.fsdecode(os.fsencode(stem)[:_LONGEST])
-        while True:
-            self._names[stem.casefold()] += 1
-            number = self._names[stem.casefold()]
-            name = stem if number == 1 else f"{stem}-{number}"
-            path = self.out / f"{name}.jpg"
-            if (number == 1 or name.casefold() not in self._names) and _is_free(path):
-                self._names[name.casefold()] |= 1
-                return path
-
-
-def _is_free(path: Path) -> bool:
-    """Whether there is nothing at ``path``, or a picture of an earlier run."""
-    if not path.exists() and not path.is_symlink():
-        return True
-    if not path.is_file():
-        return False
-    try:
-        with Image.open(path, formats=["JPEG"]) as picture:
-            return picture.info.get("comment") == _MARK
-    except (OSError, ValueError, SyntaxError):
-        return False

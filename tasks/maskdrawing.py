@@ -58,7 +58,8 @@ def colored(labels: Mask, classes: Sequence[str] = ()) -> Picture:
 
 
 def overlay(
-    image: NDArray[np.generic], labels: Mask, classes: Sequence[str] = (), *, alpha: float = 0.5, at_least: int = 1, at_most: int | None = None
+    image: NDArray[np.generic], labels: Mask, classes: Sequence[str] = (), *,
+    alpha: float = 0.5, at_least: int = 1, at_most: int | None = None,
 ) -> Picture:  # fmt: skip
     """``image`` [H, W, C] (any C; uint8, uint16, or float in 0..1) under the colours of ``labels`` [H, W], which cover it by
     ``alpha``; regions have borders, pixels that are ignored are hatched. RGB of the image's size, within ``at_least`` and
@@ -83,9 +84,7 @@ def errors(image: NDArray[np.generic], labels: Mask, mask: Mask, *, at_least: in
     return _painted(image, wrong, table, cover, borders=False)
 
 
-def fitted(
-    image: NDArray[np.generic], labels: Mask, at_least: int = 1, at_most: int | None = None
-) -> tuple[NDArray[np.generic], Mask]:
+def fitted(image: NDArray[np.generic], labels: Mask, at_least: int = 1, at_most: int | None = None) -> tuple[NDArray[np.generic], Mask]:
     """Both in one size: enlarged by a whole factor where the longest side is below ``at_least`` pixels, reduced where it is
     above ``at_most``. Labels of another size than the image follow it."""
     height, width = image.shape[:2]
@@ -95,9 +94,10 @@ def fitted(
         image = resize(rgb(image), (height, width), "bilinear").astype(np.uint8, copy=False)
     labels = resize_nearest(labels, (height, width))
     factor = max(1, math.ceil(at_least / max(height, width)))
-    if factor > 1:  # pixels stay squares that can be counted
-        image, labels = (array.repeat(factor, axis=0).repeat(factor, axis=1) for array in (image, labels))
-    return image, labels
+    if factor == 1:
+        return image, labels
+    # Pixels stay squares that can be counted.
+    return image.repeat(factor, axis=0).repeat(factor, axis=1), labels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def legend(classes: Sequence[str], shown: Sequence[int], width: int, size: int = 15) -> Picture:
@@ -195,14 +195,16 @@ def _spread() -> NDArray[np.uint8]:
 def _apart(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distances between colours [2, n, 3] and [2, 1, 3] as both kinds of eyes see them, weighed."""
     all_eyes, without_green = np.linalg.norm(a - b, axis=-1)
-    return np.minimum(all_eyes, 2 * without_green)
+    nearer: NDArray[np.float64] = np.minimum(all_eyes, 2 * without_green)
+    return nearer
 
 
 def _oklab(colours: NDArray[np.uint8]) -> NDArray[np.float64]:
     """RGB [n, 3] in Oklab, as all eyes see it and as deuteranopes do: [2, n, 3]."""
     linear = np.where(colours <= 10, colours / 255 / 12.92, ((colours / 255 + 0.055) / 1.055) ** 2.4)  # sRGB, IEC 61966-2-1
     both = np.stack([linear, (linear @ _DEUTERANOPE.T).clip(0)])
-    return np.cbrt(both @ _TO_LMS.T) @ _TO_LAB.T
+    lab: NDArray[np.float64] = np.cbrt(both @ _TO_LMS.T) @ _TO_LAB.T
+    return lab
 
 
 _DEUTERANOPE = np.array(  # Machado, Oliveira and Fernandes 2009, severity 1.0
