@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = NDArray[np.uint8 | np.uint16 | np.float32]
-Mask = NDArray[np.int64]
+Mask = NDArray[np.uint8]
 Size = tuple[int, int]
 Scalar = TypeVar("Scalar", bound=np.generic)
 Coordinates = TypeVar("Coordinates", NDArray[np.float32], NDArray[np.float64], "Tensor")
@@ -109,6 +109,11 @@ class ResizePlan:
         return min(columns.start, room_w), min(rows.start, room_h), min(columns.stop, room_w), min(rows.stop, room_h)
 
     @property
+    def whole(self) -> bool:
+        """Whether the window shows all of the image."""
+        return all(part.source == slice(0, side) for part, side in zip(self._overlap(), self.scaled, strict=True))
+
+    @property
     def identity(self) -> bool:
         """Whether the plan changes nothing."""
         return self.original == self.scaled == self.size and self.offset == (0, 0) and not any(self.mirrored)
@@ -155,25 +160,30 @@ class ResizePlan:
         return self._turned_boxes(moved)
 
     def restore_map(self, scores: "Tensor") -> "Tensor":
-        """Scores [K, size] of the window as [K, original]: padding cut off, bilinear, antialiased when shrinking.
+        """Scores [K, size] of the window as float32 [K, original]: padding cut off, bilinear, antialiased when shrinking.
 
         Where the window showed nothing of the image (a centre crop cuts its edges) the scores are 0.
         """
-        import torch
+        return self.restore_rows(scores, 0, self.original[0])
+
+    def restore_rows(self, scores: "Tensor", start: int, stop: int) -> "Tensor":
+        """Rows ``start`` to ``stop`` of :meth:`restore_map`, bit for bit, without making the rest of it: float32 [K, rows, W]."""
         from torch.nn import functional
 
         if tuple(scores.shape[-2:]) != self.size:
             raise ValueError(f"expected scores of size {self.size}, got {tuple(scores.shape[-2:])}")
+        height, width = self.original
+        if self.mirrored[0]:
+            start, stop = height - stop, height - start
         rows, columns = self._overlap()
-        scaled = scores[..., rows.inside, columns.inside]
-        if tuple(scaled.shape[-2:]) != self.scaled:
-            canvas = torch.zeros((*scores.shape[:-2], *self.scaled), dtype=scores.dtype, device=scores.device)
-            canvas[..., rows.source, columns.source] = scaled
-            scaled = canvas
-        if self.scaled != self.original:
-            scaled = functional.interpolate(scaled[None], self.original, mode="bilinear", antialias=True, align_corners=False)[0]
+        # Each row is made from others by operations on single elements, so that no rounding depends on how many are made at once.
+        part = _weighted_rows(scores[..., rows.inside, columns.inside], *_row_weights(self.scaled[0], height, rows.source, start, stop))
+        if part.shape[-1] != self.scaled[1]:
+            part = functional.pad(part, (columns.source.start, self.scaled[1] - columns.source.stop))
+        if self.scaled[1] != width:
+            part = functional.interpolate(part[None], (stop - start, width), mode="bilinear", antialias=True, align_corners=False)[0]
         axes = [axis for axis, turned in zip((-2, -1), self.mirrored, strict=True) if turned]
-        return scaled.flip(axes) if axes else scaled
+        return part.flip(axes) if axes else part
 
     def _check(self, array: NDArray[np.generic]) -> None:
         if array.shape[:2] != self.original:
@@ -222,6 +232,35 @@ class _Overlap:
     def of(cls, scaled: int, offset: int, size: int) -> "_Overlap":
         start, stop = max(0, offset), max(0, offset, min(scaled, offset + size))
         return cls(slice(start, stop), slice(start - offset, stop - offset))
+
+
+def _row_weights(old: int, new: int, known: slice, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """What rows ``start`` to ``stop`` of ``new`` are made of when ``old`` rows are resized: places [taps, rows] in the rows
+    ``known`` and weights [taps, rows], 0 for rows that are not known. A triangle as wide as the scale, as PIL's and torch's."""
+    scale = old / new
+    reach = max(scale, 1.0)
+    centres = (np.arange(start, stop) + 0.5) * scale
+    first, last = np.floor(centres - reach + 0.5), np.floor(centres + reach + 0.5)
+    places = first + np.arange(int((last - first).max(initial=1)))[:, None]
+    weights = np.maximum(0, 1 - np.abs(places + 0.5 - centres) / reach) * ((places >= 0) & (places < old))
+    weights /= weights.sum(0)
+    weights *= (places >= known.start) & (places < known.stop)
+    inside = np.clip(places - known.start, 0, max(0, known.stop - known.start - 1))
+    return inside.astype(np.int64), weights.astype(np.float32)
+
+
+def _weighted_rows(rows: "Tensor", places: NDArray[np.int64], weights: NDArray[np.float32]) -> "Tensor":
+    """Sums of ``rows`` [K, N, W] by places and weights [taps, n]: float32 [K, n, W]."""
+    import torch
+
+    total = torch.zeros((*rows.shape[:-2], places.shape[1], rows.shape[-1]), device=rows.device)
+    if not rows.shape[-2]:
+        return total
+    for place, weight in zip(torch.from_numpy(places), torch.from_numpy(weights), strict=True):
+        if weight.any():
+            taken = rows.index_select(-2, place.to(rows.device, non_blocking=True)).float()
+            total += taken * weight[:, None].to(rows.device, non_blocking=True)
+    return total
 
 
 def resize(image: Pixels, size: Size, interpolation: str = "bicubic", box: Extent | None = None) -> Pixels:

@@ -123,7 +123,9 @@ HEADS = Registry(
     {"bifpn": "efficientdet", "unet++": "unetplusplus", "deeplabv3+": "deeplabv3plus"},
 )
 TASKS = Registry(
-    "task", {"cls": "tasks.classify:TASK", "det": "tasks.detect:TASK"}, {"classify": "cls", "detect": "det", "segment": "seg"}
+    "task",
+    {"cls": "tasks.classify:TASK", "det": "tasks.detect:TASK", "seg": "tasks.segment:TASK", "multi": "tasks.joint:TASK"},
+    {"classify": "cls", "detect": "det", "segment": "seg", "joint": "multi"},
 )
 DEFAULT_HEADS = {"cls": "classification", "det": "efficientdet", "seg": "unet"}
 DEFAULT_CLASSES = {"cls": 1000, "det": 80, "seg": 21}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tasks.command import run_command
-from tasks.spec import Observer, TaskSpec, Writer
+from tasks.spec import Dataset, Observer, TaskSpec, Writer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,10 @@ class Classification(TaskSpec):
     def monitor(self, config: "Config") -> str:
         return "map" if config.data.multilabel else "top1"
 
-    def head_options(self, config: "Config") -> dict[str, Any]:
+    def labels(self, config: "Config") -> tuple[str, ...]:
+        return ("labels",) if config.data.multilabel else ("label",)
+
+    def head_options(self, config: "Config", dataset: Dataset | None) -> dict[str, Any]:
         # Mixed targets are smoothed where they are mixed; all others in the loss.
         smoothing = 0.0 if config.data.mixup or config.data.cutmix else config.optim.label_smoothing
         # What is off is not said, so that a head of the user's need not know it.

@@ -30,7 +30,10 @@ class Detection(TaskSpec):
     def monitor(self, config: "Config") -> str:
         return "AP"
 
-    def head_options(self, config: "Config") -> dict[str, Any]:
+    def labels(self, config: "Config") -> tuple[str, ...]:
+        return ("boxes",)
+
+    def head_options(self, config: "Config", dataset: Dataset | None) -> dict[str, Any]:
         # What is off is not said, so that a head of the user's need not know it.
         options = (("crowd_ignore", config.data.crowd == "ignore"), ("label_smoothing", config.optim.label_smoothing))
         return {name: value for name, value in options if value}
@@ -48,23 +51,24 @@ class Detection(TaskSpec):
         tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out)}")
         quick_checks(self, config, model, datasets, tell)
         if deep:
-            from tasks.detection_deep import deep_checks
+            from tasks.deep_check import deep_checks
+            from tasks.detection_check import GOAL
 
-            deep_checks(self, config, model, datasets, tell)
+            deep_checks(self, config, datasets, tell, GOAL)
 
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.detection import DetectionTransform, refuse_foreign
+        from tasks.data.view_transform import ViewTransform, refuse_foreign
 
         refuse_foreign(config.data)
         data, spec = config.data, model.image_spec
-        return DetectionTransform(
+        return ViewTransform(
             spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor
         )  # fmt: skip
 
     def collate(self, config: "Config", model: "Model") -> Callable[[Sequence["Sample"]], "Batch"]:
-        from tasks.data.detection import collate_detection
+        from tasks.data.collating import box_targets, collate_views
 
-        return partial(collate_detection, size_divisor=model.head.size_divisor, fill=model.image_spec.mean)
+        return partial(collate_views, targets=box_targets, size_divisor=model.head.size_divisor, fill=model.image_spec.mean)
 
     def view(self, config: "Config", dataset: Dataset) -> Dataset:
         threshold = config.data.repeat_threshold

@@ -23,6 +23,7 @@ from tasks.config import Config
 from tasks.data.boxes import BoxTable, xyxy
 from tasks.data.imagefiles import header_sizes
 from tasks.data.sampling import Repeated
+from tasks.deep_check import Goal
 from tasks.detection_metrics import DetectionMetrics
 from tasks.detection_report import BoxStatistics
 from tasks.evaluation import readable
@@ -35,6 +36,8 @@ READ = 32
 """Images that go through the whole path to the scores, and those read where a data set has no table."""
 POOR_COVERAGE = 0.9
 """Share of boxes with an anchor of IoU 0.5 below which other anchors are proposed."""
+GOAL = Goal("AP50", 0.9, lambda sample: sample.boxes is not None and len(sample.boxes) > 0)
+"""What eight images learnt by heart must show."""
 _GOOD_IOU = 0.5  # above it the assignment calls an anchor positive
 _CHUNK = 64  # boxes, padding included, that are compared with all anchors at once: 0.3 GB at D7x
 

@@ -23,6 +23,7 @@ from tasks.telling import Teller
 @torch.no_grad()
 def evaluate(
     task: TaskSpec,
+    config: Config,
     model: Model,
     batches: Iterable[Batch],
     metric: Metric,
@@ -39,7 +40,7 @@ def evaluate(
         for batch in batches:
             batch = batch.to(device, non_blocking=True)
             with autocast():
-                predictions = model.predict(batch.images, batch.sizes)
+                predictions = task.predict(config, model, batch)
             skips.add(batch.meta)
             batch, predictions = readable(batch, predictions)
             metric.update(*task.scored(batch, predictions))
@@ -57,6 +58,8 @@ def readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
         return batch, predictions
 
     def chosen(tree: Any) -> Any:
+        if isinstance(tree, list):  # by image
+            return [tree[row] for row in rows]
         return pytree.tree_map_only(Tensor, lambda tensor: tensor[rows], tree)
 
     sizes = ImageSizes(batch.sizes.batch, batch.sizes.valid[rows])
@@ -77,4 +80,5 @@ def score_model(
     observers = [observer] if observer else []
     arithmetic = partial(setup.autocast, config, device)
     batches = tell.watch(loader, "evaluate")
-    return evaluate(task, model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic), observer
+    scores = evaluate(task, config, model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic)
+    return scores, observer

@@ -44,8 +44,10 @@ class Judge:
 
     def __post_init__(self) -> None:
         self.device = setup.run_device(self.config)
-        self.classes = self.datasets["train"].classes
-        self.label_record = self.task.label_record(self.datasets["train"])
+        train = self.datasets["train"]
+        self.classes, self.label_record = self.task.classes(train), self.task.label_record(train)
+        if self.classes != train.classes:  # what other splits are opened with
+            self.label_record |= {"data_classes": list(train.classes)}
 
     def validate(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score the weights that will be kept (the averages, if there are any) on the validation split, at the end the others

@@ -35,7 +35,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     if extras.predictions:
         return _evaluate_file(task, config, extras, tell)
     model, classes = _model_and_classes(task, config, extras, require_classes=True)
-    dataset = setup.open_dataset(config, extras.split, classes)
+    dataset = setup.open_dataset(config, task, extras.split, _data_classes(model, classes))
     setup.same_labels(task, dataset, model.provenance, f"data.{extras.split}", "the model")
     scores, observer = score_model(task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell)
     folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
@@ -68,8 +68,8 @@ def _print_scores(scores: Mapping[str, Any]) -> None:
 def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> int:
     """Score a file of predictions on a split; ``metrics.json`` goes into ``--out``, or beside the file."""
     path = Path(str(extras.predictions))
-    train = setup.open_dataset(config, "train")  # whose label map the predictions follow
-    dataset = train if extras.split == "train" else setup.open_dataset(config, extras.split, train.classes)
+    train = setup.open_dataset(config, task, "train")  # whose label map the predictions follow
+    dataset = train if extras.split == "train" else setup.open_dataset(config, task, extras.split, train.classes)
     setup.same_labels(task, dataset, task.label_record(train), f"data.{extras.split}", "the training data")
     scores = task.score_file(path, config, dataset, tell)
     folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"
@@ -104,7 +104,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         for batch in tell.watch(loader, "predict"):
             moved = batch.to(device, non_blocking=True)
             with setup.autocast(config, device):
-                predictions = model.predict(moved.images, moved.sizes)
+                predictions = task.predict(config, model, moved)
             failed |= dict.fromkeys(message for meta in batch.meta for message in meta.skipped[:1])
             writer.update(*readable(moved, predictions))
     writer.close()
@@ -120,16 +120,15 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     task adds; ``--deep`` looks at all that takes minutes."""
     tell, device = Teller(config.run.progress), setup.run_device(config)
     datasets = setup.open_splits(config, task)
-    classes = datasets["train"].classes
     for split, dataset in datasets.items():
         check_dataset(dataset, on_error=config.data.on_error)
         print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
-    model = setup.make_model(config, task, classes).to(device)
+    model = setup.make_model(config, task, datasets["train"]).to(device)
     train_set = task.view(config, datasets["train"])
     keyed = setup.keyed(config, task, train_set, model, train=True)
     count = min(len(train_set), 4)
     batch = task.collate(config, model)([keyed[0, index] for index in range(count)]).to(device)
-    images, targets = task.augment(config, batch, len(classes), 0)
+    images, targets = task.augment(config, batch, model.head.num_classes, 0)
     losses = model.train().loss(images, targets, batch.sizes)
     total = torch.stack(list(losses.values())).sum()
     if not bool(torch.isfinite(total)):
@@ -218,6 +217,11 @@ def _model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, requir
         where = extras.checkpoint or "model.weights"
         raise UserError(where, "the names of its classes are not known", "evaluate a model that was saved with them")
     return model, classes or tuple(str(label) for label in range(count))
+
+
+def _data_classes(model: Model, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that the data set a model was trained on has for its classes."""
+    return tuple(model.provenance.get("data_classes", classes))
 
 
 def refuse_dead_parameters(model: nn.Module, loss: Tensor) -> None:

@@ -135,15 +135,16 @@ class DataConfig(_Section):
 
     SECTION: ClassVar = "data"
     LIMITS: ClassVar = {
-        "image_size": "[1, 16384]", "batch_size": "[1, 1000000]", "eval_batch_size": "[1, 1000000]", "workers": "[0, 256]",
-        "timeout": "[0, inf)", "max_pixels": "[1, inf)", "scale": "(0, 1]", "ratio": "(0, 100]", "flip": "[0, 1]",
-        "color_jitter": "[0, 1]", "erasing": "[0, 1]", "mixup": "[0, 100]", "cutmix": "[0, 100]", "vertical_flip": "[0, 1]",
-        "scale_jitter": "(0, 10]", "mosaic": "[0, 1]", "close_mosaic": "[0, inf)", "repeat_threshold": "(0, 1]", "min_box": "[0, inf)",
+        "image_size": "[1, 16384]", "crop_size": "[1, 16384]", "tile": "[32, 16384]", "tile_overlap": "[0, 16384]",
+        "batch_size": "[1, 1000000]", "eval_batch_size": "[1, 1000000]", "workers": "[0, 256]", "timeout": "[0, inf)",
+        "max_pixels": "[1, inf)", "scale": "(0, 1]", "ratio": "(0, 100]", "flip": "[0, 1]", "color_jitter": "[0, 1]",
+        "erasing": "[0, 1]", "mixup": "[0, 100]", "cutmix": "[0, 100]", "vertical_flip": "[0, 1]", "scale_jitter": "(0, 10]",
+        "mosaic": "[0, 1]", "close_mosaic": "[0, inf)", "repeat_threshold": "(0, 1]", "min_box": "[0, inf)",
         "limit_train": "[1, inf)", "limit_val": "[1, inf)",
     }  # fmt: skip
 
     name: str = "folder"
-    """Data set: folder, table, shapes, coco, voc, yolo, or a registered one."""
+    """Data set: folder, table, shapes, coco, voc, yolo, masks, or a registered one."""
     root: str | None = None
     """Folder of the data."""
     train: str | None = None
@@ -156,6 +157,14 @@ class DataConfig(_Section):
     """Options of the data set."""
     image_size: int | tuple[int, int] | None = None
     """Pixels: one number or [height, width]; null: what the weights were trained with."""
+    crop_size: int | tuple[int, int] | None = None
+    """Pixels of a training crop of the image at image_size (segmentation): one number or [height, width]; null: image_size."""
+    tile: int | tuple[int, int] | None = None
+    """Evaluation and prediction at the images' own size, in tiles of so many pixels (segmentation); null: whole, at image_size."""
+    tile_overlap: int = 64
+    """Pixels that neighbouring tiles share."""
+    labels: tuple[str, ...] = ()
+    """What is read of each image: label, labels, boxes, mask; set by the command."""
     batch_size: int = 32
     """Images per optimiser step over all devices together."""
     eval_batch_size: int | None = None
@@ -285,6 +294,8 @@ class OptimConfig(_Section):
     """Largest norm of the whole gradient; null: not clipped."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
+    class_weights: Literal["median_frequency"] | None = None
+    """Weights of the classes in the loss, computed from the training masks (segmentation); null: none."""
     ema: float | None = None
     """Decay of the moving average of the weights, which is then what is kept as best; null: none."""
 

@@ -27,12 +27,14 @@ from tasks.signals import leave_to_parent
 from tasks.spec import DATASETS, Dataset, TaskSpec
 
 
-def open_dataset(config: Config, split: str, classes: tuple[str, ...] | None = None) -> Dataset:
-    """A split of the configured data set; ``classes`` is the label map of the training split, None to derive it.
+def open_dataset(config: Config, task: TaskSpec, split: str, classes: tuple[str, ...] | None = None) -> Dataset:
+    """A split of the configured data set with the labels that the task needs; ``classes`` are those of the training split,
+    None to derive them.
 
     An empty one raises :class:`UserError`.
     """
-    dataset: Dataset = DATASETS.get(config.data.name)(config.data, split, classes)
+    asked = replace(config.data, labels=task.labels(config))
+    dataset: Dataset = DATASETS.get(config.data.name)(asked, split, classes)
     if len(dataset) == 0:
         raise UserError(f"data.{split}", f"data set {config.data.name!r} has no sample", "check data.root and the name of the split")
     limit = {"train": config.data.limit_train, "val": config.data.limit_val}.get(split)
@@ -42,9 +44,9 @@ def open_dataset(config: Config, split: str, classes: tuple[str, ...] | None = N
 def open_splits(config: Config, task: TaskSpec) -> dict[str, Dataset]:
     """The splits ``train``, ``val`` and, where the config names it, ``test``, with the label map of the first. Splits that
     number their classes in another way raise :class:`UserError`."""
-    train = open_dataset(config, "train")
+    train = open_dataset(config, task, "train")
     others = ("val", "test") if config.data.test else ("val",)
-    datasets = {"train": train} | {split: open_dataset(config, split, train.classes) for split in others}
+    datasets = {"train": train} | {split: open_dataset(config, task, split, train.classes) for split in others}
     for split in others:
         same_labels(task, datasets[split], task.label_record(train), f"data.{split}", "the training data")
     return datasets
@@ -57,25 +59,19 @@ def same_labels(task: TaskSpec, dataset: Dataset, expected: Mapping[str, Any], w
             raise UserError(where, f"its {name} are {str(value)[:60]}, those of {other} {str(expected[name])[:60]}", "use one numbering")
 
 
-def make_model(config: Config, task: TaskSpec, classes: tuple[str, ...] | None) -> Model:
-    """The configured model, with its weights; ``classes`` (of the training data) decide how many it has."""
+def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model:
+    """The configured model, with its weights; the training data, if there are any, decide which classes it has."""
     wanted = config.model
-    if classes and wanted.num_classes not in (None, len(classes)):
-        text = f"is {wanted.num_classes}, and the training data has {len(classes)} classes"
-        raise UserError("model.num_classes", text, "remove it, or correct the data")
     backbone_options = dict(wanted.backbone_options)
     if wanted.numerics:
         backbone_options["numerics"] = wanted.numerics
     model = build_model(
-        wanted.task,
-        wanted.backbone,
-        head=wanted.head,
-        num_classes=len(classes) if classes else wanted.num_classes,
+        backbone=wanted.backbone,
         weights=wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None),
         backbone_options=backbone_options,
-        head_options={**task.head_options(config), **wanted.head_options},
+        **task.heads(config, dataset),
     )
-    model.classes = classes or model.classes  # published detectors know theirs
+    model.classes = model.classes if dataset is None else task.classes(dataset)  # published detectors know theirs
     model.use_image_spec(image_spec(config, model.image_spec))
     if wanted.freeze:
         model.backbone.freeze(None if wanted.freeze == "all" else wanted.freeze)
@@ -98,10 +94,10 @@ def checkpoint_file(name: str) -> Path:
     return path / BEST if path.is_dir() else path
 
 
-def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None, classes: tuple[str, ...] | None = None) -> Model:
+def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Model:
     """A trained model from its file, or the configured one with its published weights. In eval mode."""
     if checkpoint is None:
-        return make_model(config, task, classes).eval()
+        return make_model(config, task, None).eval()
     model = load_model(checkpoint_file(checkpoint))
     if model.config["task"] != task.name:
         raise UserError(checkpoint, f"holds a model for task {model.config['task']!r}", f"use that task's command, not {task.command}")

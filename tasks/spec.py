@@ -32,13 +32,18 @@ DATASETS = Registry(
         "coco": "tasks.data.coco:coco",
         "voc": "tasks.data.voc:voc",
         "yolo": "tasks.data.yolo:yolo",
+        "masks": "tasks.data.masks:masks",
     },
 )
 
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A data set: class names, a length, and samples by index; the same sample for the same index, always."""
+    """A data set: class names, a length, and samples by index; the same sample for the same index, always.
+
+    ``classes`` are the names behind ``label``, ``labels`` and ``box_labels``; those of the values of ``mask`` too, unless there
+    is an attribute ``mask_classes`` that names these. What is asked of each sample is in ``data.labels``.
+    """
 
     classes: tuple[str, ...]
 
@@ -87,9 +92,29 @@ class TaskSpec(ABC):
     def monitor(self, config: "Config") -> str:
         """The score (higher is better) that chooses the best weights."""
 
-    def head_options(self, config: "Config") -> dict[str, Any]:
-        """Options of the head that follow from other sections of the config; explicit ones win."""
+    def labels(self, config: "Config") -> tuple[str, ...]:
+        """What is read of each image: words of ``data.labels``."""
+        return ()
+
+    def classes(self, dataset: "Dataset") -> Any:
+        """Names of the classes that the model tells apart; JSON-like where there is more than one list of them."""
+        return dataset.classes
+
+    def head_options(self, config: "Config", dataset: "Dataset | None") -> dict[str, Any]:
+        """Options of the head that follow from other sections of the config and the training data (None: there are none);
+        explicit ones win."""
         return {}
+
+    def heads(self, config: "Config", dataset: "Dataset | None") -> dict[str, Any]:
+        """What :func:`effbackbones.build_model` is told of the head; the training data (None: there are none) decide how many
+        classes it has. Another number in the config raises :class:`UserError`."""
+        wanted, classes = config.model, None if dataset is None else self.classes(dataset)
+        if classes and wanted.num_classes not in (None, len(classes)):
+            text = f"is {wanted.num_classes}, and the training data has {len(classes)} classes"
+            raise UserError("model.num_classes", text, "remove it, or correct the data")
+        count = len(classes) if classes else wanted.num_classes
+        options = {**self.head_options(config, dataset), **wanted.head_options}
+        return {"task": self.name, "head": wanted.head, "num_classes": count, "head_options": options}
 
     def preflight(  # noqa: B027  # a task need not look at anything
         self, config: "Config", model: "Model", datasets: Mapping[str, "Dataset"], tell: "Teller"
@@ -116,6 +141,10 @@ class TaskSpec(ABC):
     def view(self, config: "Config", dataset: "Dataset") -> "Dataset":
         """The training set as it is sampled: rare classes repeated, say. Default: as it is."""
         return dataset
+
+    def predict(self, config: "Config", model: "Model", batch: "Batch") -> Any:
+        """The head's predictions for a batch; a list of them by image if they are not tensors of the batch."""
+        return model.predict(batch.images, batch.sizes)
 
     @abstractmethod
     def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":

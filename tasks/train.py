@@ -61,8 +61,8 @@ class _Run(L.Callback):
         datasets = setup.open_splits(config, task)
         for dataset in datasets.values():  # now, not after hours of training
             check_dataset(dataset, limit=16, on_error=config.data.on_error)
-        self.classes = datasets["train"].classes
-        model = setup.make_model(config, task, self.classes)
+        self.classes = task.classes(datasets["train"])
+        model = setup.make_model(config, task, datasets["train"])
         if processes.is_first():
             task.preflight(config, model, datasets, tell)
         self.train_set = task.view(config, datasets["train"])

@@ -109,8 +109,8 @@ def test_padding_has_the_fill_and_the_content_is_at_the_top_left() -> None:
     boxed = ResizePlan.letterbox((10, 20), (32, 32)).apply_image(image, fill=(1, 2, 3))
     assert (boxed[:16] == 7).all()
     assert (boxed[16:] == (1, 2, 3)).all()
-    mask = ResizePlan.letterbox((10, 20), (32, 32)).apply_mask(np.ones((10, 20), np.int64))
-    assert mask.dtype == np.int64
+    mask = ResizePlan.letterbox((10, 20), (32, 32)).apply_mask(np.ones((10, 20), np.uint8))
+    assert mask.dtype == np.uint8
     assert (mask[:16] == 1).all()
     assert (mask[16:] == 255).all()
 
@@ -142,7 +142,7 @@ def test_boxes_follow_the_pixels() -> None:
         rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
         x0, y0, x1, y1 = np.clip(plan.apply_boxes(box), 0, (plan.size[1], plan.size[0]) * 2)
         np.testing.assert_allclose([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], [x0, y0, x1, y1], atol=1)
-        marked = plan.apply_mask((image[..., 0] > 0).astype(np.int64), fill=0) == 1
+        marked = plan.apply_mask((image[..., 0] > 0).astype(np.uint8), fill=0) == 1
         assert (marked != bright).mean() < 0.02
 
 
@@ -153,7 +153,7 @@ def test_a_mirrored_plan_turns_the_image_over_first() -> None:
         plan = ResizePlan((20, 30), (40, 45), (6, -4), (24, 32), mirrored)
         plain = ResizePlan((20, 30), (40, 45), (6, -4), (24, 32))
         np.testing.assert_array_equal(plan.apply_image(image, fill=9), plain.apply_image(np.flip(image, axes), fill=9))
-        mask = image[..., 0].astype(np.int64)
+        mask = image[..., 0].astype(np.uint8)
         np.testing.assert_array_equal(plan.apply_mask(mask), plain.apply_mask(np.flip(mask, axes)))
         assert torch.equal(plan.restore_map(scores), plain.restore_map(scores).flip([axis - 2 for axis in axes]))
         assert not ResizePlan((20, 30), (20, 30), (0, 0), (20, 30), mirrored).identity
@@ -211,7 +211,7 @@ def test_what_the_window_shows_is_where_it_is_said_to_be() -> None:
     ):
         assert plan.content == content
         left, top, right, bottom = content
-        mask = plan.apply_mask(np.ones(plan.original, np.int64))
+        mask = plan.apply_mask(np.ones(plan.original, np.uint8))
         assert (mask == 1).sum() == (right - left) * (bottom - top)
         assert (mask[top:bottom, left:right] == 1).all()
 

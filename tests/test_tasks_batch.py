@@ -244,9 +244,9 @@ VIOLATIONS: dict[str, tuple[Callable[[Sample, int], object], str]] = {
     "box label": (lambda s, n: boxed(s, box_labels=np.array([2])), "box_labels: expected 0..1, got 2"),
     "box labels length": (lambda s, n: boxed(s, box_labels=np.array([1, 1])), r"box_labels: expected shape \[1\]"),
     "crowd dtype": (lambda s, n: boxed(s, crowd=np.array([0])), "crowd: expected an array of bool"),
-    "mask size": (lambda s, n: replace(s, mask=np.zeros((6, 4), np.int64)), r"mask: expected shape \[4, 6\]"),
-    "mask dtype": (lambda s, n: replace(s, mask=np.zeros((4, 6), np.uint8)), "mask: expected an array of int64"),
-    "mask value": (lambda s, n: replace(s, mask=np.full((4, 6), 7)), "or 255 .ignored., got 7"),
+    "mask size": (lambda s, n: replace(s, mask=np.zeros((6, 4), np.uint8)), r"mask: expected shape \[4, 6\]"),
+    "mask dtype": (lambda s, n: replace(s, mask=np.zeros((4, 6), np.int64)), "mask: expected an array of uint8"),
+    "mask value": (lambda s, n: replace(s, mask=np.full((4, 6), 7, np.uint8)), "or 255 .ignored., got 7"),
     "not repeatable image": (lambda s, n: replace(s, image=s.image + np.uint8(n)), "image: reading the sample again"),
     "not repeatable label": (lambda s, n: replace(s, label=n % 2), "label: reading the sample again"),
     "label on some": (lambda s, n: replace(s, label=s.label if s.id == "0" else None), "label: the first sample has one"),
@@ -280,6 +280,6 @@ def test_sound_data_sets_pass() -> None:
     check_dataset(Changed(lambda sample, n: boxed(sample)))
     none = {"boxes": np.zeros((0, 4), np.float32), "box_labels": np.zeros(0, np.int64), "crowd": None}
     check_dataset(Changed(lambda sample, n: boxed(sample, **none)))
-    check_dataset(Changed(lambda sample, n: replace(sample, mask=np.array([[0, 1, 255, 0, 1, 0]] * 4))))
+    check_dataset(Changed(lambda sample, n: replace(sample, mask=np.array([[0, 1, 255, 0, 1, 0]] * 4, np.uint8))))
     with pytest.raises(UserError, match="no samples"):
         check_dataset(Numbers(count=0))

@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from effbackbones import BoxTargets, ImageSizes, load_model
 from effbackbones.model import Model
-from tasks import detection_deep
+from tasks import deep_check
 from tasks.config import parse
 from tasks.data.boxes import BoxTable
 from tasks.data.sampling import Repeated
 from tasks.detect import TASK, main
-from tasks.detection_check import check_headers, check_scores, quick_checks, statistics, truth_as_predictions
-from tasks.detection_deep import Fingerprints, fingerprint, learn_eight, same_images
+from tasks.detection_check import GOAL, check_headers, check_scores, quick_checks, statistics, truth_as_predictions
+from tasks.deep_check import Fingerprints, fingerprint, learn_eight, same_images
 from tasks.setup import make_model, open_dataset, open_splits
 from tasks.telling import Teller
 
@@ -138,7 +138,7 @@ def coco_folder(root: Path, change: Callable[[dict[str, Any]], None] = lambda co
 def loaded(root: Path, *more: str) -> tuple[Any, Model, dict[str, Any]]:
     command = parse("detect", ["--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "64", *more])
     datasets = open_splits(command.config, TASK)
-    return command.config, make_model(command.config, TASK, datasets["train"].classes), datasets
+    return command.config, make_model(command.config, TASK, datasets["train"]), datasets
 
 
 def test_sizes_that_the_files_contradict_are_named(tmp_path: Path) -> None:
@@ -154,15 +154,15 @@ def test_check_names_boxes_that_a_transform_moves_apart(tmp_path: Path, monkeypa
     """The truth as predictions gives AP 1; with targets that do not follow the image it does not, and that is said."""
     config, model, datasets = loaded(coco_folder(tmp_path))
     check_scores(TASK, config, model, datasets["val"], "val")
-    from tasks.data import detection
+    from tasks.data import view_transform
 
-    honest = detection.DetectionTransform.__call__
+    honest = view_transform.ViewTransform.__call__
 
     def shifted(self: Any, sample: Any, rng: Any) -> Any:
         moved = honest(self, sample, rng)
         return replace(moved, boxes=moved.boxes + np.float32(9))
 
-    monkeypatch.setattr(detection.DetectionTransform, "__call__", shifted)
+    monkeypatch.setattr(view_transform.ViewTransform, "__call__", shifted)
     with pytest.raises(Exception, match="split val, sent as predictions through resizing, restoration and scores, give AP 0"):
         check_scores(TASK, config, model, datasets["val"], "val")
 
@@ -194,7 +194,7 @@ def test_statistics_see_boxes_as_the_network_does(tmp_path: Path) -> None:
 def test_deep_check_finds_damaged_and_shared_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detection_deep, "learn_eight", lambda *_: "not tried")
+    monkeypatch.setattr(deep_check, "learn_eight", lambda *_: "not tried")
     root = coco_folder(tmp_path / "data")
     line = ["check", "--deep", "--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "64", "--out", str(tmp_path)]
     assert main(line) == 0
@@ -208,7 +208,7 @@ def test_deep_check_finds_damaged_and_shared_images(
     damaged = root / "train2017" / "4.png"
     damaged.write_bytes(damaged.read_bytes()[:-2000])
     with pytest.raises(Exception, match=r"every image decodes: \S*4\.png: cannot be read as an image"):
-        detection_deep.deep_checks(TASK, config, model, datasets, Teller(False, quiet=True))
+        deep_check.deep_checks(TASK, config, datasets, Teller(False, quiet=True), GOAL)
 
 
 def test_same_images_are_recompressed_copies_not_other_images(data_root: Path, tmp_path: Path) -> None:
@@ -234,8 +234,8 @@ def test_eight_images_are_learnt_and_wrong_targets_are_not(tmp_path: Path, monke
     from heads.efficientdet import EfficientDetHead
 
     config, _, datasets = loaded(coco_folder(tmp_path), "--data.image_size", "128")
-    assert "AP50" in learn_eight(TASK, config, datasets["train"], Teller(False, quiet=True))
-    monkeypatch.setattr(detection_deep, "MINUTES", 0.2)
+    assert "AP50" in learn_eight(TASK, config, datasets["train"], Teller(False, quiet=True), GOAL)
+    monkeypatch.setattr(deep_check, "MINUTES", 0.2)
     honest = EfficientDetHead.loss
 
     def transposed(self: Any, raw: Any, targets: BoxTargets, sizes: ImageSizes) -> Any:
@@ -243,7 +243,7 @@ def test_eight_images_are_learnt_and_wrong_targets_are_not(tmp_path: Path, monke
 
     monkeypatch.setattr(EfficientDetHead, "loss", transposed)
     with pytest.raises(Exception, match="AP50 on 6 images is 0"):
-        learn_eight(TASK, config, datasets["train"], Teller(False, quiet=True))
+        learn_eight(TASK, config, datasets["train"], Teller(False, quiet=True), GOAL)
 
 
 def test_truth_as_predictions_leaves_out_crowds_and_padding() -> None:
@@ -260,7 +260,7 @@ def test_limited_and_repeated_views_keep_what_a_data_set_knows(tmp_path: Path) -
     assert len(limited) == 4
     assert limited.category_ids == (3, 7)
     assert isinstance(limited.table, BoxTable)
-    whole = open_dataset(replace(config, data=replace(config.data, limit_train=None)), "train")
+    whole = open_dataset(replace(config, data=replace(config.data, limit_train=None)), TASK, "train")
     for index in range(4):
         row = limited.table.rows(index)
         xywh = limited.table.boxes[row]
@@ -290,7 +290,7 @@ def test_a_training_step_never_waits_for_the_device() -> None:
     from tasks.optim import clip_grad_norm, found_inf
 
     command = parse("detect", ["--config", "shapes", *SMALL, "--data.image_size", "64"])
-    model = make_model(command.config, TASK, ("a", "b")).train()
+    model = make_model(replace(command.config, model=replace(command.config.model, num_classes=2)), TASK, None).train()
     boxes = torch.tensor([[[4.0, 4, 30, 40], [10, 10, 20, 60]], [[0, 0, 0, 0], [0, 0, 0, 0]]])
     targets = BoxTargets(boxes, torch.tensor([[0, 1], [-1, -1]]), torch.zeros(2, 2, dtype=torch.bool))
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)

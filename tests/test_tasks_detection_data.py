@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from effbackbones.contracts import BoxTargets, ImageSpec
 from effbackbones.errors import UserError
 from tasks.data.batch import Batch, ImageMeta, KeyedDataset, MixingTransform, Sample, Truth
-from tasks.data.detection import DetectionTransform, collate_detection, refuse_foreign
+from tasks.data.collating import box_targets, collate_views
+from tasks.data.view_transform import ViewTransform, refuse_foreign
 from tasks.data.mosaic import mosaic
 from tasks.data.shapes import ShapesDataset
 from tasks.data.views import Jitter, jittered
@@ -49,7 +50,7 @@ def rectangles(size: tuple[int, int], channels: Sequence[int], seed: int) -> Sam
     """Black but for one bright rectangle in each of ``channels``, which is its label too; the mask marks the last one."""
     height, width = size
     generator = rng(seed, *channels)
-    image, mask = np.zeros((height, width, CHANNELS), np.uint8), np.zeros(size, np.int64)
+    image, mask = np.zeros((height, width, CHANNELS), np.uint8), np.zeros(size, np.uint8)
     boxes = []
     for channel in channels:
         w, h = int(generator.integers(10, width + 1)), int(generator.integers(10, height + 1))
@@ -87,7 +88,7 @@ def check_together(sample: Sample, labels: Sequence[int], masked: Sequence[int],
 @settings(max_examples=150, deadline=None)
 def test_boxes_and_mask_stay_with_their_pixels(original: tuple[int, int], size: tuple[int, int], data: DataConfig, seed: int) -> None:
     sample = rectangles(original, (0, 1, 2), seed)
-    transform = DetectionTransform(DARK, size, True, replace(data, crowd="ignore"), size_divisor=8)
+    transform = ViewTransform(DARK, size, True, replace(data, crowd="ignore"), size_divisor=8)
     out = transform(sample, rng(seed))
     assert all(side <= room for side, room in zip(out.image.shape, size, strict=False))
     check_together(out, (0, 1, 2), (2,), data.min_box)
@@ -106,7 +107,7 @@ def test_boxes_and_masks_stay_with_their_pixels_in_a_mosaic(
     originals: list[tuple[int, int]], size: tuple[int, int], data: DataConfig, seed: int
 ) -> None:
     samples = [rectangles(original, (3 * i, 3 * i + 1, 3 * i + 2), seed) for i, original in enumerate(originals)]
-    transform = DetectionTransform(DARK, size, True, replace(data, crowd="ignore"), size_divisor=8)
+    transform = ViewTransform(DARK, size, True, replace(data, crowd="ignore"), size_divisor=8)
     out = transform.combine(samples, rng(seed))
     assert (out.id, out.plan, out.original) == (samples[0].id, None, originals[0])
     check_together(out, range(CHANNELS), range(2, CHANNELS, 3), data.min_box)
@@ -115,7 +116,7 @@ def test_boxes_and_masks_stay_with_their_pixels_in_a_mosaic(
 def test_those_rectangles_are_seen_often_enough_to_tell() -> None:
     """The two tests above would notice a box that is three pixels off, and most boxes are looked at."""
     data = DataConfig(flip=0.5, scale_jitter=(0.5, 2.0), crowd="ignore")
-    transform = DetectionTransform(DARK, (96, 96), True, data)
+    transform = ViewTransform(DARK, (96, 96), True, data)
     kept = 0
     for seed in range(60):
         out = transform(rectangles((60, 90), (0, 1, 2), seed), rng(seed))
@@ -131,7 +132,7 @@ def test_those_rectangles_are_seen_often_enough_to_tell() -> None:
 def test_evaluation_boxes_come_back(original: tuple[int, int], size: tuple[int, int], shape: str, seed: int) -> None:
     sample = rectangles(original, (0, 1, 2), seed)
     data = DataConfig(batch_shape=shape, flip=1.0, mosaic=1.0, scale_jitter=(0.1, 9), min_box=500, crowd="skip")
-    transform = DetectionTransform(DARK, size, False, data, size_divisor=8)
+    transform = ViewTransform(DARK, size, False, data, size_divisor=8)
     assert transform.partners(0, rng(seed)) == 0
     out = transform(sample, rng(seed))
     np.testing.assert_array_equal(out.image, transform(sample, rng(seed + 1)).image)
@@ -159,10 +160,10 @@ def test_every_depth_and_channel_count(dtype: type, channels: int) -> None:
     sample = photograph(channels, dtype)
     spec = replace(SPEC, mean=(0.5,) * channels, std=(0.2,) * channels)
     data = DataConfig(flip=0.5, vertical_flip=0.5, scale_jitter=(0.3, 3), mosaic=1.0)
-    transform = DetectionTransform(spec, (64, 48), True, data)
+    transform = ViewTransform(spec, (64, 48), True, data)
     for out in (transform(sample, rng(0)), transform.combine([sample] * 4, rng(0))):
         assert out.image.dtype == dtype
-    batch = collate_detection([transform(sample, rng(seed)) for seed in range(4)], fill=spec.mean)
+    batch = collate_views([transform(sample, rng(seed)) for seed in range(4)], targets=box_targets, fill=spec.mean)
     assert batch.images.shape == (4, channels, 64, 48)
     assert batch.images.dtype == {np.uint8: torch.uint8, np.uint16: torch.uint16, np.float32: torch.float32}[dtype]
 
@@ -170,7 +171,7 @@ def test_every_depth_and_channel_count(dtype: type, channels: int) -> None:
 def test_colours_of_four_channels_are_refused_in_one_line() -> None:
     spec = replace(SPEC, mean=(0.5,) * 4, std=(0.2,) * 4)
     with pytest.raises(UserError, match=r"data\.color_jitter: needs images of 1 or 3 channels, got 4"):
-        DetectionTransform(spec, (64, 64), True, DataConfig(color_jitter=0.2))(photograph(4), rng(0))
+        ViewTransform(spec, (64, 64), True, DataConfig(color_jitter=0.2))(photograph(4), rng(0))
 
 
 def test_small_boxes_and_crowds_are_left_out_in_training_alone() -> None:
@@ -182,17 +183,17 @@ def test_small_boxes_and_crowds_are_left_out_in_training_alone() -> None:
         (DataConfig(min_box=3, crowd="ignore"), [4, 5]),
         (DataConfig(min_box=1000), []),
     ):
-        plain = DetectionTransform(SPEC, (64, 64), True, replace(data, flip=0.0))(sample, rng(0))
+        plain = ViewTransform(SPEC, (64, 64), True, replace(data, flip=0.0))(sample, rng(0))
         assert plain.box_labels.tolist() == labels
         assert plain.crowd.tolist() == [label == 5 for label in labels]
         assert plain.truth is None  # nothing is scored in training
-        assert DetectionTransform(SPEC, (64, 64), False, data)(sample, rng(0)).box_labels.tolist() == [4, 5, 6]
+        assert ViewTransform(SPEC, (64, 64), False, data)(sample, rng(0)).box_labels.tolist() == [4, 5, 6]
 
 
 def test_what_is_cropped_away_has_no_box() -> None:
     data = DataConfig(flip=0.0, scale_jitter=(4.0, 4.0), min_box=0)
     sample = replace(photograph(), crowd=None)
-    kept = [len(DetectionTransform(SPEC, (64, 64), True, data)(sample, rng(seed)).boxes) for seed in range(60)]
+    kept = [len(ViewTransform(SPEC, (64, 64), True, data)(sample, rng(seed)).boxes) for seed in range(60)]
     assert min(kept) == 0
     assert max(kept) > 0
 
@@ -218,7 +219,7 @@ def test_the_letterbox_is_scaled_by_the_factor_and_cropped_anywhere() -> None:
 def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
     sample = replace(photograph(), crowd=None)
     still = DataConfig(flip=0.0, min_box=0)
-    trained, evaluated = (DetectionTransform(SPEC, (64, 64), train, still)(sample, rng(0)) for train in (True, False))
+    trained, evaluated = (ViewTransform(SPEC, (64, 64), train, still)(sample, rng(0)) for train in (True, False))
     np.testing.assert_array_equal(trained.image, evaluated.image)
     np.testing.assert_array_equal(trained.boxes, evaluated.boxes)
     assert trained.plan == evaluated.plan
@@ -226,14 +227,14 @@ def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
 
 @pytest.mark.parametrize("closed_from", [2.5, 3])
 def test_mosaic_closes_and_has_its_probability(closed_from: float) -> None:
-    transform = DetectionTransform(SPEC, (64, 64), True, DataConfig(mosaic=0.3), closed_from=closed_from)
+    transform = ViewTransform(SPEC, (64, 64), True, DataConfig(mosaic=0.3), closed_from=closed_from)
     assert isinstance(transform, MixingTransform)
     for epoch, share in ((0, 0.3), (2, 0.3), (3, 0.0), (9, 0.0)):
         partners = [transform.partners(epoch, rng(epoch, index)) for index in range(2000)]
         assert set(partners) <= {0, 3}
         assert np.mean(np.array(partners) == 3) == pytest.approx(share, abs=0.04 if share else 0)
-    assert all(DetectionTransform(SPEC, (64, 64), True, DataConfig(mosaic=1.0)).partners(10**6, rng(i)) == 3 for i in range(20))
-    assert all(DetectionTransform(SPEC, (64, 64), True, DataConfig()).partners(0, rng(i)) == 0 for i in range(20))
+    assert all(ViewTransform(SPEC, (64, 64), True, DataConfig(mosaic=1.0)).partners(10**6, rng(i)) == 3 for i in range(20))
+    assert all(ViewTransform(SPEC, (64, 64), True, DataConfig()).partners(0, rng(i)) == 0 for i in range(20))
 
 
 def test_a_mosaic_shows_all_four_images_around_a_point_of_the_middle() -> None:
@@ -256,18 +257,18 @@ def test_a_mosaic_shows_all_four_images_around_a_point_of_the_middle() -> None:
 
 def test_images_that_differ_in_kind_are_no_mosaic() -> None:
     plain = photograph()
-    for odd in (photograph(dtype=np.uint16), photograph(channels=1), replace(plain, mask=np.zeros((60, 100), np.int64))):
+    for odd in (photograph(dtype=np.uint16), photograph(channels=1), replace(plain, mask=np.zeros((60, 100), np.uint8))):
         with pytest.raises(UserError, match=r"b\.png: is .*, a\.png is uint8 with 3 channels and no mask"):
             mosaic([plain, plain, replace(odd, path="b.png"), plain], (64, 64), DataConfig(), SPEC, rng(0))
 
 
 def keyed(data: DataConfig, seed: int = 5) -> KeyedDataset:
-    return KeyedDataset(ShapesDataset((48, 72), 30, seed=3), DetectionTransform(SPEC, (64, 64), True, data, closed_from=2), seed)
+    return KeyedDataset(ShapesDataset((48, 72), 30, seed=3), ViewTransform(SPEC, (64, 64), True, data, closed_from=2), seed)
 
 
 def batches(dataset: KeyedDataset, workers: int) -> list[Batch]:
     order = GlobalBatches(shuffled(30, 5), 30, 8, start=2, stop=10)
-    collate = partial(collate_detection, fill=SPEC.mean)
+    collate = partial(collate_views, targets=box_targets, fill=SPEC.mean)
     return list(DataLoader(dataset, batch_sampler=order, num_workers=workers, collate_fn=collate))  # type: ignore[arg-type]
 
 
@@ -288,7 +289,7 @@ def test_batches_are_a_function_of_seed_epoch_and_index_for_any_number_of_worker
 def test_samples_are_not_changed_in_place() -> None:
     sample = photograph()
     before = pickle.dumps(sample)
-    transform = DetectionTransform(SPEC, (64, 64), True, replace(WILD, crowd="ignore"))
+    transform = ViewTransform(SPEC, (64, 64), True, replace(WILD, crowd="ignore"))
     for seed in range(20):
         transform(sample, rng(seed))
         transform.combine([sample] * 4, rng(seed))
@@ -303,9 +304,9 @@ def test_empty_images_of_any_size_never_raise() -> None:
         empty = np.zeros((0, 4), np.float32)
         sample = Sample(np.zeros((height, width, 3), np.uint8), str(number), boxes=empty, box_labels=np.zeros(0, np.int64))
         data = replace(WILD, batch_shape=("fixed", "aspect")[number % 2], scale_jitter=(0.1, 2.0), mosaic=1.0)
-        transform = DetectionTransform(SPEC, (64, 96), True, data, size_divisor=32)
+        transform = ViewTransform(SPEC, (64, 96), True, data, size_divisor=32)
         samples.append(transform(sample, generator) if number % 3 else transform.combine([sample] * 4, generator))
-    batch = collate_detection(samples, size_divisor=32, fill=SPEC.mean)
+    batch = collate_views(samples, targets=box_targets, size_divisor=32, fill=SPEC.mean)
     assert batch.images.shape == (200, 3, 64, 96)
     assert batch.targets.boxes.shape == (200, 8, 4)
     assert (batch.targets.labels == -1).all()
@@ -322,7 +323,7 @@ def with_boxes(count: int, size: tuple[int, int] = (20, 30)) -> Sample:
 )
 def test_rows_of_targets_come_in_few_numbers(most: int, rows: int) -> None:
     crowded = replace(with_boxes(most), crowd=np.arange(most) % 2 == 1)
-    targets = collate_detection([with_boxes(0), crowded], fill=SPEC.mean).targets
+    targets = collate_views([with_boxes(0), crowded], targets=box_targets, fill=SPEC.mean).targets
     assert isinstance(targets, BoxTargets)
     assert targets.boxes.shape == (2, rows, 4)
     assert targets.boxes.dtype == torch.float32
@@ -337,9 +338,9 @@ def test_rows_of_targets_come_in_few_numbers(most: int, rows: int) -> None:
 
 def test_images_of_different_size_are_padded_to_the_largest() -> None:
     small, wide = with_boxes(1, (20, 30)), with_boxes(2, (10, 50))
-    alone = collate_detection([small], size_divisor=32, fill=SPEC.mean)
+    alone = collate_views([small], targets=box_targets, size_divisor=32, fill=SPEC.mean)
     assert alone.images.shape == (1, 3, 20, 30)  # the model pads a batch of one size by itself
-    batch = collate_detection([small, wide], size_divisor=32, fill=SPEC.mean)
+    batch = collate_views([small, wide], targets=box_targets, size_divisor=32, fill=SPEC.mean)
     assert batch.images.shape == (2, 3, 32, 64)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.sizes.batch == (32, 64)
@@ -350,19 +351,19 @@ def test_images_of_different_size_are_padded_to_the_largest() -> None:
 
 
 def test_meta_and_missing_labels() -> None:
-    transform = DetectionTransform(SPEC, (64, 64), False, DataConfig())
-    batch = collate_detection([transform(photograph(), rng(0))], fill=SPEC.mean)
+    transform = ViewTransform(SPEC, (64, 64), False, DataConfig())
+    batch = collate_views([transform(photograph(), rng(0))], targets=box_targets, fill=SPEC.mean)
     assert isinstance(batch.meta[0], ImageMeta)
     assert batch.meta[0].plan.scaled == (38, 64)
     assert batch.meta[0].truth.boxes.tolist()[0] == [10, 10, 30, 40]
     assert batch.sizes.valid.tolist() == [[38, 64]]
     unknown = Sample(photograph().image, "b", "b.png")
-    assert collate_detection([transform(unknown, rng(0))] * 2, fill=SPEC.mean).targets is None
+    assert collate_views([transform(unknown, rng(0))] * 2, targets=box_targets, fill=SPEC.mean).targets is None
     with pytest.raises(UserError, match=r"b\.png: has no boxes"):
-        collate_detection([transform(photograph(), rng(0)), transform(unknown, rng(0))], fill=SPEC.mean)
+        collate_views([transform(photograph(), rng(0)), transform(unknown, rng(0))], targets=box_targets, fill=SPEC.mean)
     for labels in (None, np.array([1])):
         with pytest.raises(UserError, match=r"a\.png: has 3 boxes and [01] box_labels"):
-            collate_detection([replace(photograph(), box_labels=labels)], fill=SPEC.mean)
+            collate_views([replace(photograph(), box_labels=labels)], targets=box_targets, fill=SPEC.mean)
 
 
 def test_batches_by_aspect_carry_less_padding() -> None:
@@ -370,15 +371,15 @@ def test_batches_by_aspect_carry_less_padding() -> None:
     shapes = {}
     for shape in ("fixed", "aspect"):
         for train, jitter in ((False, (1.0, 1.0)), (True, (0.5, 2.0))):
-            transform = DetectionTransform(SPEC, (128, 128), train, DataConfig(batch_shape=shape, scale_jitter=jitter), size_divisor=32)
+            transform = ViewTransform(SPEC, (128, 128), train, DataConfig(batch_shape=shape, scale_jitter=jitter), size_divisor=32)
             samples = [transform(Sample(np.zeros((*size, 3), np.uint8), "a"), rng(i)) for i, size in enumerate(sizes)]
-            shapes[shape, train] = tuple(collate_detection(samples, size_divisor=32, fill=SPEC.mean).images.shape[2:])
+            shapes[shape, train] = tuple(collate_views(samples, targets=box_targets, size_divisor=32, fill=SPEC.mean).images.shape[2:])
     assert shapes["fixed", False] == shapes["fixed", True] == (128, 128)
     assert shapes["aspect", False] == shapes["aspect", True] == (96, 128)
 
 
 def test_aspect_windows_never_exceed_the_size() -> None:
-    transform = DetectionTransform(SPEC, (100, 70), False, DataConfig(batch_shape="aspect"), size_divisor=64)
+    transform = ViewTransform(SPEC, (100, 70), False, DataConfig(batch_shape="aspect"), size_divisor=64)
     for original, window in (((500, 500), (100, 70)), ((100, 700), (64, 70)), ((1000, 100), (100, 64)), ((1, 5000), (64, 70))):
         assert transform(Sample(np.zeros((*original, 3), np.uint8), "a"), rng(0)).image.shape[:2] == window
 
@@ -390,17 +391,17 @@ def darker(sample: Sample, rng: np.random.Generator) -> Sample:
 
 def test_own_steps_come_after_ours_in_training() -> None:
     data = DataConfig(scale_jitter=(0.5, 2.0), color_jitter=0.3, crowd="ignore", min_box=0)
-    plain, added = (DetectionTransform(SPEC, (64, 64), True, data, extra=extra)(photograph(), rng(1)) for extra in ((), (darker,)))
+    plain, added = (ViewTransform(SPEC, (64, 64), True, data, extra=extra)(photograph(), rng(1)) for extra in ((), (darker,)))
     np.testing.assert_array_equal(added.image, plain.image // 2)
     assert len(added.boxes) <= 1
-    still = DetectionTransform(SPEC, (64, 64), False, data, extra=[darker])(photograph(), rng(1))
+    still = ViewTransform(SPEC, (64, 64), False, data, extra=[darker])(photograph(), rng(1))
     assert len(still.boxes) == 3
 
 
 def test_colours_change_neither_boxes_nor_padding() -> None:
     data = DataConfig(flip=0.0, min_box=0, crowd="ignore")
     plain, coloured = (
-        DetectionTransform(SPEC, (64, 64), True, replace(data, color_jitter=strength))(photograph(), rng(2)) for strength in (0.0, 0.5)
+        ViewTransform(SPEC, (64, 64), True, replace(data, color_jitter=strength))(photograph(), rng(2)) for strength in (0.0, 0.5)
     )
     np.testing.assert_array_equal(plain.boxes, coloured.boxes)
     assert plain.plan.valid == (38, 64)
@@ -422,11 +423,12 @@ def test_the_plain_path_imports_nothing_heavy() -> None:
 import sys, numpy as np
 from effbackbones.contracts import ImageSpec
 from tasks.data.batch import Sample
-from tasks.data.detection import DetectionTransform, collate_detection
+from tasks.data.collating import box_targets, collate_views
+from tasks.data.view_transform import ViewTransform
 from tasks.settings import DataConfig
-transform = DetectionTransform(ImageSpec(), (32, 32), True, DataConfig(mosaic=1.0, scale_jitter=(0.1, 2.0)))
+transform = ViewTransform(ImageSpec(), (32, 32), True, DataConfig(mosaic=1.0, scale_jitter=(0.1, 2.0)))
 sample = Sample(np.zeros((40, 40, 3), np.uint8), "a", boxes=np.zeros((0, 4), np.float32))
-collate_detection([transform.combine([sample] * 4, np.random.default_rng(0))], fill=(0.5, 0.5, 0.5))
+collate_views([transform.combine([sample] * 4, np.random.default_rng(0))], targets=box_targets, fill=(0.5, 0.5, 0.5))
 print({"torchvision", "albumentations", "cv2", "lightning"} & set(sys.modules))
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

@@ -52,10 +52,11 @@ class Sample:
 
     ``image`` [H, W, C]: uint8, uint16, or float32 in 0..1. ``id``: unique in the data set. ``path``: the file, for messages.
     ``label``: 0..K-1 or ``labels`` float32 [K] of 0 and 1. ``boxes`` float32 [M, 4] xyxy pixels of ``image`` with
-    ``box_labels`` int64 [M] and ``crowd`` bool [M]. ``mask`` int64 [H, W], 255 = ignore.
+    ``box_labels`` int64 [M] and ``crowd`` bool [M]. ``mask`` uint8 [H, W], a class in each pixel, 255 = ignore.
     Set by transforms: ``plan``, how the image was brought to its size (None: in a way that cannot be undone, or not at
     all), ``original``, (H, W) before. ``skipped``: messages on unreadable samples that this one stands for.
     ``truth``: what boxes are scored against, where the data set knows it better than ``Truth.of`` would make it.
+    ``truth_mask``: the mask before any transform, which predictions are scored against.
     """
 
     image: Pixels
@@ -71,12 +72,13 @@ class Sample:
     plan: ResizePlan | None = None
     skipped: tuple[str, ...] = ()
     truth: Truth | None = None
+    truth_mask: Mask | None = None
 
 
 @dataclass
 class ImageMeta:
-    """What a batch remembers of an image: ``original`` (H, W), the ``plan`` that restores predictions to it, and the
-    ``truth`` that those are scored against."""
+    """What a batch remembers of an image: ``original`` (H, W), the ``plan`` that restores predictions to it, and what those
+    are scored against: the boxes of ``truth``, the classes of ``mask`` uint8 [original]."""
 
     id: str
     path: str
@@ -84,12 +86,13 @@ class ImageMeta:
     plan: ResizePlan | None = None
     skipped: tuple[str, ...] = ()
     truth: Truth | None = None
+    mask: Mask | None = None
 
     @classmethod
     def of(cls, sample: Sample) -> "ImageMeta":
         """The meta data of a sample."""
         height, width = sample.original or sample.image.shape[:2]
-        return cls(sample.id, sample.path, (height, width), sample.plan, sample.skipped, sample.truth)
+        return cls(sample.id, sample.path, (height, width), sample.plan, sample.skipped, sample.truth, sample.truth_mask)
 
 
 @dataclass

@@ -79,9 +79,9 @@ def _violations(sample: object, num_classes: int, mask_classes: int) -> Iterator
             yield "labels: expected zeros and ones"
     yield from _box_violations(sample, num_classes)
     if sample.mask is not None:
-        yield from _array_violations("mask", sample.mask, np.int64, sample.image.shape[:2])
+        yield from _array_violations("mask", sample.mask, np.uint8, sample.image.shape[:2])
         values = np.unique(sample.mask)
-        odd = values[(values < 0) | ((values >= mask_classes) & (values != IGNORE))]
+        odd = values[(values >= mask_classes) & (values != IGNORE)]
         if len(odd):
             yield f"mask: expected 0..{mask_classes - 1} or {IGNORE} (ignored), got {', '.join(map(str, odd[:5]))}"
 

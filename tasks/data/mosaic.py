@@ -33,7 +33,7 @@ def mosaic(samples: Sequence[Sample], canvas: Size, data: DataConfig, spec: "Ima
     """
     first = samples[0]
     image = np.empty((*canvas, first.image.shape[2]), first.image.dtype)
-    mask: Mask | None = None if first.mask is None else np.full(canvas, _IGNORE, np.int64)
+    mask: Mask | None = None if first.mask is None else np.full(canvas, _IGNORE, np.uint8)
     parts = []
     for sample, tile in zip(samples, _tiles(canvas, rng), strict=True):
         _check_alike(sample, first)

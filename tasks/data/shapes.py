@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Mask, Size, resize
+from effbackbones.geometry import Size, resize
 from tasks.data.batch import Sample
 from tasks.data.files import check_options
 from tasks.settings import DataConfig
@@ -75,21 +75,21 @@ class ShapesDataset:
         image = self._painted(owner, len(kinds), rng)
         labels = np.array(kinds, np.int64)
         areas = np.bincount(owner.ravel(), minlength=len(kinds) + 1)[1:]
-        mask = np.concatenate([[0], labels + 1])[owner]
+        mask = np.concatenate([[0], labels + 1]).astype(np.uint8)[owner]
         visible = np.flatnonzero(areas >= _MIN_VISIBLE)
         boxes = np.array([_tight_box(owner == which + 1) for which in visible.tolist()], np.float32).reshape(-1, 4)
         crowd = np.zeros(len(visible), np.bool_)
         name = f"{self.split}-{index}"
         return Sample(image, name, label=kinds[int(areas.argmax())], boxes=boxes, box_labels=labels[visible], crowd=crowd, mask=mask)
 
-    def _layout(self, kinds: list[int], rng: np.random.Generator) -> Mask:
+    def _layout(self, kinds: list[int], rng: np.random.Generator) -> NDArray[np.int64]:
         """Which object each pixel belongs to, int64 [H, W]: 0 none, i + 1 the i-th of ``kinds``, later ones in front.
 
         The first has a circumradius of 0.22 to 0.4 of the shorter side, the others at most half of it.
         """
         height, width = self.size
         largest = min(height, width) * rng.uniform(0.22, 0.4)
-        owner: Mask = np.zeros(self.size, np.int64)
+        owner: NDArray[np.int64] = np.zeros(self.size, np.int64)
         for number, kind in enumerate(kinds):
             radius = largest if number == 0 else largest * rng.uniform(0.3, 0.5)
             # Half of the outline may cross the border for the small ones, none for the large one.
@@ -100,7 +100,7 @@ class ShapesDataset:
             owner[owner == number] = 0
         return owner
 
-    def _painted(self, owner: Mask, count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    def _painted(self, owner: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Texture behind, one colour with a slight gradient for each object, noise on top."""
         height, width = self.size
         coarse = rng.integers(30, 226, 3) + rng.integers(-45, 46, (5, 5, 3))

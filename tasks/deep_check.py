@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,27 +18,34 @@ from effbackbones.geometry import Pixels
 from effbackbones.model import Model
 from tasks import setup
 from tasks.config import Config
-from tasks.data.batch import Batch
+from tasks.data.batch import Batch, Sample
 from tasks.data.sampling import Repeated
 from tasks.spec import Dataset, TaskSpec
 from tasks.telling import Teller
 
 EIGHT, LARGEST_SIDE, MINUTES = 8, 256, 5.0
 """Images learnt by heart, the longest side of them in pixels, and the time allowed."""
-LEARNT = 0.9
-"""AP50 on the eight images that shows that data, targets, loss and decoding agree."""
 SAME_BITS, SAME_LEVELS = 4, 3.0
 """Two images are the same if their hashes differ in at most so many of 64 bits, and their thumbnails on average by so many levels."""
 _THUMB = 16  # side of the grey thumbnails that are compared, pixels
 
 
-def deep_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller) -> None:
+class Goal(NamedTuple):
+    """What shows, on eight images learnt by heart, that data, targets, loss and decoding agree: a ``score`` over ``least`` on
+    images of which ``has`` says that they have what is learnt."""
+
+    score: str
+    least: float
+    has: Callable[[Sample], bool]
+
+
+def deep_checks(task: TaskSpec, config: Config, datasets: Mapping[str, Dataset], tell: Teller, goal: Goal) -> None:
     """Run all three parts, tell the verdict on each, and raise :class:`UserError` naming those that failed."""
     prints: dict[str, Fingerprints] = {}
     parts: dict[str, Callable[[], str]] = {
         "every image decodes": partial(_decode_all, datasets, prints, tell),
         "train and val share no image": partial(_refuse_shared, prints),
-        f"{EIGHT} images can be learnt": partial(learn_eight, task, config, datasets["train"], tell),
+        f"{EIGHT} images can be learnt": partial(learn_eight, task, config, datasets["train"], tell, goal),
     }
     failed = {}
     for name, part in parts.items():
@@ -126,14 +133,14 @@ def same_images(train: Fingerprints, other: Fingerprints) -> list[tuple[str, str
     return pairs
 
 
-def learn_eight(task: TaskSpec, config: Config, dataset: Dataset, tell: Teller) -> str:
-    """Train the configured network on eight images with boxes, unaugmented, until AP50 on them passes :data:`LEARNT`.
+def learn_eight(task: TaskSpec, config: Config, dataset: Dataset, tell: Teller, goal: Goal) -> str:
+    """Train the configured network on eight images, unaugmented, until it reaches the goal on them.
 
-    A network that cannot learn eight images by heart will not learn the others: boxes, targets, loss or decoding disagree.
+    A network that cannot learn eight images by heart will not learn the others: labels, targets, loss or decoding disagree.
     """
     config, device = _small(config), setup.run_device(config)
-    view = Repeated(dataset, np.array(_with_boxes(dataset)))
-    model = setup.make_model(config, task, dataset.classes).to(device)
+    view = Repeated(dataset, np.array(_first(dataset, goal.has)))
+    model = setup.make_model(config, task, dataset).to(device)
     batches = [batch.to(device) for batch in setup.evaluation_loader(config, task, view, model)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     start, steps, best = time.monotonic(), 0, 0.0
@@ -146,11 +153,11 @@ def learn_eight(task: TaskSpec, config: Config, dataset: Dataset, tell: Teller) 
             optimizer.step()
             steps += 1
         if steps % 20 == 0:
-            best = max(best, _ap50(task, config, model, batches, dataset.classes) or 0.0)
-            tell(f"after {steps} steps: loss {loss.item():.3f}, AP50 {best:.3f}")
-            if best > LEARNT:
-                return f"AP50 {best:.3f} after {steps} steps, {time.monotonic() - start:.0f} s"
-    text = f"AP50 on {len(view)} images is {best:.3f} after {steps} steps and {MINUTES:g} minutes, expected over {LEARNT}"
+            best = max(best, _scores(task, config, model, batches, dataset)[goal.score] or 0.0)
+            tell(f"after {steps} steps: loss {loss.item():.3f}, {goal.score} {best:.3f}")
+            if best > goal.least:
+                return f"{goal.score} {best:.3f} after {steps} steps, {time.monotonic() - start:.0f} s"
+    text = f"{goal.score} on {len(view)} images is {best:.3f} after {steps} steps and {MINUTES:g} minutes, expected over {goal.least}"
     raise UserError("model", text, "look at the drawn samples; start from pretrained weights (model.weights)")
 
 
@@ -160,19 +167,19 @@ def _small(config: Config) -> Config:
     height, width = (size, size) if isinstance(size, int) else size
     shrink = min(1.0, LARGEST_SIDE / max(height, width))
     sides = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    data = replace(config.data, image_size=sides, workers=0, eval_batch_size=EIGHT, batch_shape="fixed")
+    data = replace(config.data, image_size=sides, workers=0, eval_batch_size=EIGHT, batch_shape="fixed", tile=None)
     return replace(config, data=data, model=replace(config.model, freeze=None, unfreeze_epoch=None))
 
 
-def _with_boxes(dataset: Dataset) -> Sequence[int]:
-    """The first samples that have a box; fewer than eight if there are no more."""
+def _first(dataset: Dataset, has: Callable[[Sample], bool]) -> Sequence[int]:
+    """The first eight samples that ``has`` wants; fewer if there are no more."""
     chosen: list[int] = []
     for index in range(len(dataset)):
         try:
             sample = dataset[index]
         except UserError:  # the part before has said so
             continue
-        if sample.boxes is not None and len(sample.boxes):
+        if has(sample):
             chosen.append(index)
         if len(chosen) == EIGHT:
             break
@@ -180,8 +187,8 @@ def _with_boxes(dataset: Dataset) -> Sequence[int]:
 
 
 @torch.no_grad()
-def _ap50(task: TaskSpec, config: Config, model: Model, batches: Sequence[Batch], classes: Sequence[str]) -> float | None:
-    """AP50 on the batches, with batch-norm statistics of exactly these: after so few steps the running ones lag behind."""
+def _scores(task: TaskSpec, config: Config, model: Model, batches: Sequence[Batch], dataset: Dataset) -> dict[str, Any]:
+    """Scores on the batches, with batch-norm statistics of exactly these: after so few steps the running ones lag behind."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -191,9 +198,8 @@ def _ap50(task: TaskSpec, config: Config, model: Model, batches: Sequence[Batch]
         model.train()(batch.images, batch.sizes)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    metric = task.metrics(config, classes)
+    metric = task.metrics(config, task.classes(dataset))
     model.eval()
     for batch in batches:
         metric.update(*task.scored(batch, model.predict(batch.images, batch.sizes)))
-    score: float | None = metric.compute()["AP50"]
-    return score
+    return dict(metric.compute())

@@ -1,0 +1,80 @@
+"""From samples with boxes and masks to batches: images of one size, and the targets of a head."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from effbackbones.contracts import BoxTargets
+from effbackbones.errors import UserError
+from effbackbones.geometry import ResizePlan
+from tasks.data.batch import Batch, ImageMeta, Sample, stack_images
+from tasks.data.transforms import fill_of
+from tasks.data.views import crowd_of, labels_of
+
+_FEW = (8, 16, 32, 64, 100)  # 100: the most objects that the published recipe keeps of an image
+
+
+def collate_views(
+    samples: Sequence[Sample], *, targets: Callable[[Sequence[Sample]], Any], size_divisor: int = 1, fill: Sequence[float]
+) -> Batch:
+    """Images of different sizes are padded at right and bottom, with the colour ``fill`` (0..1, one value per channel) and masks
+    with ignored pixels, to the largest sides rounded up to ``size_divisor``. ``targets``: how they are made of such samples."""
+    valid = [sample.plan.valid if sample.plan else sample.image.shape[:2] for sample in samples]
+    padded = _of_one_size(samples, size_divisor, fill)
+    images, sizes = stack_images(padded)
+    sizes = sizes._replace(valid=torch.tensor(valid, dtype=torch.int64))
+    return Batch(images, sizes, targets(padded), [ImageMeta.of(sample) for sample in samples])
+
+
+def _of_one_size(samples: Sequence[Sample], divisor: int, fill: Sequence[float]) -> list[Sample]:
+    sides = {sample.image.shape[:2] for sample in samples}
+    if len(sides) == 1:
+        return list(samples)
+    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sides, strict=True))
+    padded = []
+    for sample in samples:
+        plan = ResizePlan(sample.image.shape[:2], sample.image.shape[:2], (0, 0), (height, width))
+        mask = None if sample.mask is None else plan.apply_mask(sample.mask)
+        padded.append(replace(sample, image=plan.apply_image(sample.image, fill=fill_of(sample.image, fill).tolist()), mask=mask))
+    return padded
+
+
+def box_targets(samples: Sequence[Sample]) -> BoxTargets | None:
+    """The boxes of a batch, None where no sample has any; samples of which only some have boxes raise :class:`UserError`.
+
+    M is one of 8, 16, 32, 64, 100, 128, 256, 512, ...: few shapes for the kernels to be chosen for.
+    """
+    if not _all_have(samples, "boxes", "give images without objects boxes of shape [0, 4]"):
+        return None
+    shape = len(samples), _bucket(max(len(labels_of(sample)) for sample in samples))
+    boxes, labels, crowd = torch.zeros(*shape, 4), torch.full(shape, -1), torch.zeros(shape, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        count = len(labels_of(sample))
+        boxes[row, :count] = torch.from_numpy(sample.boxes)
+        labels[row, :count] = torch.from_numpy(labels_of(sample))
+        crowd[row, :count] = torch.from_numpy(crowd_of(sample))
+    return BoxTargets(boxes, labels, crowd)
+
+
+def mask_targets(samples: Sequence[Sample]) -> Tensor | None:
+    """The masks of a batch uint8 [B, H, W], None where no sample has one; samples of which only some do raise :class:`UserError`."""
+    if not _all_have(samples, "mask", "give images without labels a mask of 255"):
+        return None
+    return torch.from_numpy(np.stack([sample.mask for sample in samples if sample.mask is not None]))
+
+
+def _all_have(samples: Sequence[Sample], field: str, remedy: str) -> bool:
+    """Whether all samples have a label of one kind; False if none has."""
+    without = [sample for sample in samples if getattr(sample, field) is None]
+    if without and len(without) < len(samples):
+        raise UserError(without[0].path or without[0].id, f"has no {field}, others of its batch have", remedy)
+    return not without
+
+
+def _bucket(count: int) -> int:
+    """The number of rows for ``count`` boxes: the next of a short list, beyond it the next power of two."""
+    return next((few for few in _FEW if count <= few), 1 << max(7, (count - 1).bit_length()))

@@ -1,0 +1,142 @@
+"""Semantic segmentation: what it adds to the engine, and its command."""
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tasks.command import run_command
+from tasks.spec import Dataset, Observer, TaskSpec, Writer
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+    from effbackbones.model import Model
+    from tasks.config import Config
+    from tasks.data.batch import Batch, Sample, Transform
+    from tasks.telling import Teller
+
+
+class Segmentation(TaskSpec):
+    """Images to a class in each pixel."""
+
+    name: ClassVar[str] = "seg"
+    command: ClassVar[str] = "segment"
+
+    def monitor(self, config: "Config") -> str:
+        return "miou"
+
+    def labels(self, config: "Config") -> tuple[str, ...]:
+        return ("mask",)
+
+    def classes(self, dataset: Dataset) -> tuple[str, ...]:
+        return tuple(getattr(dataset, "mask_classes", dataset.classes))
+
+    def head_options(self, config: "Config", dataset: Dataset | None) -> dict[str, Any]:
+        # What is off is not said, so that a head of the user's need not know it.
+        options: dict[str, Any] = {"label_smoothing": config.optim.label_smoothing} if config.optim.label_smoothing else {}
+        if config.optim.class_weights and dataset is not None and "class_weights" not in config.model.head_options:
+            from tasks.segmentation_check import class_weights
+
+            options["class_weights"] = class_weights(dataset, config.data.on_error)
+        return options
+
+    def heads(self, config: "Config", dataset: Dataset | None) -> dict[str, Any]:
+        two = dataset is not None and len(self.classes(dataset)) == 2
+        if two and config.model.num_classes == 1:  # one channel for the second class, the first being background
+            return super().heads(config, None)
+        return super().heads(config, dataset)
+
+    def preflight(self, config: "Config", model: "Model", datasets: Mapping[str, Dataset], tell: "Teller") -> None:
+        from tasks.segmentation_check import quick_checks
+
+        quick_checks(self, config, model, datasets, tell)
+
+    def inspect(
+        self, config: "Config", model: "Model", datasets: Mapping[str, Dataset], out: Path, tell: "Teller", *, deep: bool
+    ) -> None:
+        from tasks.segmentation_check import deep_checks, draw_samples, quick_checks
+
+        tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out)}")
+        quick_checks(self, config, model, datasets, tell, whole=True)
+        if deep:
+            deep_checks(datasets, tell)
+
+    def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
+        from tasks.data.view_transform import ViewTransform, refuse_foreign
+
+        refuse_foreign(config.data)
+        data, spec = config.data, model.image_spec
+        return ViewTransform(
+            spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor
+        )  # fmt: skip
+
+    def collate(self, config: "Config", model: "Model") -> Callable[[Sequence["Sample"]], "Batch"]:
+        from tasks.data.collating import collate_views, mask_targets
+
+        return partial(collate_views, targets=mask_targets, size_divisor=model.head.size_divisor, fill=model.image_spec.mean)
+
+    def predict(self, config: "Config", model: "Model", batch: "Batch") -> Any:
+        if config.data.tile is None:
+            return super().predict(config, model, batch)
+        from tasks.segmentation_results import predict_tiled
+
+        tile = config.data.tile
+        return predict_tiled(model, batch, (tile, tile) if isinstance(tile, int) else tile, config.data.tile_overlap)
+
+    def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
+        from tasks.segmentation_metrics import SegmentationMetrics
+
+        return SegmentationMetrics(classes)
+
+    def scored(self, batch: "Batch", predictions: Any) -> tuple[Any, Any]:
+        from tasks.segmentation_results import restore
+
+        return restore(batch, predictions), [meta.mask for meta in batch.meta]
+
+    def score_file(self, path: Path, config: "Config", dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
+        from tasks.segmentation_check import score_folder
+
+        return score_folder(self, config, path, dataset, tell)
+
+    def label_record(self, dataset: Dataset) -> dict[str, Any]:
+        return {"mask_classes": list(self.classes(dataset))}
+
+    def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:
+        from tasks.segmentation_examples import SegmentationExamples
+
+        return SegmentationExamples(classes)
+
+    def statistics(self, config: "Config", model: "Model", dataset: Dataset) -> Any:
+        from tasks.segmentation_check import statistics
+
+        return statistics(dataset, config.data.on_error)
+
+    def report(self, folder: Path, summary: Mapping[str, Any], observer: Observer | None) -> Path:
+        from tasks.segmentation_examples import SegmentationExamples
+        from tasks.segmentation_report import segmentation_report
+
+        examples = observer if isinstance(observer, SegmentationExamples) else None
+        given = {key: value for key, value in summary.items() if key != "statistics"}
+        return segmentation_report(folder, examples=examples, masks=summary.get("statistics"), **given)
+
+    def writer(self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> Writer:
+        from tasks.segmentation_files import SegmentationFiles
+
+        if len(classes) == 1:  # one channel, and no names that would say what it is
+            classes = ("background", "foreground")
+        return SegmentationFiles(out, classes, tell, exif=config.data.exif)
+
+
+TASK = Segmentation()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m tasks.segment``; returns the exit code."""
+    return run_command("segment", sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
