@@ -59,7 +59,8 @@ def create_backbone(
     * ``in_channels`` (3): pretrained stems are adapted (1: the sum of the filters; more than 3: repeated and rescaled).
     * ``numerics`` (``torch`` for b, ``tf`` for lite): padding and batch norm, a :class:`Numerics` or its name: ``torch``,
       ``torch_tf``, ``tf``, ``tf_original``, ``same_static``.
-    * ``tap`` (``stage``): ``stem`` makes the stem's output C1 (segmentation-models-pytorch's layout).
+    * ``tap`` (``stage``): ``stem`` makes the stem's output C1 (segmentation-models-pytorch's layout), ``smp_b0`` takes C4 too
+      where its own B0 does.
     * ``output_stride`` (32), 16 or 8: later strides become dilations. ``stem_stride`` (2): 1 suits 32-pixel images.
     * ``drop_path`` (0.2): stochastic depth of the last block. ``checkpointing`` (False): recompute activations.
     * ``width``, ``depth``: multipliers instead of those of ``name``.
@@ -80,8 +81,13 @@ def create_backbone(
     return backbone
 
 
-def _create(name: str, weights: str | Path | None, given: Mapping[str, Any], needs: Mapping[str, Any]) -> _Built:
-    """The backbone with the options ``given``; ``needs`` are a head's, and reach only a backbone that has such options."""
+def _create(
+    name: str, weights: str | Path | None, given: Mapping[str, Any], needs: Mapping[str, Any], own_tap: bool = True
+) -> _Built:
+    """The backbone with the options ``given``; ``needs`` are a head's, and reach only a backbone that has such options.
+
+    Without ``own_tap`` the weights of a whole segmentation model decide ``tap``, unless it is among the options.
+    """
     name = BACKBONES.canonical(name)
     factory = _factory(name)
     known = _options_of(factory)
@@ -90,7 +96,7 @@ def _create(name: str, weights: str | Path | None, given: Mapping[str, Any], nee
         if key not in known:
             raise UserError(f"backbone_options.{key}", f"backbone {name!r} has no such option", nearest(key, known))
     options = {key: value for key, value in needs.items() if key in known} | options
-    built = _efficientnet(name, weights, options) if factory is EfficientNet else _foreign(name, factory, weights, options)
+    built = _efficientnet(name, weights, options, own_tap) if factory is EfficientNet else _foreign(name, factory, weights, options)
     missing = [level for level in needs.get("levels", ()) if level not in built.backbone.feature_spec.names]
     if missing and "levels" not in options:
         text = f"does not give {', '.join(missing)}, which the head needs"
@@ -116,11 +122,13 @@ def _options_of(factory: Any) -> list[str]:
     return [key for key in parameters if key not in ("self", "name", "pretrained", "weights")]
 
 
-def _efficientnet(name: str, weights: str | Path | None, options: dict[str, Any]) -> _Built:
+def _efficientnet(name: str, weights: str | Path | None, options: dict[str, Any], own_tap: bool) -> _Built:
     pretrained = None
     if weights is not None:
         pretrained = read_weights(weights, name, numerics=options.get("numerics"), image_spec=options.get("image_spec"))
         options["numerics"] = options.get("numerics") or pretrained.numerics
+        if pretrained.segmenter and not own_tap:
+            options.setdefault("tap", pretrained.segmenter.tap)
         if "image_spec" not in options and pretrained.image_spec:
             options["image_spec"] = _with_channels(pretrained.image_spec, options.get("in_channels", 3))
     backbone = EfficientNet(name, **options)
@@ -187,8 +195,8 @@ def build_model(
     With several tasks the heads share the backbone, ``head``, ``num_classes`` and ``head_options`` are dicts by task, and
     ``loss_weights`` says how their losses are weighed (a dict or ``"uncertainty"``, see :class:`MultiHead`).
     ``head`` and ``num_classes`` default to the task's (1000, 80, 21). ``weights`` as in :func:`create_backbone`; parts of the
-    file that fit the head by name and shape, such as a published classifier, are taken over, and a published detector decides
-    the head's options that are not given. What was loaded, assumed and left out is in ``model.provenance``. Explicit
+    file that fit the head by name and shape, such as a published classifier, are taken over; a published detector decides the
+    head's options that are not given, and a whole model of segmentation-models-pytorch the backbone's ``tap``. What was loaded, assumed and left out is in ``model.provenance``. Explicit
     ``backbone_options`` win over what the head asks for. Options that a model file cannot hold raise :class:`UserError`.
     """
     several = not isinstance(task, str)
@@ -206,7 +214,8 @@ def build_model(
     wanted = {"levels": needs.levels} | {key: getattr(needs, key) for key in _NEEDS if getattr(needs, key) != getattr(default, key)}
     for plan in plans.values():
         weights = named_for(weights, plan.name, plan.options)
-    network, pretrained, settled = _create(backbone, weights, explicit, wanted)
+    own_tap = "seg" not in plans or any(plan.options.get("tap") for plan in plans.values())
+    network, pretrained, settled = _create(backbone, weights, explicit, wanted, own_tap)
     heads = {t: plan.build(network.feature_spec, pretrained) for t, plan in plans.items()}
     if isinstance(loss_weights, Mapping):
         by_task = _by_task("loss_weights", loss_weights, tasks, several)

@@ -1,6 +1,7 @@
 """From a weight file into a model that may differ from the one it was saved from: what is loaded, and what has to be said.
 
-A detector's file decides the options of its head that nobody gave; what was given wins, and differences are told.
+A detector's file decides the options of its head that nobody gave, and the file of a whole segmentation model where its maps are
+taken; what was given wins, and differences are told.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +11,8 @@ from effbackbones.contracts import Head
 from effbackbones.detector_weights import BOX_PREDICTOR, CLASS_PREDICTOR, HEAD, fit_classes
 from effbackbones.errors import UserError
 from effbackbones.loading import LoadReport, load_state, load_table
-from effbackbones.model import Model, MultiHead
+from effbackbones.model import Model
+from effbackbones.multihead import MultiHead
 from effbackbones.sources import coco_name
 from effbackbones.weights import Pretrained
 
@@ -26,11 +28,15 @@ def named_for(weights: Any, head: str, options: Mapping[str, Any]) -> Any:
 
 
 def say_backbone(pretrained: Pretrained, options: Mapping[str, Any]) -> None:
-    """Note where a backbone built with ``options`` gives other maps than the one that a file of ours was saved from."""
-    of_file = pretrained.config.get("backbone_options") or {}
+    """Note where a backbone built with ``options`` gives other maps than the one that the weights of its head were trained on."""
+    of_file: Mapping[str, Any] = {}
+    if pretrained.segmenter:
+        of_file = {"tap": pretrained.segmenter.tap}
+    elif pretrained.config:
+        of_file = MAP_OPTIONS | {key: value for key, value in (pretrained.config.get("backbone_options") or {}).items() if value}
     for name, default in MAP_OPTIONS.items():
-        before, now = of_file.get(name) or default, options.get(name) or default
-        if pretrained.config and before != now:
+        before, now = of_file.get(name), options.get(name) or default
+        if before and before != now:
             pretrained.assumed += (f"{pretrained.origin} was trained with {name} {before}, here it is {now}: the same weights, other maps",)
 
 
@@ -87,17 +93,23 @@ def _bare(pretrained: Pretrained, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def take_over(model: Model, pretrained: Pretrained) -> None:
-    """Load the parts of a weight file that fit a head by name and shape; the rest is reported as unused."""
-    detector, what = pretrained.detector, f"head from {pretrained.origin}"
-    extra = {**pretrained.tail, **pretrained.head, **(detector.head if detector else {})}
+    """Load the parts of a weight file into the head that knows most of them, by name and shape; the rest is reported as unused."""
+    detector, segmenter, what = pretrained.detector, pretrained.segmenter, f"head from {pretrained.origin}"
+    foreign = detector or segmenter
+    extra = {**pretrained.tail, **pretrained.head, **(foreign.head if foreign else {})}
     heads = [model.head, *model.head.heads.values()] if isinstance(model.head, MultiHead) else [model.head]
-    head = next((head for head in heads if any(key in head.state_dict() for key in extra)), None)
-    if head is None:
+    head = max(heads, key=lambda head: len(extra.keys() & head.state_dict().keys()))
+    if not extra.keys() & head.state_dict().keys():
         if extra:
             pretrained.reports.append(LoadReport(what, unused=tuple(extra)))
         return
     left: tuple[str, ...] = ()
     boxes = head.state_dict().get(BOX_PREDICTOR)
+    if segmenter and cast(Head, head).task == "seg":
+        taken, remark = segmenter.entries_for(head.state_dict())
+        left = tuple(name for name in segmenter.head if name not in taken)
+        extra = pretrained.tail | taken
+        pretrained.assumed += (f"{pretrained.origin}: {remark}",) if remark else ()
     if detector and boxes is not None:
         classes = fit_classes(detector, cast(Head, head).num_classes, len(boxes) // 4)
         left = () if classes.predictor else CLASS_PREDICTOR

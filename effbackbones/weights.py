@@ -20,6 +20,7 @@ from effbackbones.efficientnet import default_image_spec
 from effbackbones.errors import UserError
 from effbackbones.loading import LoadReport, adapt_stem, load_state, load_table
 from effbackbones.scaling import Scaling, scaling
+from effbackbones.segmentation_weights import Segmenter, read_segmenter
 from effbackbones.sources import SOURCES, WeightSource, find_source, recognise, sources_for
 from effbackbones.tensorfile import PICKLED, read_tensors
 
@@ -31,8 +32,8 @@ class Pretrained:
     """The content of a weight file under our names.
 
     ``backbone`` fits :class:`EfficientNet`; ``tail`` the classification head (``conv.*``, ``fc.*``), where the file holds the
-    published one; ``head`` is the head of a file of ours, ``detector`` that of a foreign one. ``numerics`` and ``image_spec`` go
-    with the weights. ``assumed`` says in sentences what the file could not, and what was done to it. ``reports`` collects what
+    published one; ``head`` is the head of a file of ours, ``detector`` or ``segmenter`` that of a foreign one. ``numerics`` and
+    ``image_spec`` go with the weights. ``assumed`` says in sentences what the file could not, and what was done to it. ``reports`` collects what
     was loaded where. ``source`` is known for published weights, ``config`` (arguments of ``build_model``) for files of ours.
     """
 
@@ -47,6 +48,7 @@ class Pretrained:
     assumed: tuple[str, ...] = ()
     reports: list[LoadReport] = field(default_factory=list)
     detector: Detector | None = None
+    segmenter: Segmenter | None = None
     source: WeightSource | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,11 +80,14 @@ def read_weights(
         sentences += (f"no hash of {source.file} is published: it is held to what was first fetched",)
     if parts.detector:
         sentences += parts.detector.remarks
-    reports = [LoadReport(f"file {path.name}", unused=parts.unused)] if parts.unused else []
+    segmenter = read_segmenter({key: state[key] for key in parts.unused}, parts.dialect, parts.prefix, backbone)
+    unused = segmenter.unused if segmenter else parts.unused
+    reports = [LoadReport(f"file {path.name}", unused=unused)] if unused else []
     origin, licence = (str(source), source.licence) if source else (str(path), "unknown")
     return Pretrained(
-        parts.backbone, parts.tail, {}, settled, spec, origin, parts.label, licence, assumed + sentences, reports, parts.detector, source
-    )
+        parts.backbone, parts.tail, {}, settled, spec, origin, parts.label, licence, assumed + sentences, reports,
+        detector=parts.detector, segmenter=segmenter, source=source,
+    )  # fmt: skip
 
 
 def _locate(weights: str | Path, backbone: str) -> tuple[Path, WeightSource | None]:
