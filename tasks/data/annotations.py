@@ -11,7 +11,8 @@ from effbackbones.errors import UserError, nearest
 from tasks.data.boxes import BoxDataset, BoxTable
 from tasks.data.files import ImageReader, PackedNames
 from tasks.data.imagefiles import header_sizes
-from tasks.data.repairs import MIN_SIDE, RepairCount, mend, refuse_bad_boxes
+from tasks.data.outlines import Outlines
+from tasks.data.repairs import MIN_SIDE, RepairCount, Repairs, mend, refuse_bad_boxes
 from tasks.settings import DataConfig
 
 CLASS_OPTIONS = ("classes", "rename")
@@ -23,10 +24,11 @@ class Annotations:
     """What the files of a split say, each record sound by itself, boxes not yet mended.
 
     ``source``: file or folder, for messages. I images: ``files``, ``ids``, ``sizes`` int32 [I, 2] (H, W), -1 unknown. N boxes:
-    ``owner`` int64 [N], the image of each; ``boxes`` float64 [N, 4] as x, y, width, height, finite; ``categories`` int64 [N],
+    ``owner`` int64 [N], the image of each; ``boxes`` float64 [N, 4] as x, y, width, height, finite (all NaN where there is none,
+    which only formats have whose reader was told that boxes are not needed); ``categories`` int64 [N],
     positions in ``names`` and ``category_ids`` (-1: of none of these); ``crowd`` bool [N]; ``row_ids`` int64 [N]; ``record``:
     how row n is named in messages; ``area`` float64 [N], NaN where absent, or None in formats that have none. ``assumed``: rows
-    bool [N] of each kind of repair made while reading.
+    bool [N] of each kind of repair made while reading. ``outlines`` of the N objects, where masks are asked for.
     """
 
     source: str
@@ -43,6 +45,7 @@ class Annotations:
     category_ids: tuple[int, ...]
     area: NDArray[np.float64] | None = None
     assumed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    outlines: Outlines | None = None
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,23 @@ def _listed(names: set[str]) -> str:
 def open_boxes(
     said: Annotations, root: Path, data: DataConfig, split: str, classes: tuple[str, ...] | None, selection: Selection
 ) -> BoxDataset:
-    """The data set of a split: the classes selected, held against those of training (``classes``), boxes mended, images
-    without objects left out of training if ``data.keep_empty`` is false. ``root``: the folder of the images.
+    """The data set of a split: the classes selected, held against those of training (``classes``), with boxes and labels as
+    ``data.labels`` asks. ``root``: the folder of the images. Where masks are asked for it raises :class:`UserError`."""
+    if "mask" in data.labels:
+        raise UserError("data.name", f"data set {data.name!r} has no masks", "use coco or masks")
+    said = selected(said, root, data, classes, selection)
+    table, _, notes = open_table(said, root, data, split)
+    return BoxDataset(table, ImageReader.of(data, split), asked(data), notes)
 
-    Raises :class:`UserError` where too many boxes are bad, or none is left to train on or to validate with.
-    """
+
+def asked(data: DataConfig) -> tuple[str, ...]:
+    """What is to be read of each image; boxes where nothing is said."""
+    return data.labels or ("boxes",)
+
+
+def selected(said: Annotations, root: Path, data: DataConfig, classes: tuple[str, ...] | None, selection: Selection) -> Annotations:
+    """The same with ``categories`` as labels of the classes selected, -1 for others, which must be those of training
+    (``classes``), and with sizes that are unknown taken from the files."""
     names = selection.renamed(said.names)
     chosen = selection.positions(names)
     wanted = tuple(names[k] for k in chosen.tolist())
@@ -133,14 +148,31 @@ def open_boxes(
     labels = np.full(len(names) + 1, -1)  # the last is that of category -1
     labels[chosen] = np.arange(len(chosen))
     category_ids = tuple(said.category_ids[k] for k in chosen.tolist())
-    said = replace(said, categories=labels[said.categories], names=wanted, category_ids=category_ids)
-    # Scored boxes stay as thin as they are, as in COCO's own scorer; to train on less than a pixel makes no sense.
-    table = mended_table(said, root, allow_bad=data.allow_bad_boxes, min_side=MIN_SIDE if split == "train" else 0.0)
+    return replace(said, categories=labels[said.categories], names=wanted, category_ids=category_ids)
+
+
+def open_table(said: Annotations, root: Path, data: DataConfig, split: str) -> tuple[BoxTable, NDArray[np.int64], tuple[str, ...]]:
+    """The table of what was selected, boxes mended if they are asked for; the positions of its images among those of ``said``;
+    and what is to be told of that.
+
+    Images without objects are left out of training if ``data.keep_empty`` is false, and everywhere if one label is asked for.
+    Raises :class:`UserError` where too many boxes are bad, or no object is left to train on or to validate with.
+    """
+    if "boxes" in asked(data):
+        # Scored boxes stay as thin as they are, as in COCO's own scorer; to train on less than a pixel makes no sense.
+        table = mended_table(said, root, allow_bad=data.allow_bad_boxes, min_side=MIN_SIDE if split == "train" else 0.0)
+    else:
+        table = plain_table(said, root)
     if split in ("train", "val"):
         _refuse_nothing(said, table, split)
-    if split == "train" and not data.keep_empty:
-        table = table.take(np.flatnonzero(table.objects()))
-    return BoxDataset(table, ImageReader.of(data, split))
+    empty, notes = table.empty_images(), []
+    if "label" in asked(data) and len(empty):
+        such = table.ids[int(empty[0])]
+        notes.append(f"{len(empty):,} of {len(table):,} images have no object, so no label: left out (such as id {such})")
+    if len(empty) and (notes or (split == "train" and not data.keep_empty)):
+        images = np.flatnonzero(table.objects())
+        return table.take(images), images, tuple(notes)
+    return table, np.arange(len(table)), ()
 
 
 def _completed(said: Annotations, root: Path, data: DataConfig) -> NDArray[np.int32]:
@@ -154,22 +186,34 @@ def _completed(said: Annotations, root: Path, data: DataConfig) -> NDArray[np.in
 def mended_table(said: Annotations, root: Path, *, allow_bad: bool = False, min_side: float = MIN_SIDE) -> BoxTable:
     """The table of mended boxes; ``said.categories`` are labels, -1 what is left out. Too many bad boxes raise
     :class:`UserError` unless ``allow_bad``."""
-    order = np.argsort(said.owner, kind="stable")
     used = said.categories >= 0
     sides = np.where(said.sizes > 0, said.sizes, np.inf)[said.owner][:, ::-1]
     count = RepairCount(said.record)
     boxes, keep = mend(said.boxes, sides, used, count, min_side)
-    with np.errstate(over="ignore"):  # sides of a size that no image has, where the image's is not known
-        area = boxes[:, 2] * boxes[:, 3]
     count.add("other_class", ~used)
     for kind, rows in said.assumed.items():
         count.add(kind, rows & keep)
     if said.area is not None:
         count.add("area", ~(said.area > 0) & keep)
-        area = np.where(said.area > 0, said.area, area)
     repairs = count.result(int(used.sum()))
     if not allow_bad:
         refuse_bad_boxes(said.source, said.boxes[used], sides[used], repairs)
+    return _table(said, root, boxes, keep, repairs)
+
+
+def plain_table(said: Annotations, root: Path) -> BoxTable:
+    """The table of all that was selected, boxes as they are: for tasks that do not use them."""
+    used = said.categories >= 0
+    return _table(said, root, said.boxes, used, RepairCount(said.record).result(int(used.sum())))
+
+
+def _table(said: Annotations, root: Path, boxes: NDArray[np.float64], keep: NDArray[np.bool_], repairs: Repairs) -> BoxTable:
+    """The rows to ``keep`` in the order of their images; an area that is not given is that of the box."""
+    with np.errstate(over="ignore"):  # sides of a size that no image has, where the image's is not known
+        area = np.nan_to_num(boxes[:, 2] * boxes[:, 3], posinf=np.inf)
+    if said.area is not None:
+        area = np.where(said.area > 0, said.area, area)
+    order = np.argsort(said.owner, kind="stable")
     kept = order[keep[order]]
     first = np.searchsorted(said.owner[kept], np.arange(len(said.files) + 1)).astype(np.int64)
     return BoxTable(

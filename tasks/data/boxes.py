@@ -1,5 +1,6 @@
 """Boxes of a whole data set in columns, and the samples made of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +24,10 @@ class BoxTable:
     ``root``, the folder that ``files`` are relative to; ``ids`` of images as text; ``sizes`` int32 [I, 2], (H, W) as the
     annotations say, -1 where unknown. Boxes of image i are the rows ``first[i]`` to ``first[i + 1]``, ``first`` int64
     [I + 1], in the order of the file. Of each row: ``boxes`` float64 [N, 4] as x, y, width, height in pixels of the
-    original, repaired; ``labels`` int64 [N] in 0..K-1; ``crowd`` bool [N]; ``area`` float64 [N] in square pixels;
-    ``row_ids`` int64 [N], the annotation's id in the file, by which what is not kept here (segmentations, key points) can
-    be found there. ``category_ids``: the number of each label in the file. ``repairs``: what was changed on reading.
+    original, repaired (where nobody asks for boxes: as they are, NaN where there is none); ``labels`` int64 [N] in 0..K-1;
+    ``crowd`` bool [N]; ``area`` float64 [N] in square pixels; ``row_ids`` int64 [N], the annotation's id in the file, by which
+    what is not kept here (key points) can be found there. ``category_ids``: the number of each label in the file.
+    ``repairs``: what was changed on reading.
     """
 
     root: Path
@@ -102,7 +104,9 @@ class BoxTable:
 
 
 class BoxDataset:
-    """Samples of a table's images: ``boxes`` xyxy clipped to the image, ``box_labels``, ``crowd``, and ``truth`` for the scores.
+    """Samples of a table's images, with what is ``asked`` of: ``boxes`` (xyxy clipped to the image, ``box_labels``, ``crowd``,
+    and ``truth`` for the scores), ``labels`` (the classes that occur, crowds included), ``label`` (the class of the largest
+    object by area, the first of several; no crowd). ``notes``: what the user should hear of it before a run.
 
     An image must have the size that the annotations say (where they say one). If only turning it as its EXIF tag says, or
     leaving it unturned, gives that size, this is done, whatever the reader's ``exif`` says, for boxes were drawn on the image
@@ -110,8 +114,10 @@ class BoxDataset:
     Where the reader may decode at a reduced size, boxes and truth are reduced with the image.
     """
 
-    def __init__(self, table: BoxTable, reader: ImageReader = DEFAULT_READER) -> None:
-        self.table, self.reader = table, reader
+    def __init__(
+        self, table: BoxTable, reader: ImageReader = DEFAULT_READER, asked: Sequence[str] = ("boxes",), notes: tuple[str, ...] = ()
+    ) -> None:
+        self.table, self.reader, self.asked, self.notes = table, reader, tuple(asked), notes
         self.classes = table.classes
         self.category_ids = table.category_ids
 
@@ -129,10 +135,18 @@ class BoxDataset:
         image = self._image(path, claimed)
         height, width = image.shape[:2]
         truth = table.truth(index)
-        if min(claimed) > 0 and (height, width) != claimed:
-            truth = _reduced(truth, width / claimed[1], height / claimed[0])
-        boxes = np.clip(xyxy(truth.boxes), 0, [width, height, width, height]).astype(np.float32)
-        return Sample(image, table.ids[index], path, boxes=boxes, box_labels=truth.labels.copy(), crowd=truth.crowd.copy(), truth=truth)
+        sample = Sample(image, table.ids[index], path)
+        if "labels" in self.asked:
+            sample.labels = np.zeros(len(self.classes), np.float32)
+            sample.labels[truth.labels] = 1
+        if "label" in self.asked:
+            sample.label = int(truth.labels[np.where(truth.crowd, -np.inf, truth.area).argmax()])
+        if "boxes" in self.asked:
+            if min(claimed) > 0 and (height, width) != claimed:
+                truth = _reduced(truth, width / claimed[1], height / claimed[0])
+            boxes = np.clip(xyxy(truth.boxes), 0, [width, height, width, height]).astype(np.float32)
+            sample.boxes, sample.box_labels, sample.crowd, sample.truth = boxes, truth.labels.copy(), truth.crowd.copy(), truth
+        return sample
 
     def _image(self, path: str, claimed: Size) -> Pixels:
         image = self.reader(path)
@@ -144,7 +158,7 @@ class BoxDataset:
             if self._fits(other.shape[:2], claimed):
                 return other
         what = f"the annotations say {claimed[1]} x {claimed[0]} pixels (width x height), the file has {found[1]} x {found[0]}"
-        raise UserError(path, what, "correct width and height there, or the file: boxes would lie elsewhere")
+        raise UserError(path, what, "correct width and height there, or the file: what is annotated would lie elsewhere")
 
     def _fits(self, found: tuple[int, ...], claimed: Size) -> bool:
         factors = _REDUCTIONS if self.reader.at_least else (1,)

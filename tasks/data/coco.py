@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 from effbackbones.errors import UserError
-from tasks.data.annotations import CLASS_OPTIONS, Selection, open_boxes
+from tasks.data.annotations import CLASS_OPTIONS, Selection, asked, open_boxes, open_table, selected
 from tasks.data.boxes import BoxDataset
 from tasks.data.cocofile import read_coco
-from tasks.data.files import READ_OPTIONS, check_options, data_root
+from tasks.data.files import READ_OPTIONS, ImageReader, check_options, data_root
 from tasks.data.imagefiles import check_files
+from tasks.data.painting import PAINT_OPTIONS, PaintedDataset, painting_of
 from tasks.settings import DataConfig
 
 _DEFAULT_FILES = {"train": "annotations/instances_train2017.json", "val": "annotations/instances_val2017.json"}
@@ -21,18 +22,27 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
 
     Options: ``images``, the folder that ``file_name`` is relative to, or one for each split (``train_images``, ...), default:
     see :func:`image_folder`; ``classes``, names of those wanted, whose boxes alone are kept; ``rename``, a list of
-    ``old=new``, which comes before ``classes``; and those of :meth:`ImageReader.of`. Images without objects are kept, in
-    training unless ``data.keep_empty`` is false. What is refused and what is mended: :func:`tasks.data.cocofile.read_coco`,
-    :mod:`tasks.data.repairs`.
+    ``old=new``, which comes before ``classes``; those of :meth:`ImageReader.of`; and for masks those of
+    :func:`tasks.data.painting.painting_of`. Images without objects are kept, in training unless ``data.keep_empty`` is false.
+    What is refused and what is mended: :func:`tasks.data.cocofile.read_coco`, :mod:`tasks.data.repairs`.
+
+    A sample has what ``data.labels`` asks for: ``boxes`` (as if nothing is asked), ``labels`` or ``label`` as in
+    :class:`BoxDataset`, ``mask``; any of them at once. Boxes need not be there, or sound, unless they are asked for.
     """
-    check_options(data, (*READ_OPTIONS, *_FOLDER_OPTIONS, *CLASS_OPTIONS))
+    check_options(data, (*READ_OPTIONS, *_FOLDER_OPTIONS, *CLASS_OPTIONS, *PAINT_OPTIONS))
     root = data_root(data)
     file = _annotation_file(data, root, split)
-    said = read_coco(file)
+    said = read_coco(file, boxes="boxes" in asked(data), masks="mask" in asked(data))
     folder = image_folder(data, root, split, file, said.files[0])
     option = f"data.options.{split}_images"
     check_files(folder, said.files, lambda image: f"{file}: images[{image}] (id {said.ids[image]})", f"set {option}, or correct file_name")
-    return open_boxes(said, folder, data, split, classes, Selection.of(data))
+    if "mask" not in asked(data):
+        return open_boxes(said, folder, data, split, classes, Selection.of(data))
+    said = selected(said, folder, data, classes, Selection.of(data))
+    painting, mask_classes, repairs = painting_of(said, data)
+    table, images, notes = open_table(said, folder, data, split)
+    painting = painting.take(images) if len(images) < len(said.files) else painting
+    return PaintedDataset(table, painting, mask_classes, ImageReader.of(data, split), asked(data), (*notes, *repairs))
 
 
 def _annotation_file(data: DataConfig, root: Path, split: str) -> Path:

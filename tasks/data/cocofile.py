@@ -10,21 +10,24 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from tasks.data.annotations import Annotations
+from tasks.data.coco_masks import read_outlines
 from tasks.data.jsonfile import parse, word
 from tasks.data.records import FLAG, ID, LIST, NUMBER, TEXT, WHOLE, Records, as_float
 
 _SKIPPED = ("segmentation", "keypoints")
-"""Most of a file, and nothing that boxes need. A task on masks finds them by the annotation's id, which the columns keep."""
+"""Most of a file, and let go unless it is asked for."""
 
 
-def read_coco(path: Path) -> Annotations:
+def read_coco(path: Path, *, boxes: bool = True, masks: bool = False) -> Annotations:
     """Images, annotations and categories of a file; categories sorted by id.
+
+    ``boxes``: whether every annotation must have one. ``masks``: whether to read and check ``segmentation``, to ``outlines``.
 
     Raises :class:`UserError`, one line with file and record, for whatever cannot be read without guessing: no JSON (with
     the line), missing keys, wrong types, boxes that are not four finite numbers, ids twice, references to what is not
     there. Absent ``area`` and ``iscrowd`` and the id 0 are noted in ``assumed``.
     """
-    parsed = parse(path, _SKIPPED)
+    parsed = parse(path, _SKIPPED[1:] if masks else _SKIPPED)
     categories, images = Records(path, parsed.content, "categories"), Records(path, parsed.content, "images")
     annotations = Records(path, parsed.content, "annotations", empty=True)
     if parsed.word:
@@ -38,19 +41,21 @@ def read_coco(path: Path) -> Annotations:
     iscrowd = annotations.column("iscrowd", FLAG, required=False)
     return Annotations(
         source=str(path), files=files, ids=ids, sizes=_sizes(images),
-        owner=annotations.references("image_id", ID, ordinals, "images", str), boxes=_boxes(annotations),
+        owner=annotations.references("image_id", ID, ordinals, "images", str), boxes=_boxes(annotations, required=boxes),
         categories=annotations.references("category_id", WHOLE, labels, "categories", int), crowd=_crowds(annotations, iscrowd),
         area=annotations.floats("area", annotations.column("area", NUMBER, required=False)), row_ids=row_ids,
         record=lambda row: f"id {row_ids[row]}", names=names, category_ids=category_ids,
         assumed={"iscrowd": np.array([value is None for value in iscrowd], np.bool_), "id_zero": row_ids == 0},
+        outlines=read_outlines(annotations) if masks else None,
     )  # fmt: skip
 
 
 def _holder(annotations: Records) -> str:
-    """The annotation whose box or area holds a NaN, in words; nothing if it stands elsewhere."""
+    """The annotation whose box, area or polygons hold a NaN, in words; nothing if it stands elsewhere."""
     for index, row in enumerate(annotations.rows):
-        box = row.get("bbox")
-        for value in (*(box if isinstance(box, list) else ()), row.get("area")):
+        box, polygons = row.get("bbox"), row.get("segmentation")
+        lists = [part for part in (box, *(polygons if isinstance(polygons, list) else ())) if isinstance(part, list)]
+        for value in (*chain.from_iterable(lists), row.get("area")):
             if isinstance(value, float) and not math.isfinite(value):
                 return f"; it stands in annotations[{index}] (id {word(row.get('id'))})"
     return ""
@@ -80,9 +85,12 @@ def _sizes(records: Records) -> NDArray[np.int32]:
     return sizes
 
 
-def _boxes(records: Records) -> NDArray[np.float64]:
-    """``bbox`` as float64 [N, 4]: four finite numbers each."""
-    boxes = records.column("bbox", LIST)
+def _boxes(records: Records, *, required: bool) -> NDArray[np.float64]:
+    """``bbox`` as float64 [N, 4]: four finite numbers each, or all NaN where there is none (or an empty one) unless ``required``."""
+    boxes = records.column("bbox", LIST, required=required)
+    absent = [] if required else [index for index, box in enumerate(boxes) if not box]
+    for index in absent:
+        boxes[index] = [0, 0, 0, 0]
     odd_lengths, odd_types = set(map(len, boxes)) - {4}, set(map(type, chain.from_iterable(boxes))) - NUMBER
     if odd_lengths or odd_types:
         index = next(index for index, box in enumerate(boxes) if len(box) != 4 or set(map(type, box)) - NUMBER)
@@ -95,7 +103,9 @@ def _boxes(records: Records) -> NDArray[np.float64]:
     if bad.any():
         index = int(bad.argmax())
         records.refuse(index, f"bbox is not finite: {word(boxes[index])}")
-    return flat.reshape(-1, 4)
+    found = flat.reshape(-1, 4)
+    found[absent] = np.nan
+    return found
 
 
 def _crowds(records: Records, values: list[Any]) -> NDArray[np.bool_]:
