@@ -96,8 +96,8 @@ def save_model(
     if "backbone" not in config:
         what = "not written: this model does not know how it was built"
         raise UserError(str(path), what, "make it with build_model, or give Model(config=...)")
-    classes = model.classes if classes is None else classes  # type: ignore[assignment]
-    _check_classes(classes, config, path)
+    names: Any = model.classes if classes is None else classes
+    _check_classes(names, config, path)
     tensors = {dialects.clean(name): tensor for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -109,7 +109,7 @@ def save_model(
         "config": config,
         "image_spec": model.image_spec,
         "numerics": numerics if is_dataclass(numerics) else None,
-        "classes": classes,
+        "classes": names,
         "metrics": metrics or {},
         "provenance": {**_versions(), **_mapping(getattr(model, "provenance", {})), **(provenance or {})},
     }

@@ -91,7 +91,7 @@ def _box_targets(sizes: ImageSizes, num_classes: int, empty: bool) -> BoxTargets
     boxes = torch.cat([corner, corner + 0.1 + torch.rand(batch, 5, 2) * 0.4], 2) * torch.tensor([width, height, width, height])
     labels = torch.randint(num_classes, (batch, 5))
     labels[:, 4] = -1
-    labels[(slice(None) if empty else -1)] = -1
+    labels[slice(None) if empty else slice(-1, None)] = -1
     crowd = torch.zeros(batch, 5, dtype=torch.bool)
     crowd[:, 3] = True
     return BoxTargets(boxes * (labels >= 0)[..., None], labels, crowd & (labels >= 0))

@@ -17,11 +17,11 @@ from effbackbones.promises import (
     export_holds,
     listed,
     not_finite,
-    shapes,
     snapshot,
     tensors,
     unreached,
 )
+from effbackbones.promises_predict import fixed_shapes, predict_pure, valid_extent
 
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
@@ -137,14 +137,27 @@ def loss_pure(case: HeadCase) -> Iterator[str]:
 
 
 def no_sync(case: HeadCase) -> Iterator[str]:
-    """``loss`` never asks for a value or a shape that only the data knows: on a GPU that stops the queue."""
+    """``loss`` and ``select`` never ask for a value or a shape that only the data knows: on a GPU that stops the queue."""
     head = case.build().train()
     features, sizes = case.inputs(head)
-    raw, targets = head(features, sizes), case.make_targets(sizes, case.num_classes, False)
+    given = (head(features, sizes), case.make_targets(sizes, case.num_classes, False), sizes, torch.tensor([1]))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = [pytree.tree_map_only(Tensor, lambda t: mode.from_tensor(t.detach()), tree) for tree in (raw, targets, sizes)]
-        head.loss(*fake)
+        raw, targets, sizes, rows = (pytree.tree_map_only(Tensor, lambda t: mode.from_tensor(t.detach()), tree) for tree in given)
+        head.loss(raw, targets, sizes)
+        head.select(raw, rows)
     return iter(())
+
+
+def select(case: HeadCase) -> Iterator[str]:
+    """The loss on images chosen by ``select`` is that of a batch of these images alone."""
+    head, rows = case.build().eval(), torch.tensor([2, 0])
+    features, sizes = case.inputs(head, 3)
+    few = sizes.select(rows)
+    targets = case.make_targets(few, case.num_classes, False)
+    with torch.no_grad():
+        chosen, alone = head.select(head(features, sizes), rows), head([f[rows] for f in features], few)
+        if said := difference(head.loss(chosen, targets, few), head.loss(alone, targets, few)):
+            yield f"images {rows.tolist()} of 3: {said}"
 
 
 def gradient_reach(case: HeadCase) -> Iterator[str]:
@@ -156,39 +169,6 @@ def gradient_reach(case: HeadCase) -> Iterator[str]:
         yield f"no gradient reaches {listed(names)}"
     if ignored := [name for name, f in zip(case.spec.names, features, strict=True) if f.grad is None or not bool(f.grad.any())]:
         yield f"the loss does not depend on {listed(ignored)}: leave it out of requires()"
-
-
-def predict_pure(case: HeadCase) -> Iterator[str]:
-    """``predict`` gives the same twice, carries no gradient, changes neither state nor raw output."""
-    head = case.build().eval()
-    with torch.no_grad():
-        features, sizes = case.inputs(head)
-        raw = head(features, sizes)
-        given, before = [t.clone() for t in tensors(raw)], snapshot(head)
-        first, second = head.predict(raw, sizes), head.predict(raw, sizes)
-    if said := difference(second, first, 0.0):
-        yield f"a second call differs: {said}"
-    if any(t.requires_grad for t in tensors(first)):
-        yield "its result carries a gradient"
-    if names := changed(before, head):
-        yield f"it changed {listed(names)}"
-    if said := difference(raw, given, 0.0):
-        yield f"it changed the raw output: {said}"
-
-
-def fixed_shapes(case: HeadCase) -> Iterator[str]:
-    """The shapes of predictions depend on the size of the images, not on what is seen in them; the batch comes first."""
-    head = case.build().eval()
-    seen = set()
-    with torch.no_grad():
-        for scale in (0.0, 1.0, 30.0):
-            features, sizes = case.inputs(head, 3, scale)
-            predictions = head.predict(head(features, sizes), sizes)
-            seen.add(tuple(shapes(predictions)))
-    if len(seen) > 1:
-        yield f"shapes vary with the content: {' or '.join(map(str, sorted(seen)))}"
-    if wrong := [shape for shape in next(iter(seen)) if shape[:1] != (3,)]:
-        yield f"the batch of 3 is not the first dimension of {wrong}"
 
 
 def amp(case: HeadCase) -> Iterator[str]:
@@ -266,9 +246,11 @@ HEAD_PROMISES: dict[str, Callable[[HeadCase], Iterator[str]]] = {
     "loss_finite": loss_finite,
     "loss_pure": loss_pure,
     "no_sync": no_sync,
+    "select": select,
     "gradient_reach": gradient_reach,
     "predict_pure": predict_pure,
     "fixed_shapes": fixed_shapes,
+    "valid_extent": valid_extent,
     "amp": amp,
     "freeze": freeze,
     "state_dict": state_dict,
