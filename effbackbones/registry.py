@@ -48,7 +48,14 @@ class Registry:
         self._registered: dict[str, Any] = {}
 
     def _entry_points(self) -> dict[str, EntryPoint]:
-        return {entry.name: entry for entry in entry_points(group=self.group)}
+        """Those of installed packages; one name for two things raises :class:`UserError` naming both."""
+        found: dict[str, EntryPoint] = {}
+        for entry in entry_points(group=self.group):
+            other = found.setdefault(entry.name, entry)
+            if other.value != entry.value:
+                one, two = (f"{e.value} ({e.dist.name if e.dist else '?'})" for e in (other, entry))
+                raise UserError(f"{self.kind} {entry.name!r}", f"is both {one} and {two}", "uninstall one of these packages")
+        return found
 
     def names(self) -> list[str]:
         """All known names, sorted, without aliases."""
