@@ -149,6 +149,31 @@ def coverage_figure(best_iou: NDArray[np.floating], network: NDArray[np.floating
     return figure
 
 
+def class_shares(names: Sequence[str], shares: Mapping[str, NDArray[np.floating]]) -> "Figure":
+    """Bars for each of the ``names``, downwards, in a drawing for each of ``shares``: its title, and fractions for all names."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.6, 0.9 + 0.24 * len(names)), layout="constrained")
+    places = np.arange(len(names))
+    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    for axes, (title, values), colour in zip(panels, shares.items(), _CYCLE, strict=False):
+        bars = axes.barh(places, 100 * values, 0.72, color=colour, alpha=0.75)
+        axes.bar_label(bars, [f"{100 * value:.3g}" for value in values.tolist()], padding=3, fontsize=8)
+        axes.margins(x=0.14)
+        axes.set_xlim(left=0)
+        _dress(axes, title, "percent")
+    for text in panels[0].set_yticks(places, [clean(name) for name in names]):
+        text.label1.set_parse_math(False)  # a class may be called $x$
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    return figure
+
+
+def clean(text: str, most: int = 28) -> str:
+    """``text`` on one line, in characters that can be drawn, and not too long for a label."""
+    text = " ".join(text.encode("utf-8", "replace").decode().split())
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def _octaves(values: NDArray[np.float64], parts: int) -> NDArray[np.float64]:
     """Edges of bins around ``values``, ``parts`` for each doubling, at powers of two among them."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 2.0)

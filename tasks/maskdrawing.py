@@ -15,12 +15,11 @@ from PIL import Image, ImageDraw
 
 from effbackbones.geometry import Mask, resize, resize_nearest
 from tasks.boxdrawing import COLOURS, Picture, _font, grid, rgb
+from tasks.data.maskfile import IGNORE
 
 if TYPE_CHECKING:
     from tasks.data.batch import Sample
 
-IGNORED = 255
-"""The value of a pixel that counts for nothing."""
 WRONG = (224, 40, 40)
 _GREY = (128, 134, 142)
 _PAPER, _INK = (250, 250, 250), (28, 36, 48)
@@ -28,23 +27,23 @@ _BAND = 512  # rows that are blended at once
 _VEIL, _HATCH, _BORDER = 70, 190, 235  # how far colours cover the image, of 255
 
 
-def palette(num_classes: int = IGNORED, background: bool = False) -> NDArray[np.uint8]:
+def palette(num_classes: int = IGNORE, background: bool = False) -> NDArray[np.uint8]:
     """The colours of the classes, RGB [256, 3]; a class has the same whatever their number. Values of no class are black, 255 grey.
 
     The first seven are those of :data:`tasks.boxdrawing.COLOURS`, the others as far from each other as can be, for the
     colour-blind too. With ``background`` class 0 is black and the first colour that of class 1. At most 255 classes.
     """
-    if not 0 < num_classes <= IGNORED:
-        raise ValueError(f"expected 1 to {IGNORED} classes, got {num_classes}")
+    if not 0 < num_classes <= IGNORE:
+        raise ValueError(f"expected 1 to {IGNORE} classes, got {num_classes}")
     table = np.zeros((256, 3), np.uint8)
     table[int(background) : num_classes] = _spread()[: num_classes - background]
-    table[IGNORED] = _GREY
+    table[IGNORE] = _GREY
     return table
 
 
 def palette_of(classes: Sequence[str]) -> NDArray[np.uint8]:
     """The :func:`palette` of named classes; without names that of any."""
-    return palette(len(classes) or IGNORED, has_background(classes))
+    return palette(len(classes) or IGNORE, has_background(classes))
 
 
 def has_background(classes: Sequence[str]) -> bool:
@@ -75,10 +74,10 @@ def overlay(
 def errors(image: NDArray[np.generic], labels: Mask, mask: Mask, *, at_least: int = 1, at_most: int | None = None) -> Picture:
     """``image`` with the pixels in red whose ``labels`` are not those of ``mask``; ignored ones are hatched, right ones
     untouched. Sizes as in :func:`overlay`."""
-    wrong = np.where(mask == IGNORED, mask, labels != mask).astype(np.uint8)
+    wrong = np.where(mask == IGNORE, mask, labels != mask).astype(np.uint8)
     image, wrong = fitted(image, wrong, at_least, at_most)
     table = np.zeros((256, 3), np.uint8)
-    table[1], table[IGNORED] = WRONG, _GREY
+    table[1], table[IGNORE] = WRONG, _GREY
     cover = np.zeros(256, np.uint8)
     cover[1] = 190
     return _painted(image, wrong, table, cover, borders=False)
@@ -107,7 +106,7 @@ def legend(classes: Sequence[str], shown: Sequence[int], width: int, size: int =
     row = 2 * size
     places, x, y = [], gap, 0
     for value in shown:
-        name = "ignored" if value == IGNORED else " ".join(classes[value].encode("utf-8", "replace").decode().split())
+        name = "ignored" if value == IGNORE else " ".join(classes[value].encode("utf-8", "replace").decode().split())
         while len(name) > 1 and font.getlength(name) > width - size - 3 * gap:
             name = name[: len(name) * 3 // 4] + "…" if len(name) > 8 else name[:-1]
         step = size + gap + math.ceil(font.getlength(name)) + 2 * gap
@@ -129,7 +128,7 @@ def mask_sheet(samples: Sequence["Sample"], classes: Sequence[str], columns: int
     row; below, the legend of the classes that occur. What has no mask is shown as ignored."""
     pictures, occurring = [], np.zeros(256, np.bool_)
     for sample in samples:
-        mask = np.full(sample.image.shape[:2], IGNORED, np.uint8) if sample.mask is None else sample.mask
+        mask = np.full(sample.image.shape[:2], IGNORE, np.uint8) if sample.mask is None else sample.mask
         occurring[np.unique(mask)] = True
         pictures += [rgb(fitted(sample.image, mask, 320, side)[0]), overlay(sample.image, mask, classes, at_least=320, at_most=side)]
     sheet = grid(pictures, max(2, columns // 2 * 2))
@@ -152,7 +151,7 @@ def _painted(image: NDArray[np.generic], labels: Mask, table: NDArray[np.uint8],
         if edges is not None:
             strength[edges[rows] & (strength > 0)] = _BORDER
         slanted = (hatch + np.arange(rows.start, rows.stop)[:, None] // line) % 7 < 2
-        ignored = part == IGNORED
+        ignored = part == IGNORE
         strength[ignored] = np.where(slanted[ignored], _HATCH, _VEIL)
         ground, colours = Image.fromarray(rgb(image[rows])), Image.fromarray(table[part])
         picture[rows] = np.asarray(Image.composite(colours, ground, Image.fromarray(strength)))
@@ -185,7 +184,7 @@ def _spread() -> NDArray[np.uint8]:
     distance = np.full(len(candidates), np.inf)
     for colour in ((0, 0, 0), (255, 255, 255), _GREY, *COLOURS):
         distance = np.minimum(distance, _apart(seen, _oklab(np.array([colour], np.uint8))))
-    while len(chosen) < IGNORED:
+    while len(chosen) < IGNORE:
         farthest = int(distance.argmax())
         chosen.append(tuple(candidates[farthest].tolist()))
         distance = np.minimum(distance, _apart(seen, seen[:, farthest : farthest + 1]))

@@ -61,13 +61,20 @@ class Report:
         numeric = [all(_NUMBER.fullmatch(row[i]) for row in shown) for i in range(len(header))]
         self._blocks.append(_Block("table", title, caption, {"header": list(header), "rows": shown, "numeric": numeric}))
 
-    def matrix(self, title: str, names: Sequence[str], counts: Sequence[Sequence[int]], caption: str = "") -> None:
-        """Counts [K, K], rows true and columns predicted; shaded by the share of the row."""
+    def matrix(self, title: str, names: Sequence[str], counts: Sequence[Sequence[int]], caption: str = "", *, shares: bool = False) -> None:
+        """Counts [K, K], rows true and columns predicted; shaded by the share of the row, which with ``shares`` the cells tell,
+        in percent."""
         rows = []
         for i, (name, row) in enumerate(zip(names, counts, strict=True)):
             total = sum(row) or 1
-            # The root keeps small shares visible.
-            cells = [{"count": n, "shade": (n / total) ** 0.5, "own": i == j, "predicted": names[j]} for j, n in enumerate(row)]
+            cells = []
+            for j, n in enumerate(row):
+                share = n / total
+                note, text = (f"{100 * share:.1f} %", f"{100 * share:.0f}") if shares else (str(n), str(n))
+                # The root keeps small shares visible.
+                cells.append(
+                    {"text": "" if text == "0" else text, "note": f"{name} as {names[j]}: {note}", "shade": share**0.5, "own": i == j}
+                )
             rows.append({"name": name, "cells": cells})
         self._blocks.append(_Block("matrix", title, caption, {"names": list(names), "rows": rows, "numbers": len(names) <= 20}))
 
@@ -76,13 +83,16 @@ class Report:
         shown = [{"uri": picture(image), "lines": text.split("\n")} for image, text in items]
         self._blocks.append(_Block("gallery", title, caption, {"items": shown}))
 
-    def pairs(self, title: str, items: Iterable[tuple[Mapping[str, np.ndarray], str]], caption: str = "") -> None:
-        """Pictures to be compared, named and side by side, with a line or more of text above each row."""
+    def pairs(
+        self, title: str, items: Iterable[tuple[Mapping[str, np.ndarray], str]], caption: str = "", legend: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Pictures to be compared, named and side by side, with a line or more of text above each row. ``legend``: what
+        colours mean: names, and CSS's words for the colours."""
         shown = []
         for images, text in items:
             panels = [{"name": name, "uri": picture(image, _PANEL)} for name, image in images.items()]
             shown.append({"panels": panels, "lines": text.split("\n")})
-        self._blocks.append(_Block("pairs", title, caption, {"items": shown}))
+        self._blocks.append(_Block("pairs", title, caption, {"items": shown, "legend": legend}))
 
     def write(self, path: Path) -> Path:
         """Write the page to ``path``, whose folder is made: a reader sees the old page or the new one, never half of it."""

@@ -66,12 +66,8 @@ def classification_report(
     report = begun("Classification", ("top1", "top5", "map", "macro_f1"), facts, results, _MEANING)
     if len(history) > 1:
         report.figure("Training", curves(history), "One point per evaluation.")
-    if scores.get("confusion"):
-        _confusion(report, list(scores["per_class"]), scores["confusion"])
-    if scores.get("reliability"):
-        report.figure("Calibration", reliability(scores["reliability"]), "A bar that reaches the dashed line: of the "
-                      "predictions made with 70 % confidence, 70 % are right. Lower bars are over-confident, higher ones "
-                      "under-confident. Grey: share of all predictions.")  # fmt: skip
+    add_confusion(report, scores)
+    add_calibration(report, scores)
     add_classes(report, scores)
     if mistakes:
         worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)
@@ -98,6 +94,37 @@ def add_classes(report: Report, scores: Mapping[str, Any]) -> None:
     """A table of the scores of each class, if there are any."""
     if scores.get("per_class"):
         report.table("Classes", *_class_table(scores["per_class"]), "Weakest first.")
+
+
+def add_confusion(report: Report, scores: Mapping[str, Any], unit: str = "images") -> None:
+    """Which classes are taken for which, if that is known: a matrix of the ``unit`` that was counted (of shares, if that is
+    pixels: their numbers are too long), and the pairs that are confused most."""
+    counts, names = scores.get("confusion"), list(scores.get("per_class") or ())
+    if not counts:
+        return
+    if len(names) <= _LARGEST_MATRIX:
+        shares = unit == "pixels"
+        what = f"Rows are true classes, columns predictions{', in percent of the row' if shares else ''}"
+        report.matrix("Confusion matrix", names, counts, f"{what}; the darker, the larger the share of the row. Blue: right, "
+                      "red: wrong.", shares=shares)  # fmt: skip
+    table = np.asarray(counts)
+    support = table.sum(1)
+    wrong = table.copy()
+    np.fill_diagonal(wrong, 0)
+    shown = _PAIRS if len(names) > _LARGEST_MATRIX else _PAIRS // 2
+    order = np.argsort(-wrong, axis=None, kind="stable")[:shown]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
+    if pairs and len(names) > 2:
+        rows = [[names[i], names[j], int(wrong[i, j]), percent(float(wrong[i, j] / support[i]))] for i, j in pairs]
+        report.table("Most confused", ["true", "predicted", unit, "share of the true class"], rows)
+
+
+def add_calibration(report: Report, scores: Mapping[str, Any]) -> None:
+    """How far confidence can be believed, if that was counted."""
+    if scores.get("reliability"):
+        report.figure("Calibration", reliability(scores["reliability"]), "A bar that reaches the dashed line: of the "
+                      "predictions made with 70 % confidence, 70 % are right. Lower bars are over-confident, higher ones "
+                      "under-confident. Grey: share of all predictions.")  # fmt: skip
 
 
 def finished(report: Report, config: Mapping[str, Any], folder: Path) -> Path:
@@ -185,25 +212,9 @@ def _score_rows(sets: Mapping[str, Mapping[str, Any]], meaning: Mapping[str, str
     return rows
 
 
-def _confusion(report: Report, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
-    if len(names) <= _LARGEST_MATRIX:
-        report.matrix("Confusion matrix", names, counts, "Rows are true classes, columns predictions; the darker, the "
-                      "larger the share of the row. Blue: right, red: wrong.")  # fmt: skip
-    table = np.asarray(counts)
-    support = table.sum(1)
-    wrong = table.copy()
-    np.fill_diagonal(wrong, 0)
-    shown = _PAIRS if len(names) > _LARGEST_MATRIX else _PAIRS // 2
-    order = np.argsort(-wrong, axis=None, kind="stable")[:shown]
-    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
-    if pairs and len(names) > 2:
-        rows = [[names[i], names[j], int(wrong[i, j]), percent(float(wrong[i, j] / support[i]))] for i, j in pairs]
-        report.table("Most confused", ["true", "predicted", "images", "share of the true class"], rows)
-
-
 def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     keys = list(dict.fromkeys(key for row in per_class.values() for key in row))
-    lead = "ap" if "ap" in keys else "f1"
+    lead = next((key for key in ("ap", "iou") if key in keys), "f1")
     ranked = sorted(per_class.items(), key=lambda item: (item[1].get(lead) is None, item[1].get(lead) or 0.0))
     return ["class", *keys], [[name, *(percent(row.get(key)) for key in keys)] for name, row in ranked]
 

@@ -1,0 +1,102 @@
+"""Images that a model segmented worst and best, kept with their truth while a set is evaluated."""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from effbackbones.geometry import Mask
+from tasks.boxdrawing import Picture, rgb
+from tasks.data.maskfile import IGNORE
+from tasks.maskdrawing import errors, fitted, overlay
+from tasks.segmentation_metrics import image_iou
+from tasks.segmentation_results import Segmented, restore
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.data.batch import Batch
+
+KEPT = 8
+"""So many of the worst and of the best images are kept."""
+_SIDE = 512  # longest side of a kept image, pixels: about what a page shows
+_ENLARGED = 320  # small images are shown at least so large
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image [H, W, 3] uint8 with the classes of its pixels, ``truth`` and ``labels`` [H, W], all as a page shows them.
+    ``iou`` and ``right`` (the share of right pixels) are those of the whole image."""
+
+    id: str
+    iou: float
+    right: float
+    image: Picture
+    classes: Sequence[str]
+    truth: Mask
+    labels: Mask
+
+    def panels(self) -> dict[str, Picture]:
+        """The image, its truth, the prediction, and where these differ."""
+        drawn = {name: overlay(self.image, labels, self.classes) for name, labels in (("truth", self.truth), ("prediction", self.labels))}
+        return {"image": self.image, **drawn, "errors": errors(self.image, self.labels, self.truth)}
+
+
+_Ranked = tuple[tuple[float, int], Example]
+
+
+class SegmentationExamples:
+    """Keeps the images with the lowest and with the highest mean IoU over the classes of their truth or prediction, at most
+    :data:`KEPT` each and reduced to a few hundred pixels. Ignored pixels count for nothing; images without truth, or with
+    none but ignored pixels, are passed over.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+        self._worst: list[_Ranked] = []
+        self._best: list[_Ranked] = []
+        self._seen = 0
+
+    def update(self, batch: "Batch", predictions: "Tensor | list[Segmented]") -> None:
+        """See the images of a batch."""
+        for row, found in enumerate(restore(batch, predictions)):
+            mask = batch.meta[row].mask
+            if mask is None:
+                continue
+            labels = found.labels.masked_fill(found.confidence.isnan(), IGNORE).cpu().numpy()  # no class
+            number = max(2, len(self.classes))
+            guesses = np.where(labels == IGNORE, (mask + 1) % number, labels)  # wrong ones, where there are none
+            iou = image_iou(guesses, mask, number)
+            if iou is not None:
+                self._consider(batch, row, labels, mask, iou)
+
+    def worst(self) -> list[Example]:
+        """Images with a mistake, worst first. An image that is among the best as well is told here if its IoU is below a half."""
+        best = {id(example) for _, example in self._best}
+        return [example for _, example in sorted(self._worst, reverse=True) if example.iou < 0.5 or id(example) not in best]
+
+    def best(self) -> list[Example]:
+        """Images with something right, best first; none that :meth:`worst` tells."""
+        worst = {id(example) for _, example in self._worst}
+        return [example for _, example in sorted(self._best, reverse=True) if example.iou >= 0.5 or id(example) not in worst]
+
+    def _consider(self, batch: "Batch", row: int, labels: Mask, mask: Mask, iou: float) -> None:
+        self._seen += 1  # breaks ties, so that examples are never compared
+        ranked = [(self._worst, (1 - iou, -self._seen))] if iou < 1 else []
+        ranked += [(self._best, (iou, -self._seen))] if iou > 0 else []
+        ranked = [(kept, key) for kept, key in ranked if len(kept) < KEPT or key > kept[0][0]]
+        if ranked:  # only then is the image copied
+            example = self._example(batch, row, labels, mask, iou)
+            for kept, key in ranked:
+                (heapq.heappush if len(kept) < KEPT else heapq.heapreplace)(kept, (key, example))
+
+    def _example(self, batch: "Batch", row: int, labels: Mask, mask: Mask, iou: float) -> Example:
+        """All three as the network saw them: what a crop cut off is not shown, nor is padding."""
+        meta, (height, width) = batch.meta[row], batch.sizes.valid[row].tolist()
+        image = rgb(batch.images[row, :, :height, :width].permute(1, 2, 0).cpu().numpy())
+        maps = (labels, mask) if meta.plan is None else (meta.plan.apply_mask(m)[:height, :width] for m in (labels, mask))
+        (shown, guess), (_, truth) = (fitted(image, part, _ENLARGED, _SIDE) for part in maps)
+        right = float((labels == mask)[mask != IGNORE].mean())
+        return Example(meta.id, iou, right, np.ascontiguousarray(rgb(shown)), self.classes, truth, guess)
