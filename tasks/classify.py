@@ -49,10 +49,10 @@ class Classification(TaskSpec):
 
         return ClassificationTransform(model.image_spec, model.image_spec.size, train, config.data)
 
-    def collate(self, config: "Config", model: "Model") -> Callable[[Sequence["Sample"]], "Batch"]:
-        from tasks.data.batch import collate_classification
+    def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
+        from tasks.data.collating import class_targets
 
-        return collate_classification
+        return class_targets
 
     def augment(self, config: "Config", batch: "Batch", num_classes: int, step: int) -> tuple["Tensor", Any]:
         data = config.data
@@ -70,6 +70,14 @@ class Classification(TaskSpec):
         from tasks.metrics import ClassificationMetrics
 
         return ClassificationMetrics(classes, multilabel=config.data.multilabel)
+
+    def scored(self, batch: "Batch", predictions: "Tensor") -> tuple[Any, Any]:
+        import numpy as np
+        import torch
+
+        rows = [row for row, meta in enumerate(batch.meta) if meta.label is not None]
+        labels = torch.from_numpy(np.array([batch.meta[row].label for row in rows]))
+        return predictions[rows], labels.to(predictions.device)
 
     def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:
         return None if config.data.multilabel else ConfidentMistakes(classes)
@@ -101,10 +109,10 @@ class ConfidentMistakes:
 
     def update(self, batch: "Batch", predictions: "Tensor") -> None:
         confidences, predicted = (values.tolist() for values in predictions.float().max(1))
-        targets = batch.targets.tolist()
-        for row, (confidence, guess, true) in enumerate(zip(confidences, predicted, targets, strict=True)):
+        for row, (confidence, guess, meta) in enumerate(zip(confidences, predicted, batch.meta, strict=True)):
             self._seen += 1  # breaks ties, so that pictures are never compared
-            if guess != true and (len(self._worst) < MISTAKES or confidence > self._worst[0][0]):
+            true = meta.label
+            if true is not None and guess != true and (len(self._worst) < MISTAKES or confidence > self._worst[0][0]):
                 image = batch.images[row].permute(1, 2, 0).cpu().numpy().copy()
                 push = heapq.heappush if len(self._worst) < MISTAKES else heapq.heapreplace
                 push(self._worst, (confidence, self._seen, (image, true, guess, batch.meta[row].id)))

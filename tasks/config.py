@@ -15,13 +15,13 @@ from typing import NamedTuple
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.configfile import Plain, Tree, read_tree, read_value
-from tasks.configtree import build, changed_keys, dump, from_mapping, merge, to_mapping
+from tasks.configtree import SEVERAL, build, changed_keys, dump, from_mapping, merge, to_mapping
 from tasks.configtypes import help_page, hint_of, members_of, nearest_key
-from tasks.settings import Config, DataConfig, ModelConfig, OptimConfig, RandAugmentConfig, RunConfig
+from tasks.settings import Config, DataConfig, HeadConfig, ModelConfig, OptimConfig, RandAugmentConfig, RunConfig
 
 __all__ = [
-    "VERBS", "Command", "Config", "DataConfig", "Extras", "ModelConfig", "OptimConfig", "RandAugmentConfig", "RunConfig", "bundled",
-    "changed_keys", "dump", "from_mapping", "parse", "to_mapping",
+    "SEVERAL", "VERBS", "Command", "Config", "DataConfig", "Extras", "HeadConfig", "ModelConfig", "OptimConfig", "RandAugmentConfig",
+    "RunConfig", "bundled", "changed_keys", "dump", "from_mapping", "parse", "to_mapping",
 ]  # fmt: skip
 
 VERBS = ("train", "evaluate", "predict", "check", "bench")

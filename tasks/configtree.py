@@ -8,8 +8,11 @@ from typing import Any, get_origin, get_type_hints
 from effbackbones.errors import UserError
 from effbackbones.registry import TASKS
 from tasks.configfile import Plain, Tree, write_value
-from tasks.configtypes import convert, describe, is_option, members_of, nearest_key, section_of
+from tasks.configtypes import convert, describe, family_of, is_option, members_of, nearest_key, section_of
 from tasks.settings import Config
+
+SEVERAL = "multi"
+"""The word of the command that trains several tasks at once."""
 
 
 def build(tree: Tree, task: str | None = None, source: str = "") -> Config:
@@ -22,13 +25,24 @@ def build(tree: Tree, task: str | None = None, source: str = "") -> Config:
     if task is not None:
         model = values.get("model") or {}
         if isinstance(model, dict):
-            told = model.get("task", task)
-            if TASKS.canonical(str(told)) != task:
-                raise UserError(_place(tree, "model.task", source), f"is {told!r}, the command's is {task!r}", "use that task's command")
-            values["model"] = {**model, "task": task}
+            values["model"] = {**model, "task": _task(model.get("task", task), task, _place(tree, "model.task", source))}
     built = _section(Config, tree, values, "", source)
     assert isinstance(built, Config)
     return built
+
+
+def _task(told: Plain, task: str, where: str) -> Plain:
+    """What a config says of ``model.task``, held against the command's; several for the command joint, in their short forms."""
+    if task != SEVERAL:
+        if isinstance(told, list):
+            raise UserError(where, f"is a list, the command's is {task!r}", "use the command joint")
+        if TASKS.canonical(str(told)) != task:
+            raise UserError(where, f"is {told!r}, the command's is {task!r}", "use that task's command")
+        return task
+    words = [TASKS.canonical(str(word)) for word in told] if isinstance(told, list) else []
+    if len(words) < 2 or len(set(words)) < len(words) or SEVERAL in words:
+        raise UserError(where, f"expected a list of different tasks, at least two, got {_shown(told)}", "write task: [det, seg]")
+    return list[Plain](words)
 
 
 def merge(below: Tree, above: Tree) -> Tree:
@@ -94,7 +108,11 @@ def _section(cls: type, tree: Tree, values: Plain, path: str, source: str) -> ob
         if name not in known:
             raise UserError(_place(tree, where, source), "no such key", nearest_key(where))
         inner = section_of(hints[name])
-        if inner is not None and not (value is None and NoneType in members_of(hints[name])):
+        family = family_of(hints[name])
+        if family is not None:
+            named = _named(tree, value, where, source)
+            arguments[name] = {key: _section(family, tree, item, f"{where}.{key}", source) for key, item in named}
+        elif inner is not None and not (value is None and NoneType in members_of(hints[name])):
             arguments[name] = _section(inner, tree, value, where, source)
         else:
             arguments[name] = _leaf(tree, where, hints[name], value, source)
@@ -102,7 +120,16 @@ def _section(cls: type, tree: Tree, values: Plain, path: str, source: str) -> ob
         return cls(**arguments)
     except UserError as error:  # out of range: add the place
         key, _, rest = str(error).partition(": ")
+        if path.startswith(f"{key.partition('.')[0]}."):  # one section of several
+            key = f"{path}.{key.rpartition('.')[2]}"
         raise UserError(_place(tree, key, source), rest) from None
+
+
+def _named(tree: Tree, values: Plain, path: str, source: str) -> list[tuple[str, Plain]]:
+    """The sections of one kind below ``path``, by name."""
+    if not isinstance(values, dict | None):
+        raise UserError(_place(tree, path, source), f"expected a section of keys, got {_shown(values)}", "write its keys below it")
+    return list((values or {}).items())
 
 
 def _leaf(tree: Tree, where: str, hint: Any, value: Plain, source: str) -> object:

@@ -18,14 +18,19 @@ from jsonargparse import ArgumentError, ArgumentParser
 from tasks.configfile import Plain
 from tasks.settings import Config
 
+ANY = "TASK"
+"""Stands in keys for the name of one section of several."""
+
 
 def leaves(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
     """Every key that takes a value: dotted name, type, field; the sections inside are walked through."""
     hints = get_type_hints(section)
     for item in fields(section):
-        inner = section_of(hints[item.name])
+        inner, family = section_of(hints[item.name]), family_of(hints[item.name])
         if inner is not None:
             yield from leaves(inner, f"{prefix}{item.name}.")
+        elif family is not None:
+            yield from leaves(family, f"{prefix}{item.name}.{ANY}.")
         else:
             yield f"{prefix}{item.name}", hints[item.name], item
 
@@ -50,18 +55,21 @@ def members_of(hint: Any) -> set[Any]:
 
 def hint_of(key: str) -> Any:
     """Type of a dotted key (also of a whole nested section, or of one option in a dictionary); None: no such key."""
-    section: Any = Config
     names = key.split(".")
-    for position, name in enumerate(names):
-        hint = get_type_hints(section).get(name)
-        last = position == len(names) - 1
-        if hint is None or last:
-            return hint if position or name == "plugins" else None
-        section = section_of(hint)
-        if section is None:
-            inner = get_origin(hint) is dict and position == len(names) - 2 and names[-1]
-            return get_args(hint)[1] if inner else None
-    return None
+    return _hint(Config, names) if len(names) > 1 or key == "plugins" else None
+
+
+def _hint(section: type, names: list[str]) -> Any:
+    hint, rest = get_type_hints(section).get(names[0]), names[1:]
+    if hint is None or not rest:
+        return hint
+    inner = section_of(hint)
+    if inner is not None:
+        return _hint(inner, rest)
+    if get_origin(hint) is not dict or not rest[0]:
+        return None
+    value = get_args(hint)[1]
+    return value if len(rest) == 1 else _hint(value, rest[1:]) if family_of(hint) else None
 
 
 @cache
@@ -84,12 +92,19 @@ def convert(key: str, hint: Any, value: Plain) -> object:
     if isinstance(value, dict):
         return _chosen(value, get_origin(hint) is dict and all(is_option(item) for item in value.values()))
     if isinstance(value, list) and not all(isinstance(item, (int, float)) for item in value):
-        return tuple(_chosen(value, hint == tuple[str, ...] and all(isinstance(item, str) for item in value)))
+        return tuple(_chosen(value, tuple[str, ...] in members and all(isinstance(item, str) for item in value)))
     try:
+        key = _general(key)
         result = _parser().parse_object({key: value}, defaults=False)[key]
     except (ArgumentError, OverflowError) as error:
         raise ValueError(str(error)) from None
     return result
+
+
+def _general(key: str) -> str:
+    """The key with :data:`ANY` in place of the name of one section of several."""
+    top, _, rest = key.partition(".")
+    return f"{top}.{ANY}.{rest.partition('.')[2]}" if family_of(get_type_hints(Config)[top]) else key
 
 
 def _chosen(value: Any, fits: bool) -> Any:
@@ -143,14 +158,22 @@ def section_of(hint: Any) -> type | None:
     return next((member for member in members_of(hint) if isinstance(member, type) and is_dataclass(member)), None)
 
 
+def family_of(hint: Any) -> type | None:
+    """The dataclass in a mapping of names to sections of one kind."""
+    value = get_args(hint)[1] if get_origin(hint) is dict else None
+    return value if isinstance(value, type) and is_dataclass(value) else None
+
+
 def help_page(usage: str, options: dict[str, str], epilog: str) -> str:
     """The help text: the command's own ``options`` (name to help), then every key of every section with type, range and default."""
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, usage=usage, epilog=epilog)
     for name, text in options.items():
         parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
     for top in fields(Config):
-        section = section_of(get_type_hints(Config)[top.name])
-        for owner, prefix in _owners(section, f"{top.name}.") if section else [(Config, "")]:
+        hint = get_type_hints(Config)[top.name]
+        section, family = section_of(hint), family_of(hint)
+        owners = _owners(section, f"{top.name}.") if section else [(family, f"{top.name}.{ANY}.") if family else (Config, "")]
+        for owner, prefix in owners:
             docs, limits = field_docs(owner), getattr(owner, "LIMITS", {})
             group = parser.add_argument_group(prefix.rstrip("."), (owner.__doc__ or "").strip())
             for key, hint, item in leaves(owner, prefix):

@@ -198,7 +198,7 @@ def _scores(task: TaskSpec, config: Config, model: Model, batches: Sequence[Batc
         model.train()(batch.images, batch.sizes)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    metric = task.metrics(config, task.classes(dataset))
+    metric = task.metrics(config, task.classes(config, dataset))
     model.eval()
     for batch in batches:
         metric.update(*task.scored(batch, model.predict(batch.images, batch.sizes)))

@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -65,10 +64,10 @@ class Detection(TaskSpec):
             spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor
         )  # fmt: skip
 
-    def collate(self, config: "Config", model: "Model") -> Callable[[Sequence["Sample"]], "Batch"]:
-        from tasks.data.collating import box_targets, collate_views
+    def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
+        from tasks.data.collating import box_targets
 
-        return partial(collate_views, targets=box_targets, size_divisor=model.head.size_divisor, fill=model.image_spec.mean)
+        return box_targets
 
     def view(self, config: "Config", dataset: Dataset) -> Dataset:
         threshold = config.data.repeat_threshold
@@ -87,14 +86,16 @@ class Detection(TaskSpec):
     def scored(self, batch: "Batch", predictions: "Detections") -> tuple[Any, Any]:
         from tasks.detection_results import restore
 
-        return restore(batch, predictions), [meta.truth for meta in batch.meta]
+        pairs = zip(restore(batch, predictions), (meta.truth for meta in batch.meta), strict=True)
+        known = [(found, truth) for found, truth in pairs if truth is not None]
+        return [found for found, _ in known], [truth for _, truth in known]
 
     def score_file(self, path: Path, config: "Config", dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
         from tasks.detection_check import score_results
 
         return score_results(self, config, path, dataset, tell)
 
-    def label_record(self, dataset: Dataset) -> dict[str, Any]:
+    def label_record(self, config: "Config", dataset: Dataset) -> dict[str, Any]:
         return {"category_ids": list(category_ids(dataset))}
 
     def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:

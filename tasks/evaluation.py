@@ -52,7 +52,8 @@ def evaluate(
 
 
 def readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
-    """Both without the rows that stand in for a sample that could not be read (``data.on_error: skip``)."""
+    """Both without the rows that stand in for a sample that could not be read (``data.on_error: skip``); targets are left out
+    then, for what predictions are scored against is in the batch's ``meta``."""
     rows = [row for row, meta in enumerate(batch.meta) if not meta.skipped]
     if len(rows) == len(batch.meta):
         return batch, predictions
@@ -63,7 +64,7 @@ def readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
         return pytree.tree_map_only(Tensor, lambda tensor: tensor[rows], tree)
 
     sizes = ImageSizes(batch.sizes.batch, batch.sizes.valid[rows])
-    return Batch(batch.images[rows], sizes, chosen(batch.targets), [batch.meta[row] for row in rows]), chosen(predictions)
+    return Batch(batch.images[rows], sizes, None, [batch.meta[row] for row in rows]), chosen(predictions)
 
 
 def score_model(

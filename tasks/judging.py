@@ -45,7 +45,8 @@ class Judge:
     def __post_init__(self) -> None:
         self.device = setup.run_device(self.config)
         train = self.datasets["train"]
-        self.classes, self.label_record = self.task.classes(train), self.task.label_record(train)
+        self.classes = self.task.classes(self.config, train)
+        self.label_record = self.task.label_record(self.config, train)
         if self.classes != train.classes:  # what other splits are opened with
             self.label_record |= {"data_classes": list(train.classes)}
 

@@ -36,7 +36,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         return _evaluate_file(task, config, extras, tell)
     model, classes = _model_and_classes(task, config, extras, require_classes=True)
     dataset = setup.open_dataset(config, task, extras.split, _data_classes(model, classes))
-    setup.same_labels(task, dataset, model.provenance, f"data.{extras.split}", "the model")
+    setup.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
     scores, observer = score_model(task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell)
     folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller)
     path = Path(str(extras.predictions))
     train = setup.open_dataset(config, task, "train")  # whose label map the predictions follow
     dataset = train if extras.split == "train" else setup.open_dataset(config, task, extras.split, train.classes)
-    setup.same_labels(task, dataset, task.label_record(train), f"data.{extras.split}", "the training data")
+    setup.same_labels(task, config, dataset, task.label_record(config, train), f"data.{extras.split}", "the training data")
     scores = task.score_file(path, config, dataset, tell)
     folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"
     write_metrics(folder, {"split": extras.split, "predictions": str(path), "model": scores}, [])
@@ -204,22 +204,28 @@ class _Files:
         return Sample(image=self.read(str(path)), id=str(path), path=str(path))
 
 
-def _model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require_classes: bool) -> tuple[Model, tuple[str, ...]]:
+def _model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require_classes: bool) -> tuple[Model, Any]:
     """A model in eval mode, and the names of its classes: its own, those of published weights, or numbers."""
     if extras.checkpoint is None and config.model.weights is None:
         raise UserError("--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN, or --model.weights imagenet")
     model = setup.load_or_make(config, task, extras.checkpoint)
     if extras.checkpoint:
         model.use_image_spec(setup.image_spec(config, model.image_spec))
-    count = int(model.config["num_classes"])
-    classes = model.classes or task.default_classes(count)
+    counts = model.config["num_classes"]
+    several = isinstance(counts, Mapping)
+    classes = model.classes or (None if several else task.default_classes(int(counts)))
     if classes is None and require_classes:
         where = extras.checkpoint or "model.weights"
         raise UserError(where, "the names of its classes are not known", "evaluate a model that was saved with them")
-    return model, classes or tuple(str(label) for label in range(count))
+    return model, classes or ({word: _numbers(count) for word, count in counts.items()} if several else _numbers(int(counts)))
 
 
-def _data_classes(model: Model, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _numbers(count: int) -> tuple[str, ...]:
+    """Names of classes that have none."""
+    return tuple(str(label) for label in range(count))
+
+
+def _data_classes(model: Model, classes: Any) -> tuple[str, ...]:
     """The names that the data set a model was trained on has for its classes."""
     return tuple(model.provenance.get("data_classes", classes))
 
@@ -256,6 +262,8 @@ def _class_counts(dataset: Any, limit: int = 2000) -> str:
             counts.update(dataset.classes[k] for k in sample.labels.nonzero()[0])
         elif sample.box_labels is not None:
             counts.update(dataset.classes[k] for k in sample.box_labels)
+        elif sample.mask is not None:
+            return "which are counted below"
     shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(20))
     missing = [name for name in dataset.classes if name not in counts]
     looked = "" if view is dataset else f" of {len(view):,} looked at"

@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,7 +30,7 @@ class Segmentation(TaskSpec):
     def labels(self, config: "Config") -> tuple[str, ...]:
         return ("mask",)
 
-    def classes(self, dataset: Dataset) -> tuple[str, ...]:
+    def classes(self, config: "Config", dataset: Dataset) -> tuple[str, ...]:
         return tuple(getattr(dataset, "mask_classes", dataset.classes))
 
     def head_options(self, config: "Config", dataset: Dataset | None) -> dict[str, Any]:
@@ -44,7 +43,7 @@ class Segmentation(TaskSpec):
         return options
 
     def heads(self, config: "Config", dataset: Dataset | None) -> dict[str, Any]:
-        two = dataset is not None and len(self.classes(dataset)) == 2
+        two = dataset is not None and len(self.classes(config, dataset)) == 2
         if two and config.model.num_classes == 1:  # one channel for the second class, the first being background
             return super().heads(config, None)
         return super().heads(config, dataset)
@@ -57,12 +56,14 @@ class Segmentation(TaskSpec):
     def inspect(
         self, config: "Config", model: "Model", datasets: Mapping[str, Dataset], out: Path, tell: "Teller", *, deep: bool
     ) -> None:
-        from tasks.segmentation_check import deep_checks, draw_samples, quick_checks
+        from tasks.segmentation_check import GOAL, draw_samples, quick_checks
 
         tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out)}")
         quick_checks(self, config, model, datasets, tell, whole=True)
         if deep:
-            deep_checks(datasets, tell)
+            from tasks.deep_check import deep_checks
+
+            deep_checks(self, config, datasets, tell, GOAL)
 
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
         from tasks.data.view_transform import ViewTransform, refuse_foreign
@@ -73,10 +74,10 @@ class Segmentation(TaskSpec):
             spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor
         )  # fmt: skip
 
-    def collate(self, config: "Config", model: "Model") -> Callable[[Sequence["Sample"]], "Batch"]:
-        from tasks.data.collating import collate_views, mask_targets
+    def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
+        from tasks.data.collating import mask_targets
 
-        return partial(collate_views, targets=mask_targets, size_divisor=model.head.size_divisor, fill=model.image_spec.mean)
+        return mask_targets
 
     def predict(self, config: "Config", model: "Model", batch: "Batch") -> Any:
         if config.data.tile is None:
@@ -101,8 +102,8 @@ class Segmentation(TaskSpec):
 
         return score_folder(self, config, path, dataset, tell)
 
-    def label_record(self, dataset: Dataset) -> dict[str, Any]:
-        return {"mask_classes": list(self.classes(dataset))}
+    def label_record(self, config: "Config", dataset: Dataset) -> dict[str, Any]:
+        return {"mask_classes": list(self.classes(config, dataset))}
 
     def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:
         from tasks.segmentation_examples import SegmentationExamples

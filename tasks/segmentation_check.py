@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def quick_checks(
     for split, dataset in datasets.items():
         for note in getattr(dataset, "notes", ()):
             tell(f"{split}: {note}")
-        found = count_masks(dataset, None if whole else COUNTED, config.data.on_error, lambda items: tell.watch(items, f"masks of {split}"))
+        watch = partial(tell.watch, name=f"masks of {split}")
+        found = count_masks(dataset, None if whole else COUNTED, config.data.on_error, watch)
         tell_frequencies(found, split, tell)
     best = truth_score(task, config, model, datasets["val"])
     if best is not None and best < POOR:
@@ -69,7 +71,7 @@ def tell_frequencies(found: MaskStatistics, split: str, tell: Callable[[str], No
 
 def truth_score(task: TaskSpec, config: Config, model: Model, dataset: Dataset) -> float | None:
     """Mean IoU that the truth itself gets as a prediction, over a few images; None without a labelled pixel."""
-    classes = task.classes(dataset)
+    classes = task.classes(config, dataset)
     metric = SegmentationMetrics(classes)
     view = Repeated(dataset, setup.spread(len(dataset), READ))
     config = replace(config, data=replace(config.data, workers=0))
@@ -108,7 +110,7 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
     samples = [keyed[0, index] for index in setup.spread(len(dataset), count).tolist()]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "samples.jpg"
-    Image.fromarray(mask_sheet(samples, task.classes(dataset))).save(path, quality=90)
+    Image.fromarray(mask_sheet(samples, task.classes(config, dataset))).save(path, quality=90)
     return path
 
 
@@ -120,7 +122,7 @@ def score_folder(task: TaskSpec, config: Config, folder: Path, dataset: Dataset,
     folder = folder / "index" if (folder / "index").is_dir() else folder
     if not folder.is_dir():
         raise UserError("--predictions", f"there is no folder {folder}", "name the folder that predict wrote")
-    metric = task.metrics(config, task.classes(dataset))
+    metric = task.metrics(config, task.classes(config, dataset))
     for index in range(len(dataset)):
         sample = dataset[index]
         path = folder / f"{Path(sample.path or sample.id).stem}.png"

@@ -73,8 +73,8 @@ class ModelConfig(_Section):
         "num_classes": "[1, 1000000]", "unfreeze_epoch": "[1, inf)", "mean": "[0, 1]", "std": "(0, 10]", "crop_fraction": "(0, 1]",
     }  # fmt: skip
 
-    task: str = "cls"
-    """Task; set by the command."""
+    task: str | tuple[str, ...] = "cls"
+    """Task, set by the command; of the command joint a list of them, such as [det, seg, cls]."""
     backbone: str = "b0"
     """b0..b7, lite0..lite4, timm:NAME, or a registered one."""
     head: str | None = None
@@ -114,6 +114,21 @@ class ModelConfig(_Section):
             raise UserError("model.init_from", "contradicts model.weights", "keep one of the two")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise UserError("model.std", f"model.mean has {len(self.mean)} values, this {len(self.std)}", "give one per channel")
+
+
+@dataclass(frozen=True)
+class HeadConfig(_Section):
+    """One head of several on a backbone, by its task (command joint)."""
+
+    SECTION: ClassVar = "heads"
+    LIMITS: ClassVar = {"weight": "[0, 1000]"}
+
+    name: str | None = None
+    """Head; null: the task's default."""
+    options: Options = field(default_factory=dict)
+    """Options of the head, such as {dropout: 0.3}."""
+    weight: float = 1.0
+    """Factor on the losses of this task."""
 
 
 @dataclass(frozen=True)
@@ -294,6 +309,8 @@ class OptimConfig(_Section):
     """Largest norm of the whole gradient; null: not clipped."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
+    task_weighting: Literal["fixed", "uncertainty"] = "fixed"
+    """How the losses of several tasks are added up (command joint): by heads.TASK.weight, or by learned variances."""
     class_weights: Literal["median_frequency"] | None = None
     """Weights of the classes in the loss, computed from the training masks (segmentation); null: none."""
     ema: float | None = None
@@ -352,6 +369,8 @@ class Config:
     """All settings of a run. ``plugins``: modules or Python files that are imported first; they run code."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    heads: dict[str, HeadConfig] = field(default_factory=dict)
+    """A section for each task of the command joint."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)

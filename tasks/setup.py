@@ -18,7 +18,7 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks import processes
-from tasks.config import Config
+from tasks.config import SEVERAL, Config
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.resume import shuffled, steps_per_epoch
@@ -48,13 +48,13 @@ def open_splits(config: Config, task: TaskSpec) -> dict[str, Dataset]:
     others = ("val", "test") if config.data.test else ("val",)
     datasets = {"train": train} | {split: open_dataset(config, task, split, train.classes) for split in others}
     for split in others:
-        same_labels(task, datasets[split], task.label_record(train), f"data.{split}", "the training data")
+        same_labels(task, config, datasets[split], task.label_record(config, train), f"data.{split}", "the training data")
     return datasets
 
 
-def same_labels(task: TaskSpec, dataset: Dataset, expected: Mapping[str, Any], where: str, other: str) -> None:
+def same_labels(task: TaskSpec, config: Config, dataset: Dataset, expected: Mapping[str, Any], where: str, other: str) -> None:
     """Refuse a data set whose label record differs from ``expected``, that of ``other``; what that does not know is passed over."""
-    for name, value in task.label_record(dataset).items():
+    for name, value in task.label_record(config, dataset).items():
         if expected.get(name, value) != value:
             raise UserError(where, f"its {name} are {str(value)[:60]}, those of {other} {str(expected[name])[:60]}", "use one numbering")
 
@@ -71,7 +71,7 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model
         backbone_options=backbone_options,
         **task.heads(config, dataset),
     )
-    model.classes = model.classes if dataset is None else task.classes(dataset)  # published detectors know theirs
+    model.classes = model.classes if dataset is None else task.classes(config, dataset)  # published detectors know theirs
     model.use_image_spec(image_spec(config, model.image_spec))
     if wanted.freeze:
         model.backbone.freeze(None if wanted.freeze == "all" else wanted.freeze)
@@ -99,8 +99,9 @@ def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Mode
     if checkpoint is None:
         return make_model(config, task, None).eval()
     model = load_model(checkpoint_file(checkpoint))
-    if model.config["task"] != task.name:
-        raise UserError(checkpoint, f"holds a model for task {model.config['task']!r}", f"use that task's command, not {task.command}")
+    told = model.config["task"]
+    if (SEVERAL if isinstance(told, list) else told) != task.name:
+        raise UserError(checkpoint, f"holds a model for task {told!r}", f"use that task's command, not {task.command}")
     return model
 
 

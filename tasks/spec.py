@@ -6,6 +6,7 @@ The engine trains any :class:`TaskSpec`; none of its code names a task.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from effbackbones.errors import UserError
@@ -96,7 +97,7 @@ class TaskSpec(ABC):
         """What is read of each image: words of ``data.labels``."""
         return ()
 
-    def classes(self, dataset: "Dataset") -> Any:
+    def classes(self, config: "Config", dataset: "Dataset") -> Any:
         """Names of the classes that the model tells apart; JSON-like where there is more than one list of them."""
         return dataset.classes
 
@@ -108,7 +109,7 @@ class TaskSpec(ABC):
     def heads(self, config: "Config", dataset: "Dataset | None") -> dict[str, Any]:
         """What :func:`effbackbones.build_model` is told of the head; the training data (None: there are none) decide how many
         classes it has. Another number in the config raises :class:`UserError`."""
-        wanted, classes = config.model, None if dataset is None else self.classes(dataset)
+        wanted, classes = config.model, None if dataset is None else self.classes(config, dataset)
         if classes and wanted.num_classes not in (None, len(classes)):
             text = f"is {wanted.num_classes}, and the training data has {len(classes)} classes"
             raise UserError("model.num_classes", text, "remove it, or correct the data")
@@ -131,8 +132,14 @@ class TaskSpec(ABC):
         """Sample -> sample of the size that ``model`` gets, still uint8. ``epochs``: how many are planned. Picklable."""
 
     @abstractmethod
+    def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
+        """Samples that have the labels of this task -> targets of its head. Picklable."""
+
     def collate(self, config: "Config", model: "Model") -> Callable[[Sequence["Sample"]], "Batch"]:
         """Samples -> batch. Picklable."""
+        from tasks.data.collating import collate
+
+        return partial(collate, targets=self.targets(config), size_divisor=model.head.size_divisor, fill=model.image_spec.mean)
 
     def augment(self, config: "Config", batch: "Batch", num_classes: int, step: int) -> tuple["Tensor", Any]:
         """Images and targets of a training batch after augmentation on the device, drawn from (seed, step)."""
@@ -147,14 +154,15 @@ class TaskSpec(ABC):
         return model.predict(batch.images, batch.sizes)
 
     @abstractmethod
-    def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
+    def metrics(self, config: "Config", classes: Any) -> "Metric":
         """Scores of a whole set: ``update(predictions, targets)`` on what :meth:`scored` gives, ``compute() -> dict``, JSON-like."""
 
+    @abstractmethod
     def scored(self, batch: "Batch", predictions: Any) -> tuple[Any, Any]:
-        """What a batch adds to the scores: predictions and truth in the form and the pixels that they are compared in."""
-        return predictions, batch.targets
+        """What a batch adds to the scores: predictions and truth (in ``batch.meta``) of the images that have one, in the form and
+        the pixels that they are compared in."""
 
-    def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:
+    def observer(self, config: "Config", classes: Any) -> Observer | None:
         """What collects examples for the report during the last evaluation."""
         return None
 
@@ -162,7 +170,7 @@ class TaskSpec(ABC):
         """Scores of predictions that a file holds, for ``evaluate --predictions``."""
         raise UserError("--predictions", f"{self.command} scores models, not files", "give --checkpoint")
 
-    def label_record(self, dataset: "Dataset") -> dict[str, Any]:
+    def label_record(self, config: "Config", dataset: "Dataset") -> dict[str, Any]:
         """What a checkpoint must remember of the labels beside the names of the classes, and what all splits must agree in;
         JSON-like."""
         return {}
@@ -177,7 +185,7 @@ class TaskSpec(ABC):
         facts, and ``statistics``, what the method of that name gave."""
 
     @abstractmethod
-    def writer(self, config: "Config", out: "Path", model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> "Writer":
+    def writer(self, config: "Config", out: "Path", model: "Model", classes: Any, tell: Callable[[str], None]) -> "Writer":
         """What writes predictions into the folder ``out`` and tells the essential ones."""
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:

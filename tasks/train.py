@@ -40,6 +40,18 @@ def _quiet_lightning() -> None:
         warnings.filterwarnings("ignore", module=rf"{module}\..*")
 
 
+def _plain(classes: Any) -> Any:
+    """Names of classes as JSON has them."""
+    return {task: list(names) for task, names in classes.items()} if isinstance(classes, Mapping) else list(classes)
+
+
+def _counted(classes: Any) -> str:
+    """How many classes there are, by task where there are several."""
+    if isinstance(classes, Mapping):
+        return ", ".join(f"{len(names)} classes of {task}" for task, names in classes.items())
+    return f"{len(classes)} classes"
+
+
 def train(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Train, evaluate the best weights, write the report; returns the exit code. All processes of a run call it."""
     _quiet_lightning()
@@ -61,7 +73,7 @@ class _Run(L.Callback):
         datasets = setup.open_splits(config, task)
         for dataset in datasets.values():  # now, not after hours of training
             check_dataset(dataset, limit=16, on_error=config.data.on_error)
-        self.classes = task.classes(datasets["train"])
+        self.classes = task.classes(config, datasets["train"])
         model = setup.make_model(config, task, datasets["train"])
         if processes.is_first():
             task.preflight(config, model, datasets, tell)
@@ -126,7 +138,7 @@ class _Run(L.Callback):
 
     def _data(self) -> dict[str, Any]:
         """What must be the same when a run is continued: the label map and the number of samples."""
-        return {"classes": list(self.classes), "training samples": len(self.train_set)}
+        return {"classes": _plain(self.classes), "training samples": len(self.train_set)}
 
     def _refuse_other_data(self, before: Mapping[str, Any]) -> None:
         for name, value in self._data().items():
@@ -137,7 +149,7 @@ class _Run(L.Callback):
     def _tell_start(self) -> None:
         config, model = self.config, self.engine.model
         count = sum(p.numel() for p in model.parameters())
-        data = f"{len(self.train_set):,} training and {len(self.judge.datasets['val']):,} validation samples, {len(self.classes)} classes"
+        data = f"{len(self.train_set):,} training and {len(self.judge.datasets['val']):,} validation samples, {_counted(self.classes)}"
         self.tell(f"{data}; {config.model.backbone} + {model.config['head']}, {count:,} parameters, on {self.device}")
         batch = f"batch {config.data.batch_size}, lr {self.engine.base_lr:.3g} ({config.optim.lr:g} at {config.optim.base_batch}"
         self.tell(f"{batch}, {config.optim.lr_scaling} scaling), {self.plan.total} steps, {self.plan.per_epoch} an epoch")

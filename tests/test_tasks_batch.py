@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,11 @@ from torch.utils.data import DataLoader
 from effbackbones.contracts import BoxTargets, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
-from tasks.data.batch import MAX_SKIPPED, Batch, ImageMeta, KeyedDataset, Sample, SkipCount, collate_classification, stack_images
+from tasks.data.batch import MAX_SKIPPED, Batch, ImageMeta, KeyedDataset, Sample, SkipCount, stack_images
 from tasks.data.check import check_dataset
+from tasks.data.collating import class_targets, collate
+
+CLASSES = partial(collate, targets=class_targets, fill=(0.5, 0.5, 0.5))
 
 
 class Numbers:
@@ -62,9 +66,9 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
 def test_workers_give_the_same_batches(workers: int, method: str) -> None:
     dataset = KeyedDataset(Numbers(), noisy, seed=3, on_error="skip")
     loaders = [
-        DataLoader(dataset, batch_sampler=keys(2, 40, 8), collate_fn=collate_classification, num_workers=0),
+        DataLoader(dataset, batch_sampler=keys(2, 40, 8), collate_fn=CLASSES, num_workers=0),
         DataLoader(
-            dataset, batch_sampler=keys(2, 40, 8), collate_fn=collate_classification, num_workers=workers, multiprocessing_context=method
+            dataset, batch_sampler=keys(2, 40, 8), collate_fn=CLASSES, num_workers=workers, multiprocessing_context=method
         ),
     ]
     pairs = list(zip(*loaders, strict=True))
@@ -78,7 +82,7 @@ def test_workers_give_the_same_batches(workers: int, method: str) -> None:
 
 def test_collated_batch() -> None:
     samples = [Numbers()[index] for index in (3, 4, 9)]
-    batch = collate_classification(samples)
+    batch = CLASSES(samples)
     assert len(batch) == 3
     assert batch.images.shape == (3, 3, 4, 6)
     assert batch.images.dtype == torch.uint8
@@ -95,16 +99,16 @@ def test_collated_plan_and_labels() -> None:
     plan = ResizePlan.letterbox((2, 6), (4, 6))
     labels = np.array([0, 1, 1], np.float32)
     sample = replace(Numbers()[1], label=None, labels=labels, plan=plan, original=(2, 6))
-    batch = collate_classification([sample, sample])
+    batch = CLASSES([sample, sample])
     assert batch.sizes.valid.tolist() == [[2, 6]] * 2
     assert batch.targets.dtype == torch.float32
     assert batch.targets.tolist() == [[0, 1, 1]] * 2
     assert batch.meta[0].plan == plan
     assert batch.meta[0].original == (2, 6)
     unlabelled = replace(sample, labels=None)
-    assert collate_classification([unlabelled]).targets is None
+    assert CLASSES([unlabelled]).targets is None
     with pytest.raises(UserError, match=r"/data/1\.jpg: has no label"):
-        collate_classification([sample, unlabelled])
+        CLASSES([sample, unlabelled])
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
@@ -118,7 +122,7 @@ def test_deep_images_stack(dtype: type) -> None:
 @pytest.mark.parametrize("image", [np.zeros((4, 5, 3), np.uint8), np.zeros((4, 6, 1), np.uint8), np.zeros((4, 6, 3), np.uint16)])
 def test_odd_image_in_a_batch_is_named(image: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"odd\.png: is 4 x . x . uint.*4 x 6 x 3 uint8"):
-        collate_classification([Numbers()[0], replace(Numbers()[1], image=image, path="odd.png")])
+        CLASSES([Numbers()[0], replace(Numbers()[1], image=image, path="odd.png")])
 
 
 class Pair(NamedTuple):
@@ -144,7 +148,7 @@ def test_batches_move_with_any_targets() -> None:
 def test_lightning_moves_a_batch() -> None:
     from lightning.fabric.utilities.apply_func import move_data_to_device
 
-    batch = collate_classification([Numbers()[0]])
+    batch = CLASSES([Numbers()[0]])
     assert move_data_to_device(batch, torch.device("meta")).images.device.type == "meta"
 
 
@@ -189,7 +193,7 @@ def test_more_than_one_percent_stops(bad: int, stops: bool) -> None:
     def read() -> None:
         for epoch in range(2):  # the second epoch meets the same ones, which count once
             for batch in keys(epoch, total, 100):
-                count.add(collate_classification([dataset[key] for key in batch]).meta)
+                count.add(CLASSES([dataset[key] for key in batch]).meta)
 
     if stops:
         with pytest.raises(UserError, match=r"of 1000 samples, more than 1%.*/data/0\.jpg: broken"):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from effbackbones.contracts import BoxTargets, ImageSpec
 from effbackbones.errors import UserError
 from tasks.data.batch import Batch, ImageMeta, KeyedDataset, MixingTransform, Sample, Truth
-from tasks.data.collating import box_targets, collate_views
+from tasks.data.collating import box_targets, collate
 from tasks.data.view_transform import ViewTransform, refuse_foreign
 from tasks.data.mosaic import mosaic
 from tasks.data.shapes import ShapesDataset
@@ -163,7 +163,7 @@ def test_every_depth_and_channel_count(dtype: type, channels: int) -> None:
     transform = ViewTransform(spec, (64, 48), True, data)
     for out in (transform(sample, rng(0)), transform.combine([sample] * 4, rng(0))):
         assert out.image.dtype == dtype
-    batch = collate_views([transform(sample, rng(seed)) for seed in range(4)], targets=box_targets, fill=spec.mean)
+    batch = collate([transform(sample, rng(seed)) for seed in range(4)], targets=box_targets, fill=spec.mean)
     assert batch.images.shape == (4, channels, 64, 48)
     assert batch.images.dtype == {np.uint8: torch.uint8, np.uint16: torch.uint16, np.float32: torch.float32}[dtype]
 
@@ -268,8 +268,8 @@ def keyed(data: DataConfig, seed: int = 5) -> KeyedDataset:
 
 def batches(dataset: KeyedDataset, workers: int) -> list[Batch]:
     order = GlobalBatches(shuffled(30, 5), 30, 8, start=2, stop=10)
-    collate = partial(collate_views, targets=box_targets, fill=SPEC.mean)
-    return list(DataLoader(dataset, batch_sampler=order, num_workers=workers, collate_fn=collate))  # type: ignore[arg-type]
+    boxed = partial(collate, targets=box_targets, fill=SPEC.mean)
+    return list(DataLoader(dataset, batch_sampler=order, num_workers=workers, collate_fn=boxed))  # type: ignore[arg-type]
 
 
 def test_batches_are_a_function_of_seed_epoch_and_index_for_any_number_of_workers() -> None:
@@ -306,7 +306,7 @@ def test_empty_images_of_any_size_never_raise() -> None:
         data = replace(WILD, batch_shape=("fixed", "aspect")[number % 2], scale_jitter=(0.1, 2.0), mosaic=1.0)
         transform = ViewTransform(SPEC, (64, 96), True, data, size_divisor=32)
         samples.append(transform(sample, generator) if number % 3 else transform.combine([sample] * 4, generator))
-    batch = collate_views(samples, targets=box_targets, size_divisor=32, fill=SPEC.mean)
+    batch = collate(samples, targets=box_targets, size_divisor=32, fill=SPEC.mean)
     assert batch.images.shape == (200, 3, 64, 96)
     assert batch.targets.boxes.shape == (200, 8, 4)
     assert (batch.targets.labels == -1).all()
@@ -323,7 +323,7 @@ def with_boxes(count: int, size: tuple[int, int] = (20, 30)) -> Sample:
 )
 def test_rows_of_targets_come_in_few_numbers(most: int, rows: int) -> None:
     crowded = replace(with_boxes(most), crowd=np.arange(most) % 2 == 1)
-    targets = collate_views([with_boxes(0), crowded], targets=box_targets, fill=SPEC.mean).targets
+    targets = collate([with_boxes(0), crowded], targets=box_targets, fill=SPEC.mean).targets
     assert isinstance(targets, BoxTargets)
     assert targets.boxes.shape == (2, rows, 4)
     assert targets.boxes.dtype == torch.float32
@@ -338,9 +338,9 @@ def test_rows_of_targets_come_in_few_numbers(most: int, rows: int) -> None:
 
 def test_images_of_different_size_are_padded_to_the_largest() -> None:
     small, wide = with_boxes(1, (20, 30)), with_boxes(2, (10, 50))
-    alone = collate_views([small], targets=box_targets, size_divisor=32, fill=SPEC.mean)
+    alone = collate([small], targets=box_targets, size_divisor=32, fill=SPEC.mean)
     assert alone.images.shape == (1, 3, 20, 30)  # the model pads a batch of one size by itself
-    batch = collate_views([small, wide], targets=box_targets, size_divisor=32, fill=SPEC.mean)
+    batch = collate([small, wide], targets=box_targets, size_divisor=32, fill=SPEC.mean)
     assert batch.images.shape == (2, 3, 32, 64)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.sizes.batch == (32, 64)
@@ -352,18 +352,18 @@ def test_images_of_different_size_are_padded_to_the_largest() -> None:
 
 def test_meta_and_missing_labels() -> None:
     transform = ViewTransform(SPEC, (64, 64), False, DataConfig())
-    batch = collate_views([transform(photograph(), rng(0))], targets=box_targets, fill=SPEC.mean)
+    batch = collate([transform(photograph(), rng(0))], targets=box_targets, fill=SPEC.mean)
     assert isinstance(batch.meta[0], ImageMeta)
     assert batch.meta[0].plan.scaled == (38, 64)
     assert batch.meta[0].truth.boxes.tolist()[0] == [10, 10, 30, 40]
     assert batch.sizes.valid.tolist() == [[38, 64]]
     unknown = Sample(photograph().image, "b", "b.png")
-    assert collate_views([transform(unknown, rng(0))] * 2, targets=box_targets, fill=SPEC.mean).targets is None
+    assert collate([transform(unknown, rng(0))] * 2, targets=box_targets, fill=SPEC.mean).targets is None
     with pytest.raises(UserError, match=r"b\.png: has no boxes"):
-        collate_views([transform(photograph(), rng(0)), transform(unknown, rng(0))], targets=box_targets, fill=SPEC.mean)
+        collate([transform(photograph(), rng(0)), transform(unknown, rng(0))], targets=box_targets, fill=SPEC.mean)
     for labels in (None, np.array([1])):
         with pytest.raises(UserError, match=r"a\.png: has 3 boxes and [01] box_labels"):
-            collate_views([replace(photograph(), box_labels=labels)], targets=box_targets, fill=SPEC.mean)
+            collate([replace(photograph(), box_labels=labels)], targets=box_targets, fill=SPEC.mean)
 
 
 def test_batches_by_aspect_carry_less_padding() -> None:
@@ -373,7 +373,7 @@ def test_batches_by_aspect_carry_less_padding() -> None:
         for train, jitter in ((False, (1.0, 1.0)), (True, (0.5, 2.0))):
             transform = ViewTransform(SPEC, (128, 128), train, DataConfig(batch_shape=shape, scale_jitter=jitter), size_divisor=32)
             samples = [transform(Sample(np.zeros((*size, 3), np.uint8), "a"), rng(i)) for i, size in enumerate(sizes)]
-            shapes[shape, train] = tuple(collate_views(samples, targets=box_targets, size_divisor=32, fill=SPEC.mean).images.shape[2:])
+            shapes[shape, train] = tuple(collate(samples, targets=box_targets, size_divisor=32, fill=SPEC.mean).images.shape[2:])
     assert shapes["fixed", False] == shapes["fixed", True] == (128, 128)
     assert shapes["aspect", False] == shapes["aspect", True] == (96, 128)
 
@@ -423,12 +423,12 @@ def test_the_plain_path_imports_nothing_heavy() -> None:
 import sys, numpy as np
 from effbackbones.contracts import ImageSpec
 from tasks.data.batch import Sample
-from tasks.data.collating import box_targets, collate_views
+from tasks.data.collating import box_targets, collate
 from tasks.data.view_transform import ViewTransform
 from tasks.settings import DataConfig
 transform = ViewTransform(ImageSpec(), (32, 32), True, DataConfig(mosaic=1.0, scale_jitter=(0.1, 2.0)))
 sample = Sample(np.zeros((40, 40, 3), np.uint8), "a", boxes=np.zeros((0, 4), np.float32))
-collate_views([transform.combine([sample] * 4, np.random.default_rng(0))], targets=box_targets, fill=(0.5, 0.5, 0.5))
+collate([transform.combine([sample] * 4, np.random.default_rng(0))], targets=box_targets, fill=(0.5, 0.5, 0.5))
 print({"torchvision", "albumentations", "cv2", "lightning"} & set(sys.modules))
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

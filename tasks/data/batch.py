@@ -78,7 +78,7 @@ class Sample:
 @dataclass
 class ImageMeta:
     """What a batch remembers of an image: ``original`` (H, W), the ``plan`` that restores predictions to it, and what those
-    are scored against: the boxes of ``truth``, the classes of ``mask`` uint8 [original]."""
+    are scored against: the ``label`` or the labels float32 [K], the boxes of ``truth``, the classes of ``mask`` uint8 [original]."""
 
     id: str
     path: str
@@ -87,12 +87,14 @@ class ImageMeta:
     skipped: tuple[str, ...] = ()
     truth: Truth | None = None
     mask: Mask | None = None
+    label: int | NDArray[np.float32] | None = None
 
     @classmethod
     def of(cls, sample: Sample) -> "ImageMeta":
         """The meta data of a sample."""
         height, width = sample.original or sample.image.shape[:2]
-        return cls(sample.id, sample.path, (height, width), sample.plan, sample.skipped, sample.truth, sample.truth_mask)
+        label = sample.labels if sample.label is None else sample.label
+        return cls(sample.id, sample.path, (height, width), sample.plan, sample.skipped, sample.truth, sample.truth_mask, label)
 
 
 @dataclass
@@ -241,22 +243,3 @@ def stack_images(samples: Sequence[Sample]) -> tuple[Tensor, ImageSizes]:
 
 def _kind(image: Pixels) -> str:
     return f"{' x '.join(map(str, image.shape))} {image.dtype}"
-
-
-def collate_classification(samples: Sequence[Sample]) -> Batch:
-    """Targets int64 [B] from ``label``, float32 [B, K] from ``labels``, None where no sample has either.
-
-    A mixture of the three raises :class:`UserError` naming the odd sample.
-    """
-    images, sizes = stack_images(samples)
-    kinds = [("label" if sample.label is not None else "labels" if sample.labels is not None else "no label") for sample in samples]
-    for sample, kind in zip(samples, kinds, strict=True):
-        if kind != kinds[0]:
-            raise UserError(sample.path or sample.id, f"has {kind}, the batch began with {kinds[0]}", "give every sample the same")
-    targets: Tensor | None = None
-    if kinds[0] == "label":
-        targets = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-    elif kinds[0] == "labels":
-        rows = [sample.labels for sample in samples if sample.labels is not None]
-        targets = torch.from_numpy(np.stack(rows).astype(np.float32, copy=False))
-    return Batch(images, sizes, targets, [ImageMeta.of(sample) for sample in samples])

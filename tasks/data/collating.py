@@ -1,6 +1,6 @@
-"""From samples with boxes and masks to batches: images of one size, and the targets of a head."""
+"""From samples to batches: images of one size, and the targets of a head."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from effbackbones.contracts import BoxTargets
+from effbackbones.contracts import BoxTargets, Labelled
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
 from tasks.data.batch import Batch, ImageMeta, Sample, stack_images
@@ -18,7 +18,7 @@ from tasks.data.views import crowd_of, labels_of
 _FEW = (8, 16, 32, 64, 100)  # 100: the most objects that the published recipe keeps of an image
 
 
-def collate_views(
+def collate(
     samples: Sequence[Sample], *, targets: Callable[[Sequence[Sample]], Any], size_divisor: int = 1, fill: Sequence[float]
 ) -> Batch:
     """Images of different sizes are padded at right and bottom, with the colour ``fill`` (0..1, one value per channel) and masks
@@ -43,6 +43,19 @@ def _of_one_size(samples: Sequence[Sample], divisor: int, fill: Sequence[float])
     return padded
 
 
+def class_targets(samples: Sequence[Sample]) -> Tensor | None:
+    """int64 [B] from ``label``, float32 [B, K] from ``labels``, None where no sample has either; a mixture of the three raises
+    :class:`UserError` naming the odd sample."""
+    kinds = [("label" if sample.label is not None else "labels" if sample.labels is not None else "no label") for sample in samples]
+    for sample, kind in zip(samples, kinds, strict=True):
+        if kind != kinds[0]:
+            raise UserError(sample.path or sample.id, f"has {kind}, the batch began with {kinds[0]}", "give every sample the same")
+    if kinds[0] == "label":
+        return torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+    rows = [sample.labels for sample in samples if sample.labels is not None]
+    return torch.from_numpy(np.stack(rows).astype(np.float32, copy=False)) if rows else None
+
+
 def box_targets(samples: Sequence[Sample]) -> BoxTargets | None:
     """The boxes of a batch, None where no sample has any; samples of which only some have boxes raise :class:`UserError`.
 
@@ -65,6 +78,21 @@ def mask_targets(samples: Sequence[Sample]) -> Tensor | None:
     if not _all_have(samples, "mask", "give images without labels a mask of 255"):
         return None
     return torch.from_numpy(np.stack([sample.mask for sample in samples if sample.mask is not None]))
+
+
+def targets_by_task(
+    samples: Sequence[Sample], *, makers: Mapping[str, tuple[Sequence[str], Callable[[Sequence[Sample]], Any]]]
+) -> dict[str, Any]:
+    """Targets by task. ``makers`` have, by task, the fields of a sample that are its labels and what makes targets of them.
+
+    Where only some samples have such a label: :class:`Labelled`; where none has: None.
+    """
+    targets: dict[str, Any] = {}
+    for task, (fields, make) in makers.items():
+        rows = [row for row, sample in enumerate(samples) if any(getattr(sample, field) is not None for field in fields)]
+        made = make([samples[row] for row in rows]) if rows else None
+        targets[task] = made if made is None or len(rows) == len(samples) else Labelled(torch.tensor(rows), made)
+    return targets
 
 
 def _all_have(samples: Sequence[Sample], field: str, remedy: str) -> bool:

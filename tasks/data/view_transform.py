@@ -25,9 +25,10 @@ class ViewTransform:
     """Image, boxes and mask of a sample to ``size`` (H, W), padded at right and bottom with the mean colour of ``spec``.
 
     Evaluation (``train`` False): the letterbox, whose plan leads back, or with ``data.tile`` the image as it is; all boxes stay,
-    clipped; ``truth`` and ``truth_mask`` are what boxes and mask were. Training, by the section ``data``: mosaic until epoch ``closed_from``, or one image; scale jitter, crop (to ``data.crop_size``) and flips in one
-    resize, colour jitter, the callables ``extra``, in this order; then boxes that are too small, and crowds if they are to be
-    skipped, are left out. With ``data.batch_shape`` aspect an image is only padded to a multiple of ``size_divisor``.
+    clipped; ``truth`` and ``truth_mask`` are what boxes and mask were. Training, by the section ``data``: mosaic until epoch
+    ``closed_from``, or one image; scale jitter, crop (to ``data.crop_size``) and flips in one resize, colour jitter, the
+    callables ``extra``, in this order; then boxes that are too small, and crowds if they are to be skipped, are left out. With
+    ``data.batch_shape`` aspect an image is only padded to a multiple of ``size_divisor``.
     """
 
     def __init__(

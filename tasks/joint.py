@@ -1,0 +1,189 @@
+"""Several tasks on one backbone, trained together: what that adds to the engine, and its command."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from effbackbones.errors import UserError
+from effbackbones.registry import TASKS
+from tasks.command import run_command
+from tasks.config import Config, HeadConfig
+from tasks.spec import Dataset, Observer, TaskSpec, Writer
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+    from effbackbones.model import Model
+    from tasks.data.batch import Batch, Sample, Transform
+    from tasks.telling import Teller
+
+
+class Part(NamedTuple):
+    """One of the tasks, and the config that it would have alone."""
+
+    task: TaskSpec
+    config: Config
+
+
+def parts(config: Config) -> dict[str, Part]:
+    """The tasks that ``model.task`` lists, in its order. Sections of others raise :class:`UserError`."""
+    words = config.model.task if isinstance(config.model.task, tuple) else ()
+    sections = {TASKS.canonical(word): section for word, section in config.heads.items()}
+    for word in sections:
+        if word not in words:
+            raise UserError(f"heads.{word}", f"model.task lists {', '.join(words) or 'no task'}", "remove the section, or add the task")
+    found = {}
+    for word in words:
+        section = sections.get(word, HeadConfig())
+        model = replace(config.model, task=word, head=section.name, head_options=section.options)
+        found[word] = Part(TASKS.get(word), replace(config, model=model, heads={}))
+    return found
+
+
+class Joint(TaskSpec):
+    """Images to what several heads on one backbone make of them: everything is a dict by task.
+
+    Each task reads its labels, scores and reports as it does alone; all see the same images, brought to size as for detection.
+    Images that lack the labels of a task add nothing to its loss and its scores.
+    """
+
+    name: ClassVar[str] = "multi"
+    command: ClassVar[str] = "joint"
+
+    def monitor(self, config: Config) -> str:
+        return "mean"
+
+    def labels(self, config: Config) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(label for task, own in parts(config).values() for label in task.labels(own)))
+
+    def classes(self, config: Config, dataset: Dataset) -> dict[str, tuple[str, ...]]:
+        return {word: task.classes(own, dataset) for word, (task, own) in parts(config).items()}
+
+    def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
+        if config.model.head or config.model.head_options or config.model.num_classes:
+            raise UserError("model", "head, head_options and num_classes are those of a single task", "write them below heads.TASK")
+        told = {word: task.heads(own, dataset) for word, (task, own) in parts(config).items()}
+        gathered = {key: {word: one[key] for word, one in told.items()} for key in ("head", "num_classes", "head_options")}
+        fixed = {TASKS.canonical(word): section.weight for word, section in config.heads.items()}
+        weights = "uncertainty" if config.optim.task_weighting == "uncertainty" else fixed
+        return {"task": list(told), "loss_weights": weights, **gathered}
+
+    def preflight(self, config: Config, model: "Model", datasets: Mapping[str, Dataset], tell: "Teller") -> None:
+        for _, ((task, own), alone) in _by_word(config, model):
+            task.preflight(own, alone, datasets, tell)
+
+    def inspect(
+        self, config: Config, model: "Model", datasets: Mapping[str, Dataset], out: Path, tell: "Teller", *, deep: bool
+    ) -> None:
+        if deep:
+            raise UserError("--deep", "looks at one task at a time", "use the command of each task")
+        for _, ((task, own), alone) in _by_word(config, model):
+            task.inspect(own, alone, datasets, out / task.command, tell, deep=False)
+
+    def transform(self, config: Config, model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
+        from tasks.data.view_transform import ViewTransform, refuse_foreign
+
+        data, spec = config.data, model.image_spec
+        refuse_foreign(data, allowed="multilabel")
+        if data.tile:
+            raise UserError("data.tile", "is for segmentation alone", "remove it")
+        return ViewTransform(
+            spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor
+        )  # fmt: skip
+
+    def targets(self, config: Config) -> Callable[[Sequence["Sample"]], Any]:
+        from tasks.data.collating import targets_by_task
+
+        return partial(targets_by_task, makers={word: (task.labels(own), task.targets(own)) for word, (task, own) in parts(config).items()})
+
+    def view(self, config: Config, dataset: Dataset) -> Dataset:
+        for task, own in parts(config).values():
+            dataset = task.view(own, dataset)
+        return dataset
+
+    def metrics(self, config: Config, classes: Any) -> "Metric":
+        from tasks.joint_metrics import JointMetrics
+
+        found = {word: (task.metrics(own, classes[word]), task.monitor(own)) for word, (task, own) in parts(config).items()}
+        return JointMetrics({word: metric for word, (metric, _) in found.items()}, {word: name for word, (_, name) in found.items()})
+
+    def scored(self, batch: "Batch", predictions: Mapping[str, Any]) -> tuple[Any, Any]:
+        pairs = {word: TASKS.get(word).scored(batch, found) for word, found in predictions.items()}
+        return {word: pair[0] for word, pair in pairs.items()}, {word: pair[1] for word, pair in pairs.items()}
+
+    def observer(self, config: Config, classes: Any) -> Observer:
+        return Observers({word: task.observer(own, classes[word]) for word, (task, own) in parts(config).items()})
+
+    def label_record(self, config: Config, dataset: Dataset) -> dict[str, Any]:
+        records = [task.label_record(own, dataset) for task, own in parts(config).values()]
+        return {name: value for record in records for name, value in record.items()}
+
+    def statistics(self, config: Config, model: "Model", dataset: Dataset) -> dict[str, Any]:
+        return {word: part.task.statistics(part.config, alone, dataset) for word, (part, alone) in _by_word(config, model)}
+
+    def report(self, folder: Path, summary: Mapping[str, Any], observer: Observer | None) -> Path:
+        from tasks.joint_report import joint_report
+
+        observers = observer.parts if isinstance(observer, Observers) else {}
+        return joint_report(folder, summary, observers)
+
+    def writer(self, config: Config, out: Path, model: "Model", classes: Any, tell: Callable[[str], None]) -> Writer:
+        made = {
+            word: part.task.writer(part.config, out / part.task.command, alone, classes[word], tell)
+            for word, (part, alone) in _by_word(config, model)
+        }
+        return Writers(made)
+
+
+def _by_word(config: Config, model: "Model") -> Iterator[tuple[str, tuple[Part, "Model"]]]:
+    """Each task by its word, with the model that it would be alone: the same backbone, and its own head."""
+    from effbackbones.model import Model
+
+    for word, part in parts(config).items():
+        head: Any = model.head
+        named = {key: model.config[key][word] for key in ("head", "num_classes", "head_options")}
+        alone = Model(model.backbone, head.heads[word], image_spec=model.image_spec, config={**model.config, "task": word, **named})
+        yield word, (part, alone.train(model.training))
+
+
+class Observers:
+    """Observers by task, each of which sees its task's predictions."""
+
+    def __init__(self, parts: Mapping[str, Observer | None]) -> None:
+        self.parts = parts
+
+    def update(self, batch: "Batch", predictions: Mapping[str, Any]) -> None:
+        for word, part in self.parts.items():
+            if part is not None:
+                part.update(batch, predictions[word])
+
+
+class Writers:
+    """Writers by task."""
+
+    def __init__(self, parts: Mapping[str, Writer]) -> None:
+        self.parts = parts
+
+    def update(self, batch: "Batch", predictions: Mapping[str, Any]) -> None:
+        for word, part in self.parts.items():
+            part.update(batch, predictions[word])
+
+    def close(self) -> None:
+        for part in self.parts.values():
+            part.close()
+
+
+TASK = Joint()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m tasks.joint``; returns the exit code."""
+    return run_command("joint", sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
