@@ -196,8 +196,9 @@ def build_model(
     ``loss_weights`` says how their losses are weighed (a dict or ``"uncertainty"``, see :class:`MultiHead`).
     ``head`` and ``num_classes`` default to the task's (1000, 80, 21). ``weights`` as in :func:`create_backbone`; parts of the
     file that fit the head by name and shape, such as a published classifier, are taken over; a published detector decides the
-    head's options that are not given, and a whole model of segmentation-models-pytorch the backbone's ``tap``. What was loaded, assumed and left out is in ``model.provenance``. Explicit
-    ``backbone_options`` win over what the head asks for. Options that a model file cannot hold raise :class:`UserError`.
+    head's options that are not given, and a whole model of segmentation-models-pytorch the backbone's ``tap``. What was loaded,
+    assumed and left out is in ``model.provenance``. Explicit ``backbone_options`` win over what the head asks for. Options that
+    a model file cannot hold raise :class:`UserError`.
     """
     several = not isinstance(task, str)
     if loss_weights is not None and not several:

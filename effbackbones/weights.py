@@ -33,8 +33,9 @@ class Pretrained:
 
     ``backbone`` fits :class:`EfficientNet`; ``tail`` the classification head (``conv.*``, ``fc.*``), where the file holds the
     published one; ``head`` is the head of a file of ours, ``detector`` or ``segmenter`` that of a foreign one. ``numerics`` and
-    ``image_spec`` go with the weights. ``assumed`` says in sentences what the file could not, and what was done to it. ``reports`` collects what
-    was loaded where. ``source`` is known for published weights, ``config`` (arguments of ``build_model``) for files of ours.
+    ``image_spec`` go with the weights. ``assumed`` says in sentences what the file could not, and what was done to it.
+    ``reports`` collects what was loaded where. ``source`` is known for published weights, ``config`` (arguments of
+    ``build_model``) for files of ours.
     """
 
     backbone: dict[str, Tensor]
