@@ -16,6 +16,7 @@ from test_tasks_coco import annotation, content, opened, write
 
 from effbackbones.errors import UserError
 from tasks.data.coco import coco
+from tasks.data.painting import PaintedDataset
 from tasks.data.repairs import RepairCount, mend
 from tasks.settings import DataConfig
 
@@ -107,13 +108,13 @@ STOPPED: dict[str, tuple[Callable[[Content], Any], str]] = {
 }  # fmt: skip
 
 
-def refusal(root: Path, what: Content) -> str:
+def refusal(root: Path, what: Content, *labels: str) -> str:
     """The line that refuses the file, written beside images that are sound; at most 300 characters, in less than five seconds."""
     write(root, sound())
     (root / "annotations" / "instances_train2017.json").write_text(json.dumps(what))
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
-        coco(DataConfig(name="coco", root=str(root)), "train", None)
+        coco(DataConfig(name="coco", root=str(root), labels=labels), "train", None)
     assert time.monotonic() - start < 5
     line = str(caught.value)
     assert "\n" not in line
@@ -231,6 +232,126 @@ def test_outlines_and_masks_of_any_kind_do_not_touch_boxes(tmp_path: Path, segme
     dataset = opened(tmp_path, what)
     assert time.monotonic() - start < 5
     assert dataset.table.boxes.tolist() == [[10, 10, 20, 20], [5, 5, 40, 40]]
+
+
+SIZE = [80, 100]
+POLYGON_STOPPED: dict[str, tuple[Any, str]] = {
+    "a text": ("garbage", r"segmentation: expected polygons .* got \"garbage\""),
+    "a number": (3, r"segmentation: expected polygons .* got 3"),
+    "one flat list": ([10, 10, 30, 10, 30, 30], r"segmentation: expected polygons .* got \[10, 10"),
+    "an object within": ([{"size": SIZE, "counts": [8000]}], r"segmentation: expected polygons"),
+    "an odd count": ([[10, 10, 30, 10, 30, 30, 10]], r"segmentation: a polygon of 7 numbers"),
+    "an odd count under three points": ([[10, 10, 30, 10, 30, 30], [10, 10, 3]], r"segmentation: a polygon of 3 numbers"),
+    "texts": ([["10", "10", "30", "10", "30", "30"]], r"segmentation: expected numbers .*\"10\""),
+    "null": ([[10, 10, 30, 10, None, 30]], r"segmentation: expected numbers .*null"),
+    "truth values": ([[True, 10, 30, 10, 30, 30]], r"segmentation: expected numbers .*true"),
+    "lists": ([[[10, 10], [30, 10], [30, 30], [1, 1], [2, 2], [3, 3]]], r"segmentation: expected numbers"),
+    "a number of 400 digits": ([[10, 10, 30, 10, 10**400, 30]], r"segmentation is not finite"),
+    "a billion": ([[1e9, 1, 5, 1, 5, 5]], r"segmentation reaches 1e\+09 pixels out of its image"),
+    "minus a billion": ([[10, 10, 30, 10, 30, -1e9]], r"segmentation reaches 1e\+09 pixels out of its image"),
+    "1e300": ([[10, 10, 30, 10, 30, 1e300]], r"segmentation reaches 1e\+300 pixels out of its image"),
+    "far out": ([[10, 10, 30, 10, 201, 30]], r"segmentation reaches 101 pixels out of its image"),
+}  # fmt: skip
+RUNS_STOPPED: dict[str, tuple[Any, str]] = {
+    "nothing": ({}, r"segmentation.size: expected the height and width of the image, got null"),
+    "no counts": ({"size": SIZE}, r"segmentation.counts: expected a list or a text, got null"),
+    "counts a number": ({"size": SIZE, "counts": 8000}, r"segmentation.counts: expected a list or a text, got 8000"),
+    "no size": ({"counts": [8000]}, r"segmentation.size: .*got null"),
+    "size of one": ({"size": [80], "counts": [8000]}, r"segmentation.size: .*got \[80\]"),
+    "size of texts": ({"size": ["80", "100"], "counts": [8000]}, r"segmentation.size"),
+    "size of fractions": ({"size": [80.0, 100], "counts": [8000]}, r"segmentation.size"),
+    "size negative": ({"size": [-80, -100], "counts": [8000]}, r"segmentation.size"),
+    "size huge": ({"size": [1 << 31, 2], "counts": "0"}, r"segmentation.size"),
+    "size of 200 digits": ({"size": [10**200, 1], "counts": "0"}, r"segmentation.size"),
+    "size of another image": ({"size": [100, 80], "counts": [8000]}, r"segmentation.size is \[100, 80\], that of its image \[80, 100\]"),
+    "too short": ({"size": SIZE, "counts": [2, 3]}, r"segmentation: its counts are 5 pixels, its size has 8,000"),
+    "too long": ({"size": SIZE, "counts": [2, 1000000]}, r"segmentation: its counts are 1,000,002 pixels"),
+    "empty": ({"size": SIZE, "counts": []}, r"segmentation: its counts are 0 pixels"),
+    "negative": ({"size": SIZE, "counts": [10, -10, 8000]}, r"segmentation.counts: expected lengths in pixels"),
+    "fractions": ({"size": SIZE, "counts": [10, 10.5, 7979.5]}, r"segmentation.counts: expected lengths in pixels"),
+    "70 bits": ({"size": SIZE, "counts": [2**70, 8000 - 2**70]}, r"segmentation.counts: expected lengths in pixels"),
+    "truth": ({"size": SIZE, "counts": [True, 7999]}, r"segmentation.counts: expected lengths in pixels"),
+    "an empty text": ({"size": SIZE, "counts": ""}, r"segmentation: its counts are 0 pixels"),
+    "a short text": ({"size": SIZE, "counts": "0"}, r"segmentation: its counts are 0 pixels"),
+    "garbage": ({"size": SIZE, "counts": "zzzz~~~~"}, r"segmentation.counts is no text as COCO's tools write it: \"zzzz~~~~\""),
+    "cut off": ({"size": SIZE, "counts": "o"}, r"segmentation.counts is no text"),
+    "without an end": ({"size": SIZE, "counts": "o" * 9999 + "0"}, r"segmentation.counts is no text"),
+    "letters beyond": ({"size": SIZE, "counts": "\u00e9\u0434"}, r"segmentation.counts is no text"),
+    "half a letter": ({"size": SIZE, "counts": "\ud800"}, r"segmentation.counts is no text"),
+    "a negative text": ({"size": SIZE, "counts": "@PjW1"}, r"segmentation.counts: a run of -16 pixels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*(("polygon", name) for name in POLYGON_STOPPED), *(("runs", name) for name in RUNS_STOPPED)])
+@pytest.mark.parametrize("place", [0, 1])
+def test_outlines_are_checked_before_anything_is_drawn(tmp_path: Path, case: tuple[str, str], place: int) -> None:
+    kind, name = case
+    segmentation, says = (POLYGON_STOPPED if kind == "polygon" else RUNS_STOPPED)[name]
+    what = sound()
+    what["annotations"][1 - place]["segmentation"] = {"size": SIZE, "counts": ":fi7" if place else [10, 7990]}  # sound, before or after
+    what["annotations"][place]["segmentation"] = segmentation
+    line = refusal(tmp_path, what, "mask")
+    assert re.search(rf"{FILE}: annotations\[{place}\] \(id {place + 1}\): {says}", line), line
+
+
+@pytest.mark.parametrize("box", ["[0, 0, 1, 1]", None])
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_polygons_that_are_not_finite_are_named(tmp_path: Path, word: str, box: str | None) -> None:
+    write(tmp_path, sound())
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    text = json.dumps(sound())
+    at = text.rindex("[[10, 10, 30")
+    file.write_text(f"{text[:at]}[[{word}, 10, 30{text[at + 12 :]}")
+    with pytest.raises(UserError) as caught:
+        coco(DataConfig(name="coco", root=str(tmp_path), labels=("mask",)), "train", None)
+    says = (
+        rf"{FILE}: annotations\[1\] \(id 2\): segmentation is not finite" if word == "1e999" else rf"{FILE}:1: {word} is not JSON.*\(id 2\)"
+    )
+    assert re.search(says, str(caught.value)), caught.value
+
+
+def test_images_of_a_size_that_no_file_has_are_not_painted(tmp_path: Path) -> None:
+    what = sound()
+    edit(what, I, 1, width=200000, height=200000)
+    assert re.search(rf"{FILE}: image id 2: 200000 x 200000 pixels are more than data.max_pixels", refusal(tmp_path, what, "mask"))
+
+
+segmentations = st.one_of(
+    st.lists(st.lists(st.one_of(st.floats(-99, 199), st.integers(-(2**40), 2**40), st.floats(allow_nan=False)), max_size=9), max_size=3),
+    st.fixed_dictionaries({
+        "size": st.one_of(st.just(SIZE), st.lists(st.integers(-1, 2**33), max_size=3)),
+        "counts": st.one_of(
+            st.lists(st.integers(-5, 8000), max_size=6), st.text(max_size=9), st.text(st.characters(min_codepoint=48, max_codepoint=111)),
+            st.integers(0, 8000).map(lambda n: [n, 8000 - n]),
+        ),
+    }),
+)  # fmt: skip
+
+
+@given(segmentation=segmentations, unlabelled=st.sampled_from(["background", "ignore"]))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_outline_stands_in_the_file_it_is_painted_or_refused_in_one_line(
+    tmp_path: Path, segmentation: Any, unlabelled: str
+) -> None:
+    if not (tmp_path / "annotations").exists():
+        write(tmp_path, sound())
+    what = sound()
+    what["annotations"][0]["segmentation"] = segmentation
+    (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps(what))
+    start = time.monotonic()
+    try:
+        dataset = coco(DataConfig(name="coco", root=str(tmp_path), labels=("mask",), options={"unlabelled": unlabelled}), "train", None)
+    except UserError as error:
+        line = str(error).replace(str(tmp_path), "")
+        assert "\n" not in line
+        assert len(line) <= 300
+        assert "annotations[0] (id 1)" in line
+    else:
+        assert isinstance(dataset, PaintedDataset)
+        masks = [dataset.mask(index) for index in range(2)]
+        assert all(mask.shape == (80, 100) and mask.dtype == np.uint8 for mask in masks)
+        assert set(np.unique(masks)) <= {0, 1, 2, 255}
+    assert time.monotonic() - start < 5
 
 
 # --- what is mended ---
