@@ -49,8 +49,8 @@ class Segmenter:
         if astray:
             there, here = (_shape(state, astray[0]) or "absent" for state in (self.head, own))
             return dict(self.head), f"{len(astray)} entries of its decoder do not fit this head: {astray[0]} is {there}, here {here}"
-        there, here = ((_shape(state, _LAST_WEIGHT) or [0])[0] for state in (self.head, own))
-        return dict(self.head), f"it has {there} classes, this head {here}: the last convolution starts anew"
+        classes, wanted = (len(state.get(_LAST_WEIGHT, ())) for state in (self.head, own))
+        return dict(self.head), f"it has {classes} classes, this head {wanted}: the last convolution starts anew"
 
 
 def read_segmenter(state: Mapping[str, Tensor], dialect: Dialect, prefix: str, backbone: str) -> Segmenter | None:

@@ -33,7 +33,8 @@ def say_backbone(pretrained: Pretrained, options: Mapping[str, Any]) -> None:
     if pretrained.segmenter:
         of_file = {"tap": pretrained.segmenter.tap}
     elif pretrained.config:
-        of_file = {**MAP_OPTIONS} | {key: value for key, value in (pretrained.config.get("backbone_options") or {}).items() if value}
+        saved = pretrained.config.get("backbone_options") or {}
+        of_file = {name: saved.get(name) or default for name, default in MAP_OPTIONS.items()}
     for name, default in MAP_OPTIONS.items():
         before, now = of_file.get(name), options.get(name) or default
         if before and before != now:
