@@ -1,11 +1,11 @@
 """Trees of plain values to a checked :class:`Config`, and back. Every mistake names the place where it was made."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from types import NoneType
 from typing import Any, get_origin, get_type_hints
 
-from effbackbones.errors import UserError
+from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.configfile import Plain, Tree, write_value
 from tasks.configtypes import convert, describe, family_of, is_option, members_of, nearest_key, section_of
@@ -21,28 +21,33 @@ def build(tree: Tree, task: str | None = None, source: str = "") -> Config:
     ``task`` is the command's, in its short form: filled in, and refused if the tree says another. ``source`` stands in
     messages for keys without a place. Unknown keys, wrong types and values out of range raise :class:`UserError`.
     """
-    values = dict(tree.values)
-    if task is not None:
-        model = values.get("model") or {}
-        if isinstance(model, dict):
-            values["model"] = {**model, "task": _task(model.get("task", task), task, _place(tree, "model.task", source))}
-    built = _section(Config, tree, values, "", source)
+    built = _section(Config, tree, tree.values, "", source)
     assert isinstance(built, Config)
-    return built
+    if task is None:
+        return built
+    said = tree.values.get("model")
+    told = built.model.task if isinstance(said, dict) and "task" in said else task
+    told = _task(told, task, _place(tree, "model.task", source))
+    for key in built.heads:
+        if task != SEVERAL or TASKS.canonical(key) not in told:
+            remedy = nearest(key, told) if task == SEVERAL else "use the command joint, or model.head_options"
+            raise UserError(_place(tree, f"heads.{key}", source), "no such key", remedy)
+    return replace(built, model=replace(built.model, task=told))
 
 
-def _task(told: Plain, task: str, where: str) -> Plain:
+def _task(told: str | tuple[str, ...], task: str, where: str) -> str | tuple[str, ...]:
     """What a config says of ``model.task``, held against the command's; several for the command joint, in their short forms."""
-    if task != SEVERAL:
-        if isinstance(told, list):
-            raise UserError(where, f"is a list, the command's is {task!r}", "use the command joint")
-        if TASKS.canonical(str(told)) != task:
-            raise UserError(where, f"is {told!r}, the command's is {task!r}", "use that task's command")
-        return task
-    words = [TASKS.canonical(str(word)) for word in told] if isinstance(told, list) else []
-    if len(words) < 2 or len(set(words)) < len(words) or SEVERAL in words:
-        raise UserError(where, f"expected a list of different tasks, at least two, got {_shown(told)}", "write task: [det, seg]")
-    return list[Plain](words)
+    if task == SEVERAL:
+        words = tuple(TASKS.canonical(word) for word in told) if isinstance(told, tuple) else ()
+        if len(words) < 2 or len(set(words)) < len(words) or SEVERAL in words:
+            got = "none" if told == task else _shown(list(told) if isinstance(told, tuple) else told)
+            raise UserError(where, f"expected a list of different tasks, at least two, got {got}", "write task: [det, seg]")
+        return words
+    if isinstance(told, tuple):
+        raise UserError(where, f"is a list, the command's is {task!r}", "use the command joint")
+    if TASKS.canonical(told) != task:
+        raise UserError(where, f"is {told!r}, the command's is {task!r}", "use that task's command")
+    return task
 
 
 def merge(below: Tree, above: Tree) -> Tree:

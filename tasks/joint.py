@@ -30,12 +30,9 @@ class Part(NamedTuple):
 
 
 def parts(config: Config) -> dict[str, Part]:
-    """The tasks that ``model.task`` lists, in its order. Sections of others raise :class:`UserError`."""
+    """The tasks that ``model.task`` lists, in its order."""
     words = config.model.task if isinstance(config.model.task, tuple) else ()
     sections = {TASKS.canonical(word): section for word, section in config.heads.items()}
-    for word in sections:
-        if word not in words:
-            raise UserError(f"heads.{word}", f"model.task lists {', '.join(words) or 'no task'}", "remove the section, or add the task")
     found = {}
     for word in words:
         section = sections.get(word, HeadConfig())

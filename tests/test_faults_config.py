@@ -240,7 +240,7 @@ def test_a_value_of_another_type_is_refused(leaf: tuple[str, Any], value: Any) -
         return
     assert _fits(hint, value)
     for section in sections:
-        config = getattr(config, section)
+        config = config[section] if isinstance(config, dict) else getattr(config, section)
     assert getattr(config, name) == value
     assert dataclasses.is_dataclass(config)
 

@@ -18,23 +18,23 @@ from effbackbones.errors import UserError
 from tasks.config import Config, bundled, changed_keys, dump, from_mapping, parse, to_mapping
 from tasks.configfile import read_value, write_value
 from tasks.configtypes import field_docs, leaves, members_of, section_of
-from tasks.settings import DataConfig, ModelConfig, OptimConfig, RandAugmentConfig, RunConfig
+from tasks.settings import DataConfig, HeadConfig, ModelConfig, OptimConfig, RandAugmentConfig, RunConfig
 
-SECTIONS = (ModelConfig, DataConfig, RandAugmentConfig, OptimConfig, RunConfig)
-BUNDLED = sorted(bundled("classify"))
+SECTIONS = (ModelConfig, HeadConfig, DataConfig, RandAugmentConfig, OptimConfig, RunConfig)
+BUNDLED = [(task, name) for task in ("classify", "detect", "segment", "joint") for name in sorted(bundled(task))]
 
 
-def read(tmp_path: Path, text: str, *argv: str) -> Config:
+def read(tmp_path: Path, text: str, *argv: str, task: str = "classify") -> Config:
     """The config of a file with this text."""
     path = tmp_path / "own.yaml"
     path.write_text(text, encoding="utf-8")
-    return parse("classify", ["--config", str(path), *argv]).config
+    return parse(task, ["--config", str(path), *argv]).config
 
 
-def refused(tmp_path: Path, text: str, *argv: str) -> str:
+def refused(tmp_path: Path, text: str, *argv: str, task: str = "classify") -> str:
     """The one line that a file with this text is refused with."""
     with pytest.raises(UserError) as caught:
-        read(tmp_path, text, *argv)
+        read(tmp_path, text, *argv, task=task)
     assert "\n" not in str(caught.value)
     return str(caught.value).replace(str(tmp_path) + "/", "")
 
@@ -72,43 +72,46 @@ def test_every_number_has_limits(section: type) -> None:
 
 
 def test_the_promised_configs_are_there() -> None:
-    assert {"shapes", "cifar10", "imagenet", "folder", "multilabel"} <= set(BUNDLED)
+    assert {"shapes", "cifar10", "imagenet", "folder", "multilabel", "coco", "coco_mini"} <= set(bundled("classify"))
+    assert {"shapes", "coco", "coco_mini", "bccd", "voc", "yolo"} <= set(bundled("detect"))
+    assert {"shapes", "coco", "coco_mini", "camvid", "folder", "voc"} <= set(bundled("segment"))
+    assert {"shapes", "coco", "coco_mini"} <= set(bundled("joint"))
 
 
-@pytest.mark.parametrize("name", BUNDLED)
-def test_bundled_config_parses_and_runs_again(name: str, tmp_path: Path) -> None:
-    verb, config, extras = parse("classify", ["--config", name])
+@pytest.mark.parametrize(("task", "name"), BUNDLED)
+def test_bundled_config_parses_and_runs_again(task: str, name: str, tmp_path: Path) -> None:
+    verb, config, extras = parse(task, ["--config", name])
     assert (verb, extras.config_name) == ("train", name)
-    assert read(tmp_path, dump(config)) == config
+    assert read(tmp_path, dump(config), task=task) == config
     assert from_mapping(to_mapping(config)) == config
 
 
-@pytest.mark.parametrize("name", BUNDLED)
-def test_each_key_of_a_bundled_config_misspelt(name: str, tmp_path: Path) -> None:
-    lines = bundled("classify")[name].read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize(("task", "name"), BUNDLED)
+def test_each_key_of_a_bundled_config_misspelt(task: str, name: str, tmp_path: Path) -> None:
+    lines = bundled(task)[name].read_text(encoding="utf-8").splitlines()
     mutated = 0
     for number, line in enumerate(lines):
         key, colon, rest = line.partition(":")
-        if line.startswith("#") or not colon or key == "base":
+        if line.startswith(("#", "    ")) or not colon or key == "base":  # options have names of their own
             continue
         changed = [*lines[:number], f"{key}x:{rest}", *lines[number + 1 :]]
-        message = refused(tmp_path, "\n".join(changed))
+        message = refused(tmp_path, "\n".join(changed), task=task)
         assert message.startswith(f"own.yaml:{number + 1}: ")
         assert f"{key.strip()}x: no such key; did you mean " in message
         assert key.strip() in message.partition("did you mean")[2]
         assert len(message) <= 300
         mutated += 1
-    assert mutated > 5
+    assert mutated
 
 
-@pytest.mark.parametrize("name", BUNDLED)
-def test_each_key_of_a_bundled_config_twice(name: str, tmp_path: Path) -> None:
-    lines = bundled("classify")[name].read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize(("task", "name"), BUNDLED)
+def test_each_key_of_a_bundled_config_twice(task: str, name: str, tmp_path: Path) -> None:
+    lines = bundled(task)[name].read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines):
         if line.startswith("#") or ":" not in line or line.endswith(":"):
             continue
         key = line.partition(":")[0].strip()
-        message = refused(tmp_path, "\n".join([*lines[: number + 1], line, *lines[number + 1 :]]))
+        message = refused(tmp_path, "\n".join([*lines[: number + 1], line, *lines[number + 1 :]]), task=task)
         assert message == f"own.yaml:{number + 2}: holds the key {key!r} twice, which is refused; correct the line"
 
 
@@ -305,7 +308,8 @@ def _section(draw: st.DrawFn, cls: type) -> Any:
 
 
 _CONFIGS = st.builds(
-    Config, _section(ModelConfig), _section(DataConfig), _section(OptimConfig), _section(RunConfig), st.lists(_TEXT, max_size=2).map(tuple)
+    Config, model=_section(ModelConfig), heads=st.dictionaries(st.text("abc_", min_size=1, max_size=4), _section(HeadConfig), max_size=2),
+    data=_section(DataConfig), optim=_section(OptimConfig), run=_section(RunConfig), plugins=st.lists(_TEXT, max_size=2).map(tuple),
 )  # fmt: skip
 
 
