@@ -220,6 +220,18 @@ def test_several_heads_round_trip(tmp_path, monkeypatch):
     assert all(torch.equal(found[task], expected[task]) for task in found)
 
 
+def test_files_from_before_losses_had_weights_load_as_they_did(tmp_path):
+    options = {"cls": {"dropout": 0.0}, "det": {"channels": 16, "cells": 1, "repeats": 1}}
+    model = build_model(("cls", "det"), "lite0", num_classes={"cls": 3, "det": 2}, head_options=options,
+                        backbone_options={"width": 0.25, "depth": 0.25}).eval()  # fmt: skip
+    save_model(model, tmp_path / "m.safetensors", classes=["flat", "names"])
+    old = rewrite(tmp_path / "m.safetensors", config=lambda c: {key: value for key, value in c.items() if key != "loss_weights"})
+    found = load_model(old)
+    assert found.head.weights == {"cls": 1.0, "det": 1.0}
+    assert found.classes == ("flat", "names")
+    assert torch.equal(found.predict(images())["cls"], model.predict(images())["cls"])
+
+
 def test_foreign_backbone_round_trips_with_its_image_spec(tmp_path):
     model = build_model("cls", "timm:resnet10t", num_classes=3)
     model = Model(model.backbone, model.head, image_spec=ImageSpec((48, 48), (0.1,) * 3, (0.9,) * 3), config=model.config).eval()

@@ -230,6 +230,21 @@ class ContentAlone(WholeImage):
         return found._replace(boxes=F.pad(sizes.valid.flip(1), (2, 0)).float()[:, None])
 
 
+def test_a_head_sees_the_sizes_of_its_labelled_images_alone() -> None:
+    class Sees(SelectsThem):
+        def loss(self, raw: dict[str, Tensor], targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
+            assert (sizes.batch, sizes.valid.tolist()) == ((64, 64), [[30, 40], [10, 20]])
+            return super().loss(raw, targets, sizes)
+
+    spec = FeatureSpec("toy", ("C5",), (4,), (32,))
+    head = MultiHead(spec, {"cls": Sees(spec, 2)})
+    sizes = ImageSizes((64, 64), torch.tensor([[10, 20], [64, 64], [30, 40]]))
+    raw = head([torch.randn(3, 4, 2, 2)], sizes)
+    labels = Labelled(torch.tensor([2, 0]), torch.tensor([1, 0]))
+    assert set(head.loss(raw, {"cls": labels}, sizes)) == {"cls/cross_entropy"}
+    assert head.select(raw, labels.rows)["cls"]["logits"].shape == (2, 2, 4)
+
+
 @pytest.mark.parametrize(
     ("head", "broken"),
     [
