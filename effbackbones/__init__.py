@@ -15,10 +15,12 @@ if TYPE_CHECKING:
         Head,
         ImageSizes,
         ImageSpec,
+        Labelled,
     )
     from effbackbones.efficientnet import Numerics
     from effbackbones.errors import UserError
-    from effbackbones.model import Model, MultiHead
+    from effbackbones.model import Model
+    from effbackbones.multihead import MultiHead
     from effbackbones.registry import list_backbones, list_heads, register_backbone, register_head
 
 __version__ = "0.1.0"
@@ -26,15 +28,16 @@ __version__ = "0.1.0"
 _HOME = {
     "build": ("build_model", "create_backbone"),
     "checkpoint": ("load_model", "save_model"),
-    "contracts": ("Backbone", "BackboneNeeds", "BoxTargets", "Detections", "FeatureSpec", "Head", "ImageSizes", "ImageSpec"),
+    "contracts": ("Backbone", "BackboneNeeds", "BoxTargets", "Detections", "FeatureSpec", "Head", "ImageSizes", "ImageSpec", "Labelled"),
     "efficientnet": ("Numerics",),
     "errors": ("UserError",),
-    "model": ("Model", "MultiHead"),
+    "model": ("Model",),
+    "multihead": ("MultiHead",),
     "registry": ("list_backbones", "list_heads", "register_backbone", "register_head"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
-    "Backbone", "BackboneNeeds", "BoxTargets", "Detections", "FeatureSpec", "Head", "ImageSizes", "ImageSpec", "Model",
+    "Backbone", "BackboneNeeds", "BoxTargets", "Detections", "FeatureSpec", "Head", "ImageSizes", "ImageSpec", "Labelled", "Model",
     "MultiHead", "Numerics", "UserError", "build_model", "create_backbone", "list_backbones", "list_heads", "load_model",
     "register_backbone", "register_head", "save_model",
 ]  # fmt: skip

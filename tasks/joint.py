@@ -13,13 +13,17 @@ from effbackbones.registry import TASKS
 from tasks.command import run_command
 from tasks.config import Config, HeadConfig
 from tasks.spec import Dataset, Observer, TaskSpec, Writer
+from tasks.telling import Teller
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from effbackbones.model import Model
     from tasks.data.batch import Batch, Sample, Transform
-    from tasks.telling import Teller
+
+
+LOOKED_AT = 64
+"""Samples of a split in which labels of each task are looked for before a run."""
 
 
 class Part(NamedTuple):
@@ -36,8 +40,12 @@ def parts(config: Config) -> dict[str, Part]:
     found = {}
     for word in words:
         section = sections.get(word, HeadConfig())
+        task: TaskSpec = TASKS.get(word)
         model = replace(config.model, task=word, head=section.name, head_options=section.options)
-        found[word] = Part(TASKS.get(word), replace(config, model=model, heads={}))
+        own = replace(config, model=model, heads={})
+        if "labels" not in task.labels(own):  # what is said of the labels of images is not for it
+            own = replace(own, data=replace(own.data, multilabel=False))
+        found[word] = Part(task, own)
     return found
 
 
@@ -69,17 +77,18 @@ class Joint(TaskSpec):
         weights = "uncertainty" if config.optim.task_weighting == "uncertainty" else fixed
         return {"task": list(told), "loss_weights": weights, **gathered}
 
-    def preflight(self, config: Config, model: "Model", datasets: Mapping[str, Dataset], tell: "Teller") -> None:
-        for _, ((task, own), alone) in _by_word(config, model):
-            task.preflight(own, alone, datasets, tell)
+    def preflight(self, config: Config, model: "Model", datasets: Mapping[str, Dataset], tell: Teller) -> None:
+        for word, ((task, own), alone) in _by_word(config, model):
+            task.preflight(own, alone, _with_labels(datasets, task.labels(own)), _PartTeller(tell, word, task.command))
 
     def inspect(
-        self, config: Config, model: "Model", datasets: Mapping[str, Dataset], out: Path, tell: "Teller", *, deep: bool
+        self, config: Config, model: "Model", datasets: Mapping[str, Dataset], out: Path, tell: Teller, *, deep: bool
     ) -> None:
         if deep:
             raise UserError("--deep", "looks at one task at a time", "use the command of each task")
-        for _, ((task, own), alone) in _by_word(config, model):
-            task.inspect(own, alone, datasets, out / task.command, tell, deep=False)
+        for word, ((task, own), alone) in _by_word(config, model):
+            labelled, told = _with_labels(datasets, task.labels(own)), _PartTeller(tell, word, task.command)
+            task.inspect(own, alone, labelled, out / task.command, told, deep=False)
 
     def transform(self, config: Config, model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
         from tasks.data.view_transform import ViewTransform, refuse_foreign
@@ -145,6 +154,45 @@ def _by_word(config: Config, model: "Model") -> Iterator[tuple[str, tuple[Part, 
         named = {key: model.config[key][word] for key in ("head", "num_classes", "head_options")}
         alone = Model(model.backbone, head.heads[word], image_spec=model.image_spec, config={**model.config, "task": word, **named})
         yield word, (part, alone.train(model.training))
+
+
+def _with_labels(datasets: Mapping[str, Dataset], fields: Sequence[str]) -> dict[str, Dataset]:
+    """Each split, or where some of the samples looked at lack all of the labels ``fields``, the others of these alone. A split
+    without any raises :class:`UserError`."""
+    import numpy as np
+
+    from tasks import setup
+    from tasks.data.sampling import Repeated
+
+    found = {}
+    for split, dataset in datasets.items():
+        looked_at = setup.spread(len(dataset), LOOKED_AT)
+        rows = [row for row in looked_at.tolist() if _has(dataset, row, fields)]
+        if not rows:
+            what = f"none of the {len(looked_at)} samples looked at has a {' or '.join(fields)}"
+            raise UserError(f"data.{split}", what, "remove the task, or label some images of every split")
+        found[split] = dataset if len(rows) == len(looked_at) else Repeated(dataset, np.array(rows))
+    return found
+
+
+def _has(dataset: Dataset, index: int, fields: Sequence[str]) -> bool:
+    """Whether a sample has one of the labels ``fields``; one that cannot be read has none."""
+    try:
+        sample = dataset[index]
+    except UserError:  # `check_dataset` has decided whether that is allowed
+        return False
+    return any(getattr(sample, field) is not None for field in fields)
+
+
+class _PartTeller(Teller):
+    """Says of what task a line is, and names the options of its head as they are here."""
+
+    def __init__(self, tell: Teller, word: str, command: str) -> None:
+        super().__init__(tell.bars, quiet=tell.quiet)
+        self.word, self.command = word, command
+
+    def __call__(self, line: str) -> None:
+        super().__call__(f"{self.command}: {line.replace('--model.head_options.', f'--heads.{self.word}.options.')}")
 
 
 class Observers:

@@ -121,7 +121,7 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     tell, device = Teller(config.run.progress), setup.run_device(config)
     datasets = setup.open_splits(config, task)
     for split, dataset in datasets.items():
-        check_dataset(dataset, on_error=config.data.on_error)
+        check_dataset(dataset, on_error=config.data.on_error, partly=len(task.labels(config)) > 1)
         print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
     model = setup.make_model(config, task, datasets["train"]).to(device)
     train_set = task.view(config, datasets["train"])

@@ -117,18 +117,19 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
 def score_folder(task: TaskSpec, config: Config, folder: Path, dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
     """Scores of a folder of predicted masks, ``NAME.png`` with the class in each pixel, as ``predict`` writes them into
     ``OUT/index``; OUT itself will do. A missing mask or one of another size raises :class:`UserError`."""
-    from effbackbones.images import read_mask  # type: ignore[attr-defined]
+    from tasks.data.maskfile import MaskReader
 
     folder = folder / "index" if (folder / "index").is_dir() else folder
     if not folder.is_dir():
         raise UserError("--predictions", f"there is no folder {folder}", "name the folder that predict wrote")
-    metric = task.metrics(config, task.classes(config, dataset))
+    classes = task.classes(config, dataset)
+    metric, read = task.metrics(config, classes), MaskReader("index", tuple((k, k) for k in range(len(classes))))
     for index in range(len(dataset)):
         sample = dataset[index]
         path = folder / f"{Path(sample.path or sample.id).stem}.png"
         if not path.is_file():
             raise UserError(str(path), f"there is no such file for {sample.path or sample.id}", "predict all images of the split")
-        labels = torch.from_numpy(read_mask(path))
+        labels = torch.from_numpy(read(path))
         metric.update([Segmented(labels, torch.ones(labels.shape))], [sample.mask])
     tell(f"{len(dataset):,} masks of {folder} scored; they say no probabilities, so ece means nothing here")
     return dict(metric.compute()) | {"ece": None, "reliability": []}

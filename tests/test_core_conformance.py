@@ -176,10 +176,10 @@ def test_a_good_head_breaks_nothing() -> None:
         (HiddenState, {"state_dict"}),
         (TwoFaced, {"mode_independent"}),
         (Thaws, {"freeze"}),
-        (Counts, {"loss_pure", "mode_independent", "freeze"}),
+        (Counts, {"loss_pure", "mode_independent", "freeze", "select"}),
         (Waits, {"no_sync"}),
         (SwallowsOptions, {"options_refused"}),
-        (BatchMean, {"batch_independent"}),
+        (BatchMean, {"batch_independent", "select"}),
         (OverwritesRaw, {"predict_pure", "mode_independent"}),
     ],
 )

@@ -20,9 +20,9 @@ from tasks import deep_check
 from tasks.config import parse
 from tasks.data.boxes import BoxTable
 from tasks.data.sampling import Repeated
+from tasks.deep_check import Fingerprints, fingerprint, learn_eight, same_images
 from tasks.detect import TASK, main
 from tasks.detection_check import GOAL, check_headers, check_scores, quick_checks, statistics, truth_as_predictions
-from tasks.deep_check import Fingerprints, fingerprint, learn_eight, same_images
 from tasks.setup import make_model, open_dataset, open_splits
 from tasks.telling import Teller
 
@@ -204,7 +204,7 @@ def test_deep_check_finds_damaged_and_shared_images(
     error = error_of(capsys)
     assert "1 images of train are also in val" in error
     assert "2.png = " in error
-    config, model, datasets = loaded(root)
+    config, _, datasets = loaded(root)
     damaged = root / "train2017" / "4.png"
     damaged.write_bytes(damaged.read_bytes()[:-2000])
     with pytest.raises(Exception, match=r"every image decodes: \S*4\.png: cannot be read as an image"):

@@ -14,13 +14,13 @@ IGNORE = 255
 _FIELDS = ("label", "labels", "boxes", "box_labels", "crowd", "mask")
 
 
-def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop") -> None:
+def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", partly: bool = False) -> None:
     """Read up to ``limit`` samples, evenly spread, and raise :class:`UserError` that names the first violation.
 
     Looked at: class names, length, and of each sample what :class:`Sample` promises of its fields, unique ids, the same
     fields and image channels in all samples, and that reading a sample twice gives the same. The values of a mask are
     held against the data set's ``mask_classes`` where it has that, for a background that is no class of objects. With
-    ``on_error`` ``skip``, samples that cannot be read are passed over.
+    ``on_error`` ``skip``, samples that cannot be read are passed over; if ``partly``, a sample may lack labels that others have.
     """
     _check_classes(dataset)
     seen: dict[str, int] = {}
@@ -39,7 +39,7 @@ def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop") 
             raise UserError(where, f"id {sample.id!r} belongs to sample {seen[sample.id]} too", "give each sample its own id")
         seen[sample.id] = index
         first = first or sample
-        for what in (*_unlike(sample, first, "the first sample"), *_changed(sample, dataset[index])):
+        for what in (*_unlike(sample, first, "the first sample", () if partly else _FIELDS), *_changed(sample, dataset[index])):
             raise UserError(where, what, "make all samples alike, and __getitem__ a function of the index alone")
 
 
@@ -132,9 +132,9 @@ def _bad_boxes(boxes: NDArray[np.float32], height: int, width: int) -> Iterator[
     yield f"outside of the image of width {width} and height {height}", (x0 < 0) | (y0 < 0) | (x1 > width) | (y1 > height)
 
 
-def _unlike(sample: Sample, first: Sample, name: str) -> Iterable[str]:
-    """In what a sample differs in kind from another."""
-    for field in _FIELDS:
+def _unlike(sample: Sample, first: Sample, name: str, fields: Iterable[str]) -> Iterable[str]:
+    """In what a sample differs in kind from another; ``fields``: labels that both have or both lack."""
+    for field in fields:
         if (getattr(sample, field) is None) != (getattr(first, field) is None):
             yield f"{field}: {name} has {'none' if getattr(first, field) is None else 'one'}, this one the opposite"
     kinds = [f"{one.image.dtype} with {one.image.shape[2]} channels" for one in (sample, first)]

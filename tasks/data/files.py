@@ -49,7 +49,7 @@ class Confinement:
         try:
             mode = os.lstat(path).st_mode
         except (OSError, ValueError):
-            raise UserError(where, f"there is no file {path}", "correct the name, or set data.options.image_root") from None
+            raise UserError(where, f"there is no file {path}", "correct the name, or data.root and data.options") from None
         folder = os.path.dirname(path)
         if stat.S_ISLNK(mode):
             self._inside(path, where)
@@ -62,7 +62,7 @@ class Confinement:
     def _inside(self, path: str, where: str) -> None:
         real = os.path.realpath(path)
         if os.path.commonpath([real, self._real]) != self._real:
-            raise UserError(where, f"{path} is a link that leaves {self.root}", "copy the files, or set data.options.image_root")
+            raise UserError(where, f"{path} is a link that leaves {self.root}", "copy the files")
 
 
 def data_root(data: DataConfig) -> Path:
@@ -80,6 +80,23 @@ def check_options(data: DataConfig, known: Sequence[str]) -> None:
     for name in data.options:
         if name not in known:
             raise UserError(f"data.options.{name}", f"data set {data.name!r} has no such option", nearest(name, known))
+
+
+def listed_classes(data: DataConfig, root: Path) -> tuple[str, ...] | None:
+    """Classes by the option ``classes``: a list of names, or a text file with one on each line."""
+    listed = data.options.get("classes")
+    if listed is None:
+        return None
+    where = "data.options.classes"
+    if isinstance(listed, str):
+        where = str(root / listed)
+        try:
+            listed = [line.strip() for line in (root / listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(where, f"cannot be read: {error}", "name a UTF-8 text file with one class on each line") from error
+    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed) or len(set(listed)) < len(listed):
+        raise UserError(where, "expected different class names, at least one", "correct the list")
+    return tuple(listed)
 
 
 READ_OPTIONS = ("channels", "depth", "reduced")

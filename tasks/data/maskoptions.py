@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from effbackbones.errors import UserError, nearest
+from tasks.data.files import listed_classes
 from tasks.data.maskfile import FORMATS, IGNORE, MaskReader, packed
-from tasks.data.table import _listed_classes
 from tasks.settings import DataConfig
 
 MASK_OPTIONS = ("classes", "format", "colors", "values", "ignore", "other")
@@ -40,7 +40,7 @@ class Declared:
                     raise UserError(f"data.options.{name}", "does not go with colors, which name the classes themselves", "remove it")
             ignored = tuple(_color("ignore", text) for text in _list(data, "ignore") or ())
             return cls("rgb", *_color_table(colors), ignored, other == "ignore")
-        names = _listed_classes(_with_default(data, root), root)
+        names = listed_classes(_with_default(data, root), root)
         listed = None if _list(data, "values") is None else _numbers(data, "values")
         if listed is not None and (names is None or len(listed) != len(names)):
             what = f"expected one value for each class, got {len(listed)} for {len(names or ())} classes"

@@ -11,6 +11,7 @@ from effbackbones.errors import UserError
 from tasks.data.boxes import BoxTable
 
 if TYPE_CHECKING:
+    from effbackbones.geometry import Mask
     from tasks.data.batch import Sample
     from tasks.spec import Dataset
 
@@ -31,7 +32,7 @@ class Repeated:
     def __init__(self, dataset: "Dataset", indices: Indices) -> None:
         self.dataset, self.indices = dataset, np.asarray(indices, np.int64)
         self.classes = dataset.classes
-        for name in ("category_ids", "mask_classes"):
+        for name in ("category_ids", "mask_classes", "notes"):
             if hasattr(dataset, name):
                 setattr(self, name, getattr(dataset, name))
 
@@ -46,6 +47,13 @@ class Repeated:
         """Width / height of each sample, float64 [N]; missing where the data set does not know them."""
         known: Any = self.dataset
         return np.asarray(known.aspects, np.float64)[self.indices]
+
+    @property
+    def mask(self) -> "Callable[[int], Mask]":
+        """Reads the mask of a sample alone; missing where the data set cannot."""
+        known: Any = self.dataset
+        read: Callable[[int], Mask] = known.mask
+        return lambda index: read(int(self.indices[index]))
 
     @cached_property
     def table(self) -> BoxTable:

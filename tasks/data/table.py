@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
 from tasks.data.batch import Sample
-from tasks.data.files import DEFAULT_READER, READ_OPTIONS, Confinement, ImageReader, PackedNames, check_options, data_root
+from tasks.data.files import DEFAULT_READER, READ_OPTIONS, Confinement, ImageReader, PackedNames, check_options, data_root, listed_classes
 from tasks.settings import DataConfig
 
 COLUMNS = ("file", "labels")
@@ -112,23 +112,6 @@ def _checked(rows: list[Row], root: Path, multilabel: bool) -> list[Row]:
     return rows
 
 
-def _listed_classes(data: DataConfig, root: Path) -> tuple[str, ...] | None:
-    """Classes by the option ``classes``: a list of names, or a text file with one on each line."""
-    listed = data.options.get("classes")
-    if listed is None:
-        return None
-    where = "data.options.classes"
-    if isinstance(listed, str):
-        where = str(root / listed)
-        try:
-            listed = [line.strip() for line in (root / listed).read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(where, f"cannot be read: {error}", "name a UTF-8 text file with one class on each line") from error
-    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed) or len(set(listed)) < len(listed):
-        raise UserError(where, "expected different class names, at least one", "correct the list")
-    return tuple(listed)
-
-
 def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> TableDataset:
     """Data set ``table``: split ``split`` is the CSV file ``data.train``, ``data.val`` or ``data.test`` in ``data.root``,
     by default ``train.csv`` and so on; ``data.multilabel`` says how many labels a row has.
@@ -144,7 +127,7 @@ def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Tabl
         raise UserError("data.options.image_root", f"there is no folder {image_root!r}", "correct it")
     return TableDataset(
         root / (getattr(data, split) or f"{split}.csv"),
-        classes or _listed_classes(data, root),
+        classes or listed_classes(data, root),
         multilabel=data.multilabel,
         root=None if image_root is None else root / image_root,
         read=ImageReader.of(data, split),

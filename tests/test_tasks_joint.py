@@ -1,0 +1,179 @@
+"""Several tasks on one backbone, through the command; batches of which only some images have the labels of a task."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from effbackbones import load_model
+from effbackbones.contracts import BoxTargets, Labelled
+from effbackbones.registry import TASKS
+from tasks.config import parse
+from tasks.data.batch import Sample
+from tasks.data.collating import box_targets, class_targets, mask_targets, targets_by_task
+from tasks.data.shapes import ShapesDataset
+from tasks.joint import TASK, main, parts
+from tasks.joint_metrics import JointMetrics
+from tasks.metrics import ClassificationMetrics
+from tasks.setup import make_model
+from tasks.spec import DATASETS
+
+QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
+SMALL = [
+    *QUIET, "--model.backbone", "b0", "--model.weights", "null", "--model.backbone_options", "{width: 0.25, depth: 0.3, drop_path: 0.0}",
+    "--heads.det.options", "{channels: 16, cells: 1, repeats: 1}", "--heads.seg.options", "{channels: [16, 16, 8, 8, 8]}",
+    "--heads.cls.options", "{channels: 32, dropout: 0.0}", "--data.batch_size", "4", "--data.eval_batch_size", "4",
+]  # fmt: skip
+TINY = ["--config", "shapes", *SMALL, "--data.image_size", "64", "--data.options", "{train: 12, val: 8, test: 8}", "--optim.epochs", "1"]
+MAKERS = {"det": (("boxes",), box_targets), "seg": (("mask",), mask_targets), "cls": (("label",), class_targets)}
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on standard error, which must be the one line of the error."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+class PartlyLabelled(ShapesDataset):
+    """Shapes of which every second lacks its mask, every third its boxes, and every fourth its label."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        if index % 2:
+            sample = replace(sample, mask=None)
+        if index % 3 == 1:
+            sample = replace(sample, boxes=None, box_labels=None, crowd=None)
+        return replace(sample, label=None) if index % 4 == 2 else sample
+
+
+@pytest.fixture
+def partly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data set ``partly``."""
+    monkeypatch.setitem(DATASETS._registered, "partly", lambda data, split, classes: PartlyLabelled((64, 64), 12, split=split))
+
+
+def test_shapes_train_evaluate_and_predict_as_three_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main([*TINY, "--run.out", str(run)]) == 0
+    record = json.loads((run / "metrics.json").read_text())
+    scores = record[record["best"]]
+    wanted = [scores["det/AP"], scores["seg/miou"], scores["cls/top1"]]
+    assert scores["mean"] == pytest.approx(sum(wanted) / 3)
+    for task in ("detect", "segment", "classify"):
+        assert "trained jointly" in (run / task / "report.html").read_text()
+    assert "detect/report.html" in (run / "report.html").read_text()
+    model = load_model(run / "best.safetensors")
+    assert {task: len(names) for task, names in model.classes.items()} == {"det": 6, "seg": 7, "cls": 6}
+    calls: list[int] = []
+    model.backbone.register_forward_hook(lambda module, given, maps: calls.append(len(given[0])))
+    found = model.predict(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    assert (set(found), calls) == ({"det", "seg", "cls"}, [2])
+    capsys.readouterr()
+    assert main(["evaluate", "--checkpoint", str(run), *QUIET]) == 0
+    assert f"mean {scores['mean']:.6g}" in capsys.readouterr().out
+    Image.fromarray(np.full((50, 90, 3), 120, np.uint8)).save(tmp_path / "grey.png")
+    assert main(["predict", "--checkpoint", str(run), str(tmp_path / "grey.png"), "--out", str(tmp_path / "out"), *QUIET]) == 0
+    assert Image.open(tmp_path / "out" / "segment" / "index" / "grey.png").size == (90, 50)
+    assert (tmp_path / "out" / "detect" / "predictions.json").is_file()
+    assert len(json.loads((tmp_path / "out" / "classify" / "predictions.json").read_text())["images"]) == 1
+
+
+def test_targets_of_a_batch_labelled_in_part(partly: None) -> None:
+    dataset = PartlyLabelled((64, 64), 12)
+    samples = [dataset[index] for index in (0, 1, 2, 3)]  # 0: all, 1: label alone, 2: boxes and mask, 3: boxes and label
+    found = targets_by_task(samples, makers=MAKERS)
+    assert {task: targets.rows.tolist() for task, targets in found.items()} == {"det": [0, 2, 3], "seg": [0, 2], "cls": [0, 1, 3]}
+    assert isinstance(found["det"].targets, BoxTargets)
+    assert found["cls"].targets.tolist() == [samples[row].label for row in (0, 1, 3)]
+    assert torch.equal(found["seg"].targets, torch.from_numpy(np.stack([samples[0].mask, samples[2].mask])))
+    whole = targets_by_task(samples[:1], makers=MAKERS)
+    assert not any(isinstance(targets, Labelled) for targets in whole.values())
+    assert targets_by_task(samples[1:2], makers=MAKERS)["seg"] is None
+
+
+def test_images_that_lack_labels_train_and_count_where_they_have_some(tmp_path: Path, partly: None) -> None:
+    line = ["--config", "shapes", *SMALL, "--data.name", "partly", "--data.image_size", "64", "--optim.max_steps", "4"]
+    assert main([*line, "--data.options", "{}", "--run.out", str(tmp_path / "run"), "--optim.task_weighting", "uncertainty"]) == 0
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    scores = record[record["best"]]
+    indices = range(12)
+    assert scores["seg/images"] == sum(index % 2 == 0 for index in indices)
+    assert scores["det/images"] == sum(index % 3 != 1 for index in indices)
+    assert scores["cls/samples"] == sum(index % 4 != 2 for index in indices)
+    model = load_model(tmp_path / "run" / "best.safetensors")
+    assert model.config["loss_weights"] == "uncertainty"
+    assert all(value.item() != 0 for value in model.head.log_variances.values())
+
+
+def test_a_task_reads_its_own_section() -> None:
+    more = ["--heads.seg.weight", "0.5", "--heads.seg.options", "{loss: [dice]}", "--data.multilabel", "true"]
+    config = parse("joint", [*TINY, *more]).config
+    found = parts(config)
+    assert {word: part.config.data.multilabel for word, part in found.items()} == {"det": False, "seg": False, "cls": True}
+    assert found["seg"].config.model.head_options["loss"] == ["dice"]
+    assert "loss" not in found["det"].config.model.head_options
+    told = TASK.heads(config, None)
+    assert told["loss_weights"] == {"det": 1.0, "seg": 0.5, "cls": 1.0}
+    assert TASK.labels(config) == ("boxes", "mask", "labels")
+    model = make_model(config, TASK, None)
+    assert model.head.heads["seg"].loss_weights == {"dice": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--heads.sgm.weight", "1"], ("heads.sgm", "no such key")),
+        (["--model.task", "[det]"], ("model.task", "at least two")),
+        (["--model.task", "[det, det]"], ("model.task", "different")),
+        (["--model.task", "det"], ("model.task", "a list")),
+        (["--model.task", "[det, seg, cls, sag]"], ("task 'sag'",)),
+        (["--heads.seg.weight", "-1"], ("heads.seg.weight", "[0, 1000]")),
+        (["--heads.seg.wieght", "1"], ("heads.seg.wieght", "weight")),
+        (["--heads.seg.options", "{chanels: 3}"], ("chanels", "channels")),
+        (["--model.head", "unet"], ("heads.TASK",)),
+        (["--data.tile", "64"], ("data.tile",)),
+        (["--data.mixup", "0.1"], ("data.mixup",)),
+    ],
+)
+def test_wrong_sections_are_one_line(argv: Sequence[str], words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, *argv]) == 2
+    error = error_of(capsys)
+    assert len(error) <= 307
+    for word in words:
+        assert word in error
+
+
+def test_the_command_of_one_task_refuses_sections_of_several(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, task in (("segment", "seg"), ("detect", "det")):
+        own_main = __import__(f"tasks.{command}", fromlist=["main"]).main
+        assert own_main(["--config", "shapes", f"--heads.{task}.weight", "2"]) == 2
+        assert f"heads.{task}: no such key; use the command joint" in error_of(capsys)
+        assert own_main(["--config", "shapes", "--model.task", "[det, seg]"]) == 2
+        assert "use the command joint" in error_of(capsys)
+    assert TASKS.canonical("joint") == "multi"
+
+
+def test_the_mean_leaves_out_what_is_undefined() -> None:
+    metric = JointMetrics({"a": ClassificationMetrics(("x", "y")), "b": ClassificationMetrics(("x", "y"))}, {"a": "top1", "b": "top1"})
+    right, none = (torch.tensor([[0.9, 0.1]]), torch.tensor([0])), (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
+    metric.update({"a": right[0], "b": none[0]}, {"a": right[1], "b": none[1]})
+    scores = metric.compute()
+    assert (scores["mean"], scores["a/top1"], scores["b/top1"]) == (1.0, 1.0, None)
+    metric.reset()
+    metric.update({"a": none[0], "b": none[0]}, {"a": none[1], "b": none[1]})
+    assert metric.compute()["mean"] is None
+
+
+def test_coco_files_serve_three_tasks_at_once(data_root: Path, tmp_path: Path) -> None:
+    line = ["--config", "coco_mini", "--data.root", str(data_root / "coco_mini"), *SMALL, "--data.image_size", "96"]
+    few = ["--data.limit_train", "8", "--data.limit_val", "8", "--optim.max_steps", "2"]
+    assert main([*line, *few, "--run.out", str(tmp_path / "run")]) == 0
+    model = load_model(tmp_path / "run" / "best.safetensors")
+    assert {task: len(names) for task, names in model.classes.items()} == {"det": 80, "seg": 81, "cls": 80}
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "run"), *few[2:4], *QUIET]) == 0
