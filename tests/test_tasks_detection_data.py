@@ -18,9 +18,9 @@ from effbackbones.contracts import BoxTargets, ImageSpec
 from effbackbones.errors import UserError
 from tasks.data.batch import Batch, ImageMeta, KeyedDataset, MixingTransform, Sample, Truth
 from tasks.data.collating import box_targets, collate
-from tasks.data.view_transform import ViewTransform, refuse_foreign
 from tasks.data.mosaic import mosaic
 from tasks.data.shapes import ShapesDataset
+from tasks.data.view_transform import ViewTransform, refuse_foreign
 from tasks.data.views import Jitter, jittered
 from tasks.resume import GlobalBatches, shuffled
 from tasks.settings import DataConfig, RandAugmentConfig
