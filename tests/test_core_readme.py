@@ -49,8 +49,9 @@ def test_named_commands_files_and_configs_exist() -> None:
     for path in re.findall(r"\]\(([A-Z]+\.md)\)", README) + re.findall(r"`(effbackbones/\w+\.py)`", README):
         assert (ROOT / path).is_file(), path
     flat = README.replace("\n", " ")
-    for command, words in (("classify", r"Bundled configs: ([^;]+);"), ("detect", r"for detection: ([^.]+)\.")):
-        listed = re.search(words, flat)
+    lists = {"classify": "Bundled configs", "detect": "for detection", "segment": "for segmentation", "joint": "for joint training"}
+    for command, words in lists.items():
+        listed = re.search(f"{words}: ([^;.]+)[;.]", flat)
         assert listed is not None
         assert set(re.findall(r"`(\w+)`", listed[1])) == {path.stem for path in (ROOT / "tasks/configs" / command).glob("*.yaml")}
 
