@@ -91,15 +91,11 @@ class Joint(TaskSpec):
             task.inspect(own, alone, labelled, out / task.command, told, deep=False)
 
     def transform(self, config: Config, model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.view_transform import ViewTransform, refuse_foreign
+        from tasks.data.view_transform import ViewTransform
 
-        data, spec = config.data, model.image_spec
-        refuse_foreign(data, allowed="multilabel")
-        if data.tile:
+        if config.data.tile:
             raise UserError("data.tile", "is for segmentation alone", "remove it")
-        return ViewTransform(
-            spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor
-        )  # fmt: skip
+        return ViewTransform.of(config, model, train=train, epochs=epochs)
 
     def targets(self, config: Config) -> Callable[[Sequence["Sample"]], Any]:
         from tasks.data.collating import targets_by_task

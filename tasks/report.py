@@ -144,8 +144,10 @@ def write_metrics(folder: Path, results: Mapping[str, Any], history: Sequence[Ma
     writer.writerow(["weights", "epoch", "class", "metric", "value"])
     for weights, scores in score_sets({name: value for name, value in whole.items() if name != "history"})[1].items():
         writer.writerows([weights, "", "", name, value] for name, value in scores.items() if is_number(value))
-        for label, row in (scores.get("per_class") or {}).items():
-            writer.writerows([weights, "", label, name, value] for name, value in row.items() if is_number(value))
+        for key, classes in scores.items():
+            task, slash, last = key.rpartition("/")  # "det/per_class" where several tasks are scored
+            for label, row in (classes or {}).items() if last == "per_class" else ():
+                writer.writerows([weights, "", label, task + slash + name, value] for name, value in row.items() if is_number(value))
     for row in whole["history"]:
         writer.writerows(["", row.get("epoch"), "", name, value] for name, value in row.items() if name != "epoch" and is_number(value))
     write_atomically(folder / "metrics.csv", out.getvalue().encode("utf-8", "backslashreplace"))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effbackbones.errors import UserError
 from tasks.command import run_command
 from tasks.spec import Dataset, Observer, TaskSpec, Writer
 
@@ -66,13 +67,11 @@ class Segmentation(TaskSpec):
             deep_checks(self, config, datasets, tell, GOAL)
 
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.view_transform import ViewTransform, refuse_foreign
+        from tasks.data.view_transform import ViewTransform
 
-        refuse_foreign(config.data)
-        data, spec = config.data, model.image_spec
-        return ViewTransform(
-            spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor
-        )  # fmt: skip
+        if config.data.multilabel:
+            raise UserError("data.multilabel", "is for classification", "remove it")
+        return ViewTransform.of(config, model, train=train, epochs=epochs)
 
     def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
         from tasks.data.collating import mask_targets

@@ -67,6 +67,8 @@ def test_shapes_train_evaluate_and_predict_as_three_tasks(tmp_path: Path, capsys
     assert scores["mean"] == pytest.approx(sum(wanted) / 3)
     for task in ("detect", "segment", "classify"):
         assert "trained jointly" in (run / task / "report.html").read_text()
+    rows = (run / "metrics.csv").read_text().splitlines()
+    assert any(row.startswith(f"{record['best']},,ring,seg/iou,") for row in rows)
     assert "detect/report.html" in (run / "report.html").read_text()
     model = load_model(run / "best.safetensors")
     assert {task: len(names) for task, names in model.classes.items()} == {"det": 6, "seg": 7, "cls": 6}

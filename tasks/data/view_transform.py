@@ -16,9 +16,11 @@ from tasks.settings import DataConfig
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec
+    from effbackbones.model import Model
+    from tasks.config import Config
 
-FOREIGN = ("randaugment", "erasing", "mixup", "cutmix", "multilabel")
-"""Settings of the section ``data`` that would change an image without its boxes and its mask, or mean nothing for them."""
+FOREIGN = ("randaugment", "erasing", "mixup", "cutmix")
+"""Settings of the section ``data`` that would change an image without its boxes and its mask."""
 
 
 class ViewTransform:
@@ -30,6 +32,17 @@ class ViewTransform:
     callables ``extra``, in this order; then boxes that are too small, and crowds if they are to be skipped, are left out. With
     ``data.batch_shape`` aspect an image is only padded to a multiple of ``size_divisor``.
     """
+
+    @classmethod
+    def of(cls, config: "Config", model: "Model", *, train: bool, epochs: float) -> "ViewTransform":
+        """For ``model`` by the section ``data``, over so many ``epochs``. Settings that boxes and masks cannot follow raise
+        :class:`UserError`."""
+        data = config.data
+        for name in FOREIGN:
+            if getattr(data, name):
+                raise UserError(f"data.{name}", "is for classification: it would not move boxes and masks with the image", "remove it")
+        spec = model.image_spec
+        return cls(spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor)
 
     def __init__(
         self,
@@ -90,10 +103,3 @@ def _on_content(step: Transform, sample: Sample, rng: np.random.Generator) -> Pi
         return changed
     image[:height, :width] = changed  # an image with padding is a new one of ours
     return image
-
-
-def refuse_foreign(data: DataConfig, *, allowed: str = "") -> None:
-    """Settings that boxes and masks cannot follow raise :class:`UserError`, but for the one ``allowed``."""
-    for name in FOREIGN:
-        if getattr(data, name) and name != allowed:
-            raise UserError(f"data.{name}", "is for classification: it would not move boxes and masks with the image", "remove it")
