@@ -1,5 +1,6 @@
 """Pictures, pages and files of segmentation: classes keep their colours, nothing is lost, overwritten or kept without bound."""
 
+import io
 import json
 import subprocess
 import sys
@@ -572,6 +573,16 @@ def test_bars_show_the_shares_that_were_given() -> None:
     assert [bar.get_width() for bar in right.patches] == pytest.approx([100, 0, 50])
     assert [label.get_text() for label in left.get_yticklabels()] == CLASSES
     assert left.get_ylim()[0] > left.get_ylim()[1]  # downwards
+
+
+@pytest.mark.parametrize("name", ["$x$", "a$b", "_hidden", "x\ny", "caf\udce9", "z" * 99])
+def test_names_beside_bars_stay_names(name: str) -> None:
+    figure = class_shares([name], {"one": np.array([1.0])})
+    (label,) = figure.axes[0].get_yticklabels()
+    assert not label.get_parse_math()
+    assert label.get_text().startswith(name[:1])
+    assert len(label.get_text()) <= 28
+    figure.savefig(io.BytesIO(), format="svg")
 
 
 def test_real_masks_are_drawn(data_root: Path) -> None:
