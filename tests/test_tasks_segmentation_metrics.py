@@ -197,14 +197,21 @@ def test_lost_pixels_never_raise_a_score(seed: int, k: int, share: float) -> Non
 
 
 def test_a_lost_pixel_makes_no_border() -> None:
-    """A hole in a uniform prediction lies where the true border is; taken for a border, it would raise the score."""
-    mask = np.zeros((20, 20), np.uint8)
-    mask[:, 10:] = 1
+    """Stripes two pixels wide are all border; a hole in a uniform prediction, taken for a border, would raise the score."""
+    mask = np.tile(np.arange(20, dtype=np.uint8) // 2 % 2, (20, 1))
     uniform = segmented(np.zeros_like(mask))
     lost = torch.zeros(20, 20, dtype=torch.bool)
     lost[10, 9] = True
     clean, result = (score([(image, mask)], 2)["per_class"]["class 0"] for image in (uniform, spoil(uniform, lost, 2)))
     assert result["boundary_iou"] < clean["boundary_iou"]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 5))
+def test_what_is_predicted_on_ignored_pixels_changes_nothing(seed: int, k: int) -> None:
+    found, mask = draw(seed, k, sides=80)
+    ignored = torch.from_numpy(mask) == 255
+    assert score([(spoil(found, ignored, k), mask)], k) == score([(found, mask)], k)
 
 
 def test_images_without_truth_and_ignored_ones() -> None:
