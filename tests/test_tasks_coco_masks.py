@@ -204,10 +204,10 @@ def test_objects_without_an_outline_have_their_box_ignored_or_painted(tmp_path: 
     bare = annotation(9, 1, 7, [20.5, 10, 30, 20], segmentation=absent)
     if absent == "key":
         del bare["segmentation"]
-    over = outline(2, 3, [rectangle(40, 0, 60, 80)], 1e-3)
+    over = outline(2, 3, [rectangle(30, 0, 45, 80)], 1e-3)
     mask = mask_of(tmp_path, over, bare, options={"no_segmentation": option})
     expected = np.where(block(20, 10, 51, 30), value, 0)
-    expected[:, 40:60] = 1
+    expected[:, 30:45] = 1
     np.testing.assert_array_equal(mask, expected)
     dataset = opened(tmp_path, {**content(1), "annotations": [over, bare]}, options={"no_segmentation": option})
     words = {"ignore": "ignored", "box": "painted"}[option]
@@ -247,22 +247,23 @@ def test_masks_and_labels_need_no_boxes_and_lose_nothing_to_bad_ones(tmp_path: P
 
 def test_labels_are_the_classes_present_and_label_that_of_the_largest(tmp_path: Path) -> None:
     what = content(4)
-    sizes = {(1, 3): 5.0, (1, 7): 9.0, (1, 90): 9.0, (2, 3): 50.0, (2, 90): 70.0}  # of equal ones the first
+    sizes = {(2, 3): 5.0, (2, 7): 9.0, (2, 90): 9.0, (4, 3): 50.0, (4, 90): 70.0}  # of equal ones the first
     what["annotations"] = [
         annotation(10 * image + category, image, category, [1, 1, 9, 9], area=area, iscrowd=int(area == 70))
         for (image, category), area in sizes.items()
     ]
-    what["annotations"].append(annotation(1, 3, 90, [1, 1, 9, 9], iscrowd=1))
+    what["annotations"].append(annotation(1, 1, 90, [50, 50, 9, 9], iscrowd=1))
     many = opened(tmp_path, what, labels=("labels",))
     found = [many[index].labels for index in range(4)]
-    assert [labels.tolist() for labels in found if labels is not None] == [[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]]
+    assert [labels.tolist() for labels in found if labels is not None] == [[0, 0, 1], [1, 1, 1], [0, 0, 0], [1, 0, 1]]
     assert len(opened(tmp_path, what, labels=("labels",), keep_empty=False)) == 2
     for split in ("train", "val"):
         one = opened(tmp_path, what, split, labels=("label", "mask") if split == "val" else ("label",))
-        assert [(one[index].id, one[index].label) for index in range(len(one))] == [("1", 1), ("2", 0)]
-        assert one.notes[0] == "2 of 4 images have no object, so no label: left out (such as id 3)"
+        assert [(one[index].id, one[index].label) for index in range(len(one))] == [("2", 1), ("4", 0)]
+        assert one.notes[0] == "2 of 4 images have no object, so no label: left out (such as id 1)"
     assert isinstance(one, PaintedDataset)
-    assert (one.mask(1) == 255).any()  # the crowd of the second image, not another's
+    assert one.notes[1].startswith("6 annotations without a segmentation")
+    assert [one.mask(index)[:12, :12].sum() for index in range(2)] == [81 * 255] * 2  # of the images that are left
 
 
 def test_formats_without_masks_say_so(tmp_path: Path) -> None:
@@ -315,12 +316,12 @@ def test_sizes_that_are_absent_come_from_the_files(tmp_path: Path) -> None:
 
 
 def test_the_image_is_not_read_for_its_mask_and_the_data_set_goes_to_workers(tmp_path: Path) -> None:
-    what = {**content(2), "annotations": [outline(1, 3, [rectangle(0, 0, 40, 30)], 1200)]}
+    what = {**content(2), "annotations": [{**outline(1, 3, [rectangle(0, 0, 40, 30)], 1200), "image_id": 2}]}
     dataset = opened(tmp_path, what)
-    (tmp_path / "train2017" / "1.png").unlink()
+    (tmp_path / "train2017" / "2.png").unlink()
     again = pickle.loads(pickle.dumps(dataset))  # noqa: S301  # our own
-    assert again.mask(0).sum() == 1200
-    assert again.mask(-1).sum() == 0
+    assert again.mask(-1).sum() == again.mask(1).sum() == 1200
+    assert again.mask(0).sum() == 0
     held = [*vars(dataset.painting).values(), *vars(dataset.painting.outlines).values()]  # type: ignore[attr-defined]
     assert not [value for value in held if isinstance(value, list | dict)]  # forked workers would copy these
 

@@ -68,9 +68,9 @@ def _polygons(
     short = lengths < _LEAST
     thin = np.zeros(len(values), np.bool_)
     thin[owner[short]] = True
-    return (
-        _starts(np.bincount(owner[~short], minlength=len(values))), _starts(lengths[~short]), coordinates[np.repeat(~short, lengths)], thin,
-    )  # fmt: skip
+    if short.any():
+        coordinates = coordinates[np.repeat(~short, lengths)]
+    return _starts(np.bincount(owner[~short], minlength=len(values))), _starts(lengths[~short]), coordinates, thin
 
 
 def _floats(polygons: Sequence[list[Any]], total: int) -> NDArray[np.float64]:
