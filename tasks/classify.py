@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -53,6 +54,12 @@ class Classification(TaskSpec):
         from tasks.data.collating import class_targets
 
         return class_targets
+
+    def collate(self, config: "Config", model: "Model") -> Callable[[Sequence["Sample"]], "Batch"]:
+        from tasks.data.collating import class_targets, collate
+
+        # No padding: the head would not know it from the image.
+        return partial(collate, targets=class_targets, size_divisor=None, fill=model.image_spec.mean)
 
     def augment(self, config: "Config", batch: "Batch", num_classes: int, step: int) -> tuple["Tensor", Any]:
         data = config.data

@@ -18,7 +18,7 @@ from tasks.data.batch import MAX_SKIPPED, Batch, ImageMeta, KeyedDataset, Sample
 from tasks.data.check import check_dataset
 from tasks.data.collating import class_targets, collate
 
-CLASSES = partial(collate, targets=class_targets, fill=(0.5, 0.5, 0.5))
+CLASSES = partial(collate, targets=class_targets, size_divisor=None, fill=(0.5, 0.5, 0.5))
 
 
 class Numbers:
@@ -92,7 +92,7 @@ def test_collated_batch() -> None:
     assert batch.targets.dtype == torch.int64
     assert batch.sizes.batch == (4, 6)
     assert batch.sizes.valid.tolist() == [[4, 6]] * 3
-    assert batch.meta[2] == ImageMeta("9", "/data/9.jpg", (4, 6))
+    assert batch.meta[2] == ImageMeta("9", "/data/9.jpg", (4, 6), label=1)
 
 
 def test_collated_plan_and_labels() -> None:

@@ -19,12 +19,13 @@ _FEW = (8, 16, 32, 64, 100)  # 100: the most objects that the published recipe k
 
 
 def collate(
-    samples: Sequence[Sample], *, targets: Callable[[Sequence[Sample]], Any], size_divisor: int = 1, fill: Sequence[float]
+    samples: Sequence[Sample], *, targets: Callable[[Sequence[Sample]], Any], size_divisor: int | None = 1, fill: Sequence[float]
 ) -> Batch:
     """Images of different sizes are padded at right and bottom, with the colour ``fill`` (0..1, one value per channel) and masks
-    with ignored pixels, to the largest sides rounded up to ``size_divisor``. ``targets``: how they are made of such samples."""
+    with ignored pixels, to the largest sides rounded up to ``size_divisor``; if that is None they raise :class:`UserError`.
+    ``targets``: how they are made of such samples."""
     valid = [sample.plan.valid if sample.plan else sample.image.shape[:2] for sample in samples]
-    padded = _of_one_size(samples, size_divisor, fill)
+    padded = samples if size_divisor is None else _of_one_size(samples, size_divisor, fill)
     images, sizes = stack_images(padded)
     sizes = sizes._replace(valid=torch.tensor(valid, dtype=torch.int64))
     return Batch(images, sizes, targets(padded), [ImageMeta.of(sample) for sample in samples])
