@@ -125,7 +125,7 @@ def _rectangle(box: NDArray[np.float64], width: int, height: int) -> Rectangle |
 
 
 @lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and knows the scripts of Europe."""
     import matplotlib
 
@@ -138,7 +138,7 @@ class _Canvas:
     def __init__(self, picture: Image.Image) -> None:
         self.picture, self.draw = picture, ImageDraw.Draw(picture)
         mean = math.sqrt(picture.width * picture.height)
-        self.line, self.font = max(2, round(mean * _LINE)), _font(max(12, round(mean * _LETTER)))
+        self.line, self.font = max(2, round(mean * _LINE)), font(max(12, round(mean * _LETTER)))
         self.tags: list[Rectangle] = []
 
     def outline(self, place: Rectangle, colour: tuple[int, int, int], style: Style) -> None:

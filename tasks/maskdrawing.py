@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from effbackbones.geometry import Mask, resize, resize_nearest
-from tasks.boxdrawing import COLOURS, Picture, _font, grid, rgb
-from tasks.data.maskfile import IGNORE
+from tasks.boxdrawing import COLOURS, Picture, font, grid, rgb
+from tasks.data.batch import IGNORE
 
 if TYPE_CHECKING:
     from tasks.data.batch import Sample
@@ -102,14 +102,14 @@ def fitted(image: NDArray[np.generic], labels: Mask, at_least: int = 1, at_most:
 def legend(classes: Sequence[str], shown: Sequence[int], width: int, size: int = 15) -> Picture:
     """Names of the classes ``shown`` (255: ignored) beside their colours in rows that fill ``width`` pixels; letters of
     ``size`` pixels. RGB [H, width, 3]."""
-    font, table, gap = _font(size), palette_of(classes), size // 2
+    letters, table, gap = font(size), palette_of(classes), size // 2
     row = 2 * size
     places, x, y = [], gap, 0
     for value in shown:
         name = "ignored" if value == IGNORE else " ".join(classes[value].encode("utf-8", "replace").decode().split())
-        while len(name) > 1 and font.getlength(name) > width - size - 3 * gap:
+        while len(name) > 1 and letters.getlength(name) > width - size - 3 * gap:
             name = name[: len(name) * 3 // 4] + "…" if len(name) > 8 else name[:-1]
-        step = size + gap + math.ceil(font.getlength(name)) + 2 * gap
+        step = size + gap + math.ceil(letters.getlength(name)) + 2 * gap
         if x > gap and x + step > width:
             x, y = gap, y + row
         places.append((x, y, value, name))
@@ -119,7 +119,7 @@ def legend(classes: Sequence[str], shown: Sequence[int], width: int, size: int =
     for x, y, value, name in places:
         top = y + (row - size) // 2
         pen.rectangle((x, top, x + size - 1, top + size - 1), fill=tuple(table[value].tolist()), outline=_INK)
-        pen.text((x + size + gap, y + row // 2), name, font=font, fill=_INK, anchor="lm")
+        pen.text((x + size + gap, y + row // 2), name, font=letters, fill=_INK, anchor="lm")
     return np.array(picture)
 
 

@@ -13,10 +13,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from effbackbones.errors import UserError
+from tasks.calibration import calibration_error, counted, mean, nothing_counted, ratio, reliability
 
-# Confidences are summed as integers in this unit: exact, hence the same for any batch size, order and process count.
-# 2^-24 is the spacing of float32 just below 1.
-_UNIT = 2.0**-24
 _THRESHOLD = 0.5  # above it, a class of a multi-label sample counts as predicted
 
 
@@ -57,7 +55,7 @@ class ClassificationMetrics(Metric):
         self.classes = tuple(classes)
         self.multilabel = multilabel
         self.bins = bins
-        self.add_state("calibration", torch.zeros(3, bins, dtype=torch.int64), "sum")  # entries, hits, confidence / _UNIT
+        self.add_state("calibration", nothing_counted(bins), "sum")
         self.add_state("non_finite", torch.tensor(0), "sum")
         self.add_state("invalid", torch.zeros(2, dtype=torch.int64), "sum")  # probabilities, targets
         if multilabel:
@@ -107,22 +105,16 @@ class ClassificationMetrics(Metric):
         earlier = torch.arange(k, device=targets.device) < targets[:, None]
         rank = ((probabilities > own) | ((probabilities == own) & earlier)).sum(1)
         self.top5_correct = self.top5_correct + (finite & (rank < 5)).sum()
-        self._count_calibration(confidence, best == targets, finite)
+        self.calibration = counted(self.calibration, confidence, best == targets, finite)
 
     def _update_multilabel(self, probabilities: Tensor, positive: Tensor) -> None:
         finite = probabilities.isfinite()
         self.non_finite = self.non_finite + (~finite).sum()
-        self._count_calibration(probabilities.flatten(), positive.flatten(), finite.flatten())
+        self.calibration = counted(self.calibration, probabilities.flatten(), positive.flatten(), finite.flatten())
         worst = torch.where(positive, -1.0, 2.0)  # below, or above, every probability
         self.scores.append(torch.where(finite, probabilities, worst))
         self.labels.append(positive)
 
-    def _count_calibration(self, confidence: Tensor, hit: Tensor, counted: Tensor) -> None:
-        """Add entries (all [N]) to their bins, those alone where ``counted``."""
-        confidence = torch.where(counted, confidence, 0.0).clamp(0, 1)
-        bins = (confidence * self.bins).long().clamp(max=self.bins - 1)
-        rows = torch.stack([torch.ones_like(bins), hit.long(), (confidence / _UNIT).round().long()]) * counted
-        self.calibration = self.calibration.scatter_add(1, bins.expand(3, -1), rows)
 
     def compute(self) -> dict[str, Any]:
         """The scores of all samples so far. Impossible probabilities or targets raise :class:`UserError`."""
@@ -142,13 +134,13 @@ class ClassificationMetrics(Metric):
         return {
             "samples": samples,
             "non_finite": int(self.non_finite),
-            "top1": _ratio(int(hits.sum()), samples),
-            "top5": _ratio(int(self.top5_correct), samples) if len(self.classes) > 5 else None,
-            "macro_f1": _mean([row["f1"] for row in per_class.values()]),
-            "ece": self._calibration_error(samples),
+            "top1": ratio(int(hits.sum()), samples),
+            "top5": ratio(int(self.top5_correct), samples) if len(self.classes) > 5 else None,
+            "macro_f1": mean([row["f1"] for row in per_class.values()]),
+            "ece": calibration_error(self.calibration, samples, int(self.non_finite)),
             "per_class": per_class,
             "confusion": counts.tolist(),
-            "reliability": self._reliability(),
+            "reliability": reliability(self.calibration),
         }
 
     def _compute_multilabel(self) -> dict[str, Any]:
@@ -162,13 +154,13 @@ class ClassificationMetrics(Metric):
         return {
             "samples": len(scores),
             "non_finite": int(self.non_finite),
-            "map": _mean([row["ap"] for row in per_class.values()]),
+            "map": mean([row["ap"] for row in per_class.values()]),
             "micro_ap": average_precision(scores.flatten(), positive.flatten()),
-            "macro_f1": _mean([row["f1"] for row in per_class.values()]),
+            "macro_f1": mean([row["f1"] for row in per_class.values()]),
             "micro_f1": doubled / (positives + int(chosen.sum())) if positives else None,
-            "ece": self._calibration_error(scores.numel()),
+            "ece": calibration_error(self.calibration, scores.numel(), int(self.non_finite)),
             "per_class": per_class,
-            "reliability": self._reliability(),
+            "reliability": reliability(self.calibration),
         }
 
     def _per_class(self, hits: Tensor, extra: Tensor, missed: Tensor) -> dict[str, dict[str, Any]]:
@@ -178,21 +170,8 @@ class ClassificationMetrics(Metric):
             present = tp + fn > 0
             precision = (tp / (tp + fp) if tp else 0.0) if present else None
             f1 = 2 * tp / (2 * tp + fp + fn) if present else None
-            rows[name] = {"precision": precision, "recall": _ratio(tp, tp + fn), "f1": f1, "support": tp + fn}
+            rows[name] = {"precision": precision, "recall": ratio(tp, tp + fn), "f1": f1, "support": tp + fn}
         return rows
-
-    def _calibration_error(self, entries: int) -> float | None:
-        _, hits, confidence = self.calibration.tolist()
-        gaps = [abs(hit - units * _UNIT) for hit, units in zip(hits, confidence, strict=True)]
-        # A non-finite entry is charged the largest possible gap: taking it out of its bin can lower that bin's by 1 at most.
-        return _ratio(sum(gaps) + int(self.non_finite), entries)
-
-    def _reliability(self) -> list[dict[str, Any]]:
-        return [
-            {"from": i / self.bins, "to": (i + 1) / self.bins, "count": count,
-             "confidence": _ratio(units * _UNIT, count), "accuracy": _ratio(hit, count)}
-            for i, (count, hit, units) in enumerate(zip(*self.calibration.tolist(), strict=True))
-        ]  # fmt: skip
 
 
 def average_precision(scores: Tensor, positive: Tensor) -> float | None:
@@ -209,12 +188,3 @@ def average_precision(scores: Tensor, positive: Tensor) -> float | None:
     hits, ranks = hits[ends], torch.arange(1, len(scores) + 1)[ends]
     gained = torch.diff(hits, prepend=torch.zeros(1, dtype=torch.float64))
     return float((gained * hits / ranks).sum() / total)
-
-
-def _ratio(part: float, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

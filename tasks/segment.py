@@ -79,17 +79,17 @@ class Segmentation(TaskSpec):
         return mask_targets
 
     def predict(self, config: "Config", model: "Model", batch: "Batch") -> Any:
-        if config.data.tile is None:
-            return super().predict(config, model, batch)
-        from tasks.segmentation_results import predict_tiled
+        from tasks.segmentation_results import predict_tiled, restore
 
+        if config.data.tile is None:
+            return restore(batch, super().predict(config, model, batch))  # once for scores, examples and files
         tile = config.data.tile
         return predict_tiled(model, batch, (tile, tile) if isinstance(tile, int) else tile, config.data.tile_overlap)
 
     def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
         from tasks.segmentation_metrics import SegmentationMetrics
 
-        return SegmentationMetrics(classes)
+        return SegmentationMetrics(_two(classes))
 
     def scored(self, batch: "Batch", predictions: Any) -> tuple[Any, Any]:
         from tasks.segmentation_results import restore
@@ -125,9 +125,12 @@ class Segmentation(TaskSpec):
     def writer(self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> Writer:
         from tasks.segmentation_files import SegmentationFiles
 
-        if len(classes) == 1:  # one channel, and no names that would say what it is
-            classes = ("background", "foreground")
-        return SegmentationFiles(out, classes, tell, exif=config.data.exif)
+        return SegmentationFiles(out, _two(classes), tell, exif=config.data.exif)
+
+
+def _two(classes: Sequence[str]) -> Sequence[str]:
+    """The names of the two classes that one channel tells apart, where there are none that would say so."""
+    return ("background", "foreground") if len(classes) == 1 else classes
 
 
 TASK = Segmentation()

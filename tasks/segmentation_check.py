@@ -13,6 +13,7 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks import setup
 from tasks.config import Config
+from tasks.data.batch import IGNORE
 from tasks.data.maskcount import MaskStatistics, count_masks, median_frequency
 from tasks.data.sampling import Repeated
 from tasks.deep_check import Goal
@@ -28,7 +29,7 @@ READ = 16
 """Images that go through the whole path to the scores."""
 POOR = 0.5
 """Mean IoU of the truth itself, resized and restored, below which something is wrong with the geometry."""
-GOAL = Goal("miou", 0.75, lambda sample: sample.mask is not None and bool((sample.mask != 255).any()))
+GOAL = Goal("miou", 0.75, lambda sample: sample.mask is not None and bool((sample.mask != IGNORE).any()))
 """What eight images learnt by heart must show."""
 
 
@@ -84,7 +85,7 @@ def truth_score(task: TaskSpec, config: Config, model: Model, dataset: Dataset) 
 
 def _as_predictions(masks: torch.Tensor, count: int, tiled: bool) -> Any:
     """Masks [B, H, W] as probabilities of 1; ignored pixels, which are not scored, as the first class."""
-    labels = torch.where(masks == 255, 0, masks)
+    labels = torch.where(masks == IGNORE, 0, masks)
     if tiled:
         return [Segmented(mask, torch.ones(mask.shape)) for mask in labels]
     return torch.nn.functional.one_hot(labels.long(), count).permute(0, 3, 1, 2).float()

@@ -9,7 +9,7 @@ import numpy as np
 
 from effbackbones.geometry import Mask
 from tasks.boxdrawing import Picture, rgb
-from tasks.data.maskfile import IGNORE
+from tasks.data.batch import IGNORE
 from tasks.maskdrawing import errors, fitted, overlay
 from tasks.segmentation_metrics import image_iou
 from tasks.segmentation_results import Segmented, restore

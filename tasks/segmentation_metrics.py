@@ -13,12 +13,11 @@ from torchmetrics import Metric
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask
+from tasks.calibration import calibration_error, counted, mean, nothing_counted, ratio, reliability
+from tasks.data.batch import IGNORE
 from tasks.segmentation_results import Segmented
 
-IGNORED = 255
-"""The value of true pixels that count nowhere."""
 _BORDER = 0.02  # of the diagonal: the width of the bands along borders, as in the paper
-_UNIT = 2.0**-24  # confidences are summed as integers in this unit, as for classification
 _CHUNK = 2**20  # so many pixels are counted at once; no figure depends on it
 _OUTSIDE = 300  # no label
 
@@ -54,16 +53,16 @@ class SegmentationMetrics(Metric):
 
     def __init__(self, classes: Sequence[str], bins: int = 15) -> None:
         super().__init__()
-        if len(set(classes)) != len(classes) or not 0 < len(classes) <= IGNORED or bins < 1:
+        if len(set(classes)) != len(classes) or not 0 < len(classes) <= IGNORE or bins < 1:
             got = f"got {len(classes)}, {len(set(classes))} of them distinct, and {bins}"
-            raise UserError("metrics", f"expected 1 to {IGNORED} distinct class names and at least one bin, {got}")
+            raise UserError("metrics", f"expected 1 to {IGNORE} distinct class names and at least one bin, {got}")
         self.classes = tuple(classes)
         self.bins = bins
         k = len(classes)
         # Pixels by true class; predicted class, the last one for what is not finite; whether they are in the true band; whether
         # in the predicted one: no, only if what is not finite were another class, yes.
         self.add_state("cells", torch.zeros(k, k + 1, 2, 3, dtype=torch.int64), "sum")
-        self.add_state("calibration", torch.zeros(3, bins, dtype=torch.int64), "sum")  # entries, hits, confidence / _UNIT
+        self.add_state("calibration", nothing_counted(bins), "sum")
         self.add_state("images", torch.tensor(0), "sum")
         self.add_state("invalid", torch.zeros(3, dtype=torch.int64), "sum")  # true labels, predicted labels, confidences
 
@@ -88,7 +87,7 @@ class SegmentationMetrics(Metric):
         true_band, predicted_band = _bands(labels, confidence, truth, top, bottom)
         labels, confidence, truth = labels[top:bottom], confidence[top:bottom], truth[top:bottom]
         k = len(self.classes)
-        valid, finite = truth != IGNORED, confidence.isfinite()
+        valid, finite = truth != IGNORE, confidence.isfinite()
         outside = finite & ((confidence < -1e-4) | (confidence > 1 + 1e-4))  # interpolation leaves 0..1 by rounding errors
         bad = torch.stack([truth >= k, finite & (labels >= k), outside]) & valid
         self.invalid = self.invalid + bad.sum((1, 2)).to(self.invalid.device)
@@ -97,22 +96,15 @@ class SegmentationMetrics(Metric):
         counts = torch.zeros(self.cells.numel(), dtype=torch.int64, device=cells.device)
         counts.scatter_add_(0, cells.flatten(), valid.flatten().long())
         self.cells = self.cells + counts.view_as(self.cells).to(self.cells.device)
-        self._count_calibration(confidence.flatten(), (predicted == true).flatten(), (valid & finite).flatten())
+        self.calibration = counted(self.calibration, confidence.flatten(), (predicted == true).flatten(), (valid & finite).flatten())
 
-    def _count_calibration(self, confidence: Tensor, hit: Tensor, counted: Tensor) -> None:
-        """Add pixels (all [N]) to their bins, those alone where ``counted``."""
-        confidence = torch.where(counted, confidence, 0.0).clamp(0, 1)
-        bins = (confidence * self.bins).long().clamp(max=self.bins - 1)
-        rows = torch.stack([torch.ones_like(bins), hit.long(), (confidence / _UNIT).round().long()]) * counted
-        counts = torch.zeros(3, self.bins, dtype=torch.int64, device=bins.device).scatter_add_(1, bins.expand(3, -1), rows)
-        self.calibration = self.calibration + counts.to(self.calibration.device)
 
     def compute(self) -> dict[str, Any]:
         """The scores of all images so far. Labels that are no class and impossible confidences raise :class:`UserError`."""
         k = len(self.classes)
         true, predicted, outside = self.invalid.tolist()
         if true:
-            raise UserError("metrics", f"{true} true pixels are neither one of {k} classes nor {IGNORED}", "check the masks of this split")
+            raise UserError("metrics", f"{true} true pixels are neither one of {k} classes nor {IGNORE}", "check the masks of this split")
         if predicted:
             raise UserError("metrics", f"{predicted} predicted pixels are none of {k} classes", "score with the classes of the model")
         if outside:
@@ -126,14 +118,14 @@ class SegmentationMetrics(Metric):
             "images": int(self.images),
             "pixels": pixels,
             "non_finite": lost,
-            "miou": _mean([row["iou"] for row in rows]),
-            "pixel_accuracy": _ratio(int(counts.diagonal().sum()), pixels),
-            "dice": _mean([row["dice"] for row in rows]),
-            "boundary_iou": _mean([row["boundary_iou"] for row in rows]),
-            "ece": self._calibration_error(pixels, lost),
+            "miou": mean([row["iou"] for row in rows]),
+            "pixel_accuracy": ratio(int(counts.diagonal().sum()), pixels),
+            "dice": mean([row["dice"] for row in rows]),
+            "boundary_iou": mean([row["boundary_iou"] for row in rows]),
+            "ece": calibration_error(self.calibration, pixels, lost),
             "per_class": per_class,
             "confusion": counts[:, :k].tolist(),
-            "reliability": self._reliability(),
+            "reliability": reliability(self.calibration),
         }
 
     def _per_class(self, counts: Tensor, boundary: list[float | None]) -> dict[str, dict[str, Any]]:
@@ -144,10 +136,10 @@ class SegmentationMetrics(Metric):
         table = {}
         for name, tp, fp, true, band in zip(self.classes, hits.tolist(), extra.tolist(), pixels.tolist(), boundary, strict=True):
             table[name] = {
-                "iou": _ratio(tp, fp + true),
-                "dice": _ratio(2 * tp, tp + fp + true),
+                "iou": ratio(tp, fp + true),
+                "dice": ratio(2 * tp, tp + fp + true),
                 "precision": (tp / (tp + fp) if tp else 0.0) if fp + true else None,
-                "recall": _ratio(tp, true),
+                "recall": ratio(tp, true),
                 "boundary_iou": band,
                 "pixels": true,
             }
@@ -158,19 +150,7 @@ class SegmentationMetrics(Metric):
         finite = cells[:, :-1]
         both = finite.diagonal()[1]  # [3, K]: true and predicted class, in the true band, by the predicted one
         union = finite[:, :, 1].sum((1, 2)) + finite[..., 1:].sum((0, 2, 3)) - both[1:].sum(0) + cells[:, -1].sum()
-        return [_ratio(*row) for row in zip(both[2].tolist(), union.tolist(), strict=True)]
-
-    def _calibration_error(self, pixels: int, lost: int) -> float | None:
-        _, hits, confidence = self.calibration.tolist()
-        gaps = [abs(hit - units * _UNIT) for hit, units in zip(hits, confidence, strict=True)]
-        return _ratio(sum(gaps) + lost, pixels)  # what is not finite is charged the largest possible gap
-
-    def _reliability(self) -> list[dict[str, Any]]:
-        return [
-            {"from": i / self.bins, "to": (i + 1) / self.bins, "count": count,
-             "confidence": _ratio(units * _UNIT, count), "accuracy": _ratio(hit, count)}
-            for i, (count, hit, units) in enumerate(zip(*self.calibration.tolist(), strict=True))
-        ]  # fmt: skip
+        return [ratio(*row) for row in zip(both[2].tolist(), union.tolist(), strict=True)]
 
 
 def _bands(labels: Tensor, confidence: Tensor, truth: Tensor, top: int, bottom: int) -> tuple[Tensor, Tensor]:
@@ -183,8 +163,8 @@ def _bands(labels: Tensor, confidence: Tensor, truth: Tensor, top: int, bottom: 
     reach = max(1, round(_BORDER * math.hypot(height, width)))
     part = slice(max(0, top - reach), bottom + reach)
     truth, found = truth[part].short(), labels[part].short()
-    found = torch.where(truth == IGNORED, truth, found)
-    lost = ~confidence[part].isfinite() & (truth != IGNORED)
+    found = torch.where(truth == IGNORE, truth, found)
+    lost = ~confidence[part].isfinite() & (truth != IGNORE)
     low, high = ((found * sign).masked_fill(lost, -_OUTSIDE) for sign in (-1, 1))
     maps = torch.stack([-truth, truth, low, high, lost.short()])
     beyond = (reach, reach, max(0, reach - top), max(0, bottom + reach - height))
@@ -211,7 +191,7 @@ def image_iou(labels: NDArray[np.uint8], mask: Mask, num_classes: int) -> float 
     if labels.shape != mask.shape:
         sizes = f"the mask is {list(mask.shape)}, the prediction {list(labels.shape)}"
         raise UserError("metrics", sizes, "compare both in original pixels")
-    valid = mask != IGNORED
+    valid = mask != IGNORE
     true, predicted = mask[valid].astype(np.int64), labels[valid].astype(np.int64)
     if max(true.max(initial=0), predicted.max(initial=0)) >= num_classes:
         raise UserError("metrics", f"an image has labels that are none of {num_classes} classes", "check its mask and the classes")
@@ -219,12 +199,3 @@ def image_iou(labels: NDArray[np.uint8], mask: Mask, num_classes: int) -> float 
     hits = counts.diagonal()
     union = counts.sum(0) + counts.sum(1) - hits
     return float((hits[union > 0] / union[union > 0]).mean()) if union.any() else None
-
-
-def _ratio(part: float, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.data.maskfile import IGNORE
+from tasks.data.batch import IGNORE
 from tasks.drawings import class_shares, curves
 from tasks.maskdrawing import WRONG, has_background, palette_of
 from tasks.page import Report

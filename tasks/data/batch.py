@@ -16,6 +16,8 @@ from effbackbones.geometry import Mask, Pixels, ResizePlan, Size
 if TYPE_CHECKING:
     from tasks.spec import Dataset
 
+IGNORE = 255
+"""Value of a mask's pixels of which nobody knows the class."""
 SUBSTITUTES = 20
 """So many other samples are tried in place of an unreadable one before giving up."""
 MAX_SKIPPED = 0.01

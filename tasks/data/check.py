@@ -7,10 +7,9 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels
-from tasks.data.batch import Sample
+from tasks.data.batch import IGNORE, Sample
 from tasks.spec import Dataset
 
-IGNORE = 255
 _FIELDS = ("label", "labels", "boxes", "box_labels", "crowd", "mask")
 
 

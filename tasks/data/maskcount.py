@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from tasks.data.maskfile import IGNORE
+from tasks.data.batch import IGNORE
 
 if TYPE_CHECKING:
     from effbackbones.geometry import Mask

@@ -29,8 +29,8 @@ from effbackbones.images import (
     _unreadable,
     read_image,
 )  # fmt: skip
+from tasks.data.batch import IGNORE
 
-IGNORE = 255
 FORMATS = ("index", "palette", "rgb", "binary")
 Numbers = NDArray[np.uint8 | np.uint16 | np.uint32]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask, Size
-from tasks.data.batch import Sample
+from tasks.data.batch import IGNORE, Sample
 from tasks.data.views import Jitter, crowd_of, jittered, labels_of, through
 from tasks.settings import DataConfig
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 PARTNERS = 3
 """Images in a mosaic beside the one that is due."""
-_IGNORE = 255
 _MARGIN = 0.25  # the common corner lies in the middle half of the canvas, so that no tile is a strip
 
 Tile = tuple[slice, slice]
@@ -33,7 +32,7 @@ def mosaic(samples: Sequence[Sample], canvas: Size, data: DataConfig, spec: "Ima
     """
     first = samples[0]
     image = np.empty((*canvas, first.image.shape[2]), first.image.dtype)
-    mask: Mask | None = None if first.mask is None else np.full(canvas, _IGNORE, np.uint8)
+    mask: Mask | None = None if first.mask is None else np.full(canvas, IGNORE, np.uint8)
     parts = []
     for sample, tile in zip(samples, _tiles(canvas, rng), strict=True):
         _check_alike(sample, first)

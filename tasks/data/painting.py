@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.geometry import Mask, Size, resize_nearest
-from tasks.data.batch import Sample
+from tasks.data.batch import IGNORE, Sample
 from tasks.data.boxes import BoxDataset, BoxTable
 from tasks.data.files import ImageReader
 from tasks.data.outlines import Outlines
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from tasks.data.annotations import Annotations
     from tasks.settings import DataConfig
 
-IGNORED = 255
-"""Value of pixels that no class is known of."""
 BACKGROUND = "background"
 PAINT_OPTIONS = ("unlabelled", "no_segmentation")
 """Names in ``data.options`` that :func:`painting_of` reads."""
@@ -78,10 +76,10 @@ def painting_of(said: "Annotations", data: "DataConfig") -> tuple[Painting, tupl
     """How the objects that were selected are painted; the names of the values; and what is to be told of it.
 
     First come crowds and, with the option ``no_segmentation: ignore`` (default), the boxes of objects without an outline, both
-    as :data:`IGNORED`: nobody knows what each of their pixels is, except where an object is drawn on top. Then the objects by falling
+    as :data:`IGNORE`: nobody knows what each of their pixels is, except where an object is drawn on top. Then the objects by falling
     area, so that small ones lie on large ones; of equal ones the later in the file on top. ``no_segmentation: box`` paints such boxes
     as if they were outlines, ``stop`` refuses them. Pixels without an object are class 0, ``background``, or with the option
-    ``unlabelled: ignore`` :data:`IGNORED`. Raises :class:`UserError` for outlines that are not of their image.
+    ``unlabelled: ignore`` :data:`IGNORE`. Raises :class:`UserError` for outlines that are not of their image.
     """
     outlines = said.outlines
     if outlines is None:
@@ -93,11 +91,11 @@ def painting_of(said: "Annotations", data: "DataConfig") -> tuple[Painting, tupl
     missing = outlines.missing & used
     _refuse_unknown(said, missing, stop=missing_ones == "stop")
     ignored = said.crowd | (missing & (missing_ones == "ignore"))
-    values = np.where(ignored, IGNORED, said.categories + (len(mask_classes) - len(said.names)))
+    values = np.where(ignored, IGNORE, said.categories + (len(mask_classes) - len(said.names)))
     order = np.lexsort((-_areas(said, outlines), ~ignored, said.owner))  # stable: of equal ones in the order of the file
     rows = order[used[order]]
     first = np.searchsorted(said.owner[rows], np.arange(len(said.files) + 1)).astype(np.int64)
-    unknown = 0 if empty == BACKGROUND else IGNORED
+    unknown = 0 if empty == BACKGROUND else IGNORE
     painting = Painting(outlines, first, rows, values[rows].astype(np.uint8), said.boxes[rows], unknown)
     boxes = "ignored" if missing_ones == "ignore" else "painted"
     told = (
@@ -121,8 +119,8 @@ def _mask_classes(names: tuple[str, ...], *, with_background: bool) -> tuple[str
         what = f"a category is called {BACKGROUND}, as pixels without an object are"
         raise UserError("data.options.classes", what, "leave it out, rename it, or set data.options.unlabelled: ignore")
     result = (BACKGROUND, *names) if with_background else names
-    if len(result) > IGNORED:
-        raise UserError("data.options.classes", f"masks have at most {IGNORED} classes, these are {len(result)}", "choose some")
+    if len(result) > IGNORE:
+        raise UserError("data.options.classes", f"masks have at most {IGNORE} classes, these are {len(result)}", "choose some")
     return result
 
 
