@@ -16,6 +16,8 @@ import struct
 import tokenize
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -78,16 +80,28 @@ def read_image(
         return _read_array(path, channels, max_pixels, depth)
     if channels not in _BANDS:
         raise UserError(str(path), f"an image file gives 1 to 4 channels, asked for are {channels}", "store more channels as a .npy file")
+    with opened_image(path, max_pixels) as image:
+        if at_least is not None and image.format in ("JPEG", "MPO"):
+            height, width = at_least
+            image.draft(None, (height, width) if orientation_of(image) > 4 and exif == "apply" else (width, height))
+        return _decode(path, image, exif, channels, depth)
+
+
+@contextmanager
+def opened_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
+    """A file as a PIL image, its header read and held against ``max_pixels``, its pixels not yet decoded.
+
+    Whatever is wrong with it, also while it is decoded inside, raises :class:`UserError` naming the file.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:  # some other code's doing: PIL would then fill up truncated files in silence
+        raise UserError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", "is on, which hides damaged images", "switch it off")
     with _opened(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on damaged EXIF and the like, without the file's name
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             image = _identified(file)
             _check_pixels(path, image.size, max_pixels)
-            if at_least is not None and image.format in ("JPEG", "MPO"):
-                height, width = at_least
-                image.draft(None, (height, width) if _orientation(image) > 4 and exif == "apply" else (width, height))
-            return _decode(path, image, exif, channels, depth)
+            yield image
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _too_large(path, f"more than PIL's own limit of {Image.MAX_IMAGE_PIXELS:,} pixels", max_pixels) from error
         except _DAMAGE as error:
@@ -161,7 +175,7 @@ def _too_large(path: str | Path, found: str, max_pixels: int) -> UserError:
     return UserError(str(path), f"the header announces {found}; allowed are {max_pixels:,} pixels", "shrink the image, or raise max_pixels")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """EXIF orientation 1..8 from what stands before the pixels; 1 where there is none or a senseless one."""
     # The base class's method: PNG's own decodes the whole image first, to look for EXIF behind it.
     value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
@@ -172,11 +186,11 @@ def _upright_size(image: Image.Image, exif: str) -> Size:
     """(H, W) after EXIF orientation, or as stored where ``exif`` is ``ignore``."""
     width, height = image.size
     # PIL gives TIFF files upright by itself, and no other format.
-    swap = _orientation(image) > 4 and (exif == "apply") != (image.format == "TIFF")
+    swap = orientation_of(image) > 4 and (exif == "apply") != (image.format == "TIFF")
     return (width, height) if swap else (height, width)
 
 
-def _turned(image: Image.Image, orientation: int, exif: str) -> Image.Image:
+def turned(image: Image.Image, orientation: int, exif: str) -> Image.Image:
     """The decoded image upright, or as stored where ``exif`` is ``ignore``; ``orientation`` is its EXIF tag."""
     if image.format == "TIFF":
         orientation = 1 if exif == "apply" else _UNDO.get(orientation, orientation)
@@ -188,11 +202,9 @@ def _turned(image: Image.Image, orientation: int, exif: str) -> Image.Image:
 
 def _decode(path: str | Path, file_image: ImageFile.ImageFile, exif: str, channels: int, depth: str) -> Pixels:
     """Decode the first frame, turn it, bring it to ``channels`` bands of uint8 or uint16."""
-    if ImageFile.LOAD_TRUNCATED_IMAGES:  # some other code's doing: PIL would then fill up truncated files in silence
-        raise UserError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", "is on, which hides damaged images", "switch it off")
-    deep, orientation, form = _is_deep(file_image), _orientation(file_image), file_image.format
+    deep, orientation, form = is_deep(file_image), orientation_of(file_image), file_image.format
     file_image.load()
-    image = _turned(file_image, orientation, exif)
+    image = turned(file_image, orientation, exif)
     if image.mode.startswith("I;16") or (image.mode == "I" and form == "PPM"):  # PIL widens 16-bit PGM to 32 bits
         grey: NDArray[np.uint16] = np.asarray(image).astype(np.uint16)
         return _from_grey((grey >> 8).astype(np.uint8) if depth == "8" else grey, channels)
@@ -204,7 +216,7 @@ def _decode(path: str | Path, file_image: ImageFile.ImageFile, exif: str, channe
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def _is_deep(image: ImageFile.ImageFile) -> bool:
+def is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether the file has 16 bits per channel, which PIL reads at full depth for grey alone."""
     arguments = image.tile[0].args if image.tile else ""
     if image.format == "PPM" and isinstance(arguments, tuple):  # (mode, largest value)

@@ -5,30 +5,17 @@ a colour file its colours; alpha is dropped where it is opaque everywhere, and r
 """
 
 import re
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import ImageFile
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask
-from effbackbones.images import (
-    _DAMAGE,
-    MAX_PIXELS,
-    _check_pixels,
-    _identified,
-    _is_deep,
-    _opened,
-    _orientation,
-    _too_large,
-    _turned,
-    _unreadable,
-    read_image,
-)  # fmt: skip
+from effbackbones.images import MAX_PIXELS, is_deep, opened_image, orientation_of, read_image, turned
 from tasks.data.batch import IGNORE
 
 FORMATS = ("index", "palette", "rgb", "binary")
@@ -180,26 +167,15 @@ def read_stored(path: str | Path, *, max_pixels: int = MAX_PIXELS, exif: str = "
             raise UserError(str(path), "holds float32", "store whole numbers, uint8 or uint16")
         numbers: NDArray[np.uint8 | np.uint16] = array.astype(array.dtype)
         return Stored("grey", numbers, 255 if array.dtype == np.uint8 else 65535)
-    with _opened(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on damaged EXIF and the like, without the file's name
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = _identified(file)
-            _check_pixels(path, image.size, max_pixels)
-            return _decoded(str(path), image, exif)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise _too_large(path, f"more than PIL's own limit of {Image.MAX_IMAGE_PIXELS:,} pixels", max_pixels) from error
-        except _DAMAGE as error:
-            raise _unreadable(path, error) from error
+    with opened_image(path, max_pixels) as image:
+        return _decoded(str(path), image, exif)
 
 
 def _decoded(path: str, file_image: ImageFile.ImageFile, exif: str) -> Stored:
     """The pixels of the first frame, turned as ``exif`` says."""
-    if ImageFile.LOAD_TRUNCATED_IMAGES:  # some other code's doing: PIL would then fill up truncated files in silence
-        raise UserError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", "is on, which hides damaged images", "switch it off")
-    deep, orientation, white, lossy = _is_deep(file_image), _orientation(file_image), _white(file_image), file_image.format in _LOSSY
+    deep, orientation, white, lossy = is_deep(file_image), orientation_of(file_image), _white(file_image), file_image.format in _LOSSY
     file_image.load()
-    image = _turned(file_image, orientation, exif)
+    image = turned(file_image, orientation, exif)
     mode = image.mode
     if mode in ("LA", "PA", "RGBA"):
         clear = np.asarray(image.getchannel("A")) != 255
