@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes
+from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec
 from effbackbones.errors import UserError
 from heads import segmentation_losses as losses
 from heads.segmentation_options import choice, number, whole
@@ -83,6 +84,10 @@ class SegmentationHead(Head):
         for part in last.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.xavier_uniform_(part.weight)
+
+    def image_spec(self, spec: ImageSpec) -> ImageSpec:
+        """Whole images, letterboxed: what a centre crop leaves out would have no class."""
+        return replace(spec, crop_fraction=1.0, crop_mode="letterbox")
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> Tensor:
         """Maps as in ``spec`` to logits [B, K, H, W], H and W those of ``sizes.batch``.
