@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
+from tests_support import Synchronisations, guarded_step
 
 from effbackbones import BoxTargets, ImageSizes, load_model
 from effbackbones.model import Model
@@ -271,24 +271,8 @@ def test_limited_and_repeated_views_keep_what_a_data_set_knows(tmp_path: Path) -
     np.testing.assert_allclose(view.aspects, np.full(3, 100 / 60))
 
 
-class Synchronisations(TorchDispatchMode):
-    """Counts what makes the host wait for a device: reading a scalar, shapes that depend on values, copies between devices."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name
-        if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero", "aten::equal", "aten::unique"):
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 def test_a_training_step_never_waits_for_the_device() -> None:
     """Forward, loss, backward, clipping, guarded update and averages of a detector; what is read is read a step later."""
-    from tasks.optim import clip_grad_norm, found_inf
-
     command = parse("detect", ["--config", "shapes", *SMALL, "--data.image_size", "64"])
     model = make_model(replace(command.config, model=replace(command.config.model, num_classes=2)), TASK, None).train()
     boxes = torch.tensor([[[4.0, 4, 30, 40], [10, 10, 20, 60]], [[0, 0, 0, 0], [0, 0, 0, 0]]])
@@ -297,16 +281,11 @@ def test_a_training_step_never_waits_for_the_device() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, fused=True)
     sizes = ImageSizes.of(images)
     with Synchronisations() as watch:
-        loss = torch.stack(list(model.loss(images, targets, sizes).values())).sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
-        parameters = [p for p in model.parameters() if p.grad is not None]
-        optimizer.found_inf = found_inf(parameters, loss.detach())  # type: ignore[attr-defined]
-        clip_grad_norm(parameters, 10.0)
-        optimizer.step()
+        loss = guarded_step(model, optimizer, images, targets, sizes)
     assert watch.seen == []
-    assert all(torch.isfinite(p.grad).all() for p in parameters if p.grad is not None)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     with Synchronisations() as watch:
-        float(loss.detach())
+        float(loss)
     assert watch.seen == ["aten::_local_scalar_dense"]  # the watch sees what it should
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests_support import Synchronisations, guarded_step
 
 from effbackbones import load_model
 from effbackbones.contracts import BoxTargets, Labelled
+from effbackbones.model import Model
 from effbackbones.registry import TASKS
 from tasks.config import parse
-from tasks.data.batch import Sample
+from tasks.data.batch import Batch, Sample
 from tasks.data.collating import box_targets, class_targets, mask_targets, targets_by_task
 from tasks.data.shapes import ShapesDataset
 from tasks.joint import TASK, main, parts
@@ -111,6 +113,41 @@ def test_images_that_lack_labels_train_and_count_where_they_have_some(tmp_path: 
     model = load_model(tmp_path / "run" / "best.safetensors")
     assert model.config["loss_weights"] == "uncertainty"
     assert all(value.item() != 0 for value in model.head.log_variances.values())
+
+
+def partly_labelled_batch() -> tuple[Model, Batch]:
+    """A model of three tasks, and four images of which not all have the labels of each."""
+    config = parse("joint", [*TINY, "--optim.task_weighting", "uncertainty"]).config
+    dataset = PartlyLabelled((64, 64), 12)
+    model = make_model(config, TASK, dataset).train()
+    transform = TASK.transform(config, model, train=True)
+    samples = [transform(dataset[index], np.random.default_rng(index)) for index in range(4)]
+    return model, TASK.collate(config, model)(samples)
+
+
+def test_a_step_of_three_tasks_never_waits_for_the_device() -> None:
+    model, batch = partly_labelled_batch()
+    assert isinstance(batch.targets["seg"], Labelled)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=True)
+    with Synchronisations() as watch:
+        guarded_step(model, optimizer, batch.images, batch.targets, batch.sizes)
+    assert watch.seen == []
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_of_three_tasks_never_waits_for_a_gpu() -> None:
+    model, batch = partly_labelled_batch()
+    model, batch = model.cuda(), batch.to("cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    guarded_step(model, optimizer, batch.images, batch.targets, batch.sizes)  # kernels are chosen, anchors made
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        with torch.autocast("cuda", torch.bfloat16):
+            guarded_step(model, optimizer, batch.images, batch.targets, batch.sizes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_task_reads_its_own_section() -> None:

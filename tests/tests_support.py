@@ -1,6 +1,11 @@
 """What several test files share."""
 
+from typing import Any
+
 import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from effbackbones.errors import UserError
 
@@ -19,3 +24,30 @@ def one_line(error: pytest.ExceptionInfo[UserError], *words: str) -> None:
     assert len(text) <= 300, text
     for word in words:
         assert word in text
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts what makes the host wait for a device: reading a scalar, shapes that depend on values, copies between devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero", "aten::equal", "aten::unique"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def guarded_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, targets: Any, sizes: Any) -> Tensor:
+    """Forward, loss, backward, clipping and the guarded update of one training step, as the engine does them; returns the loss."""
+    from tasks.optim import clip_grad_norm, found_inf
+
+    loss = torch.stack(list(model.loss(images, targets, sizes).values())).sum()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    optimizer.found_inf = found_inf(parameters, loss.detach())  # type: ignore[attr-defined]
+    clip_grad_norm(parameters, 10.0)
+    optimizer.step()
+    return loss.detach()
