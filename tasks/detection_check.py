@@ -30,7 +30,7 @@ from tasks.evaluation import readable
 from tasks.spec import Dataset, TaskSpec
 
 Tell = Callable[[str], None]
-LOOKED_AT = 5000
+LOOKED_AT = 1000
 """Images whose boxes are held against the anchors."""
 READ = 32
 """Images that go through the whole path to the scores, and those read where a data set has no table."""
