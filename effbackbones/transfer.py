@@ -101,6 +101,7 @@ def take_over(model: Model, pretrained: Pretrained) -> None:
     heads = [model.head, *model.head.heads.values()] if isinstance(model.head, MultiHead) else [model.head]
     head = max(heads, key=lambda head: len(extra.keys() & head.state_dict().keys()))
     if not extra.keys() & head.state_dict().keys():
+        pretrained.untrained = True
         if extra:
             pretrained.reports.append(LoadReport(what, unused=tuple(extra)))
         return
@@ -122,7 +123,7 @@ def take_over(model: Model, pretrained: Pretrained) -> None:
 
 def provenance(pretrained: Pretrained) -> dict[str, Any]:
     """Where weights came from, for people and for checkpoints."""
-    return {
+    return ({"untrained_head": True} if pretrained.untrained else {}) | {
         "weights": pretrained.origin,
         "dialect": pretrained.dialect,
         "licence": pretrained.licence,

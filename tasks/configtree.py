@@ -41,7 +41,8 @@ def _task(told: str | tuple[str, ...], task: str, where: str) -> str | tuple[str
         words = tuple(TASKS.canonical(word) for word in told) if isinstance(told, tuple) else ()
         if len(words) < 2 or len(set(words)) < len(words) or SEVERAL in words:
             got = "none" if told == task else _shown(list(told) if isinstance(told, tuple) else told)
-            raise UserError(where, f"expected a list of different tasks, at least two, got {got}", "write task: [det, seg]")
+            what = f"expected a list of different tasks, at least two, got {got}"
+            raise UserError(where, what, "write task: [det, seg], or name the config or the run folder")
         return words
     if isinstance(told, tuple):
         raise UserError(where, f"is a list, the command's is {task!r}", "use the command joint")

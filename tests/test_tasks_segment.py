@@ -181,6 +181,13 @@ def test_eight_images_are_learnt_and_shuffled_masks_are_not(tmp_path: Path, monk
         learn_eight(TASK, config, datasets["train"], Teller(False, quiet=True), GOAL)
 
 
+def test_an_untrained_decoder_predicts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((50, 90, 3), 120, np.uint8)).save(tmp_path / "grey.png")
+    line = ["predict", "--model.backbone", "lite0", "--model.weights", "imagenet", str(tmp_path / "grey.png"), *QUIET]
+    assert main([*line, "--out", str(tmp_path / "out")]) == 2
+    assert "model.weights: imagenet holds no segment head" in error_of(capsys)
+
+
 def test_settings_that_masks_cannot_follow_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for setting, value in (("mixup", "0.2"), ("erasing", "0.1"), ("multilabel", "true")):
         assert main([*TINY, f"--data.{setting}", value]) == 2
