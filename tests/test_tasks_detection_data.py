@@ -417,6 +417,8 @@ def test_colours_change_neither_boxes_nor_padding() -> None:
 def test_settings_of_classification_are_refused_by_name(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=rf"^data\.{next(iter(change))}: is for classification"):
         TASK.transform(Config(data=replace(DataConfig(), **change)), build_model("det", "lite0"), train=True)
+    with pytest.raises(UserError, match=r"^data\.tile: is for segmentation"):
+        TASK.transform(Config(data=DataConfig(tile=64)), build_model("det", "lite0"), train=False)
     assert isinstance(TASK.transform(Config(data=WILD), build_model("det", "lite0"), train=True), ViewTransform)
 
 
