@@ -9,10 +9,11 @@ from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.configfile import Plain, Tree, write_value
 from tasks.configtypes import convert, describe, family_of, is_option, members_of, nearest_key, section_of
-from tasks.settings import Config
+from tasks.settings import Config, HeadConfig
 
 SEVERAL = "multi"
 """The word of the command that trains several tasks at once."""
+_NAMES = {"cls": "classification", "det": "detection", "seg": "segmentation", SEVERAL: "joint training"}
 
 
 def build(tree: Tree, task: str | None = None, source: str = "") -> Config:
@@ -28,11 +29,33 @@ def build(tree: Tree, task: str | None = None, source: str = "") -> Config:
     said = tree.values.get("model")
     told = built.model.task if isinstance(said, dict) and "task" in said else task
     told = _task(told, task, _place(tree, "model.task", source))
-    for key in built.heads:
-        if task != SEVERAL or TASKS.canonical(key) not in told:
-            remedy = nearest(key, told) if task == SEVERAL else "use the command joint, or model.head_options"
-            raise UserError(_place(tree, f"heads.{key}", source), "no such key", remedy)
-    return replace(built, model=replace(built.model, task=told))
+    _refuse_foreign(built, task, tree, source)
+    return replace(built, model=replace(built.model, task=told), heads=_heads(built, task, tree, source))
+
+
+def _refuse_foreign(config: Config, task: str, tree: Tree, source: str) -> None:
+    """Refuse what is set and would mean nothing to the command: ``MEANT_FOR`` of the sections. Users' own tasks may mean anything."""
+    for section in (config.model, config.data, config.optim) if task in _NAMES else ():
+        defaults = type(section)()
+        for name, tasks in section.MEANT_FOR.items():
+            if task not in tasks and getattr(section, name) != getattr(defaults, name):
+                key = f"{section.SECTION}.{name}"
+                raise UserError(_place(tree, key, source), f"is for {' and '.join(_NAMES[word] for word in tasks)}", "remove it")
+
+
+def _heads(config: Config, task: str, tree: Tree, source: str) -> dict[str, HeadConfig]:
+    """The sections ``heads.TASK`` by the short forms of their tasks."""
+    found: dict[str, HeadConfig] = {}
+    for key, section in config.heads.items():
+        where, word = _place(tree, f"heads.{key}", source), TASKS.canonical(key)
+        if task != SEVERAL:
+            raise UserError(where, "no such key", "use the command joint, or model.head_options")
+        if word == SEVERAL or word not in TASKS.names():
+            raise UserError(where, "no such key", nearest(key, [name for name in TASKS.names() if name != SEVERAL]))
+        if word in found:
+            raise UserError(where, f"there is another section for {word}", "write both below one name")
+        found[word] = section
+    return found
 
 
 def _task(told: str | tuple[str, ...], task: str, where: str) -> str | tuple[str, ...]:

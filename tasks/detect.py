@@ -58,9 +58,6 @@ class Detection(TaskSpec):
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
         from tasks.data.view_transform import ViewTransform
 
-        for name, task in (("multilabel", "classification"), ("tile", "segmentation")):
-            if getattr(config.data, name):
-                raise UserError(f"data.{name}", f"is for {task}", "remove it")
         return ViewTransform.of(config, model, train=train, epochs=epochs)
 
     def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:

@@ -5,73 +5,25 @@ Every instance checks its own values: a number outside of its interval, not fini
 :class:`UserError` naming ``section.field``. Imports nothing heavy, for ``--help`` reads this file.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
-from effbackbones.errors import UserError, nearest
+from effbackbones.errors import UserError
+from tasks.data_settings import DataConfig, RandAugmentConfig
+from tasks.section import Options, Section
 
-Option = int | float | str | bool | list | None  # type: ignore[type-arg]  # elements of the list: checked by `_plain`
-Options = dict[str, Option]
-
-
-def _plain(where: str, value: object) -> None:
-    """Refuse numbers that are not finite and anything but plain values, at any depth."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(where, f"expected a finite number, got {value}", "correct it")
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _plain(f"{where}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _plain(where, item)
-    elif value is not None and not isinstance(value, (int, float, str, bool)):
-        raise UserError(where, f"expected a plain value, got a {type(value).__name__}", "use numbers, text, lists")
-
-
-def _within(where: str, value: object, interval: str) -> None:
-    """Refuse numbers (also each of a tuple) outside of ``interval``, written as in mathematics: ``[0, 1)``."""
-    for number in value if isinstance(value, (list, tuple)) else (value,):
-        if number is None:
-            continue
-        low, high = (float(end) for end in interval[1:-1].split(","))
-        above = number >= low if interval[0] == "[" else number > low
-        below = number <= high if interval[-1] == "]" else number < high
-        if not (above and below):
-            expected = "a number" if number is value else "numbers"
-            raise UserError(where, f"expected {expected} in {interval}, got {str(number)[:40]}", "correct it")
-
-
-class _Section:
-    """Checks that all sections share. ``LIMITS`` maps a field to its interval."""
-
-    SECTION: ClassVar[str]
-    LIMITS: ClassVar[dict[str, str]] = {}
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for item in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            where, value = f"{self.SECTION}.{item.name}", getattr(self, item.name)
-            if isinstance(value, _Section):
-                continue
-            _plain(where, value)
-            hint = hints[item.name]
-            choices = [word for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)]
-            if choices and value is not None and value not in choices:
-                raise UserError(where, f"unknown value {value!r}", nearest(str(value), choices))
-            if item.name in self.LIMITS:
-                _within(where, value, self.LIMITS[item.name])
+__all__ = ["Config", "DataConfig", "HeadConfig", "ModelConfig", "OptimConfig", "RandAugmentConfig", "RunConfig"]
 
 
 @dataclass(frozen=True)
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The network and what it starts from."""
 
     SECTION: ClassVar = "model"
     LIMITS: ClassVar = {
         "num_classes": "[1, 1000000]", "unfreeze_epoch": "[1, inf)", "mean": "[0, 1]", "std": "(0, 10]", "crop_fraction": "(0, 1]",
     }  # fmt: skip
+    MEANT_FOR: ClassVar = {"crop_mode": ("cls",), "crop_fraction": ("cls",)}  # all others letterbox
 
     task: str | tuple[str, ...] = "cls"
     """Task, set by the command; of the command joint a list of them, such as [det, seg, cls]."""
@@ -117,7 +69,7 @@ class ModelConfig(_Section):
 
 
 @dataclass(frozen=True)
-class HeadConfig(_Section):
+class HeadConfig(Section):
     """One head of several on a backbone, by its task (command joint)."""
 
     SECTION: ClassVar = "heads"
@@ -132,125 +84,7 @@ class HeadConfig(_Section):
 
 
 @dataclass(frozen=True)
-class RandAugmentConfig(_Section):
-    """RandAugment: random photometric and geometric operations."""
-
-    SECTION: ClassVar = "data.randaugment"
-    LIMITS: ClassVar = {"num_ops": "[1, 10]", "magnitude": "[0, 30]"}
-
-    num_ops: int = 2
-    """Operations for each image."""
-    magnitude: float = 9.0
-    """Strength of each operation, 0 to 30."""
-
-
-@dataclass(frozen=True)
-class DataConfig(_Section):
-    """What is read, and how it is augmented."""
-
-    SECTION: ClassVar = "data"
-    LIMITS: ClassVar = {
-        "image_size": "[1, 16384]", "crop_size": "[1, 16384]", "tile": "[32, 16384]", "tile_overlap": "[0, 16384]",
-        "batch_size": "[1, 1000000]", "eval_batch_size": "[1, 1000000]", "workers": "[0, 256]", "timeout": "[0, inf)",
-        "max_pixels": "[1, inf)", "scale": "(0, 1]", "ratio": "(0, 100]", "flip": "[0, 1]", "color_jitter": "[0, 1]",
-        "erasing": "[0, 1]", "mixup": "[0, 100]", "cutmix": "[0, 100]", "vertical_flip": "[0, 1]", "scale_jitter": "(0, 10]",
-        "mosaic": "[0, 1]", "close_mosaic": "[0, inf)", "repeat_threshold": "(0, 1]", "min_box": "[0, inf)",
-        "limit_train": "[1, inf)", "limit_val": "[1, inf)",
-    }  # fmt: skip
-
-    name: str = "folder"
-    """Data set: folder, table, shapes, coco, voc, yolo, masks, or a registered one."""
-    root: str | None = None
-    """Folder of the data."""
-    train: str | None = None
-    """Folder or file of the training split, inside of root; null: the data set's own name for it."""
-    val: str | None = None
-    """As train, for validation."""
-    test: str | None = None
-    """As train, for the final test."""
-    options: Options = field(default_factory=dict)
-    """Options of the data set."""
-    image_size: int | tuple[int, int] | None = None
-    """Pixels: one number or [height, width]; null: what the weights were trained with."""
-    crop_size: int | tuple[int, int] | None = None
-    """Pixels of a training crop of the image at image_size (segmentation): one number or [height, width]; null: image_size."""
-    tile: int | tuple[int, int] | None = None
-    """Evaluation and prediction at the images' own size, in tiles of so many pixels (segmentation); null: whole, at image_size."""
-    tile_overlap: int = 64
-    """Pixels that neighbouring tiles share."""
-    labels: tuple[str, ...] = ()
-    """What is read of each image: label, labels, boxes, mask; set by the command."""
-    batch_size: int = 32
-    """Images per optimiser step over all devices together."""
-    eval_batch_size: int | None = None
-    """Images per evaluation batch over all devices; null: batch_size."""
-    workers: int | None = None
-    """Loader processes per device; null: one per core, at most 8."""
-    timeout: float = 300.0
-    """Seconds without a batch after which a loader counts as hanging; 0: never."""
-    multilabel: bool = False
-    """Whether an image may have several labels or none."""
-    exif: Literal["apply", "ignore"] = "apply"
-    """Whether the orientation that a photograph carries is applied."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """Unreadable image: stop, or skip and count it (more than 1 % stop the run)."""
-    max_pixels: int = 64_000_000
-    """Larger images are refused."""
-    crop: Literal["resized", "pad", "center", "none"] = "resized"
-    """Training crop: resized (random area and aspect), pad (pad by an eighth, crop at random), center (as in evaluation), none (squash)."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Area of a resized crop, as a share of the image."""
-    ratio: tuple[float, float] = (0.75, 4 / 3)
-    """Aspect (width / height) of a resized crop."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    randaugment: RandAugmentConfig | None = None
-    """RandAugment, such as {num_ops: 2, magnitude: 9}; null: none."""
-    color_jitter: float = 0.0
-    """Strength of random brightness, contrast and saturation; 0: none."""
-    erasing: float = 0.0
-    """Probability of random erasing."""
-    mixup: float = 0.0
-    """Alpha of mixup; 0: none."""
-    cutmix: float = 0.0
-    """Alpha of cutmix; 0: none."""
-    vertical_flip: float = 0.0
-    """Probability of a vertical flip (detection, segmentation)."""
-    scale_jitter: tuple[float, float] = (1.0, 1.0)
-    """Range of a random factor on the letterboxed image, which is then cropped or padded (detection, segmentation)."""
-    mosaic: float = 0.0
-    """Probability that four images are set together as one (detection)."""
-    close_mosaic: float = 0.0
-    """Epochs at the end of training without mosaic."""
-    repeat_threshold: float | None = None
-    """Images with a class that fewer images than this share have are repeated, by sqrt(threshold / share); null: none."""
-    batch_shape: Literal["fixed", "aspect"] = "fixed"
-    """Letterbox: fixed (all images at image_size), or aspect (batches of similar aspect ratio, padded no more than they need)."""
-    min_box: float = 1.0
-    """Training boxes with a side of fewer pixels after augmentation are left out (detection)."""
-    crowd: Literal["skip", "ignore"] = "skip"
-    """Crowd regions in training: skip, or ignore (what lies in them is not pushed to background either)."""
-    keep_empty: bool = True
-    """Whether images without objects are trained on."""
-    allow_bad_boxes: bool = False
-    """Go on although more than 20 % of the boxes had to be dropped."""
-    limit_train: int | None = None
-    """Use only so many training images; null: all."""
-    limit_val: int | None = None
-    """Use only so many validation images; null: all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("scale", "ratio", "scale_jitter"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise UserError(f"data.{name}", f"expected [low, high], got [{low}, {high}]", "swap the two")
-        if self.multilabel and (self.mixup or self.cutmix):
-            raise UserError(f"data.{'mixup' if self.mixup else 'cutmix'}", "does not go with data.multilabel", "set it to 0")
-
-
-@dataclass(frozen=True)
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """How long and how the parameters are trained."""
 
     SECTION: ClassVar = "optim"
@@ -260,6 +94,7 @@ class OptimConfig(_Section):
         "step_epochs": "(0, inf)", "step_gamma": "(0, 1]", "min_lr_fraction": "[0, 1]", "epochs": "(0, 100000]", "max_steps": "[1, inf)",
         "accumulate": "[1, 100000]", "clip_norm": "(0, inf)", "label_smoothing": "[0, 1)", "ema": "(0, 1)",
     }  # fmt: skip
+    MEANT_FOR: ClassVar = {"class_weights": ("seg", "multi"), "task_weighting": ("multi",)}
 
     name: Literal["sgd", "adamw", "rmsprop_tf"] = "adamw"
     """Optimiser."""
@@ -323,7 +158,7 @@ class OptimConfig(_Section):
 
 
 @dataclass(frozen=True)
-class RunConfig(_Section):
+class RunConfig(Section):
     """Where, on what and how the run goes; of this only the seed is compared when a run is resumed."""
 
     SECTION: ClassVar = "run"
@@ -370,7 +205,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     heads: dict[str, HeadConfig] = field(default_factory=dict)
-    """A section for each task of the command joint."""
+    """A section for each task of the command joint; those of tasks that model.task does not list rest."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -53,7 +53,7 @@ def test_fields_have_closed_types_and_docs(section: type) -> None:
     plain = {int, float, str, bool, NoneType, tuple, list, dict, Literal, RandAugmentConfig}
     docs = field_docs(section)
     for name, hint in get_type_hints(section).items():
-        if name in ("SECTION", "LIMITS"):
+        if name in ("SECTION", "LIMITS", "MEANT_FOR"):
             continue
         assert _parts(hint) - {UnionType, Union} <= plain, f"{name}: {hint}"
         assert not _parts(hint) & {Any, object, collections.abc.Callable}
@@ -64,7 +64,7 @@ def test_fields_have_closed_types_and_docs(section: type) -> None:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_number_has_limits(section: type) -> None:
     for name, hint in get_type_hints(section).items():
-        if name not in ("SECTION", "LIMITS") and members_of(hint) & {int, float} and bool not in members_of(hint):
+        if name not in ("SECTION", "LIMITS", "MEANT_FOR") and members_of(hint) & {int, float} and bool not in members_of(hint):
             assert name in section.LIMITS, f"{section.__name__}.{name} is a number without limits"  # type: ignore[attr-defined]
 
 
@@ -328,3 +328,43 @@ def test_any_config_reads_back_equal(config: Config) -> None:
 @given(st.recursive(_OPTION, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3), max_leaves=12))
 def test_any_value_reads_back_equal(value: Any) -> None:
     assert read_value(write_value(value), "dump")[0] == value
+
+
+# What means nothing to a command -----------------------------------------------------------------------------------------
+
+FOREIGN = [
+    ("detect", "data.mixup", "0.2"), ("detect", "data.cutmix", "1.0"), ("detect", "data.erasing", "0.1"),
+    ("detect", "data.randaugment", "{num_ops: 2}"), ("detect", "data.multilabel", "true"), ("detect", "data.tile", "128"),
+    ("detect", "optim.class_weights", "median_frequency"), ("detect", "model.crop_mode", "center"),
+    ("segment", "data.crop", "center"), ("segment", "data.scale", "[0.5, 1.0]"), ("segment", "data.mixup", "0.2"),
+    ("segment", "data.repeat_threshold", "0.1"), ("segment", "data.min_box", "3"), ("segment", "data.multilabel", "true"),
+    ("segment", "model.crop_fraction", "0.5"), ("segment", "optim.task_weighting", "uncertainty"),
+    ("classify", "data.mosaic", "0.5"), ("classify", "data.crop_size", "64"), ("classify", "data.tile", "128"),
+    ("classify", "data.scale_jitter", "[0.5, 2.0]"), ("classify", "optim.class_weights", "median_frequency"),
+    ("joint", "data.tile", "128"), ("joint", "data.cutmix", "1.0"), ("joint", "model.crop_mode", "squash"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "key", "value"), FOREIGN)
+def test_a_setting_that_means_nothing_to_a_command_is_refused(task: str, key: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"^--{key}: is for [a-z ]+; remove it$"):
+        parse(task, ["--config", "shapes", f"--{key}", value])
+
+
+def test_what_others_mean_is_accepted_at_its_default_and_by_those_others(tmp_path: Path) -> None:
+    assert read(tmp_path, "data: {mixup: 0.0, tile: null, crop_size: null}\n", task="detect").data.mixup == 0
+    assert parse("segment", ["--config", "shapes", "--data.tile", "128", "--data.mosaic", "0.5"]).config.data.tile == 128
+    assert parse("classify", ["--config", "shapes", "--data.mixup", "0.2"]).config.data.mixup == 0.2
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_settings_with_a_meaning_for_some_exist(section: type) -> None:
+    meant: dict[str, tuple[str, ...]] = section.MEANT_FOR  # type: ignore[attr-defined]
+    assert set(meant) <= {field.name for field in dataclasses.fields(section)}  # type: ignore[arg-type]
+    assert {word for words in meant.values() for word in words} <= {"cls", "det", "seg", "multi"}
+
+
+def test_tiles_must_be_larger_than_what_they_share() -> None:
+    with pytest.raises(UserError, match=r"data\.tile_overlap: expected less than a tile, got 64 pixels of tiles of 64"):
+        parse("segment", ["--config", "shapes", "--data.tile", "64"])
+    assert parse("segment", ["--config", "shapes", "--data.tile", "[64, 96]", "--data.tile_overlap", "63"]).config.data.tile == (64, 96)

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from effbackbones.build import build_model
 from effbackbones.contracts import BoxTargets, ImageSpec
 from effbackbones.errors import UserError
 from tasks.data.batch import Batch, ImageMeta, KeyedDataset, MixingTransform, Sample, Truth
@@ -23,9 +22,8 @@ from tasks.data.mosaic import mosaic
 from tasks.data.shapes import ShapesDataset
 from tasks.data.view_transform import ViewTransform
 from tasks.data.views import Jitter, jittered
-from tasks.detect import TASK
 from tasks.resume import GlobalBatches, shuffled
-from tasks.settings import Config, DataConfig, RandAugmentConfig
+from tasks.settings import DataConfig
 
 SPEC = ImageSpec(size=(64, 64), interpolation="bilinear")
 WILD = DataConfig(flip=0.5, vertical_flip=0.5, scale_jitter=(0.4, 2.0), mosaic=0.5, color_jitter=0.3)
@@ -409,17 +407,6 @@ def test_colours_change_neither_boxes_nor_padding() -> None:
     assert plain.plan.valid == (38, 64)
     assert (plain.image[:38] != coloured.image[:38]).mean() > 0.5
     np.testing.assert_array_equal(plain.image[38:], coloured.image[38:])  # padding looks as in evaluation
-
-
-@pytest.mark.parametrize(
-    "change", [{"mixup": 0.2}, {"cutmix": 1.0}, {"erasing": 0.1}, {"randaugment": RandAugmentConfig()}, {"multilabel": True}]
-)
-def test_settings_of_classification_are_refused_by_name(change: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=rf"^data\.{next(iter(change))}: is for classification"):
-        TASK.transform(Config(data=replace(DataConfig(), **change)), build_model("det", "lite0"), train=True)
-    with pytest.raises(UserError, match=r"^data\.tile: is for segmentation"):
-        TASK.transform(Config(data=DataConfig(tile=64)), build_model("det", "lite0"), train=False)
-    assert isinstance(TASK.transform(Config(data=WILD), build_model("det", "lite0"), train=True), ViewTransform)
 
 
 def test_the_plain_path_imports_nothing_heavy() -> None:

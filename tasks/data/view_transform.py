@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels, ResizePlan, Size
 from tasks.data.batch import Sample, Transform, Truth
 from tasks.data.mosaic import PARTNERS, mosaic
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec
     from effbackbones.model import Model
     from tasks.config import Config
-
-FOREIGN = ("randaugment", "erasing", "mixup", "cutmix")
-"""Settings of the section ``data`` that would change an image without its boxes and its mask."""
 
 
 class ViewTransform:
@@ -35,13 +31,8 @@ class ViewTransform:
 
     @classmethod
     def of(cls, config: "Config", model: "Model", *, train: bool, epochs: float) -> "ViewTransform":
-        """For ``model`` by the section ``data``, over so many ``epochs``. Settings that boxes and masks cannot follow raise
-        :class:`UserError`."""
-        data = config.data
-        for name in FOREIGN:
-            if getattr(data, name):
-                raise UserError(f"data.{name}", "is for classification: it would not move boxes and masks with the image", "remove it")
-        spec = model.image_spec
+        """For ``model`` by the section ``data``, over so many ``epochs``."""
+        data, spec = config.data, model.image_spec
         return cls(spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor)
 
     def __init__(
@@ -66,7 +57,7 @@ class ViewTransform:
 
     def combine(self, samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
         """The mosaic of four samples."""
-        return self._finished(mosaic(samples, self._room(samples[0]), self.data, self.spec, rng), rng)
+        return self._finished(mosaic(samples, self._window(self._room(samples[0])), self.data, self.spec, rng), rng)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The sample at its size."""
@@ -76,14 +67,17 @@ class ViewTransform:
             sample = replace(sample, truth=truth, truth_mask=sample.mask)
             plan = ResizePlan.squash(original, original) if self.data.tile else ResizePlan.letterbox(original, room)
             return through(sample, plan, self.spec, exact=True)
-        crop = self.data.crop_size
-        window = room if crop is None else (crop, crop) if isinstance(crop, int) else crop
-        plan = jittered(original, room, window, Jitter.draw(self.data, rng))
+        plan = jittered(original, room, self._window(room), Jitter.draw(self.data, rng))
         return self._finished(through(sample, plan, self.spec, exact=False), rng)
 
     def _room(self, sample: Sample) -> Size:
         height, width = sample.image.shape[:2]
         return room_of((height, width), self.size, self.data, self.size_divisor)
+
+    def _window(self, room: Size) -> Size:
+        """What is seen in training of an image that fills ``room``."""
+        crop = self.data.crop_size
+        return room if crop is None else (crop, crop) if isinstance(crop, int) else crop
 
     def _finished(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """What follows the geometry in training. The truth is not scored there, so it does not travel."""
