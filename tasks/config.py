@@ -70,6 +70,8 @@ def parse(task: str, argv: list[str]) -> Command:
     if not source and not of_run and line.verb in ("train", "check"):
         raise UserError("--config", f"{line.verb} needs a config", f"bundled: {', '.join(bundled(task))}; or name a YAML file")
     tree = _load(task, source or of_run)
+    if checkpoint and not tree.values and TASKS.canonical(task) == SEVERAL:
+        tree = _tasks_of(Path(checkpoint))
     if of_run:
         tree.values.pop("plugins", None)  # a stranger's run names no code to run here; --plugins does
     tree = merge(tree, _overrides(line.overrides))
@@ -155,6 +157,14 @@ def _run_config(checkpoint: Path) -> str | None:
         if (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file():
             return str(folder / "config.yaml")
     return None
+
+
+def _tasks_of(checkpoint: Path) -> Tree:
+    """The tasks that a model file lists, as a config that says no more."""
+    from effbackbones.checkpoint import read_metadata  # it imports torch
+
+    told = read_metadata(checkpoint)["config"].get("task")
+    return Tree({"model": {"task": told}}, {"model.task": str(checkpoint)})
 
 
 def _load(task: str, name: str | None) -> Tree:

@@ -61,6 +61,8 @@ def readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
     def chosen(tree: Any) -> Any:
         if isinstance(tree, list):  # by image
             return [tree[row] for row in rows]
+        if isinstance(tree, dict):
+            return {key: chosen(branch) for key, branch in tree.items()}
         return pytree.tree_map_only(Tensor, lambda tensor: tensor[rows], tree)
 
     sizes = ImageSizes(batch.sizes.batch, batch.sizes.valid[rows])

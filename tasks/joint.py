@@ -34,12 +34,11 @@ class Part(NamedTuple):
 
 
 def parts(config: Config) -> dict[str, Part]:
-    """The tasks that ``model.task`` lists, in its order."""
+    """The tasks that ``model.task`` lists, in its order, each with the section of its head."""
     words = config.model.task if isinstance(config.model.task, tuple) else ()
-    sections = {TASKS.canonical(word): section for word, section in config.heads.items()}
     found = {}
     for word in words:
-        section = sections.get(word, HeadConfig())
+        section = config.heads.get(word, HeadConfig())
         task: TaskSpec = TASKS.get(word)
         model = replace(config.model, task=word, head=section.name, head_options=section.options)
         own = replace(config, model=model, heads={})
@@ -58,6 +57,7 @@ class Joint(TaskSpec):
 
     name: ClassVar[str] = "multi"
     command: ClassVar[str] = "joint"
+    looks_deep: ClassVar[bool] = False
 
     def monitor(self, config: Config) -> str:
         return "mean"
@@ -73,9 +73,13 @@ class Joint(TaskSpec):
             raise UserError("model", "head, head_options and num_classes are those of a single task", "write them below heads.TASK")
         told = {word: task.heads(own, dataset) for word, (task, own) in parts(config).items()}
         gathered = {key: {word: one[key] for word, one in told.items()} for key in ("head", "num_classes", "head_options")}
-        fixed = {TASKS.canonical(word): section.weight for word, section in config.heads.items()}
-        weights = "uncertainty" if config.optim.task_weighting == "uncertainty" else fixed
-        return {"task": list(told), "loss_weights": weights, **gathered}
+        weights = {word: config.heads[word].weight for word in told if word in config.heads}
+        if config.optim.task_weighting == "fixed":
+            return {"task": list(told), "loss_weights": weights, **gathered}
+        for word, weight in weights.items():
+            if weight != 1:
+                raise UserError(f"heads.{word}.weight", "does not go with optim.task_weighting uncertainty, which learns it", "remove one")
+        return {"task": list(told), "loss_weights": "uncertainty", **gathered}
 
     def preflight(self, config: Config, model: "Model", datasets: Mapping[str, Dataset], tell: Teller) -> None:
         for word, ((task, own), alone) in _by_word(config, model):
@@ -84,8 +88,6 @@ class Joint(TaskSpec):
     def inspect(
         self, config: Config, model: "Model", datasets: Mapping[str, Dataset], out: Path, tell: Teller, *, deep: bool
     ) -> None:
-        if deep:
-            raise UserError("--deep", "looks at one task at a time", "use the command of each task")
         for word, ((task, own), alone) in _by_word(config, model):
             labelled, told = _with_labels(datasets, task.labels(own)), _PartTeller(tell, word, task.command)
             task.inspect(own, alone, labelled, out / task.command, told, deep=False)
@@ -93,8 +95,9 @@ class Joint(TaskSpec):
     def transform(self, config: Config, model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
         from tasks.data.view_transform import ViewTransform
 
-        if config.data.tile:
-            raise UserError("data.tile", "is for segmentation alone", "remove it")
+        if config.data.mosaic and "label" in self.labels(config):
+            what = "sets four images together, which then have no one label"
+            raise UserError("data.mosaic", what, "set it to 0, or data.multilabel: true")
         return ViewTransform.of(config, model, train=train, epochs=epochs)
 
     def targets(self, config: Config) -> Callable[[Sequence["Sample"]], Any]:
@@ -112,6 +115,9 @@ class Joint(TaskSpec):
 
         found = {word: (task.metrics(own, classes[word]), task.monitor(own)) for word, (task, own) in parts(config).items()}
         return JointMetrics({word: metric for word, (metric, _) in found.items()}, {word: name for word, (_, name) in found.items()})
+
+    def restored(self, batch: "Batch", predictions: Mapping[str, Any]) -> dict[str, Any]:
+        return {word: TASKS.get(word).restored(batch, found) for word, found in predictions.items()}
 
     def scored(self, batch: "Batch", predictions: Mapping[str, Any]) -> tuple[Any, Any]:
         pairs = {word: TASKS.get(word).scored(batch, found) for word, found in predictions.items()}

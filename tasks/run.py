@@ -118,10 +118,12 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
 def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Check data and model before a long run: every split, the label map, one training step without an update, and what the
     task adds; ``--deep`` looks at all that takes minutes."""
+    if extras.deep and not task.looks_deep:
+        raise UserError("--deep", "looks at one task at a time", "use the command of each task")
     tell, device = Teller(config.run.progress), setup.run_device(config)
     datasets = setup.open_splits(config, task)
     for split, dataset in datasets.items():
-        check_dataset(dataset, on_error=config.data.on_error, partly=len(task.labels(config)) > 1)
+        check_dataset(dataset, on_error=config.data.on_error, labels=task.labels(config))
         print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
     model = setup.make_model(config, task, datasets["train"]).to(device)
     train_set = task.view(config, datasets["train"])

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,9 +45,18 @@ class Segmentation(TaskSpec):
         return options
 
     def heads(self, config: "Config", dataset: Dataset | None) -> dict[str, Any]:
-        two = dataset is not None and len(self.classes(config, dataset)) == 2
-        if two and config.model.num_classes == 1:  # one channel for the second class, the first being background
-            return super().heads(config, None)
+        from tasks.data.batch import IGNORE
+
+        classes = () if dataset is None else self.classes(config, dataset)
+        if len(classes) == 1:
+            what = f"segmentation tells classes apart, there is only {classes[0]!r}"
+            raise UserError("data.options.classes", what, "add the background as a class (COCO files: unlabelled: background)")
+        if config.model.head_options.get("ignore_index", IGNORE) != IGNORE:
+            what = f"masks hold {IGNORE} where nothing is known, in losses and scores alike"
+            raise UserError("model.head_options.ignore_index", what, "remove it; data.options.ignore says what is ignored in files")
+        if len(classes) == 2 and config.model.num_classes == 1:  # one channel for the second class, the first being background
+            both = super().heads(replace(config, model=replace(config.model, num_classes=None)), dataset)
+            return both | {"num_classes": 1}
         return super().heads(config, dataset)
 
     def preflight(self, config: "Config", model: "Model", datasets: Mapping[str, Dataset], tell: "Teller") -> None:
@@ -69,8 +79,9 @@ class Segmentation(TaskSpec):
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
         from tasks.data.view_transform import ViewTransform
 
-        if config.data.multilabel:
-            raise UserError("data.multilabel", "is for classification", "remove it")
+        tile = _tile(config)
+        if tile and min(tile) < model.head.min_size:
+            raise UserError("data.tile", f"{type(model.head).__name__} needs {model.head.min_size} pixels, got {list(tile)}", "raise it")
         return ViewTransform.of(config, model, train=train, epochs=epochs)
 
     def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
@@ -79,12 +90,17 @@ class Segmentation(TaskSpec):
         return mask_targets
 
     def predict(self, config: "Config", model: "Model", batch: "Batch") -> Any:
-        from tasks.segmentation_results import predict_tiled, restore
+        tile = _tile(config)
+        if tile is None:
+            return super().predict(config, model, batch)
+        from tasks.segmentation_results import predict_tiled
 
-        if config.data.tile is None:
-            return restore(batch, super().predict(config, model, batch))  # once for scores, examples and files
-        tile = config.data.tile
-        return predict_tiled(model, batch, (tile, tile) if isinstance(tile, int) else tile, config.data.tile_overlap)
+        return predict_tiled(model, batch, tile, config.data.tile_overlap, config.data.eval_batch_size or 1)
+
+    def restored(self, batch: "Batch", predictions: Any) -> Any:
+        from tasks.segmentation_results import restore
+
+        return restore(batch, predictions)
 
     def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
         from tasks.segmentation_metrics import SegmentationMetrics
@@ -126,6 +142,12 @@ class Segmentation(TaskSpec):
         from tasks.segmentation_files import SegmentationFiles
 
         return SegmentationFiles(out, _two(classes), tell, exif=config.data.exif)
+
+
+def _tile(config: "Config") -> tuple[int, int] | None:
+    """Sides (H, W) of the tiles that images are predicted by."""
+    tile = config.data.tile
+    return (tile, tile) if isinstance(tile, int) else tile
 
 
 def _two(classes: Sequence[str]) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """Does a segmentation data set fit its model? Masks and their classes before a run, and what resizing alone costs."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,11 +14,12 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks import setup
 from tasks.config import Config
-from tasks.data.batch import IGNORE
+from tasks.data.batch import IGNORE, Batch, ImageMeta, SkipCount
 from tasks.data.maskcount import MaskStatistics, count_masks, median_frequency
 from tasks.data.sampling import Repeated
 from tasks.deep_check import Goal
 from tasks.evaluation import readable
+from tasks.segmentation_files import written_for
 from tasks.segmentation_metrics import SegmentationMetrics
 from tasks.segmentation_results import Segmented
 from tasks.spec import Dataset, TaskSpec
@@ -78,17 +80,29 @@ def truth_score(task: TaskSpec, config: Config, model: Model, dataset: Dataset) 
     config = replace(config, data=replace(config.data, workers=0))
     for batch in setup.evaluation_loader(config, task, view, model):
         if batch.targets is not None:
-            metric.update(*task.scored(*readable(batch, _as_predictions(batch.targets, len(classes), config.data.tile is not None))))
+            tiled = config.data.tile is not None
+            made = _segmented(batch) if tiled else _one_hot(batch.targets, len(classes))
+            metric.update(*task.scored(*readable(batch, made)))
     score: float | None = metric.compute()["miou"]
     return score
 
 
-def _as_predictions(masks: torch.Tensor, count: int, tiled: bool) -> Any:
+def _one_hot(masks: torch.Tensor, count: int) -> torch.Tensor:
     """Masks [B, H, W] as probabilities of 1; ignored pixels, which are not scored, as the first class."""
     labels = torch.where(masks == IGNORE, 0, masks)
-    if tiled:
-        return [Segmented(mask, torch.ones(mask.shape)) for mask in labels]
     return torch.nn.functional.one_hot(labels.long(), count).permute(0, 3, 1, 2).float()
+
+
+def _segmented(batch: Batch) -> list[Segmented]:
+    """The masks of images at their own size as if they had been predicted."""
+    sizes = batch.sizes.valid.tolist()
+    return [_predicted(mask[:height, :width]) for mask, (height, width) in zip(batch.targets, sizes, strict=True)]
+
+
+def _predicted(labels: torch.Tensor) -> Segmented:
+    """A mask [H, W] as a prediction, certain but where it is :data:`IGNORE`: of that there is none."""
+    unknown = labels == IGNORE
+    return Segmented(labels.masked_fill(unknown, 0), torch.where(unknown, torch.nan, 1.0))
 
 
 def statistics(dataset: Dataset, on_error: str = "stop") -> MaskStatistics:
@@ -116,21 +130,34 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
 
 
 def score_folder(task: TaskSpec, config: Config, folder: Path, dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Scores of a folder of predicted masks, ``NAME.png`` with the class in each pixel, as ``predict`` writes them into
-    ``OUT/index``; OUT itself will do. A missing mask or one of another size raises :class:`UserError`."""
+    """Scores of a folder of predicted masks, ``NAME.png`` with the class in each pixel (255: none), as ``predict`` writes them into
+    ``OUT/index``; OUT itself will do, and says which mask is of which image. A missing mask, and two images of one name where
+    nothing tells their masks apart, raise :class:`UserError`."""
     from tasks.data.maskfile import MaskReader
 
+    known = written_for(folder)
     folder = folder / "index" if (folder / "index").is_dir() else folder
     if not folder.is_dir():
         raise UserError("--predictions", f"there is no folder {folder}", "name the folder that predict wrote")
     classes = task.classes(config, dataset)
-    metric, read = task.metrics(config, classes), MaskReader("index", tuple((k, k) for k in range(len(classes))))
+    values = tuple((k, k) for k in range(len(classes)))
+    metric, read = task.metrics(config, classes), MaskReader("index", values, ignored=(IGNORE,), max_pixels=config.data.max_pixels)
+    skips, taken = SkipCount(len(dataset)), dict[str, str]()
     for index in range(len(dataset)):
-        sample = dataset[index]
-        path = folder / f"{Path(sample.path or sample.id).stem}.png"
+        try:
+            sample = dataset[index]
+        except UserError as error:
+            if config.data.on_error == "stop":
+                raise
+            skips.add([ImageMeta("", "", (1, 1), skipped=(str(error),))])
+            continue
+        source = sample.path or sample.id
+        path = folder / f"{known.get(os.path.realpath(source), Path(source).stem)}.png"
+        if taken.setdefault(path.name, source) != source:
+            what = f"would be the mask of {taken[path.name]} and of {source}"
+            raise UserError(str(path), what, "name the folder that predict wrote, which says more")
         if not path.is_file():
-            raise UserError(str(path), f"there is no such file for {sample.path or sample.id}", "predict all images of the split")
-        labels = torch.from_numpy(read(path))
-        metric.update([Segmented(labels, torch.ones(labels.shape))], [sample.mask])
-    tell(f"{len(dataset):,} masks of {folder} scored; they say no probabilities, so ece means nothing here")
+            raise UserError(str(path), f"there is no such file for {source}", "predict all images of the split")
+        metric.update([_predicted(torch.from_numpy(read(path)))], [sample.mask])
+    tell(f"{len(taken):,} masks of {folder} scored; they say no probabilities, so ece means nothing here")
     return dict(metric.compute()) | {"ece": None, "reliability": []}

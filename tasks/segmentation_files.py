@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ _FILES = {
 
 class SegmentationFiles:
     """Writes ``OUT/index/NAME.png``, ``OUT/color/NAME.png`` and ``OUT/overlay/NAME.jpg`` for each image, of its size, and at the
-    end ``OUT/classes.json``, which says what the values are; tells the largest classes of each image.
+    end ``OUT/classes.json``, which says what the values are and of which image each NAME is; tells the largest classes of each image.
 
     A pixel whose prediction was not finite has the value 255, which is no class. The overlay lies on the image of the file,
     read with ``exif``, and is reduced where JPEG cannot hold its size. Images of one name get numbers (``NAME-2``); a file that
@@ -46,6 +47,7 @@ class SegmentationFiles:
     def __init__(self, out: Path, classes: Sequence[str], tell: Callable[[str], None], exif: str = "apply") -> None:
         self.out, self.classes, self.tell, self.exif = out, classes, tell, exif
         self._colours = palette_of(classes)
+        self._images: dict[str, str] = {}
         self._names = OutputNames(lambda name: self._places(name).values(), _MARK)
         for kind in _FILES:
             make_folder(out / kind)
@@ -63,11 +65,13 @@ class SegmentationFiles:
         colours = [f"#{bytes(colour).hex()}" for colour in self._colours]
         classes = [{"value": value, "name": name, "color": colours[value]} for value, name in enumerate(self.classes)]
         undefined = {"value": IGNORE, "meaning": "the prediction was not finite", "color": colours[IGNORE]}
-        record = {"about": _MARK, "files": _FILES, "classes": classes, "undefined": undefined}
+        record = {"about": _MARK, "files": _FILES, "classes": classes, "undefined": undefined, "images": self._images}
         write_atomically(self.out / "classes.json", (json.dumps(record, indent=2) + "\n").encode())
 
     def _write(self, meta: "ImageMeta", labels: Mask, channels: int, limit: int) -> None:
-        places = self._places(self._names.take(Path(meta.path or meta.id).stem))
+        name = self._names.take(Path(meta.path or meta.id).stem)
+        self._images[name] = os.path.abspath(meta.path or meta.id)
+        places = self._places(name)
         comment = PngInfo()
         comment.add_text("Comment", _MARK)
         drawn = Image.fromarray(labels)
@@ -89,6 +93,19 @@ class SegmentationFiles:
 
     def _places(self, name: str) -> dict[str, Path]:
         return {kind: self.out / kind / f"{name}.{'jpg' if kind == 'overlay' else 'png'}" for kind in _FILES}
+
+
+def written_for(folder: Path) -> dict[str, str]:
+    """NAME of each image whose files are in ``folder``, which ``predict`` wrote, by the image's real path; where that is not
+    known, as for masks from elsewhere, nothing."""
+    for place in (folder / "classes.json", folder.parent / "classes.json"):
+        if place.is_file() and _is_ours(place):
+            try:
+                images = json.loads(place.read_text(encoding="utf-8"))["images"]
+                return {os.path.realpath(path): name for name, path in images.items()}
+            except (KeyError, ValueError, AttributeError, TypeError) as error:
+                raise UserError(str(place), f"is damaged ({type(error).__name__})", "predict again, or remove it") from None
+    return {}
 
 
 def _share(value: float) -> str:

@@ -18,7 +18,7 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks import processes
-from tasks.config import SEVERAL, Config
+from tasks.config import Config
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.resume import shuffled, steps_per_epoch
@@ -99,9 +99,10 @@ def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Mode
     if checkpoint is None:
         return make_model(config, task, None).eval()
     model = load_model(checkpoint_file(checkpoint))
-    told = model.config["task"]
-    if (SEVERAL if isinstance(told, list) else told) != task.name:
-        raise UserError(checkpoint, f"holds a model for task {told!r}", f"use that task's command, not {task.command}")
+    told, wanted = model.config["task"], config.model.task
+    if (sorted(told) if isinstance(told, list) else told) != (sorted(wanted) if isinstance(wanted, tuple) else wanted):
+        remedy = f"use that task's command, not {task.command}" if isinstance(wanted, str) else "set model.task to that"
+        raise UserError(checkpoint, f"holds a model for task {told!r}", remedy)
     return model
 
 
@@ -190,7 +191,9 @@ def evaluation_loader(
     # Files to predict do not know their aspects; batches of mixed ones are only padded more.
     similar = config.data.batch_shape == "aspect" and hasattr(dataset, "aspects")
     order = np.argsort(aspects(dataset), kind="stable") if similar else np.arange(len(dataset))
-    batches = EvaluationBatches(order, config.data.eval_batch_size or config.data.batch_size, rank, world)
+    # Images that are read in tiles are large, and of many sizes.
+    size = 1 if config.data.tile else config.data.eval_batch_size or config.data.batch_size
+    batches = EvaluationBatches(order, size, rank, world)
     return loader(config, task, keyed(config, task, dataset, model, train=False), model, batches)
 
 

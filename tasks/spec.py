@@ -86,6 +86,8 @@ class TaskSpec(ABC):
 
     name: ClassVar[str]
     """Word of the task: ``cls``."""
+    looks_deep: ClassVar[bool] = True
+    """Whether :meth:`inspect` has something to look at that takes minutes."""
     command: ClassVar[str]
     """Name of its command and of its folders of configs and runs: ``classify``."""
 
@@ -150,8 +152,12 @@ class TaskSpec(ABC):
         return dataset
 
     def predict(self, config: "Config", model: "Model", batch: "Batch") -> Any:
-        """The head's predictions for a batch; a list of them by image if they are not tensors of the batch."""
-        return model.predict(batch.images, batch.sizes)
+        """Predictions for a batch in the form of :meth:`restored`."""
+        return self.restored(batch, model.predict(batch.images, batch.sizes))
+
+    def restored(self, batch: "Batch", predictions: Any) -> Any:
+        """The head's predictions as scores, examples and files take them: tensors of the batch, or a list by image."""
+        return predictions
 
     @abstractmethod
     def metrics(self, config: "Config", classes: Any) -> "Metric":

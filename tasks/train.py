@@ -72,7 +72,7 @@ class _Run(L.Callback):
         L.seed_everything(config.run.seed, verbose=False)
         datasets = setup.open_splits(config, task)
         for dataset in datasets.values():  # now, not after hours of training
-            check_dataset(dataset, limit=16, on_error=config.data.on_error, partly=len(task.labels(config)) > 1)
+            check_dataset(dataset, limit=16, on_error=config.data.on_error, labels=task.labels(config))
         self.classes = task.classes(config, datasets["train"])
         model = setup.make_model(config, task, datasets["train"])
         if processes.is_first():

@@ -11,17 +11,22 @@ import torch
 from PIL import Image
 from tests_support import Synchronisations, guarded_step
 
-from effbackbones import load_model
+from effbackbones import ImageSpec, build_model, load_model, save_model
 from effbackbones.contracts import BoxTargets, Labelled
+from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.registry import TASKS
 from tasks.config import parse
 from tasks.data.batch import Batch, Sample
 from tasks.data.collating import box_targets, class_targets, mask_targets, targets_by_task
+from tasks.data.mosaic import mosaic
 from tasks.data.shapes import ShapesDataset
+from tasks.evaluation import readable
 from tasks.joint import TASK, main, parts
 from tasks.joint_metrics import JointMetrics
 from tasks.metrics import ClassificationMetrics
+from tasks.segmentation_results import Segmented
+from tasks.settings import DataConfig
 from tasks.setup import make_model
 from tasks.spec import DATASETS
 
@@ -115,12 +120,12 @@ def test_images_that_lack_labels_train_and_count_where_they_have_some(tmp_path: 
     assert all(value.item() != 0 for value in model.head.log_variances.values())
 
 
-def partly_labelled_batch() -> tuple[Model, Batch]:
+def partly_labelled_batch(*, train: bool = True) -> tuple[Model, Batch]:
     """A model of three tasks, and four images of which not all have the labels of each."""
     config = parse("joint", [*TINY, "--optim.task_weighting", "uncertainty"]).config
     dataset = PartlyLabelled((64, 64), 12)
-    model = make_model(config, TASK, dataset).train()
-    transform = TASK.transform(config, model, train=True)
+    model = make_model(config, TASK, dataset).train(train)
+    transform = TASK.transform(config, model, train=train)
     samples = [transform(dataset[index], np.random.default_rng(index)) for index in range(4)]
     return model, TASK.collate(config, model)(samples)
 
@@ -167,7 +172,10 @@ def test_a_task_reads_its_own_section() -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--heads.sgm.weight", "1"], ("heads.sgm", "no such key")),
+        (["--heads.sgm.weight", "1"], ("heads.sgm", "no such key", "did you mean seg")),
+        (["--heads.seg.weight", "2", "--heads.segment.name", "unet"], ("heads.segment", "another section for seg")),
+        (["--heads.seg.weight", "2", "--optim.task_weighting", "uncertainty"], ("heads.seg.weight", "task_weighting")),
+        (["--data.mosaic", "0.5"], ("data.mosaic", "multilabel")),
         (["--model.task", "[det]"], ("model.task", "at least two")),
         (["--model.task", "[det, det]"], ("model.task", "different")),
         (["--model.task", "det"], ("model.task", "a list")),
@@ -216,3 +224,49 @@ def test_coco_files_serve_three_tasks_at_once(data_root: Path, tmp_path: Path) -
     model = load_model(tmp_path / "run" / "best.safetensors")
     assert {task: len(names) for task, names in model.classes.items()} == {"det": 80, "seg": 81, "cls": 80}
     assert main(["evaluate", "--checkpoint", str(tmp_path / "run"), *few[2:4], *QUIET]) == 0
+
+
+def test_a_checkpoint_says_what_tasks_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((50, 90, 3), 120, np.uint8)).save(tmp_path / "grey.png")
+    config = parse("joint", [*TINY, "--model.task", "[det, cls]"]).config
+    assert "seg" in config.heads  # whose section rests
+    model = make_model(config, TASK, ShapesDataset((64, 64), 4))
+    save_model(model, tmp_path / "alone.safetensors")
+    line = ["predict", "--checkpoint", str(tmp_path / "alone.safetensors"), str(tmp_path / "grey.png"), *QUIET]
+    assert main([*line, "--out", str(tmp_path / "out")]) == 0  # no config is named
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"detect", "classify"}
+    assert main([*line, "--config", "shapes"]) == 2
+    assert "holds a model for task ['det', 'cls']; set model.task to that" in error_of(capsys)
+    single = build_model("seg", "lite0", num_classes=3)
+    save_model(single, tmp_path / "single.safetensors")
+    assert main(["predict", "--checkpoint", str(tmp_path / "single.safetensors"), str(tmp_path / "grey.png"), *QUIET]) == 2
+    assert "single.safetensors: model.task: expected a list" in error_of(capsys)
+
+
+def test_deep_checks_are_refused_before_anything_is_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import setup
+
+    monkeypatch.setattr(setup, "open_splits", lambda *_: pytest.fail("data were opened"))
+    assert main(["check", "--deep", *TINY]) == 2
+    assert "--deep: looks at one task at a time" in error_of(capsys)
+
+
+def test_a_mosaic_has_the_labels_of_all_its_images_and_wants_them_alike() -> None:
+    config = DataConfig(mosaic=1.0)
+    spec, rng = ImageSpec(), np.random.default_rng(0)
+    dataset = ShapesDataset((64, 64), 4)
+    samples = [replace(dataset[index], label=None, labels=np.eye(6, dtype=np.float32)[index]) for index in range(4)]
+    whole = mosaic(samples, (64, 64), config, spec, rng)
+    assert whole.labels.tolist() == [1, 1, 1, 1, 0, 0]
+    assert mosaic([dataset[index] for index in range(4)], (64, 64), config, spec, rng).label is None
+    with pytest.raises(UserError, match="with 3 channels and labels, mask, train-0 is uint8 with 3 channels and labels, boxes, mask"):
+        mosaic([samples[0], replace(samples[1], boxes=None, box_labels=None), *samples[2:]], (64, 64), config, spec, rng)
+
+
+def test_predictions_of_segmentation_are_restored_once(partly: None) -> None:
+    model, batch = partly_labelled_batch(train=False)
+    found = TASK.predict(parse("joint", TINY).config, model, batch)
+    assert all(isinstance(one, Segmented) for one in found["seg"])
+    batch.meta[1].skipped = ("cannot be read",)
+    kept, chosen = readable(batch, found)
+    assert (len(kept), len(chosen["seg"]), len(chosen["det"].count), len(chosen["cls"])) == (3, 3, 3, 3)

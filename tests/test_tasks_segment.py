@@ -154,7 +154,7 @@ def test_truth_that_leaves_its_place_is_found(tmp_path: Path, monkeypatch: pytes
     datasets = open_splits(config, TASK)
     model = make_model(config, TASK, datasets["train"])
     assert truth_score(TASK, config, model, datasets["val"]) == 1
-    assert truth_score(TASK, replace(config, data=replace(config.data, tile=64)), model, datasets["val"]) == 1
+    assert truth_score(TASK, replace(config, data=replace(config.data, tile=64, tile_overlap=16)), model, datasets["val"]) == 1
     honest = view_transform.through
 
     def turned(sample, plan: ResizePlan, spec, *, exact: bool):  # type: ignore[no-untyped-def]
@@ -191,7 +191,7 @@ def test_an_untrained_decoder_predicts_nothing(tmp_path: Path, capsys: pytest.Ca
 def test_settings_that_masks_cannot_follow_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for setting, value in (("mixup", "0.2"), ("erasing", "0.1"), ("multilabel", "true")):
         assert main([*TINY, f"--data.{setting}", value]) == 2
-        assert f"data.{setting}: is for classification" in error_of(capsys)
+        assert f"--data.{setting}: is for classification" in error_of(capsys)
 
 
 def test_camvid_checks_and_trains(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,3 +216,96 @@ def test_coco_files_serve_segmentation(data_root: Path, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "run" / "best.safetensors", tmp_path / "alone.safetensors")
     alone = ["--checkpoint", str(tmp_path / "alone.safetensors"), "--config", "coco_mini", *line[2:4], *few[2:4]]
     assert main(["evaluate", *alone, *QUIET]) == 0
+
+
+def test_images_of_many_sizes_are_checked_and_scored_by_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = mask_folder(tmp_path / "data", {"train": 4, "val": 1}, size=(64, 96))
+    for number, size in ((1, (88, 70)), (2, (64, 120))):
+        for kind in ("images", "masks"):
+            picture = Image.open(root / "val" / kind / "0.png").resize(size[::-1], Image.Resampling.NEAREST)
+            picture.save(root / "val" / kind / f"{number}.png")
+    line = ["--config", "folder", *SMALL, "--data.root", str(root), "--data.tile", "48", "--data.tile_overlap", "16"]
+    assert main([*line, "--optim.max_steps", "1", "--data.image_size", "64", "--run.out", str(tmp_path / "run")]) == 0
+    assert "give mIoU 1.0000" in capsys.readouterr().err  # at their own size nothing is lost
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert scores[scores["best"]]["images"] == 3
+
+
+def test_images_of_one_name_are_told_apart_by_what_predict_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = mask_folder(tmp_path / "data", {"train": 2, "val": 2})
+    for kind in ("images", "masks"):
+        for number, folder in enumerate("ab"):
+            (root / "val" / kind / folder).mkdir()
+            (root / "val" / kind / f"{number}.png").rename(root / "val" / kind / folder / "0.png")
+    out = tmp_path / "out"
+    (out / "index").mkdir(parents=True)
+    for name, folder in (("0", "a"), ("0-2", "b")):
+        shutil.copy(root / "val" / "masks" / folder / "0.png", out / "index" / f"{name}.png")
+    line = ["evaluate", "--config", "folder", "--data.root", str(root), "--predictions", str(out), *QUIET]
+    assert main(line) == 2
+    assert "0.png: would be the mask of " in error_of(capsys)
+    images = {name: str(root / "val" / "images" / folder / "0.png") for name, folder in (("0", "a"), ("0-2", "b"))}
+    writer = TASK.writer(config_of("--config", "folder"), out, None, CLASSES, print)  # type: ignore[arg-type]  # it asks nothing of the model
+    writer._images |= images  # type: ignore[attr-defined]
+    writer.close()
+    assert main(line) == 0
+    assert "pixel_accuracy 1" in capsys.readouterr().out.splitlines()
+    assert main([*line[:-len(QUIET) - 1], str(out / "index"), *QUIET]) == 0
+
+
+def test_a_predicted_pixel_without_a_class_counts_as_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = mask_folder(tmp_path / "data", {"train": 2, "val": 1}, values=(0, 1, 2))
+    mask = np.asarray(Image.open(root / "val" / "masks" / "0.png")).copy()
+    assert set(np.unique(mask)) == {0, 1, 2}
+    mask[30:] = 255
+    (tmp_path / "out").mkdir()
+    Image.fromarray(mask).save(tmp_path / "out" / "0.png")
+    line = ["evaluate", "--config", "folder", "--data.root", str(root), "--predictions", str(tmp_path / "out"), *QUIET]
+    assert main(line) == 0
+    rows = dict(row.split(" ", 1) for row in capsys.readouterr().out.splitlines())
+    assert float(rows["pixel_accuracy"]) == pytest.approx(30 / 40)
+    assert float(rows["non_finite"]) == 10 * 56
+
+
+def test_class_weights_reach_a_head_of_one_channel(tmp_path: Path) -> None:
+    root = mask_folder(tmp_path, {"train": 4, "val": 1}, values=(0, 255))
+    (root / "classes.txt").write_text("ground\nthing")
+    line = ["--config", "folder", *SMALL, "--data.root", str(root), "--optim.class_weights", "median_frequency"]
+    options = []
+    for more in ([], ["--model.num_classes", "1"]):
+        config = config_of(*line, *more)
+        options.append(TASK.heads(config, open_splits(config, TASK)["train"]))
+    assert options[0]["head_options"] == options[1]["head_options"]
+    assert [found["num_classes"] for found in options] == [2, 1]
+
+
+def test_one_class_and_another_ignored_value_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = mask_folder(tmp_path, {"train": 2, "val": 1})
+    line = ["--config", "folder", *SMALL, "--data.root", str(root)]
+    assert main([*line, "--data.options", "{classes: [thing], values: [1], other: ignore}"]) == 2
+    assert "segmentation tells classes apart, there is only 'thing'" in error_of(capsys)
+    assert main([*line, "--model.head_options.ignore_index", "0"]) == 2
+    assert "model.head_options.ignore_index: masks hold 255" in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "words"),
+    [
+        ("segment", "folder", "has label; wanted is mask"),
+        ("detect", "masks", "has mask; wanted is boxes"),
+        ("classify", "masks", "has mask; wanted is label"),
+    ],
+)
+def test_a_data_set_without_the_labels_of_the_task_is_named(
+    command: str, name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "masks":
+        mask_folder(tmp_path, {"train": 2, "val": 1})
+    for split in ("train", "val") if name == "folder" else ():
+        for kind in "ab":
+            (tmp_path / split / kind).mkdir(parents=True)
+            Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / split / kind / f"{kind}.png")
+    own_main = __import__(f"tasks.{command}", fromlist=["main"]).main
+    (tmp_path / "own.yaml").write_text(f"data: {{name: {name}, root: '{tmp_path}'}}")
+    assert own_main(["check", "--config", str(tmp_path / "own.yaml"), *QUIET]) == 2
+    assert words in error_of(capsys)

@@ -1,6 +1,6 @@
 """Does a data set keep its promises? The first broken one, in words."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,14 @@ from tasks.spec import Dataset
 _FIELDS = ("label", "labels", "boxes", "box_labels", "crowd", "mask")
 
 
-def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", partly: bool = False) -> None:
+def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", labels: Sequence[str] = ()) -> None:
     """Read up to ``limit`` samples, evenly spread, and raise :class:`UserError` that names the first violation.
 
     Looked at: class names, length, and of each sample what :class:`Sample` promises of its fields, unique ids, the same
     fields and image channels in all samples, and that reading a sample twice gives the same. The values of a mask are
     held against the data set's ``mask_classes`` where it has that, for a background that is no class of objects. With
-    ``on_error`` ``skip``, samples that cannot be read are passed over; if ``partly``, a sample may lack labels that others have.
+    ``on_error`` ``skip``, samples that cannot be read are passed over. ``labels``: the fields that a task learns from, of which
+    each sample must have one; where there are several, a sample may lack some that others have.
     """
     _check_classes(dataset)
     seen: dict[str, int] = {}
@@ -38,7 +39,10 @@ def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", 
             raise UserError(where, f"id {sample.id!r} belongs to sample {seen[sample.id]} too", "give each sample its own id")
         seen[sample.id] = index
         first = first or sample
-        for what in (*_unlike(sample, first, "the first sample", () if partly else _FIELDS), *_changed(sample, dataset[index])):
+        if labels and all(getattr(sample, field) is None for field in labels):
+            has = ", ".join(field for field in _FIELDS if getattr(sample, field) is not None) or "no label"
+            raise UserError(where, f"has {has}; wanted is {' or '.join(labels)}", "choose another data.name, or label it")
+        for what in (*_unlike(sample, first, "the first sample", () if len(labels) > 1 else _FIELDS), *_changed(sample, dataset[index])):
             raise UserError(where, what, "make all samples alike, and __getitem__ a function of the index alone")
 
 

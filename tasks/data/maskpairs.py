@@ -41,6 +41,7 @@ class Pairs:
         A partner that is missing, two files for one name, and whatever leads out of ``root`` raise :class:`UserError`.
         """
         name = getattr(data, split) or split
+        _inside(f"data.{split}", name)
         texts = {option: _text(data, option) for option in PAIR_OPTIONS}
         images_in, masks_in = _folders(root, texts, name, split)
         if not any(SPLIT in (texts[option] or SPLIT) for option in ("images", "masks")) and SPLIT not in (texts["list"] or ""):
@@ -49,7 +50,7 @@ class Pairs:
         images = _by_stem(root, images_in, before, behind if images_in == masks_in else "")
         masks = _by_stem(root, masks_in, behind)
         if texts["list"]:
-            ids = _listed(root, _inside("list", texts["list"].replace(SPLIT, name)), images, masks, before, split)
+            ids = _listed(root, _inside("data.options.list", texts["list"].replace(SPLIT, name)), images, masks, before, split)
         else:
             ids = _complete(root, images, masks, images_in, masks_in)
         pairs = cls(root, ids, tuple(images[id_] for id_ in ids), tuple(masks[id_] for id_ in ids), masks_in)
@@ -66,10 +67,10 @@ def _text(data: DataConfig, option: str) -> str | None:
     return text
 
 
-def _inside(option: str, path: str) -> str:
-    """A path that may not lead out of the root by its words; links are looked at with the files."""
+def _inside(key: str, path: str) -> str:
+    """A path (said by a key of the config) that may not lead out of the root by its words; links are looked at with the files."""
     if os.path.isabs(path) or re.match(r"[A-Za-z]:|[/\\]", path) or ".." in re.split(r"[/\\]", path):
-        raise UserError(f"data.options.{option}", f"{path[:100]!r} is not a path inside of data.root", "write it relative to data.root")
+        raise UserError(key, f"{path[:100]!r} is not a path inside of data.root", "write it relative to data.root")
     return path.strip("/")
 
 
@@ -80,7 +81,8 @@ def _folders(root: Path, texts: Mapping[str, str | None], name: str, split: str)
         option = "masks" if said[1] is None else "images"
         raise UserError(f"data.options.{option}", "is not given, and its counterpart is", "give both, or none")
     layouts = LAYOUTS if said[0] is None or said[1] is None else ((said[0], said[1]),)
-    pairs = [tuple(_inside("images", text.replace(SPLIT, name)) for text in layout) for layout in layouts]
+    filled = [[text.replace(SPLIT, name) for text in layout] for layout in layouts]
+    pairs = [(_inside("data.options.images", ones), _inside("data.options.masks", others)) for ones, others in filled]
     for images_in, masks_in in pairs:
         if (root / images_in).is_dir() and (root / masks_in).is_dir():
             return images_in, masks_in

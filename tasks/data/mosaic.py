@@ -27,8 +27,8 @@ def mosaic(samples: Sequence[Sample], canvas: Size, data: DataConfig, spec: "Ima
     """Four samples around a random point of ``canvas`` (H, W), each jittered and mirrored on its own.
 
     An image is as large as it would be alone on the canvas. Larger than its tile, a random part of it is seen; smaller, it is
-    pushed to the common corner. Id, path and labels of the image are the first one's. Samples that differ in dtype or number of
-    channels, or of which one alone has a mask, raise :class:`UserError`.
+    pushed to the common corner. Id and path are the first one's; ``labels`` are those of any, and there is no one ``label``.
+    Samples that differ in dtype, number of channels or the kinds of labels raise :class:`UserError`.
     """
     first = samples[0]
     image = np.empty((*canvas, first.image.shape[2]), first.image.dtype)
@@ -41,12 +41,13 @@ def mosaic(samples: Sequence[Sample], canvas: Size, data: DataConfig, spec: "Ima
         if mask is not None and part.mask is not None:
             mask[tile] = part.mask
         parts.append(part)
-    whole = replace(first, image=image, mask=mask, plan=None, original=first.image.shape[:2])
+    labels = None if first.labels is None else np.maximum.reduce([sample.labels for sample in samples if sample.labels is not None])
+    whole = replace(first, image=image, mask=mask, label=None, labels=labels, plan=None, original=first.image.shape[:2])
     boxes = [part.boxes for part in parts if part.boxes is not None]
     if not boxes:
         return whole
-    labels, crowd = (np.concatenate([of(part) for part in parts]) for of in (labels_of, crowd_of))
-    return replace(whole, boxes=np.concatenate(boxes), box_labels=labels, crowd=crowd)
+    box_labels, crowd = (np.concatenate([of(part) for part in parts]) for of in (labels_of, crowd_of))
+    return replace(whole, boxes=np.concatenate(boxes), box_labels=box_labels, crowd=crowd)
 
 
 def _tiles(canvas: Size, rng: np.random.Generator) -> list[Tile]:
@@ -71,9 +72,12 @@ def _in_tile(sample: Sample, tile: Tile, canvas: Size, data: DataConfig, spec: "
 
 
 def _check_alike(sample: Sample, first: Sample) -> None:
-    kinds = [
-        f"{one.image.dtype} with {one.image.shape[2]} channels and {'no' if one.mask is None else 'a'} mask" for one in (sample, first)
-    ]
-    if kinds[0] != kinds[1]:
-        text = f"is {kinds[0]}, {first.path or first.id} is {kinds[1]}: they cannot stand in one mosaic"
+    if _kind(sample) != _kind(first):
+        text = f"is {_kind(sample)}, {first.path or first.id} is {_kind(first)}: they cannot stand in one mosaic"
         raise UserError(sample.path or sample.id, text, "make all samples alike, or set data.mosaic to 0")
+
+
+def _kind(sample: Sample) -> str:
+    """What two samples must have in common, in words."""
+    labels = [name for name in ("labels", "boxes", "mask") if getattr(sample, name) is not None]
+    return f"{sample.image.dtype} with {sample.image.shape[2]} channels and {', '.join(labels) or 'no labels'}"
