@@ -1,8 +1,8 @@
 """Images on which a detector did worst and best, kept with their truth while a set is evaluated."""
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from tasks.data.batch import Truth
 from tasks.data.boxes import xyxy
 from tasks.detection_metrics import CONFIDENT, Matches, match_image
 from tasks.detection_results import ImageDetections, finite_rows, restore
+from tasks.extremes import Extremes
 
 if TYPE_CHECKING:
     from effbackbones.contracts import Detections
@@ -66,9 +67,6 @@ class Example:
         return draw_boxes(self.image, self.boxes, texts, self.guesses, styles)
 
 
-_Ranked = tuple[tuple[float, int, int], Example]
-
-
 class DetectionExamples:
     """Keeps the images with the lowest and with the highest F1, at most :data:`KEPT` each and reduced to a few hundred pixels.
 
@@ -80,9 +78,7 @@ class DetectionExamples:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
-        self._worst: list[_Ranked] = []
-        self._best: list[_Ranked] = []
-        self._seen = 0
+        self._kept = Extremes[Example](KEPT)
 
     def update(self, batch: "Batch", predictions: "Detections") -> None:
         """See the images of a batch; those without truth are passed over."""
@@ -92,32 +88,20 @@ class DetectionExamples:
                 self._consider(batch, row, truth, confident(detections))
 
     def worst(self) -> list[Example]:
-        """Images with a mistake, worst first. An image that is among the best as well is told here if F1 is below a half."""
-        best = {id(example) for _, example in self._best}
-        return [example for _, example in sorted(self._worst, reverse=True) if example.f1 < 0.5 or id(example) not in best]
+        """Images with a mistake, worst first."""
+        return self._kept.worst()
 
     def best(self) -> list[Example]:
         """Images with something right, best first; none that :meth:`worst` tells."""
-        worst = {id(example) for _, example in self._worst}
-        return [example for _, example in sorted(self._best, reverse=True) if example.f1 >= 0.5 or id(example) not in worst]
+        return self._kept.best()
 
     def _consider(self, batch: "Batch", row: int, truth: Truth, found: ImageDetections) -> None:
         matches = match_image(found, truth, GOOD_IOU)
         right, wrong, missed = tally(matches, truth.crowd)
         if right + wrong + missed == 0:
             return
-        self._seen += 1  # breaks ties, so that examples are never compared
         f1 = 2 * right / (2 * right + wrong + missed)
-        ranked = []
-        if f1 < 1:
-            ranked.append((self._worst, (1 - f1, wrong + missed, -self._seen)))
-        if f1 > 0:
-            ranked.append((self._best, (f1, right, -self._seen)))
-        ranked = [(kept, key) for kept, key in ranked if len(kept) < KEPT or key > kept[0][0]]
-        if ranked:  # only then is the image copied
-            example = self._example(batch, row, truth, found, matches, f1)
-            for kept, key in ranked:
-                (heapq.heappush if len(kept) < KEPT else heapq.heapreplace)(kept, (key, example))
+        self._kept.consider(f1, partial(self._example, batch, row, truth, found, matches, f1), bad=wrong + missed, good=right)
 
     def _example(self, batch: "Batch", row: int, truth: Truth, found: ImageDetections, matches: Matches, f1: float) -> Example:
         """Image and boxes in the pixels of the resized image, which is reduced where it is larger than a page needs."""

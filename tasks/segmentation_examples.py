@@ -1,8 +1,8 @@
 """Images that a model segmented worst and best, kept with their truth while a set is evaluated."""
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from effbackbones.geometry import Mask
 from tasks.boxdrawing import Picture, rgb
 from tasks.data.batch import IGNORE
+from tasks.extremes import Extremes
 from tasks.maskdrawing import errors, fitted, overlay
 from tasks.segmentation_metrics import image_iou
 from tasks.segmentation_results import Segmented, restore
@@ -44,9 +45,6 @@ class Example:
         return {"image": self.image, **drawn, "errors": errors(self.image, self.labels, self.truth)}
 
 
-_Ranked = tuple[tuple[float, int], Example]
-
-
 class SegmentationExamples:
     """Keeps the images with the lowest and with the highest mean IoU over the classes of their truth or prediction, at most
     :data:`KEPT` each and reduced to a few hundred pixels. Ignored pixels count for nothing; images without truth, or with
@@ -55,9 +53,7 @@ class SegmentationExamples:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
-        self._worst: list[_Ranked] = []
-        self._best: list[_Ranked] = []
-        self._seen = 0
+        self._kept = Extremes[Example](KEPT)
 
     def update(self, batch: "Batch", predictions: "Tensor | list[Segmented]") -> None:
         """See the images of a batch."""
@@ -70,27 +66,15 @@ class SegmentationExamples:
             guesses = np.where(labels == IGNORE, (mask + 1) % number, labels)  # wrong ones, where there are none
             iou = image_iou(guesses, mask, number)
             if iou is not None:
-                self._consider(batch, row, labels, mask, iou)
+                self._kept.consider(iou, partial(self._example, batch, row, labels, mask, iou))
 
     def worst(self) -> list[Example]:
-        """Images with a mistake, worst first. An image that is among the best as well is told here if its IoU is below a half."""
-        best = {id(example) for _, example in self._best}
-        return [example for _, example in sorted(self._worst, reverse=True) if example.iou < 0.5 or id(example) not in best]
+        """Images with a mistake, worst first."""
+        return self._kept.worst()
 
     def best(self) -> list[Example]:
         """Images with something right, best first; none that :meth:`worst` tells."""
-        worst = {id(example) for _, example in self._worst}
-        return [example for _, example in sorted(self._best, reverse=True) if example.iou >= 0.5 or id(example) not in worst]
-
-    def _consider(self, batch: "Batch", row: int, labels: Mask, mask: Mask, iou: float) -> None:
-        self._seen += 1  # breaks ties, so that examples are never compared
-        ranked = [(self._worst, (1 - iou, -self._seen))] if iou < 1 else []
-        ranked += [(self._best, (iou, -self._seen))] if iou > 0 else []
-        ranked = [(kept, key) for kept, key in ranked if len(kept) < KEPT or key > kept[0][0]]
-        if ranked:  # only then is the image copied
-            example = self._example(batch, row, labels, mask, iou)
-            for kept, key in ranked:
-                (heapq.heappush if len(kept) < KEPT else heapq.heapreplace)(kept, (key, example))
+        return self._kept.best()
 
     def _example(self, batch: "Batch", row: int, labels: Mask, mask: Mask, iou: float) -> Example:
         """All three as the network saw them: what a crop cut off is not shown, nor is padding."""

@@ -438,8 +438,8 @@ def test_no_more_images_are_kept_than_shown_and_they_are_the_right_ones() -> Non
     counts = [tuple(int(n) for n in rng.integers(0, 4, 3)) for _ in range(60)]
     scenes = [scene(f"{number}", *numbers) for number, numbers in enumerate(counts)]
     examples = examples_of(scenes, 7)
-    assert len(examples._worst) == len(examples._best) == KEPT
-    images = [example.image for _, example in (*examples._worst, *examples._best)]
+    assert len(examples._kept._worst) == len(examples._kept._best) == KEPT
+    images = [example.image for _, example in (*examples._kept._worst, *examples._kept._best)]
     assert all(max(image.shape) <= 512 and image.base is None for image in images)  # copies: no batch is kept alive
     f1 = {str(i): 2 * r / (2 * r + w + m) for i, (r, w, m) in enumerate(counts) if r + w + m}
     assert [e.f1 for e in examples.worst()] == sorted(v for v in f1.values() if v < 1)[:KEPT]
