@@ -100,8 +100,9 @@ def take_over(model: Model, pretrained: Pretrained) -> None:
     extra = {**pretrained.tail, **pretrained.head, **(foreign.head if foreign else {})}
     heads = [model.head, *model.head.heads.values()] if isinstance(model.head, MultiHead) else [model.head]
     head = max(heads, key=lambda head: len(extra.keys() & head.state_dict().keys()))
-    if not extra.keys() & head.state_dict().keys():
-        pretrained.untrained = True
+    known = extra.keys() & head.state_dict().keys()
+    pretrained.untrained = not known or head is not model.head
+    if not known:
         if extra:
             pretrained.reports.append(LoadReport(what, unused=tuple(extra)))
         return

@@ -243,6 +243,13 @@ def test_a_checkpoint_says_what_tasks_it_has(tmp_path: Path, capsys: pytest.Capt
     assert "single.safetensors: model.task: expected a list" in error_of(capsys)
 
 
+def test_heads_that_no_weights_were_made_for_predict_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((50, 90, 3), 120, np.uint8)).save(tmp_path / "grey.png")
+    line = ["predict", "--model.task", "[det, cls]", "--model.backbone", "lite0", "--model.weights", "imagenet"]
+    assert main([*line, str(tmp_path / "grey.png"), "--out", str(tmp_path / "out"), *QUIET]) == 2
+    assert "imagenet holds no joint head" in error_of(capsys)
+
+
 def test_deep_checks_are_refused_before_anything_is_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks import setup
 
