@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests_support import on_two_processes
 
 from effbackbones import UserError
 from tasks.data.batch import Truth
@@ -347,30 +346,22 @@ def test_reset_starts_again_even_under_inference_mode() -> None:
     assert metric.compute() == score(images, 2)
 
 
-def _score_share(rank: int, port: int, out: str) -> None:
+def _score_share(rank: int) -> list[Any]:
     """Process ``rank`` of 2 scores its share; for one of the sets the second process has no image at all."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     results = []
     for share in (slice(rank, None, 2), slice(0, None if rank == 0 else 0)):
         metric = DetectionMetrics(names(3))
         for mine, objects in draw(5, 11, 3, levels=3)[share]:
             metric.update([mine], [objects])
         results.append(metric.compute())
-    Path(out, f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
-    torch.distributed.destroy_process_group()
+    return results
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_score_share, args=(port, str(tmp_path)), nprocs=2)
     whole = score(draw(5, 11, 3, levels=3), 3)
     assert 0 < whole["AP"] < 1
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [whole, whole]
+    assert on_two_processes(_score_share, tmp_path) == [[whole, whole]] * 2
 
 
 def test_matching_of_one_image_by_hand() -> None:

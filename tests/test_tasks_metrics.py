@@ -1,16 +1,15 @@
 """Classification scores: equal to reference libraries, independent of batches, order and processes, never raised by NaN."""
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests_support import on_two_processes
 from torch import Tensor
 
 from effbackbones import UserError
@@ -199,10 +198,8 @@ def test_class_names_must_differ() -> None:
         ClassificationMetrics(["cat", "dog", "cat"])
 
 
-def _score_share(rank: int, port: int, out: str) -> None:
+def _score_share(rank: int) -> list[Any]:
     """Process ``rank`` of 2 scores its share; for one of the sets the second process has no sample at all."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     results = []
     for multilabel in (False, True):
         for share in (slice(rank, None, 2), slice(0, None if rank == 0 else 0)):
@@ -211,19 +208,13 @@ def _score_share(rank: int, port: int, out: str) -> None:
             if len(targets[share]):
                 metric.update(probabilities[share], targets[share])
             results.append(metric.compute())
-    Path(out, f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
-    torch.distributed.destroy_process_group()
+    return results
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_score_share, args=(port, str(tmp_path)), nprocs=2)
     single, multi = (score(*draw(3, 51, 7, multilabel), multilabel=multilabel) for multilabel in (False, True))
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [single, single, multi, multi]
+    assert on_two_processes(_score_share, tmp_path) == [[single, single, multi, multi]] * 2
 
 
 @pytest.mark.gpu

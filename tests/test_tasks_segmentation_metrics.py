@@ -2,17 +2,15 @@
 
 import json
 import math
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests_support import one_line
+from tests_support import on_two_processes, one_line
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask
@@ -278,26 +276,16 @@ def test_class_names_must_differ_and_fit(classes: list[str]) -> None:
     one_line(error, "distinct", "255")
 
 
-def _score_share(rank: int, port: int, out: str) -> None:
+def _score_share(rank: int) -> list[Any]:
     """Process ``rank`` of 2 scores its share; of one of the sets the second process has no image at all."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     images = [draw(seed, 4) for seed in range(5)]
-    results = [score(images[share], 4, 1) for share in (slice(rank, None, 2), slice(0, None if rank == 0 else 0))]
-    Path(out, f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
-    torch.distributed.destroy_process_group()
+    return [score(images[share], 4, 1) for share in (slice(rank, None, 2), slice(0, None if rank == 0 else 0))]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_score_share, args=(port, str(tmp_path)), nprocs=2)
     single = score([draw(seed, 4) for seed in range(5)], 4)
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [single, single]
+    assert on_two_processes(_score_share, tmp_path) == [[single, single]] * 2
 
 
 @pytest.mark.gpu

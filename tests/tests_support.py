@@ -1,9 +1,14 @@
 """What several test files share."""
 
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,3 +56,19 @@ def guarded_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, t
     clip_grad_norm(parameters, 10.0)
     optimizer.step()
     return loss.detach()
+
+
+def on_two_processes(work: Callable[[int], Any], folder: Path) -> list[Any]:
+    """What ``work(rank)``, a function of a module, gives in each of two processes under gloo, JSON-like."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_one_of_two, args=(work, port, str(folder)), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def _one_of_two(rank: int, work: Callable[[int], Any], port: int, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    Path(out, f"{rank}.json").write_text(json.dumps(work(rank)), encoding="utf-8")
+    torch.distributed.destroy_process_group()
