@@ -250,6 +250,9 @@ def test_folders_that_are_missing(root: Path) -> None:
 def test_nothing_leads_out_of_the_root(root: Path) -> None:
     for path in ("../outside", "/etc", "a/../../b", r"..\x", "C:/x"):
         refused(lambda path=path: opened(root, images=path, masks="{split}/masks"), "data.options.images", "inside")  # type: ignore[misc]
+        refused(lambda path=path: opened(root, images="{split}/images", masks=path), "data.options.masks", "inside")  # type: ignore[misc]
+        data = DataConfig(name="masks", root=str(root), train=path)
+        refused(lambda data=data: masks(data, "train", None), "data.train", "inside")  # type: ignore[misc]
     refused(lambda: opened(root, list="../{split}.txt"), "data.options.list", "inside")
     (root / "train.txt").write_text("../../outside\n")
     refused(lambda: opened(root, list="{split}.txt"), "train.txt:1", "there is no image '../../outside'")

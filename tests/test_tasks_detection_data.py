@@ -225,6 +225,14 @@ def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
     assert trained.plan == evaluated.plan
 
 
+def test_a_crop_is_as_large_as_it_says_with_mosaics_too() -> None:
+    data = DataConfig(crop_size=(32, 48), mosaic=1.0, scale_jitter=(0.8, 1.5))
+    transform = ViewTransform(SPEC, (64, 96), True, data)
+    assert transform(photograph(), rng(0)).image.shape[:2] == (32, 48)
+    assert transform.combine([photograph()] * 4, rng(0)).image.shape[:2] == (32, 48)
+    assert ViewTransform(SPEC, (64, 96), False, data)(photograph(), rng(0)).image.shape[:2] == (64, 96)
+
+
 @pytest.mark.parametrize("closed_from", [2.5, 3])
 def test_mosaic_closes_and_has_its_probability(closed_from: float) -> None:
     transform = ViewTransform(SPEC, (64, 64), True, DataConfig(mosaic=0.3), closed_from=closed_from)
@@ -258,7 +266,7 @@ def test_a_mosaic_shows_all_four_images_around_a_point_of_the_middle() -> None:
 def test_images_that_differ_in_kind_are_no_mosaic() -> None:
     plain = photograph()
     for odd in (photograph(dtype=np.uint16), photograph(channels=1), replace(plain, mask=np.zeros((60, 100), np.uint8))):
-        with pytest.raises(UserError, match=r"b\.png: is .*, a\.png is uint8 with 3 channels and no mask"):
+        with pytest.raises(UserError, match=r"b\.png: is .*, a\.png is uint8 with 3 channels and boxes:"):
             mosaic([plain, plain, replace(odd, path="b.png"), plain], (64, 64), DataConfig(), SPEC, rng(0))
 
 

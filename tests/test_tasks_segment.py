@@ -231,6 +231,12 @@ def test_images_of_many_sizes_are_checked_and_scored_by_tiles(tmp_path: Path, ca
     assert scores[scores["best"]]["images"] == 3
 
 
+def test_tiles_smaller_than_a_head_takes_are_refused_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    line = [*TINY, "--model.head", "pan", "--data.tile", "48", "--data.tile_overlap", "0"]
+    assert main([word for word in line if "channels" not in word and word != "--model.head_options"]) == 2
+    assert "data.tile: PANHead needs 128 pixels, got [48, 48]; raise it" in error_of(capsys)
+
+
 def test_images_of_one_name_are_told_apart_by_what_predict_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = mask_folder(tmp_path / "data", {"train": 2, "val": 2})
     for kind in ("images", "masks"):
