@@ -14,7 +14,7 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks import setup
 from tasks.config import Config
-from tasks.data.batch import IGNORE, Batch, ImageMeta, SkipCount
+from tasks.data.batch import IGNORE, ImageMeta, SkipCount
 from tasks.data.maskcount import MaskStatistics, count_masks, median_frequency
 from tasks.data.sampling import Repeated
 from tasks.deep_check import Goal
@@ -80,8 +80,9 @@ def truth_score(task: TaskSpec, config: Config, model: Model, dataset: Dataset) 
     config = replace(config, data=replace(config.data, workers=0))
     for batch in setup.evaluation_loader(config, task, view, model):
         if batch.targets is not None:
+            # Images that are read in tiles come alone, without padding.
             tiled = config.data.tile is not None
-            made = _segmented(batch) if tiled else _one_hot(batch.targets, len(classes))
+            made = [_predicted(mask) for mask in batch.targets] if tiled else _one_hot(batch.targets, len(classes))
             metric.update(*task.scored(*readable(batch, made)))
     score: float | None = metric.compute()["miou"]
     return score
@@ -91,12 +92,6 @@ def _one_hot(masks: torch.Tensor, count: int) -> torch.Tensor:
     """Masks [B, H, W] as probabilities of 1; ignored pixels, which are not scored, as the first class."""
     labels = torch.where(masks == IGNORE, 0, masks)
     return torch.nn.functional.one_hot(labels.long(), count).permute(0, 3, 1, 2).float()
-
-
-def _segmented(batch: Batch) -> list[Segmented]:
-    """The masks of images at their own size as if they had been predicted."""
-    sizes = batch.sizes.valid.tolist()
-    return [_predicted(mask[:height, :width]) for mask, (height, width) in zip(batch.targets, sizes, strict=True)]
 
 
 def _predicted(labels: torch.Tensor) -> Segmented:

@@ -150,6 +150,12 @@ def test_beside_a_head_that_pads_further(name: str, size: tuple[int, int]) -> No
     torch.testing.assert_close(found[..., :-4, :-4], by_hand[..., :-4, :-4], rtol=1e-4, atol=1e-5)
 
 
+def test_images_are_letterboxed_for_them() -> None:
+    backbone, model = create_backbone("b0"), tiny("unet")
+    assert (backbone.image_spec.crop_mode, backbone.image_spec.crop_fraction) == ("center", 0.875)
+    assert (model.image_spec.crop_mode, model.image_spec.crop_fraction) == ("letterbox", 1.0)
+
+
 def test_strides_halved_for_small_images() -> None:
     """``stem_stride=1`` puts C1 at the images' own size. Decoders with fixed factors say that they cannot."""
     model = tiny("unet", backbone_options={"stem_stride": 1})

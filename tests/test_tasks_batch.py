@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from effbackbones.build import build_model
 from effbackbones.contracts import BoxTargets, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
+from tasks.classify import TASK
 from tasks.data.batch import MAX_SKIPPED, Batch, ImageMeta, KeyedDataset, Sample, SkipCount, stack_images
 from tasks.data.check import check_dataset
-from tasks.data.collating import class_targets, collate
+from tasks.data.collating import class_targets, collate, mask_targets
+from tasks.settings import Config
 
 CLASSES = partial(collate, targets=class_targets, size_divisor=None, fill=(0.5, 0.5, 0.5))
 
@@ -93,6 +96,25 @@ def test_collated_batch() -> None:
     assert batch.sizes.batch == (4, 6)
     assert batch.sizes.valid.tolist() == [[4, 6]] * 3
     assert batch.meta[2] == ImageMeta("9", "/data/9.jpg", (4, 6), label=1)
+
+
+def test_a_classifier_is_never_given_padded_images() -> None:
+    """Its head looks at whole maps, and would not know padding from the image."""
+    together = TASK.collate(Config(), build_model("cls", "lite0"))
+    assert together([Numbers()[3]]).images.shape == (1, 3, 4, 6)
+    with pytest.raises(UserError, match="bring all images to one size"):
+        together([Numbers()[3], replace(Numbers()[4], image=np.zeros((4, 5, 3), np.uint8))])
+
+
+def test_masks_of_other_sizes_are_padded_with_ignored_pixels() -> None:
+    samples = [replace(Numbers()[1], image=np.zeros((*size, 3), np.uint8), mask=np.ones(size, np.uint8)) for size in ((4, 6), (3, 9))]
+    batch = collate(samples, targets=mask_targets, size_divisor=8, fill=(0.5, 0.5, 0.5))
+    assert batch.targets.shape == (2, 8, 16)
+    for mask, (height, width) in zip(batch.targets, ((4, 6), (3, 9)), strict=True):
+        assert mask[:height, :width].eq(1).all()
+        assert mask.eq(255).sum() == 8 * 16 - height * width
+    with pytest.raises(UserError, match="has no mask, others of its batch have"):
+        collate([samples[0], replace(samples[0], mask=None)], targets=mask_targets, fill=(0.5, 0.5, 0.5))
 
 
 def test_collated_plan_and_labels() -> None:

@@ -23,6 +23,7 @@ from tasks.detection_metrics import DetectionMetrics
 from tasks.detection_report import BoxStatistics, detection_report
 from tasks.detection_results import restore
 from tasks.drawings import box_histogram, coverage_figure, curves, precision_recall
+from tasks.extremes import Extremes
 
 GREY = np.full((400, 500, 3), 90, np.uint8)
 
@@ -600,3 +601,16 @@ def test_a_head_without_anchors_has_box_sizes_alone(tmp_path: Path) -> None:
     page = report(tmp_path, results={"AP": 0.5}, boxes=BoxStatistics(np.full((2, 2), 9.0), np.full((2, 2), 5.0), np.zeros(0)))
     assert "Box sizes" in page.seen
     assert "Anchors" not in page.seen
+
+
+def test_the_perfect_are_not_among_the_worst_nor_the_useless_among_the_best() -> None:
+    for quality in (0.0, 1.0):
+        kept = Extremes[int](2)
+        for number in range(9):
+            kept.consider(quality, lambda number=number: number)  # type: ignore[misc]
+        assert (kept.worst(), kept.best()) == (([0, 1], []) if quality == 0 else ([], [0, 1]))
+    made: list[int] = []
+    kept = Extremes[int](1)
+    for number, quality in enumerate((0.5, 0.6, 0.55, 0.4)):
+        kept.consider(quality, lambda number=number: made.append(number) or number)  # type: ignore[misc, func-returns-value]
+    assert (kept.worst(), kept.best(), made) == ([3], [1], [0, 1, 3])  # what does not belong is never made

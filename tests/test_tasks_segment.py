@@ -12,12 +12,12 @@ from PIL import Image
 from effbackbones import load_model
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
-from tasks import deep_check
+from tasks import deep_check, segmentation_check
 from tasks.config import Config, parse
 from tasks.data import view_transform
 from tasks.deep_check import learn_eight
 from tasks.segment import TASK, main
-from tasks.segmentation_check import GOAL, truth_score
+from tasks.segmentation_check import GOAL, quick_checks, truth_score
 from tasks.setup import make_model, open_splits
 from tasks.telling import Teller
 
@@ -154,6 +154,7 @@ def test_truth_that_leaves_its_place_is_found(tmp_path: Path, monkeypatch: pytes
     datasets = open_splits(config, TASK)
     model = make_model(config, TASK, datasets["train"])
     assert truth_score(TASK, config, model, datasets["val"]) == 1
+    quick_checks(TASK, config, model, datasets, Teller(False, quiet=True))
     assert truth_score(TASK, replace(config, data=replace(config.data, tile=64, tile_overlap=16)), model, datasets["val"]) == 1
     honest = view_transform.through
 
@@ -165,6 +166,9 @@ def test_truth_that_leaves_its_place_is_found(tmp_path: Path, monkeypatch: pytes
     score = truth_score(TASK, config, model, datasets["val"])
     assert score is not None
     assert score < 0.8
+    monkeypatch.setattr(segmentation_check, "POOR", 0.8)
+    with pytest.raises(UserError, match=r"^data: the masks of split val, .* give mIoU 0\.\d+; raise data\.image_size"):
+        quick_checks(TASK, config, model, datasets, Teller(False, quiet=True))
 
 
 @pytest.mark.slow
