@@ -607,8 +607,8 @@ def test_the_perfect_are_not_among_the_worst_nor_the_useless_among_the_best() ->
     for quality in (0.0, 1.0):
         kept = Extremes[int](2)
         for number in range(9):
-            kept.consider(quality, lambda number=number: number)  # type: ignore[misc]
-        assert (kept.worst(), kept.best()) == (([0, 1], []) if quality == 0 else ([], [0, 1]))
+            kept.consider(quality, lambda number=number: number, good=number, bad=-number)  # type: ignore[misc]
+        assert (kept.worst(), kept.best()) == (([0, 1], []) if quality == 0 else ([], [8, 7]))
     made: list[int] = []
     kept = Extremes[int](1)
     for number, quality in enumerate((0.5, 0.6, 0.55, 0.4)):
