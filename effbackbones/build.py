@@ -144,11 +144,11 @@ def _efficientnet(name: str, weights: str | Path | None, options: dict[str, Any]
 
 def _foreign(name: str, factory: Any, weights: str | Path | None, options: dict[str, Any]) -> _Built:
     """A timm or registered backbone. Its weights are timm's own, or a file of this project, which alone can describe it."""
-    pretrained = None if weights is None or (name.startswith("timm:") and weights == "imagenet") else read_weights(weights, name)
-    if name.startswith("timm:"):
-        backbone = factory(name.removeprefix("timm:"), pretrained=weights == "imagenet", **options)
-    else:
-        backbone = factory(**options)
+    if name.startswith("timm:") and weights == "imagenet":
+        backbone = factory(name.removeprefix("timm:"), pretrained=True, **options)
+        return _Built(backbone, backbone.pretrained())
+    pretrained = None if weights is None else read_weights(weights, name)
+    backbone = factory(name.removeprefix("timm:"), **options) if name.startswith("timm:") else factory(**options)
     if not isinstance(backbone, Backbone):
         raise UserError(f"backbone {name!r}", f"its factory returned {type(backbone).__name__}", "return an effbackbones.Backbone")
     if pretrained:

@@ -1,11 +1,13 @@
 """Any timm network as a backbone: levels by stride, real channels, no dead weight, honest refusals."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
 
+from effbackbones import build_model, create_backbone, load_model, save_model
 from effbackbones.conformance import check_backbone
 from effbackbones.errors import UserError
 from effbackbones.timm_backbone import TimmBackbone
@@ -127,3 +129,21 @@ def test_what_cannot_be_removed_stays_frozen() -> None:
 def test_contract(name: str) -> None:
     backbone = TimmBackbone(name, levels=["C2"])
     assert check_backbone(backbone) == []
+
+
+def test_timms_own_weights_say_where_they_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    create = timm.create_model
+
+    def offline(name: str, *, pretrained: bool = False, **options: Any) -> Any:
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    backbone = create_backbone("timm:resnet18.a1_in1k", weights="imagenet", levels=["C5"])
+    assert backbone.provenance["weights"] == "timm resnet18.a1_in1k"
+    assert backbone.provenance["licence"] == "apache-2.0"
+    model = build_model("cls", "timm:resnet18.a1_in1k", num_classes=3, weights="imagenet")
+    assert model.provenance["weights"] == "timm resnet18.a1_in1k"
+    assert model.provenance["untrained_head"]
+    save_model(model, tmp_path / "model.safetensors")
+    assert load_model(tmp_path / "model.safetensors").provenance["licence"] == "apache-2.0"
+    assert create_backbone("timm:resnet18", levels=["C5"]).provenance == {}
