@@ -16,6 +16,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
 
 from effbackbones.contracts import BackboneNeeds, FeatureSpec
+from effbackbones.efficientnet import TAPS
 from effbackbones.errors import UserError
 from heads.segmentation_head import SegmentationHead, check_spec, smp_channels
 from heads.segmentation_options import INTERPOLATIONS, choice, whole, wholes
@@ -29,7 +30,7 @@ def _needs(levels: Sequence[int] | None, depth: int, tap: str) -> BackboneNeeds:
     if not 3 <= depth <= 5 or wanted not in ([*range(1, depth + 1)], [*range(2, depth + 1)]):
         what = f"expected 1 or 2 up to {depth}, the number of the decoder's steps, which must be 3, 4 or 5; got {wanted}"
         raise UserError("head_options.levels", what, "leave it out, or write [2, 3, 4, 5] for a backbone without C1")
-    return BackboneNeeds(tuple(f"C{i}" for i in wanted), tap=choice("tap", tap, ("stage", "stem")))
+    return BackboneNeeds(tuple(f"C{i}" for i in wanted), tap=choice("tap", tap, TAPS))
 
 
 class _UShapedHead(SegmentationHead):
@@ -38,7 +39,7 @@ class _UShapedHead(SegmentationHead):
     * ``channels``: width of each step, coarsest first; as many as levels, so that three make a U-Net on C1-C3.
     * ``interpolation``: how a step grows its map.
     * ``levels``: ``[2, 3, 4, 5]`` for a backbone without C1; the step to stride 2 then has no skip.
-    * ``tap``: ``stem`` takes C1 from the stem, the layout of smp's own EfficientNet encoders.
+    * ``tap``: ``stem`` takes C1 from the stem, the layout of smp's own EfficientNet encoders; ``smp_b0`` is that of its B0.
     """
 
     any_stride: ClassVar[bool] = False

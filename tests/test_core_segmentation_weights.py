@@ -227,6 +227,14 @@ def test_a_given_tap_wins_and_is_told(tap: str, said_of: str, native: nn.Module,
     assert len(misfit) == (tap == "stage")  # C1 has other channels there
 
 
+def test_the_tap_of_smps_b0_may_be_asked_of_the_head(native: nn.Module, tmp_path: Path) -> None:
+    path = write(tmp_path, entries(native))
+    model = build_model("seg", "b0", num_classes=5, weights=path, head_options={"tap": "smp_b0"}).eval().requires_grad_(False)
+    assert model.backbone.tap == "smp_b0"
+    assert not any("was trained with tap" in said for said in remarks(model))
+    assert distance(model, native, (65, 98)) < 1e-4
+
+
 def test_other_numerics_are_told_and_differ(native: nn.Module, tmp_path: Path) -> None:
     model = build(write(tmp_path, entries(native)), NATIVE + "b0", numerics="torch")
     assert any("these weights go with same_static" in said for said in remarks(model))
