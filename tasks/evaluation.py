@@ -1,6 +1,6 @@
 """Scores of a model over a data set, for the training run and for the verb ``evaluate``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,6 +18,10 @@ from tasks.data.batch import Batch, SkipCount
 from tasks.resume import Share
 from tasks.spec import Dataset, Observer, TaskSpec
 from tasks.telling import Teller
+
+
+class EvaluationLeftError(Exception):
+    """An evaluation was left before its end, because the run is to stop."""
 
 
 @torch.no_grad()
@@ -71,17 +75,25 @@ def readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
 
 def score_model(
     task: TaskSpec, config: Config, model: Model, *, dataset: Dataset, classes: tuple[str, ...], device: torch.device, tell: Teller,
-    share: Share | None = None, observe: bool = True,
+    share: Share | None = None, observe: bool = True, leave: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Any], Any]:  # fmt: skip
     """Scores of a model over a data set, and what the task's observer collected for the report, if it is to ``observe``.
 
-    Where several processes score together each gives its ``share``.
+    Where several processes score together each gives its ``share``. ``leave`` is asked before each batch; :class:`EvaluationLeftError` is
+    raised when it says so.
     """
     share, observer = share or Share(), task.observer(config, classes) if observe else None
     loader = setup.evaluation_loader(config, task, dataset, model, share.rank, share.world)
     metric = task.metrics(config, classes).to(device)
     observers = [observer] if observer else []
     arithmetic = partial(setup.autocast, config, device)
-    batches = tell.watch(loader, "evaluate")
+    batches = _unless(leave, tell.watch(loader, "evaluate"))
     scores = evaluate(task, config, model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic)
     return scores, observer
+
+
+def _unless(leave: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if leave():
+            raise EvaluationLeftError
+        yield batch

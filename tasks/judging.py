@@ -1,6 +1,6 @@
 """Judging weights: scored during a run, the best of them kept, and at the end the best ones' scores on the test split."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,8 @@ class Progress:
 
 @dataclass
 class Judge:
-    """Scores the weights of a run; ``datasets`` by split (train, val, perhaps test), ``state`` is the run's own."""
+    """Scores the weights of a run; ``datasets`` by split (train, val, perhaps test), ``state`` is the run's own, ``leave`` says
+    when a validation is to be left, with :class:`tasks.evaluation.EvaluationLeftError`."""
 
     task: TaskSpec
     config: Config
@@ -41,6 +42,7 @@ class Judge:
     folder: Path
     tell: Teller
     state: Progress
+    leave: Callable[[], bool]
 
     def __post_init__(self) -> None:
         self.device = setup.run_device(self.config)
@@ -65,7 +67,7 @@ class Judge:
 
     def _scores(self, weights: str) -> dict[str, Any]:
         with self._weights(weights):
-            return self._scored(self.engine.model, "val", share=self.engine.share, observe=False)[0]
+            return self._scored(self.engine.model, "val", share=self.engine.share, observe=False, leave=self.leave)[0]
 
     def _scored(self, model: Model, split: str, **how: Any) -> tuple[dict[str, Any], Any]:
         dataset = self.datasets[split]

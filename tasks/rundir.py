@@ -104,9 +104,11 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._held is not None
+        if fcntl is None:
+            self._held.close()  # such systems remove no open file
         self._lock.unlink(missing_ok=True)
-        if self._held is not None:
-            self._held.close()
+        self._held.close()
 
     def _create(self) -> None:
         """Make the folder with its config inside in one step: another process of the run sees all of it or nothing."""
@@ -120,18 +122,30 @@ class RunFolder:
 
     def _take_lock(self) -> None:
         """A lock of the system's: it ends with the process, however that ends."""
-        self._held = self._lock.open("a+", encoding="utf-8")
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._held.seek(0)
-            owner = self._held.read().strip() or "another process"
-            self._held.close()
-            raise UserError(str(self.path), f"is used by {owner}", "wait for it, or choose another run.out") from None
+        while True:
+            self._held = self._lock.open("a+", encoding="utf-8")
+            try:
+                if fcntl is not None:
+                    fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._held.seek(0)
+                owner = self._held.read().strip() or "another process"
+                self._held.close()
+                raise UserError(str(self.path), f"is used by {owner}", "wait for it, or choose another run.out") from None
+            if fcntl is None or _is_at(self._held, self._lock):
+                break
+            self._held.close()  # its owner removed it between our opening and our locking: it guards nothing
         self._held.truncate(0)
         self._held.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._held.flush()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether ``path`` still leads to that open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _umask() -> int:

@@ -19,6 +19,7 @@ from tasks.config import Config, Extras
 from tasks.data.batch import SkipCount
 from tasks.data.check import check_dataset
 from tasks.engine import DivergedError, Engine, Plan, StepLog, Timed
+from tasks.evaluation import EvaluationLeftError
 from tasks.events import Events
 from tasks.judging import Judge, Progress
 from tasks.report import write_metrics
@@ -81,7 +82,7 @@ class _Run(L.Callback):
         self.plan = Plan.of(config, len(self.train_set))
         self.engine = Engine(model, task, config, self.plan)
         self.engine.on_step = self.on_step
-        self.judge = Judge(task, config, self.engine, datasets, folder, tell, Progress())
+        self.judge = Judge(task, config, self.engine, datasets, folder, tell, Progress(), self._leaves)
         self.scaler: Mapping[str, Any] = {}
         self.skips = SkipCount(len(self.train_set))
         self.signals = Signals()
@@ -195,6 +196,7 @@ class _Run(L.Callback):
         self.signals.install()
         if self._is_due() and not self._evaluated():
             self._evaluate()
+            trainer.should_stop = self._stopping()
 
     def on_train_batch_start(self, trainer: L.Trainer, engine: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Hand the engine the signals that came meanwhile; that it is time to save is one of them, so that all processes
@@ -229,6 +231,10 @@ class _Run(L.Callback):
 
     def _early(self) -> bool:
         return self.config.run.patience is not None and self.state.since_best >= self.config.run.patience
+
+    def _leaves(self) -> bool:
+        """Whether an evaluation is to be left: a process that is alone may; of several each would wait for the others."""
+        return self.engine.share.world == 1 and stopped_by(self.signals.level) is not None
 
     def _stopping(self) -> bool:
         return stopped_by(self.engine.signal_level) is not None or self._early()
@@ -282,7 +288,11 @@ class _Run(L.Callback):
         if self.losses:
             row["train_loss"] = sum(self.losses) / len(self.losses)
         self.losses = []
-        results = self.judge.validate(row)
+        try:
+            results = self.judge.validate(row)
+        except EvaluationLeftError:  # all is saved; who continues evaluates first
+            engine.signal_level = self.signals.level
+            return
         self.state.history.append(row)
         if self.events:
             self.events.write(engine.step, row)

@@ -17,7 +17,7 @@ import torch
 from tests_support import TINY
 from torch import nn
 
-from effbackbones import build_model, load_model
+from effbackbones import UserError, build_model, load_model
 from effbackbones.tensorfile import read_tensors
 from tasks.classify import TASK, main
 from tasks.config import parse
@@ -25,6 +25,7 @@ from tasks.engine import DIVERGED_AFTER, Engine, Plan
 from tasks.optim import lr_factor
 from tasks.resume import GlobalBatches, Share, flatten_optimizer, load_state, restore_optimizer, save_state, seed_step, shuffled
 from tasks.run import refuse_dead_parameters
+from tasks.rundir import RunFolder
 
 
 def run(folder: Path, *more: str) -> int:
@@ -185,6 +186,64 @@ def test_a_signal_saves_and_the_same_command_continues(number: signal.Signals, c
     found = load_state(folder / "checkpoints", print)
     assert found is not None
     assert f"after step {found[1]['step']}" in rest
+
+
+def test_a_signal_leaves_an_evaluation_which_is_made_when_the_run_continues(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder, scored = tmp_path / "left", type(TASK).scored
+    batches: list[int] = []
+
+    def signalled(self: Any, batch: Any, predictions: Any) -> Any:
+        batches.append(len(batch.meta))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return scored(self, batch, predictions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(TASK), "scored", signalled)
+        assert run(folder) == 143
+        assert "stopped by SIGTERM after step 4" in capsys.readouterr().err
+        assert run(folder) == 143  # in the evaluation that is made up for, before another step
+        assert "stopped by SIGTERM after step 4" in capsys.readouterr().err
+    assert batches == [8, 8]  # of 12 images: the second batch of each was not read
+    found = load_state(folder / "checkpoints", print)
+    assert found is not None
+    assert (found[1]["step"], found[1]["progress"]["history"]) == (4, [])
+    last: list[int] = []
+
+    def signalled_at_the_end(self: Any, batch: Any, predictions: Any) -> Any:
+        last.append(len(batch.meta))
+        if len(last) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return scored(self, batch, predictions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(TASK), "scored", signalled_at_the_end)
+        assert run(folder) == 143
+        assert "stopped by SIGTERM after step 8" in capsys.readouterr().err
+    assert run(folder) == 0
+    assert digest(folder) == digest(whole)
+    metrics = [json.loads((f / "metrics.json").read_text()) for f in (folder, whole)]
+    assert [row["val_top1"] for row in metrics[0]["history"]] == [row["val_top1"] for row in metrics[1]["history"]]
+    assert metrics[0]["ema"] == metrics[1]["ema"]
+
+
+def test_a_lock_that_its_owner_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, flock = parse("classify", TINY).config, fcntl.flock
+    attempts: list[int] = []
+
+    def late(file: Any, how: int) -> None:
+        if not attempts:
+            (tmp_path / "run" / "lock").unlink()  # between our opening and our locking
+        attempts.append(how)
+        flock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with RunFolder(tmp_path / "run", config):
+        assert len(attempts) == 2
+        with pytest.raises(UserError, match=f"process {os.getpid()}"), RunFolder(tmp_path / "run", config):
+            pass
+    assert not (tmp_path / "run" / "lock").exists()
 
 
 def test_a_folder_in_use_or_finished_or_of_another_config_is_refused(whole: Path, tmp_path: Path, capsys: Any) -> None:
