@@ -1,7 +1,6 @@
 """Image classification, one label or several per image: what it adds to the engine, and its command."""
 
 import csv
-import heapq
 import json
 import math
 import sys
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """Classes told for each predicted image."""
-MISTAKES = 24
-"""Mistakes shown in a report."""
 
 
 class Classification(TaskSpec):
@@ -87,9 +84,12 @@ class Classification(TaskSpec):
         return predictions[rows], labels.to(predictions.device)
 
     def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:
-        return None if config.data.multilabel else ConfidentMistakes(classes)
+        from tasks.classification_examples import ConfidentMistakes
+
+        return ConfidentMistakes(classes, config.data.multilabel)
 
     def report(self, folder: Path, summary: Mapping[str, Any], observer: Observer | None) -> Path:
+        from tasks.classification_examples import ConfidentMistakes
         from tasks.report import classification_report
 
         mistakes = observer.mistakes() if isinstance(observer, ConfidentMistakes) else []
@@ -105,31 +105,13 @@ class Classification(TaskSpec):
 
         return tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"])
 
+    def data_names(self, classes: Sequence[str], found: Callable[[], Sequence[str]]) -> Sequence[str]:
+        if tuple(classes) != self.default_classes(len(classes)):
+            return classes
+        from timm.data.imagenet_info import ImageNetInfo  # the synsets that ImageNet's own folders are named by
 
-class ConfidentMistakes:
-    """Keeps the wrong predictions of the highest confidence, with their pictures."""
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = classes
-        self._worst: list[tuple[float, int, Any]] = []
-        self._seen = 0
-
-    def update(self, batch: "Batch", predictions: "Tensor") -> None:
-        confidences, predicted = (values.tolist() for values in predictions.float().max(1))
-        for row, (confidence, guess, meta) in enumerate(zip(confidences, predicted, batch.meta, strict=True)):
-            self._seen += 1  # breaks ties, so that pictures are never compared
-            true = meta.label
-            if true is not None and guess != true and (len(self._worst) < MISTAKES or confidence > self._worst[0][0]):
-                image = batch.images[row].permute(1, 2, 0).cpu().numpy().copy()
-                push = heapq.heappush if len(self._worst) < MISTAKES else heapq.heapreplace
-                push(self._worst, (confidence, self._seen, (image, true, guess, batch.meta[row].id)))
-
-    def mistakes(self) -> list[Any]:
-        """The kept ones as :class:`tasks.report.Mistake`, most confident first."""
-        from tasks.report import Mistake
-
-        worst = sorted(self._worst, reverse=True)
-        return [Mistake(image, self.classes[true], self.classes[guess], p, id) for p, _, (image, true, guess, id) in worst]
+        synsets = tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]  # timm is untyped
+        return synsets if set(found()) <= set(synsets) else classes
 
 
 class PredictionFiles:

@@ -43,11 +43,11 @@ _PAIRS = 20
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong prediction to show: ``image`` [H, W, C] as :func:`tasks.page.picture` takes it, ``confidence`` in 0..1."""
+    """A wrong prediction to show: ``image`` [H, W, C] as :func:`tasks.page.picture` takes it, ``what`` is wrong, and the
+    ``confidence`` in it, 0..1."""
 
     image: np.ndarray
-    true: str
-    predicted: str
+    what: str
     confidence: float
     id: str = ""
 
@@ -222,7 +222,7 @@ def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> tuple[list[str],
 
 
 def _mistake_text(mistake: Mistake) -> str:
-    return f"{mistake.true}, taken for {mistake.predicted}\n{percent(mistake.confidence)} sure · {mistake.id}".rstrip(" ·")
+    return f"{mistake.what}\n{percent(mistake.confidence)} sure · {mistake.id}".rstrip(" ·")
 
 
 def percent(value: Any) -> str:

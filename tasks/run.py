@@ -35,7 +35,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     if extras.predictions:
         return _evaluate_file(task, config, extras, tell)
     model, classes = _model_and_classes(task, config, extras, require_classes=True)
-    dataset = setup.open_dataset(config, task, extras.split, _data_classes(model, classes))
+    dataset = setup.open_dataset(config, task, extras.split, _data_classes(task, config, extras, model, classes))
     setup.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
     scores, observer = score_model(task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell)
     folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
@@ -230,8 +230,10 @@ def _numbers(count: int) -> tuple[str, ...]:
     return tuple(str(label) for label in range(count))
 
 
-def _data_classes(model: Model, classes: Any) -> tuple[str, ...]:
-    """The names that the data set a model was trained on has for its classes."""
+def _data_classes(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> tuple[str, ...]:
+    """The names that the data set has for the classes of a model: one that was trained here knows them."""
+    if model.classes is None:
+        return tuple(task.data_names(classes, lambda: setup.open_dataset(config, task, extras.split).classes))
     return tuple(model.provenance.get("data_classes", classes))
 
 

@@ -197,3 +197,7 @@ class TaskSpec(ABC):
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
         """Names of the classes that published weights with so many know, or None."""
         return None
+
+    def data_names(self, classes: Sequence[str], found: Callable[[], Sequence[str]]) -> Sequence[str]:
+        """The names by which a data set knows the :meth:`default_classes`, in their order; ``found`` gives those it has."""
+        return classes

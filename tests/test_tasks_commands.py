@@ -17,7 +17,7 @@ from tests_support import TINY
 
 from effbackbones import load_model
 from effbackbones.registry import HEADS
-from tasks.classify import main
+from tasks.classify import TASK, main
 
 HEAD = '''
 """A head in a file of its own, outside of the project."""
@@ -156,6 +156,31 @@ def test_check_and_bench_tell_what_they_find(capsys: Any) -> None:
     assert record["parameters"] > 0
     assert record["multiply_adds"] > 0
     assert {(row["model"], row["batch"]) for row in record["latency"]} == {(m, b) for m in ("plain", "for_inference") for b in (1, 16)}
+
+
+def test_imagenet_weights_are_scored_on_folders_that_bear_imagenets_synsets(tmp_path: Path) -> None:
+    ImageNetInfo = pytest.importorskip("timm").data.ImageNetInfo  # noqa: N806  # a class
+    flat, rng = tmp_path / "flat", np.random.default_rng(0)
+    flat.mkdir()
+    for i in range(4):
+        coarse = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((240, 224), Image.Resampling.BICUBIC).save(flat / f"{i}.png")
+    lite0 = ["--model.backbone", "lite0", "--model.weights", "imagenet", "--run.device", "cpu", "--run.progress", "false"]
+    assert main(["predict", *lite0, str(flat), "--out", str(tmp_path / "predicted"), "--data.workers", "0"]) == 0
+    rows = json.loads((tmp_path / "predicted" / "predictions.json").read_text())["images"]
+    synsets, words = ImageNetInfo().label_names(), set()
+    for i, row in enumerate(rows):
+        label = row["predictions"][0]["label"] if i else (row["predictions"][0]["label"] + 1) % 1000  # the first is wrong
+        folder = tmp_path / "data" / "val" / synsets[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(row["file"], folder)
+        words.add(TASK.default_classes(1000)[label])
+    scores = tmp_path / "scores"
+    command = ["evaluate", *lite0, "--data.name", "folder", "--data.root", str(tmp_path / "data"), "--out", str(scores)]
+    assert main([*command, "--data.workers", "0"]) == 0
+    found = json.loads((scores / "metrics.json").read_text())["model"]
+    assert found["top1"] == 0.75
+    assert {name for name, row in found["per_class"].items() if row["support"]} == words
 
 
 @pytest.mark.peer

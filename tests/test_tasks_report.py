@@ -16,6 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from effbackbones import UserError
+from effbackbones.contracts import ImageSizes
+from tasks.classification_examples import KEPT, ConfidentMistakes
+from tasks.data.batch import Batch, ImageMeta
 from tasks.drawings import curves, reliability
 from tasks.metrics import ClassificationMetrics
 from tasks.page import Report, picture, show
@@ -78,7 +81,7 @@ def write(folder: Path, results: dict[str, Any], *, mistakes: list[Mistake] | No
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     names = [NASTY, "b", "c"]
     rng = np.random.default_rng(0)
-    mistake = Mistake(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), NASTY, "b", 0.9, "folder/<b>.png")
+    mistake = Mistake(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), f"{NASTY}, taken for b", 0.9, "folder/<b>.png")
     page = write(tmp_path, {"best": "ema", "raw": scores(names, 1), "ema": scores(names, 3)}, mistakes=[mistake], title=NASTY)
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "form", "base", "b"} == set()
     policy = [attributes["content"] for attributes in page.all("meta") if attributes.get("http-equiv") == "Content-Security-Policy"]
@@ -123,9 +126,36 @@ def test_figures_and_facts_are_those_given(tmp_path: Path) -> None:
 
 def test_mistakes_come_in_falling_confidence(tmp_path: Path) -> None:
     image = np.zeros((8, 8, 3), np.uint8)
-    page = write(tmp_path, scores(["a", "b"], 2), mistakes=[Mistake(image, "a", "b", c, f"id{c}") for c in (0.5, 0.9, 0.7)])
+    page = write(tmp_path, scores(["a", "b"], 2), mistakes=[Mistake(image, "a, taken for b", c, f"id{c}") for c in (0.5, 0.9, 0.7)])
     assert re.findall(r"id(0\.\d)", page.seen) == ["0.9", "0.7", "0.5"]
     assert "90.0 % sure" in page.seen
+
+
+def examined(predictions: list[list[float]], labels: list[Any], *, multilabel: bool) -> list[tuple[str, float, str]]:
+    """What is shown of images of these predictions, one batch for each image; the first pixel of image i is i."""
+    shown = ConfidentMistakes(("cat", "dog", "emu"), multilabel)
+    for i, (row, label) in enumerate(zip(predictions, labels, strict=True)):
+        images = torch.full((1, 3, 4, 5), i, dtype=torch.uint8)
+        meta = ImageMeta(f"id{i}", "", (4, 5), label=label if label is None or not multilabel else np.array(label, np.float32))
+        shown.update(Batch(images, ImageSizes((4, 5), torch.tensor([[4, 5]])), None, [meta]), torch.tensor([row]))
+    found = shown.mistakes()
+    assert all(m.image.shape == (4, 5, 3) and m.image[0, 0, 0] == int(m.id[2:]) for m in found)
+    return [(m.what, round(m.confidence, 4), m.id) for m in found]
+
+
+def test_the_most_confident_mistakes_are_kept() -> None:
+    rows = [[0.7, 0.2, 0.1], [0.1, 0.9, 0.0], [0.6, 0.3, 0.1], [0.0, 0.0, 1.0]]
+    found = examined(rows, [0, 0, 2, None], multilabel=False)
+    assert found == [("cat, taken for dog", 0.9, "id1"), ("emu, taken for cat", 0.6, "id2")]
+    many = [[1 - p, p, 0.0] for p in (0.51 + 0.01 * i for i in range(40))]
+    kept = [confidence for _, confidence, _ in examined(many, [0] * 40, multilabel=False)]
+    assert kept == [round(0.51 + 0.01 * i, 4) for i in range(39, 39 - KEPT, -1)]
+
+
+def test_of_several_labels_the_one_that_is_most_wrong_is_shown() -> None:
+    rows = [[0.9, 0.8, 0.1], [0.1, 0.3, 0.0], [0.9, 0.4, 0.6], [0.6, 0.1, 0.1], [0.9, 0.9, 0.9]]
+    found = examined(rows, [[1, 0, 0], [1, 0, 0], [1, 1, 0], [1, 0, 0], None], multilabel=True)
+    assert found == [("cat, overlooked", 0.9, "id1"), ("dog, seen where there is none", 0.8, "id0"), ("dog, overlooked", 0.6, "id2")]
 
 
 @pytest.mark.parametrize(("k", "matrix"), [(2, True), (50, True), (51, False), (1000, False)])
@@ -192,7 +222,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
 
 def test_names_that_are_not_utf8_do_not_stop_a_report(tmp_path: Path) -> None:
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
-    page = write(tmp_path, scores([name, "b"], 2), mistakes=[Mistake(np.zeros((4, 4, 3), np.uint8), name, "b", 0.5, name)])
+    page = write(tmp_path, scores([name, "b"], 2), mistakes=[Mistake(np.zeros((4, 4, 3), np.uint8), name, 0.5, name)])
     assert r"caf\udce9.png" in page.seen
     write_metrics(tmp_path, scores([name, "b"], 2), [])
     assert json.loads((tmp_path / "metrics.json").read_text())["per_class"][name]
