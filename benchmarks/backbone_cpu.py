@@ -9,36 +9,20 @@ Needs an idle machine to be quoted; on a busy one differences under 5 % mean not
 
 import argparse
 import copy
-from collections.abc import Callable
+from functools import partial
 
 import timm
 import torch
-from interleaved import compare
+from interleaved import forward, report, step
 from torch import Tensor, nn
 
 from effbackbones.efficientnet import EfficientNet, fold_batch_norm
 
 
-def inference(network: nn.Module, images: Tensor) -> Callable[[], None]:
-    """A forward pass without gradients."""
-
-    def run() -> None:
-        with torch.inference_mode():
-            network(images)
-
-    return run
-
-
-def training(network: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Forward, backward, one step of SGD."""
-    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-
-    def run() -> None:
-        optimiser.zero_grad()
-        torch.autograd.backward(network(images)[-1].square().mean())
-        optimiser.step()
-
-    return run
+def loss(network: nn.Module, images: Tensor) -> Tensor:
+    """Something to train on."""
+    value: Tensor = network(images)[-1].square().mean()
+    return value
 
 
 def main() -> None:
@@ -61,18 +45,13 @@ def main() -> None:
         folded = copy.deepcopy(ours).eval()
         fold_batch_norm(folded)
         cases = {
-            "inference": [inference(network.eval(), images) for network in networks],
-            "inference, batch norm folded": [inference(folded, images), inference(networks[1], images)],
+            "inference": [forward(network.eval(), images) for network in networks],
+            "inference, batch norm folded": [forward(folded, images), forward(networks[1], images)],
         }
         for case, (mine, theirs) in cases.items():
-            report(numerics, case, compare(mine, theirs, options.rounds))
-        steps = [training(network.train(), small) for network in networks]
-        report(numerics, "training step", compare(steps[0], steps[1], options.rounds))
-
-
-def report(numerics: str, case: str, figures: tuple[float, float, list[float]]) -> None:
-    ours, theirs, (low, middle, high) = figures
-    print(f"{numerics:6} {case:30} ours {ours * 1e3:8.1f} ms  timm {theirs * 1e3:8.1f} ms  ratio {middle:.2f} ({low:.2f}-{high:.2f})")
+            report(f"{numerics}: {case}", "timm", mine, theirs, options.rounds)
+        steps = [step(network.parameters(), partial(loss, network.train(), small)) for network in networks]
+        report(f"{numerics}: training step", "timm", steps[0], steps[1], options.rounds)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ quoted; on a busy one differences under 5 % mean nothing, and without the waitin
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
 import effdet
 import torch
 from effdet.bench import DetBenchPredict, DetBenchTrain
-from interleaved import compare
+from interleaved import forward, report, step
 from torch import Tensor, nn
 
 from effbackbones import BoxTargets, build_model
@@ -42,40 +43,16 @@ def networks(name: str) -> tuple[Model, nn.Module]:
     return ours.to(memory_format=torch.channels_last), theirs
 
 
-def prediction(network: nn.Module | Callable[[Tensor], object], images: Tensor) -> Callable[[], None]:
-    """Images to detections."""
-
-    def run() -> None:
-        with torch.inference_mode():
-            network(images)
-
-    return run
+def ours_loss(model: Model, images: Tensor, targets: BoxTargets) -> Tensor:
+    """The loss, from images."""
+    return torch.stack(list(model.loss(images, targets).values())).sum()
 
 
-def ours_training(model: Model, images: Tensor, targets: BoxTargets) -> Callable[[], None]:
-    """Forward, loss, backward, one step of SGD."""
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-
-    def run() -> None:
-        optimiser.zero_grad()
-        torch.autograd.backward(torch.stack(list(model.loss(images, targets).values())).sum())
-        optimiser.step()
-
-    return run
-
-
-def theirs_training(network: nn.Module, images: Tensor, targets: BoxTargets) -> Callable[[], None]:
-    """The same with effdet's training bench, its labeler included."""
+def theirs_bench(network: nn.Module, images: Tensor, targets: BoxTargets) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """effdet's training bench, its labeler included, and the loss that it gives."""
     bench = DetBenchTrain(network).train()
-    optimiser = torch.optim.SGD(bench.parameters(), lr=1e-4, momentum=0.9)
     target = {"bbox": targets.boxes[..., [1, 0, 3, 2]], "cls": targets.labels + 1.0}
-
-    def run() -> None:
-        optimiser.zero_grad()
-        torch.autograd.backward(bench(images, target)["loss"])
-        optimiser.step()
-
-    return run
+    return bench, lambda: bench(images, target)["loss"]
 
 
 def boxes(batch: int, side: int) -> BoxTargets:
@@ -84,11 +61,6 @@ def boxes(batch: int, side: int) -> BoxTargets:
     extent = 0.05 + 0.35 * torch.rand(batch, BOXES, 2)
     labels = torch.randint(CLASSES, (batch, BOXES))
     return BoxTargets(torch.cat([corner, corner + extent], 2) * side, labels, torch.zeros_like(labels, dtype=torch.bool))
-
-
-def report(case: str, figures: tuple[float, float, list[float]]) -> None:
-    ours, theirs, (low, middle, high) = figures
-    print(f"{case:46} ours {ours * 1e3:8.1f} ms  effdet {theirs * 1e3:8.1f} ms  ratio {middle:.2f} ({low:.2f}-{high:.2f})", flush=True)
 
 
 def main() -> None:
@@ -108,13 +80,14 @@ def main() -> None:
     for layout in ("contiguous", "channels_last"):
         kind = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         theirs, images = theirs.to(memory_format=kind), normalised.contiguous(memory_format=kind)
-        bench = prediction(DetBenchPredict(theirs.eval()).eval(), images[:1])
-        report(f"predict, effdet {layout}", compare(prediction(ours.eval().predict, pixels[:1]), bench, options.rounds))
+        bench = forward(DetBenchPredict(theirs.eval()).eval(), images[:1])
+        report(f"predict, effdet {layout}", "effdet", forward(ours.eval().predict, pixels[:1]), bench, options.rounds)
         folded = ours.for_inference()
-        report(f"predict, ours folded, effdet {layout}", compare(prediction(folded.predict, pixels[:1]), bench, options.rounds))
+        report(f"predict, ours folded, effdet {layout}", "effdet", forward(folded.predict, pixels[:1]), bench, options.rounds)
         targets = boxes(2, side)
-        steps = ours_training(ours.train(), pixels, targets), theirs_training(theirs, images, targets)
-        report(f"training step, effdet {layout}", compare(*steps, options.rounds))
+        trained, loss = theirs_bench(theirs, images, targets)
+        steps = step(ours.train().parameters(), partial(ours_loss, ours, pixels, targets)), step(trained.parameters(), loss)
+        report(f"training step, effdet {layout}", "effdet", *steps, options.rounds)
 
 
 if __name__ == "__main__":

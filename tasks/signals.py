@@ -42,10 +42,16 @@ class Signals:
 
 
 def leave_to_parent(worker: int) -> None:
-    """For a loader process: the training process answers an interrupt; other signals act as they would without us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
+    """For a loader process: terminals and schedulers signal every process of a run, but the training process answers, which saves
+    while its loaders go on; it ends them itself, one that hangs by SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _next_time)
+
+
+def _next_time(number: int, frame: FrameType | None) -> None:
+    """Let a signal pass, and obey the next."""
+    signal.signal(number, signal.SIG_DFL)
 
 
 def stopped_by(level: int) -> signal.Signals | None:

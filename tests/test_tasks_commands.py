@@ -359,17 +359,27 @@ def test_weights_of_another_variant_are_one_line(trained: Path, tmp_path: Path, 
     assert "best.safetensors" in error_of(capsys)
 
 
-def test_a_loader_that_dies_is_not_a_success(tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "dying.py").write_text(
-        "import os\nfrom tasks.data.shapes import ShapesDataset, shapes\nfrom tasks.spec import register_dataset\n\n"
-        "class Dying(ShapesDataset):\n    pass\n\n"
-        "@register_dataset('dying')\ndef dying(data, split, classes):\n    inner = shapes(data, split, classes)\n"
+def faulty(folder: Path, name: str, fault: str) -> list[str]:
+    """Arguments for a data set whose sample 13 does ``fault`` in a loader process."""
+    (folder / f"{name}.py").write_text(
+        "import os\nimport time\nfrom tasks.data.shapes import shapes\nfrom tasks.spec import register_dataset\n\n"
+        f"@register_dataset({name!r})\ndef {name}(data, split, classes):\n    inner = shapes(data, split, classes)\n"
         "    read = type(inner).__getitem__\n    parent = os.getpid()\n"
-        "    class Mortal(type(inner)):\n        def __getitem__(self, index):\n"
-        "            if os.getpid() != parent and index == 13:\n                os._exit(1)\n            return read(self, index)\n"
-        "    inner.__class__ = Mortal\n    return inner\n"
+        "    class Faulty(type(inner)):\n        def __getitem__(self, index):\n"
+        f"            if os.getpid() != parent and index == 13:\n                {fault}\n            return read(self, index)\n"
+        "    inner.__class__ = Faulty\n    return inner\n"
     )
-    more = ["--data.name", "dying", "--plugins", str(tmp_path / "dying.py"), "--data.workers", "1", "--run.out", str(tmp_path / "run"),
+    return ["--data.name", name, "--plugins", str(folder / f"{name}.py"), "--data.workers", "1", "--run.out", str(folder / "run"),
             "--data.options", "{train: 28}"]  # fmt: skip
-    assert main([*TINY, *more]) == 2
+
+
+def test_a_loader_that_dies_is_not_a_success(tmp_path: Path, capsys: Any) -> None:
+    assert main([*TINY, *faulty(tmp_path, "dying", "os._exit(1)")]) == 2
     assert "data loader" in error_of(capsys)
+
+
+def test_a_loader_that_hangs_is_told_and_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tasks.classify", *TINY, *faulty(tmp_path, "hanging", "time.sleep(1e6)"), "--data.timeout", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "raise data.timeout" in done.stderr.strip().splitlines()[-1]

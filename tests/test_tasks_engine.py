@@ -168,17 +168,26 @@ def test_many_nan_steps_end_the_run_with_exit_3(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_continues(number: signal.Signals, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_signal_saves_and_the_same_command_continues(workers: str, number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """Sent, as terminals and schedulers do, to the loader processes too; SIGUSR1 before it saves and does not stop."""
     folder = tmp_path / "signal"
-    more = ["--optim.epochs", "400", "--run.log_every", "1", "--run.eval_every", "400"]
+    more = ["--optim.epochs", "400", "--run.log_every", "1", "--run.eval_every", "400", "--data.workers", workers]
     command = [sys.executable, "-m", "tasks.classify", *TINY, "--run.out", str(folder), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parent.parent)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parent.parent, start_new_session=True
+    )
     assert process.stderr is not None
+    saved: list[str] = []
     for line in process.stderr:
         if line.startswith("step 3/"):
-            process.send_signal(number)
+            os.killpg(process.pid, signal.SIGUSR1)
+        if line.startswith("step 9/"):
+            saved = [path.name for path in (folder / "checkpoints").iterdir()]
+            os.killpg(process.pid, number)
             break
+    assert len(saved) == 1, saved
     start = time.monotonic()
     rest = process.stderr.read()
     assert process.wait(30) == code, rest
