@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from tests_support import TINY
 
 from effbackbones.tensorfile import read_tensors
 from tasks.resume import shuffled
+
+ROOT = Path(__file__).parent.parent
 
 PLUGIN = '''
 """A data set that notes which samples it is asked for, by process."""
@@ -43,19 +47,49 @@ def noted(data, split, classes):
 '''
 
 
-def launch(processes: int, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """Run the tiny training, noting samples in ``folder``."""
-    (folder / "noted.py").write_text(PLUGIN)
+WATCH = """
+import hashlib
+
+from tasks.engine import Engine
+
+update, rank = Engine._update, os.environ.get("RANK", 0)
+Path(os.environ["NOTES"], f"pid-{rank}").write_text(str(os.getpid()))
+
+
+def digest(module):
+    found = hashlib.sha256()
+    for parameter in module.parameters():
+        found.update(parameter.detach().numpy().tobytes())
+    return found.hexdigest()
+
+
+def watched(self):
+    update(self)
+    with open(Path(os.environ["NOTES"], f"weights-{rank}"), "a") as file:
+        print(digest(self.model.backbone), digest(self.model.head), file=file)
+
+
+Engine._update = watched
+"""
+"""Code of a plug-in that notes the weights of each process after each step."""
+
+
+def command(processes: int, folder: Path, *more: str, plugin: str = PLUGIN) -> tuple[list[str], dict[str, str]]:
+    """Line and environment of the tiny training, noting samples in ``folder``."""
+    (folder / "noted.py").write_text(plugin)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     runner = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)] if processes > 1 else []
     line = [*TINY, "--data.name", "noted", "--data.options", "{train: 28, val: 12}", "--plugins", str(folder / "noted.py"), "--run.out",
             str(folder / "run"), *more]  # fmt: skip
-    environment = {**os.environ, "NOTES": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *runner, "-m", "tasks.classify", *line]
-    root = Path(__file__).parent.parent
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=300, check=False)
+    return [sys.executable, *runner, "-m", "tasks.classify", *line], {**os.environ, "NOTES": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+def launch(processes: int, folder: Path, *more: str, plugin: str = PLUGIN) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    line, environment = command(processes, folder, *more, plugin=plugin)
+    return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300, check=False)
 
 
 def notes(folder: Path, split: str, rank: int) -> list[int]:
@@ -80,3 +114,37 @@ def test_two_processes_share_the_batches_and_the_scores_of_one(tmp_path: Path) -
     tensors, record = read_tensors(sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))[-1])
     assert json.loads(record["record"])["step"] == 8
     assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
+
+
+def test_two_processes_stay_equal_when_the_backbone_thaws(tmp_path: Path) -> None:
+    done = launch(2, tmp_path, "--model.freeze", "all", "--model.unfreeze_epoch", "1", plugin=PLUGIN + WATCH)
+    assert done.returncode == 0, done.stderr
+    first, second = ([line.split() for line in (tmp_path / f"weights-{rank}").read_text().splitlines()] for rank in range(2))
+    assert first == second
+    backbones, heads = zip(*first, strict=True)
+    assert len(set(heads)) == 8
+    assert len(set(backbones[:4])) == 1  # frozen in the first epoch
+    assert len(set(backbones[3:])) == 5
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> None:
+    more = ["--optim.epochs", "400", "--run.log_every", "1", "--run.eval_every", "400"]
+    line, environment = command(2, tmp_path, *more, plugin=PLUGIN + WATCH)
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    assert process.stderr is not None
+    told: list[str] = []
+    for text in process.stderr:
+        told.append(text)
+        if text.startswith("step 3/"):
+            os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGTERM)
+            break
+    start = time.monotonic()
+    rest = process.stderr.read()
+    assert process.wait(30) != 0
+    assert time.monotonic() - start < 30
+    (stopped,) = [text for text in rest.splitlines() if text.startswith("stopped by SIGTERM")]
+    steps = [len((tmp_path / f"weights-{rank}").read_text().splitlines()) for rank in range(2)]
+    assert f"after step {steps[0]}," in stopped
+    assert steps[0] == steps[1]
+    (state,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert state.name == f"step-{steps[0]:08}.safetensors"
