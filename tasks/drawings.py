@@ -22,6 +22,7 @@ COVERED = 0.5
 
 def curves(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = None) -> "Figure":
     """Losses (names that contain it), scores (``val...``, fractions) and ``lr`` by epoch: a drawing for each kind that occurs.
+    What was measured once in several evaluations is left out.
 
     ``scores``: the names of those to draw, where there are too many for one drawing.
     """
@@ -29,7 +30,8 @@ def curves(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = 
     from matplotlib.ticker import MaxNLocator
 
     panels = _panels(history, scores)
-    figure = Figure(figsize=(3.6 * max(len(panels), 1), 3.0), layout="constrained")
+    rows = max((math.ceil(len(names) / 2) for names in panels.values()), default=0)
+    figure = Figure(figsize=(3.6 * max(len(panels), 1), 2.8 + 0.18 * rows), layout="constrained")
     for index, (title, names) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), index + 1)
         for name in names:
@@ -37,7 +39,7 @@ def curves(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = 
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.6, label=name)
         _dress(axes, title, "epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # no line is below
     return figure
 
 
@@ -47,6 +49,8 @@ def _panels(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None) 
     for name in dict.fromkeys(key for row in history for key in row):
         values = [row[name] for row in history if is_number(row.get(name))]
         fractions = all(isinstance(value, float) and 0 <= value <= 1 for value in values)
+        if len(values) == 1 < len(history):
+            continue
         if values and "loss" in name:
             panels["loss"].append(name)
         elif values and name == "lr":

@@ -255,6 +255,7 @@ def test_large_pictures_are_reduced() -> None:
 def test_curves_draw_each_figure_once_and_skip_gaps() -> None:
     rows = history(4)
     rows[1]["val/top1"] = float("nan")
+    rows[3]["val/top1_raw"] = 0.5  # measured at the end alone: a point, and no curve
     axes = curves(rows).axes
     drawn = {line.get_label(): line.get_xydata() for axis in axes for line in axis.lines}
     assert [axis.get_title(loc="left") for axis in axes] == ["loss", "score", "learning rate"]
