@@ -94,7 +94,8 @@ def _create(
     options = {key: _from_json(key, value) for key, value in given.items() if value is not None}
     for key in options:
         if key not in known:
-            raise UserError(f"backbone_options.{key}", f"backbone {name!r} has no such option", nearest(key, known))
+            remedy = f"{nearest(key, known)}; null takes it out of a config"
+            raise UserError(f"backbone_options.{key}", f"backbone {name!r} has no such option", remedy)
     options = {key: value for key, value in needs.items() if key in known} | options
     built = _efficientnet(name, weights, options, own_tap) if factory is EfficientNet else _foreign(name, factory, weights, options)
     missing = [level for level in needs.get("levels", ()) if level not in built.backbone.feature_spec.names]
@@ -111,7 +112,14 @@ def _factory(name: str) -> Any:
         from effbackbones.timm_backbone import TimmBackbone  # timm is slow to import
 
         return TimmBackbone
-    return BACKBONES.get(name)
+    try:
+        return BACKBONES.get(name)
+    except UserError:
+        import timm
+
+        if timm.is_model(name):
+            raise UserError(f"backbone {name!r}", "no such name here, but timm has it", f"write timm:{name}") from None
+        raise
 
 
 def _options_of(factory: Any) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from effbackbones.errors import UserError, nearest
+from effbackbones.pixels import to_unit
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -112,6 +113,8 @@ class ImageSizes(NamedTuple):
     @classmethod
     def of(cls, images: Tensor) -> "ImageSizes":
         """Sizes of a batch [B, C, H, W] that is real content everywhere."""
+        if images.ndim != 4:
+            raise UserError("images", f"expected a batch [B, C, H, W], got {list(images.shape)}", "of a single image, give image[None]")
         batch, _, height, width = images.shape
         sides = [torch.full((batch,), side, dtype=torch.int64, device=images.device) for side in (height, width)]
         return cls((height, width), torch.stack(sides, 1))
@@ -177,6 +180,12 @@ class Backbone(nn.Module, ABC):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised float images [B, C, H, W] to one map [B, channels, ceil(H / stride), ceil(W / stride)] per level
         of ``feature_spec``, finest first."""
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] (uint8 0..255, uint16 0..65535, floating point 0..1) by mean and std of ``image_spec``, in the dtype
+        of the parameters."""
+        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.image_spec.mean, self.image_spec.std))
+        return ((to_unit(images) - mean) / std).to(next(self.parameters()).dtype)
 
     def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:
         """The modules that each level adds to the ones before, in forward order, all parameters covered once.

@@ -10,22 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
-from effbackbones.errors import UserError
 from effbackbones.multihead import MultiHead as MultiHead  # part of the public import
-
-_WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the value that means 1; floating-point images are 0..1 already
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Images of any accepted dtype as float32, 0..1."""
-    return images.float() / _white(images)
-
-
-def _white(images: Tensor) -> float:
-    """The value that means 1 in ``images``; integers other than uint8 and uint16 raise :class:`UserError`."""
-    if not images.is_floating_point() and images.dtype not in _WHITE:
-        raise UserError("images", f"expected uint8, uint16 or floating point, got {images.dtype}", "convert them: an integer says no range")
-    return _WHITE.get(images.dtype, 1.0)
+from effbackbones.pixels import white
 
 
 class Model(nn.Module):
@@ -72,7 +58,7 @@ class Model(nn.Module):
         the parameters."""
         if images.ndim != 4 or images.shape[1] != self._scale.shape[1]:
             raise ValueError(f"expected images [B, {self._scale.shape[1]}, H, W], got {tuple(images.shape)}")
-        scale = self._scale / _white(images)
+        scale = self._scale / white(images)
         return torch.addcmul(self._shift, images.float(), scale).to(next(self.parameters()).dtype)
 
     def _pad(self, images: Tensor) -> Tensor:
@@ -109,8 +95,12 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor, sizes: ImageSizes | None = None) -> Any:
-        """The head's predictions, in pixels of ``images``. Raises RuntimeError in training mode, where batch statistics
-        would answer."""
+        """The head's predictions, in pixels of ``images``: probabilities [B, K] (classification), :class:`Detections` (boxes xyxy), or
+        probabilities [B, K, H, W] (segmentation).
+
+        Images are taken at the size that they have; the commands bring theirs to ``image_spec.size`` first, where a network
+        sees best. Raises RuntimeError in training mode, where batch statistics would answer.
+        """
         if self.training:
             raise RuntimeError("Model.predict in training mode would use and change batch statistics; call .eval() first")
         sizes = sizes or ImageSizes.of(images)

@@ -28,7 +28,7 @@ _BLANK_FIELD = b'"sha256":"' + _BLANK + b'"'
 def check_file(path: Path) -> None:
     """Raise :class:`UserError` unless ``path`` is a readable file with something in it."""
     if path.is_dir():
-        raise UserError(str(path), "expected a file, found a folder", "name a file in it")
+        raise UserError(str(path), "expected a file, found a folder", "name a .safetensors file in it")
     try:
         with open(path, "rb") as file:
             if not file.read(1):

@@ -70,6 +70,8 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """As :meth:`Backbone.forward`; on networks that round down H and W are padded inside."""
+        if not images.is_floating_point():
+            raise UserError("images", f"expected floating point, got {images.dtype}", "normalise them: backbone.normalize(images)")
         height, width = images.shape[-2:]
         grow = (-width % self._multiple, -height % self._multiple)
         uneven = self._multiple > 1 and (torch.compiler.is_exporting() or any(grow))  # a graph must serve every size

@@ -119,7 +119,9 @@ def take_over(model: Model, pretrained: Pretrained) -> None:
         extra = {name: tensor for name, tensor in extra.items() if name not in CLASS_PREDICTOR} | classes.predictor
         pretrained.assumed += (classes.remark,) if classes.remark else ()
         model.classes = classes.names if head is model.head else None
-    pretrained.reports.append(load_state(head, extra, what=what, allow_missing=True, unused=left))
+    report = load_state(head, extra, what=what, allow_missing=True, unused=left)
+    pretrained.untrained |= bool(report.reinitialised)
+    pretrained.reports.append(report)
 
 
 def provenance(pretrained: Pretrained) -> dict[str, Any]:

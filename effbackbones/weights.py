@@ -35,7 +35,7 @@ class Pretrained:
     published one; ``head`` is the head of a file of ours, ``detector`` or ``segmenter`` that of a foreign one. ``numerics`` and
     ``image_spec`` go with the weights. ``assumed`` says in sentences what the file could not, and what was done to it.
     ``reports`` collects what was loaded where. ``source`` is known for published weights, ``config`` (arguments of
-    ``build_model``) for files of ours. ``untrained``: a head that it was loaded for got nothing of it.
+    ``build_model``) for files of ours. ``untrained``: a head that it was loaded for got nothing of it, or not all.
     """
 
     backbone: dict[str, Tensor]

@@ -1,6 +1,7 @@
 """Pictures for the report of a classification: what was wrong, and most certain."""
 
 import heapq
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ class ConfidentMistakes:
         for row, meta in enumerate(batch.meta):
             self._seen += 1  # breaks ties, so that mistakes are never compared
             found = None if meta.label is None else self._mistake(probabilities[row], meta.label)
-            if found and (len(self._worst) < KEPT or found[0] > self._worst[0][0]):
+            if found and math.isfinite(found[0]) and (len(self._worst) < KEPT or found[0] > self._worst[0][0]):
                 image = batch.images[row].permute(1, 2, 0).cpu().numpy().copy()
                 push = heapq.heappush if len(self._worst) < KEPT else heapq.heapreplace
                 push(self._worst, (found[0], self._seen, Mistake(image, found[1], found[0], meta.id)))

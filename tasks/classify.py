@@ -62,7 +62,7 @@ class Classification(TaskSpec):
         data = config.data
         if not (data.mixup or data.cutmix):
             return batch.images, batch.targets
-        from effbackbones.model import to_unit
+        from effbackbones.pixels import to_unit
         from tasks.data.mixing import mix
 
         return mix(

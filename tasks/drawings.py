@@ -22,7 +22,7 @@ COVERED = 0.5
 
 def curves(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = None) -> "Figure":
     """Losses (names that contain it), scores (``val...``, fractions) and ``lr`` by epoch: a drawing for each kind that occurs.
-    What was measured once in several evaluations is left out.
+    A score of one in several evaluations is left out.
 
     ``scores``: the names of those to draw, where there are too many for one drawing.
     """
@@ -49,7 +49,7 @@ def _panels(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None) 
     for name in dict.fromkeys(key for row in history for key in row):
         values = [row[name] for row in history if is_number(row.get(name))]
         fractions = all(isinstance(value, float) and 0 <= value <= 1 for value in values)
-        if len(values) == 1 < len(history):
+        if len(values) == 1 < len(history) and name.startswith("val"):
             continue
         if values and "loss" in name:
             panels["loss"].append(name)

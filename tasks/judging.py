@@ -28,6 +28,9 @@ class Progress:
     since_best: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    loss_sum: float = 0.0
+    """Of the finite steps since the last evaluation, ``loss_steps``."""
+    loss_steps: int = 0
 
 
 @dataclass

@@ -211,8 +211,11 @@ def _model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, requir
     if extras.checkpoint is None and config.model.weights is None:
         raise UserError("--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN, or --model.weights imagenet")
     model = setup.load_or_make(config, task, extras.checkpoint)
+    if extras.checkpoint is None and model.provenance.get("dialect") == "effbackbones":
+        what = f"{config.model.weights} is a whole model, which knows its classes"
+        raise UserError("model.weights", what, f"give --checkpoint {config.model.weights} instead")
     if extras.checkpoint is None and model.provenance.get("untrained_head"):
-        what = f"{config.model.weights} holds no {task.command} head: what it says would be random"
+        what = f"{config.model.weights} holds no whole {task.command} head: what it says would be random"
         raise UserError("model.weights", what, "train one, and give --checkpoint FILE|RUN")
     if extras.checkpoint:
         model.use_image_spec(setup.image_spec(config, model.image_spec))

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -23,11 +24,11 @@ except ImportError:  # Windows: no lock there
 METRICS, CONFIG, BEST, STATES = "metrics.json", "config.yaml", "best.safetensors", "checkpoints"
 
 
-def choose(config: Config, command: str, config_name: str) -> Path:
+def choose(config: Config, command: str, config_name: str, tell: Callable[[str], None]) -> Path:
     """The folder of a training run: ``run.out``, a folder to resume, or ``runs/COMMAND/CONFIG`` with a number if taken.
 
-    An unfinished run of the same config is continued there, unless ``run.resume`` is never. A named folder that holds
-    another config or a finished run raises :class:`UserError`.
+    An unfinished run of the same config is continued there, unless ``run.resume`` is never; one of another config is told. A
+    named folder that holds another config or a finished run raises :class:`UserError`.
     """
     resume = config.run.resume
     if resume not in ("auto", "never"):
@@ -35,13 +36,27 @@ def choose(config: Config, command: str, config_name: str) -> Path:
     if config.run.out:
         return _named(config, Path(config.run.out), resume_only=False)
     found: Path | None = None
+    before: Path | None = None
     for number in itertools.count(1):
         folder = Path("runs") / command / (config_name if number == 1 else f"{config_name}-{number}")
         if not folder.exists():
-            return found or folder
+            break
+        before = folder
         if resume == "auto" and continues(config, folder):
             found = folder  # the newest has the highest number
-    raise AssertionError("numbers do not end")
+    if found is None and before is not None and resume == "auto":
+        _tell_unfinished(config, before, tell)
+    return found or folder
+
+
+def _tell_unfinished(config: Config, folder: Path, tell: Callable[[str], None]) -> None:
+    """Say so if ``folder`` holds an unfinished run, which is not continued because its config is another."""
+    try:
+        changed = _changed(config, folder) if (folder / CONFIG).is_file() and not finished(folder) else []
+    except UserError:  # of another version, or not a config at all
+        return
+    if changed:
+        tell(f"{folder} holds an unfinished run of another config ({', '.join(changed[:5])} differ): it stays, and this one starts anew")
 
 
 def continues(config: Config, folder: Path) -> bool:

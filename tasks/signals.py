@@ -1,5 +1,7 @@
 """Signals as a flag that is read between two steps: SIGTERM and SIGINT save and stop, SIGUSR1 saves and goes on."""
 
+import atexit
+import multiprocessing.util  # registers what it does at exit
 import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -43,15 +45,17 @@ class Signals:
 
 def leave_to_parent(worker: int) -> None:
     """For a loader process: terminals and schedulers signal every process of a run, but the training process answers, which saves
-    while its loaders go on; it ends them itself, one that hangs by SIGTERM."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    while its loaders go on, and ends them itself."""
+    for number in _RANK:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _next_time)
 
 
-def _next_time(number: int, frame: FrameType | None) -> None:
-    """Let a signal pass, and obey the next."""
-    signal.signal(number, signal.SIG_DFL)
+@atexit.register  # after, so run before, that of multiprocessing, which sends SIGTERM and waits
+def _end_loaders() -> None:
+    """End those that hang."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def stopped_by(level: int) -> signal.Signals | None:

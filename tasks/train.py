@@ -56,8 +56,8 @@ def _counted(classes: Any) -> str:
 def train(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Train, evaluate the best weights, write the report; returns the exit code. All processes of a run call it."""
     _quiet_lightning()
-    path = choose(config, task.command, extras.config_name)
     tell = Teller(config.run.progress, quiet=not processes.is_first())
+    path = choose(config, task.command, extras.config_name, tell)
     run = _Run(task, config, path, tell)  # what is wrong with data or model shows here, before there is a folder
     tell(f"run folder {path}")
     with RunFolder(path, config) if processes.is_first() else nullcontext():
@@ -87,7 +87,6 @@ class _Run(L.Callback):
         self.skips = SkipCount(len(self.train_set))
         self.signals = Signals()
         self.saved_at = self.started = time.monotonic()
-        self.losses: list[float] = []
         self.rate_from = (time.monotonic(), 0, 0.0)
         self.timed: Timed | None = None
         self.events: Events | None = None
@@ -250,7 +249,8 @@ class _Run(L.Callback):
                 file.write(json.dumps({"step": log.step, "lr": log.lr, "losses": losses, "samples": log.ids}) + "\n")
             self.tell(f"step {log.step} was not finite and is skipped: losses {log.losses}, lr {log.lr:g}, samples {samples}")
         else:
-            self.losses.append(loss)
+            self.state.loss_sum += loss
+            self.state.loss_steps += 1
         rate, waiting = self._rate()
         figures = {"loss": f"{loss:.4g}", "lr": f"{log.lr:.3g}", "img/s": f"{rate:.0f}", "data wait": f"{waiting:.0%}"}
         self.tell.step(log.step, self.config.run.log_every, figures)
@@ -284,16 +284,17 @@ class _Run(L.Callback):
         self.engine.agree()
         engine, rate = self.engine, self._rate()
         row: dict[str, Any] = {"epoch": engine.step / self.plan.per_epoch, "step": engine.step, "lr": engine.set_lr()}
-        row |= {"images_per_second": rate[0], "data_wait": rate[1]}
-        if self.losses:
-            row["train_loss"] = sum(self.losses) / len(self.losses)
-        self.losses = []
+        if rate[0]:  # not when the run was stopped just before
+            row |= {"images_per_second": rate[0], "data_wait": rate[1]}
+        if self.state.loss_steps:
+            row["train_loss"] = self.state.loss_sum / self.state.loss_steps
         try:
             results = self.judge.validate(row)
         except EvaluationLeftError:  # all is saved; who continues evaluates first
             engine.signal_level = self.signals.level
             return
         self.state.history.append(row)
+        self.state.loss_sum, self.state.loss_steps = 0.0, 0
         if self.events:
             self.events.write(engine.step, row)
         figures = {name: value for name, value in row.items() if isinstance(value, float) and name not in ("epoch", "lr")}

@@ -1,6 +1,6 @@
 """Model and MultiHead: images in, one path for every dtype and size, groups, folding, compiled checkpoints."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -354,3 +354,20 @@ def test_classification_head_losses_are_their_definitions() -> None:
     binary = -(marks * logits.sigmoid().log() + (1 - marks) * (-logits).sigmoid().log()).mean()
     assert torch.allclose(many.loss(logits, marks, sizes)["binary_cross_entropy"], binary, atol=1e-6)
     assert torch.equal(many.predict(logits, sizes), logits.sigmoid())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_a_backbone_normalises_as_its_model_does(dtype: torch.dtype) -> None:
+    model = build_model("cls", "b0", num_classes=2)
+    values = torch.rand(2, 3, 5, 7)
+    images = values if dtype == torch.float32 else (values * torch.iinfo(dtype).max).to(dtype)
+    for spec in (model.image_spec, replace(model.image_spec, mean=(0.5, 0.4, 0.1), std=(0.1, 0.2, 0.3))):
+        model.use_image_spec(spec)
+        model.backbone.image_spec = spec
+        assert torch.allclose(model.backbone.normalize(images), model.normalize(images), atol=1e-5)
+
+
+def test_a_single_image_is_told_to_be_a_batch() -> None:
+    model = build_model("cls", "b0", num_classes=2).eval()
+    with pytest.raises(UserError, match=r"expected a batch \[B, C, H, W\].*image\[None\]"):
+        model.predict(torch.zeros(3, 32, 32))

@@ -19,10 +19,12 @@ COMMANDS = [line.split("#")[0].strip() for language, text in BLOCKS if language 
 
 def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from effbackbones.registry import HEADS
+    from tasks.spec import DATASETS
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(HEADS, "_registered", {})
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
+    monkeypatch.setattr(DATASETS, "_registered", {})
     Path("my_head.py").write_text(PYTHON[1], encoding="utf-8")
     names: dict[str, object] = {"__name__": "__main__"}
     for number, block in enumerate(PYTHON):
@@ -71,22 +73,25 @@ def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.
     assert verb == (arguments[0] if not arguments[0].startswith("-") else "train")
     if "predict " in line:
         assert list(extras.inputs) == ["holiday.jpg"]
-    if "plugins" in line:
+    if "my_head" in line:
         assert config.plugins == ("my_head.py",)
         assert config.model.head == "two_scales"
 
 
-def test_the_custom_head_trains_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("module", "block"), [("my_head", 1), ("my_data", 3)])
+def test_custom_parts_train_from_the_command_line(module: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from effbackbones.registry import HEADS
     from tasks.classify import main
+    from tasks.spec import DATASETS
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(HEADS, "_registered", {})
+    for registry in (HEADS, DATASETS):
+        monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setitem(sys.modules, "my_head", ModuleType("my_head"))  # so that what is imported is taken out at the end
-    del sys.modules["my_head"]
-    Path("my_head.py").write_text(PYTHON[1], encoding="utf-8")
-    line = next(command for command in COMMANDS if "my_head.py" in command)
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))  # so that what is imported is taken out at the end
+    del sys.modules[module]
+    Path(f"{module}.py").write_text(PYTHON[block], encoding="utf-8")
+    line = next(command for command in COMMANDS if f"{module}.py" in command)
     small = ["--optim.max_steps", "2", "--data.limit_val", "8", "--data.limit_train", "16", "--data.batch_size", "8"]
     assert main([*shlex.split(line)[3:], *small]) == 0
     assert (tmp_path / "runs/classify/shapes/report.html").is_file()

@@ -147,3 +147,13 @@ def test_timms_own_weights_say_where_they_come_from(monkeypatch: pytest.MonkeyPa
     save_model(model, tmp_path / "model.safetensors")
     assert load_model(tmp_path / "model.safetensors").provenance["licence"] == "apache-2.0"
     assert create_backbone("timm:resnet18", levels=["C5"]).provenance == {}
+
+
+def test_a_name_of_timms_and_integers_are_told() -> None:
+    with pytest.raises(UserError, match=r"timm has it; write timm:resnet18"):
+        create_backbone("resnet18")
+    backbone = create_backbone("timm:resnet18", levels=["C5"]).eval()
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"backbone\.normalize"):
+        backbone(pixels)
+    assert backbone(backbone.normalize(pixels))[0].shape == (1, 512, 1, 1)

@@ -353,6 +353,22 @@ def test_spoilt_checkpoints_are_named(spoil: Any, trained: Path, photographs: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_of_ours_is_predicted_with_as_a_checkpoint(trained: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
+    """As weights it would come without its classes, under a head of another size."""
+    weights = str(trained / "best.safetensors")
+    line = ["predict", *TINY[2:6], "--model.weights", weights, str(photographs), "--out", str(tmp_path / "out")]
+    assert main(line) == 2
+    assert f"give --checkpoint {weights} instead" in error_of(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_weights_fill_in_part_predicts_nothing(tmp_path: Path, capsys: Any) -> None:
+    Image.new("RGB", (50, 40)).save(tmp_path / "grey.png")
+    line = ["predict", "--model.backbone", "lite0", "--model.weights", "imagenet", "--model.num_classes", "7"]
+    assert main([*line, str(tmp_path / "grey.png"), "--out", str(tmp_path / "out")]) == 2
+    assert "imagenet holds no whole classify head" in error_of(capsys)
+
+
 def test_weights_of_another_variant_are_one_line(trained: Path, tmp_path: Path, capsys: Any) -> None:
     weights = str(trained / "best.safetensors")
     assert main([*TINY, "--model.backbone", "b2", "--model.weights", weights, "--run.out", str(tmp_path / "run")]) == 2
@@ -362,7 +378,8 @@ def test_weights_of_another_variant_are_one_line(trained: Path, tmp_path: Path, 
 def faulty(folder: Path, name: str, fault: str) -> list[str]:
     """Arguments for a data set whose sample 13 does ``fault`` in a loader process."""
     (folder / f"{name}.py").write_text(
-        "import os\nimport time\nfrom tasks.data.shapes import shapes\nfrom tasks.spec import register_dataset\n\n"
+        "import ctypes\nimport os\nimport time\nfrom tasks.data.shapes import shapes\nfrom tasks.spec import register_dataset\n\n"
+        "lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n\n"
         f"@register_dataset({name!r})\ndef {name}(data, split, classes):\n    inner = shapes(data, split, classes)\n"
         "    read = type(inner).__getitem__\n    parent = os.getpid()\n"
         "    class Faulty(type(inner)):\n        def __getitem__(self, index):\n"
@@ -378,8 +395,9 @@ def test_a_loader_that_dies_is_not_a_success(tmp_path: Path, capsys: Any) -> Non
     assert "data loader" in error_of(capsys)
 
 
-def test_a_loader_that_hangs_is_told_and_ended(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tasks.classify", *TINY, *faulty(tmp_path, "hanging", "time.sleep(1e6)"), "--data.timeout", "3"]
+@pytest.mark.parametrize("fault", ["time.sleep(1e6)", "[lock(mutex), lock(mutex)]"])  # in Python, and in C for good
+def test_a_loader_that_hangs_is_told_and_ended(fault: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tasks.classify", *TINY, *faulty(tmp_path, "hanging", fault), "--data.timeout", "3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr
     assert "raise data.timeout" in done.stderr.strip().splitlines()[-1]

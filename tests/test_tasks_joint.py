@@ -247,7 +247,7 @@ def test_heads_that_no_weights_were_made_for_predict_nothing(tmp_path: Path, cap
     Image.fromarray(np.full((50, 90, 3), 120, np.uint8)).save(tmp_path / "grey.png")
     line = ["predict", "--model.task", "[det, cls]", "--model.backbone", "lite0", "--model.weights", "imagenet"]
     assert main([*line, str(tmp_path / "grey.png"), "--out", str(tmp_path / "out"), *QUIET]) == 2
-    assert "imagenet holds no joint head" in error_of(capsys)
+    assert "imagenet holds no whole joint head" in error_of(capsys)
 
 
 def test_deep_checks_are_refused_before_anything_is_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

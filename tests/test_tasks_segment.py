@@ -189,7 +189,7 @@ def test_an_untrained_decoder_predicts_nothing(tmp_path: Path, capsys: pytest.Ca
     Image.fromarray(np.full((50, 90, 3), 120, np.uint8)).save(tmp_path / "grey.png")
     line = ["predict", "--model.backbone", "lite0", "--model.weights", "imagenet", str(tmp_path / "grey.png"), *QUIET]
     assert main([*line, "--out", str(tmp_path / "out")]) == 2
-    assert "model.weights: imagenet holds no segment head" in error_of(capsys)
+    assert "model.weights: imagenet holds no whole segment head" in error_of(capsys)
 
 
 def test_settings_that_masks_cannot_follow_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,3 +72,11 @@ def _one_of_two(rank: int, work: Callable[[int], Any], port: int, out: str) -> N
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     Path(out, f"{rank}.json").write_text(json.dumps(work(rank)), encoding="utf-8")
     torch.distributed.destroy_process_group()
+
+
+PEAK_MEMORY = """
+def peak_memory():
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+"""
+"""Code for a process of its own: bytes that it had in memory at most. Not ``ru_maxrss``: Linux starts that at the parent's."""
