@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
 from effbackbones.multihead import MultiHead as MultiHead  # part of the public import
-from effbackbones.pixels import white
+from effbackbones.pixels import refuse_bytes, white
 
 
 class Model(nn.Module):
@@ -103,6 +103,7 @@ class Model(nn.Module):
         """
         if self.training:
             raise RuntimeError("Model.predict in training mode would use and change batch statistics; call .eval() first")
+        refuse_bytes(images)
         sizes = sizes or ImageSizes.of(images)
         return self.head.predict(self(images, sizes), sizes)
 

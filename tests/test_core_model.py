@@ -371,3 +371,11 @@ def test_a_single_image_is_told_to_be_a_batch() -> None:
     model = build_model("cls", "b0", num_classes=2).eval()
     with pytest.raises(UserError, match=r"expected a batch \[B, C, H, W\].*image\[None\]"):
         model.predict(torch.zeros(3, 32, 32))
+
+
+def test_bytes_in_floating_point_are_refused() -> None:
+    model = build_model("cls", "b0", num_classes=2).eval()
+    with pytest.raises(UserError, match=r"expected floating point in 0\.\.1, found 255.*divide by 255"):
+        model.predict(torch.full((1, 3, 32, 32), 255.0))
+    for images in (torch.ones(1, 3, 32, 32), torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), torch.full((1, 3, 32, 32), 1.5)):
+        assert model.predict(images).shape == (1, 2)
