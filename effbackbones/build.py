@@ -154,7 +154,7 @@ def _foreign(name: str, factory: Any, weights: str | Path | None, options: dict[
     """A timm or registered backbone. Its weights are timm's own, or a file of this project, which alone can describe it."""
     if name.startswith("timm:") and weights == "imagenet":
         backbone = factory(name.removeprefix("timm:"), pretrained=True, **options)
-        return _Built(backbone, backbone.pretrained())
+        return _Built(backbone, backbone.own_weights())
     pretrained = None if weights is None else read_weights(weights, name)
     backbone = factory(name.removeprefix("timm:"), **options) if name.startswith("timm:") else factory(**options)
     if not isinstance(backbone, Backbone):

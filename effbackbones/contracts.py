@@ -18,6 +18,8 @@ from effbackbones.errors import UserError, nearest
 from effbackbones.pixels import to_unit
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
+TAPS = ("stage", "stem", "smp_b0")
+"""Where a backbone takes its maps, as its option ``tap`` says."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Classes = tuple[str, ...] | dict[str, tuple[str, ...]]
 """Names of the labels 0..K-1; of several tasks, by task."""
@@ -184,7 +186,8 @@ class Backbone(nn.Module, ABC):
     def normalize(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] (uint8 0..255, uint16 0..65535, floating point 0..1) by mean and std of ``image_spec``, in the dtype
         of the parameters."""
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.image_spec.mean, self.image_spec.std))
+        spec = torch.tensor([self.image_spec.mean, self.image_spec.std]).view(2, -1, 1, 1)
+        mean, std = spec.to(images.device, non_blocking=True).unbind()  # the host does not wait
         return ((to_unit(images) - mean) / std).to(next(self.parameters()).dtype)
 
     def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from effbackbones.blocks import MBConv
-from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, LEVELS, Backbone, FeatureSpec, ImageSpec
+from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, LEVELS, TAPS, Backbone, FeatureSpec, ImageSpec
 from effbackbones.convolution import Activation, ConvNorm, Numerics, fold_batch_norm
 from effbackbones.errors import UserError, nearest
 from effbackbones.scaling import LEVEL_STAGES, STAGES, Scaling, scaling, stage_channels, stage_layers, stem_channels
 
 __all__ = ["ConvNorm", "EfficientNet", "Numerics", "default_image_spec", "fold_batch_norm"]
 DEFAULT_NUMERICS = {"b": "torch", "lite": "tf"}
-TAPS = ("stage", "stem", "smp_b0")
 
 
 class EfficientNet(Backbone):

@@ -99,7 +99,8 @@ class Model(nn.Module):
         probabilities [B, K, H, W] (segmentation).
 
         Images are taken at the size that they have; the commands bring theirs to ``image_spec.size`` first, where a network
-        sees best. Raises RuntimeError in training mode, where batch statistics would answer.
+        sees best. Raises RuntimeError in training mode, where batch statistics would answer, and :class:`UserError` for what is
+        no batch, and for floating-point images of 0..255 (looked for on the CPU alone).
         """
         if self.training:
             raise RuntimeError("Model.predict in training mode would use and change batch statistics; call .eval() first")

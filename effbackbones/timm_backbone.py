@@ -105,8 +105,8 @@ class TimmBackbone(Backbone):
             raise UserError(f"freeze {upto!r}", f"timm gives {self.name!r} in one piece", "freeze all of it, or nothing")
         return super().freeze(upto)
 
-    def pretrained(self) -> Pretrained:
-        """The weights that timm has just loaded, as their origin and licence; for the record alone, it holds no tensors."""
+    def own_weights(self) -> Pretrained:
+        """Origin and licence of timm's weights, for one that was built with ``pretrained``; a record without tensors."""
         stated = self.net.pretrained_cfg
         name = ".".join(filter(None, (stated.get("architecture"), stated.get("tag"))))
         report = LoadReport(f"backbone {self.name} from timm", loaded=tuple(self.state_dict()))

@@ -15,8 +15,7 @@ from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDeco
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
 
-from effbackbones.contracts import BackboneNeeds, FeatureSpec
-from effbackbones.efficientnet import TAPS
+from effbackbones.contracts import TAPS, BackboneNeeds, FeatureSpec
 from effbackbones.errors import UserError
 from heads.segmentation_head import SegmentationHead, check_spec, smp_channels
 from heads.segmentation_options import INTERPOLATIONS, choice, whole, wholes

@@ -22,7 +22,7 @@ COVERED = 0.5
 
 def curves(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = None) -> "Figure":
     """Losses (names that contain it), scores (``val...``, fractions) and ``lr`` by epoch: a drawing for each kind that occurs.
-    A score of one in several evaluations is left out.
+    A score that one of several evaluations has alone is left out.
 
     ``scores``: the names of those to draw, where there are too many for one drawing.
     """

@@ -36,35 +36,28 @@ def choose(config: Config, command: str, config_name: str, tell: Callable[[str],
     if config.run.out:
         return _named(config, Path(config.run.out), resume_only=False)
     found: Path | None = None
-    before: Path | None = None
+    newest: tuple[Path, list[str] | None] | None = None
     for number in itertools.count(1):
         folder = Path("runs") / command / (config_name if number == 1 else f"{config_name}-{number}")
         if not folder.exists():
             break
-        before = folder
-        if resume == "auto" and continues(config, folder):
-            found = folder  # the newest has the highest number
-    if found is None and before is not None and resume == "auto":
-        _tell_unfinished(config, before, tell)
+        newest = folder, _differences(config, folder) if resume == "auto" else None
+        if newest[1] == []:
+            found = folder
+    if found is None and newest and newest[1]:
+        keys = ", ".join(newest[1][:5])
+        tell(f"{newest[0]} holds an unfinished run of another config ({keys} differ): it stays, and this one starts anew")
     return found or folder
 
 
-def _tell_unfinished(config: Config, folder: Path, tell: Callable[[str], None]) -> None:
-    """Say so if ``folder`` holds an unfinished run, which is not continued because its config is another."""
+def _differences(config: Config, folder: Path) -> list[str] | None:
+    """Keys in which the unfinished run in ``folder`` differs from ``config``; None if it holds none."""
+    if not (folder / CONFIG).is_file() or finished(folder):
+        return None
     try:
-        changed = _changed(config, folder) if (folder / CONFIG).is_file() and not finished(folder) else []
+        return _changed(config, folder)
     except UserError:  # of another version, or not a config at all
-        return
-    if changed:
-        tell(f"{folder} holds an unfinished run of another config ({', '.join(changed[:5])} differ): it stays, and this one starts anew")
-
-
-def continues(config: Config, folder: Path) -> bool:
-    """Whether ``folder`` holds an unfinished run of the same config."""
-    try:
-        return (folder / CONFIG).is_file() and not finished(folder) and not _changed(config, folder)
-    except UserError:  # of another version, or not a config at all
-        return False
+        return None
 
 
 def finished(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Signals as a flag that is read between two steps: SIGTERM and SIGINT save and stop, SIGUSR1 saves and goes on."""
 
 import atexit
-import multiprocessing.util  # registers what it does at exit
+import multiprocessing.util  # first, so that what it does at exit comes last
 import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -50,11 +50,15 @@ def leave_to_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@atexit.register  # after, so run before, that of multiprocessing, which sends SIGTERM and waits
-def _end_loaders() -> None:
-    """End those that hang."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
+@atexit.register  # runs before that of multiprocessing, which would wait for ever for a loader that hangs
+def _end_children() -> None:
+    """Ask daemonic children to end, as multiprocessing does; kill those that do not."""
+    children = [child for child in multiprocessing.active_children() if child.daemon]
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(1)
+        if child.is_alive():
             child.kill()
 
 

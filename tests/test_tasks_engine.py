@@ -104,7 +104,7 @@ def test_stopped_and_continued_equals_never_stopped(after: int, whole: Path, tmp
         assert [row[key] for row in history[0]] == [row[key] for row in history[1]]
 
 
-def test_an_unfinished_run_of_another_config_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_an_unfinished_run_of_another_config_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = parse("classify", [*TINY, "--optim.lr", "0.001"]).config
     told: list[str] = []
@@ -213,39 +213,34 @@ def test_a_signal_saves_and_the_same_command_continues(workers: str, number: sig
     assert f"after step {found[1]['step']}" in rest
 
 
+def terminate_at(batch: int, patch: pytest.MonkeyPatch) -> list[int]:
+    """Send SIGTERM while that evaluated batch, counted from 1, is scored; returns the sizes of the batches scored, as they come."""
+    scored, seen = type(TASK).scored, list[int]()
+
+    def signalled(self: Any, images: Any, predictions: Any) -> Any:
+        seen.append(len(images.meta))
+        if len(seen) == batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return scored(self, images, predictions)
+
+    patch.setattr(type(TASK), "scored", signalled)
+    return seen
+
+
 def test_a_signal_leaves_an_evaluation_which_is_made_when_the_run_continues(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    folder, scored = tmp_path / "left", type(TASK).scored
-    batches: list[int] = []
-
-    def signalled(self: Any, batch: Any, predictions: Any) -> Any:
-        batches.append(len(batch.meta))
-        os.kill(os.getpid(), signal.SIGTERM)
-        return scored(self, batch, predictions)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(TASK), "scored", signalled)
-        assert run(folder) == 143
-        assert "stopped by SIGTERM after step 4" in capsys.readouterr().err
-        assert run(folder) == 143  # in the evaluation that is made up for, before another step
-        assert "stopped by SIGTERM after step 4" in capsys.readouterr().err
-    assert batches == [8, 8]  # of 12 images: the second batch of each was not read
-    found = load_state(folder / "checkpoints", print)
-    assert found is not None
-    assert (found[1]["step"], found[1]["progress"]["history"]) == (4, [])
-    last: list[int] = []
-
-    def signalled_at_the_end(self: Any, batch: Any, predictions: Any) -> Any:
-        last.append(len(batch.meta))
-        if len(last) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return scored(self, batch, predictions)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(TASK), "scored", signalled_at_the_end)
-        assert run(folder) == 143
-        assert "stopped by SIGTERM after step 8" in capsys.readouterr().err
+    folder = tmp_path / "left"
+    # In the first evaluation; in the same, which is made up for before another step; in the last.
+    for batch, step, read in ((1, 4, [8]), (1, 4, [8]), (3, 8, [8, 4, 8])):  # of 12 images: the second batch was not read
+        with monkeypatch.context() as patch:
+            seen = terminate_at(batch, patch)
+            assert run(folder) == 143
+        assert f"stopped by SIGTERM after step {step}" in capsys.readouterr().err
+        assert seen == read
+        found = load_state(folder / "checkpoints", print)
+        assert found is not None
+        assert (found[1]["step"], len(found[1]["progress"]["history"])) == (step, step // 4 - 1)
     assert run(folder) == 0
     assert digest(folder) == digest(whole)
     metrics = [json.loads((f / "metrics.json").read_text()) for f in (folder, whole)]
