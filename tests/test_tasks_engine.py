@@ -26,6 +26,7 @@ from tasks.optim import lr_factor
 from tasks.resume import GlobalBatches, Share, flatten_optimizer, load_state, restore_optimizer, save_state, seed_step, shuffled
 from tasks.run import refuse_dead_parameters
 from tasks.rundir import RunFolder, choose
+from tasks.train import _Run
 
 
 def run(folder: Path, *more: str) -> int:
@@ -102,6 +103,21 @@ def test_stopped_and_continued_equals_never_stopped(after: int, whole: Path, tmp
     history = [json.loads((f / "metrics.json").read_text())["history"] for f in (folder, whole)]
     for key in ("val_top1", "train_loss"):
         assert [row[key] for row in history[0]] == [row[key] for row in history[1]]
+
+
+def test_the_training_loss_is_the_mean_of_the_steps_since_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: dict[int, float] = {}
+    report = _Run.on_step
+
+    def noted(self: Any, log: Any) -> None:
+        losses[log.step] = sum(log.losses.values())
+        report(self, log)
+
+    monkeypatch.setattr(_Run, "on_step", noted)
+    assert run(tmp_path / "run") == 0
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
+    wanted = [sum(losses[step] for step in steps) / 4 for steps in (range(1, 5), range(5, 9))]
+    assert [row["train_loss"] for row in history] == pytest.approx(wanted, rel=1e-12)
 
 
 def test_an_unfinished_run_of_another_config_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

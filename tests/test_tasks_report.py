@@ -147,9 +147,9 @@ def test_the_most_confident_mistakes_are_kept() -> None:
     rows = [[0.7, 0.2, 0.1], [0.1, 0.9, 0.0], [0.6, 0.3, 0.1], [0.0, 0.0, 1.0]]
     found = examined(rows, [0, 0, 2, None], multilabel=False)
     assert found == [("cat, taken for dog", 0.9, "id1"), ("emu, taken for cat", 0.6, "id2")]
-    assert examined([[float("nan")] * 3, *rows], [0, 0, 0, 2, None], multilabel=False)[0][1] == 0.9  # what is nothing is no confidence
     many = [[1 - p, p, 0.0] for p in (0.51 + 0.01 * i for i in range(40))]
-    kept = [confidence for _, confidence, _ in examined(many, [0] * 40, multilabel=False)]
+    nothing = [float("nan")] * 3  # no confidence, and so neither kept nor in the way
+    kept = [confidence for _, confidence, _ in examined([nothing, *many], [1, *[0] * 40], multilabel=False)]
     assert kept == [round(0.51 + 0.01 * i, 4) for i in range(39, 39 - KEPT, -1)]
 
 
