@@ -1,16 +1,15 @@
-"""Time of our EfficientDet against effdet's on the CPU: prediction, prediction with batch norm folded, one training step.
+"""Time of our EfficientDet against effdet's: prediction, prediction with batch norm folded, one training step.
 
-    OMP_WAIT_POLICY=passive python benchmarks/detector_cpu.py --name d0 --rounds 9
+    OMP_WAIT_POLICY=passive python benchmarks/detector.py --name d0 --rounds 9
+    python benchmarks/detector.py --device cuda --precision bf16 --batch 16
 
 Both run in one process, interleaved, so that a busy machine slows both; printed is the median of the ratios ours / effdet of
-each round, with its quartiles. Below 1 ours is faster. Random weights with spread class logits, the same in both; float32;
-images at the published size, one to predict and two to train on. effdet runs as it is distributed, and also in channels_last.
+each round, with its quartiles. Below 1 ours is faster. Random weights with spread class logits, the same in both;
+images at the published size, one to predict for every two to train on. effdet runs as it is distributed, and also in channels_last.
 Ours starts from uint8 images, effdet's from normalised ones: normalising is our model's work. Needs an idle machine to be
 quoted; on a busy one differences under 5 % mean nothing, and without the waiting policy single rounds take many times as long.
 """
 
-import argparse
-import os
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from importlib.metadata import version
 import effdet
 import torch
 from effdet.bench import DetBenchPredict, DetBenchTrain
-from interleaved import forward, report, step
+from interleaved import arguments
 from torch import Tensor, nn
 
 from effbackbones import BoxTargets, build_model
@@ -50,44 +49,37 @@ def ours_loss(model: Model, images: Tensor, targets: BoxTargets) -> Tensor:
 
 def theirs_bench(network: nn.Module, images: Tensor, targets: BoxTargets) -> tuple[nn.Module, Callable[[], Tensor]]:
     """effdet's training bench, its labeler included, and the loss that it gives."""
-    bench = DetBenchTrain(network).train()
+    bench = DetBenchTrain(network).train().to(images.device)
     target = {"bbox": targets.boxes[..., [1, 0, 3, 2]], "cls": targets.labels + 1.0}
     return bench, lambda: bench(images, target)["loss"]
 
 
-def boxes(batch: int, side: int) -> BoxTargets:
+def boxes(batch: int, side: int, device: torch.device) -> BoxTargets:
     """Random boxes, BOXES in each image."""
-    corner = torch.rand(batch, BOXES, 2) * 0.6
-    extent = 0.05 + 0.35 * torch.rand(batch, BOXES, 2)
-    labels = torch.randint(CLASSES, (batch, BOXES))
+    corner = torch.rand(batch, BOXES, 2, device=device) * 0.6
+    extent = 0.05 + 0.35 * torch.rand(batch, BOXES, 2, device=device)
+    labels = torch.randint(CLASSES, (batch, BOXES), device=device)
     return BoxTargets(torch.cat([corner, corner + extent], 2) * side, labels, torch.zeros_like(labels, dtype=torch.bool))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="d0", choices=tuple(VARIANTS))
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    side, policy = VARIANTS[options.name].resolution, os.environ.get("OMP_WAIT_POLICY", "not set")
-    versions = f"torch {torch.__version__}, effdet {version('effdet')}"
-    print(f"{versions}, {options.threads} threads, OMP_WAIT_POLICY {policy}, {options.name} at {side} pixels")
-    torch.manual_seed(0)
-    ours, theirs = networks(options.name)
-    pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
-    normalised = ours.normalize(pixels)
+    bench = arguments(__doc__, "d0", batch=2)
+    side = bench.side or VARIANTS[bench.name].resolution
+    print(f"effdet {version('effdet')}, {side} pixels")
+    ours, theirs = (network.to(bench.device) for network in networks(bench.name))
+    pixels = torch.randint(0, 256, (bench.batch, 3, side, side), dtype=torch.uint8, device=bench.device)
+    normalised, half = ours.normalize(pixels), max(1, bench.batch // 2)
     for layout in ("contiguous", "channels_last"):
         kind = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         theirs, images = theirs.to(memory_format=kind), normalised.contiguous(memory_format=kind)
-        bench = forward(DetBenchPredict(theirs.eval()).eval(), images[:1])
-        report(f"predict, effdet {layout}", "effdet", forward(ours.eval().predict, pixels[:1]), bench, options.rounds)
+        peer = bench.forward(DetBenchPredict(theirs.eval()).eval(), images[:half])
+        bench.report(f"predict, effdet {layout}", "effdet", bench.forward(ours.eval().predict, pixels[:half]), peer)
         folded = ours.for_inference()
-        report(f"predict, ours folded, effdet {layout}", "effdet", forward(folded.predict, pixels[:1]), bench, options.rounds)
-        targets = boxes(2, side)
+        bench.report(f"predict, ours folded, effdet {layout}", "effdet", bench.forward(folded.predict, pixels[:half]), peer)
+        targets = boxes(bench.batch, side, bench.device)
         trained, loss = theirs_bench(theirs, images, targets)
-        steps = step(ours.train().parameters(), partial(ours_loss, ours, pixels, targets)), step(trained.parameters(), loss)
-        report(f"training step, effdet {layout}", "effdet", *steps, options.rounds)
+        mine = bench.step(ours.train().parameters(), partial(ours_loss, ours, pixels, targets))
+        bench.report(f"training step, effdet {layout}", "effdet", mine, bench.step(trained.parameters(), loss))
 
 
 if __name__ == "__main__":
