@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from effbackbones.model import Model
-    from tasks.config import Config
     from tasks.data.batch import Batch, Sample, Transform
+    from tasks.settings.sections import Config
 
 SHOWN = 5
 """Classes told for each predicted image."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
-from tasks.config import parse
+from tasks.settings.commandline import parse
 from tasks.spec import TaskSpec
 
 USER_ERROR, DIVERGED, FAILED = 2, 3, 1

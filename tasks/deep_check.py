@@ -17,9 +17,9 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels
 from effbackbones.model import Model
 from tasks import setup
-from tasks.config import Config
 from tasks.data.batch import Batch, Sample
 from tasks.data.sampling import Repeated
+from tasks.settings.sections import Config
 from tasks.spec import Dataset, TaskSpec
 from tasks.telling import Teller
 

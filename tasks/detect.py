@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from effbackbones.contracts import Detections
     from effbackbones.model import Model
-    from tasks.config import Config
     from tasks.data.batch import Batch, Sample, Transform
+    from tasks.settings.sections import Config
     from tasks.telling import Teller
 
 

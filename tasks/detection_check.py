@@ -19,7 +19,6 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan, Size
 from effbackbones.model import Model
 from tasks import setup
-from tasks.config import Config
 from tasks.data.boxes import BoxTable, xyxy
 from tasks.data.imagefiles import header_sizes
 from tasks.data.sampling import Repeated
@@ -27,6 +26,7 @@ from tasks.deep_check import Goal
 from tasks.detection_metrics import DetectionMetrics
 from tasks.detection_report import BoxStatistics
 from tasks.evaluation import readable
+from tasks.settings.sections import Config
 from tasks.spec import Dataset, TaskSpec
 
 Tell = Callable[[str], None]

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from effbackbones.model import Model
-from tasks.config import Config
 from tasks.data.batch import Batch
 from tasks.optim import BufferGuard, Ema, build_optimizer, clip_grad_norm, found_inf, lr_factor, scaled_lr
 from tasks.resume import GlobalBatches, Share, flatten_optimizer, restore_optimizer, seed_step, steps_per_epoch
+from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from torchmetrics import Metric
 from effbackbones.contracts import ImageSizes
 from effbackbones.model import Model
 from tasks import setup
-from tasks.config import Config
 from tasks.data.batch import Batch, SkipCount
 from tasks.resume import Share
+from tasks.settings.sections import Config
 from tasks.spec import Dataset, Observer, TaskSpec
 from tasks.telling import Teller
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.config import from_mapping
 from tasks.drawings import curves
 from tasks.report import begun, finished, score_sets
+from tasks.settings.tree import from_mapping
 from tasks.spec import Observer
 
 _MEANING = {"mean": "mean of the scores by which each task is judged; chooses the best weights"}

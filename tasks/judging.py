@@ -9,11 +9,12 @@ from typing import Any
 from effbackbones.checkpoint import load_model, save_model
 from effbackbones.model import Model
 from tasks import processes, setup
-from tasks.config import Config, to_mapping
 from tasks.engine import Engine
 from tasks.evaluation import score_model
 from tasks.report import environment, write_metrics
 from tasks.rundir import BEST
+from tasks.settings.sections import Config
+from tasks.settings.tree import to_mapping
 from tasks.spec import Dataset, TaskSpec
 from tasks.telling import Teller
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tasks.config import Config
+from tasks.settings.sections import Config
 
 
 def rank() -> int:

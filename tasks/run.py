@@ -18,13 +18,15 @@ from effbackbones.errors import UserError
 from effbackbones.images import SUFFIXES
 from effbackbones.model import Model
 from tasks import setup
-from tasks.config import Config, Extras, to_mapping
 from tasks.data.batch import Sample
 from tasks.data.check import check_dataset
 from tasks.data.files import ImageReader
 from tasks.data.sampling import Repeated
 from tasks.evaluation import readable, score_model
 from tasks.report import environment, write_metrics
+from tasks.settings.commandline import Extras
+from tasks.settings.sections import Config
+from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
 

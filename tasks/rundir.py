@@ -13,8 +13,9 @@ from typing import IO, Self
 from effbackbones.errors import UserError
 from effbackbones.tensorfile import write_atomically
 from tasks import processes
-from tasks.config import Config, changed_keys, dump, from_mapping
-from tasks.configfile import read_tree
+from tasks.settings.sections import Config
+from tasks.settings.tree import changed_keys, dump, from_mapping
+from tasks.settings.yamlfile import read_tree
 
 try:
     import fcntl

@@ -13,7 +13,6 @@ import torch
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks import setup
-from tasks.config import Config
 from tasks.data.batch import IGNORE, ImageMeta, SkipCount
 from tasks.data.maskcount import MaskStatistics, count_masks, median_frequency
 from tasks.data.sampling import Repeated
@@ -22,6 +21,7 @@ from tasks.evaluation import readable
 from tasks.segmentation_files import written_for
 from tasks.segmentation_metrics import SegmentationMetrics
 from tasks.segmentation_results import Segmented
+from tasks.settings.sections import Config
 from tasks.spec import Dataset, TaskSpec
 from tasks.telling import Teller
 

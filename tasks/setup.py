@@ -18,11 +18,11 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks import processes
-from tasks.config import Config
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.resume import shuffled, steps_per_epoch
 from tasks.rundir import BEST
+from tasks.settings.sections import Config
 from tasks.signals import leave_to_parent
 from tasks.spec import DATASETS, Dataset, TaskSpec
 

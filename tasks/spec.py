@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from effbackbones.model import Model
-    from tasks.config import Config, DataConfig
     from tasks.data.batch import Batch, Sample, Transform
+    from tasks.settings.data import DataConfig
+    from tasks.settings.sections import Config
     from tasks.telling import Teller
 
 T = TypeVar("T")

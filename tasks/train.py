@@ -15,7 +15,6 @@ import torch
 
 from effbackbones.errors import UserError
 from tasks import processes, setup
-from tasks.config import Config, Extras
 from tasks.data.batch import SkipCount
 from tasks.data.check import check_dataset
 from tasks.engine import DivergedError, Engine, Plan, StepLog, Timed
@@ -25,6 +24,8 @@ from tasks.judging import Judge, Progress
 from tasks.report import write_metrics
 from tasks.resume import load_state, save_state
 from tasks.rundir import RunFolder, choose
+from tasks.settings.commandline import Extras
+from tasks.settings.sections import Config
 from tasks.signals import EXIT_CODES, SAVE, Signals, stopped_by
 from tasks.spec import TaskSpec
 from tasks.telling import Teller

@@ -61,7 +61,7 @@ def test_named_commands_files_and_configs_exist() -> None:
 @pytest.mark.parametrize("line", [command for command in COMMANDS if "python -m tasks." in command])
 def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command of README gets through the reader of the command line."""
-    from tasks.config import parse
+    from tasks.settings.commandline import parse
 
     monkeypatch.chdir(tmp_path)
     for run in ("classify/folder", "detect/coco"):

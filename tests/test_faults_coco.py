@@ -18,7 +18,7 @@ from effbackbones.errors import UserError
 from tasks.data.coco import coco
 from tasks.data.painting import PaintedDataset
 from tasks.data.repairs import RepairCount, mend
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 Content = dict[str, Any]
 FILE = r"instances_train2017\.json"

@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effbackbones.errors import UserError
-from tasks.config import from_mapping, parse
-from tasks.configfile import MAX_BYTES, read_value
-from tasks.configtypes import leaves, members_of
-from tasks.settings import DataConfig, ModelConfig, OptimConfig, RandAugmentConfig, RunConfig
+from tasks.settings.commandline import parse
+from tasks.settings.data import DataConfig, RandAugmentConfig
+from tasks.settings.keytypes import leaves, members_of
+from tasks.settings.sections import ModelConfig, OptimConfig, RunConfig
+from tasks.settings.tree import from_mapping
+from tasks.settings.yamlfile import MAX_BYTES, read_value
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij"))
 IN_LINE = "{" + ", ".join(BOMB.strip().split("\n")) + "}"

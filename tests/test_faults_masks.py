@@ -14,7 +14,7 @@ from tests_support import one_line
 
 from effbackbones.errors import UserError
 from tasks.data.masks import MaskDataset, masks
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 NAMES = ["a", "b", "c"]
 MASK = np.array([[0, 1, 2, 255], [2, 2, 1, 0]], np.uint8)

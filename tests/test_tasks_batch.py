@@ -19,7 +19,7 @@ from tasks.classify import TASK
 from tasks.data.batch import MAX_SKIPPED, Batch, ImageMeta, KeyedDataset, Sample, SkipCount, stack_images
 from tasks.data.check import check_dataset
 from tasks.data.collating import class_targets, collate, mask_targets
-from tasks.settings import Config
+from tasks.settings.sections import Config
 
 CLASSES = partial(collate, targets=class_targets, size_divisor=None, fill=(0.5, 0.5, 0.5))
 

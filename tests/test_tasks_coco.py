@@ -17,7 +17,7 @@ from tasks.data.boxes import BoxDataset
 from tasks.data.check import check_dataset
 from tasks.data.coco import coco
 from tasks.data.imagefiles import check_files
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 Content = dict[str, Any]
 TAG = 274  # EXIF orientation

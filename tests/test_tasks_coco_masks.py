@@ -18,7 +18,7 @@ from effbackbones.geometry import resize_nearest
 from tasks.data.boxes import BoxDataset
 from tasks.data.coco import coco
 from tasks.data.painting import PaintedDataset
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 W, H = 100, 80
 

@@ -15,10 +15,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from effbackbones.errors import UserError
-from tasks.config import Config, bundled, changed_keys, dump, from_mapping, parse, to_mapping
-from tasks.configfile import read_value, write_value
-from tasks.configtypes import field_docs, leaves, members_of, section_of
-from tasks.settings import DataConfig, HeadConfig, ModelConfig, OptimConfig, RandAugmentConfig, RunConfig
+from tasks.settings.commandline import bundled, parse
+from tasks.settings.data import DataConfig, RandAugmentConfig
+from tasks.settings.keytypes import field_docs, leaves, members_of, section_of
+from tasks.settings.sections import Config, HeadConfig, ModelConfig, OptimConfig, RunConfig
+from tasks.settings.tree import changed_keys, dump, from_mapping, to_mapping
+from tasks.settings.yamlfile import read_value, write_value
 
 SECTIONS = (ModelConfig, HeadConfig, DataConfig, RandAugmentConfig, OptimConfig, RunConfig)
 BUNDLED = [(task, name) for task in ("classify", "detect", "segment", "joint") for name in sorted(bundled(task))]
@@ -247,7 +249,8 @@ def test_no_environment_value_gets_in(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_help_is_complete_and_imports_no_torch() -> None:
-    code = "import sys; from tasks.config import parse\ntry: parse('classify', ['--help'])\nfinally: assert 'torch' not in sys.modules"
+    code = "import sys; from tasks.settings.commandline import parse\ntry: parse('classify', ['--help'])\n"
+    code += "finally: assert 'torch' not in sys.modules"
     start = time.perf_counter()
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert time.perf_counter() - start < 10  # 0.4 s when idle; the machine may be busy

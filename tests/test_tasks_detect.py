@@ -17,12 +17,12 @@ from tests_support import Synchronisations, guarded_step
 from effbackbones import BoxTargets, ImageSizes, load_model
 from effbackbones.model import Model
 from tasks import deep_check
-from tasks.config import parse
 from tasks.data.boxes import BoxTable
 from tasks.data.sampling import Repeated
 from tasks.deep_check import Fingerprints, fingerprint, learn_eight, same_images
 from tasks.detect import TASK, main
 from tasks.detection_check import GOAL, check_headers, check_scores, quick_checks, statistics, truth_as_predictions
+from tasks.settings.commandline import parse
 from tasks.setup import make_model, open_dataset, open_splits
 from tasks.telling import Teller
 

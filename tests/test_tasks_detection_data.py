@@ -23,7 +23,7 @@ from tasks.data.shapes import ShapesDataset
 from tasks.data.view_transform import ViewTransform
 from tasks.data.views import Jitter, jittered
 from tasks.resume import GlobalBatches, shuffled
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 SPEC = ImageSpec(size=(64, 64), interpolation="bilinear")
 WILD = DataConfig(flip=0.5, vertical_flip=0.5, scale_jitter=(0.4, 2.0), mosaic=0.5, color_jitter=0.3)
@@ -424,7 +424,7 @@ from effbackbones.contracts import ImageSpec
 from tasks.data.batch import Sample
 from tasks.data.collating import box_targets, collate
 from tasks.data.view_transform import ViewTransform
-from tasks.settings import DataConfig
+from tasks.settings.sections import DataConfig
 transform = ViewTransform(ImageSpec(), (32, 32), True, DataConfig(mosaic=1.0, scale_jitter=(0.1, 2.0)))
 sample = Sample(np.zeros((40, 40, 3), np.uint8), "a", boxes=np.zeros((0, 4), np.float32))
 collate([transform.combine([sample] * 4, np.random.default_rng(0))], targets=box_targets, fill=(0.5, 0.5, 0.5))

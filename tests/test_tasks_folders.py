@@ -14,7 +14,7 @@ from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
 from tasks.data.files import ImageReader, PackedNames
 from tasks.data.folders import FolderDataset, folder
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 
 def draw(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> Path:

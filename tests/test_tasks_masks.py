@@ -18,7 +18,7 @@ from tasks.data.check import check_dataset
 from tasks.data.maskcount import MaskStatistics, count_masks, median_frequency
 from tasks.data.maskfile import MaskReader, Stored, packed
 from tasks.data.masks import MaskDataset, masks
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 FEW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TABLE = np.arange(256)[:, None] * [1, 2, 3] % 256

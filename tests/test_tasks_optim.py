@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tasks.optim import SGD, AdamW, BufferGuard, Ema, RMSpropTF, build_optimizer, clip_grad_norm, found_inf, lr_factor, scaled_lr
-from tasks.settings import OptimConfig
+from tasks.settings.sections import OptimConfig
 
 NAMES = ("sgd", "adamw", "rmsprop_tf")
 BAD = torch.ones(())

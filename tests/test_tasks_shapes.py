@@ -8,7 +8,7 @@ import pytest
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
 from tasks.data.shapes import CLASSES, ShapesDataset, shapes
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 
 def test_keeps_the_promises_of_a_data_set() -> None:

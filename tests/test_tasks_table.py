@@ -11,7 +11,7 @@ from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
 from tasks.data.coco_table import main
 from tasks.data.table import TableDataset, table
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from tasks.data.batch import Sample
 from tasks.data.transforms import ClassificationTransform, RandomErasing, fill_of, random_area, seeded, shifted
-from tasks.settings import DataConfig, RandAugmentConfig
+from tasks.settings.data import DataConfig, RandAugmentConfig
 
 SPEC = ImageSpec(size=(32, 32))
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -242,7 +242,7 @@ import sys, numpy as np
 from effbackbones.contracts import ImageSpec
 from tasks.data.batch import KeyedDataset, Sample
 from tasks.data.transforms import ClassificationTransform
-from tasks.settings import DataConfig
+from tasks.settings.sections import DataConfig
 transform = ClassificationTransform(ImageSpec(), (32, 32), True, DataConfig(erasing=1.0))
 transform(Sample(np.zeros((40, 40, 3), np.uint8), "a"), np.random.default_rng(0))
 print({"torchvision", "albumentations", "cv2", "lightning"} & set(sys.modules))

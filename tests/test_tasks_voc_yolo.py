@@ -17,7 +17,7 @@ from tasks.data.coco import coco
 from tasks.data.voc import voc
 from tasks.data.vocfile import read_voc
 from tasks.data.yolo import yolo
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 SIZE = (100, 80)  # width, height
 OBJECTS = {  # id: name, xyxy in continuous pixels, difficult

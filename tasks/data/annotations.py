@@ -13,7 +13,7 @@ from tasks.data.files import ImageReader, PackedNames
 from tasks.data.imagefiles import header_sizes
 from tasks.data.outlines import Outlines
 from tasks.data.repairs import MIN_SIDE, RepairCount, Repairs, mend, refuse_bad_boxes
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 CLASS_OPTIONS = ("classes", "rename")
 """Names in ``data.options`` that :meth:`Selection.of` reads."""

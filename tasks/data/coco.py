@@ -10,7 +10,7 @@ from tasks.data.cocofile import read_coco
 from tasks.data.files import READ_OPTIONS, ImageReader, check_options, data_root
 from tasks.data.imagefiles import check_files
 from tasks.data.painting import PAINT_OPTIONS, PaintedDataset, painting_of
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 _DEFAULT_FILES = {"train": "annotations/instances_train2017.json", "val": "annotations/instances_val2017.json"}
 _FOLDER_OPTIONS = ("images", "train_images", "val_images", "test_images")

@@ -12,7 +12,7 @@ import numpy as np
 from effbackbones.errors import UserError, nearest
 from effbackbones.geometry import Pixels, Size
 from effbackbones.images import MAX_PIXELS, read_image
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 
 class PackedNames(Sequence[str]):

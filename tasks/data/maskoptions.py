@@ -11,7 +11,7 @@ from effbackbones.errors import UserError, nearest
 from tasks.data.batch import IGNORE
 from tasks.data.files import listed_classes
 from tasks.data.maskfile import FORMATS, MaskReader, packed
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 MASK_OPTIONS = ("classes", "format", "colors", "values", "ignore", "other")
 """Names in ``data.options`` that :meth:`Declared.of` reads."""

@@ -13,7 +13,7 @@ from tasks.data.maskfile import MaskReader, span
 from tasks.data.maskformat import Look, found_format
 from tasks.data.maskoptions import MASK_OPTIONS, Declared
 from tasks.data.maskpairs import PAIR_OPTIONS, Pairs
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 BINARY = ("background", "foreground")
 """Classes of binary masks where nobody names them."""

@@ -10,7 +10,7 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import Mask, Size
 from tasks.data.batch import IGNORE, Sample
 from tasks.data.views import Jitter, crowd_of, jittered, labels_of, through
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec

@@ -15,7 +15,7 @@ from tasks.data.outlines import Outlines
 
 if TYPE_CHECKING:
     from tasks.data.annotations import Annotations
-    from tasks.settings import DataConfig
+    from tasks.settings.data import DataConfig
 
 BACKGROUND = "background"
 PAINT_OPTIONS = ("unlabelled", "no_segmentation")

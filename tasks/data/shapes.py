@@ -14,7 +14,7 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import Size, resize
 from tasks.data.batch import Sample
 from tasks.data.files import check_options
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 SPLITS = {"train": 4096, "val": 512, "test": 512}

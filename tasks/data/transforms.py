@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels, ResizePlan, Size, resize
 from tasks.data.batch import Sample, Transform
-from tasks.settings import DataConfig, RandAugmentConfig
+from tasks.settings.data import DataConfig, RandAugmentConfig
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec

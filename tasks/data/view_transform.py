@@ -11,12 +11,12 @@ from tasks.data.batch import Sample, Transform, Truth
 from tasks.data.mosaic import PARTNERS, mosaic
 from tasks.data.transforms import ColorJitter
 from tasks.data.views import Jitter, jittered, room_of, through, trainable
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec
     from effbackbones.model import Model
-    from tasks.config import Config
+    from tasks.settings.sections import Config
 
 
 class ViewTransform:

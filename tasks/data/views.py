@@ -13,7 +13,7 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan, Size
 from tasks.data.batch import Sample
 from tasks.data.transforms import fill_of
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec

@@ -11,7 +11,7 @@ from tasks.data.boxes import BoxDataset
 from tasks.data.files import READ_OPTIONS, check_options, data_root
 from tasks.data.imagefiles import by_stem, check_files
 from tasks.data.vocfile import VocImage, read_voc
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
 
 
 def voc(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDataset:

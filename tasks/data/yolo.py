@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from tasks.configfile import read_tree
 from tasks.data.annotations import CLASS_OPTIONS, Annotations, Selection, open_boxes
 from tasks.data.boxes import BoxDataset
 from tasks.data.files import READ_OPTIONS, check_options, data_root
 from tasks.data.imagefiles import check_files, header_sizes, images_below
-from tasks.settings import DataConfig
+from tasks.settings.data import DataConfig
+from tasks.settings.yamlfile import read_tree
 
 MAX_BYTES = 10_000_000
 """Larger label files are refused."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from effbackbones.errors import UserError
-from tasks.section import Options, Section
+from tasks.settings.checks import Options, Section
 
 
 @dataclass(frozen=True)

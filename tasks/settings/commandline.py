@@ -14,15 +14,10 @@ from typing import NamedTuple
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
-from tasks.configfile import Plain, Tree, read_tree, read_value
-from tasks.configtree import SEVERAL, build, changed_keys, dump, from_mapping, merge, to_mapping
-from tasks.configtypes import help_page, hint_of, members_of, nearest_key
-from tasks.settings import Config, DataConfig, HeadConfig, ModelConfig, OptimConfig, RandAugmentConfig, RunConfig
-
-__all__ = [
-    "SEVERAL", "VERBS", "Command", "Config", "DataConfig", "Extras", "HeadConfig", "ModelConfig", "OptimConfig", "RandAugmentConfig",
-    "RunConfig", "bundled", "changed_keys", "dump", "from_mapping", "parse", "to_mapping",
-]  # fmt: skip
+from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
+from tasks.settings.sections import Config
+from tasks.settings.tree import SEVERAL, build, dump, merge
+from tasks.settings.yamlfile import Plain, Tree, read_tree, read_value
 
 VERBS = ("train", "evaluate", "predict", "check", "bench")
 _OPTIONS = {  # options of the command itself: the verbs that take them, help
@@ -92,7 +87,7 @@ def parse(task: str, argv: list[str]) -> Command:
 
 def bundled(task: str) -> dict[str, Path]:
     """Bundled configs of a command: short name to file."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "configs" / task).glob("*.yaml"))}
+    return {path.stem: path for path in sorted((Path(__file__).parent.parent / "configs" / task).glob("*.yaml"))}
 
 
 def _help(task: str) -> str:

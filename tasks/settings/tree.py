@@ -7,9 +7,9 @@ from typing import Any, get_origin, get_type_hints
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
-from tasks.configfile import Plain, Tree, write_value
-from tasks.configtypes import convert, describe, family_of, is_option, members_of, nearest_key, section_of
-from tasks.settings import Config, HeadConfig
+from tasks.settings.keytypes import convert, describe, family_of, is_option, members_of, nearest_key, section_of
+from tasks.settings.sections import Config, HeadConfig
+from tasks.settings.yamlfile import Plain, Tree, write_value
 
 SEVERAL = "multi"
 """The word of the command that trains several tasks at once."""

@@ -42,7 +42,7 @@ class Section:
     """Checks that all sections share.
 
     ``LIMITS`` maps a field to its interval. ``MEANT_FOR`` names the tasks to which a field means something; the commands of the
-    others refuse it (:func:`tasks.configtree.build`).
+    others refuse it (:func:`tasks.settings.tree.build`).
     """
 
     SECTION: ClassVar[str]

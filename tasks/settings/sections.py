@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from effbackbones.errors import UserError
-from tasks.data_settings import DataConfig, RandAugmentConfig
-from tasks.section import Options, Section
-
-__all__ = ["Config", "DataConfig", "HeadConfig", "ModelConfig", "OptimConfig", "RandAugmentConfig", "RunConfig"]
+from tasks.settings.checks import Options, Section
+from tasks.settings.data import DataConfig
 
 
 @dataclass(frozen=True)
