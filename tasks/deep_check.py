@@ -16,9 +16,9 @@ from torch import nn
 from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels
 from effbackbones.model import Model
-from tasks import setup
 from tasks.data.batch import Batch, Sample
 from tasks.data.sampling import Repeated
+from tasks.engine import assembly
 from tasks.settings.sections import Config
 from tasks.spec import Dataset, TaskSpec
 from tasks.telling import Teller
@@ -91,7 +91,7 @@ def _decode_all(datasets: Mapping[str, Dataset], prints: dict[str, Fingerprints]
             return sample.path or sample.id, *fingerprint(sample.image)
 
         found: list[tuple[str, int, NDArray[np.uint8]]] = []
-        with ThreadPoolExecutor(setup.cores()) as pool:
+        with ThreadPoolExecutor(assembly.cores()) as pool:
             for result in tell.watch(_mapped(pool, look, len(dataset)), f"decode {split}"):
                 if isinstance(result, str):
                     faults.append(result)
@@ -138,10 +138,10 @@ def learn_eight(task: TaskSpec, config: Config, dataset: Dataset, tell: Teller, 
 
     A network that cannot learn eight images by heart will not learn the others: labels, targets, loss or decoding disagree.
     """
-    config, device = _small(config), setup.run_device(config)
+    config, device = _small(config), assembly.run_device(config)
     view = Repeated(dataset, np.array(_first(dataset, goal.has)))
-    model = setup.make_model(config, task, dataset).to(device)
-    batches = [batch.to(device) for batch in setup.evaluation_loader(config, task, view, model)]
+    model = assembly.make_model(config, task, dataset).to(device)
+    batches = [batch.to(device) for batch in assembly.evaluation_loader(config, task, view, model)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     start, steps, best = time.monotonic(), 0, 0.0
     while time.monotonic() - start < 60 * MINUTES:

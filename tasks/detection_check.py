@@ -18,14 +18,14 @@ from effbackbones.contracts import BoxTargets, Detections, Head, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan, Size
 from effbackbones.model import Model
-from tasks import setup
 from tasks.data.boxes import BoxTable, xyxy
 from tasks.data.imagefiles import header_sizes
 from tasks.data.sampling import Repeated
 from tasks.deep_check import Goal
 from tasks.detection_metrics import DetectionMetrics
 from tasks.detection_report import BoxStatistics
-from tasks.evaluation import readable
+from tasks.engine import assembly
+from tasks.engine.evaluation import readable
 from tasks.settings.sections import Config
 from tasks.spec import Dataset, TaskSpec
 
@@ -111,7 +111,7 @@ def _chunks(dataset: Dataset, size: Size, limit: int, on_error: str) -> Iterator
     """Boxes [m, 4] xyxy of images spread over the data set, with their letterbox, at most :data:`_CHUNK` boxes at a time, none
     empty; images without boxes, and with ``on_error`` ``skip`` unreadable ones, are left out."""
     chunk: _Chunk = []
-    for index in setup.spread(len(dataset), limit).tolist():
+    for index in assembly.spread(len(dataset), limit).tolist():
         try:
             boxes, original = _boxes_of(dataset, index)
         except UserError:
@@ -177,10 +177,10 @@ def _tell_coverage(found: BoxStatistics, model: Model, tell: Tell) -> None:
 
 def check_scores(task: TaskSpec, config: Config, model: Model, dataset: Dataset, split: str, limit: int = READ) -> None:
     """The truth, sent as predictions through loader, resizing, restoration and scorer, must give AP 1."""
-    view = Repeated(dataset, setup.spread(len(dataset), limit))
+    view = Repeated(dataset, assembly.spread(len(dataset), limit))
     batches = [
         (batch, truth_as_predictions(batch.targets))
-        for batch in setup.evaluation_loader(_in_process(config), task, view, model)
+        for batch in assembly.evaluation_loader(_in_process(config), task, view, model)
         if batch.targets is not None
     ]
     if not batches:
@@ -218,8 +218,8 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
 
     from tasks.detection_report import sample_sheet
 
-    keyed = setup.keyed(config, task, dataset, model, train=True)
-    samples = [keyed[0, index] for index in setup.spread(len(dataset), count).tolist()]
+    keyed = assembly.keyed(config, task, dataset, model, train=True)
+    samples = [keyed[0, index] for index in assembly.spread(len(dataset), count).tolist()]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "samples.jpg"
     Image.fromarray(sample_sheet(samples, dataset.classes)).save(path, quality=90)

@@ -163,12 +163,12 @@ def _with_labels(datasets: Mapping[str, Dataset], fields: Sequence[str]) -> dict
     without any raises :class:`UserError`."""
     import numpy as np
 
-    from tasks import setup
     from tasks.data.sampling import Repeated
+    from tasks.engine import assembly
 
     found = {}
     for split, dataset in datasets.items():
-        looked_at = setup.spread(len(dataset), LOOKED_AT)
+        looked_at = assembly.spread(len(dataset), LOOKED_AT)
         rows = [row for row in looked_at.tolist() if _has(dataset, row, fields)]
         if not rows:
             what = f"none of the {len(looked_at)} samples looked at has a {' or '.join(fields)}"

@@ -17,12 +17,12 @@ from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.images import SUFFIXES
 from effbackbones.model import Model
-from tasks import setup
 from tasks.data.batch import Sample
 from tasks.data.check import check_dataset
 from tasks.data.files import ImageReader
 from tasks.data.sampling import Repeated
-from tasks.evaluation import readable, score_model
+from tasks.engine import assembly
+from tasks.engine.evaluation import readable, score_model
 from tasks.report import environment, write_metrics
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
@@ -33,12 +33,12 @@ from tasks.telling import Teller
 
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Score a model on a split; writes ``metrics.json`` and ``report.html`` into ``--out``, or beside the run."""
-    tell, device = Teller(config.run.progress), setup.run_device(config)
+    tell, device = Teller(config.run.progress), assembly.run_device(config)
     if extras.predictions:
         return _evaluate_file(task, config, extras, tell)
     model, classes = _model_and_classes(task, config, extras, require_classes=True)
-    dataset = setup.open_dataset(config, task, extras.split, _data_classes(task, config, extras, model, classes))
-    setup.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
+    dataset = assembly.open_dataset(config, task, extras.split, _data_classes(task, config, extras, model, classes))
+    assembly.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
     scores, observer = score_model(task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell)
     folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,9 +70,9 @@ def _print_scores(scores: Mapping[str, Any]) -> None:
 def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> int:
     """Score a file of predictions on a split; ``metrics.json`` goes into ``--out``, or beside the file."""
     path = Path(str(extras.predictions))
-    train = setup.open_dataset(config, task, "train")  # whose label map the predictions follow
-    dataset = train if extras.split == "train" else setup.open_dataset(config, task, extras.split, train.classes)
-    setup.same_labels(task, config, dataset, task.label_record(config, train), f"data.{extras.split}", "the training data")
+    train = assembly.open_dataset(config, task, "train")  # whose label map the predictions follow
+    dataset = train if extras.split == "train" else assembly.open_dataset(config, task, extras.split, train.classes)
+    assembly.same_labels(task, config, dataset, task.label_record(config, train), f"data.{extras.split}", "the training data")
     scores = task.score_file(path, config, dataset, tell)
     folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"
     write_metrics(folder, {"split": extras.split, "predictions": str(path), "model": scores}, [])
@@ -92,7 +92,7 @@ def _refuse_undefined(task: TaskSpec, config: Config, scores: Mapping[str, Any],
 def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Predict files, folders and globs; writes the results into ``--out`` and tells the essential ones."""
     files = image_files(extras.inputs)
-    tell, device = Teller(config.run.progress), setup.run_device(config)
+    tell, device = Teller(config.run.progress), assembly.run_device(config)
     model, classes = _model_and_classes(task, config, extras, require_classes=False)
     model.to(device)
     out = Path(extras.out or "predictions")
@@ -101,11 +101,11 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     if len(files) > 1:  # one bad file in ten thousand spoils no others
         config = replace(config, data=replace(config.data, on_error="skip"))
     failed: dict[str, None] = {}
-    loader = setup.evaluation_loader(config, task, dataset, model)
+    loader = assembly.evaluation_loader(config, task, dataset, model)
     with torch.no_grad():
         for batch in tell.watch(loader, "predict"):
             moved = batch.to(device, non_blocking=True)
-            with setup.autocast(config, device):
+            with assembly.autocast(config, device):
                 predictions = task.predict(config, model, moved)
             failed |= dict.fromkeys(message for meta in batch.meta for message in meta.skipped[:1])
             writer.update(*readable(moved, predictions))
@@ -122,14 +122,14 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     task adds; ``--deep`` looks at all that takes minutes."""
     if extras.deep and not task.looks_deep:
         raise UserError("--deep", "looks at one task at a time", "use the command of each task")
-    tell, device = Teller(config.run.progress), setup.run_device(config)
-    datasets = setup.open_splits(config, task)
+    tell, device = Teller(config.run.progress), assembly.run_device(config)
+    datasets = assembly.open_splits(config, task)
     for split, dataset in datasets.items():
         check_dataset(dataset, on_error=config.data.on_error, labels=task.labels(config))
         print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
-    model = setup.make_model(config, task, datasets["train"]).to(device)
+    model = assembly.make_model(config, task, datasets["train"]).to(device)
     train_set = task.view(config, datasets["train"])
-    keyed = setup.keyed(config, task, train_set, model, train=True)
+    keyed = assembly.keyed(config, task, train_set, model, train=True)
     count = min(len(train_set), 4)
     batch = task.collate(config, model)([keyed[0, index] for index in range(count)]).to(device)
     images, targets = task.augment(config, batch, model.head.num_classes, 0)
@@ -147,13 +147,13 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
 
 def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Parameters, multiply-adds, latency and peak memory of the configured model, here; JSON on standard output."""
-    device = setup.run_device(config)
-    model = setup.load_or_make(config, task, extras.checkpoint).to(device)
-    height, width = setup.image_spec(config, model.image_spec).size
+    device = assembly.run_device(config)
+    model = assembly.load_or_make(config, task, extras.checkpoint).to(device)
+    height, width = assembly.image_spec(config, model.image_spec).size
     record: dict[str, Any] = {
         "backbone": model.config["backbone"], "head": model.config["head"], "image_size": [height, width],
         "parameters": sum(p.numel() for p in model.parameters()), "multiply_adds": multiply_adds(model, height, width),
-        "precision": setup.precision(config, device), "threads": torch.get_num_threads(), **environment(), "latency": [],
+        "precision": assembly.precision(config, device), "threads": torch.get_num_threads(), **environment(), "latency": [],
     }  # fmt: skip
     variants: dict[str, Model] = {"plain": model, "for_inference": model.for_inference()}
     if config.run.compile:
@@ -164,7 +164,7 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
         for name, variant in variants.items():
 
             def call(variant: Model = variant, images: torch.Tensor = images) -> None:
-                with setup.autocast(config, device):
+                with assembly.autocast(config, device):
                     variant.predict(images)
 
             milliseconds = latency(call, device)
@@ -212,7 +212,7 @@ def _model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, requir
     """A model in eval mode, and the names of its classes: its own, those of published weights, or numbers."""
     if extras.checkpoint is None and config.model.weights is None:
         raise UserError("--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN, or --model.weights imagenet")
-    model = setup.load_or_make(config, task, extras.checkpoint)
+    model = assembly.load_or_make(config, task, extras.checkpoint)
     if extras.checkpoint is None and model.provenance.get("dialect") == "effbackbones":
         what = f"{config.model.weights} is a whole model, which knows its classes"
         raise UserError("model.weights", what, f"give --checkpoint {config.model.weights} instead")
@@ -220,7 +220,7 @@ def _model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, requir
         what = f"{config.model.weights} holds no whole {task.command} head: what it says would be random"
         raise UserError("model.weights", what, "train one, and give --checkpoint FILE|RUN")
     if extras.checkpoint:
-        model.use_image_spec(setup.image_spec(config, model.image_spec))
+        model.use_image_spec(assembly.image_spec(config, model.image_spec))
     counts = model.config["num_classes"]
     several = isinstance(counts, Mapping)
     classes = model.classes or (None if several else task.default_classes(int(counts)))
@@ -238,7 +238,7 @@ def _numbers(count: int) -> tuple[str, ...]:
 def _data_classes(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> tuple[str, ...]:
     """The names that the data set has for the classes of a model: one that was trained here knows them."""
     if model.classes is None:
-        return tuple(task.data_names(classes, lambda: setup.open_dataset(config, task, extras.split).classes))
+        return tuple(task.data_names(classes, lambda: assembly.open_dataset(config, task, extras.split).classes))
     return tuple(model.provenance.get("data_classes", classes))
 
 
@@ -261,7 +261,7 @@ def _class_counts(dataset: Any, limit: int = 2000) -> str:
     """How often each class occurs, over at most ``limit`` samples spread over the set; all of them, where it has a table."""
     if hasattr(dataset, "table"):
         return str(dataset.table.summary())
-    view = dataset if len(dataset) <= limit else Repeated(dataset, setup.spread(len(dataset), limit))
+    view = dataset if len(dataset) <= limit else Repeated(dataset, assembly.spread(len(dataset), limit))
     counts: Counter[str] = Counter()
     for index in range(len(view)):
         try:

@@ -12,12 +12,12 @@ import torch
 
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from tasks import setup
 from tasks.data.batch import IGNORE, ImageMeta, SkipCount
 from tasks.data.maskcount import MaskStatistics, count_masks, median_frequency
 from tasks.data.sampling import Repeated
 from tasks.deep_check import Goal
-from tasks.evaluation import readable
+from tasks.engine import assembly
+from tasks.engine.evaluation import readable
 from tasks.segmentation_files import written_for
 from tasks.segmentation_metrics import SegmentationMetrics
 from tasks.segmentation_results import Segmented
@@ -76,9 +76,9 @@ def truth_score(task: TaskSpec, config: Config, model: Model, dataset: Dataset) 
     """Mean IoU that the truth itself gets as a prediction, over a few images; None without a labelled pixel."""
     classes = task.classes(config, dataset)
     metric = SegmentationMetrics(classes)
-    view = Repeated(dataset, setup.spread(len(dataset), READ))
+    view = Repeated(dataset, assembly.spread(len(dataset), READ))
     config = replace(config, data=replace(config.data, workers=0))
-    for batch in setup.evaluation_loader(config, task, view, model):
+    for batch in assembly.evaluation_loader(config, task, view, model):
         if batch.targets is not None:
             # Images that are read in tiles come alone, without padding.
             tiled = config.data.tile is not None
@@ -116,8 +116,8 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
 
     from tasks.maskdrawing import mask_sheet
 
-    keyed = setup.keyed(config, task, dataset, model, train=True)
-    samples = [keyed[0, index] for index in setup.spread(len(dataset), count).tolist()]
+    keyed = assembly.keyed(config, task, dataset, model, train=True)
+    samples = [keyed[0, index] for index in assembly.spread(len(dataset), count).tolist()]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "samples.jpg"
     Image.fromarray(mask_sheet(samples, task.classes(config, dataset))).save(path, quality=90)

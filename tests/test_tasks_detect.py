@@ -22,8 +22,8 @@ from tasks.data.sampling import Repeated
 from tasks.deep_check import Fingerprints, fingerprint, learn_eight, same_images
 from tasks.detect import TASK, main
 from tasks.detection_check import GOAL, check_headers, check_scores, quick_checks, statistics, truth_as_predictions
+from tasks.engine.assembly import make_model, open_dataset, open_splits
 from tasks.settings.commandline import parse
-from tasks.setup import make_model, open_dataset, open_splits
 from tasks.telling import Teller
 
 QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]

@@ -22,7 +22,7 @@ from tasks.data.mosaic import mosaic
 from tasks.data.shapes import ShapesDataset
 from tasks.data.view_transform import ViewTransform
 from tasks.data.views import Jitter, jittered
-from tasks.resume import GlobalBatches, shuffled
+from tasks.engine.resume import GlobalBatches, shuffled
 from tasks.settings.data import DataConfig
 
 SPEC = ImageSpec(size=(64, 64), interpolation="bilinear")

@@ -13,7 +13,7 @@ import torch
 from tests_support import TINY
 
 from effbackbones.tensorfile import read_tensors
-from tasks.resume import shuffled
+from tasks.engine.resume import shuffled
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +49,7 @@ def noted(data, split, classes):
 WATCH = """
 import hashlib
 
-from tasks.engine import Engine
+from tasks.engine.engine import Engine
 
 update, rank = Engine._update, os.environ.get("RANK", 0)
 Path(os.environ["NOTES"], f"pid-{rank}").write_text(str(os.getpid()))

@@ -20,13 +20,13 @@ from torch import nn
 from effbackbones import UserError, build_model, load_model
 from effbackbones.tensorfile import read_tensors
 from tasks.classify import TASK, main
-from tasks.engine import DIVERGED_AFTER, Engine, Plan
-from tasks.optim import lr_factor
-from tasks.resume import GlobalBatches, Share, flatten_optimizer, load_state, restore_optimizer, save_state, seed_step, shuffled
+from tasks.engine.engine import DIVERGED_AFTER, Engine, Plan
+from tasks.engine.optim import lr_factor
+from tasks.engine.resume import GlobalBatches, Share, flatten_optimizer, load_state, restore_optimizer, save_state, seed_step, shuffled
+from tasks.engine.rundir import RunFolder, choose
+from tasks.engine.training import _Run
 from tasks.run import refuse_dead_parameters
-from tasks.rundir import RunFolder, choose
 from tasks.settings.commandline import parse
-from tasks.train import _Run
 
 
 def run(folder: Path, *more: str) -> int:

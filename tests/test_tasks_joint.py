@@ -20,14 +20,14 @@ from tasks.data.batch import Batch, Sample
 from tasks.data.collating import box_targets, class_targets, mask_targets, targets_by_task
 from tasks.data.mosaic import mosaic
 from tasks.data.shapes import ShapesDataset
-from tasks.evaluation import readable
+from tasks.engine.assembly import make_model
+from tasks.engine.evaluation import readable
 from tasks.joint import TASK, main, parts
 from tasks.joint_metrics import JointMetrics
 from tasks.metrics import ClassificationMetrics
 from tasks.segmentation_results import Segmented
 from tasks.settings.commandline import parse
 from tasks.settings.data import DataConfig
-from tasks.setup import make_model
 from tasks.spec import DATASETS
 
 QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
@@ -251,9 +251,9 @@ def test_heads_that_no_weights_were_made_for_predict_nothing(tmp_path: Path, cap
 
 
 def test_deep_checks_are_refused_before_anything_is_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks import setup
+    from tasks.engine import assembly
 
-    monkeypatch.setattr(setup, "open_splits", lambda *_: pytest.fail("data were opened"))
+    monkeypatch.setattr(assembly, "open_splits", lambda *_: pytest.fail("data were opened"))
     assert main(["check", "--deep", *TINY]) == 2
     assert "--deep: looks at one task at a time" in error_of(capsys)
 

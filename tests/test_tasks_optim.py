@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tasks.optim import SGD, AdamW, BufferGuard, Ema, RMSpropTF, build_optimizer, clip_grad_norm, found_inf, lr_factor, scaled_lr
+from tasks.engine.ema import BufferGuard, Ema
+from tasks.engine.optim import SGD, AdamW, RMSpropTF, build_optimizer, clip_grad_norm, found_inf, lr_factor, scaled_lr
 from tasks.settings.sections import OptimConfig
 
 NAMES = ("sgd", "adamw", "rmsprop_tf")

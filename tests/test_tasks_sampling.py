@@ -16,7 +16,7 @@ from tasks.data.boxes import BoxDataset
 from tasks.data.check import check_dataset
 from tasks.data.sampling import Repeated, by_aspect, repeat_factors
 from tasks.data.shapes import ShapesDataset
-from tasks.resume import GlobalBatches, shuffled
+from tasks.engine.resume import GlobalBatches, shuffled
 from tasks.settings.data import DataConfig
 
 

@@ -47,7 +47,7 @@ class Synchronisations(TorchDispatchMode):
 
 def guarded_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, targets: Any, sizes: Any) -> Tensor:
     """Forward, loss, backward, clipping and the guarded update of one training step, as the engine does them; returns the loss."""
-    from tasks.optim import clip_grad_norm, found_inf
+    from tasks.engine.optim import clip_grad_norm, found_inf
 
     loss = torch.stack(list(model.loss(images, targets, sizes).values())).sum()
     loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types

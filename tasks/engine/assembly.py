@@ -17,13 +17,13 @@ from effbackbones.checkpoint import load_model
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from tasks import processes
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.sampling import Repeated, by_aspect
-from tasks.resume import shuffled, steps_per_epoch
-from tasks.rundir import BEST
+from tasks.engine import processes
+from tasks.engine.resume import shuffled, steps_per_epoch
+from tasks.engine.rundir import BEST
+from tasks.engine.signals import leave_to_parent
 from tasks.settings.sections import Config
-from tasks.signals import leave_to_parent
 from tasks.spec import DATASETS, Dataset, TaskSpec
 
 

@@ -12,9 +12,9 @@ from torchmetrics import Metric
 
 from effbackbones.contracts import ImageSizes
 from effbackbones.model import Model
-from tasks import setup
 from tasks.data.batch import Batch, SkipCount
-from tasks.resume import Share
+from tasks.engine import assembly
+from tasks.engine.resume import Share
 from tasks.settings.sections import Config
 from tasks.spec import Dataset, Observer, TaskSpec
 from tasks.telling import Teller
@@ -83,10 +83,10 @@ def score_model(
     raised when it says so.
     """
     share, observer = share or Share(), task.observer(config, classes) if observe else None
-    loader = setup.evaluation_loader(config, task, dataset, model, share.rank, share.world)
+    loader = assembly.evaluation_loader(config, task, dataset, model, share.rank, share.world)
     metric = task.metrics(config, classes).to(device)
     observers = [observer] if observer else []
-    arithmetic = partial(setup.autocast, config, device)
+    arithmetic = partial(assembly.autocast, config, device)
     batches = _unless(leave, tell.watch(loader, "evaluate"))
     scores = evaluate(task, config, model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic)
     return scores, observer

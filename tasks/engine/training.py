@@ -14,19 +14,19 @@ import lightning as L
 import torch
 
 from effbackbones.errors import UserError
-from tasks import processes, setup
 from tasks.data.batch import SkipCount
 from tasks.data.check import check_dataset
-from tasks.engine import DivergedError, Engine, Plan, StepLog, Timed
-from tasks.evaluation import EvaluationLeftError
-from tasks.events import Events
-from tasks.judging import Judge, Progress
+from tasks.engine import assembly, processes
+from tasks.engine.engine import DivergedError, Engine, Plan, StepLog, Timed
+from tasks.engine.evaluation import EvaluationLeftError
+from tasks.engine.events import Events
+from tasks.engine.judging import Judge, Progress
+from tasks.engine.resume import load_state, save_state
+from tasks.engine.rundir import RunFolder, choose
+from tasks.engine.signals import EXIT_CODES, SAVE, Signals, stopped_by
 from tasks.report import write_metrics
-from tasks.resume import load_state, save_state
-from tasks.rundir import RunFolder, choose
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
-from tasks.signals import EXIT_CODES, SAVE, Signals, stopped_by
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
 
@@ -70,13 +70,13 @@ class _Run(L.Callback):
 
     def __init__(self, task: TaskSpec, config: Config, folder: Path, tell: Teller) -> None:
         self.task, self.config, self.folder, self.tell = task, config, folder, tell
-        self.device = setup.run_device(config)
+        self.device = assembly.run_device(config)
         L.seed_everything(config.run.seed, verbose=False)
-        datasets = setup.open_splits(config, task)
+        datasets = assembly.open_splits(config, task)
         for dataset in datasets.values():  # now, not after hours of training
             check_dataset(dataset, limit=16, on_error=config.data.on_error, labels=task.labels(config))
         self.classes = task.classes(config, datasets["train"])
-        model = setup.make_model(config, task, datasets["train"])
+        model = assembly.make_model(config, task, datasets["train"])
         if processes.is_first():
             task.preflight(config, model, datasets, tell)
         self.train_set = task.view(config, datasets["train"])
@@ -165,7 +165,7 @@ class _Run(L.Callback):
         trainer = L.Trainer(
             accelerator=self.device.type if self.device.type == "cpu" else "gpu",
             **processes.layout(config),
-            precision=_PRECISION[setup.precision(config, self.device)],
+            precision=_PRECISION[assembly.precision(config, self.device)],
             max_epochs=1, callbacks=[self], logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
             deterministic=config.run.deterministic, log_every_n_steps=1,
@@ -183,9 +183,9 @@ class _Run(L.Callback):
 
     def _loader(self, stop: int) -> Timed:
         config, engine, count = self.config, self.engine, len(self.train_set)
-        batches = engine.batches(setup.training_order(config, self.train_set), count, stop)
-        data = setup.keyed(config, self.task, self.train_set, engine.model, train=True)
-        self.timed = Timed(setup.loader(config, self.task, data, engine.model, batches))
+        batches = engine.batches(assembly.training_order(config, self.train_set), count, stop)
+        data = assembly.keyed(config, self.task, self.train_set, engine.model, train=True)
+        self.timed = Timed(assembly.loader(config, self.task, data, engine.model, batches))
         self.rate_from = (time.monotonic(), engine.step, 0.0)
         return self.timed
 
@@ -302,7 +302,7 @@ class _Run(L.Callback):
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.tell(f"epoch {row['epoch']:g}: {shown}")
         if rate[1] > MOST_WAITING:
-            workers = setup.workers(self.config)
+            workers = assembly.workers(self.config)
             self.tell(f"{rate[1]:.0%} of the time went into waiting for data: raise data.workers (now {workers}), or shrink the files")
         if processes.is_first():  # of the newest weights; the end puts the best ones' in their place
             write_metrics(self.folder, results, self.state.history)

@@ -12,7 +12,7 @@ from typing import IO, Self
 
 from effbackbones.errors import UserError
 from effbackbones.tensorfile import write_atomically
-from tasks import processes
+from tasks.engine import processes
 from tasks.settings.sections import Config
 from tasks.settings.tree import changed_keys, dump, from_mapping
 from tasks.settings.yamlfile import read_tree

@@ -8,11 +8,11 @@ from typing import Any
 
 from effbackbones.checkpoint import load_model, save_model
 from effbackbones.model import Model
-from tasks import processes, setup
-from tasks.engine import Engine
-from tasks.evaluation import score_model
+from tasks.engine import assembly, processes
+from tasks.engine.engine import Engine
+from tasks.engine.evaluation import score_model
+from tasks.engine.rundir import BEST
 from tasks.report import environment, write_metrics
-from tasks.rundir import BEST
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import Dataset, TaskSpec
@@ -37,7 +37,7 @@ class Progress:
 @dataclass
 class Judge:
     """Scores the weights of a run; ``datasets`` by split (train, val, perhaps test), ``state`` is the run's own, ``leave`` says
-    when a validation is to be left, with :class:`tasks.evaluation.EvaluationLeftError`."""
+    when a validation is to be left, with :class:`tasks.engine.evaluation.EvaluationLeftError`."""
 
     task: TaskSpec
     config: Config
@@ -49,7 +49,7 @@ class Judge:
     leave: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        self.device = setup.run_device(self.config)
+        self.device = assembly.run_device(self.config)
         train = self.datasets["train"]
         self.classes = self.task.classes(self.config, train)
         self.label_record = self.task.label_record(self.config, train)

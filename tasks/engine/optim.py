@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tasks.ema import BufferGuard, Ema
 from tasks.settings.sections import OptimConfig
-
-__all__ = ["SGD", "AdamW", "BufferGuard", "Ema", "RMSpropTF", "build_optimizer", "clip_grad_norm", "found_inf", "lr_factor", "scaled_lr"]
 
 
 def build_optimizer(config: OptimConfig, param_groups: Iterable[Mapping[str, Any]]) -> Optimizer:

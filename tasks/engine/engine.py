@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from effbackbones.model import Model
 from tasks.data.batch import Batch
-from tasks.optim import BufferGuard, Ema, build_optimizer, clip_grad_norm, found_inf, lr_factor, scaled_lr
-from tasks.resume import GlobalBatches, Share, flatten_optimizer, restore_optimizer, seed_step, steps_per_epoch
+from tasks.engine.ema import BufferGuard, Ema
+from tasks.engine.optim import build_optimizer, clip_grad_norm, found_inf, lr_factor, scaled_lr
+from tasks.engine.resume import GlobalBatches, Share, flatten_optimizer, restore_optimizer, seed_step, steps_per_epoch
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 
@@ -116,7 +117,7 @@ class Engine(L.LightningModule):
         self.piece = 0
         self.share = Share()
         self.own_level = 0
-        """What :class:`tasks.signals.Signals` of this process says; :attr:`signal_level` is the highest of all, a step later."""
+        """What :class:`tasks.engine.signals.Signals` of this process says; :attr:`signal_level` is the highest of all, a step later."""
         self.signal_level = 0
         self._losses: dict[str, Tensor] = {}
         self._ids: list[str] = []
