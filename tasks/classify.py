@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tasks.command import run_command
 from tasks.spec import Dataset, Observer, TaskSpec, Writer
+from tasks.verbs.command import run_command
 
 if TYPE_CHECKING:
     from torch import Tensor

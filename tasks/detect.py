@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effbackbones.errors import UserError
-from tasks.command import run_command
 from tasks.spec import Dataset, Observer, TaskSpec, Writer
+from tasks.verbs.command import run_command
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -50,8 +50,8 @@ class Detection(TaskSpec):
         tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out)}")
         quick_checks(self, config, model, datasets, tell)
         if deep:
-            from tasks.deep_check import deep_checks
             from tasks.detection_check import GOAL
+            from tasks.verbs.deep_check import deep_checks
 
             deep_checks(self, config, datasets, tell, GOAL)
 

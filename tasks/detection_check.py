@@ -21,13 +21,13 @@ from effbackbones.model import Model
 from tasks.data.boxes import BoxTable, xyxy
 from tasks.data.imagefiles import header_sizes
 from tasks.data.sampling import Repeated
-from tasks.deep_check import Goal
 from tasks.detection_metrics import DetectionMetrics
 from tasks.detection_report import BoxStatistics
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
 from tasks.settings.sections import Config
 from tasks.spec import Dataset, TaskSpec
+from tasks.verbs.deep_check import Goal
 
 Tell = Callable[[str], None]
 LOOKED_AT = 1000

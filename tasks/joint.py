@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from effbackbones.errors import UserError
 from effbackbones.registry import TASKS
-from tasks.command import run_command
 from tasks.settings.sections import Config, HeadConfig
 from tasks.spec import Dataset, Observer, TaskSpec, Writer
 from tasks.telling import Teller
+from tasks.verbs.command import run_command
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

@@ -15,7 +15,6 @@ from effbackbones.model import Model
 from tasks.data.batch import IGNORE, ImageMeta, SkipCount
 from tasks.data.maskcount import MaskStatistics, count_masks, median_frequency
 from tasks.data.sampling import Repeated
-from tasks.deep_check import Goal
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
 from tasks.segmentation_files import written_for
@@ -24,6 +23,7 @@ from tasks.segmentation_results import Segmented
 from tasks.settings.sections import Config
 from tasks.spec import Dataset, TaskSpec
 from tasks.telling import Teller
+from tasks.verbs.deep_check import Goal
 
 COUNTED = 2000
 """Masks that are read before a run, spread over the set; the verb ``check`` reads all."""

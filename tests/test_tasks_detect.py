@@ -16,15 +16,15 @@ from tests_support import Synchronisations, guarded_step
 
 from effbackbones import BoxTargets, ImageSizes, load_model
 from effbackbones.model import Model
-from tasks import deep_check
 from tasks.data.boxes import BoxTable
 from tasks.data.sampling import Repeated
-from tasks.deep_check import Fingerprints, fingerprint, learn_eight, same_images
 from tasks.detect import TASK, main
 from tasks.detection_check import GOAL, check_headers, check_scores, quick_checks, statistics, truth_as_predictions
 from tasks.engine.assembly import make_model, open_dataset, open_splits
 from tasks.settings.commandline import parse
 from tasks.telling import Teller
+from tasks.verbs import deep_check
+from tasks.verbs.deep_check import Fingerprints, fingerprint, learn_eight, same_images
 
 QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
 SMALL = [

@@ -25,8 +25,8 @@ from tasks.engine.optim import lr_factor
 from tasks.engine.resume import GlobalBatches, Share, flatten_optimizer, load_state, restore_optimizer, save_state, seed_step, shuffled
 from tasks.engine.rundir import RunFolder, choose
 from tasks.engine.training import _Run
-from tasks.run import refuse_dead_parameters
 from tasks.settings.commandline import parse
+from tasks.verbs.check import refuse_dead_parameters
 
 
 def run(folder: Path, *more: str) -> int:

@@ -12,15 +12,16 @@ from PIL import Image
 from effbackbones import load_model
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
-from tasks import deep_check, segmentation_check
+from tasks import segmentation_check
 from tasks.data import view_transform
-from tasks.deep_check import learn_eight
 from tasks.engine.assembly import make_model, open_splits
 from tasks.segment import TASK, main
 from tasks.segmentation_check import GOAL, quick_checks, truth_score
 from tasks.settings.commandline import parse
 from tasks.settings.sections import Config
 from tasks.telling import Teller
+from tasks.verbs import deep_check
+from tasks.verbs.deep_check import learn_eight
 
 QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
 SMALL = [

@@ -42,7 +42,8 @@ def _run(verb: str, task: TaskSpec, config: object, extras: object) -> int:
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         raise UserError("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "is set, so that opening a checkpoint could run code", "unset it")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve the loaders; read when torch is imported
-    module = importlib.import_module("tasks.engine.training" if verb == "train" else "tasks.run")  # torch comes in here
+    # torch comes in here
+    module = importlib.import_module("tasks.engine.training" if verb == "train" else f"tasks.verbs.{verb}")
     code: int = getattr(module, verb)(task, config, extras)
     return code
 
