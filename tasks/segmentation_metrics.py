@@ -13,8 +13,8 @@ from torchmetrics import Metric
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask
-from tasks.calibration import calibration_error, counted, mean, nothing_counted, ratio, reliability
 from tasks.data.batch import IGNORE
+from tasks.scoring.calibration import calibration_error, counted, mean, nothing_counted, ratio, reliability
 from tasks.segmentation_results import Segmented
 
 _BORDER = 0.02  # of the diagonal: the width of the bands along borders, as in the paper
@@ -30,7 +30,7 @@ class SegmentationMetrics(Metric):
 
     * ``images``, ``pixels``, ``non_finite`` (pixels).
     * ``miou``, ``dice``, ``boundary_iou``: means over the classes that are true or predicted somewhere. ``pixel_accuracy``.
-    * ``ece``, ``reliability``: as in :class:`tasks.metrics.ClassificationMetrics`, a pixel being a sample.
+    * ``ece``, ``reliability``: as in :class:`tasks.classification.metrics.ClassificationMetrics`, a pixel being a sample.
     * ``per_class``: name -> ``iou``, ``dice``, ``precision``, ``recall``, ``boundary_iou``, ``pixels`` (true ones).
     * ``confusion``: rows true, columns predicted; non-finite predictions are in no column.
 

@@ -15,7 +15,7 @@ from effbackbones.build import build_model
 from effbackbones.contracts import BoxTargets, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
-from tasks.classify import TASK
+from tasks.classification.task import TASK
 from tasks.data.batch import MAX_SKIPPED, Batch, ImageMeta, KeyedDataset, Sample, SkipCount, stack_images
 from tasks.data.check import check_dataset
 from tasks.data.collating import class_targets, collate, mask_targets

@@ -17,7 +17,8 @@ from tests_support import TINY
 
 from effbackbones import load_model
 from effbackbones.registry import HEADS
-from tasks.classify import TASK, main
+from tasks.classification.task import TASK
+from tasks.classify import main
 
 HEAD = '''
 """A head in a file of its own, outside of the project."""

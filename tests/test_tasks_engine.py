@@ -19,7 +19,8 @@ from torch import nn
 
 from effbackbones import UserError, build_model, load_model
 from effbackbones.tensorfile import read_tensors
-from tasks.classify import TASK, main
+from tasks.classification.task import TASK
+from tasks.classify import main
 from tasks.engine.engine import DIVERGED_AFTER, Engine, Plan
 from tasks.engine.optim import lr_factor
 from tasks.engine.resume import GlobalBatches, Share, flatten_optimizer, load_state, restore_optimizer, save_state, seed_step, shuffled

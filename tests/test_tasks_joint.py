@@ -16,6 +16,7 @@ from effbackbones.contracts import BoxTargets, Labelled
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.registry import TASKS
+from tasks.classification.metrics import ClassificationMetrics
 from tasks.data.batch import Batch, Sample
 from tasks.data.collating import box_targets, class_targets, mask_targets, targets_by_task
 from tasks.data.mosaic import mosaic
@@ -24,7 +25,6 @@ from tasks.engine.assembly import make_model
 from tasks.engine.evaluation import readable
 from tasks.joint import TASK, main, parts
 from tasks.joint_metrics import JointMetrics
-from tasks.metrics import ClassificationMetrics
 from tasks.segmentation_results import Segmented
 from tasks.settings.commandline import parse
 from tasks.settings.data import DataConfig

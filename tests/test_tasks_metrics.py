@@ -13,7 +13,7 @@ from tests_support import on_two_processes
 from torch import Tensor
 
 from effbackbones import UserError
-from tasks.metrics import ClassificationMetrics, average_precision
+from tasks.classification.metrics import ClassificationMetrics, average_precision
 
 SCORES = {False: ("top1", "top5", "macro_f1"), True: ("map", "micro_ap", "macro_f1", "micro_f1")}
 

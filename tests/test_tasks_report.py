@@ -17,12 +17,13 @@ from PIL import Image
 
 from effbackbones import UserError
 from effbackbones.contracts import ImageSizes
-from tasks.classification_examples import KEPT, ConfidentMistakes
+from tasks.classification.examples import KEPT, ConfidentMistakes
+from tasks.classification.metrics import ClassificationMetrics
+from tasks.classification.report import Mistake, classification_report
 from tasks.data.batch import Batch, ImageMeta
 from tasks.drawings import curves, reliability
-from tasks.metrics import ClassificationMetrics
 from tasks.page import Report, picture, show
-from tasks.report import Mistake, classification_report, environment, plain, score_sets, write_metrics
+from tasks.report import environment, plain, score_sets, write_metrics
 
 NASTY = "<script>alert(1)</script> & \"co\" 'x' {{ 7 * 7 }}"
 

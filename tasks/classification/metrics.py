@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from effbackbones.errors import UserError
-from tasks.calibration import calibration_error, counted, mean, nothing_counted, ratio, reliability
+from tasks.scoring.calibration import calibration_error, counted, mean, nothing_counted, ratio, reliability
 
 _THRESHOLD = 0.5  # above it, a class of a multi-label sample counts as predicted
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tasks.classification.report import Mistake
 from tasks.data.batch import Batch
-from tasks.report import Mistake
 
 KEPT = 24
 """Mistakes shown in a report."""
