@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.geometry import resize
-from tasks.boxdrawing import Picture, Style, draw_boxes, rgb
 from tasks.data.batch import Truth
 from tasks.data.boxes import xyxy
 from tasks.detection_metrics import CONFIDENT, Matches, match_image
 from tasks.detection_results import ImageDetections, finite_rows, restore
-from tasks.extremes import Extremes
+from tasks.report.boxes import Picture, Style, draw_boxes, rgb
+from tasks.report.extremes import Extremes
 
 if TYPE_CHECKING:
     from effbackbones.contracts import Detections

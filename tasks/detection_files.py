@@ -13,12 +13,12 @@ from PIL import Image
 from effbackbones.geometry import Pixels
 from effbackbones.images import MAX_PIXELS, read_image
 from effbackbones.tensorfile import write_atomically
-from tasks.boxdrawing import Picture, draw_boxes
 from tasks.data.boxes import xyxy
 from tasks.detection_examples import confident
 from tasks.detection_metrics import CONFIDENT
 from tasks.detection_results import ImageDetections, restore, write_results
-from tasks.outputs import OutputNames, make_folder
+from tasks.report.boxes import Picture, draw_boxes
+from tasks.report.outputs import OutputNames, make_folder
 
 if TYPE_CHECKING:
     from effbackbones.contracts import Detections

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.boxdrawing import sample_sheet
 from tasks.detection_examples import GOOD_IOU, DetectionExamples, Example
 from tasks.detection_files import DetectionFiles
 from tasks.detection_metrics import CONFIDENT
-from tasks.drawings import COCO_BORDERS, COVERED, box_histogram, coverage_figure, curves, precision_recall
-from tasks.page import Report
-from tasks.report import add_classes, begun, finished, percent, score_sets
+from tasks.report.boxes import sample_sheet
+from tasks.report.drawings import COCO_BORDERS, COVERED, box_histogram, coverage_figure, curves, precision_recall
+from tasks.report.metricsfile import score_sets
+from tasks.report.page import Report
+from tasks.report.skeleton import add_classes, begun, finished, percent
 
 __all__ = ["BoxStatistics", "DetectionExamples", "DetectionFiles", "detection_report", "sample_sheet"]
 

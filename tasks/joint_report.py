@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.drawings import curves
-from tasks.report import begun, finished, score_sets
+from tasks.report.drawings import curves
+from tasks.report.metricsfile import score_sets
+from tasks.report.skeleton import begun, finished
 from tasks.settings.tree import from_mapping
 from tasks.spec import Observer
 

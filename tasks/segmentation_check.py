@@ -114,7 +114,7 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
     """Draw augmented training samples with their masks into ``out/samples.jpg``."""
     from PIL import Image
 
-    from tasks.maskdrawing import mask_sheet
+    from tasks.report.masks import mask_sheet
 
     keyed = assembly.keyed(config, task, dataset, model, train=True)
     samples = [keyed[0, index] for index in assembly.spread(len(dataset), count).tolist()]

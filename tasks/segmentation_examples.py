@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from effbackbones.geometry import Mask
-from tasks.boxdrawing import Picture, rgb
 from tasks.data.batch import IGNORE
-from tasks.extremes import Extremes
-from tasks.maskdrawing import errors, fitted, overlay
+from tasks.report.boxes import Picture, rgb
+from tasks.report.extremes import Extremes
+from tasks.report.masks import errors, fitted, overlay
 from tasks.segmentation_metrics import image_iou
 from tasks.segmentation_results import Segmented, restore
 

@@ -16,8 +16,8 @@ from effbackbones.geometry import Mask
 from effbackbones.images import MAX_PIXELS, read_image
 from effbackbones.tensorfile import write_atomically
 from tasks.data.batch import IGNORE
-from tasks.maskdrawing import overlay, palette_of
-from tasks.outputs import OutputNames, make_folder
+from tasks.report.masks import overlay, palette_of
+from tasks.report.outputs import OutputNames, make_folder
 from tasks.segmentation_results import Segmented, restore
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.data.batch import IGNORE
-from tasks.drawings import class_shares, curves
-from tasks.maskdrawing import WRONG, has_background, palette_of
-from tasks.page import Report
-from tasks.report import add_calibration, add_classes, add_confusion, begun, finished, percent, score_sets
+from tasks.report.drawings import class_shares, curves
+from tasks.report.masks import WRONG, has_background, palette_of
+from tasks.report.metricsfile import score_sets
+from tasks.report.page import Report
+from tasks.report.skeleton import add_calibration, add_classes, add_confusion, begun, finished, percent
 from tasks.segmentation_examples import Example, SegmentationExamples
 
 if TYPE_CHECKING:

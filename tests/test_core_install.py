@@ -52,7 +52,7 @@ def test_the_wheel_holds_the_three_packages_and_their_data(wheel: Path) -> None:
     for room in ("effbackbones", "heads", "tasks"):
         files = [path for path in (ROOT / room).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         assert {path.relative_to(ROOT).as_posix() for path in files} == {name for name in names if name.startswith(f"{room}/")}
-    assert {"effbackbones/py.typed", "tasks/page.html.jinja", "tasks/configs/classify/shapes.yaml"} <= set(names)
+    assert {"effbackbones/py.typed", "tasks/report/page.html.jinja", "tasks/configs/classify/shapes.yaml"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -15,15 +15,15 @@ from effbackbones.contracts import Detections, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
 from effbackbones.images import read_image
-from tasks.boxdrawing import COLOURS, draw_boxes, grid, rgb, sample_sheet
 from tasks.data.batch import Batch, ImageMeta, Sample, Truth
 from tasks.detection_examples import KEPT, DetectionExamples
 from tasks.detection_files import DetectionFiles
 from tasks.detection_metrics import DetectionMetrics
 from tasks.detection_report import BoxStatistics, detection_report
 from tasks.detection_results import restore
-from tasks.drawings import box_histogram, coverage_figure, curves, precision_recall
-from tasks.extremes import Extremes
+from tasks.report.boxes import COLOURS, draw_boxes, grid, rgb, sample_sheet
+from tasks.report.drawings import box_histogram, coverage_figure, curves, precision_recall
+from tasks.report.extremes import Extremes
 
 GREY = np.full((400, 500, 3), 90, np.uint8)
 

@@ -21,9 +21,9 @@ from tasks.classification.examples import KEPT, ConfidentMistakes
 from tasks.classification.metrics import ClassificationMetrics
 from tasks.classification.report import Mistake, classification_report
 from tasks.data.batch import Batch, ImageMeta
-from tasks.drawings import curves, reliability
-from tasks.page import Report, picture, show
-from tasks.report import environment, plain, score_sets, write_metrics
+from tasks.report.drawings import curves, reliability
+from tasks.report.metricsfile import environment, plain, score_sets, write_metrics
+from tasks.report.page import Report, picture, show
 
 NASTY = "<script>alert(1)</script> & \"co\" 'x' {{ 7 * 7 }}"
 

@@ -21,12 +21,12 @@ from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask, ResizePlan
 from effbackbones.images import read_image
-from tasks.boxdrawing import COLOURS
 from tasks.data.batch import Batch, ImageMeta, Sample
 from tasks.data.maskcount import MaskStatistics
-from tasks.drawings import class_shares
-from tasks.maskdrawing import WRONG, colored, errors, fitted, legend, mask_sheet, overlay, palette, palette_of
-from tasks.outputs import OutputNames, is_free
+from tasks.report.boxes import COLOURS
+from tasks.report.drawings import class_shares
+from tasks.report.masks import WRONG, colored, errors, fitted, legend, mask_sheet, overlay, palette, palette_of
+from tasks.report.outputs import OutputNames, is_free
 from tasks.segmentation_examples import KEPT, SegmentationExamples
 from tasks.segmentation_files import SegmentationFiles
 from tasks.segmentation_metrics import SegmentationMetrics, image_iou
@@ -183,7 +183,7 @@ def test_large_images_are_overlaid_in_little_memory() -> None:
     """Input and output are 170 MB; what lies between them must be less than that."""
     code = """
 import numpy as np
-from tasks.maskdrawing import overlay
+from tasks.report.masks import overlay
 used = lambda: peak_memory() / 2**20
 overlay(np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8))
 before = used()

@@ -16,7 +16,6 @@ SHOWN = 5
 """Classes told for each predicted image."""
 
 
-
 class PredictionFiles:
     """``predictions.json`` (top classes of each file) and ``predictions.csv`` (file, rank, class, probability)."""
 

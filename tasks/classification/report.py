@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.drawings import curves
-from tasks.report import add_calibration, add_classes, add_confusion, begun, finished, percent, score_sets
+from tasks.report.drawings import curves
+from tasks.report.metricsfile import score_sets
+from tasks.report.skeleton import add_calibration, add_classes, add_confusion, begun, finished, percent
 
 # One line each, in the order in which they are shown.
 _MEANING = {
@@ -23,17 +24,15 @@ _MEANING = {
 }
 
 
-
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong prediction to show: ``image`` [H, W, C] as :func:`tasks.page.picture` takes it, ``what`` is wrong, and the
+    """A wrong prediction to show: ``image`` [H, W, C] as :func:`tasks.report.page.picture` takes it, ``what`` is wrong, and the
     ``confidence`` in it, 0..1."""
 
     image: np.ndarray
     what: str
     confidence: float
     id: str = ""
-
 
 
 def classification_report(
@@ -57,7 +56,6 @@ def classification_report(
         worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)
         report.gallery("Most confident mistakes", [(m.image, _mistake_text(m)) for m in worst])
     return finished(report, config, folder)
-
 
 
 def _mistake_text(mistake: Mistake) -> str:

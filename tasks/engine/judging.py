@@ -12,7 +12,7 @@ from tasks.engine import assembly, processes
 from tasks.engine.engine import Engine
 from tasks.engine.evaluation import score_model
 from tasks.engine.rundir import BEST
-from tasks.report import environment, write_metrics
+from tasks.report.metricsfile import environment, write_metrics
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import Dataset, TaskSpec

@@ -24,7 +24,7 @@ from tasks.engine.judging import Judge, Progress
 from tasks.engine.resume import load_state, save_state
 from tasks.engine.rundir import RunFolder, choose
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, stopped_by
-from tasks.report import write_metrics
+from tasks.report.metricsfile import write_metrics
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec

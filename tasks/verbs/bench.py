@@ -11,7 +11,7 @@ import torch
 from effbackbones.contracts import ImageSizes
 from effbackbones.model import Model
 from tasks.engine import assembly
-from tasks.report import environment
+from tasks.report.metricsfile import environment
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
@@ -47,7 +47,6 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
     return 0
 
 
-
 def multiply_adds(model: Model, height: int, width: int) -> int:
     """Multiply-adds of convolutions and matrix products for one image."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -57,7 +56,6 @@ def multiply_adds(model: Model, height: int, width: int) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images, ImageSizes.of(images))
     return int(counter.get_total_flops()) // 2
-
 
 
 def latency(call: Callable[[], None], device: torch.device, rounds: int = 10) -> float:
@@ -73,7 +71,6 @@ def latency(call: Callable[[], None], device: torch.device, rounds: int = 10) ->
         if index >= 2:
             times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
-
 
 
 def peak_memory(device: torch.device) -> float:

@@ -45,7 +45,6 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     return 0
 
 
-
 def refuse_dead_parameters(model: nn.Module, loss: Tensor) -> None:
     """Raise :class:`UserError` naming trainable parameters that ``loss`` does not reach: DDP would stop on them later."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -54,7 +53,6 @@ def refuse_dead_parameters(model: nn.Module, loss: Tensor) -> None:
     if dead:
         text = f"the loss does not reach {len(dead)} parameters, such as {dead[0]}"
         raise UserError("model", text, "remove them, or use them in the loss")
-
 
 
 def _class_counts(dataset: Any, limit: int = 2000) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from effbackbones.errors import UserError
 from tasks.engine import assembly
 from tasks.engine.evaluation import score_model
-from tasks.report import environment, write_metrics
+from tasks.report.metricsfile import environment, write_metrics
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping

@@ -33,11 +33,9 @@ def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require
     return model, classes or ({word: _numbers(count) for word, count in counts.items()} if several else _numbers(int(counts)))
 
 
-
 def _numbers(count: int) -> tuple[str, ...]:
     """Names of classes that have none."""
     return tuple(str(label) for label in range(count))
-
 
 
 def data_classes(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> tuple[str, ...]:

@@ -48,7 +48,6 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     return 0
 
 
-
 def image_files(inputs: Sequence[str]) -> list[Path]:
     """The images that files, folders (all below them) and globs name, sorted within each; a name without any raises
     :class:`UserError`."""
@@ -65,7 +64,6 @@ def image_files(inputs: Sequence[str]) -> list[Path]:
             raise UserError(name, "no image found", f"images end in {', '.join(sorted(SUFFIXES))}")
         files += found
     return list(dict.fromkeys(files))
-
 
 
 class _Files:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from effbackbones.geometry import resize
-from tasks.page import eight_bits
+from tasks.report.page import eight_bits
 
 if TYPE_CHECKING:
     from tasks.data.batch import Sample
@@ -101,7 +101,7 @@ def sample_sheet(samples: Sequence["Sample"], classes: Sequence[str], columns: i
 
 
 def rgb(image: NDArray[np.generic]) -> Picture:
-    """``image`` [H, W] or [H, W, C] of any kind that :func:`tasks.page.eight_bits` shows, in three bands."""
+    """``image`` [H, W] or [H, W, C] of any kind that :func:`tasks.report.page.eight_bits` shows, in three bands."""
     pixels = eight_bits(image)
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from effbackbones.geometry import Mask, resize, resize_nearest
-from tasks.boxdrawing import COLOURS, Picture, font, grid, rgb
 from tasks.data.batch import IGNORE
+from tasks.report.boxes import COLOURS, Picture, font, grid, rgb
 
 if TYPE_CHECKING:
     from tasks.data.batch import Sample
@@ -30,7 +30,7 @@ _VEIL, _HATCH, _BORDER = 70, 190, 235  # how far colours cover the image, of 255
 def palette(num_classes: int = IGNORE, background: bool = False) -> NDArray[np.uint8]:
     """The colours of the classes, RGB [256, 3]; a class has the same whatever their number. Values of no class are black, 255 grey.
 
-    The first seven are those of :data:`tasks.boxdrawing.COLOURS`, the others as far from each other as can be, for the
+    The first seven are those of :data:`tasks.report.boxes.COLOURS`, the others as far from each other as can be, for the
     colour-blind too. With ``background`` class 0 is black and the first colour that of class 1. At most 255 classes.
     """
     if not 0 < num_classes <= IGNORE:
