@@ -18,7 +18,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tasks.data.batch import Truth
+from tasks.data.sample import Truth
 from tasks.detection_metrics import DetectionMetrics
 from tasks.detection_results import ImageDetections
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effbackbones.errors import UserError
-from tasks.spec import Dataset, Observer, TaskSpec, Writer
+from tasks.data.dataset import Dataset
+from tasks.spec import Observer, TaskSpec, Writer
 from tasks.verbs.command import run_command
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
     from effbackbones.contracts import Detections
     from effbackbones.model import Model
-    from tasks.data.batch import Batch, Sample, Transform
+    from tasks.data.batch import Batch
+    from tasks.data.sample import Sample, Transform
     from tasks.settings.sections import Config
     from tasks.telling import Teller
 

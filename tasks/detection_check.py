@@ -19,6 +19,7 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan, Size
 from effbackbones.model import Model
 from tasks.data.boxes import BoxTable, xyxy
+from tasks.data.dataset import Dataset
 from tasks.data.imagefiles import header_sizes
 from tasks.data.sampling import Repeated
 from tasks.detection_metrics import DetectionMetrics
@@ -26,7 +27,7 @@ from tasks.detection_report import BoxStatistics
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
 from tasks.settings.sections import Config
-from tasks.spec import Dataset, TaskSpec
+from tasks.spec import TaskSpec
 from tasks.verbs.deep_check import Goal
 
 Tell = Callable[[str], None]

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.geometry import resize
-from tasks.data.batch import Truth
 from tasks.data.boxes import xyxy
+from tasks.data.sample import Truth
 from tasks.detection_metrics import CONFIDENT, Matches, match_image
 from tasks.detection_results import ImageDetections, finite_rows, restore
 from tasks.report.boxes import Picture, Style, draw_boxes, rgb

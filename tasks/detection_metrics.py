@@ -14,7 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from effbackbones.errors import UserError
 from tasks.coco_scores import AREAS, IOUS, RECALLS, Curves, FoundColumns, TruthColumns, curves, overlaps
-from tasks.data.batch import Truth
+from tasks.data.sample import Truth
 from tasks.detection_results import ImageDetections, finite_rows
 
 CONFIDENT = 0.3

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from effbackbones.errors import UserError
 from effbackbones.registry import TASKS
+from tasks.data.dataset import Dataset
 from tasks.settings.sections import Config, HeadConfig
-from tasks.spec import Dataset, Observer, TaskSpec, Writer
+from tasks.spec import Observer, TaskSpec, Writer
 from tasks.telling import Teller
 from tasks.verbs.command import run_command
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from effbackbones.model import Model
-    from tasks.data.batch import Batch, Sample, Transform
+    from tasks.data.batch import Batch
+    from tasks.data.sample import Sample, Transform
 
 
 LOOKED_AT = 64

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effbackbones.errors import UserError
-from tasks.spec import Dataset, Observer, TaskSpec, Writer
+from tasks.data.dataset import Dataset
+from tasks.spec import Observer, TaskSpec, Writer
 from tasks.verbs.command import run_command
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from effbackbones.model import Model
-    from tasks.data.batch import Batch, Sample, Transform
+    from tasks.data.batch import Batch
+    from tasks.data.sample import Sample, Transform
     from tasks.settings.sections import Config
     from tasks.telling import Teller
 
@@ -45,7 +47,7 @@ class Segmentation(TaskSpec):
         return options
 
     def heads(self, config: "Config", dataset: Dataset | None) -> dict[str, Any]:
-        from tasks.data.batch import IGNORE
+        from tasks.data.sample import IGNORE
 
         classes = () if dataset is None else self.classes(config, dataset)
         if len(classes) == 1:

@@ -12,8 +12,10 @@ import torch
 
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from tasks.data.batch import IGNORE, ImageMeta, SkipCount
+from tasks.data.batch import ImageMeta, SkipCount
+from tasks.data.dataset import Dataset
 from tasks.data.maskcount import MaskStatistics, count_masks, median_frequency
+from tasks.data.sample import IGNORE
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
@@ -21,7 +23,7 @@ from tasks.segmentation_files import written_for
 from tasks.segmentation_metrics import SegmentationMetrics
 from tasks.segmentation_results import Segmented
 from tasks.settings.sections import Config
-from tasks.spec import Dataset, TaskSpec
+from tasks.spec import TaskSpec
 from tasks.telling import Teller
 from tasks.verbs.deep_check import Goal
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from effbackbones.geometry import Mask
-from tasks.data.batch import IGNORE
+from tasks.data.sample import IGNORE
 from tasks.report.boxes import Picture, rgb
 from tasks.report.extremes import Extremes
 from tasks.report.masks import errors, fitted, overlay

@@ -15,7 +15,7 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import Mask
 from effbackbones.images import MAX_PIXELS, read_image
 from effbackbones.tensorfile import write_atomically
-from tasks.data.batch import IGNORE
+from tasks.data.sample import IGNORE
 from tasks.report.masks import overlay, palette_of
 from tasks.report.outputs import OutputNames, make_folder
 from tasks.segmentation_results import Segmented, restore

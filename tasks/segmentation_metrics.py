@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask
-from tasks.data.batch import IGNORE
+from tasks.data.sample import IGNORE
 from tasks.scoring.calibration import calibration_error, counted, mean, nothing_counted, ratio, reliability
 from tasks.segmentation_results import Segmented
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.data.batch import IGNORE
+from tasks.data.sample import IGNORE
 from tasks.report.drawings import class_shares, curves
 from tasks.report.masks import WRONG, has_background, palette_of
 from tasks.report.metricsfile import score_sets

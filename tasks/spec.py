@@ -7,10 +7,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from effbackbones.errors import UserError
-from effbackbones.registry import TASKS, Registry
+from effbackbones.registry import TASKS
+from tasks.data.dataset import DATASETS as DATASETS
+from tasks.data.dataset import Dataset as Dataset
+from tasks.data.dataset import DatasetFactory as DatasetFactory
+from tasks.data.dataset import register_dataset as register_dataset
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,48 +23,12 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from effbackbones.model import Model
-    from tasks.data.batch import Batch, Sample, Transform
-    from tasks.settings.data import DataConfig
+    from tasks.data.batch import Batch
+    from tasks.data.sample import Sample, Transform
     from tasks.settings.sections import Config
     from tasks.telling import Teller
 
 T = TypeVar("T")
-DATASETS = Registry(
-    "dataset",
-    {
-        "folder": "tasks.data.folders:folder",
-        "table": "tasks.data.table:table",
-        "shapes": "tasks.data.shapes:shapes",
-        "coco": "tasks.data.coco:coco",
-        "voc": "tasks.data.voc:voc",
-        "yolo": "tasks.data.yolo:yolo",
-        "masks": "tasks.data.masks:masks",
-    },
-)
-
-
-@runtime_checkable
-class Dataset(Protocol):
-    """A data set: class names, a length, and samples by index; the same sample for the same index, always.
-
-    ``classes`` are the names behind ``label``, ``labels`` and ``box_labels``; those of the values of ``mask`` too, unless there
-    is an attribute ``mask_classes`` that names these. What is asked of each sample is in ``data.labels``.
-    """
-
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> "Sample": ...
-
-
-DatasetFactory = Callable[["DataConfig", str, tuple[str, ...] | None], Dataset]
-"""(data, split, classes) -> data set. ``split`` is train, val or test; ``classes`` None: derive the label map from this split."""
-
-
-def register_dataset(name: str) -> Callable[[T], T]:
-    """Register a :data:`DatasetFactory` under ``name``, for ``data.name`` in a config."""
-    return DATASETS.register(name)
 
 
 def register_task(name: str) -> Callable[[T], T]:

@@ -19,7 +19,7 @@ COMMANDS = [line.split("#")[0].strip() for language, text in BLOCKS if language 
 
 def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from effbackbones.registry import HEADS
-    from tasks.spec import DATASETS
+    from tasks.data.dataset import DATASETS
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(HEADS, "_registered", {})
@@ -82,7 +82,7 @@ def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.
 def test_custom_parts_train_from_the_command_line(module: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from effbackbones.registry import HEADS
     from tasks.classify import main
-    from tasks.spec import DATASETS
+    from tasks.data.dataset import DATASETS
 
     monkeypatch.chdir(tmp_path)
     for registry in (HEADS, DATASETS):

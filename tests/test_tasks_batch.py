@@ -16,9 +16,10 @@ from effbackbones.contracts import BoxTargets, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
 from tasks.classification.task import TASK
-from tasks.data.batch import MAX_SKIPPED, Batch, ImageMeta, KeyedDataset, Sample, SkipCount, stack_images
+from tasks.data.batch import MAX_SKIPPED, Batch, ImageMeta, KeyedDataset, SkipCount, stack_images
 from tasks.data.check import check_dataset
 from tasks.data.collating import class_targets, collate, mask_targets
+from tasks.data.sample import Sample
 from tasks.settings.sections import Config
 
 CLASSES = partial(collate, targets=class_targets, size_divisor=None, fill=(0.5, 0.5, 0.5))

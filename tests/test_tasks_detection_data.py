@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from effbackbones.contracts import BoxTargets, ImageSpec
 from effbackbones.errors import UserError
-from tasks.data.batch import Batch, ImageMeta, KeyedDataset, MixingTransform, Sample, Truth
+from tasks.data.batch import Batch, ImageMeta, KeyedDataset
 from tasks.data.collating import box_targets, collate
 from tasks.data.mosaic import mosaic
+from tasks.data.sample import MixingTransform, Sample, Truth
 from tasks.data.shapes import ShapesDataset
 from tasks.data.view_transform import ViewTransform
 from tasks.data.views import Jitter, jittered

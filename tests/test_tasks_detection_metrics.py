@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests_support import on_two_processes
 
 from effbackbones import UserError
-from tasks.data.batch import Truth
+from tasks.data.sample import Truth
 from tasks.detection_metrics import CONFIDENT, DetectionMetrics, match_image
 from tasks.detection_results import ImageDetections
 

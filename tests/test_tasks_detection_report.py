@@ -15,7 +15,8 @@ from effbackbones.contracts import Detections, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
 from effbackbones.images import read_image
-from tasks.data.batch import Batch, ImageMeta, Sample, Truth
+from tasks.data.batch import Batch, ImageMeta
+from tasks.data.sample import Sample, Truth
 from tasks.detection_examples import KEPT, DetectionExamples
 from tasks.detection_files import DetectionFiles
 from tasks.detection_metrics import DetectionMetrics

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from effbackbones import Detections, ImageSizes, UserError
 from effbackbones.geometry import ResizePlan, Size
-from tasks.data.batch import Batch, ImageMeta, Truth
+from tasks.data.batch import Batch, ImageMeta
+from tasks.data.sample import Truth
 from tasks.detection_metrics import DetectionMetrics
 from tasks.detection_results import ImageDetections, read_results, restore, write_results
 

@@ -17,9 +17,11 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.registry import TASKS
 from tasks.classification.metrics import ClassificationMetrics
-from tasks.data.batch import Batch, Sample
+from tasks.data.batch import Batch
 from tasks.data.collating import box_targets, class_targets, mask_targets, targets_by_task
+from tasks.data.dataset import DATASETS
 from tasks.data.mosaic import mosaic
+from tasks.data.sample import Sample
 from tasks.data.shapes import ShapesDataset
 from tasks.engine.assembly import make_model
 from tasks.engine.evaluation import readable
@@ -28,7 +30,6 @@ from tasks.joint_metrics import JointMetrics
 from tasks.segmentation_results import Segmented
 from tasks.settings.commandline import parse
 from tasks.settings.data import DataConfig
-from tasks.spec import DATASETS
 
 QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
 SMALL = [

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effbackbones.errors import UserError
-from tasks.data.batch import Sample
 from tasks.data.boxes import BoxDataset
 from tasks.data.check import check_dataset
+from tasks.data.sample import Sample
 from tasks.data.sampling import Repeated, by_aspect, repeat_factors
 from tasks.data.shapes import ShapesDataset
 from tasks.engine.resume import GlobalBatches, shuffled

@@ -21,8 +21,9 @@ from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask, ResizePlan
 from effbackbones.images import read_image
-from tasks.data.batch import Batch, ImageMeta, Sample
+from tasks.data.batch import Batch, ImageMeta
 from tasks.data.maskcount import MaskStatistics
+from tasks.data.sample import Sample
 from tasks.report.boxes import COLOURS
 from tasks.report.drawings import class_shares
 from tasks.report.masks import WRONG, colored, errors, fitted, legend, mask_sheet, overlay, palette, palette_of

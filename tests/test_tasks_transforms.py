@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
-from tasks.data.batch import Sample
+from tasks.data.sample import Sample
 from tasks.data.transforms import ClassificationTransform, RandomErasing, fill_of, random_area, seeded, shifted
 from tasks.settings.data import DataConfig, RandAugmentConfig
 

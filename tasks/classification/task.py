@@ -6,14 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tasks.spec import Dataset, Observer, TaskSpec, Writer
+from tasks.data.dataset import Dataset
+from tasks.spec import Observer, TaskSpec, Writer
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import Metric
 
     from effbackbones.model import Model
-    from tasks.data.batch import Batch, Sample, Transform
+    from tasks.data.batch import Batch
+    from tasks.data.sample import Sample, Transform
     from tasks.settings.sections import Config
 from tasks.classification.files import PredictionFiles
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels, Size
-from tasks.data.batch import Sample, Truth
 from tasks.data.files import DEFAULT_READER, ImageReader, PackedNames
 from tasks.data.repairs import Repairs
+from tasks.data.sample import Sample, Truth
 
 _REDUCTIONS = (1, 2, 4, 8)
 """By what a JPEG decoder can shrink (``ImageReader.at_least``); sides are rounded up."""

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels
-from tasks.data.batch import IGNORE, Sample
-from tasks.spec import Dataset
+from tasks.data.dataset import Dataset
+from tasks.data.sample import IGNORE, Sample
 
 _FIELDS = ("label", "labels", "boxes", "box_labels", "crowd", "mask")
 

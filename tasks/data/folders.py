@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.images import is_image_name
-from tasks.data.batch import Sample
 from tasks.data.files import DEFAULT_READER, READ_OPTIONS, ImageReader, PackedNames, check_options, data_root
+from tasks.data.sample import Sample
 from tasks.settings.data import DataConfig
 
 

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from tasks.data.batch import IGNORE
+from tasks.data.sample import IGNORE
 
 if TYPE_CHECKING:
     from effbackbones.geometry import Mask
-    from tasks.spec import Dataset
+    from tasks.data.dataset import Dataset
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from PIL import ImageFile
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask
 from effbackbones.images import MAX_PIXELS, is_deep, opened_image, orientation_of, read_image, turned
-from tasks.data.batch import IGNORE
+from tasks.data.sample import IGNORE
 
 FORMATS = ("index", "palette", "rgb", "binary")
 Numbers = NDArray[np.uint8 | np.uint16 | np.uint32]

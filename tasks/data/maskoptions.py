@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from effbackbones.errors import UserError, nearest
-from tasks.data.batch import IGNORE
 from tasks.data.files import listed_classes
 from tasks.data.maskfile import FORMATS, MaskReader, packed
+from tasks.data.sample import IGNORE
 from tasks.settings.data import DataConfig
 
 MASK_OPTIONS = ("classes", "format", "colors", "values", "ignore", "other")

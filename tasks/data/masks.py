@@ -7,12 +7,12 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import Mask, Size, resize_nearest
 from effbackbones.images import image_size
 from tasks.data.annotations import refuse_other_classes
-from tasks.data.batch import Sample
 from tasks.data.files import DEFAULT_READER, READ_OPTIONS, ImageReader, PackedNames, check_options, data_root
 from tasks.data.maskfile import MaskReader, span
 from tasks.data.maskformat import Look, found_format
 from tasks.data.maskoptions import MASK_OPTIONS, Declared
 from tasks.data.maskpairs import PAIR_OPTIONS, Pairs
+from tasks.data.sample import Sample
 from tasks.settings.data import DataConfig
 
 BINARY = ("background", "foreground")

@@ -8,8 +8,8 @@ import numpy as np
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask, Size
-from tasks.data.batch import IGNORE, Sample
-from tasks.data.views import Jitter, crowd_of, jittered, labels_of, through
+from tasks.data.sample import IGNORE, Sample, crowd_of, labels_of
+from tasks.data.views import Jitter, jittered, through
 from tasks.settings.data import DataConfig
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.geometry import Mask, Size, resize_nearest
-from tasks.data.batch import IGNORE, Sample
 from tasks.data.boxes import BoxDataset, BoxTable
 from tasks.data.files import ImageReader
 from tasks.data.outlines import Outlines
+from tasks.data.sample import IGNORE, Sample
 
 if TYPE_CHECKING:
     from tasks.data.annotations import Annotations

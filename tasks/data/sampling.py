@@ -12,8 +12,8 @@ from tasks.data.boxes import BoxTable
 
 if TYPE_CHECKING:
     from effbackbones.geometry import Mask
-    from tasks.data.batch import Sample
-    from tasks.spec import Dataset
+    from tasks.data.dataset import Dataset
+    from tasks.data.sample import Sample
 
 Indices = NDArray[np.int64]
 Order = Callable[[int], Indices]

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Size, resize
-from tasks.data.batch import Sample
 from tasks.data.files import check_options
+from tasks.data.sample import Sample
 from tasks.settings.data import DataConfig
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")

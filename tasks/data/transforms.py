@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels, ResizePlan, Size, resize
-from tasks.data.batch import Sample, Transform
+from tasks.data.sample import Sample, Transform
 from tasks.settings.data import DataConfig, RandAugmentConfig
 
 if TYPE_CHECKING:

@@ -7,11 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan, Size
-from tasks.data.batch import Sample
+from tasks.data.sample import Sample, crowd_of, labels_of
 from tasks.data.transforms import fill_of
 from tasks.settings.data import DataConfig
 
@@ -85,17 +83,3 @@ def trainable(sample: Sample, min_box: float, *, crowds: bool) -> Sample:
     return replace(sample, boxes=sample.boxes[keep], box_labels=labels_of(sample)[keep], crowd=crowd[keep])
 
 
-def labels_of(sample: Sample) -> NDArray[np.int64]:
-    """The labels of its boxes, int64 [M]; boxes without them raise :class:`UserError`."""
-    count = 0 if sample.boxes is None else len(sample.boxes)
-    labels = np.zeros(0, np.int64) if sample.box_labels is None else sample.box_labels
-    if len(labels) != count:
-        raise UserError(sample.path or sample.id, f"has {count} boxes and {len(labels)} box_labels", "give each box a label")
-    return labels
-
-
-def crowd_of(sample: Sample) -> NDArray[np.bool_]:
-    """Which of its boxes are crowds, bool [M]; none, where it does not say."""
-    if sample.crowd is not None:
-        return sample.crowd
-    return np.zeros(0 if sample.boxes is None else len(sample.boxes), np.bool_)

@@ -18,13 +18,14 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.data.batch import Batch, KeyedDataset
+from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
 from tasks.engine.resume import shuffled, steps_per_epoch
 from tasks.engine.rundir import BEST
 from tasks.engine.signals import leave_to_parent
 from tasks.settings.sections import Config
-from tasks.spec import DATASETS, Dataset, TaskSpec
+from tasks.spec import TaskSpec
 
 
 def open_dataset(config: Config, task: TaskSpec, split: str, classes: tuple[str, ...] | None = None) -> Dataset:

@@ -13,10 +13,11 @@ from torchmetrics import Metric
 from effbackbones.contracts import ImageSizes
 from effbackbones.model import Model
 from tasks.data.batch import Batch, SkipCount
+from tasks.data.dataset import Dataset
 from tasks.engine import assembly
 from tasks.engine.resume import Share
 from tasks.settings.sections import Config
-from tasks.spec import Dataset, Observer, TaskSpec
+from tasks.spec import Observer, TaskSpec
 from tasks.telling import Teller
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from effbackbones.checkpoint import load_model, save_model
 from effbackbones.model import Model
+from tasks.data.dataset import Dataset
 from tasks.engine import assembly, processes
 from tasks.engine.engine import Engine
 from tasks.engine.evaluation import score_model
@@ -15,7 +16,7 @@ from tasks.engine.rundir import BEST
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
-from tasks.spec import Dataset, TaskSpec
+from tasks.spec import TaskSpec
 from tasks.telling import Teller
 
 

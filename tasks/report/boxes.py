@@ -18,7 +18,7 @@ from effbackbones.geometry import resize
 from tasks.report.page import eight_bits
 
 if TYPE_CHECKING:
-    from tasks.data.batch import Sample
+    from tasks.data.sample import Sample
 
 Picture = NDArray[np.uint8]
 """RGB [H, W, 3]."""

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from effbackbones.geometry import Mask, resize, resize_nearest
-from tasks.data.batch import IGNORE
+from tasks.data.sample import IGNORE
 from tasks.report.boxes import COLOURS, Picture, font, grid, rgb
 
 if TYPE_CHECKING:
-    from tasks.data.batch import Sample
+    from tasks.data.sample import Sample
 
 WRONG = (224, 40, 40)
 _GREY = (128, 134, 142)

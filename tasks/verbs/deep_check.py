@@ -16,11 +16,13 @@ from torch import nn
 from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels
 from effbackbones.model import Model
-from tasks.data.batch import Batch, Sample
+from tasks.data.batch import Batch
+from tasks.data.dataset import Dataset
+from tasks.data.sample import Sample
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
 from tasks.settings.sections import Config
-from tasks.spec import Dataset, TaskSpec
+from tasks.spec import TaskSpec
 from tasks.telling import Teller
 
 EIGHT, LARGEST_SIDE, MINUTES = 8, 256, 5.0

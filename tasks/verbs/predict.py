@@ -9,8 +9,8 @@ import torch
 
 from effbackbones.errors import UserError
 from effbackbones.images import SUFFIXES
-from tasks.data.batch import Sample
 from tasks.data.files import ImageReader
+from tasks.data.sample import Sample
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
 from tasks.settings.commandline import Extras
