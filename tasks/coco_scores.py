@@ -13,7 +13,7 @@ from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untype
 from faster_coco_eval import mask as engine_mask
 from numpy.typing import NDArray
 
-from tasks.data.jsonfile import collector_off
+from tasks.data.files.jsonfile import collector_off
 from tasks.detection_results import finite_rows
 
 AREAS = ("all", "small", "medium", "large")

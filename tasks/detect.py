@@ -58,7 +58,7 @@ class Detection(TaskSpec):
             deep_checks(self, config, datasets, tell, GOAL)
 
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.view_transform import ViewTransform
+        from tasks.data.transforms.window import ViewTransform
 
         return ViewTransform.of(config, model, train=train, epochs=epochs)
 

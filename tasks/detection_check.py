@@ -18,9 +18,9 @@ from effbackbones.contracts import BoxTargets, Detections, Head, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan, Size
 from effbackbones.model import Model
-from tasks.data.boxes import BoxTable, xyxy
+from tasks.data.boxes.table import BoxTable, xyxy
 from tasks.data.dataset import Dataset
-from tasks.data.imagefiles import header_sizes
+from tasks.data.files.images import header_sizes
 from tasks.data.sampling import Repeated
 from tasks.detection_metrics import DetectionMetrics
 from tasks.detection_report import BoxStatistics

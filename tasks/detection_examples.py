@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.geometry import resize
-from tasks.data.boxes import xyxy
+from tasks.data.boxes.table import xyxy
 from tasks.data.sample import Truth
 from tasks.detection_metrics import CONFIDENT, Matches, match_image
 from tasks.detection_results import ImageDetections, finite_rows, restore

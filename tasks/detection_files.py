@@ -13,7 +13,7 @@ from PIL import Image
 from effbackbones.geometry import Pixels
 from effbackbones.images import MAX_PIXELS, read_image
 from effbackbones.tensorfile import write_atomically
-from tasks.data.boxes import xyxy
+from tasks.data.boxes.table import xyxy
 from tasks.detection_examples import confident
 from tasks.detection_metrics import CONFIDENT
 from tasks.detection_results import ImageDetections, restore, write_results

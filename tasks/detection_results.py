@@ -17,7 +17,7 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import Size
 from effbackbones.tensorfile import read_bytes, write_atomically
 from tasks.data.batch import Batch, ImageMeta
-from tasks.data.jsonfile import word
+from tasks.data.files.jsonfile import word
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 _SHOWN = 3

@@ -95,7 +95,7 @@ class Joint(TaskSpec):
             task.inspect(own, alone, labelled, out / task.command, told, deep=False)
 
     def transform(self, config: Config, model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.view_transform import ViewTransform
+        from tasks.data.transforms.window import ViewTransform
 
         if config.data.mosaic and "label" in self.labels(config):
             what = "sets four images together, which then have no one label"

@@ -79,7 +79,7 @@ class Segmentation(TaskSpec):
             deep_checks(self, config, datasets, tell, GOAL)
 
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.view_transform import ViewTransform
+        from tasks.data.transforms.window import ViewTransform
 
         tile = _tile(config)
         if tile and min(tile) < model.head.min_size:

@@ -14,7 +14,7 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.data.batch import ImageMeta, SkipCount
 from tasks.data.dataset import Dataset
-from tasks.data.maskcount import MaskStatistics, count_masks, median_frequency
+from tasks.data.masks.count import MaskStatistics, count_masks, median_frequency
 from tasks.data.sample import IGNORE
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
@@ -130,7 +130,7 @@ def score_folder(task: TaskSpec, config: Config, folder: Path, dataset: Dataset,
     """Scores of a folder of predicted masks, ``NAME.png`` with the class in each pixel (255: none), as ``predict`` writes them into
     ``OUT/index``; OUT itself will do, and says which mask is of which image. A missing mask, and two images of one name where
     nothing tells their masks apart, raise :class:`UserError`."""
-    from tasks.data.maskfile import MaskReader
+    from tasks.data.masks.file import MaskReader
 
     known = written_for(folder)
     folder = folder / "index" if (folder / "index").is_dir() else folder

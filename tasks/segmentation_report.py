@@ -15,7 +15,7 @@ from tasks.report.skeleton import add_calibration, add_classes, add_confusion, b
 from tasks.segmentation_examples import Example, SegmentationExamples
 
 if TYPE_CHECKING:
-    from tasks.data.maskcount import MaskStatistics
+    from tasks.data.masks.count import MaskStatistics
 
 _MEANING = {
     "miou": "mean IoU over the classes that occur; IoU: of the pixels that truth or prediction give a class, the share that both do",
@@ -81,7 +81,7 @@ def _legend(examples: Sequence[Example]) -> list[tuple[str, str]]:
 
 def _masks(report: Report, masks: "MaskStatistics") -> None:
     """How often classes occur in the training data, rarest first, and the weights that would make up for it."""
-    from tasks.data.maskcount import median_frequency
+    from tasks.data.masks.count import median_frequency
 
     if not masks.pixels.any():
         return

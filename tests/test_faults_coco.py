@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from test_tasks_coco import annotation, content, opened, write
 
 from effbackbones.errors import UserError
-from tasks.data.coco import coco
-from tasks.data.painting import PaintedDataset
-from tasks.data.repairs import RepairCount, mend
+from tasks.data.boxes.repairs import RepairCount, mend
+from tasks.data.masks.painting import PaintedDataset
+from tasks.data.sets.coco import coco
 from tasks.settings.data import DataConfig
 
 Content = dict[str, Any]

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from tests_support import one_line
 
 from effbackbones.errors import UserError
-from tasks.data.masks import MaskDataset, masks
+from tasks.data.sets.masks import MaskDataset, masks
 from tasks.settings.data import DataConfig
 
 NAMES = ["a", "b", "c"]
@@ -145,7 +145,7 @@ def test_arrays(root: Path) -> None:
 @given(st.binary(max_size=200), st.sampled_from(["png", "bmp", "tif", "pgm", "npy"]), st.integers(0, 60))
 @settings(max_examples=100, deadline=None)
 def test_noise_is_one_line(tmp_path_factory: pytest.TempPathFactory, noise: bytes, ending: str, place: int) -> None:
-    from tasks.data.maskfile import read_stored
+    from tasks.data.masks.file import read_stored
 
     path = tmp_path_factory.mktemp("noise") / f"a.{ending}"
     np.save(path, MASK) if ending == "npy" else GREY.save(path)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from effbackbones.errors import UserError
-from tasks.data.boxes import BoxDataset
+from tasks.data.boxes.table import BoxDataset
 from tasks.data.check import check_dataset
-from tasks.data.coco import coco
-from tasks.data.imagefiles import check_files
+from tasks.data.files.images import check_files
+from tasks.data.sets.coco import coco
 from tasks.settings.data import DataConfig
 
 Content = dict[str, Any]

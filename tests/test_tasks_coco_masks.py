@@ -15,9 +15,9 @@ from tests_support import one_line
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import resize_nearest
-from tasks.data.boxes import BoxDataset
-from tasks.data.coco import coco
-from tasks.data.painting import PaintedDataset
+from tasks.data.boxes.table import BoxDataset
+from tasks.data.masks.painting import PaintedDataset
+from tasks.data.sets.coco import coco
 from tasks.settings.data import DataConfig
 
 W, H = 100, 80
@@ -267,7 +267,7 @@ def test_labels_are_the_classes_present_and_label_that_of_the_largest(tmp_path: 
 
 
 def test_formats_without_masks_say_so(tmp_path: Path) -> None:
-    from tasks.data.annotations import open_boxes
+    from tasks.data.boxes.annotations import open_boxes
 
     with pytest.raises(UserError) as caught:
         open_boxes(None, tmp_path, DataConfig(name="voc", labels=("mask",)), "train", None, None)  # type: ignore[arg-type]

@@ -211,7 +211,7 @@ def test_real_lite0_names_what_timm_names(data_root: Path, tmp_path: Path) -> No
 
 
 def test_multilabel_on_the_categories_of_coco(data_root: Path, tmp_path: Path) -> None:
-    from tasks.data.coco_table import main as convert
+    from tasks.data.sets.coco_table import main as convert
 
     coco, root = data_root / "coco_mini", tmp_path / "data"
     for split in ("train", "val"):
@@ -379,7 +379,7 @@ def test_weights_of_another_variant_are_one_line(trained: Path, tmp_path: Path, 
 def faulty(folder: Path, name: str, fault: str) -> list[str]:
     """Arguments for a data set whose sample 13 does ``fault`` in a loader process."""
     (folder / f"{name}.py").write_text(
-        "import ctypes\nimport os\nfrom tasks.data.shapes import shapes\nfrom tasks.spec import register_dataset\n\n"
+        "import ctypes\nimport os\nfrom tasks.data.sets.shapes import shapes\nfrom tasks.spec import register_dataset\n\n"
         "lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n\n"
         f"@register_dataset({name!r})\ndef {name}(data, split, classes):\n    inner = shapes(data, split, classes)\n"
         "    read = type(inner).__getitem__\n    parent = os.getpid()\n"

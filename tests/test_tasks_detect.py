@@ -16,7 +16,7 @@ from tests_support import Synchronisations, guarded_step
 
 from effbackbones import BoxTargets, ImageSizes, load_model
 from effbackbones.model import Model
-from tasks.data.boxes import BoxTable
+from tasks.data.boxes.table import BoxTable
 from tasks.data.sampling import Repeated
 from tasks.detect import TASK, main
 from tasks.detection_check import GOAL, check_headers, check_scores, quick_checks, statistics, truth_as_predictions
@@ -154,15 +154,15 @@ def test_check_names_boxes_that_a_transform_moves_apart(tmp_path: Path, monkeypa
     """The truth as predictions gives AP 1; with targets that do not follow the image it does not, and that is said."""
     config, model, datasets = loaded(coco_folder(tmp_path))
     check_scores(TASK, config, model, datasets["val"], "val")
-    from tasks.data import view_transform
+    from tasks.data.transforms import window
 
-    honest = view_transform.ViewTransform.__call__
+    honest = window.ViewTransform.__call__
 
     def shifted(self: Any, sample: Any, rng: Any) -> Any:
         moved = honest(self, sample, rng)
         return replace(moved, boxes=moved.boxes + np.float32(9))
 
-    monkeypatch.setattr(view_transform.ViewTransform, "__call__", shifted)
+    monkeypatch.setattr(window.ViewTransform, "__call__", shifted)
     with pytest.raises(Exception, match="split val, sent as predictions through resizing, restoration and scores, give AP 0"):
         check_scores(TASK, config, model, datasets["val"], "val")
 

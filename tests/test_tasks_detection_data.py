@@ -18,11 +18,11 @@ from effbackbones.contracts import BoxTargets, ImageSpec
 from effbackbones.errors import UserError
 from tasks.data.batch import Batch, ImageMeta, KeyedDataset
 from tasks.data.collating import box_targets, collate
-from tasks.data.mosaic import mosaic
 from tasks.data.sample import MixingTransform, Sample, Truth
-from tasks.data.shapes import ShapesDataset
-from tasks.data.view_transform import ViewTransform
-from tasks.data.views import Jitter, jittered
+from tasks.data.sets.shapes import ShapesDataset
+from tasks.data.transforms.mosaic import mosaic
+from tasks.data.transforms.views import Jitter, jittered
+from tasks.data.transforms.window import ViewTransform
 from tasks.engine.resume import GlobalBatches, shuffled
 from tasks.settings.data import DataConfig
 
@@ -424,7 +424,7 @@ import sys, numpy as np
 from effbackbones.contracts import ImageSpec
 from tasks.data.batch import Sample
 from tasks.data.collating import box_targets, collate
-from tasks.data.view_transform import ViewTransform
+from tasks.data.transforms.window import ViewTransform
 from tasks.settings.sections import DataConfig
 transform = ViewTransform(ImageSpec(), (32, 32), True, DataConfig(mosaic=1.0, scale_jitter=(0.1, 2.0)))
 sample = Sample(np.zeros((40, 40, 3), np.uint8), "a", boxes=np.zeros((0, 4), np.float32))

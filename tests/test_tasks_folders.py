@@ -12,8 +12,8 @@ from PIL import Image
 
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
-from tasks.data.files import ImageReader, PackedNames
-from tasks.data.folders import FolderDataset, folder
+from tasks.data.files.reading import ImageReader, PackedNames
+from tasks.data.sets.folders import FolderDataset, folder
 from tasks.settings.data import DataConfig
 
 

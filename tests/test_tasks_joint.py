@@ -20,9 +20,9 @@ from tasks.classification.metrics import ClassificationMetrics
 from tasks.data.batch import Batch
 from tasks.data.collating import box_targets, class_targets, mask_targets, targets_by_task
 from tasks.data.dataset import DATASETS
-from tasks.data.mosaic import mosaic
 from tasks.data.sample import Sample
-from tasks.data.shapes import ShapesDataset
+from tasks.data.sets.shapes import ShapesDataset
+from tasks.data.transforms.mosaic import mosaic
 from tasks.engine.assembly import make_model
 from tasks.engine.evaluation import readable
 from tasks.joint import TASK, main, parts

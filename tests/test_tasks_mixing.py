@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tasks.data.mixing import cut_box, mix, soft_targets
+from tasks.data.transforms.mixing import cut_box, mix, soft_targets
 
 IMAGES = torch.rand(6, 3, 20, 30, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([0, 1, 2, 3, 4, 1])

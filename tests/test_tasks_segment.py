@@ -13,7 +13,7 @@ from effbackbones import load_model
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
 from tasks import segmentation_check
-from tasks.data import view_transform
+from tasks.data.transforms import window
 from tasks.engine.assembly import make_model, open_splits
 from tasks.segment import TASK, main
 from tasks.segmentation_check import GOAL, quick_checks, truth_score
@@ -158,13 +158,13 @@ def test_truth_that_leaves_its_place_is_found(tmp_path: Path, monkeypatch: pytes
     assert truth_score(TASK, config, model, datasets["val"]) == 1
     quick_checks(TASK, config, model, datasets, Teller(False, quiet=True))
     assert truth_score(TASK, replace(config, data=replace(config.data, tile=64, tile_overlap=16)), model, datasets["val"]) == 1
-    honest = view_transform.through
+    honest = window.through
 
     def turned(sample, plan: ResizePlan, spec, *, exact: bool):  # type: ignore[no-untyped-def]
         sample = honest(sample, plan, spec, exact=exact)
         return replace(sample, mask=sample.mask[::-1, ::-1].copy())
 
-    monkeypatch.setattr(view_transform, "through", turned)
+    monkeypatch.setattr(window, "through", turned)
     score = truth_score(TASK, config, model, datasets["val"])
     assert score is not None
     assert score < 0.8

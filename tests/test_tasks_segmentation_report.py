@@ -22,7 +22,7 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import Mask, ResizePlan
 from effbackbones.images import read_image
 from tasks.data.batch import Batch, ImageMeta
-from tasks.data.maskcount import MaskStatistics
+from tasks.data.masks.count import MaskStatistics
 from tasks.data.sample import Sample
 from tasks.report.boxes import COLOURS
 from tasks.report.drawings import class_shares

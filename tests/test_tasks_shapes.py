@@ -7,7 +7,7 @@ import pytest
 
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
-from tasks.data.shapes import CLASSES, ShapesDataset, shapes
+from tasks.data.sets.shapes import CLASSES, ShapesDataset, shapes
 from tasks.settings.data import DataConfig
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
-from tasks.data.coco_table import main
-from tasks.data.table import TableDataset, table
+from tasks.data.sets.coco_table import main
+from tasks.data.sets.table import TableDataset, table
 from tasks.settings.data import DataConfig
 
 

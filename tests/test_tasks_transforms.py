@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from tasks.data.sample import Sample
-from tasks.data.transforms import ClassificationTransform, RandomErasing, fill_of, random_area, seeded, shifted
+from tasks.data.transforms.colours import fill_of
+from tasks.data.transforms.images import ClassificationTransform, RandomErasing, random_area, seeded, shifted
 from tasks.settings.data import DataConfig, RandAugmentConfig
 
 SPEC = ImageSpec(size=(32, 32))
@@ -241,7 +242,7 @@ def test_the_plain_path_imports_nothing_heavy() -> None:
 import sys, numpy as np
 from effbackbones.contracts import ImageSpec
 from tasks.data.batch import KeyedDataset, Sample
-from tasks.data.transforms import ClassificationTransform
+from tasks.data.transforms.images import ClassificationTransform
 from tasks.settings.sections import DataConfig
 transform = ClassificationTransform(ImageSpec(), (32, 32), True, DataConfig(erasing=1.0))
 transform(Sample(np.zeros((40, 40, 3), np.uint8), "a"), np.random.default_rng(0))

@@ -39,7 +39,7 @@ class Classification(TaskSpec):
         return {name: value for name, value in (("multilabel", config.data.multilabel), ("label_smoothing", smoothing)) if value}
 
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.transforms import ClassificationTransform
+        from tasks.data.transforms.images import ClassificationTransform
 
         return ClassificationTransform(model.image_spec, model.image_spec.size, train, config.data)
 
@@ -59,7 +59,7 @@ class Classification(TaskSpec):
         if not (data.mixup or data.cutmix):
             return batch.images, batch.targets
         from effbackbones.pixels import to_unit
-        from tasks.data.mixing import mix
+        from tasks.data.transforms.mixing import mix
 
         return mix(
             to_unit(batch.images), batch.targets, num_classes, mixup=data.mixup, cutmix=data.cutmix,

@@ -13,13 +13,13 @@ T = TypeVar("T")
 DATASETS = Registry(
     "dataset",
     {
-        "folder": "tasks.data.folders:folder",
-        "table": "tasks.data.table:table",
-        "shapes": "tasks.data.shapes:shapes",
-        "coco": "tasks.data.coco:coco",
-        "voc": "tasks.data.voc:voc",
-        "yolo": "tasks.data.yolo:yolo",
-        "masks": "tasks.data.masks:masks",
+        "folder": "tasks.data.sets.folders:folder",
+        "table": "tasks.data.sets.table:table",
+        "shapes": "tasks.data.sets.shapes:shapes",
+        "coco": "tasks.data.sets.coco:coco",
+        "voc": "tasks.data.sets.voc:voc",
+        "yolo": "tasks.data.sets.yolo:yolo",
+        "masks": "tasks.data.sets.masks:masks",
     },
 )
 

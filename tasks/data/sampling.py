@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from tasks.data.boxes import BoxTable
+from tasks.data.boxes.table import BoxTable
 
 if TYPE_CHECKING:
     from effbackbones.geometry import Mask

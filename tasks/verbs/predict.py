@@ -9,7 +9,7 @@ import torch
 
 from effbackbones.errors import UserError
 from effbackbones.images import SUFFIXES
-from tasks.data.files import ImageReader
+from tasks.data.files.reading import ImageReader
 from tasks.data.sample import Sample
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable

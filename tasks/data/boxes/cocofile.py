@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from tasks.data.annotations import Annotations
-from tasks.data.coco_masks import read_outlines
-from tasks.data.jsonfile import parse, word
-from tasks.data.records import FLAG, ID, LIST, NUMBER, TEXT, WHOLE, Records, as_float
+from tasks.data.boxes.annotations import Annotations
+from tasks.data.files.jsonfile import parse, word
+from tasks.data.files.records import FLAG, ID, LIST, NUMBER, TEXT, WHOLE, Records, as_float
+from tasks.data.masks.coco import read_outlines
 
 _SKIPPED = ("segmentation", "keypoints")
 """Most of a file, and let go unless it is asked for."""

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels, Size
-from tasks.data.files import DEFAULT_READER, ImageReader, PackedNames
-from tasks.data.repairs import Repairs
+from tasks.data.boxes.repairs import Repairs
+from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
 from tasks.data.sample import Sample, Truth
 
 _REDUCTIONS = (1, 2, 4, 8)

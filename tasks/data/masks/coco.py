@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.data.jsonfile import word
-from tasks.data.outlines import Outlines
-from tasks.data.records import NUMBER, WHOLE, Records, as_float
+from tasks.data.files.jsonfile import word
+from tasks.data.files.records import NUMBER, WHOLE, Records, as_float
+from tasks.data.masks.outlines import Outlines
 
 _POINT = 2
 _LEAST = 3 * _POINT  # numbers of a polygon

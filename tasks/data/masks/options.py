@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from effbackbones.errors import UserError, nearest
-from tasks.data.files import listed_classes
-from tasks.data.maskfile import FORMATS, MaskReader, packed
+from tasks.data.files.reading import listed_classes
+from tasks.data.masks.file import FORMATS, MaskReader, packed
 from tasks.data.sample import IGNORE
 from tasks.settings.data import DataConfig
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from effbackbones.geometry import Size
 from effbackbones.images import image_size, is_image_name
-from tasks.data.files import Confinement
+from tasks.data.files.reading import Confinement
 
 _LEAVES = re.compile(r"[A-Za-z]:|[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)|.*\0|$", re.DOTALL)
 """Names that are no paths inside of a folder."""

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Pixels, ResizePlan, Size, resize
 from tasks.data.sample import Sample, Transform
+from tasks.data.transforms.colours import fill_of, in_dtype
 from tasks.settings.data import DataConfig, RandAugmentConfig
 
 if TYPE_CHECKING:
@@ -102,20 +102,6 @@ def shifted(image: Pixels, rows: int, columns: int, fill: Pixels, rng: np.random
     seen = image[max(0, -down) : height - down, max(0, -right) : width - right]
     moved[max(0, down) : height + down, max(0, right) : width + right] = seen
     return moved
-
-
-def fill_of(image: Pixels, mean: Sequence[float]) -> Pixels:
-    """The mean colour in the dtype of ``image``: what padding is filled with, as ``Model`` fills it."""
-    if len(mean) != image.shape[2]:
-        raise UserError("image_spec.mean", f"has {len(mean)} values, the image {image.shape[2]} channels", "give one of each per channel")
-    return in_dtype(np.array(mean), image)
-
-
-def in_dtype(values: NDArray[np.float64], image: Pixels) -> Pixels:
-    """Values in 0..1 in the dtype and range of ``image``."""
-    full = {"uint8": 255, "uint16": 65535, "float32": 1}[image.dtype.name]
-    scaled = values * full
-    return scaled.astype(np.float32) if full == 1 else np.rint(scaled).astype(image.dtype)
 
 
 class RandAugment:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from tasks.data.jsonfile import word
+from tasks.data.files.jsonfile import word
 
 NUMBER, WHOLE, ID, TEXT = frozenset({int, float}), frozenset({int}), frozenset({int, str}), frozenset({str})
 LIST, FLAG = frozenset({list}), frozenset({int, bool})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from effbackbones.errors import UserError
 from effbackbones.images import is_image_name
-from tasks.data.imagefiles import check_files, images_below
+from tasks.data.files.images import check_files, images_below
 from tasks.settings.data import DataConfig
 
 PAIR_OPTIONS = ("images", "masks", "list", "image_suffix", "mask_suffix")

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
-from tasks.data.files import DEFAULT_READER, READ_OPTIONS, Confinement, ImageReader, PackedNames, check_options, data_root, listed_classes
+from tasks.data.files.reading import (
+    DEFAULT_READER,
+    READ_OPTIONS,
+    Confinement,
+    ImageReader,
+    PackedNames,
+    check_options,
+    data_root,
+    listed_classes,
+)
 from tasks.data.sample import Sample
 from tasks.settings.data import DataConfig
 

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 from effbackbones.errors import UserError
-from tasks.data.annotations import CLASS_OPTIONS, Selection, asked, open_boxes, open_table, selected
-from tasks.data.boxes import BoxDataset
-from tasks.data.cocofile import read_coco
-from tasks.data.files import READ_OPTIONS, ImageReader, check_options, data_root
-from tasks.data.imagefiles import check_files
-from tasks.data.painting import PAINT_OPTIONS, PaintedDataset, painting_of
+from tasks.data.boxes.annotations import CLASS_OPTIONS, Selection, asked, open_boxes, open_table, selected
+from tasks.data.boxes.cocofile import read_coco
+from tasks.data.boxes.table import BoxDataset
+from tasks.data.files.images import check_files
+from tasks.data.files.reading import READ_OPTIONS, ImageReader, check_options, data_root
+from tasks.data.masks.painting import PAINT_OPTIONS, PaintedDataset, painting_of
 from tasks.settings.data import DataConfig
 
 _DEFAULT_FILES = {"train": "annotations/instances_train2017.json", "val": "annotations/instances_val2017.json"}
@@ -23,8 +23,8 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
     Options: ``images``, the folder that ``file_name`` is relative to, or one for each split (``train_images``, ...), default:
     see :func:`image_folder`; ``classes``, names of those wanted, whose boxes alone are kept; ``rename``, a list of
     ``old=new``, which comes before ``classes``; those of :meth:`ImageReader.of`; and for masks those of
-    :func:`tasks.data.painting.painting_of`. Images without objects are kept, in training unless ``data.keep_empty`` is false.
-    What is refused and what is mended: :func:`tasks.data.cocofile.read_coco`, :mod:`tasks.data.repairs`.
+    :func:`tasks.data.masks.painting.painting_of`. Images without objects are kept, in training unless ``data.keep_empty`` is false.
+    What is refused and what is mended: :func:`tasks.data.boxes.cocofile.read_coco`, :mod:`tasks.data.boxes.repairs`.
 
     A sample has what ``data.labels`` asks for: ``boxes`` (as if nothing is asked), ``labels`` or ``label`` as in
     :class:`BoxDataset`, ``mask``; any of them at once. Boxes need not be there, or sound, unless they are asked for.

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
-from tasks.data.boxes import BoxDataset, BoxTable
-from tasks.data.files import ImageReader, PackedNames
-from tasks.data.imagefiles import header_sizes
-from tasks.data.outlines import Outlines
-from tasks.data.repairs import MIN_SIDE, RepairCount, Repairs, mend, refuse_bad_boxes
+from tasks.data.boxes.repairs import MIN_SIDE, RepairCount, Repairs, mend, refuse_bad_boxes
+from tasks.data.boxes.table import BoxDataset, BoxTable
+from tasks.data.files.images import header_sizes
+from tasks.data.files.reading import ImageReader, PackedNames
+from tasks.data.masks.outlines import Outlines
 from tasks.settings.data import DataConfig
 
 CLASS_OPTIONS = ("classes", "rename")

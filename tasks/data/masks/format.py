@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.images import MAX_PIXELS
-from tasks.data.maskfile import Stored, read_stored
+from tasks.data.masks.file import Stored, read_stored
 
 LOOKED_AT = 64
 """So many masks are looked at, spread evenly."""

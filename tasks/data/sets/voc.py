@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from effbackbones.errors import UserError, nearest
-from tasks.data.annotations import CLASS_OPTIONS, Annotations, Selection, open_boxes
-from tasks.data.boxes import BoxDataset
-from tasks.data.files import READ_OPTIONS, check_options, data_root
-from tasks.data.imagefiles import by_stem, check_files
-from tasks.data.vocfile import VocImage, read_voc
+from tasks.data.boxes.annotations import CLASS_OPTIONS, Annotations, Selection, open_boxes
+from tasks.data.boxes.table import BoxDataset
+from tasks.data.boxes.vocfile import VocImage, read_voc
+from tasks.data.files.images import by_stem, check_files
+from tasks.data.files.reading import READ_OPTIONS, check_options, data_root
 from tasks.settings.data import DataConfig
 
 

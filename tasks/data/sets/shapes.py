@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Size, resize
-from tasks.data.files import check_options
+from tasks.data.files.reading import check_options
 from tasks.data.sample import Sample
 from tasks.settings.data import DataConfig
 

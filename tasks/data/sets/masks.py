@@ -6,12 +6,12 @@ from pathlib import Path
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask, Size, resize_nearest
 from effbackbones.images import image_size
-from tasks.data.annotations import refuse_other_classes
-from tasks.data.files import DEFAULT_READER, READ_OPTIONS, ImageReader, PackedNames, check_options, data_root
-from tasks.data.maskfile import MaskReader, span
-from tasks.data.maskformat import Look, found_format
-from tasks.data.maskoptions import MASK_OPTIONS, Declared
-from tasks.data.maskpairs import PAIR_OPTIONS, Pairs
+from tasks.data.boxes.annotations import refuse_other_classes
+from tasks.data.files.reading import DEFAULT_READER, READ_OPTIONS, ImageReader, PackedNames, check_options, data_root
+from tasks.data.masks.file import MaskReader, span
+from tasks.data.masks.format import Look, found_format
+from tasks.data.masks.options import MASK_OPTIONS, Declared
+from tasks.data.masks.pairs import PAIR_OPTIONS, Pairs
 from tasks.data.sample import Sample
 from tasks.settings.data import DataConfig
 
@@ -68,7 +68,7 @@ class MaskDataset:
 
 
 def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> MaskDataset:
-    """Data set ``masks``. Options, beside those of :meth:`tasks.data.maskpairs.Pairs.of` (where the files are) and
+    """Data set ``masks``. Options, beside those of :meth:`tasks.data.masks.pairs.Pairs.of` (where the files are) and
     :meth:`ImageReader.of`:
 
     * ``classes``: a list of names, or a file in ``data.root`` with one on each line; default ``classes.txt`` there;

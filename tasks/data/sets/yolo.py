@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from tasks.data.annotations import CLASS_OPTIONS, Annotations, Selection, open_boxes
-from tasks.data.boxes import BoxDataset
-from tasks.data.files import READ_OPTIONS, check_options, data_root
-from tasks.data.imagefiles import check_files, header_sizes, images_below
+from tasks.data.boxes.annotations import CLASS_OPTIONS, Annotations, Selection, open_boxes
+from tasks.data.boxes.table import BoxDataset
+from tasks.data.files.images import check_files, header_sizes, images_below
+from tasks.data.files.reading import READ_OPTIONS, check_options, data_root
 from tasks.settings.data import DataConfig
 from tasks.settings.yamlfile import read_tree
 

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.geometry import Mask, Size, resize_nearest
-from tasks.data.boxes import BoxDataset, BoxTable
-from tasks.data.files import ImageReader
-from tasks.data.outlines import Outlines
+from tasks.data.boxes.table import BoxDataset, BoxTable
+from tasks.data.files.reading import ImageReader
+from tasks.data.masks.outlines import Outlines
 from tasks.data.sample import IGNORE, Sample
 
 if TYPE_CHECKING:
-    from tasks.data.annotations import Annotations
+    from tasks.data.boxes.annotations import Annotations
     from tasks.settings.data import DataConfig
 
 BACKGROUND = "background"

@@ -9,7 +9,7 @@ import numpy as np
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask, Size
 from tasks.data.sample import IGNORE, Sample, crowd_of, labels_of
-from tasks.data.views import Jitter, jittered, through
+from tasks.data.transforms.views import Jitter, jittered, through
 from tasks.settings.data import DataConfig
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""COCO annotations as a table of image-level labels: ``python -m tasks.data.coco_table ANNOTATIONS.json IMAGE_DIR OUT.csv``.
+"""COCO annotations as a table of image-level labels: ``python -m tasks.data.sets.coco_table ANNOTATIONS.json IMAGE_DIR OUT.csv``.
 
 An image has the names of all categories that occur in it, crowds included; images without annotations have none. Beside
 ``OUT.csv`` stands ``OUT.classes.txt``, the names of all categories in the order of their ids, for ``data.options.classes``.
@@ -70,7 +70,7 @@ def _prefix(image_dir: Path, out: Path) -> str:
 
 def main(argv: list[str]) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.data.coco_table", description=(__doc__ or "").partition(":")[0])
+    parser = argparse.ArgumentParser(prog="python -m tasks.data.sets.coco_table", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("annotations", type=Path, help="COCO JSON file")
     parser.add_argument("image_dir", type=Path, help="folder of its images")
     parser.add_argument("out", type=Path, help="CSV file to write")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.images import is_image_name
-from tasks.data.files import DEFAULT_READER, READ_OPTIONS, ImageReader, PackedNames, check_options, data_root
+from tasks.data.files.reading import DEFAULT_READER, READ_OPTIONS, ImageReader, PackedNames, check_options, data_root
 from tasks.data.sample import Sample
 from tasks.settings.data import DataConfig
 

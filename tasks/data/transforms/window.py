@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from effbackbones.geometry import Pixels, ResizePlan, Size
-from tasks.data.mosaic import PARTNERS, mosaic
 from tasks.data.sample import Sample, Transform, Truth
-from tasks.data.transforms import ColorJitter
-from tasks.data.views import Jitter, jittered, room_of, through, trainable
+from tasks.data.transforms.images import ColorJitter
+from tasks.data.transforms.mosaic import PARTNERS, mosaic
+from tasks.data.transforms.views import Jitter, jittered, room_of, through, trainable
 from tasks.settings.data import DataConfig
 
 if TYPE_CHECKING:

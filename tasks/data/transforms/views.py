@@ -10,7 +10,7 @@ import numpy as np
 
 from effbackbones.geometry import ResizePlan, Size
 from tasks.data.sample import Sample, crowd_of, labels_of
-from tasks.data.transforms import fill_of
+from tasks.data.transforms.colours import fill_of
 from tasks.settings.data import DataConfig
 
 if TYPE_CHECKING:
