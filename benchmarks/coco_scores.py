@@ -19,8 +19,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tasks.data.sample import Truth
-from tasks.detection_metrics import DetectionMetrics
-from tasks.detection_results import ImageDetections
+from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.results import ImageDetections
 
 Images = list[tuple[ImageDetections, Truth]]
 LINES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")

@@ -131,7 +131,12 @@ HEADS = Registry(
 )
 TASKS = Registry(
     "task",
-    {"cls": "tasks.classification.task:TASK", "det": "tasks.detect:TASK", "seg": "tasks.segment:TASK", "multi": "tasks.joint:TASK"},
+    {
+        "cls": "tasks.classification.task:TASK",
+        "det": "tasks.detection.task:TASK",
+        "seg": "tasks.segmentation.task:TASK",
+        "multi": "tasks.multitask.task:TASK",
+    },
     {"classify": "cls", "detect": "det", "segment": "seg", "joint": "multi"},
 )
 DEFAULT_HEADS = {"cls": "classification", "det": "efficientdet", "seg": "unet"}

@@ -18,8 +18,9 @@ from effbackbones import BoxTargets, ImageSizes, load_model
 from effbackbones.model import Model
 from tasks.data.boxes.table import BoxTable
 from tasks.data.sampling import Repeated
-from tasks.detect import TASK, main
-from tasks.detection_check import GOAL, check_headers, check_scores, quick_checks, statistics, truth_as_predictions
+from tasks.detect import main
+from tasks.detection.check import GOAL, check_headers, check_scores, quick_checks, statistics, truth_as_predictions
+from tasks.detection.task import TASK
 from tasks.engine.assembly import make_model, open_dataset, open_splits
 from tasks.settings.commandline import parse
 from tasks.telling import Teller

@@ -18,8 +18,8 @@ from tests_support import on_two_processes
 
 from effbackbones import UserError
 from tasks.data.sample import Truth
-from tasks.detection_metrics import CONFIDENT, DetectionMetrics, match_image
-from tasks.detection_results import ImageDetections
+from tasks.detection.metrics import CONFIDENT, DetectionMetrics, match_image
+from tasks.detection.results import ImageDetections
 
 LINES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 Images = list[tuple[ImageDetections, Truth]]

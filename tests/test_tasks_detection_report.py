@@ -17,11 +17,12 @@ from effbackbones.geometry import ResizePlan
 from effbackbones.images import read_image
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.sample import Sample, Truth
-from tasks.detection_examples import KEPT, DetectionExamples
-from tasks.detection_files import DetectionFiles
-from tasks.detection_metrics import DetectionMetrics
-from tasks.detection_report import BoxStatistics, detection_report
-from tasks.detection_results import restore
+from tasks.detection.examples import KEPT, DetectionExamples
+from tasks.detection.files import DetectionFiles
+from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.report import detection_report
+from tasks.detection.results import restore
+from tasks.detection.statistics import BoxStatistics
 from tasks.report.boxes import COLOURS, draw_boxes, grid, rgb, sample_sheet
 from tasks.report.drawings import box_histogram, coverage_figure, curves, precision_recall
 from tasks.report.extremes import Extremes
@@ -487,7 +488,7 @@ def test_large_images_are_kept_reduced_and_boxes_with_them() -> None:
 def test_pictures_say_right_wrong_and_missed_in_words_and_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[tuple[str, str]] = []
     monkeypatch.setattr(
-        "tasks.detection_examples.draw_boxes", lambda image, boxes, texts, labels, styles: said.extend(zip(texts, styles, strict=True))
+        "tasks.report.boxes.draw_boxes", lambda image, boxes, texts, labels, styles: said.extend(zip(texts, styles, strict=True))
     )
     sample, row = scene("a", 1, 1, 1, crowd=True)
     (example,) = examples_of([(sample, [*row, ([100.0, 110, 300, 190], 0.5, 0)])]).best()

@@ -15,8 +15,8 @@ from effbackbones import Detections, ImageSizes, UserError
 from effbackbones.geometry import ResizePlan, Size
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.sample import Truth
-from tasks.detection_metrics import DetectionMetrics
-from tasks.detection_results import ImageDetections, read_results, restore, write_results
+from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.results import ImageDetections, read_results, restore, write_results
 
 
 @dataclass

@@ -25,9 +25,11 @@ from tasks.data.sets.shapes import ShapesDataset
 from tasks.data.transforms.mosaic import mosaic
 from tasks.engine.assembly import make_model
 from tasks.engine.evaluation import readable
-from tasks.joint import TASK, main, parts
-from tasks.joint_metrics import JointMetrics
-from tasks.segmentation_results import Segmented
+from tasks.joint import main
+from tasks.multitask.metrics import JointMetrics
+from tasks.multitask.parts import parts
+from tasks.multitask.task import TASK
+from tasks.segmentation.results import Segmented
 from tasks.settings.commandline import parse
 from tasks.settings.data import DataConfig
 

@@ -12,11 +12,12 @@ from PIL import Image
 from effbackbones import load_model
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
-from tasks import segmentation_check
 from tasks.data.transforms import window
 from tasks.engine.assembly import make_model, open_splits
-from tasks.segment import TASK, main
-from tasks.segmentation_check import GOAL, quick_checks, truth_score
+from tasks.segment import main
+from tasks.segmentation import check
+from tasks.segmentation.check import GOAL, quick_checks, truth_score
+from tasks.segmentation.task import TASK
 from tasks.settings.commandline import parse
 from tasks.settings.sections import Config
 from tasks.telling import Teller
@@ -168,7 +169,7 @@ def test_truth_that_leaves_its_place_is_found(tmp_path: Path, monkeypatch: pytes
     score = truth_score(TASK, config, model, datasets["val"])
     assert score is not None
     assert score < 0.8
-    monkeypatch.setattr(segmentation_check, "POOR", 0.8)
+    monkeypatch.setattr(check, "POOR", 0.8)
     with pytest.raises(UserError, match=r"^data: the masks of split val, .* give mIoU 0\.\d+; raise data\.image_size"):
         quick_checks(TASK, config, model, datasets, Teller(False, quiet=True))
 

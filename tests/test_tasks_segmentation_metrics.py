@@ -14,9 +14,9 @@ from tests_support import on_two_processes, one_line
 
 from effbackbones.errors import UserError
 from effbackbones.geometry import Mask
-from tasks import segmentation_metrics
-from tasks.segmentation_metrics import SegmentationMetrics, image_iou
-from tasks.segmentation_results import Segmented
+from tasks.segmentation import metrics
+from tasks.segmentation.metrics import SegmentationMetrics, image_iou
+from tasks.segmentation.results import Segmented
 
 MEANS = ("miou", "pixel_accuracy", "dice", "boundary_iou")
 KEYS = ["images", "pixels", "non_finite", *MEANS, "ece", "per_class", "confusion", "reliability"]
@@ -108,7 +108,7 @@ def test_boundary_iou_equals_erosion(seed: int, k: int, chunk: int) -> None:
             true, predicted = (reference_band(array == c, reach) for array in (mask, labels))
             counts[:, c] += (true & predicted).sum(), (true | predicted).sum()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation_metrics, "_CHUNK", chunk)
+        patch.setattr(metrics, "_CHUNK", chunk)
         result = score(images, k)
     expected = [both / any_ if any_ else None for both, any_ in counts.T.tolist()]
     assert [row["boundary_iou"] for row in result["per_class"].values()] == expected
@@ -170,7 +170,7 @@ def test_batches_order_and_chunks_do_not_matter(seed: int, n: int, k: int, batch
     whole = score(images, k)
     order = np.random.default_rng(seed).permutation(n)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation_metrics, "_CHUNK", chunk)
+        patch.setattr(metrics, "_CHUNK", chunk)
         assert score([images[i] for i in order], k, batch) == whole
     assert json.loads(json.dumps(whole, allow_nan=False)) == whole
     found, mask = images[0]

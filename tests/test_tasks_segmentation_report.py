@@ -28,11 +28,11 @@ from tasks.report.boxes import COLOURS
 from tasks.report.drawings import class_shares
 from tasks.report.masks import WRONG, colored, errors, fitted, legend, mask_sheet, overlay, palette, palette_of
 from tasks.report.outputs import OutputNames, is_free
-from tasks.segmentation_examples import KEPT, SegmentationExamples
-from tasks.segmentation_files import SegmentationFiles
-from tasks.segmentation_metrics import SegmentationMetrics, image_iou
-from tasks.segmentation_report import segmentation_report
-from tasks.segmentation_results import Segmented
+from tasks.segmentation.examples import KEPT, SegmentationExamples
+from tasks.segmentation.files import SegmentationFiles
+from tasks.segmentation.metrics import SegmentationMetrics, image_iou
+from tasks.segmentation.report import segmentation_report
+from tasks.segmentation.results import Segmented
 
 FEW = settings(max_examples=25, deadline=None)
 CLASSES = ["road", "car", "tree"]

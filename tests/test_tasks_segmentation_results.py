@@ -16,9 +16,9 @@ from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.geometry import ResizePlan
 from effbackbones.tiling import predict_tiles
-from tasks import segmentation_results
 from tasks.data.batch import Batch, ImageMeta
-from tasks.segmentation_results import Segmented, predict_tiled, restore
+from tasks.segmentation import results
+from tasks.segmentation.results import Segmented, predict_tiled, restore
 
 SIDES = st.integers(1, 90)
 SIZES = st.tuples(SIDES, SIDES)
@@ -52,7 +52,7 @@ def test_bands_give_what_the_whole_gives(plan: ResizePlan, k: int, seed: int, li
     whole = plan.restore_map(scores)
     both = torch.cat([1 - whole, whole]) if k == 1 else whole
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation_results, "_BAND", limit)
+        patch.setattr(results, "_BAND", limit)
         (found,) = restore(batch_of(plan), scores[None])
     assert (found.labels.dtype, found.confidence.dtype) == (torch.uint8, torch.float32)
     assert torch.equal(found.labels.long(), (whole[0] > 0.5).long() if k == 1 else whole.argmax(0))

@@ -14,7 +14,7 @@ from faster_coco_eval import mask as engine_mask
 from numpy.typing import NDArray
 
 from tasks.data.files.jsonfile import collector_off
-from tasks.detection_results import finite_rows
+from tasks.detection.results import finite_rows
 
 AREAS = ("all", "small", "medium", "large")
 """By area of the object in square pixels: up to 32 x 32, up to 96 x 96, above."""

@@ -14,9 +14,9 @@ from effbackbones.geometry import Pixels
 from effbackbones.images import MAX_PIXELS, read_image
 from effbackbones.tensorfile import write_atomically
 from tasks.data.boxes.table import xyxy
-from tasks.detection_examples import confident
-from tasks.detection_metrics import CONFIDENT
-from tasks.detection_results import ImageDetections, restore, write_results
+from tasks.detection.examples import confident
+from tasks.detection.metrics import CONFIDENT
+from tasks.detection.results import ImageDetections, restore, write_results
 from tasks.report.boxes import Picture, draw_boxes
 from tasks.report.outputs import OutputNames, make_folder
 
@@ -33,7 +33,7 @@ class DetectionFiles:
 
     The pictures are those of the files (read with ``exif``), in original size (tiny ones enlarged, see :func:`draw_boxes`), with
     boxes of a score of at least ``threshold``. The results file has all boxes, in original pixels, with ``category_ids`` (the id
-    of each label) and with ``image_ids`` (by path) or what :func:`tasks.detection_results.write_results` makes of the path.
+    of each label) and with ``image_ids`` (by path) or what :func:`tasks.detection.results.write_results` makes of the path.
     Images of one name get numbers (``NAME-2.jpg``); a file that is not such a picture of an earlier run is never overwritten.
     """
 

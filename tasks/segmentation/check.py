@@ -19,9 +19,9 @@ from tasks.data.sample import IGNORE
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
-from tasks.segmentation_files import written_for
-from tasks.segmentation_metrics import SegmentationMetrics
-from tasks.segmentation_results import Segmented
+from tasks.segmentation.files import written_for
+from tasks.segmentation.metrics import SegmentationMetrics
+from tasks.segmentation.results import Segmented
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller

@@ -13,9 +13,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from effbackbones.errors import UserError
-from tasks.coco_scores import AREAS, IOUS, RECALLS, Curves, FoundColumns, TruthColumns, curves, overlaps
 from tasks.data.sample import Truth
-from tasks.detection_results import ImageDetections, finite_rows
+from tasks.detection.coco_scores import AREAS, IOUS, RECALLS, Curves, FoundColumns, TruthColumns, curves, overlaps
+from tasks.detection.results import ImageDetections, finite_rows
 
 CONFIDENT = 0.3
 """Score from which a detection on an image without objects is a false alarm."""
@@ -39,7 +39,7 @@ class DetectionMetrics(Metric):
       ``iou`` (mean of all ten); ``precision_recall_per_class``: name -> precision for IoU 0.5. Four digits: for drawing.
 
     A detection that is not finite is dropped from the matching, counted, and wrong: it can lower a score but never raise it
-    (see :func:`tasks.coco_scores.curves`). The result depends neither on batches nor on the order of images.
+    (see :func:`tasks.detection.coco_scores.curves`). The result depends neither on batches nor on the order of images.
 
     The state is four tables that grow by rows. Processes are joined by appending theirs in the order of ranks, the same for
     all four; so the rows of an image are found by counting, and no image needs a number that is unique across processes.

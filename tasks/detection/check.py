@@ -22,8 +22,8 @@ from tasks.data.boxes.table import BoxTable, xyxy
 from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
 from tasks.data.sampling import Repeated
-from tasks.detection_metrics import DetectionMetrics
-from tasks.detection_report import BoxStatistics
+from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.statistics import BoxStatistics
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
 from tasks.settings.sections import Config
@@ -217,7 +217,7 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
     """Draw augmented training samples with their boxes into ``out/samples.jpg``."""
     from PIL import Image
 
-    from tasks.detection_report import sample_sheet
+    from tasks.report.boxes import sample_sheet
 
     keyed = assembly.keyed(config, task, dataset, model, train=True)
     samples = [keyed[0, index] for index in assembly.spread(len(dataset), count).tolist()]
@@ -229,7 +229,7 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
 
 def score_results(task: TaskSpec, config: Config, path: Path, dataset: Dataset, tell: Tell) -> dict[str, Any]:
     """Scores of a COCO results file on a data set that has a table."""
-    from tasks.detection_results import read_results
+    from tasks.detection.results import read_results
 
     table = getattr(dataset, "table", None)
     if not isinstance(table, BoxTable):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from effbackbones.geometry import resize
 from tasks.data.boxes.table import xyxy
 from tasks.data.sample import Truth
-from tasks.detection_metrics import CONFIDENT, Matches, match_image
-from tasks.detection_results import ImageDetections, finite_rows, restore
+from tasks.detection.metrics import CONFIDENT, Matches, match_image
+from tasks.detection.results import ImageDetections, finite_rows, restore
 from tasks.report.boxes import Picture, Style, draw_boxes, rgb
 from tasks.report.extremes import Extremes
 

@@ -1,23 +1,18 @@
 """The page that a detection run leaves: scores, curves, classes, examples beside their truth, and what the boxes are like."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tasks.detection_examples import GOOD_IOU, DetectionExamples, Example
-from tasks.detection_files import DetectionFiles
-from tasks.detection_metrics import CONFIDENT
-from tasks.report.boxes import sample_sheet
+from tasks.detection.examples import GOOD_IOU, DetectionExamples, Example
+from tasks.detection.metrics import CONFIDENT
+from tasks.detection.statistics import BoxStatistics
 from tasks.report.drawings import COCO_BORDERS, COVERED, box_histogram, coverage_figure, curves, precision_recall
 from tasks.report.metricsfile import score_sets
 from tasks.report.page import Report
 from tasks.report.skeleton import add_classes, begun, finished, percent
-
-__all__ = ["BoxStatistics", "DetectionExamples", "DetectionFiles", "detection_report", "sample_sheet"]
 
 _SMALL, _LARGE = COCO_BORDERS
 _PER_IMAGE = "false_positives_on_empty"
@@ -44,18 +39,6 @@ _MEANING = {
 _CURVES = ("val_AP", "val_AP50", "val_AP75", "val_AP_raw")
 _MOST_LINES = 8  # classes; more lines cannot be told apart
 _PRECISION = {"iou50": "IoU 0.50", "iou75": "IoU 0.75", "iou": "mean over IoU 0.50 to 0.95"}
-
-
-@dataclass(frozen=True)
-class BoxStatistics:
-    """What the boxes of a data set are like. Sides [N, 2] (width, height) float64: ``original`` in pixels of the files,
-    ``network`` in pixels as the network sees them. ``best_iou`` [N]: IoU with the best anchor, empty where the head has none.
-    ``repairs``: what was dropped or clipped on reading, a row for each kind."""
-
-    original: NDArray[np.float64]
-    network: NDArray[np.float64]
-    best_iou: NDArray[np.float64]
-    repairs: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
 
 def detection_report(

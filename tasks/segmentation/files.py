@@ -18,7 +18,7 @@ from effbackbones.tensorfile import write_atomically
 from tasks.data.sample import IGNORE
 from tasks.report.masks import overlay, palette_of
 from tasks.report.outputs import OutputNames, make_folder
-from tasks.segmentation_results import Segmented, restore
+from tasks.segmentation.results import Segmented, restore
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from tasks.data.sample import IGNORE
 from tasks.report.boxes import Picture, rgb
 from tasks.report.extremes import Extremes
 from tasks.report.masks import errors, fitted, overlay
-from tasks.segmentation_metrics import image_iou
-from tasks.segmentation_results import Segmented, restore
+from tasks.segmentation.metrics import image_iou
+from tasks.segmentation.results import Segmented, restore
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from tasks.report.masks import WRONG, has_background, palette_of
 from tasks.report.metricsfile import score_sets
 from tasks.report.page import Report
 from tasks.report.skeleton import add_calibration, add_classes, add_confusion, begun, finished, percent
-from tasks.segmentation_examples import Example, SegmentationExamples
+from tasks.segmentation.examples import Example, SegmentationExamples
 
 if TYPE_CHECKING:
     from tasks.data.masks.count import MaskStatistics

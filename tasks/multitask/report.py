@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks.multitask.parts import parts
 from tasks.report.drawings import curves
 from tasks.report.metricsfile import score_sets
 from tasks.report.skeleton import begun, finished
@@ -18,8 +19,6 @@ def joint_report(folder: Path, summary: Mapping[str, Any], observers: Mapping[st
 
     ``summary`` as for every task, ``statistics`` a dict by task; ``observers`` by task.
     """
-    from tasks.joint import parts
-
     config, history, results = summary["config"], summary["history"], summary["results"]
     found, monitors = parts(from_mapping(config)), {}
     for word, (task, own) in found.items():

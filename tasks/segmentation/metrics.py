@@ -15,7 +15,7 @@ from effbackbones.errors import UserError
 from effbackbones.geometry import Mask
 from tasks.data.sample import IGNORE
 from tasks.scoring.calibration import calibration_error, counted, mean, nothing_counted, ratio, reliability
-from tasks.segmentation_results import Segmented
+from tasks.segmentation.results import Segmented
 
 _BORDER = 0.02  # of the diagonal: the width of the bands along borders, as in the paper
 _CHUNK = 2**20  # so many pixels are counted at once; no figure depends on it
