@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from effbackbones import BoxTargets, build_model
 from effbackbones.model import Model
-from heads.variants import VARIANTS
+from heads.detection.variants import VARIANTS
 
 CLASSES, BOXES = 90, 12
 SPREAD = 2.0  # standard deviation to bring the class logits near: at the prior all scores tie

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from heads.anchors import anchor_grid, anchor_shapes, assign, decode, encode, intersections, pairwise_iou
+from heads.detection.anchors import anchor_grid, anchor_shapes, assign, decode, encode, intersections, pairwise_iou
 
 ASPECTS = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
 D0 = torch.tensor(anchor_shapes(4.0, 3, ASPECTS), dtype=torch.float64)
@@ -170,7 +170,7 @@ def test_a_batch_gives_what_its_images_give() -> None:
 
 def test_assignment_in_groups_of_images_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit in memory at once is matched image group by image group."""
-    from heads import anchors as module
+    from heads.detection import anchors as module
 
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(5, 7, 2, generator=generator) * 100

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from effbackbones.errors import UserError
-from heads.bifpn import BiFPN, FusionNode, Resize, Source, level_strides, max_pool_same, wiring
-from heads.towers import Tower
+from heads.detection.bifpn import BiFPN, FusionNode, Resize, Source, level_strides, max_pool_same, wiring
+from heads.detection.towers import Tower
 
 
 def test_the_cell_is_wired_as_published() -> None:

@@ -23,9 +23,9 @@ from effbackbones.images import read_image
 from effbackbones.model import Model, MultiHead
 from effbackbones.promises import export_holds
 from effbackbones.promises_head import HEAD_PROMISES
-from heads.efficientdet import DetRaw, EfficientDetHead
-from heads.nms import top_pairs
-from heads.variants import VARIANTS, variant_for
+from heads.detection.efficientdet import DetRaw, EfficientDetHead
+from heads.detection.nms import top_pairs
+from heads.detection.variants import VARIANTS, variant_for
 
 TINY = {"channels": 16, "cells": 1, "repeats": 1}
 NARROW = {"width": 0.25, "depth": 0.3}

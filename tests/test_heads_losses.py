@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from heads.losses import IOU_LOSSES, focal_negative, focal_positive, focal_sum, huber_sum, iou_loss
+from heads.detection.losses import IOU_LOSSES, focal_negative, focal_positive, focal_sum, huber_sum, iou_loss
 
 
 def case(seed: int = 0, classes: int = 5, anchors: int = 200) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from effbackbones.conformance import check_head, enforce
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
-from heads import segmentation_losses as losses
-from heads.segmentation import UNetHead
-from heads.segmentation_losses import LOSSES, MODES, pixels_of
+from heads.segmentation import losses
+from heads.segmentation.losses import LOSSES, MODES, pixels_of
+from heads.segmentation.ushaped import UNetHead
 
 IGNORE = 255
 EVERY = [(name, mode) for name in LOSSES for mode in MODES]

@@ -232,7 +232,7 @@ def test_same_images_are_recompressed_copies_not_other_images(data_root: Path, t
 
 @pytest.mark.slow
 def test_eight_images_are_learnt_and_wrong_targets_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from heads.efficientdet import EfficientDetHead
+    from heads.detection.efficientdet import EfficientDetHead
 
     config, _, datasets = loaded(coco_folder(tmp_path), "--data.image_size", "128")
     assert "AP50" in learn_eight(TASK, config, datasets["train"], Teller(False, quiet=True), GOAL)

@@ -6,12 +6,12 @@ anchor settings are those that the released weights were trained with (effdet ``
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from effbackbones.convolution import Activation
 from effbackbones.errors import UserError, nearest
+from heads.options import choose, is_pair, is_positive, is_whole, require
 
 Fusion = Literal["fast", "sum", "softmax"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
@@ -39,9 +39,9 @@ class Variant:
 
     def __post_init__(self) -> None:
         for option in ("channels", "cells", "repeats", "num_scales"):
-            require(option, getattr(self, option), _whole(getattr(self, option), 1), "a whole number from 1 up")
-        require("anchor_scale", self.anchor_scale, _positive(self.anchor_scale), "a positive number")
-        pairs = bool(self.aspect_ratios) and all(map(_pair, self.aspect_ratios))
+            require(option, getattr(self, option), is_whole(getattr(self, option), 1), "a whole number from 1 up")
+        require("anchor_scale", self.anchor_scale, is_positive(self.anchor_scale), "a positive number")
+        pairs = bool(self.aspect_ratios) and all(map(is_pair, self.aspect_ratios))
         require("aspect_ratios", self.aspect_ratios, pairs, "pairs [x, y] of positive numbers")
         chain = tuple(range(self.levels[0], self.levels[0] + len(self.levels))) if self.levels else ()
         known = len(chain) > 1 and self.levels == chain and 1 <= chain[0] <= 5 and chain[-1] <= 10
@@ -63,30 +63,6 @@ class Variant:
     def anchors(self) -> int:
         """Anchors of a cell."""
         return self.num_scales * len(self.aspect_ratios)
-
-
-def require(option: str, value: Any, holds: bool, expected: str) -> None:
-    """Raise :class:`UserError` naming a head's option unless ``holds``."""
-    if not holds:
-        raise UserError(f"head_options.{option}", f"expected {expected}, got {value!r}", "correct it")
-
-
-def choose(option: str, value: Any, allowed: Sequence[str]) -> None:
-    """Raise :class:`UserError` naming the nearest choice unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise UserError(f"head_options.{option}", f"unknown value {value!r}", nearest(str(value), allowed))
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_positive, value))
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _lite(name: str, resolution: int, channels: int, cells: int, repeats: int, anchor_scale: float) -> Variant:

@@ -17,8 +17,8 @@ from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPl
 
 from effbackbones.contracts import TAPS, BackboneNeeds, FeatureSpec
 from effbackbones.errors import UserError
-from heads.segmentation_head import SegmentationHead, check_spec, smp_channels
-from heads.segmentation_options import INTERPOLATIONS, choice, whole, wholes
+from heads.options import INTERPOLATIONS, choice, whole, wholes
+from heads.segmentation.head import SegmentationHead, check_spec, smp_channels
 
 _CHANNELS = (256, 128, 64, 32, 16)
 

@@ -36,3 +36,27 @@ def wholes(name: str, value: Any, least: int = 1) -> list[int]:
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise UserError(f"head_options.{name}", f"expected a list of integers, got {value!r}", "write it like [256, 128, 64]")
     return [whole(name, item, least) for item in value]
+
+
+def require(option: str, value: Any, holds: bool, expected: str) -> None:
+    """Raise :class:`UserError` naming a head's option unless ``holds``."""
+    if not holds:
+        raise UserError(f"head_options.{option}", f"expected {expected}, got {value!r}", "correct it")
+
+
+def choose(option: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise :class:`UserError` naming the nearest choice unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise UserError(f"head_options.{option}", f"unknown value {value!r}", nearest(str(value), allowed))
+
+
+def is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_positive, value))
+
+
+def is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, ImageSizes
 from effbackbones.errors import UserError
-from heads.segmentation_head import SegmentationHead, check_spec, smp_channels
-from heads.segmentation_options import INTERPOLATIONS, choice, number, whole, wholes
+from heads.options import INTERPOLATIONS, choice, number, whole, wholes
+from heads.segmentation.head import SegmentationHead, check_spec, smp_channels
 
 _PYRAMID = ("C2", "C3", "C4", "C5")
 

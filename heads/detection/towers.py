@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from effbackbones.convolution import Activation, Foldable, convolution, fold_into
-from heads.bifpn import NUMERICS, SeparableConv, activation_layer
+from heads.detection.bifpn import NUMERICS, SeparableConv, activation_layer
 
 
 class Tower(Foldable):

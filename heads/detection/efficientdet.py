@@ -13,13 +13,14 @@ from torch.utils import _pytree as pytree
 from effbackbones.contracts import BackboneNeeds, BoxTargets, Detections, FeatureSpec, Head, ImageSizes, ImageSpec
 from effbackbones.convolution import Activation
 from effbackbones.errors import UserError
-from heads.anchor_fit import as_options, fit_ratios
-from heads.anchors import anchor_grid, anchor_shapes, assign, decode, encode, pairwise_iou
-from heads.bifpn import BiFPN, Source
-from heads.losses import IOU_LOSSES, IouLoss, focal_sum, huber_sum, iou_loss
-from heads.nms import candidates, gaussian_nms, hard_nms
-from heads.towers import Tower
-from heads.variants import Fusion, Variant, choose, named_variant, require, variant_for
+from heads.detection.anchor_fit import as_options, fit_ratios
+from heads.detection.anchors import anchor_grid, anchor_shapes, assign, decode, encode, pairwise_iou
+from heads.detection.bifpn import BiFPN, Source
+from heads.detection.losses import IOU_LOSSES, IouLoss, focal_sum, huber_sum, iou_loss
+from heads.detection.nms import candidates, gaussian_nms, hard_nms
+from heads.detection.towers import Tower
+from heads.detection.variants import Fusion, Variant, named_variant, variant_for
+from heads.options import choose, require
 
 _FIXED_POINT = 2.0**32  # units of the anchor shapes, so that `.half()` cannot round them
 _WORTHWHILE = 0.01  # gain in mean best IoU below which fitted anchors are not worth leaving the published ones

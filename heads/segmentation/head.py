@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec
 from effbackbones.errors import UserError
-from heads import segmentation_losses as losses
-from heads.segmentation_options import choice, number, whole
+from heads.options import choice, number, whole
+from heads.segmentation import losses
 
 
 class SegmentationHead(Head):
@@ -21,7 +21,7 @@ class SegmentationHead(Head):
     dicts fit. Options of all:
 
     * ``mode``: ``multiclass``, ``binary`` (one channel, 0 background and 1 foreground) or ``multilabel`` (a sigmoid per class).
-      Default: binary with one class, else multiclass. Targets as in :func:`heads.segmentation_losses.pixels_of`.
+      Default: binary with one class, else multiclass. Targets as in :func:`heads.segmentation.losses.pixels_of`.
     * ``loss``: names with or without a factor, ``["cross_entropy", "dice*0.5"]``, or a dict; ``cross_entropy`` (default), ``dice``,
       ``jaccard``, ``focal``, ``tversky``, ``lovasz``. All leave out the pixels that are ``ignore_index`` (255).
     * ``class_weights``: one number per class; in binary mode two, background and foreground.

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from effbackbones.contracts import Detections
-from heads.anchors import decode, pairwise_iou
+from heads.detection.anchors import decode, pairwise_iou
 
 
 class Candidates(NamedTuple):

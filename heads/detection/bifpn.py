@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from effbackbones.convolution import Activation, ConvNorm, Foldable, Numerics, convolution, fold_into, same_padding
 from effbackbones.errors import UserError
-from heads.variants import Fusion
+from heads.detection.variants import Fusion
 
 NUMERICS = Numerics("same", 1e-3, 0.01)
 """Of neck and towers, whatever the backbone's are."""
