@@ -16,7 +16,8 @@ import torch
 from interleaved import forward, report, step
 from torch import Tensor, nn
 
-from effbackbones.efficientnet import EfficientNet, fold_batch_norm
+from effbackbones.backbones.convolution import fold_batch_norm
+from effbackbones.backbones.efficientnet import EfficientNet
 
 
 def loss(network: nn.Module, images: Tensor) -> Tensor:

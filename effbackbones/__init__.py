@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from effbackbones.backbones.convolution import Numerics
     from effbackbones.build import build_model, create_backbone
     from effbackbones.checkpoint import load_model, save_model
     from effbackbones.contracts import (
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
         ImageSpec,
         Labelled,
     )
-    from effbackbones.efficientnet import Numerics
     from effbackbones.errors import UserError
     from effbackbones.model import Model
     from effbackbones.multihead import MultiHead
@@ -29,7 +29,7 @@ _HOME = {
     "build": ("build_model", "create_backbone"),
     "checkpoint": ("load_model", "save_model"),
     "contracts": ("Backbone", "BackboneNeeds", "BoxTargets", "Detections", "FeatureSpec", "Head", "ImageSizes", "ImageSpec", "Labelled"),
-    "efficientnet": ("Numerics",),
+    "backbones.convolution": ("Numerics",),
     "errors": ("UserError",),
     "model": ("Model",),
     "multihead": ("MultiHead",),

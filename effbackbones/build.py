@@ -8,14 +8,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from effbackbones.backbones.convolution import Numerics
+from effbackbones.backbones.efficientnet import EfficientNet
+from effbackbones.backbones.scaling import in_between
 from effbackbones.checkpoint import plain
 from effbackbones.contracts import Backbone, BackboneNeeds, FeatureSpec, Head, ImageSpec
-from effbackbones.efficientnet import EfficientNet, Numerics
 from effbackbones.errors import UserError, nearest
 from effbackbones.model import Model
 from effbackbones.multihead import LossWeights, MultiHead, combine_needs
 from effbackbones.registry import BACKBONES, DEFAULT_CLASSES, DEFAULT_HEADS, HEADS, TASKS
-from effbackbones.scaling import in_between
 from effbackbones.transfer import MAP_OPTIONS, build_head, named_for, provenance, say_backbone, take_over
 from effbackbones.weights import Pretrained, adapt_stem, load_state, read_weights
 
@@ -109,7 +110,7 @@ def _factory(name: str) -> Any:
     if in_between(name):
         return EfficientNet
     if name.startswith("timm:"):
-        from effbackbones.timm_backbone import TimmBackbone  # timm is slow to import
+        from effbackbones.backbones.timm_backbone import TimmBackbone  # timm is slow to import
 
         return TimmBackbone
     try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.pixels import to_unit
+from effbackbones.images.pixels import to_unit
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
 TAPS = ("stage", "stem", "smp_b0")

@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from effbackbones.scaling import SCALINGS, Scaling, stage_channels, stage_layers, stem_channels
+from effbackbones.backbones.scaling import SCALINGS, Scaling, stage_channels, stage_layers, stem_channels
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
+from effbackbones.images.pixels import refuse_bytes, white
 from effbackbones.multihead import MultiHead as MultiHead  # part of the public import
-from effbackbones.pixels import refuse_bytes, white
 
 
 class Model(nn.Module):
@@ -135,7 +135,7 @@ class Model(nn.Module):
     def for_inference(self, *, channels_last: bool = True, compile: bool = False) -> Self:
         """A copy in eval mode, the batch norm of every :class:`ConvNorm` (the EfficientNets and their tail) folded into its
         convolution: the same results, faster. This model stays as it is; the copy cannot be saved."""
-        from effbackbones.efficientnet import fold_batch_norm
+        from effbackbones.backbones.convolution import fold_batch_norm
 
         model = copy.deepcopy(self).eval().requires_grad_(False)
         fold_batch_norm(model)

@@ -106,7 +106,7 @@ def _redefined(old: Any, new: Any) -> bool:
 _EFFICIENTNETS = [f"b{i}" for i in range(8)] + [f"lite{i}" for i in range(5)]
 BACKBONES = Registry(
     "backbone",
-    dict.fromkeys(_EFFICIENTNETS, "effbackbones.efficientnet:EfficientNet"),
+    dict.fromkeys(_EFFICIENTNETS, "effbackbones.backbones.efficientnet:EfficientNet"),
     {f"efficientnet_{name}": name for name in _EFFICIENTNETS},
 )
 HEADS = Registry(

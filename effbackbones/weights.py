@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from effbackbones import checkpoint, dialects, hub
+from effbackbones.backbones.convolution import Numerics
+from effbackbones.backbones.efficientnet import default_image_spec
+from effbackbones.backbones.scaling import Scaling, scaling
 from effbackbones.contracts import ImageSpec
-from effbackbones.convolution import Numerics
 from effbackbones.detector_weights import Detector, read_detector
-from effbackbones.efficientnet import default_image_spec
 from effbackbones.errors import UserError
 from effbackbones.loading import LoadReport, adapt_stem, load_state, load_table
-from effbackbones.scaling import Scaling, scaling
 from effbackbones.segmentation_weights import Segmenter, read_segmenter
 from effbackbones.sources import SOURCES, WeightSource, find_source, recognise, sources_for
 from effbackbones.tensorfile import PICKLED, read_tensors

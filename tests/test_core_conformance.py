@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from effbackbones.backbones.efficientnet import EfficientNet
 from effbackbones.conformance import ContractError, Violation, check_backbone, check_head, enforce
+from effbackbones.conformance.backbone import BACKBONE_PROMISES
+from effbackbones.conformance.head import HEAD_PROMISES
 from effbackbones.contracts import Backbone, BackboneNeeds, BoxTargets, FeatureSpec, Head, ImageSizes, ImageSpec
-from effbackbones.efficientnet import EfficientNet
 from effbackbones.errors import UserError
-from effbackbones.promises_backbone import BACKBONE_PROMISES
-from effbackbones.promises_head import HEAD_PROMISES
 
 
 class Good(Head):

@@ -11,11 +11,11 @@ from tests_support import one_line
 from torch import Tensor, nn
 
 from effbackbones import build_model, create_backbone, hub, save_model, weights
+from effbackbones.backbones.convolution import Numerics
+from effbackbones.backbones.scaling import SCALINGS
 from effbackbones.contracts import IMAGENET_MEAN
-from effbackbones.convolution import Numerics
 from effbackbones.detector_weights import COCO_NAMES, RAW_NAMES
 from effbackbones.errors import UserError
-from effbackbones.scaling import SCALINGS
 from effbackbones.sources import SOURCES, find_source
 from effbackbones.weight_source import HALF, WeightSource
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from effbackbones.efficientnet import EfficientNet, Numerics
+from effbackbones.backbones.convolution import Numerics
+from effbackbones.backbones.efficientnet import EfficientNet
 
 pytestmark = pytest.mark.peer
 SIZES = ((64, 64), (65, 98))  # even and square; odd and even, not square

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan, resize, resize_nearest
+from effbackbones.images.geometry import ResizePlan, resize, resize_nearest
 
 SIDES = st.integers(1, 700)
 SIZES = st.tuples(SIDES, SIDES)
@@ -180,7 +180,7 @@ def test_resizing_only_what_is_seen_gives_the_same_pixels(
 
 
 def test_of_a_photograph_few_bytes_differ_and_by_little(data_root) -> None:
-    from effbackbones.images import read_image
+    from effbackbones.images.reading import read_image
 
     for path in sorted((data_root / "coco_mini" / "val2017").glob("*.jpg"))[:5]:
         image = read_image(path)

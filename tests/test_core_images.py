@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from effbackbones.errors import UserError
-from effbackbones.images import image_size, is_image_name, read_image
+from effbackbones.images.reading import image_size, is_image_name, read_image
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -205,7 +205,7 @@ def test_names_of_images() -> None:
 
 
 def test_decoding_imports_neither_torch_nor_opencv() -> None:
-    code = "import sys, effbackbones.images; print({'torch', 'cv2', 'torchvision'} & set(sys.modules))"
+    code = "import sys, effbackbones.images.reading; print({'torch', 'cv2', 'torchvision'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 

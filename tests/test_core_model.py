@@ -302,7 +302,7 @@ def test_a_place_between_the_rows_is_a_name_too(tmp_path: Path) -> None:
 
 
 def test_a_registered_backbone_builds_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from effbackbones.efficientnet import EfficientNet
+    from effbackbones.backbones.efficientnet import EfficientNet
     from effbackbones.registry import BACKBONES
 
     monkeypatch.setattr(BACKBONES, "_registered", {})

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from effbackbones import BackboneNeeds, BoxTargets, Detections, FeatureSpec, Head, ImageSizes, Model, build_model, load_model, save_model
 from effbackbones.checkpoint import read_metadata
 from effbackbones.conformance import check_head, enforce
+from effbackbones.conformance.case import default_targets
 from effbackbones.contracts import Labelled
 from effbackbones.errors import UserError
-from effbackbones.head_case import default_targets
 from effbackbones.model import MultiHead as PublicMultiHead
 from effbackbones.multihead import MultiHead, combine_needs
 from effbackbones.registry import HEADS

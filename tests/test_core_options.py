@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from effbackbones.backbones.convolution import Conv2dSame, ConvNorm, Numerics, fold_batch_norm, same_padding
+from effbackbones.backbones.efficientnet import EfficientNet
 from effbackbones.contracts import LEVELS, ImageSpec
-from effbackbones.convolution import Conv2dSame, ConvNorm, Numerics, same_padding
-from effbackbones.efficientnet import EfficientNet, fold_batch_norm
 from effbackbones.errors import UserError
 
 subsets = st.lists(st.sampled_from(LEVELS), min_size=1, max_size=5, unique=True)

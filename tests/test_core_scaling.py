@@ -7,9 +7,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effbackbones.efficientnet import EfficientNet
+from effbackbones.backbones.efficientnet import EfficientNet
+from effbackbones.backbones.scaling import (
+    SCALINGS,
+    Scaling,
+    head_channels,
+    round_depth,
+    round_width,
+    scaled,
+    scaling,
+    stage_channels,
+    stage_layers,
+)
 from effbackbones.errors import UserError
-from effbackbones.scaling import SCALINGS, Scaling, head_channels, round_depth, round_width, scaled, scaling, stage_channels, stage_layers
 
 # Parameters of stem and stages, counted on torchvision and timm: without the 1x1 head convolution and the classifier.
 PARAMETERS = {

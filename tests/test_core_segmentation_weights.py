@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from effbackbones import build_model, load_model, save_model
+from effbackbones.backbones.efficientnet import EfficientNet
+from effbackbones.backbones.scaling import SCALINGS, scaling
 from effbackbones.build import create_backbone
 from effbackbones.conformance import check_backbone, enforce
-from effbackbones.efficientnet import EfficientNet
+from effbackbones.conformance.backbone import BACKBONE_PROMISES
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from effbackbones.promises_backbone import BACKBONE_PROMISES
-from effbackbones.scaling import SCALINGS, scaling
 from effbackbones.segmentation_weights import Segmenter, read_segmenter
 
 SMP = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from effbackbones import BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec, Model, UserError, build_model
 from effbackbones.contracts import Backbone
-from effbackbones.tiling import _along, predict_tiles
+from effbackbones.inference.tiling import _along, predict_tiles
 
 
 class Pixels(Backbone):
@@ -184,7 +184,7 @@ def coloured(count: int, height: int, width: int) -> Tensor:
 LARGE = """
 import torch
 from effbackbones import build_model
-from effbackbones.tiling import predict_tiles
+from effbackbones.inference.tiling import predict_tiles
 torch.set_num_threads(1)
 model = build_model(task="seg", backbone="lite0", num_classes=21).eval()
 image = torch.randint(0, 256, (3, 4000, 6000), dtype=torch.uint8)

@@ -8,9 +8,9 @@ import timm
 import torch
 
 from effbackbones import build_model, create_backbone, load_model, save_model
+from effbackbones.backbones.timm_backbone import TimmBackbone
 from effbackbones.conformance import check_backbone
 from effbackbones.errors import UserError
-from effbackbones.timm_backbone import TimmBackbone
 
 pytestmark = pytest.mark.peer
 

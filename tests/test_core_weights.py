@@ -11,10 +11,11 @@ from tests_support import one_line
 from torch import Tensor, nn
 
 from effbackbones import build_model, dialects, hub, weights
+from effbackbones.backbones.convolution import Numerics
+from effbackbones.backbones.efficientnet import EfficientNet
+from effbackbones.backbones.scaling import SCALINGS, head_channels, scaling, stage_channels
 from effbackbones.contracts import IMAGENET_MEAN, ImageSpec
-from effbackbones.efficientnet import EfficientNet, Numerics
 from effbackbones.errors import UserError
-from effbackbones.scaling import SCALINGS, head_channels, scaling, stage_channels
 from effbackbones.sources import HALF, SOURCES, find_source, recognise, sources_for
 from effbackbones.weights import LoadReport, adapt_stem, load_state, load_table, read_weights
 

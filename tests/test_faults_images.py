@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 from tests_support import PEAK_MEMORY
 
 from effbackbones.errors import UserError
-from effbackbones.images import image_size, read_image
+from effbackbones.images.reading import image_size, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 
@@ -201,7 +201,7 @@ def test_peak_memory_of_a_small_file(tmp_path: Path, kind: int) -> None:
     depth = 16 if kind == 0 else 8
     path.write_bytes(png_of_zeros(8000, 8000, kind=kind, depth=depth, bytes_per_row=8000 * {6: 4, 4: 2, 0: 2}[kind]))
     assert path.stat().st_size < 1_000_000
-    code = f"{PEAK_MEMORY}\nimport sys; from effbackbones.images import read_image; "
+    code = f"{PEAK_MEMORY}\nimport sys; from effbackbones.images.reading import read_image; "
     code += "image = read_image(sys.argv[1]); assert image.shape == (8000, 8000, 3); print(peak_memory())"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1e9

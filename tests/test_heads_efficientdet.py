@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from effbackbones import build_model, dialects
 from effbackbones.conformance import check_head, enforce
+from effbackbones.conformance.comparing import export_holds
+from effbackbones.conformance.head import HEAD_PROMISES
 from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, BoxTargets, Detections, FeatureSpec, ImageSizes
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan
-from effbackbones.images import read_image
+from effbackbones.images.geometry import ResizePlan
+from effbackbones.images.reading import read_image
 from effbackbones.model import Model, MultiHead
-from effbackbones.promises import export_holds
-from effbackbones.promises_head import HEAD_PROMISES
 from heads.detection.efficientdet import DetRaw, EfficientDetHead
 from heads.detection.nms import top_pairs
 from heads.detection.variants import VARIANTS, variant_for

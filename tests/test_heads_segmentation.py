@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from effbackbones import build_model, list_heads
 from effbackbones.build import create_backbone
 from effbackbones.conformance import check_head, enforce
+from effbackbones.conformance.head import HEAD_PROMISES
 from effbackbones.contracts import Backbone, FeatureSpec, Head, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from effbackbones.promises_head import HEAD_PROMISES
 from effbackbones.registry import HEADS
 
 SMALL: dict[str, dict[str, Any]] = {

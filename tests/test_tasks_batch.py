@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from effbackbones.build import build_model
 from effbackbones.contracts import BoxTargets, ImageSizes
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan
+from effbackbones.images.geometry import ResizePlan
 from tasks.classification.task import TASK
 from tasks.data.batch import MAX_SKIPPED, Batch, ImageMeta, KeyedDataset, SkipCount, stack_images
 from tasks.data.check import check_dataset

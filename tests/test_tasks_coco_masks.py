@@ -14,7 +14,7 @@ from test_tasks_coco import Content, annotation, content, turned, write
 from tests_support import one_line
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import resize_nearest
+from effbackbones.images.geometry import resize_nearest
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.masks.painting import PaintedDataset
 from tasks.data.sets.coco import coco

@@ -13,8 +13,8 @@ from test_tasks_report import NASTY, Page
 
 from effbackbones.contracts import Detections, ImageSizes
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan
-from effbackbones.images import read_image
+from effbackbones.images.geometry import ResizePlan
+from effbackbones.images.reading import read_image
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.sample import Sample, Truth
 from tasks.detection.examples import KEPT, DetectionExamples

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from effbackbones import Detections, ImageSizes, UserError
-from effbackbones.geometry import ResizePlan, Size
+from effbackbones.images.geometry import ResizePlan, Size
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.sample import Truth
 from tasks.detection.metrics import DetectionMetrics

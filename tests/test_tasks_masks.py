@@ -12,7 +12,7 @@ from PIL import Image
 from tests_support import one_line
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Mask
+from effbackbones.images.geometry import Mask
 from tasks.data.check import check_dataset
 from tasks.data.masks.count import MaskStatistics, count_masks, median_frequency
 from tasks.data.masks.file import MaskReader, Stored, packed

@@ -11,7 +11,7 @@ from PIL import Image
 
 from effbackbones import load_model
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan
+from effbackbones.images.geometry import ResizePlan
 from tasks.data.transforms import window
 from tasks.engine.assembly import make_model, open_splits
 from tasks.segment import main

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests_support import on_two_processes, one_line
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Mask
+from effbackbones.images.geometry import Mask
 from tasks.segmentation import metrics
 from tasks.segmentation.metrics import SegmentationMetrics, image_iou
 from tasks.segmentation.results import Segmented

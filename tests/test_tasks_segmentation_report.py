@@ -19,8 +19,8 @@ from tests_support import PEAK_MEMORY, one_line
 
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
-from effbackbones.geometry import Mask, ResizePlan
-from effbackbones.images import read_image
+from effbackbones.images.geometry import Mask, ResizePlan
+from effbackbones.images.reading import read_image
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.masks.count import MaskStatistics
 from tasks.data.sample import Sample

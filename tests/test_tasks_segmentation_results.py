@@ -14,8 +14,8 @@ from torch import Tensor
 import effbackbones
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan
-from effbackbones.tiling import predict_tiles
+from effbackbones.images.geometry import ResizePlan
+from effbackbones.inference.tiling import predict_tiles
 from tasks.data.batch import Batch, ImageMeta
 from tasks.segmentation import results
 from tasks.segmentation.results import Segmented, predict_tiled, restore

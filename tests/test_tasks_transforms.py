@@ -88,7 +88,7 @@ def test_evaluation_equals_timm_on_photographs(data_root, mode: str, interpolati
     from PIL import Image
     from timm.data import create_transform
 
-    from effbackbones.images import read_image
+    from effbackbones.images.reading import read_image
 
     spec = ImageSpec(size=(224, 224), crop_mode=mode, interpolation=interpolation)
     ours = ClassificationTransform(spec, spec.size, False, DataConfig())

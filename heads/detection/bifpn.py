@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from effbackbones.convolution import Activation, ConvNorm, Foldable, Numerics, convolution, fold_into, same_padding
+from effbackbones.backbones.convolution import Activation, ConvNorm, Foldable, Numerics, convolution, fold_into, same_padding
 from effbackbones.errors import UserError
 from heads.detection.variants import Fusion
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from effbackbones.backbones.convolution import Activation
 from effbackbones.contracts import BackboneNeeds, BoxTargets, Detections, FeatureSpec, Head, ImageSizes, ImageSpec
-from effbackbones.convolution import Activation
 from effbackbones.errors import UserError
 from heads.detection.anchor_fit import as_options, fit_ratios
 from heads.detection.anchors import anchor_grid, anchor_shapes, assign, decode, encode, pairwise_iou

@@ -11,7 +11,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from effbackbones.convolution import Activation, Foldable, convolution, fold_into
+from effbackbones.backbones.convolution import Activation, Foldable, convolution, fold_into
 from heads.detection.bifpn import NUMERICS, SeparableConv, activation_layer
 
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from effbackbones.convolution import Activation
+from effbackbones.backbones.convolution import Activation
 from effbackbones.errors import UserError, nearest
 from heads.options import choose, is_pair, is_positive, is_whole, require
 

@@ -58,7 +58,7 @@ class Classification(TaskSpec):
         data = config.data
         if not (data.mixup or data.cutmix):
             return batch.images, batch.targets
-        from effbackbones.pixels import to_unit
+        from effbackbones.images.pixels import to_unit
         from tasks.data.transforms.mixing import mix
 
         return mix(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
-from effbackbones.geometry import Mask, Pixels, ResizePlan, Size
+from effbackbones.images.geometry import Mask, Pixels, ResizePlan, Size
 from tasks.data.sample import IGNORE as IGNORE  # the first names of users' data sets and transforms, imported from here too
 from tasks.data.sample import MixingTransform as MixingTransform
 from tasks.data.sample import Sample as Sample

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Pixels
+from effbackbones.images.geometry import Pixels
 from tasks.data.dataset import Dataset
 from tasks.data.sample import IGNORE, Sample
 

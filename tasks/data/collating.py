@@ -10,7 +10,7 @@ from torch import Tensor
 
 from effbackbones.contracts import BoxTargets, Labelled
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan
+from effbackbones.images.geometry import ResizePlan
 from tasks.data.batch import Batch, ImageMeta, stack_images
 from tasks.data.sample import Sample, crowd_of, labels_of
 from tasks.data.transforms.colours import fill_of

@@ -11,7 +11,7 @@ from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 
 if TYPE_CHECKING:
-    from effbackbones.geometry import Mask
+    from effbackbones.images.geometry import Mask
     from tasks.data.dataset import Dataset
     from tasks.data.sample import Sample
 

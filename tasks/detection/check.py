@@ -16,7 +16,7 @@ from torch import Tensor
 
 from effbackbones.contracts import BoxTargets, Detections, Head, ImageSizes
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan, Size
+from effbackbones.images.geometry import ResizePlan, Size
 from effbackbones.model import Model
 from tasks.data.boxes.table import BoxTable, xyxy
 from tasks.data.dataset import Dataset

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from effbackbones.geometry import resize
+from effbackbones.images.geometry import resize
 from tasks.data.boxes.table import xyxy
 from tasks.data.sample import Truth
 from tasks.detection.metrics import CONFIDENT, Matches, match_image

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from effbackbones.geometry import Pixels
-from effbackbones.images import MAX_PIXELS, read_image
+from effbackbones.images.geometry import Pixels
+from effbackbones.images.reading import MAX_PIXELS, read_image
 from effbackbones.tensorfile import write_atomically
 from tasks.data.boxes.table import xyxy
 from tasks.detection.examples import confident

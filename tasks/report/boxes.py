@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from effbackbones.geometry import resize
+from effbackbones.images.geometry import resize
 from tasks.report.page import eight_bits
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from effbackbones.geometry import Mask, resize, resize_nearest
+from effbackbones.images.geometry import Mask, resize, resize_nearest
 from tasks.data.sample import IGNORE
 from tasks.report.boxes import COLOURS, Picture, font, grid, rgb
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from effbackbones.geometry import Mask
+from effbackbones.images.geometry import Mask
 from tasks.data.sample import IGNORE
 from tasks.report.boxes import Picture, rgb
 from tasks.report.extremes import Extremes

@@ -12,8 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Mask
-from effbackbones.images import MAX_PIXELS, read_image
+from effbackbones.images.geometry import Mask
+from effbackbones.images.reading import MAX_PIXELS, read_image
 from effbackbones.tensorfile import write_atomically
 from tasks.data.sample import IGNORE
 from tasks.report.masks import overlay, palette_of

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Mask
+from effbackbones.images.geometry import Mask
 from tasks.data.sample import IGNORE
 from tasks.scoring.calibration import calibration_error, counted, mean, nothing_counted, ratio, reliability
 from tasks.segmentation.results import Segmented

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan, Size
+from effbackbones.images.geometry import ResizePlan, Size
+from effbackbones.inference.tiling import predict_tiles
 from effbackbones.model import Model
-from effbackbones.tiling import predict_tiles
 from tasks.data.batch import Batch, ImageMeta
 
 _BAND = 2**21
@@ -50,7 +50,7 @@ def restore(batch: Batch, predictions: Tensor | list[Segmented]) -> list[Segment
 
 
 def predict_tiled(model: Model, batch: Batch, tile: Size, overlap: int, batch_size: int = 1) -> list[Segmented]:
-    """One per image of a batch of images at their own size, padding aside, by :func:`effbackbones.tiling.predict_tiles`.
+    """One per image of a batch of images at their own size, padding aside, by :func:`effbackbones.inference.tiling.predict_tiles`.
 
     An image that was resized, cropped or mirrored raises :class:`UserError`.
     """

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Pixels
+from effbackbones.images.geometry import Pixels
 from effbackbones.model import Model
 from tasks.data.batch import Batch
 from tasks.data.dataset import Dataset

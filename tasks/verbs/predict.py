@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from effbackbones.errors import UserError
-from effbackbones.images import SUFFIXES
+from effbackbones.images.reading import SUFFIXES
 from tasks.data.files.reading import ImageReader
 from tasks.data.sample import Sample
 from tasks.engine import assembly

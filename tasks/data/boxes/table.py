@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Pixels, Size
+from effbackbones.images.geometry import Pixels, Size
 from tasks.data.boxes.repairs import Repairs
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
 from tasks.data.sample import Sample, Truth

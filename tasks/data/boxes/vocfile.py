@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Size
+from effbackbones.images.geometry import Size
 
 MAX_BYTES = 10_000_000
 """Larger files are refused."""

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Size
-from effbackbones.images import image_size, is_image_name
+from effbackbones.images.geometry import Size
+from effbackbones.images.reading import image_size, is_image_name
 from tasks.data.files.reading import Confinement
 
 _LEAVES = re.compile(r"[A-Za-z]:|[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)|.*\0|$", re.DOTALL)

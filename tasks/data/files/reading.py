@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.geometry import Pixels, Size
-from effbackbones.images import MAX_PIXELS, read_image
+from effbackbones.images.geometry import Pixels, Size
+from effbackbones.images.reading import MAX_PIXELS, read_image
 from tasks.settings.data import DataConfig
 
 
@@ -105,7 +105,7 @@ READ_OPTIONS = ("channels", "depth", "reduced")
 
 @dataclass(frozen=True)
 class ImageReader:
-    """:func:`effbackbones.images.read_image` with its options set; they are explained there."""
+    """:func:`effbackbones.images.reading.read_image` with its options set; they are explained there."""
 
     channels: int = 3
     depth: str = "8"

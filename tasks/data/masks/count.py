@@ -11,7 +11,7 @@ from effbackbones.errors import UserError
 from tasks.data.sample import IGNORE
 
 if TYPE_CHECKING:
-    from effbackbones.geometry import Mask
+    from effbackbones.images.geometry import Mask
     from tasks.data.dataset import Dataset
 
 

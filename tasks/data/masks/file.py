@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import ImageFile
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Mask
-from effbackbones.images import MAX_PIXELS, is_deep, opened_image, orientation_of, read_image, turned
+from effbackbones.images.geometry import Mask
+from effbackbones.images.reading import MAX_PIXELS, is_deep, opened_image, orientation_of, read_image, turned
 from tasks.data.sample import IGNORE
 
 FORMATS = ("index", "palette", "rgb", "binary")
@@ -159,7 +159,7 @@ def span(values: list[int]) -> str:
 
 
 def read_stored(path: str | Path, *, max_pixels: int = MAX_PIXELS, exif: str = "apply") -> Stored:
-    """What a mask file holds, in any of the formats of :func:`effbackbones.images.read_image` and under its limits; ``.npy``:
+    """What a mask file holds, in any of the formats of :func:`effbackbones.images.reading.read_image` and under its limits; ``.npy``:
     [H, W] of uint8 or uint16. Raises :class:`UserError` naming the file."""
     if str(path).lower().endswith(".npy"):
         array = read_image(path, channels=1, max_pixels=max_pixels, depth="native")[..., 0]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from effbackbones.images import MAX_PIXELS
+from effbackbones.images.reading import MAX_PIXELS
 from tasks.data.masks.file import Stored, read_stored
 
 LOOKED_AT = 64

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.geometry import Mask, Size, resize_nearest
+from effbackbones.images.geometry import Mask, Size, resize_nearest
 from tasks.data.boxes.table import BoxDataset, BoxTable
 from tasks.data.files.reading import ImageReader
 from tasks.data.masks.outlines import Outlines

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effbackbones.errors import UserError
-from effbackbones.images import is_image_name
+from effbackbones.images.reading import is_image_name
 from tasks.data.files.images import check_files, images_below
 from tasks.settings.data import DataConfig
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.images import is_image_name
+from effbackbones.images.reading import is_image_name
 from tasks.data.files.reading import DEFAULT_READER, READ_OPTIONS, ImageReader, PackedNames, check_options, data_root
 from tasks.data.sample import Sample
 from tasks.settings.data import DataConfig

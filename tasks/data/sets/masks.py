@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Mask, Size, resize_nearest
-from effbackbones.images import image_size
+from effbackbones.images.geometry import Mask, Size, resize_nearest
+from effbackbones.images.reading import image_size
 from tasks.data.boxes.annotations import refuse_other_classes
 from tasks.data.files.reading import DEFAULT_READER, READ_OPTIONS, ImageReader, PackedNames, check_options, data_root
 from tasks.data.masks.file import MaskReader, span

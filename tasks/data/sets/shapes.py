@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Size, resize
+from effbackbones.images.geometry import Size, resize
 from tasks.data.files.reading import check_options
 from tasks.data.sample import Sample
 from tasks.settings.data import DataConfig

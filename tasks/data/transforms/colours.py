@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Pixels
+from effbackbones.images.geometry import Pixels
 
 
 def fill_of(image: Pixels, mean: Sequence[float]) -> Pixels:

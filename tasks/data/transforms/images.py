@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Pixels, ResizePlan, Size, resize
+from effbackbones.images.geometry import Pixels, ResizePlan, Size, resize
 from tasks.data.sample import Sample, Transform
 from tasks.data.transforms.colours import fill_of, in_dtype
 from tasks.settings.data import DataConfig, RandAugmentConfig

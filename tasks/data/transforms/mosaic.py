@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Mask, Size
+from effbackbones.images.geometry import Mask, Size
 from tasks.data.sample import IGNORE, Sample, crowd_of, labels_of
 from tasks.data.transforms.views import Jitter, jittered, through
 from tasks.settings.data import DataConfig

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from effbackbones.geometry import ResizePlan, Size
+from effbackbones.images.geometry import ResizePlan, Size
 from tasks.data.sample import Sample, crowd_of, labels_of
 from tasks.data.transforms.colours import fill_of
 from tasks.settings.data import DataConfig

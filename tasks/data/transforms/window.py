@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from effbackbones.geometry import Pixels, ResizePlan, Size
+from effbackbones.images.geometry import Pixels, ResizePlan, Size
 from tasks.data.sample import Sample, Transform, Truth
 from tasks.data.transforms.images import ColorJitter
 from tasks.data.transforms.mosaic import PARTNERS, mosaic

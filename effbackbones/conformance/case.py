@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from effbackbones.backbones.efficientnet import EfficientNet
 from effbackbones.contracts import Backbone, BoxTargets, FeatureSpec, Head, ImageSizes, ImageSpec
-from effbackbones.efficientnet import EfficientNet
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 

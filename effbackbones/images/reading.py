@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Pixels, Size
+from effbackbones.images.geometry import Pixels, Size
 
 MAX_PIXELS = 64_000_000
 # Closed: among the others that PIL knows is one that starts another program (EPS).

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from effbackbones.conformance.backbone import BACKBONE_PROMISES, BackboneCase
+from effbackbones.conformance.case import HeadCase, default_spec, default_targets
+from effbackbones.conformance.head import HEAD_PROMISES
 from effbackbones.contracts import Backbone, FeatureSpec, Head, ImageSizes
 from effbackbones.errors import UserError, nearest
-from effbackbones.head_case import HeadCase, default_spec, default_targets
-from effbackbones.promises_backbone import BACKBONE_PROMISES, BackboneCase
-from effbackbones.promises_head import HEAD_PROMISES
 
 Case = TypeVar("Case")
 

@@ -7,10 +7,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from effbackbones.contracts import LEVELS, BackboneNeeds, ImageSizes
-from effbackbones.errors import UserError
-from effbackbones.head_case import HeadCase
-from effbackbones.promises import (
+from effbackbones.conformance.case import HeadCase
+from effbackbones.conformance.comparing import (
     changed,
     compile_holds,
     difference,
@@ -21,7 +19,9 @@ from effbackbones.promises import (
     tensors,
     unreached,
 )
-from effbackbones.promises_predict import fixed_shapes, predict_pure, valid_extent
+from effbackbones.conformance.predict import fixed_shapes, predict_pure, valid_extent
+from effbackbones.contracts import LEVELS, BackboneNeeds, ImageSizes
+from effbackbones.errors import UserError
 
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 

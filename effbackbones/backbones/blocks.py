@@ -7,7 +7,7 @@ Sources: MBConv from Sandler et al., "MobileNetV2", 2018; squeeze-excite from Hu
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effbackbones.convolution import Activation, ConvNorm, Numerics, init_fan_out
+from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics, init_fan_out
 
 
 class SqueezeExcite(nn.Module):

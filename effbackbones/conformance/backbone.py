@@ -7,8 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from effbackbones.conformance.comparing import (
+    changed,
+    compile_holds,
+    difference,
+    export_holds,
+    images,
+    listed,
+    not_finite,
+    snapshot,
+    unreached,
+)
 from effbackbones.contracts import Backbone, FeatureSpec, ImageSpec
-from effbackbones.promises import changed, compile_holds, difference, export_holds, images, listed, not_finite, snapshot, unreached
 
 
 class BackboneCase(NamedTuple):

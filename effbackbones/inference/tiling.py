@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Size
+from effbackbones.images.geometry import Size
 from effbackbones.model import Model
 
 

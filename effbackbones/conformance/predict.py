@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch.utils import _pytree as pytree
 
+from effbackbones.conformance.case import HeadCase
+from effbackbones.conformance.comparing import changed, difference, listed, shapes, snapshot, tensors
 from effbackbones.contracts import Detections, ImageSizes
-from effbackbones.head_case import HeadCase
-from effbackbones.promises import changed, difference, listed, shapes, snapshot, tensors
 
 
 def predict_pure(case: HeadCase) -> Iterator[str]:

@@ -10,20 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from effbackbones.blocks import MBConv
+from effbackbones.backbones.blocks import MBConv
+from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics
+from effbackbones.backbones.scaling import LEVEL_STAGES, STAGES, Scaling, scaling, stage_channels, stage_layers, stem_channels
 from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, LEVELS, TAPS, Backbone, FeatureSpec, ImageSpec
-from effbackbones.convolution import Activation, ConvNorm, Numerics, fold_batch_norm
 from effbackbones.errors import UserError, nearest
-from effbackbones.scaling import LEVEL_STAGES, STAGES, Scaling, scaling, stage_channels, stage_layers, stem_channels
 
-__all__ = ["ConvNorm", "EfficientNet", "Numerics", "default_image_spec", "fold_batch_norm"]
 DEFAULT_NUMERICS = {"b": "torch", "lite": "tf"}
 
 
 class EfficientNet(Backbone):
     """Any EfficientNet of the b or lite family: normalised float images [B, in_channels, H, W] to maps C1..C5.
 
-    ``name`` is a row of :mod:`effbackbones.scaling` (``b0``), a name in between (``b2.5``) or a :class:`Scaling`; ``width`` and
+    ``name`` is a row of :mod:`effbackbones.backbones.scaling` (``b0``), a name in between (``b2.5``) or a :class:`Scaling`; ``width`` and
     ``depth`` replace its multipliers.
 
     ``levels``: the maps to return, any subset of C1..C5 (default all), given finest first; blocks behind the last one are
