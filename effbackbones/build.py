@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 from effbackbones.backbones.convolution import Numerics
 from effbackbones.backbones.efficientnet import EfficientNet
 from effbackbones.backbones.scaling import in_between
-from effbackbones.checkpoint import plain
+from effbackbones.backbones.timm_backbone import TimmBackbone
 from effbackbones.contracts import Backbone, BackboneNeeds, FeatureSpec, Head, ImageSpec
 from effbackbones.errors import UserError, nearest
 from effbackbones.model import Model
 from effbackbones.multihead import LossWeights, MultiHead, combine_needs
 from effbackbones.registry import BACKBONES, DEFAULT_CLASSES, DEFAULT_HEADS, HEADS, TASKS
-from effbackbones.transfer import MAP_OPTIONS, build_head, named_for, provenance, say_backbone, take_over
-from effbackbones.weights import Pretrained, adapt_stem, load_state, read_weights
+from effbackbones.weights.loading import adapt_stem, load_state
+from effbackbones.weights.pretrained import Pretrained
+from effbackbones.weights.reading import read_weights
+from effbackbones.weights.record import plain
+from effbackbones.weights.timm_own import own_weights
+from effbackbones.weights.transfer import MAP_OPTIONS, build_head, named_for, provenance, say_backbone, take_over
 
 _LOG = logging.getLogger("effbackbones")
 
@@ -110,7 +114,6 @@ def _factory(name: str) -> Any:
     if in_between(name):
         return EfficientNet
     if name.startswith("timm:"):
-        from effbackbones.backbones.timm_backbone import TimmBackbone  # timm is slow to import
 
         return TimmBackbone
     try:
@@ -155,7 +158,7 @@ def _foreign(name: str, factory: Any, weights: str | Path | None, options: dict[
     """A timm or registered backbone. Its weights are timm's own, or a file of this project, which alone can describe it."""
     if name.startswith("timm:") and weights == "imagenet":
         backbone = factory(name.removeprefix("timm:"), pretrained=True, **options)
-        return _Built(backbone, backbone.own_weights())
+        return _Built(backbone, own_weights(backbone))
     pretrained = None if weights is None else read_weights(weights, name)
     backbone = factory(name.removeprefix("timm:"), **options) if name.startswith("timm:") else factory(**options)
     if not isinstance(backbone, Backbone):

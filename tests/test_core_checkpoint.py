@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from effbackbones import build_model, load_model, save_model
-from effbackbones.checkpoint import FORMAT_VERSION, plain, read_metadata
 from effbackbones.contracts import Head, ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.registry import HEADS
-from effbackbones.tensorfile import pack, parse_safetensors, read_tensors, write_atomically
-from effbackbones.weights import read_weights
+from effbackbones.weights.reading import read_weights
+from effbackbones.weights.record import FORMAT_VERSION, plain, read_metadata
+from effbackbones.weights.tensorfile import pack, parse_safetensors, read_tensors, write_atomically
 
 
 def small(**options) -> Model:

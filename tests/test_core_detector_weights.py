@@ -10,14 +10,15 @@ import torch
 from tests_support import one_line
 from torch import Tensor, nn
 
-from effbackbones import build_model, create_backbone, hub, save_model, weights
+from effbackbones import build_model, create_backbone, save_model
 from effbackbones.backbones.convolution import Numerics
 from effbackbones.backbones.scaling import SCALINGS
 from effbackbones.contracts import IMAGENET_MEAN
-from effbackbones.detector_weights import COCO_NAMES, RAW_NAMES
 from effbackbones.errors import UserError
-from effbackbones.sources import SOURCES, find_source
-from effbackbones.weight_source import HALF, WeightSource
+from effbackbones.weights import hub, reading
+from effbackbones.weights.classifiers import SOURCES, find_source
+from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
+from effbackbones.weights.source import HALF, WeightSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
 DETECTORS = {s.name: s for s in SOURCES if s.ap is not None}
@@ -184,7 +185,7 @@ NAMES = [f"tf_efficientdet_{v}" for v in (*ENTRIES, "lite0", "lite1", "lite2", "
 def test_every_entry_of_a_published_detector_has_a_place(name, tmp_path):
     state, variant = effdet_state(name), name.rpartition("_")[2]
     assert len(state) == ENTRIES.get(variant, len(state))
-    parts = weights._translate(state, Path("x.pth"), backbone_of(name))
+    parts = reading._translate(state, Path("x.pth"), backbone_of(name))
     assert parts.label == "effdet"
     assert parts.unused == ()
     options = {} if variant == "lite3x" else {"variant": variant}
@@ -262,7 +263,7 @@ def test_wrappers_and_the_prefix_of_a_bench_are_opened(d0, wrap, tmp_path):
 @pytest.mark.peer
 def test_batch_norms_by_level_first_are_understood(tmp_path):
     network = effdet_network("tf_efficientdet_d0", device="meta")
-    before = weights._translate(numbered(network), Path("x.pth"), "b0").detector.head
+    before = reading._translate(numbered(network), Path("x.pth"), "b0").detector.head
     swapped = {}
     for key, tensor in numbered(network).items():
         net, *rest = key.split(".")
@@ -271,7 +272,7 @@ def test_batch_norms_by_level_first_are_understood(tmp_path):
         swapped[key] = tensor
     network.toggle_head_bn_level_first()
     assert set(swapped) == set(network.state_dict())
-    after = weights._translate(swapped, Path("x.pth"), "b0").detector.head
+    after = reading._translate(swapped, Path("x.pth"), "b0").detector.head
     assert set(before) == set(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -340,7 +341,7 @@ def test_zylo117_names_mean_what_effdets_mean(variant):
     # It keeps weights of the fusion in every cell, and reads them up to D5 alone.
     idle = {f"bifpn.{cell}.p{p}": torch.ones(2) for cell in range(8) for p in ("6_w1", "4_w2")} if variant in ("d7", "d7x") else {}
     backbone = backbone_of(variant)
-    ours, expected = (weights._translate(s, Path("x.pth"), backbone) for s in (theirs | idle, state))
+    ours, expected = (reading._translate(s, Path("x.pth"), backbone) for s in (theirs | idle, state))
     assert ours.label == "zylo117"
     assert set(ours.unused) == set(idle)
     assert ours.detector.options == expected.detector.options
@@ -406,7 +407,7 @@ def test_a_named_d7_sets_its_variant_or_is_refused(d7, published, monkeypatch):
     assert "was trained with anchor_scale 5.0, here it is 4.0" in said(model)
     assert model.head.row.anchor_scale == 4.0
     # The same file under any name is known by its hash.
-    monkeypatch.setattr(weights, "recognise", lambda sha256: DETECTORS["effdet:tf_efficientdet_d7"])
+    monkeypatch.setattr(reading, "recognise", lambda sha256: DETECTORS["effdet:tf_efficientdet_d7"])
     renamed = on_meta("b6", num_classes=90, weights=hub.fetch(DETECTORS["effdet:tf_efficientdet_d7"]))
     assert renamed.head.row.anchor_scale == 5.0
 

@@ -28,7 +28,8 @@ FORBIDDEN_CALLS = {
     "eval", "exec", "__import__", "os.system", "os.popen", "torch.hub.load", "torch.jit.load", "yaml.unsafe_load", "yaml.full_load",
     "yaml.load_all", "yaml.full_load_all", "yaml.unsafe_load_all",
 }  # fmt: skip
-ONLY_IN = {"torch.load": ("effbackbones/tensorfile.py", "read_pickled")}
+READER = "effbackbones/weights/tensorfile.py"
+ONLY_IN = {"torch.load": (READER, "read_pickled")}
 NAMELESS = {"utils.py", "util.py", "base.py", "common.py", "helpers.py", "misc.py"}
 
 
@@ -139,9 +140,9 @@ def test_file_keeps_the_rules(path: Path) -> None:
         ("tasks/x.py", "import pickle", "runs code"),
         ("tasks/x.py", "from torch import load as read\nread('x')", "torch.load"),
         ("tasks/x.py", "import torch as t\nt.load('x', weights_only=True)", "torch.load"),
-        ("effbackbones/tensorfile.py", "import torch\ndef other(): return torch.load('x', weights_only=True)", "torch.load"),
-        ("effbackbones/tensorfile.py", "import torch\ndef read_pickled(): return torch.load('x')", "without weights_only"),
-        ("effbackbones/tensorfile.py", "import torch\ndef read_pickled(): return torch.load('x', weights_only=0)", "without weights_only"),
+        (READER, "import torch\ndef other(): return torch.load('x', weights_only=True)", "torch.load"),
+        (READER, "import torch\ndef read_pickled(): return torch.load('x')", "without weights_only"),
+        (READER, "import torch\ndef read_pickled(): return torch.load('x', weights_only=0)", "without weights_only"),
         ("tasks/x.py", "import yaml\nyaml.load('x', Loader=yaml.Loader)", "without a safe loader"),
         ("tasks/x.py", "import yaml\nclass L(yaml.FullLoader): ...\nyaml.load('x', Loader=L)", "without a safe loader"),
         ("tasks/x.py", "from yaml import unsafe_load\nunsafe_load('x')", "yaml.unsafe_load"),
@@ -160,7 +161,7 @@ def test_what_is_allowed_passes() -> None:
     assert faults("from effbackbones.errors import UserError\nimport torchvision.ops", "tasks/x.py") == []
     assert faults("def f():\n    import timm\n    return timm", "effbackbones/x.py") == []
     assert faults("import yaml\nclass L(yaml.SafeLoader): ...\nyaml.load('x', Loader=L)", "tasks/x.py") == []
-    assert faults("import torch\ndef read_pickled(): return torch.load('x', weights_only=True)", "effbackbones/tensorfile.py") == []
+    assert faults("import torch\ndef read_pickled(): return torch.load('x', weights_only=True)", "effbackbones/weights/tensorfile.py") == []
     assert faults("model.eval()", "tasks/x.py") == []
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from effbackbones import hub
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
-from effbackbones.sources import WeightSource, find_source, sources_for
+from effbackbones.weights import hub
+from effbackbones.weights.classifiers import find_source, sources_for
+from effbackbones.weights.source import WeightSource
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -198,7 +199,7 @@ def test_cache_that_cannot_be_written_is_named(server, tmp_path):
 
 
 def test_cached_hub_file_is_recognised_when_given_as_a_file(tmp_path):
-    from effbackbones.weights import _recognised
+    from effbackbones.weights.reading import _recognised
 
     known = next(s for s in sources_for("b0") if s.name == "timm:tf_efficientnet_b0.ap_in1k")
     path = tmp_path / "cache" / known.file
@@ -242,7 +243,7 @@ def test_command_faults_are_one_line_and_exit_2(arguments, word, monkeypatch, ca
 
 def test_help_needs_no_torch():
     script = (
-        "import sys\nfrom effbackbones.hub import main\n"
+        "import sys\nfrom effbackbones.weights.hub import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\nassert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0

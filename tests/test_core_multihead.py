@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from effbackbones import BackboneNeeds, BoxTargets, Detections, FeatureSpec, Head, ImageSizes, Model, build_model, load_model, save_model
-from effbackbones.checkpoint import read_metadata
 from effbackbones.conformance import check_head, enforce
 from effbackbones.conformance.case import default_targets
 from effbackbones.contracts import Labelled
@@ -26,7 +25,8 @@ from effbackbones.errors import UserError
 from effbackbones.model import MultiHead as PublicMultiHead
 from effbackbones.multihead import MultiHead, combine_needs
 from effbackbones.registry import HEADS
-from effbackbones.tensorfile import pack, read_tensors, write_atomically
+from effbackbones.weights.record import read_metadata
+from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 
 NARROW = {"width": 0.25, "depth": 0.3, "drop_path": 0.0}
 CLASSES = {"det": 3, "seg": 4, "cls": 5}

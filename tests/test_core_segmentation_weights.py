@@ -19,7 +19,7 @@ from effbackbones.conformance import check_backbone, enforce
 from effbackbones.conformance.backbone import BACKBONE_PROMISES
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from effbackbones.segmentation_weights import Segmenter, read_segmenter
+from effbackbones.weights.smp_names import Segmenter, read_segmenter
 
 SMP = {
     "unet": "Unet", "unetplusplus": "UnetPlusPlus", "manet": "MAnet", "linknet": "Linknet", "segformer": "Segformer", "fpn": "FPN",
@@ -282,11 +282,11 @@ def test_every_decoder_is_known_by_its_head(head: str, naming: str) -> None:
     """The whole head of ours, by name and shape, on no more than shapes."""
     import segmentation_models_pytorch as smp
 
-    from effbackbones import weights
+    from effbackbones.weights import reading
 
     with torch.device("meta"):
         state = getattr(smp, SMP[head])(naming + "b0", encoder_weights=None, classes=5).state_dict()
-        parts = weights._translate(state, Path("x.pth"), "b0")
+        parts = reading._translate(state, Path("x.pth"), "b0")
         found = read_segmenter({key: state[key] for key in parts.unused}, parts.dialect, parts.prefix, "b0")
         assert found is not None
         assert (found.kind, found.unused) == (head, ())

@@ -10,14 +10,17 @@ from safetensors.torch import save_file
 from tests_support import one_line
 from torch import Tensor, nn
 
-from effbackbones import build_model, dialects, hub, weights
+from effbackbones import build_model
 from effbackbones.backbones.convolution import Numerics
 from effbackbones.backbones.efficientnet import EfficientNet
 from effbackbones.backbones.scaling import SCALINGS, head_channels, scaling, stage_channels
 from effbackbones.contracts import IMAGENET_MEAN, ImageSpec
 from effbackbones.errors import UserError
-from effbackbones.sources import HALF, SOURCES, find_source, recognise, sources_for
-from effbackbones.weights import LoadReport, adapt_stem, load_state, load_table, read_weights
+from effbackbones.weights import dialects, hub, reading
+from effbackbones.weights.classifiers import SOURCES, find_source, recognise, sources_for
+from effbackbones.weights.loading import LoadReport, adapt_stem, load_state, load_table
+from effbackbones.weights.reading import read_weights
+from effbackbones.weights.source import HALF
 
 B = [f"b{i}" for i in range(8)]
 LITE = [f"lite{i}" for i in range(5)]
@@ -182,7 +185,7 @@ CASES = [(dialect, name) for dialect in ("torchvision", "timm", "lukemelas") for
 @pytest.mark.parametrize(("dialect", "name"), CASES)
 def test_key_maps_are_complete_and_exact(dialect, name):
     state = numbered(reference(dialect, name))
-    parts = weights._translate(state, Path("x.pth"), name)
+    parts = reading._translate(state, Path("x.pth"), name)
     assert parts.label == dialect
     assert parts.unused == ()
     assert {key: tuple(t.shape) for key, t in parts.backbone.items()} == our_shapes(name)
@@ -200,7 +203,7 @@ def test_key_maps_are_complete_and_exact(dialect, name):
 def test_whole_smp_models_give_their_encoder(dialect, name):
     model = reference(dialect, name)
     for module, decoder in ((model, True), (model.encoder, False)):
-        parts = weights._translate(numbered(module), Path("x.pth"), name)
+        parts = reading._translate(numbered(module), Path("x.pth"), name)
         assert {key: tuple(t.shape) for key, t in parts.backbone.items()} == our_shapes(name)
         assert [int(parts.backbone[key].flatten()[0]) for key in our_shapes(name)] == list(range(len(our_shapes(name))))
         assert set(parts.tail) == (set() if "tu-" in dialect else set(tail_shapes(name)) - {"fc.weight", "fc.bias"})
@@ -213,9 +216,9 @@ def test_whole_smp_models_give_their_encoder(dialect, name):
 @pytest.mark.parametrize("name", LITE)
 def test_smp_lite_models_give_their_encoder(name):
     model = reference("smp:timm-tf_efficientnet_", name)
-    parts = weights._translate(numbered(model), Path("x.pth"), name)
+    parts = reading._translate(numbered(model), Path("x.pth"), name)
     assert {key: tuple(t.shape) for key, t in parts.backbone.items()} == our_shapes(name)
-    assert weights._implied(parts, name) == ("torch", ())
+    assert reading._implied(parts, name) == ("torch", ())
 
 
 @pytest.mark.peer
@@ -382,8 +385,8 @@ def test_our_bare_state_dict_must_be_told_its_numerics(tmp_path):
     (dialects.OURS, "", False, "b0", None),
 ])  # fmt: skip
 def test_what_a_layout_implies(dialect, prefix, decoder, backbone, expected):
-    parts = weights._Parts(dialect, prefix, unused=("decoder.blocks.0.conv1.0.weight",) if decoder else ())
-    assert weights._implied(parts, backbone)[0] == expected
+    parts = reading._Parts(dialect, prefix, unused=("decoder.blocks.0.conv1.0.weight",) if decoder else ())
+    assert reading._implied(parts, backbone)[0] == expected
 
 
 def test_given_numerics_win_and_the_difference_is_said(tmp_path, torchvision_b0):

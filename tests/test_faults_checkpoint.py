@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save
 
 from effbackbones import build_model, load_model, save_model
-from effbackbones.checkpoint import read_metadata
 from effbackbones.errors import UserError
-from effbackbones.tensorfile import pack, read_tensors, write_atomically
-from effbackbones.weights import read_weights
+from effbackbones.weights.reading import read_weights
+from effbackbones.weights.record import read_metadata
+from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 
 
 def refused(action, path: Path, *words: str) -> None:
@@ -238,7 +238,7 @@ def test_one_function_alone_unpickles():
         for line in path.read_text().splitlines()
         if any(word in line for word in (" torch.load(", "pickle.load", "import pickle", "weights_only=False", "yaml.load(", "shell=True"))
     ]
-    assert found == ["effbackbones/tensorfile.py: return torch.load(path, map_location=\"cpu\", weights_only=True)"]
+    assert found == ["effbackbones/weights/tensorfile.py: return torch.load(path, map_location=\"cpu\", weights_only=True)"]
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

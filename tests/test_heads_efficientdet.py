@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from effbackbones import build_model, dialects
+from effbackbones import build_model
 from effbackbones.conformance import check_head, enforce
 from effbackbones.conformance.comparing import export_holds
 from effbackbones.conformance.head import HEAD_PROMISES
@@ -23,6 +23,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import ResizePlan
 from effbackbones.images.reading import read_image
 from effbackbones.model import Model, MultiHead
+from effbackbones.weights import dialects
 from heads.detection.efficientdet import DetRaw, EfficientDetHead
 from heads.detection.nms import top_pairs
 from heads.detection.variants import VARIANTS, variant_for

@@ -187,7 +187,7 @@ def test_imagenet_weights_are_scored_on_folders_that_bear_imagenets_synsets(tmp_
 @pytest.mark.peer
 def test_real_lite0_names_what_timm_names(data_root: Path, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
-    from effbackbones.tensorfile import read_tensors
+    from effbackbones.weights.tensorfile import read_tensors
 
     folder = data_root / "coco_mini" / "val2017"
     assert main(["predict", "--model.backbone", "lite0", "--model.weights", "imagenet", str(folder), "--out", str(tmp_path),

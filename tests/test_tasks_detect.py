@@ -302,7 +302,7 @@ def test_a_table_of_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_published_classes_keep_their_ids(tmp_path: Path) -> None:
     """The 80 names go with COCO's ids and their gaps, the 90 raw channels with 1 to 90."""
-    from effbackbones.detector_weights import COCO_NAMES
+    from effbackbones.weights.coco_names import COCO_NAMES
 
     config = parse("detect", ["--config", "coco", *SMALL]).config
     for count, last in ((80, 90), (90, 90), (3, 3)):

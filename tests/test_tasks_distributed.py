@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tests_support import TINY
 
-from effbackbones.tensorfile import read_tensors
+from effbackbones.weights.tensorfile import read_tensors
 from tasks.engine.resume import shuffled
 
 ROOT = Path(__file__).parent.parent

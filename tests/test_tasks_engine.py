@@ -18,7 +18,7 @@ from tests_support import TINY
 from torch import nn
 
 from effbackbones import UserError, build_model, load_model
-from effbackbones.tensorfile import read_tensors
+from effbackbones.weights.tensorfile import read_tensors
 from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.engine.engine import DIVERGED_AFTER, Engine, Plan

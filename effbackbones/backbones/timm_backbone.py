@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from effbackbones.contracts import LEVELS, Backbone, FeatureSpec, ImageSpec
 from effbackbones.errors import UserError, nearest
-from effbackbones.loading import LoadReport
-from effbackbones.weights import Pretrained
 
 _STRIDES: dict[str, int] = {level: 2**i for i, level in enumerate(LEVELS, 1)}
 
@@ -104,14 +102,6 @@ class TimmBackbone(Backbone):
         if upto is not None and len(pieces) == 1 and upto not in pieces and upto in ("stem", *LEVELS):
             raise UserError(f"freeze {upto!r}", f"timm gives {self.name!r} in one piece", "freeze all of it, or nothing")
         return super().freeze(upto)
-
-    def own_weights(self) -> Pretrained:
-        """Origin and licence of timm's weights, for one that was built with ``pretrained``; a record without tensors."""
-        stated = self.net.pretrained_cfg
-        name = ".".join(filter(None, (stated.get("architecture"), stated.get("tag"))))
-        report = LoadReport(f"backbone {self.name} from timm", loaded=tuple(self.state_dict()))
-        licence = stated.get("license") or "unknown"
-        return Pretrained({}, {}, {}, None, self.image_spec, f"timm {name}", "timm", licence, reports=[report])
 
     def unfreeze(self) -> Self:
         """As :meth:`Backbone.unfreeze`; what no map depends on stays frozen."""

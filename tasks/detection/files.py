@@ -12,7 +12,7 @@ from PIL import Image
 
 from effbackbones.images.geometry import Pixels
 from effbackbones.images.reading import MAX_PIXELS, read_image
-from effbackbones.tensorfile import write_atomically
+from effbackbones.weights.tensorfile import write_atomically
 from tasks.data.boxes.table import xyxy
 from tasks.detection.examples import confident
 from tasks.detection.metrics import CONFIDENT

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from effbackbones.contracts import Detections
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
-from effbackbones.tensorfile import read_bytes, write_atomically
+from effbackbones.weights.tensorfile import read_bytes, write_atomically
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.files.jsonfile import word
 

@@ -113,7 +113,7 @@ class Detection(TaskSpec):
         return detection_report(folder, examples=examples, boxes=summary.get("statistics"), **given)
 
     def writer(self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> Writer:
-        from effbackbones.detector_weights import COCO_NAMES
+        from effbackbones.weights.coco_names import COCO_NAMES
         from tasks.detection.files import DetectionFiles
 
         coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None  # published weights for its 80 classes
@@ -121,7 +121,7 @@ class Detection(TaskSpec):
         return DetectionFiles(out, classes, [int(number) for number in ids], tell, exif=config.data.exif)
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
-        from effbackbones.detector_weights import COCO_NAMES, RAW_NAMES
+        from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
 
         known = (RAW_NAMES, tuple(COCO_NAMES.values()))
         return next((names for names in known if len(names) == num_classes), None)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from effbackbones.errors import UserError
-from effbackbones.tensorfile import pack, read_tensors, write_atomically
+from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 
 Key = tuple[int, int]
 """(epoch, index) of one training sample: all that its augmentation depends on beside the seed."""

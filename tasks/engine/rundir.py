@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from effbackbones.errors import UserError
-from effbackbones.tensorfile import write_atomically
+from effbackbones.weights.tensorfile import write_atomically
 from tasks.engine import processes
 from tasks.settings.sections import Config
 from tasks.settings.tree import changed_keys, dump, from_mapping

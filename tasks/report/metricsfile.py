@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from effbackbones.tensorfile import write_atomically
+from effbackbones.weights.tensorfile import write_atomically
 from tasks.report.drawings import is_number
 
 

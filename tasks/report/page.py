@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from effbackbones.tensorfile import write_atomically
+from effbackbones.weights.tensorfile import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask
 from effbackbones.images.reading import MAX_PIXELS, read_image
-from effbackbones.tensorfile import write_atomically
+from effbackbones.weights.tensorfile import write_atomically
 from tasks.data.sample import IGNORE
 from tasks.report.masks import overlay, palette_of
 from tasks.report.outputs import OutputNames, make_folder

@@ -156,7 +156,7 @@ def _run_config(checkpoint: Path) -> str | None:
 
 def _tasks_of(checkpoint: Path) -> Tree:
     """The tasks that a model file lists, as a config that says no more."""
-    from effbackbones.checkpoint import read_metadata  # it imports torch
+    from effbackbones.weights.record import read_metadata  # it imports torch
 
     told = read_metadata(checkpoint)["config"].get("task")
     return Tree({"model": {"task": told}}, {"model.task": str(checkpoint)})

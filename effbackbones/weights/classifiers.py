@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
-from effbackbones.detector_sources import detectors
 from effbackbones.errors import UserError, nearest
-from effbackbones.weight_source import HALF, WeightSource
-
-__all__ = ["HALF", "SOURCES", "WeightSource", "coco_name", "find_source", "recognise", "sources_for"]
+from effbackbones.weights.detectors import detectors
+from effbackbones.weights.source import HALF, WeightSource
 
 # Native image size and timm's crop fraction, size / (size + 32) (timm, models/efficientnet.py).
 _NATIVE = {

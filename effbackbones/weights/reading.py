@@ -7,52 +7,24 @@ what had to be assumed (mean and std) is named in :attr:`Pretrained.assumed`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from effbackbones import checkpoint, dialects, hub
 from effbackbones.backbones.convolution import Numerics
 from effbackbones.backbones.efficientnet import default_image_spec
 from effbackbones.backbones.scaling import Scaling, scaling
 from effbackbones.contracts import ImageSpec
-from effbackbones.detector_weights import Detector, read_detector
 from effbackbones.errors import UserError
-from effbackbones.loading import LoadReport, adapt_stem, load_state, load_table
-from effbackbones.segmentation_weights import Segmenter, read_segmenter
-from effbackbones.sources import SOURCES, WeightSource, find_source, recognise, sources_for
-from effbackbones.tensorfile import PICKLED, read_tensors
-
-__all__ = ["SOURCES", "LoadReport", "Pretrained", "WeightSource", "adapt_stem", "load_state", "load_table", "read_weights", "sources_for"]
-
-
-@dataclass
-class Pretrained:
-    """The content of a weight file under our names.
-
-    ``backbone`` fits :class:`EfficientNet`; ``tail`` the classification head (``conv.*``, ``fc.*``), where the file holds the
-    published one; ``head`` is the head of a file of ours, ``detector`` or ``segmenter`` that of a foreign one. ``numerics`` and
-    ``image_spec`` go with the weights. ``assumed`` says in sentences what the file could not, and what was done to it.
-    ``reports`` collects what was loaded where. ``source`` is known for published weights, ``config`` (arguments of
-    ``build_model``) for files of ours. ``untrained``: a head that it was loaded for got nothing of it, or not all.
-    """
-
-    backbone: dict[str, Tensor]
-    tail: dict[str, Tensor]
-    head: dict[str, Tensor]
-    numerics: Numerics | None
-    image_spec: ImageSpec | None
-    origin: str
-    dialect: str
-    licence: str
-    assumed: tuple[str, ...] = ()
-    reports: list[LoadReport] = field(default_factory=list)
-    detector: Detector | None = None
-    segmenter: Segmenter | None = None
-    source: WeightSource | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    untrained: bool = False
+from effbackbones.weights import dialects, hub
+from effbackbones.weights.classifiers import find_source, recognise, sources_for
+from effbackbones.weights.efficientdet_names import Detector, read_detector
+from effbackbones.weights.loading import LoadReport
+from effbackbones.weights.pretrained import Pretrained
+from effbackbones.weights.record import FORMAT, Description, parse_record
+from effbackbones.weights.smp_names import read_segmenter
+from effbackbones.weights.source import WeightSource
+from effbackbones.weights.tensorfile import PICKLED, read_tensors
 
 
 def read_weights(
@@ -68,8 +40,8 @@ def read_weights(
     path, source = _locate(weights, backbone)
     tensors, metadata = read_tensors(path)
     state = {dialects.clean(key): tensor for key, tensor in tensors.items()}
-    if metadata.get("format") == checkpoint.FORMAT:
-        return _own(checkpoint.parse_record(metadata, path), state, path, backbone, given, image_spec)
+    if metadata.get("format") == FORMAT:
+        return _own(parse_record(metadata, path), state, path, backbone, given, image_spec)
     source = source or _recognised(path, backbone)
     parts = _translate(state, path, backbone)
     assumed = _drop_background(parts.tail)
@@ -114,7 +86,7 @@ def _own(
     record: Mapping[str, object], state: Mapping[str, Tensor], path: Path, backbone: str, numerics: Numerics | None, spec: ImageSpec | None
 ) -> Pretrained:
     """A file that :func:`save_model` wrote: it says everything itself."""
-    about = checkpoint.Description.of(record, path)
+    about = Description.of(record, path)
     if about.backbone != backbone:
         raise UserError(str(path), f"holds weights of {about.backbone}, not {backbone}", f"build {about.backbone}, or give another file")
     parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}

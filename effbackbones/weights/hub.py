@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING
 from effbackbones.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from effbackbones.sources import WeightSource
+    from effbackbones.weights.source import WeightSource
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0
@@ -228,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from effbackbones.sources import SOURCES, sources_for
+    from effbackbones.weights.classifiers import SOURCES, sources_for
 
     chosen = sources_for(arguments.backbone) if arguments.backbone else SOURCES
     if not chosen:
@@ -250,7 +250,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 def _named(name: str, backbone: str | None) -> "WeightSource":
     """The source that the command line means by ``name``."""
-    from effbackbones.sources import SOURCES, find_source
+    from effbackbones.weights.classifiers import SOURCES, find_source
 
     owners = sorted({source.backbone for source in SOURCES if source.name == name})
     if name in {source.backbone for source in SOURCES}:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from effbackbones.contracts import Head
-from effbackbones.detector_weights import BOX_PREDICTOR, CLASS_PREDICTOR, HEAD, fit_classes
 from effbackbones.errors import UserError
-from effbackbones.loading import LoadReport, load_state, load_table
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
-from effbackbones.sources import coco_name
-from effbackbones.weights import Pretrained
+from effbackbones.weights.classifiers import coco_name
+from effbackbones.weights.efficientdet_names import BOX_PREDICTOR, CLASS_PREDICTOR, HEAD, fit_classes
+from effbackbones.weights.loading import LoadReport, load_state, load_table
+from effbackbones.weights.pretrained import Pretrained
 
 MAP_OPTIONS: Mapping[str, Any] = {"stem_stride": 2, "tap": "stage", "output_stride": 32}
 """Options of an EfficientNet that change its maps and not its weights, with their defaults."""

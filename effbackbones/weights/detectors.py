@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
-from effbackbones.weight_source import HALF, WeightSource
+from effbackbones.weights.source import HALF, WeightSource
 
 _EFFDET_URL = "https://github.com/rwightman/efficientdet-pytorch/releases/download/v0.1"
 _ZYLO117_URL = "https://github.com/zylo117/Yet-Another-Efficient-Pytorch/releases/download"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from effbackbones.dialects import LUKEMELAS, TIMM, Dialect
+from effbackbones.weights.dialects import LUKEMELAS, TIMM, Dialect
 
 DECODER, LAST = "decoder.", "segmentation_head."
 _LAST_WEIGHT = f"{LAST}0.weight"
