@@ -114,7 +114,6 @@ def _factory(name: str) -> Any:
     if in_between(name):
         return EfficientNet
     if name.startswith("timm:"):
-
         return TimmBackbone
     try:
         return BACKBONES.get(name)
