@@ -16,8 +16,8 @@ from test_tasks_coco import annotation, content, opened, write
 
 from effbackbones.errors import UserError
 from tasks.data.boxes.repairs import RepairCount, mend
-from tasks.data.masks.painting import PaintedDataset
 from tasks.data.sets.coco import coco
+from tasks.data.sets.painting import PaintedDataset
 from tasks.settings.data import DataConfig
 
 Content = dict[str, Any]

@@ -16,8 +16,8 @@ from tests_support import one_line
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import resize_nearest
 from tasks.data.boxes.table import BoxDataset
-from tasks.data.masks.painting import PaintedDataset
 from tasks.data.sets.coco import coco
+from tasks.data.sets.painting import PaintedDataset
 from tasks.settings.data import DataConfig
 
 W, H = 100, 80

@@ -9,7 +9,7 @@ from tasks.data.boxes.cocofile import read_coco
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.files.images import check_files
 from tasks.data.files.reading import READ_OPTIONS, ImageReader, check_options, data_root
-from tasks.data.masks.painting import PAINT_OPTIONS, PaintedDataset, painting_of
+from tasks.data.sets.painting import PAINT_OPTIONS, PaintedDataset, painting_of
 from tasks.settings.data import DataConfig
 
 _DEFAULT_FILES = {"train": "annotations/instances_train2017.json", "val": "annotations/instances_val2017.json"}
@@ -23,7 +23,7 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
     Options: ``images``, the folder that ``file_name`` is relative to, or one for each split (``train_images``, ...), default:
     see :func:`image_folder`; ``classes``, names of those wanted, whose boxes alone are kept; ``rename``, a list of
     ``old=new``, which comes before ``classes``; those of :meth:`ImageReader.of`; and for masks those of
-    :func:`tasks.data.masks.painting.painting_of`. Images without objects are kept, in training unless ``data.keep_empty`` is false.
+    :func:`tasks.data.sets.painting.painting_of`. Images without objects are kept, in training unless ``data.keep_empty`` is false.
     What is refused and what is mended: :func:`tasks.data.boxes.cocofile.read_coco`, :mod:`tasks.data.boxes.repairs`.
 
     A sample has what ``data.labels`` asks for: ``boxes`` (as if nothing is asked), ``labels`` or ``label`` as in
