@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_tasks_coco import annotation, content, opened, write
+from test_data_coco import annotation, content, opened, write
 
 from effbackbones.errors import UserError
 from tasks.data.boxes.repairs import RepairCount, mend

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from test_tasks_report import NASTY, Page
+from test_report_page import NASTY, Page
 
 from effbackbones.contracts import Detections, ImageSizes
 from effbackbones.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_tasks_coco import Content, annotation, content, turned, write
+from test_data_coco import Content, annotation, content, turned, write
 from tests_support import one_line
 
 from effbackbones.errors import UserError

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_tasks_report import NASTY, Page
+from test_report_page import NASTY, Page
 from tests_support import PEAK_MEMORY, one_line
 
 from effbackbones.contracts import ImageSizes
