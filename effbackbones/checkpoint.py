@@ -8,13 +8,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from effbackbones.build import build_model
 from effbackbones.errors import UserError
+from effbackbones.model import Model
 from effbackbones.weights import dialects
 from effbackbones.weights.record import (
     FORMAT,
@@ -28,9 +30,6 @@ from effbackbones.weights.record import (
     versions,
 )
 from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
-
-if TYPE_CHECKING:
-    from effbackbones.model import Model
 
 _SPARE, _GENEROSITY = 1 << 28, 4
 """Memory that building a model may take: bytes, and bytes per byte of its tensors."""
@@ -80,14 +79,12 @@ def save_model(
     write_atomically(path, pack(tensors, {"format": FORMAT, "record": text}))
 
 
-def load_model(path: str | Path) -> "Model":
+def load_model(path: str | Path) -> Model:
     """Rebuild the :class:`Model` that :func:`save_model` wrote, in eval mode on the CPU.
 
     Needs no config and no network, and imports nothing that the file names: a head, backbone or task that is not registered
     raises :class:`UserError` naming it. So do damaged files, and files of a newer format.
     """
-    from effbackbones.model import Model
-
     path = Path(path)
     tensors, metadata = read_tensors(path)
     about = Description.of(parse_record(metadata, path), path)
@@ -101,9 +98,7 @@ def load_model(path: str | Path) -> "Model":
     return model.eval()
 
 
-def _build(about: Description, path: Path) -> "Model":
-    from effbackbones.build import build_model
-
+def _build(about: Description, path: Path) -> Model:
     try:
         return build_model(weights=None, **about.config)
     except UserError as error:

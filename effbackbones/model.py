@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from effbackbones.backbones.convolution import fold_batch_norm
 from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
 from effbackbones.images.pixels import refuse_bytes, white
 from effbackbones.multihead import MultiHead as MultiHead  # part of the public import
@@ -135,8 +136,6 @@ class Model(nn.Module):
     def for_inference(self, *, channels_last: bool = True, compile: bool = False) -> Self:
         """A copy in eval mode, the batch norm of every :class:`ConvNorm` (the EfficientNets and their tail) folded into its
         convolution: the same results, faster. This model stays as it is; the copy cannot be saved."""
-        from effbackbones.backbones.convolution import fold_batch_norm
-
         model = copy.deepcopy(self).eval().requires_grad_(False)
         fold_batch_norm(model)
         model.folded = True

@@ -23,9 +23,11 @@ from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
 from tasks.data.sampling import Repeated
 from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.results import read_results
 from tasks.detection.statistics import BoxStatistics
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
+from tasks.report.boxes import sample_sheet
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.verbs.deep_check import Goal
@@ -217,8 +219,6 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
     """Draw augmented training samples with their boxes into ``out/samples.jpg``."""
     from PIL import Image
 
-    from tasks.report.boxes import sample_sheet
-
     keyed = assembly.keyed(config, task, dataset, model, train=True)
     samples = [keyed[0, index] for index in assembly.spread(len(dataset), count).tolist()]
     out.mkdir(parents=True, exist_ok=True)
@@ -229,8 +229,6 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
 
 def score_results(task: TaskSpec, config: Config, path: Path, dataset: Dataset, tell: Tell) -> dict[str, Any]:
     """Scores of a COCO results file on a data set that has a table."""
-    from tasks.detection.results import read_results
-
     table = getattr(dataset, "table", None)
     if not isinstance(table, BoxTable):
         raise UserError("--predictions", f"{type(dataset).__name__} has no table of images", "use data.name coco, voc or yolo")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effbackbones.errors import UserError
+from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
 from tasks.data.dataset import Dataset
 from tasks.spec import Observer, TaskSpec, Writer
 
@@ -113,7 +114,6 @@ class Detection(TaskSpec):
         return detection_report(folder, examples=examples, boxes=summary.get("statistics"), **given)
 
     def writer(self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> Writer:
-        from effbackbones.weights.coco_names import COCO_NAMES
         from tasks.detection.files import DetectionFiles
 
         coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None  # published weights for its 80 classes
@@ -121,8 +121,6 @@ class Detection(TaskSpec):
         return DetectionFiles(out, classes, [int(number) for number in ids], tell, exif=config.data.exif)
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
-        from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
-
         known = (RAW_NAMES, tuple(COCO_NAMES.values()))
         return next((names for names in known if len(names) == num_classes), None)
 

@@ -15,10 +15,12 @@ from effbackbones.model import Model
 from tasks.data.batch import ImageMeta, SkipCount
 from tasks.data.dataset import Dataset
 from tasks.data.masks.count import MaskStatistics, count_masks, median_frequency
+from tasks.data.masks.file import MaskReader
 from tasks.data.sample import IGNORE
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
+from tasks.report.masks import mask_sheet
 from tasks.segmentation.files import written_for
 from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.results import Segmented
@@ -116,8 +118,6 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
     """Draw augmented training samples with their masks into ``out/samples.jpg``."""
     from PIL import Image
 
-    from tasks.report.masks import mask_sheet
-
     keyed = assembly.keyed(config, task, dataset, model, train=True)
     samples = [keyed[0, index] for index in assembly.spread(len(dataset), count).tolist()]
     out.mkdir(parents=True, exist_ok=True)
@@ -130,8 +130,6 @@ def score_folder(task: TaskSpec, config: Config, folder: Path, dataset: Dataset,
     """Scores of a folder of predicted masks, ``NAME.png`` with the class in each pixel (255: none), as ``predict`` writes them into
     ``OUT/index``; OUT itself will do, and says which mask is of which image. A missing mask, and two images of one name where
     nothing tells their masks apart, raise :class:`UserError`."""
-    from tasks.data.masks.file import MaskReader
-
     known = written_for(folder)
     folder = folder / "index" if (folder / "index").is_dir() else folder
     if not folder.is_dir():

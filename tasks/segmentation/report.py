@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks.data.masks.count import median_frequency
 from tasks.data.sample import IGNORE
 from tasks.report.drawings import class_shares, curves
 from tasks.report.masks import WRONG, has_background, palette_of
@@ -81,8 +82,6 @@ def _legend(examples: Sequence[Example]) -> list[tuple[str, str]]:
 
 def _masks(report: Report, masks: "MaskStatistics") -> None:
     """How often classes occur in the training data, rarest first, and the weights that would make up for it."""
-    from tasks.data.masks.count import median_frequency
-
     if not masks.pixels.any():
         return
     pixels, images = masks.pixels, masks.images
