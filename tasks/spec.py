@@ -1,6 +1,6 @@
-"""What a task adds to the engine, and the doors for tasks and data sets: one for ours and for users' own.
+"""What a task adds to the engine, and the door for tasks: one for ours and for users' own.
 
-The engine trains any :class:`TaskSpec`; none of its code names a task.
+The engine trains any :class:`TaskSpec`; none of its code names a task. The door for data sets can be imported from here too.
 """
 
 import math
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from effbackbones.errors import UserError
 from effbackbones.registry import TASKS
-from tasks.data.dataset import DATASETS as DATASETS
-from tasks.data.dataset import Dataset as Dataset
-from tasks.data.dataset import DatasetFactory as DatasetFactory
-from tasks.data.dataset import register_dataset as register_dataset
+from tasks.data.dataset import (
+    DATASETS as DATASETS,
+    Dataset as Dataset,
+    DatasetFactory as DatasetFactory,
+    register_dataset as register_dataset,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from effbackbones.backbones.convolution import Conv2dSame, ConvNorm, Numerics, fold_batch_norm, same_padding

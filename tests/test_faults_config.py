@@ -12,8 +12,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from effbackbones.errors import UserError
 from tasks.settings.commandline import parse

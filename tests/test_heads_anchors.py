@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from heads.detection.anchors import anchor_grid, anchor_shapes, assign, decode, encode, intersections, pairwise_iou

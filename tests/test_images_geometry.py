@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import ResizePlan, resize, resize_nearest

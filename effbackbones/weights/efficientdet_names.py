@@ -1,4 +1,4 @@
-"""Detectors of effdet and zylo117 under the names of our EfficientDet head, and the classes they were trained on.
+"""Detectors of effdet and zylo117 under the names of our EfficientDet head.
 
 Facts: effdet ``efficientdet.py``; zylo117 ``backbone.py`` and ``efficientdet/model.py``. Both read C3 to C5 (effdet any maps up to
 C5), and order channels as we do: anchor by anchor, in an anchor class by class, boxes as (ty, tx, th, tw).

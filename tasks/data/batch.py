@@ -1,4 +1,7 @@
-"""What moves between a data set and the engine: samples, batches, and the reading of a sample by (epoch, index)."""
+"""What moves between a data set and the engine: batches, and the reading of a sample by (epoch, index).
+
+What users' data sets and transforms begin with can be imported from here too, whichever file holds it.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +15,7 @@ from torch import Tensor
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, Pixels, ResizePlan, Size
-from tasks.data.sample import IGNORE as IGNORE  # the first names of users' data sets and transforms, imported from here too
-from tasks.data.sample import MixingTransform as MixingTransform
-from tasks.data.sample import Sample as Sample
-from tasks.data.sample import Transform as Transform
-from tasks.data.sample import Truth as Truth
+from tasks.data.sample import IGNORE as IGNORE, MixingTransform as MixingTransform, Sample as Sample, Transform as Transform, Truth as Truth
 
 if TYPE_CHECKING:
     from tasks.data.dataset import Dataset

@@ -9,8 +9,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped]
-from faster_coco_eval import mask as engine_mask
+from faster_coco_eval import COCO, COCOeval_faster, mask as engine_mask  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from tasks.data.files.jsonfile import collector_off

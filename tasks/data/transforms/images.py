@@ -131,8 +131,7 @@ class RandAugment:
         return replace(sample, image=pixels.reshape(sample.image.shape), plan=None)
 
     def _built(self, sample: Sample) -> Any:
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import RandAugment as Policy
+        from torchvision.transforms import InterpolationMode, RandAugment as Policy
 
         if sample.image.dtype != np.uint8 or sample.image.shape[2] not in (1, 3):
             what = f"needs uint8 images of 1 or 3 channels, got {sample.image.dtype} with {sample.image.shape[2]}"
