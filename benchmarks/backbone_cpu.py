@@ -31,13 +31,19 @@ def main() -> None:
     parser.add_argument("--name", default="b0", help="b0-b7, or lite0-lite4")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--batch", type=int, default=8, help="of inference; a training step takes twice as many, at 4/7 of the side")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="of inference; a training step takes twice as many, at 4/7 of the side"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, timm {timm.__version__}, {options.threads} threads, {options.name}, batch {options.batch}")
+    print(
+        f"torch {torch.__version__}, timm {timm.__version__}, {options.threads} threads, {options.name}, batch {options.batch}"
+    )
     for numerics in ("tf",) if options.name.startswith("lite") else ("torch", "tf"):
         prefix = "tf_" if numerics == "tf" else ""
-        reference = timm.create_model(f"{prefix}efficientnet_{options.name}", features_only=True, out_indices=(4,), drop_path_rate=0.2)
+        reference = timm.create_model(
+            f"{prefix}efficientnet_{options.name}", features_only=True, out_indices=(4,), drop_path_rate=0.2
+        )
         ours = EfficientNet(options.name, levels=("C5",), numerics=numerics)
         networks = [network.to(memory_format=torch.channels_last) for network in (ours, reference)]
         side = ours.image_spec.size[0]

@@ -38,7 +38,10 @@ def networks(name: str) -> tuple[Model, nn.Module]:
     options = {"backbone_options": {"numerics": "tf"}, "head_options": {"variant": name}}
     ours = build_model("det", backbone, num_classes=CLASSES, **options)
     with torch.no_grad():
-        for weight in (theirs.class_net.predict.conv_pw.weight, ours.head.get_parameter("class_net.predict.pointwise.weight")):
+        for weight in (
+            theirs.class_net.predict.conv_pw.weight,
+            ours.head.get_parameter("class_net.predict.pointwise.weight"),
+        ):
             weight.normal_(std=SPREAD / weight.shape[1] ** 0.5)
     return ours.to(memory_format=torch.channels_last), theirs
 
@@ -60,7 +63,9 @@ def boxes(batch: int, side: int) -> BoxTargets:
     corner = torch.rand(batch, BOXES, 2) * 0.6
     extent = 0.05 + 0.35 * torch.rand(batch, BOXES, 2)
     labels = torch.randint(CLASSES, (batch, BOXES))
-    return BoxTargets(torch.cat([corner, corner + extent], 2) * side, labels, torch.zeros_like(labels, dtype=torch.bool))
+    return BoxTargets(
+        torch.cat([corner, corner + extent], 2) * side, labels, torch.zeros_like(labels, dtype=torch.bool)
+    )
 
 
 def main() -> None:
@@ -83,10 +88,19 @@ def main() -> None:
         bench = forward(DetBenchPredict(theirs.eval()).eval(), images[:1])
         report(f"predict, effdet {layout}", "effdet", forward(ours.eval().predict, pixels[:1]), bench, options.rounds)
         folded = ours.for_inference()
-        report(f"predict, ours folded, effdet {layout}", "effdet", forward(folded.predict, pixels[:1]), bench, options.rounds)
+        report(
+            f"predict, ours folded, effdet {layout}",
+            "effdet",
+            forward(folded.predict, pixels[:1]),
+            bench,
+            options.rounds,
+        )
         targets = boxes(2, side)
         trained, loss = theirs_bench(theirs, images, targets)
-        steps = step(ours.train().parameters(), partial(ours_loss, ours, pixels, targets)), step(trained.parameters(), loss)
+        steps = (
+            step(ours.train().parameters(), partial(ours_loss, ours, pixels, targets)),
+            step(trained.parameters(), loss),
+        )
         report(f"training step, effdet {layout}", "effdet", *steps, options.rounds)
 
 

@@ -48,4 +48,7 @@ def compare(ours: Run, theirs: Run, rounds: int) -> tuple[float, float, list[flo
 def report(case: str, peer: str, ours: Run, theirs: Run, rounds: int) -> None:
     """Print the times of both, and the median of the ratios ours / theirs with its quartiles."""
     mine, others, (low, middle, high) = compare(ours, theirs, rounds)
-    print(f"{case:46} ours {mine * 1e3:8.1f} ms  {peer} {others * 1e3:8.1f} ms  ratio {middle:.2f} ({low:.2f}-{high:.2f})", flush=True)
+    print(
+        f"{case:46} ours {mine * 1e3:8.1f} ms  {peer} {others * 1e3:8.1f} ms  ratio {middle:.2f} ({low:.2f}-{high:.2f})",
+        flush=True,
+    )

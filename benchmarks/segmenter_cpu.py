@@ -57,7 +57,13 @@ def main() -> None:
         theirs, images = theirs.to(memory_format=kind), normalised.contiguous(memory_format=kind)
         peer = forward(nn.Sequential(theirs.eval(), nn.Softmax(1)), images)
         report(f"predict, smp {layout}", "smp", forward(ours.eval().predict, pixels), peer, options.rounds)
-        report(f"predict, ours folded, smp {layout}", "smp", forward(ours.for_inference().predict, pixels), peer, options.rounds)
+        report(
+            f"predict, ours folded, smp {layout}",
+            "smp",
+            forward(ours.for_inference().predict, pixels),
+            peer,
+            options.rounds,
+        )
         steps = (
             step(ours.train().parameters(), partial(ours_loss, ours, pixels, masks)),
             step(theirs.train().parameters(), partial(theirs_loss, theirs, images, masks)),

@@ -28,7 +28,17 @@ __version__ = "0.1.0"
 _HOME = {
     "build": ("build_model", "create_backbone"),
     "checkpoint": ("load_model", "save_model"),
-    "contracts": ("Backbone", "BackboneNeeds", "BoxTargets", "Detections", "FeatureSpec", "Head", "ImageSizes", "ImageSpec", "Labelled"),
+    "contracts": (
+        "Backbone",
+        "BackboneNeeds",
+        "BoxTargets",
+        "Detections",
+        "FeatureSpec",
+        "Head",
+        "ImageSizes",
+        "ImageSpec",
+        "Labelled",
+    ),
     "backbones.convolution": ("Numerics",),
     "errors": ("UserError",),
     "model": ("Model",),
@@ -37,10 +47,28 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
-    "Backbone", "BackboneNeeds", "BoxTargets", "Detections", "FeatureSpec", "Head", "ImageSizes", "ImageSpec", "Labelled", "Model",
-    "MultiHead", "Numerics", "UserError", "build_model", "create_backbone", "list_backbones", "list_heads", "load_model",
-    "register_backbone", "register_head", "save_model",
-]  # fmt: skip
+    "Backbone",
+    "BackboneNeeds",
+    "BoxTargets",
+    "Detections",
+    "FeatureSpec",
+    "Head",
+    "ImageSizes",
+    "ImageSpec",
+    "Labelled",
+    "Model",
+    "MultiHead",
+    "Numerics",
+    "UserError",
+    "build_model",
+    "create_backbone",
+    "list_backbones",
+    "list_heads",
+    "load_model",
+    "register_backbone",
+    "register_head",
+    "save_model",
+]
 
 
 def __getattr__(name: str) -> Any:

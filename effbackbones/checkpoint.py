@@ -53,7 +53,9 @@ def save_model(
         raise UserError(str(path), f"unknown suffix {path.suffix!r}", "name it .safetensors")
     model = getattr(model, "_orig_mod", model)
     if getattr(model, "folded", False):
-        raise UserError(str(path), "not written: the model is a copy made for inference", "save the model it was made from")
+        raise UserError(
+            str(path), "not written: the model is a copy made for inference", "save the model it was made from"
+        )
     config: Any = model.config
     if "backbone" not in config:
         what = "not written: this model does not know how it was built"
@@ -63,7 +65,11 @@ def save_model(
     tensors = {dialects.clean(name): tensor for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(str(path), f"not written: {name} is not finite", "training has diverged; go back to an earlier checkpoint")
+            raise UserError(
+                str(path),
+                f"not written: {name} is not finite",
+                "training has diverged; go back to an earlier checkpoint",
+            )
     backbone: Any = model.backbone
     numerics = getattr(getattr(backbone, "_orig_mod", backbone), "numerics", None)
     record = {
@@ -92,7 +98,9 @@ def load_model(path: str | Path) -> Model:
         model = _build(about, path)
     _check_fit(model, tensors, path)
     if (model.image_spec, model.classes) != (about.image_spec, about.classes):
-        model = Model(model.backbone, model.head, image_spec=about.image_spec, config=model.config, classes=about.classes)
+        model = Model(
+            model.backbone, model.head, image_spec=about.image_spec, config=model.config, classes=about.classes
+        )
     model.provenance = about.provenance
     model.load_state_dict(tensors)
     return model.eval()
@@ -104,7 +112,9 @@ def _build(about: Description, path: Path) -> Model:
     except UserError as error:
         raise UserError(str(path), f"cannot be rebuilt here: {error}") from error
     except MemoryError as error:
-        raise UserError(str(path), "its config asks for far more memory than its tensors take", "do not trust this file") from error
+        raise UserError(
+            str(path), "its config asks for far more memory than its tensors take", "do not trust this file"
+        ) from error
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OverflowError) as error:
         raise UserError(str(path), f"its config cannot be built ({one_line(error)})", "save the model again") from error
 
@@ -119,7 +129,9 @@ class _Budget(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         device = kwargs.get("device") or torch.get_default_device()
-        if func in (torch.empty, torch.zeros, torch.ones) and torch.device(device).type != "meta":  # a plan takes no memory
+        if (
+            func in (torch.empty, torch.zeros, torch.ones) and torch.device(device).type != "meta"
+        ):  # a plan takes no memory
             self.left -= torch.empty(*args, **{**kwargs, "device": "meta"}).nbytes
             if self.left < 0:
                 raise MemoryError
@@ -136,5 +148,3 @@ def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
         expected, found = (list(shapes[first]) if first in shapes else "nothing" for shapes in (own, theirs))
         what = f"{len(wrong)} of its tensors do not fit its own config, such as {first}: expected {expected}, found {found}"
         raise UserError(str(path), what, "save the model again")
-
-

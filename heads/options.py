@@ -34,7 +34,9 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 def wholes(name: str, value: Any, least: int = 1) -> list[int]:
     """``value``, a list of integers of at least ``least``."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        raise UserError(f"head_options.{name}", f"expected a list of integers, got {value!r}", "write it like [256, 128, 64]")
+        raise UserError(
+            f"head_options.{name}", f"expected a list of integers, got {value!r}", "write it like [256, 128, 64]"
+        )
     return [whole(name, item, least) for item in value]
 
 

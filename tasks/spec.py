@@ -96,7 +96,14 @@ class TaskSpec(ABC):
         """What is looked at before a run trains, by split (``train``, ``val``, ``test``): told, or refused by a UserError."""
 
     def inspect(  # noqa: B027  # nor at more
-        self, config: "Config", model: "Model", datasets: Mapping[str, "Dataset"], out: "Path", tell: "Teller", *, deep: bool
+        self,
+        config: "Config",
+        model: "Model",
+        datasets: Mapping[str, "Dataset"],
+        out: "Path",
+        tell: "Teller",
+        *,
+        deep: bool,
     ) -> None:
         """What the verb ``check`` looks at beyond what holds for every task; drawings go into ``out``."""
 
@@ -112,7 +119,9 @@ class TaskSpec(ABC):
         """Samples -> batch. Picklable."""
         from tasks.data.collating import collate
 
-        return partial(collate, targets=self.targets(config), size_divisor=model.head.size_divisor, fill=model.image_spec.mean)
+        return partial(
+            collate, targets=self.targets(config), size_divisor=model.head.size_divisor, fill=model.image_spec.mean
+        )
 
     def augment(self, config: "Config", batch: "Batch", num_classes: int, step: int) -> tuple["Tensor", Any]:
         """Images and targets of a training batch after augmentation on the device, drawn from (seed, step)."""
@@ -143,7 +152,9 @@ class TaskSpec(ABC):
         """What collects examples for the report during the last evaluation."""
         return None
 
-    def score_file(self, path: "Path", config: "Config", dataset: "Dataset", tell: Callable[[str], None]) -> dict[str, Any]:
+    def score_file(
+        self, path: "Path", config: "Config", dataset: "Dataset", tell: Callable[[str], None]
+    ) -> dict[str, Any]:
         """Scores of predictions that a file holds, for ``evaluate --predictions``."""
         raise UserError("--predictions", f"{self.command} scores models, not files", "give --checkpoint")
 
@@ -162,7 +173,9 @@ class TaskSpec(ABC):
         facts, and ``statistics``, what the method of that name gave."""
 
     @abstractmethod
-    def writer(self, config: "Config", out: "Path", model: "Model", classes: Any, tell: Callable[[str], None]) -> "Writer":
+    def writer(
+        self, config: "Config", out: "Path", model: "Model", classes: Any, tell: Callable[[str], None]
+    ) -> "Writer":
         """What writes predictions into the folder ``out`` and tells the essential ones."""
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:

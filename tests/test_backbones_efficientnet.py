@@ -54,11 +54,15 @@ def transplant(reference: nn.Module, name: str, numerics: str | Numerics, **opti
     tensors = [value for key, value in reference.state_dict().items() if not key.startswith(tail)]
     state = ours.state_dict()
     assert len(state) == len(tensors)
-    ours.load_state_dict({key: value.reshape(state[key].shape) for key, value in zip(state, tensors, strict=True)}, assign=True)
+    ours.load_state_dict(
+        {key: value.reshape(state[key].shape) for key, value in zip(state, tensors, strict=True)}, assign=True
+    )
     return ours.eval().requires_grad_(False)
 
 
-def assert_same(ours: EfficientNet, reference: Callable[[Tensor], list[Tensor]], sizes: tuple[tuple[int, int], ...] = SIZES) -> None:
+def assert_same(
+    ours: EfficientNet, reference: Callable[[Tensor], list[Tensor]], sizes: tuple[tuple[int, int], ...] = SIZES
+) -> None:
     generator = torch.Generator().manual_seed(1)
     for size in sizes[-1:] if "b5" <= ours.name < "c" else sizes:  # the large ones are slow
         images = torch.randn(2, 3, *size, generator=generator)
@@ -162,12 +166,17 @@ def test_equals_smp_b0_but_for_its_c4() -> None:
 @pytest.mark.slow
 def test_equals_torchvision_and_timm_at_native_size(name: str) -> None:
     side = EfficientNet(name, levels=("C1",)).image_spec.size[0]
-    for (network, maps), numerics in ((torchvision_network(name), "torch_tf"), (timm_network(f"tf_efficientnet_{name}"), "tf")):
+    for (network, maps), numerics in (
+        (torchvision_network(name), "torch_tf"),
+        (timm_network(f"tf_efficientnet_{name}"), "tf"),
+    ):
         assert_same(transplant(network, name, numerics), maps, ((side, side),))
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
-@pytest.mark.parametrize(("name", "numerics", "reference"), [("b1", "tf", "tf_efficientnet_b1"), ("b0", "torch", "efficientnet_b0")])
+@pytest.mark.parametrize(
+    ("name", "numerics", "reference"), [("b1", "tf", "tf_efficientnet_b1"), ("b0", "torch", "efficientnet_b0")]
+)
 def test_output_stride_equals_timm(name: str, numerics: str, reference: str, output_stride: int) -> None:
     network, maps = timm_network(reference, output_stride=output_stride)
     ours = transplant(network, name, numerics, output_stride=output_stride)
@@ -183,11 +192,17 @@ def test_every_wrong_numeric_setting_changes_the_maps(right: str) -> None:
     expected = transplant(network, "b1", right)(images)[-1]
     numerics = Numerics.named(right)
     for wrong in (
-        *(Numerics(padding, numerics.bn_eps) for padding in ("same", "symmetric", "same_static") if padding != numerics.padding),
+        *(
+            Numerics(padding, numerics.bn_eps)
+            for padding in ("same", "symmetric", "same_static")
+            if padding != numerics.padding
+        ),
         Numerics(numerics.padding, 1e-3 if numerics.bn_eps == 1e-5 else 1e-5),
     ):
         error = (transplant(network, "b1", wrong)(images)[-1] - expected).abs().max() / expected.abs().max()
-        assert error > 2e-4, wrong  # twenty times what the comparisons above allow; epsilon 1e-3 moves a variance of 1 by a thousandth
+        assert error > 2e-4, (
+            wrong
+        )  # twenty times what the comparisons above allow; epsilon 1e-3 moves a variance of 1 by a thousandth
 
 
 @pytest.mark.parametrize(("name", "reference"), [("b0", "efficientnet_b0"), ("lite1", "tf_efficientnet_lite1")])

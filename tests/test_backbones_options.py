@@ -41,9 +41,22 @@ def objective(maps: list[Tensor]) -> Tensor:
     family=st.sampled_from(["b0", "lite0"]),
 )
 def test_maps_are_as_declared_and_no_parameter_is_dead(
-    levels: list[str], tap: str, output_stride: int, stem_stride: int, numerics: str, height: int, width: int, family: str
+    levels: list[str],
+    tap: str,
+    output_stride: int,
+    stem_stride: int,
+    numerics: str,
+    height: int,
+    width: int,
+    family: str,
 ) -> None:
-    options = {"levels": levels, "tap": tap, "output_stride": output_stride, "stem_stride": stem_stride, "numerics": numerics}
+    options = {
+        "levels": levels,
+        "tap": tap,
+        "output_stride": output_stride,
+        "stem_stride": stem_stride,
+        "numerics": numerics,
+    }
     backbone = small(family, drop_path=0.0, **options)
     spec = backbone.feature_spec
     assert spec.names == tuple(sorted(levels))
@@ -199,7 +212,10 @@ def test_frozen_levels_stay_bit_equal(upto: str | None) -> None:
     """Ten steps with momentum and weight decay, batch norm included, through a call of .train()."""
     backbone = small().freeze(upto).train()
     frozen = ["stem", *LEVELS][: 6 if upto is None else ["stem", *LEVELS].index(upto) + 1]
-    prefixes = ("stem.", *(f"stages.{i}." for i, level in enumerate(("C1", "C2", "C3", "C4", "C4", "C5", "C5")) if level in frozen))
+    prefixes = (
+        "stem.",
+        *(f"stages.{i}." for i, level in enumerate(("C1", "C2", "C3", "C4", "C4", "C5", "C5")) if level in frozen),
+    )
     before = copy.deepcopy(backbone.state_dict())
     optimiser = torch.optim.SGD(backbone.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for _ in range(10):
@@ -261,7 +277,9 @@ def test_wrong_numerics(wrong: dict[str, Any]) -> None:
         Numerics(**wrong)
 
 
-@pytest.mark.parametrize("given_images", [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8), torch.zeros(3, 8, 8)])
+@pytest.mark.parametrize(
+    "given_images", [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8), torch.zeros(3, 8, 8)]
+)
 def test_wrong_images_are_named(given_images: Tensor) -> None:
     with pytest.raises(UserError, match=r"expected normalised float \[B, 3, H, W\]"):
         small()(given_images)

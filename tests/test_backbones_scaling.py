@@ -22,11 +22,23 @@ from effbackbones.errors import UserError
 
 # Parameters of stem and stages, counted on torchvision and timm: without the 1x1 head convolution and the classifier.
 PARAMETERS = {
-    "b0": 3_595_388, "b1": 6_101_024, "b2": 7_202_562, "b3": 10_103_336,
-    "b4": 16_742_216, "b5": 27_288_112, "b6": 39_403_992, "b7": 62_143_440,
-    "lite0": 2_958_848, "lite1": 3_723_520, "lite2": 4_357_952, "lite3": 6_422_016, "lite4": 11_149_568,
-}  # fmt: skip
-HEADS = dict(b0=1280, b1=1280, b2=1408, b3=1536, b4=1792, b5=2048, b6=2304, b7=2560) | {f"lite{i}": 1280 for i in range(5)}
+    "b0": 3_595_388,
+    "b1": 6_101_024,
+    "b2": 7_202_562,
+    "b3": 10_103_336,
+    "b4": 16_742_216,
+    "b5": 27_288_112,
+    "b6": 39_403_992,
+    "b7": 62_143_440,
+    "lite0": 2_958_848,
+    "lite1": 3_723_520,
+    "lite2": 4_357_952,
+    "lite3": 6_422_016,
+    "lite4": 11_149_568,
+}
+HEADS = dict(b0=1280, b1=1280, b2=1408, b3=1536, b4=1792, b5=2048, b6=2304, b7=2560) | {
+    f"lite{i}": 1280 for i in range(5)
+}
 
 
 def parameters(name: str | Scaling, **options: float) -> int:
@@ -94,7 +106,9 @@ def test_rounding(channels: int, multiplier: float) -> None:
     assert 0 <= round_depth(channels, multiplier) - channels * multiplier < 1
 
 
-@pytest.mark.parametrize(("name", "says"), [("b8", "b7"), ("lite9", "lite0"), ("resnet50", "known: b0"), ("b", "b0"), ("b1.2.3", "b1")])
+@pytest.mark.parametrize(
+    ("name", "says"), [("b8", "b7"), ("lite9", "lite0"), ("resnet50", "known: b0"), ("b", "b0"), ("b1.2.3", "b1")]
+)
 def test_unknown_name_says_the_nearest(name: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         scaling(name)

@@ -75,7 +75,9 @@ def test_output_stride() -> None:
 
 
 def test_single_scale_network_says_so() -> None:
-    with pytest.raises(UserError, match=r"all its maps lie at stride 16: it is no multi-scale backbone; ask for levels \[C4\]"):
+    with pytest.raises(
+        UserError, match=r"all its maps lie at stride 16: it is no multi-scale backbone; ask for levels \[C4\]"
+    ):
         TimmBackbone("vit_tiny_patch16_224")
     backbone = TimmBackbone("vit_tiny_patch16_224", levels=["C4"]).eval()
     assert backbone.feature_spec.strides == (16,)

@@ -64,7 +64,9 @@ def test_single_label_equals_references(k: int) -> None:
     result = score(probabilities, targets)
     present = sorted(set(targets.tolist()))
     predicted = probabilities.argmax(1)
-    precision, recall, f1, support = reference.precision_recall_fscore_support(targets, predicted, labels=range(k), zero_division=0)
+    precision, recall, f1, support = reference.precision_recall_fscore_support(
+        targets, predicted, labels=range(k), zero_division=0
+    )
     for i in present:
         expected = {"precision": precision[i], "recall": recall[i], "f1": f1[i], "support": support[i]}
         assert result["per_class"][f"class {i}"] == pytest.approx(expected)
@@ -93,7 +95,9 @@ def test_multilabel_equals_references(rounded: bool) -> None:
     ap = [reference.average_precision_score(targets[:, i], probabilities[:, i]) for i in present]
     assert [result["per_class"][f"class {i}"]["ap"] for i in present] == pytest.approx(ap, abs=1e-9)
     assert result["map"] == pytest.approx(np.mean(ap))
-    assert result["micro_ap"] == pytest.approx(reference.average_precision_score(targets.flatten(), probabilities.flatten()))
+    assert result["micro_ap"] == pytest.approx(
+        reference.average_precision_score(targets.flatten(), probabilities.flatten())
+    )
     chosen = (probabilities > 0.5).float()
     f1 = reference.f1_score(targets[:, present], chosen[:, present], average=None, zero_division=0)
     assert result["macro_f1"] == pytest.approx(f1.mean())
@@ -102,11 +106,23 @@ def test_multilabel_equals_references(rounded: bool) -> None:
         ece = binary_calibration_error(probabilities.flatten(), targets.flatten().long(), n_bins=15)
         assert result["ece"] == pytest.approx(ece.item(), abs=1e-6)
     absent = next(i for i in range(12) if i not in present)
-    assert result["per_class"][f"class {absent}"] == {"precision": None, "recall": None, "f1": None, "support": 0, "ap": None}
+    assert result["per_class"][f"class {absent}"] == {
+        "precision": None,
+        "recall": None,
+        "f1": None,
+        "support": 0,
+        "ap": None,
+    }
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10_000), n=st.integers(1, 60), k=st.integers(1, 9), batch=st.integers(1, 60), multilabel=st.booleans())
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 60),
+    k=st.integers(1, 9),
+    batch=st.integers(1, 60),
+    multilabel=st.booleans(),
+)
 def test_batches_and_order_do_not_matter(seed: int, n: int, k: int, batch: int, multilabel: bool) -> None:
     probabilities, targets = draw(seed, n, k, multilabel)
     whole = score(probabilities, targets, multilabel=multilabel, batch=n)
@@ -116,9 +132,17 @@ def test_batches_and_order_do_not_matter(seed: int, n: int, k: int, batch: int, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10_000), n=st.integers(1, 40), k=st.integers(1, 8), share=st.floats(0, 1), multilabel=st.booleans(),
-       value=st.sampled_from([float("nan"), float("inf"), -float("inf")]))  # fmt: skip
-def test_non_finite_predictions_never_raise_a_score(seed: int, n: int, k: int, share: float, multilabel: bool, value: float) -> None:
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 40),
+    k=st.integers(1, 8),
+    share=st.floats(0, 1),
+    multilabel=st.booleans(),
+    value=st.sampled_from([float("nan"), float("inf"), -float("inf")]),
+)
+def test_non_finite_predictions_never_raise_a_score(
+    seed: int, n: int, k: int, share: float, multilabel: bool, value: float
+) -> None:
     probabilities, targets = draw(seed, n, k, multilabel)
     clean = score(probabilities, targets, multilabel=multilabel)
     bad = torch.rand(n, k, generator=torch.Generator().manual_seed(seed)) < share

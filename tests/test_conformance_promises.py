@@ -64,7 +64,11 @@ class DeadParameter(Good):
 
 class LossPerPixel(Good):
     def loss(self, raw: Tensor, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
-        return {"cross_entropy": F.cross_entropy(self.resized(raw, sizes), targets.clamp(max=self.num_classes - 1), reduction="none")}
+        return {
+            "cross_entropy": F.cross_entropy(
+                self.resized(raw, sizes), targets.clamp(max=self.num_classes - 1), reduction="none"
+            )
+        }
 
 
 class NotANumberWithoutLabels(Good):
@@ -228,7 +232,10 @@ def test_a_task_of_ones_own_brings_its_targets() -> None:
 
     with pytest.raises(UserError, match=r"task 'depth'.*pass targets="):
         check_head(Depth)
-    assert check_head(Depth, num_classes=1, targets=lambda sizes, _, __: torch.rand(len(sizes.valid), 1, *sizes.batch)) == []
+    assert (
+        check_head(Depth, num_classes=1, targets=lambda sizes, _, __: torch.rand(len(sizes.valid), 1, *sizes.batch))
+        == []
+    )
 
 
 def test_promises_can_be_chosen() -> None:
@@ -313,7 +320,9 @@ def stubborn(toy: Toy) -> None:
     ],
 )
 def test_each_broken_backbone_is_caught_by_name(change: Callable[[Toy], None], name: str) -> None:
-    assert name in promises(check_backbone(broken(change), promises=[p for p in BACKBONE_PROMISES if p not in ("export", "compile")]))
+    assert name in promises(
+        check_backbone(broken(change), promises=[p for p in BACKBONE_PROMISES if p not in ("export", "compile")])
+    )
 
 
 def test_a_good_backbone_breaks_nothing() -> None:

@@ -72,7 +72,11 @@ def test_workers_give_the_same_batches(workers: int, method: str) -> None:
     loaders = [
         DataLoader(dataset, batch_sampler=keys(2, 40, 8), collate_fn=CLASSES, num_workers=0),
         DataLoader(
-            dataset, batch_sampler=keys(2, 40, 8), collate_fn=CLASSES, num_workers=workers, multiprocessing_context=method
+            dataset,
+            batch_sampler=keys(2, 40, 8),
+            collate_fn=CLASSES,
+            num_workers=workers,
+            multiprocessing_context=method,
         ),
     ]
     pairs = list(zip(*loaders, strict=True))
@@ -108,7 +112,10 @@ def test_a_classifier_is_never_given_padded_images() -> None:
 
 
 def test_masks_of_other_sizes_are_padded_with_ignored_pixels() -> None:
-    samples = [replace(Numbers()[1], image=np.zeros((*size, 3), np.uint8), mask=np.ones(size, np.uint8)) for size in ((4, 6), (3, 9))]
+    samples = [
+        replace(Numbers()[1], image=np.zeros((*size, 3), np.uint8), mask=np.ones(size, np.uint8))
+        for size in ((4, 6), (3, 9))
+    ]
     batch = collate(samples, targets=mask_targets, size_divisor=8, fill=(0.5, 0.5, 0.5))
     assert batch.targets.shape == (2, 8, 16)
     for mask, (height, width) in zip(batch.targets, ((4, 6), (3, 9)), strict=True):
@@ -142,7 +149,9 @@ def test_deep_images_stack(dtype: type) -> None:
     assert images.numpy().dtype == dtype
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 5, 3), np.uint8), np.zeros((4, 6, 1), np.uint8), np.zeros((4, 6, 3), np.uint16)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 5, 3), np.uint8), np.zeros((4, 6, 1), np.uint8), np.zeros((4, 6, 3), np.uint16)]
+)
 def test_odd_image_in_a_batch_is_named(image: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"odd\.png: is 4 x . x . uint.*4 x 6 x 3 uint8"):
         CLASSES([Numbers()[0], replace(Numbers()[1], image=image, path="odd.png")])
@@ -260,13 +269,22 @@ VIOLATIONS: dict[str, tuple[Callable[[Sample, int], object], str]] = {
     "label negative": (lambda s, n: replace(s, label=-1), "label: expected"),
     "label of text": (lambda s, n: replace(s, label="odd"), "label: expected"),
     "labels dtype": (lambda s, n: replace(s, label=None, labels=np.zeros(2)), "labels: expected an array of float32"),
-    "labels length": (lambda s, n: replace(s, label=None, labels=np.zeros(3, np.float32)), r"labels: expected shape \[2\]"),
-    "labels values": (lambda s, n: replace(s, label=None, labels=np.full(2, 0.5, np.float32)), "labels: expected zeros and ones"),
+    "labels length": (
+        lambda s, n: replace(s, label=None, labels=np.zeros(3, np.float32)),
+        r"labels: expected shape \[2\]",
+    ),
+    "labels values": (
+        lambda s, n: replace(s, label=None, labels=np.full(2, 0.5, np.float32)),
+        "labels: expected zeros and ones",
+    ),
     "boxes shape": (lambda s, n: boxed(s, boxes=np.zeros((1, 5), np.float32)), r"boxes: expected shape \[M, 4\]"),
     "boxes dtype": (lambda s, n: boxed(s, boxes=np.zeros((1, 4))), "boxes: expected an array of float32"),
     "boxes infinite": (lambda s, n: boxed(s, boxes=np.array([[0, 0, np.inf, 1]], np.float32)), "not finite"),
     "boxes as widths": (lambda s, n: boxed(s, boxes=np.array([[3, 2, 1, 1]], np.float32)), "width, height"),
-    "boxes outside": (lambda s, n: boxed(s, boxes=np.array([[0, 0, 7, 2]], np.float32)), "outside of the image of width 6"),
+    "boxes outside": (
+        lambda s, n: boxed(s, boxes=np.array([[0, 0, 7, 2]], np.float32)),
+        "outside of the image of width 6",
+    ),
     "no box labels": (lambda s, n: boxed(s, box_labels=None), "box_labels: expected an array"),
     "box label": (lambda s, n: boxed(s, box_labels=np.array([2])), "box_labels: expected 0..1, got 2"),
     "box labels length": (lambda s, n: boxed(s, box_labels=np.array([1, 1])), r"box_labels: expected shape \[1\]"),
@@ -276,8 +294,14 @@ VIOLATIONS: dict[str, tuple[Callable[[Sample, int], object], str]] = {
     "mask value": (lambda s, n: replace(s, mask=np.full((4, 6), 7, np.uint8)), "or 255 .ignored., got 7"),
     "not repeatable image": (lambda s, n: replace(s, image=s.image + np.uint8(n)), "image: reading the sample again"),
     "not repeatable label": (lambda s, n: replace(s, label=n % 2), "label: reading the sample again"),
-    "label on some": (lambda s, n: replace(s, label=s.label if s.id == "0" else None), "label: the first sample has one"),
-    "channels on some": (lambda s, n: s if s.id == "0" else replace(s, image=s.image[..., :1]), "3 channels, this one uint8 with 1"),
+    "label on some": (
+        lambda s, n: replace(s, label=s.label if s.id == "0" else None),
+        "label: the first sample has one",
+    ),
+    "channels on some": (
+        lambda s, n: s if s.id == "0" else replace(s, image=s.image[..., :1]),
+        "3 channels, this one uint8 with 1",
+    ),
 }
 
 
@@ -292,7 +316,12 @@ def test_first_violation_is_named(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [((), "expected a tuple"), (["a", "b"], "expected a tuple"), (("a", ""), "expected a tuple"), (("a", "a"), "'a' stands there twice")],
+    [
+        ((), "expected a tuple"),
+        (["a", "b"], "expected a tuple"),
+        (("a", ""), "expected a tuple"),
+        (("a", "a"), "'a' stands there twice"),
+    ],
 )
 def test_classes_are_checked(classes: object, message: str) -> None:
     dataset = Numbers()

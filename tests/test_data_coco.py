@@ -23,7 +23,15 @@ TAG = 274  # EXIF orientation
 
 
 def annotation(number: int, image: int, category: int, box: list[float], **more: Any) -> dict[str, Any]:
-    return {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, **more}
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "bbox": box,
+        "area": box[2] * box[3],
+        "iscrowd": 0,
+        **more,
+    }
 
 
 def content(images: int = 2, ids: tuple[int, ...] = (3, 7, 90)) -> Content:
@@ -35,7 +43,7 @@ def content(images: int = 2, ids: tuple[int, ...] = (3, 7, 90)) -> Content:
         "annotations": [
             annotation(100 * n + k, n, id_, boxes[k % 3]) for n in range(1, images + 1) for k, id_ in enumerate(ids)
         ],
-    }  # fmt: skip
+    }
 
 
 def write(root: Path, what: Content, split: str = "train") -> DataConfig:
@@ -62,7 +70,8 @@ def opened(root: Path, what: Content, split: str = "train", **data: Any) -> BoxD
 
 @pytest.mark.peer
 @pytest.mark.parametrize(
-    ("folder", "files"), [("coco_mini", {}), ("bccd", {"train": "annotations/train.json", "val": "annotations/val.json"})]
+    ("folder", "files"),
+    [("coco_mini", {}), ("bccd", {"train": "annotations/train.json", "val": "annotations/val.json"})],
 )
 def test_real_files_hold_what_pycocotools_finds(data_root: Path, folder: str, files: dict[str, str]) -> None:
     from pycocotools.coco import COCO
@@ -74,8 +83,12 @@ def test_real_files_hold_what_pycocotools_finds(data_root: Path, folder: str, fi
         theirs = COCO(data_root / folder / files.get(split, f"annotations/instances_{split}2017.json"))
         assert table.category_ids == tuple(sorted(theirs.getCatIds()))
         assert classes == tuple(category["name"] for category in theirs.loadCats(table.category_ids))
-        assert list(table.ids) == [str(id_) for id_ in theirs.dataset["images"] and [i["id"] for i in theirs.dataset["images"]]]
-        assert table.counts().tolist() == [len(theirs.getAnnIds(catIds=[id_], iscrowd=False)) for id_ in table.category_ids]
+        assert list(table.ids) == [
+            str(id_) for id_ in theirs.dataset["images"] and [i["id"] for i in theirs.dataset["images"]]
+        ]
+        assert table.counts().tolist() == [
+            len(theirs.getAnnIds(catIds=[id_], iscrowd=False)) for id_ in table.category_ids
+        ]
         assert table.repairs.lines() == []
         for index, id_ in enumerate(table.ids):
             found = theirs.loadAnns(theirs.getAnnIds(imgIds=[int(id_)]))
@@ -125,10 +138,14 @@ def test_labels_are_the_categories_in_the_order_of_their_ids_and_lead_back(tmp_p
     numbers=st.data(),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_ids_go_in_and_come_back(tmp_path: Path, ids: list[int], picks: list[tuple[int, int]], numbers: st.DataObject) -> None:
+def test_any_ids_go_in_and_come_back(
+    tmp_path: Path, ids: list[int], picks: list[tuple[int, int]], numbers: st.DataObject
+) -> None:
     """Annotations in any order, images and categories with any ids: each row comes back with its own."""
     rows = numbers.draw(st.lists(st.integers(0, 2**62), min_size=len(picks), max_size=len(picks), unique=True))
-    images = numbers.draw(st.lists(st.one_of(st.integers(0, 2**70), st.text("abc/-", min_size=1)), min_size=5, max_size=5, unique_by=str))
+    images = numbers.draw(
+        st.lists(st.one_of(st.integers(0, 2**70), st.text("abc/-", min_size=1)), min_size=5, max_size=5, unique_by=str)
+    )
     what = content(0)
     what["images"] = [{"id": id_, "file_name": f"{n}.png", "width": 100, "height": 80} for n, id_ in enumerate(images)]
     what["categories"] = [{"id": id_, "name": f"n{id_}"} for id_ in ids]
@@ -156,7 +173,8 @@ def test_a_thousand_images_keep_their_rows(tmp_path: Path) -> None:
     owner = rng.integers(1, 801, 9000)  # none in the last 200
     boxes = np.concatenate([rng.random((9000, 2)) * [60, 50], 1 + rng.random((9000, 2)) * [39, 29]], 1).round(2)
     what["annotations"] = [
-        annotation(n + 1, int(image), (3, 7, 90)[n % 3], boxes[n].tolist(), iscrowd=int(n % 50 == 0)) for n, image in enumerate(owner)
+        annotation(n + 1, int(image), (3, 7, 90)[n % 3], boxes[n].tolist(), iscrowd=int(n % 50 == 0))
+        for n, image in enumerate(owner)
     ]
     table = opened(tmp_path, what).table
     assert len(table) == 1000
@@ -183,7 +201,9 @@ def test_the_data_set_goes_to_spawned_workers(tmp_path: Path) -> None:
     dataset = opened(tmp_path, content())
     again = pickle.loads(pickle.dumps(dataset))  # noqa: S301  # our own
     assert again[1].truth.boxes.tolist() == dataset[1].truth.boxes.tolist()  # type: ignore[union-attr]
-    assert not [value for value in vars(dataset.table).values() if isinstance(value, list | dict)]  # forked workers would copy these
+    assert not [
+        value for value in vars(dataset.table).values() if isinstance(value, list | dict)
+    ]  # forked workers would copy these
 
 
 def test_changing_a_sample_changes_no_other(tmp_path: Path) -> None:
@@ -210,7 +230,10 @@ def test_a_subset_and_new_names_by_config(tmp_path: Path) -> None:
     assert dataset.table.repairs.counts == {"other_class": 2}
     assert dataset.table.repairs.dropped == 0
     write(tmp_path, content(), "val")
-    assert coco(DataConfig(name="coco", root=str(tmp_path), options=options), "val", dataset.classes).category_ids == (7, 90)
+    assert coco(DataConfig(name="coco", root=str(tmp_path), options=options), "val", dataset.classes).category_ids == (
+        7,
+        90,
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,11 +260,25 @@ def test_bad_options_are_named(tmp_path: Path, options: dict[str, Any], says: st
     [
         ((3, 7), lambda what: None, "not in this file: 'class 90'"),
         ((3, 7, 90, 91), lambda what: None, "not in training: 'class 91'"),
-        ((3, 7, 90), lambda what: what["categories"][0].update(name="Klass"), "not in training: 'Klass'; not in this file: 'class 90'"),
-        ((3, 7, 90), lambda what: [c.update(id=99) for c in what["categories"] + what["annotations"] if 3 in (c["id"], c.get("category_id"))
-                                   and "name" in c] and what.update(annotations=[]), "label 0 is 'class 7' here and 'class 3' in training"),
+        (
+            (3, 7, 90),
+            lambda what: what["categories"][0].update(name="Klass"),
+            "not in training: 'Klass'; not in this file: 'class 90'",
+        ),
+        (
+            (3, 7, 90),
+            lambda what: (
+                [
+                    c.update(id=99)
+                    for c in what["categories"] + what["annotations"]
+                    if 3 in (c["id"], c.get("category_id")) and "name" in c
+                ]
+                and what.update(annotations=[])
+            ),
+            "label 0 is 'class 7' here and 'class 3' in training",
+        ),
     ],
-)  # fmt: skip
+)
 def test_other_categories_than_in_training_are_told_name_by_name(
     tmp_path: Path, ids: tuple[int, ...], change: Callable[[Content], Any], says: str
 ) -> None:
@@ -270,7 +307,9 @@ def test_images_without_objects_stay_unless_asked_otherwise_and_then_leave_train
     assert [opened(tmp_path, what, "train", keep_empty=False)[0].id] == ["2"]
     assert len(opened(tmp_path, what, "train", keep_empty=False)) == 1
     assert len(opened(tmp_path, what, "val", keep_empty=False)) == 4
-    assert "4 images, 3 without objects; 3 objects, 3 crowds: class 3 1, class 7 1, class 90 1" in dataset.table.summary()
+    assert (
+        "4 images, 3 without objects; 3 objects, 3 crowds: class 3 1, class 7 1, class 90 1" in dataset.table.summary()
+    )
 
 
 # --- where files lie ---
@@ -289,7 +328,9 @@ def test_images_without_objects_stay_unless_asked_otherwise_and_then_leave_train
         ("a.json", "elsewhere/deep", {"images": "wrong", "train_images": "elsewhere/deep"}),
     ],
 )
-def test_images_are_found_in_the_usual_layouts(tmp_path: Path, annotations: str, folder: str, options: dict[str, Any]) -> None:
+def test_images_are_found_in_the_usual_layouts(
+    tmp_path: Path, annotations: str, folder: str, options: dict[str, Any]
+) -> None:
     what = content()
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     for image in what["images"]:
@@ -315,13 +356,17 @@ def test_names_with_folders_are_relative_to_whatever_holds_them(tmp_path: Path) 
 
 def test_missing_annotation_files_are_told_with_those_that_there_are(tmp_path: Path) -> None:
     data = write(tmp_path, content())
-    with pytest.raises(UserError, match=r"data.val: there is no file .*; there are annotations/instances_train2017\.json"):
+    with pytest.raises(
+        UserError, match=r"data.val: there is no file .*; there are annotations/instances_train2017\.json"
+    ):
         coco(data, "val", None)
     with pytest.raises(UserError, match=r"data\.test: names no annotation file; set data\.test"):
         coco(data, "test", None)
 
 
-def test_folders_are_listed_once_and_links_are_followed_inside_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_listed_once_and_links_are_followed_inside_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
 
     names = [f"{part}/{n}.png" for part in "ab" for n in range(50)]
@@ -367,13 +412,18 @@ def test_exif_is_applied_when_the_annotations_say_so(tmp_path: Path, orientation
         dataset = coco(DataConfig(name="coco", root=str(tmp_path), exif=exif), "train", None)  # type: ignore[arg-type]
         swaps = orientation > 4
         if size == (80, 100) and not swaps:
-            with pytest.raises(UserError, match=r"1\.png: the annotations say 80 x 100 pixels \(width x height\), the file has 100 x 80"):
+            with pytest.raises(
+                UserError,
+                match=r"1\.png: the annotations say 80 x 100 pixels \(width x height\), the file has 100 x 80",
+            ):
                 dataset[0]
             continue
         image = dataset[0].image
         assert image.shape == (size[1], size[0], 3)
         upright = size == (80, 100) if swaps else exif == "apply"  # where the size does not decide, the config does
-        row, column = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[orientation]
+        row, column = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[
+            orientation
+        ]
         assert image[(row, column) if upright else (0, 0)].tolist() == [255] * 3
         assert int((image == 255).all(2).sum()) == 2000
 
@@ -383,7 +433,9 @@ def test_another_size_than_the_file_has_is_refused_with_both(tmp_path: Path) -> 
     write(tmp_path, what)
     what["images"][0].update(width=90)
     dataset = opened(tmp_path, what, allow_bad_boxes=True)
-    with pytest.raises(UserError, match=r"1\.png: the annotations say 90 x 80 pixels \(width x height\), the file has 100 x 80"):
+    with pytest.raises(
+        UserError, match=r"1\.png: the annotations say 90 x 80 pixels \(width x height\), the file has 100 x 80"
+    ):
         dataset[0]
 
 

@@ -27,7 +27,9 @@ def opened(root: Path, what: Content, split: str = "train", **data: Any) -> BoxD
     return coco(DataConfig(name="coco", root=str(root), **{"labels": ("mask",), **data}), split, None)
 
 
-def mask_of(root: Path, *annotations: dict[str, Any], ids: tuple[int, ...] = (3, 7, 90), **data: Any) -> NDArray[np.uint8]:
+def mask_of(
+    root: Path, *annotations: dict[str, Any], ids: tuple[int, ...] = (3, 7, 90), **data: Any
+) -> NDArray[np.uint8]:
     dataset = opened(root, {**content(1, ids), "annotations": list(annotations)}, **data)
     assert isinstance(dataset, PaintedDataset)
     return dataset.mask(0)
@@ -63,7 +65,9 @@ def test_all_real_masks_are_those_that_pycocotools_paints(data_root: Path, unlab
     from pycocotools.coco import COCO
 
     for split in ("train", "val"):
-        data = DataConfig(name="coco", root=str(data_root / "coco_mini"), labels=("mask",), options={"unlabelled": unlabelled})
+        data = DataConfig(
+            name="coco", root=str(data_root / "coco_mini"), labels=("mask",), options={"unlabelled": unlabelled}
+        )
         dataset = coco(data, split, None)
         assert isinstance(dataset, PaintedDataset)
         theirs = COCO(data_root / "coco_mini" / f"annotations/instances_{split}2017.json")
@@ -109,7 +113,11 @@ def test_real_samples_have_what_is_asked(data_root: Path) -> None:
 def test_runs_as_numbers_and_as_text_paint_what_was_encoded(tmp_path: Path, data: st.DataObject) -> None:
     from pycocotools import mask as engine
 
-    lows = data.draw(st.lists(st.tuples(st.integers(0, W - 1), st.integers(0, H - 1), st.integers(1, W), st.integers(1, H)), max_size=6))
+    lows = data.draw(
+        st.lists(
+            st.tuples(st.integers(0, W - 1), st.integers(0, H - 1), st.integers(1, W), st.integers(1, H)), max_size=6
+        )
+    )
     pixels = np.zeros((H, W), np.bool_)
     for left, top, across, down in lows:
         pixels[top : top + down, left : left + across] ^= True  # holes too
@@ -123,7 +131,11 @@ def test_runs_as_numbers_and_as_text_paint_what_was_encoded(tmp_path: Path, data
             if isinstance(counts, str)
             else engine.encode(np.asfortranarray(other.astype(np.uint8)))["counts"].decode(),
         }
-        records = [outline(1, 3, beside, 90), outline(2, 7, {"size": [H, W], "counts": counts}, 80), outline(3, 90, beside, 1)]
+        records = [
+            outline(1, 3, beside, 90),
+            outline(2, 7, {"size": [H, W], "counts": counts}, 80),
+            outline(3, 90, beside, 1),
+        ]
         expected = np.where(other, 3, np.where(pixels, 2, 0))
         np.testing.assert_array_equal(mask_of(tmp_path, *records), expected)
 
@@ -138,7 +150,10 @@ def test_parts_of_a_polygon_are_united_and_runs_carry_holes(tmp_path: Path) -> N
 
 
 def test_polygons_that_reach_out_are_cut_and_counted(tmp_path: Path) -> None:
-    what = {**content(1), "annotations": [outline(5, 3, [rectangle(-20, -5, 30, 20), rectangle(90, 70, 150, 100)], 900)]}
+    what = {
+        **content(1),
+        "annotations": [outline(5, 3, [rectangle(-20, -5, 30, 20), rectangle(90, 70, 150, 100)], 900)],
+    }
     dataset = opened(tmp_path, what)
     assert isinstance(dataset, PaintedDataset)
     np.testing.assert_array_equal(dataset.mask(0) == 1, block(0, 0, 30, 20) | block(90, 70, 100, 80))
@@ -153,9 +168,11 @@ def test_polygons_that_reach_out_are_cut_and_counted(tmp_path: Path) -> None:
 def test_small_objects_lie_on_large_ones_and_all_on_crowds(tmp_path: Path, order: list[int]) -> None:
     whole = {"size": [H, W], "counts": [0, H * W]}
     records = [
-        outline(1, 3, [rectangle(0, 0, 60, 60)], 3600), outline(2, 7, [rectangle(10, 10, 40, 40)], 900),
-        outline(3, 90, [rectangle(20, 20, 30, 30)], 100), outline(4, 3, whole, 5, iscrowd=1),  # its area would put it on top
-    ]  # fmt: skip
+        outline(1, 3, [rectangle(0, 0, 60, 60)], 3600),
+        outline(2, 7, [rectangle(10, 10, 40, 40)], 900),
+        outline(3, 90, [rectangle(20, 20, 30, 30)], 100),
+        outline(4, 3, whole, 5, iscrowd=1),  # its area would put it on top
+    ]
     expected = np.full((H, W), 255, np.uint8)
     for value, extent in ((1, 60), (2, 40), (3, 30)):
         low = {60: 0, 40: 10, 30: 20}[extent]
@@ -171,7 +188,10 @@ def test_of_equal_areas_the_later_lies_on_top(tmp_path: Path) -> None:
 
 def test_an_area_that_is_absent_is_that_of_the_outline(tmp_path: Path) -> None:
     large, ring = block(0, 0, 50, 50), block(0, 0, 60, 60) & ~block(2, 2, 58, 58)
-    records = [outline(1, 3, [rectangle(5, 5, 45, 45), rectangle(50, 50, 52, 52)], 0), outline(2, 7, [rectangle(10, 10, 20, 20)], 0)]
+    records = [
+        outline(1, 3, [rectangle(5, 5, 45, 45), rectangle(50, 50, 52, 52)], 0),
+        outline(2, 7, [rectangle(10, 10, 20, 20)], 0),
+    ]
     for number, pixels in ((3, large), (4, ring)):
         records.append(outline(number, 90, {"size": [H, W], "counts": runs(pixels)}, 0))
     for record in records:
@@ -199,7 +219,9 @@ def test_other_classes_are_unlabelled_and_unlabelled_may_be_ignored(tmp_path: Pa
 
 @pytest.mark.parametrize("absent", [None, [], [[1.0, 2.0, 3.0, 4.0]], "key"])
 @pytest.mark.parametrize(("option", "value"), [("ignore", 255), ("box", 2)])
-def test_objects_without_an_outline_have_their_box_ignored_or_painted(tmp_path: Path, absent: Any, option: str, value: int) -> None:
+def test_objects_without_an_outline_have_their_box_ignored_or_painted(
+    tmp_path: Path, absent: Any, option: str, value: int
+) -> None:
     bare = annotation(9, 1, 7, [20.5, 10, 30, 20], segmentation=absent)
     if absent == "key":
         del bare["segmentation"]
@@ -228,7 +250,9 @@ def test_objects_without_an_outline_stop_when_told_to_or_without_a_box(tmp_path:
 
 
 def test_masks_and_labels_need_no_boxes_and_lose_nothing_to_bad_ones(tmp_path: Path) -> None:
-    records = [outline(n, category, [rectangle(10 * n, 10, 10 * n + 8, 20)], 80) for n, category in ((1, 3), (2, 7), (3, 90))]
+    records = [
+        outline(n, category, [rectangle(10 * n, 10, 10 * n + 8, 20)], 80) for n, category in ((1, 3), (2, 7), (3, 90))
+    ]
     del records[0]["bbox"]
     records[1]["bbox"] = []
     records[2]["bbox"] = [0, 0, 0, 0]

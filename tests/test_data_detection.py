@@ -60,7 +60,14 @@ def rectangles(size: tuple[int, int], channels: Sequence[int], seed: int) -> Sam
     left, top, right, bottom = boxes[-1]
     mask[top:bottom, left:right] = channels[-1] + 1
     crowd = np.array([channel % 3 == 1 for channel in channels])
-    return Sample(image, f"{seed}-{channels[0]}", boxes=np.array(boxes, np.float32), box_labels=np.array(channels), crowd=crowd, mask=mask)
+    return Sample(
+        image,
+        f"{seed}-{channels[0]}",
+        boxes=np.array(boxes, np.float32),
+        box_labels=np.array(channels),
+        crowd=crowd,
+        mask=mask,
+    )
 
 
 def extent(marked: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -86,7 +93,9 @@ def check_together(sample: Sample, labels: Sequence[int], masked: Sequence[int],
 
 @given(SIDES, ROOMS, DATA, st.integers(0, 2**32 - 1))
 @settings(max_examples=150, deadline=None)
-def test_boxes_and_mask_stay_with_their_pixels(original: tuple[int, int], size: tuple[int, int], data: DataConfig, seed: int) -> None:
+def test_boxes_and_mask_stay_with_their_pixels(
+    original: tuple[int, int], size: tuple[int, int], data: DataConfig, seed: int
+) -> None:
     sample = rectangles(original, (0, 1, 2), seed)
     transform = ViewTransform(DARK, size, True, replace(data, crowd="ignore"), size_divisor=8)
     out = transform(sample, rng(seed))
@@ -148,10 +157,19 @@ def test_evaluation_boxes_come_back(original: tuple[int, int], size: tuple[int, 
 
 def photograph(channels: int = 3, dtype: type = np.uint8) -> Sample:
     """A smooth image with three boxes, the second of them a crowd."""
-    rows, columns, layers = np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 100), np.linspace(0, 1, channels), indexing="ij")
+    rows, columns, layers = np.meshgrid(
+        np.linspace(0, 1, 60), np.linspace(0, 1, 100), np.linspace(0, 1, channels), indexing="ij"
+    )
     image = (rows + columns + layers) / 3 * (1 if dtype == np.float32 else np.iinfo(dtype).max)
     boxes = np.array([[10, 10, 40, 50], [0, 0, 100, 30], [50, 20, 53, 58]], np.float32)
-    return Sample(image.astype(dtype), "a", "a.png", boxes=boxes, box_labels=np.array([4, 5, 6]), crowd=np.array([False, True, False]))
+    return Sample(
+        image.astype(dtype),
+        "a",
+        "a.png",
+        boxes=boxes,
+        box_labels=np.array([4, 5, 6]),
+        crowd=np.array([False, True, False]),
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -200,9 +218,14 @@ def test_what_is_cropped_away_has_no_box() -> None:
 
 def test_the_letterbox_is_scaled_by_the_factor_and_cropped_anywhere() -> None:
     """Reference 2.9: factor uniform, crop offset uniform where the image is larger, top left where it is smaller."""
-    data, shares = DataConfig(flip=0.25, vertical_flip=0.5, scale_jitter=(0.1, 2.0)), np.array([0.05, 0.25, 0.5, 0.75, 0.95])
+    data, shares = (
+        DataConfig(flip=0.25, vertical_flip=0.5, scale_jitter=(0.1, 2.0)),
+        np.array([0.05, 0.25, 0.5, 0.75, 0.95]),
+    )
     plans = [jittered((60, 100), (512, 512), (512, 512), Jitter.draw(data, rng(seed))) for seed in range(2000)]
-    np.testing.assert_allclose(np.quantile([plan.scaled[1] / 512 for plan in plans], shares), 0.1 + 1.9 * shares, atol=0.08)
+    np.testing.assert_allclose(
+        np.quantile([plan.scaled[1] / 512 for plan in plans], shares), 0.1 + 1.9 * shares, atol=0.08
+    )
     for axis in (0, 1):
         beyond = np.array([plan.scaled[axis] - 512 for plan in plans])
         offsets = np.array([plan.offset[axis] for plan in plans])
@@ -210,7 +233,10 @@ def test_the_letterbox_is_scaled_by_the_factor_and_cropped_anywhere() -> None:
         places = offsets[beyond > 20] / beyond[beyond > 20]
         assert ((places >= 0) & (places <= 1)).all()
         np.testing.assert_allclose(np.quantile(places, shares), shares, atol=0.08)
-    corners = [jittered((60, 100), (80, 80), (80, 80), Jitter(2.0, place, (False, False))) for place in ((0.0, 0.0), (0.999, 0.999))]
+    corners = [
+        jittered((60, 100), (80, 80), (80, 80), Jitter(2.0, place, (False, False)))
+        for place in ((0.0, 0.0), (0.999, 0.999))
+    ]
     assert [plan.scaled for plan in corners] == [(96, 160)] * 2
     assert [plan.offset for plan in corners] == [(0, 0), (16, 80)]
     assert np.mean([plan.mirrored for plan in plans], axis=0).tolist() == pytest.approx([0.5, 0.25], abs=0.04)
@@ -241,7 +267,9 @@ def test_mosaic_closes_and_has_its_probability(closed_from: float) -> None:
         partners = [transform.partners(epoch, rng(epoch, index)) for index in range(2000)]
         assert set(partners) <= {0, 3}
         assert np.mean(np.array(partners) == 3) == pytest.approx(share, abs=0.04 if share else 0)
-    assert all(ViewTransform(SPEC, (64, 64), True, DataConfig(mosaic=1.0)).partners(10**6, rng(i)) == 3 for i in range(20))
+    assert all(
+        ViewTransform(SPEC, (64, 64), True, DataConfig(mosaic=1.0)).partners(10**6, rng(i)) == 3 for i in range(20)
+    )
     assert all(ViewTransform(SPEC, (64, 64), True, DataConfig()).partners(0, rng(i)) == 0 for i in range(20))
 
 
@@ -265,13 +293,19 @@ def test_a_mosaic_shows_all_four_images_around_a_point_of_the_middle() -> None:
 
 def test_images_that_differ_in_kind_are_no_mosaic() -> None:
     plain = photograph()
-    for odd in (photograph(dtype=np.uint16), photograph(channels=1), replace(plain, mask=np.zeros((60, 100), np.uint8))):
+    for odd in (
+        photograph(dtype=np.uint16),
+        photograph(channels=1),
+        replace(plain, mask=np.zeros((60, 100), np.uint8)),
+    ):
         with pytest.raises(UserError, match=r"b\.png: is .*, a\.png is uint8 with 3 channels and boxes:"):
             mosaic([plain, plain, replace(odd, path="b.png"), plain], (64, 64), DataConfig(), SPEC, rng(0))
 
 
 def keyed(data: DataConfig, seed: int = 5) -> KeyedDataset:
-    return KeyedDataset(ShapesDataset((48, 72), 30, seed=3), ViewTransform(SPEC, (64, 64), True, data, closed_from=2), seed)
+    return KeyedDataset(
+        ShapesDataset((48, 72), 30, seed=3), ViewTransform(SPEC, (64, 64), True, data, closed_from=2), seed
+    )
 
 
 def batches(dataset: KeyedDataset, workers: int) -> list[Batch]:
@@ -310,7 +344,9 @@ def test_empty_images_of_any_size_never_raise() -> None:
     for number in range(200):
         height, width = generator.integers(1, 200, 2).tolist()
         empty = np.zeros((0, 4), np.float32)
-        sample = Sample(np.zeros((height, width, 3), np.uint8), str(number), boxes=empty, box_labels=np.zeros(0, np.int64))
+        sample = Sample(
+            np.zeros((height, width, 3), np.uint8), str(number), boxes=empty, box_labels=np.zeros(0, np.int64)
+        )
         data = replace(WILD, batch_shape=("fixed", "aspect")[number % 2], scale_jitter=(0.1, 2.0), mosaic=1.0)
         transform = ViewTransform(SPEC, (64, 96), True, data, size_divisor=32)
         samples.append(transform(sample, generator) if number % 3 else transform.combine([sample] * 4, generator))
@@ -327,7 +363,8 @@ def with_boxes(count: int, size: tuple[int, int] = (20, 30)) -> Sample:
 
 
 @pytest.mark.parametrize(
-    ("most", "rows"), [(0, 8), (1, 8), (8, 8), (9, 16), (33, 64), (65, 100), (100, 100), (101, 128), (129, 256), (256, 256), (700, 1024)]
+    ("most", "rows"),
+    [(0, 8), (1, 8), (8, 8), (9, 16), (33, 64), (65, 100), (100, 100), (101, 128), (129, 256), (256, 256), (700, 1024)],
 )
 def test_rows_of_targets_come_in_few_numbers(most: int, rows: int) -> None:
     crowded = replace(with_boxes(most), crowd=np.arange(most) % 2 == 1)
@@ -379,27 +416,44 @@ def test_batches_by_aspect_carry_less_padding() -> None:
     shapes = {}
     for shape in ("fixed", "aspect"):
         for train, jitter in ((False, (1.0, 1.0)), (True, (0.5, 2.0))):
-            transform = ViewTransform(SPEC, (128, 128), train, DataConfig(batch_shape=shape, scale_jitter=jitter), size_divisor=32)
+            transform = ViewTransform(
+                SPEC, (128, 128), train, DataConfig(batch_shape=shape, scale_jitter=jitter), size_divisor=32
+            )
             samples = [transform(Sample(np.zeros((*size, 3), np.uint8), "a"), rng(i)) for i, size in enumerate(sizes)]
-            shapes[shape, train] = tuple(collate(samples, targets=box_targets, size_divisor=32, fill=SPEC.mean).images.shape[2:])
+            shapes[shape, train] = tuple(
+                collate(samples, targets=box_targets, size_divisor=32, fill=SPEC.mean).images.shape[2:]
+            )
     assert shapes["fixed", False] == shapes["fixed", True] == (128, 128)
     assert shapes["aspect", False] == shapes["aspect", True] == (96, 128)
 
 
 def test_aspect_windows_never_exceed_the_size() -> None:
     transform = ViewTransform(SPEC, (100, 70), False, DataConfig(batch_shape="aspect"), size_divisor=64)
-    for original, window in (((500, 500), (100, 70)), ((100, 700), (64, 70)), ((1000, 100), (100, 64)), ((1, 5000), (64, 70))):
+    for original, window in (
+        ((500, 500), (100, 70)),
+        ((100, 700), (64, 70)),
+        ((1000, 100), (100, 64)),
+        ((1, 5000), (64, 70)),
+    ):
         assert transform(Sample(np.zeros((*original, 3), np.uint8), "a"), rng(0)).image.shape[:2] == window
 
 
 def darker(sample: Sample, rng: np.random.Generator) -> Sample:
     """A user's own step, which sees image and boxes together."""
-    return replace(sample, image=sample.image // 2, boxes=sample.boxes[:1], box_labels=sample.box_labels[:1], crowd=sample.crowd[:1])
+    return replace(
+        sample,
+        image=sample.image // 2,
+        boxes=sample.boxes[:1],
+        box_labels=sample.box_labels[:1],
+        crowd=sample.crowd[:1],
+    )
 
 
 def test_own_steps_come_after_ours_in_training() -> None:
     data = DataConfig(scale_jitter=(0.5, 2.0), color_jitter=0.3, crowd="ignore", min_box=0)
-    plain, added = (ViewTransform(SPEC, (64, 64), True, data, extra=extra)(photograph(), rng(1)) for extra in ((), (darker,)))
+    plain, added = (
+        ViewTransform(SPEC, (64, 64), True, data, extra=extra)(photograph(), rng(1)) for extra in ((), (darker,))
+    )
     np.testing.assert_array_equal(added.image, plain.image // 2)
     assert len(added.boxes) <= 1
     still = ViewTransform(SPEC, (64, 64), False, data, extra=[darker])(photograph(), rng(1))
@@ -409,7 +463,8 @@ def test_own_steps_come_after_ours_in_training() -> None:
 def test_colours_change_neither_boxes_nor_padding() -> None:
     data = DataConfig(flip=0.0, min_box=0, crowd="ignore")
     plain, coloured = (
-        ViewTransform(SPEC, (64, 64), True, replace(data, color_jitter=strength))(photograph(), rng(2)) for strength in (0.0, 0.5)
+        ViewTransform(SPEC, (64, 64), True, replace(data, color_jitter=strength))(photograph(), rng(2))
+        for strength in (0.0, 0.5)
     )
     np.testing.assert_array_equal(plain.boxes, coloured.boxes)
     assert plain.plan.valid == (38, 64)
@@ -430,4 +485,7 @@ sample = Sample(np.zeros((40, 40, 3), np.uint8), "a", boxes=np.zeros((0, 4), np.
 collate([transform.combine([sample] * 4, np.random.default_rng(0))], targets=box_targets, fill=(0.5, 0.5, 0.5))
 print({"torchvision", "albumentations", "cv2", "lightning"} & set(sys.modules))
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "set()"
+    )

@@ -57,7 +57,9 @@ def test_label_map_is_that_of_torchvision(root: Path) -> None:
     draw(root / "train/9/a.png")
     theirs, ours = ImageFolder(root / "train"), FolderDataset(root / "train")
     assert tuple(theirs.classes) == ours.classes
-    assert {(path, label) for path, label in theirs.samples} == {(ours[i].path, ours[i].label) for i in range(len(ours))}
+    assert {(path, label) for path, label in theirs.samples} == {
+        (ours[i].path, ours[i].label) for i in range(len(ours))
+    }
 
 
 def test_label_map_of_training_serves_the_other_splits(root: Path) -> None:
@@ -107,12 +109,27 @@ def remove_split(root: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no split": (remove_split, r"train: there is no such folder: expected .*train/CLASS/IMAGE.*holds the folders training, val"),
+    "no split": (
+        remove_split,
+        r"train: there is no such folder: expected .*train/CLASS/IMAGE.*holds the folders training, val",
+    ),
     "empty class": (lambda root: (root / "train/fish").mkdir(), "train/fish: the class folder holds no image"),
-    "class of empty folders": (lambda root: (root / "train/fish/deep").mkdir(parents=True), "train/fish: the class folder holds no image"),
-    "class of hidden files": (lambda root: draw(root / "train/fish/.a.png"), "train/fish: the class folder holds no image"),
-    "other file": (lambda root: (root / "train/cat/Thumbs.db").write_bytes(b""), r"cat/Thumbs\.db: is not an image by its ending"),
-    "other file below": (lambda root: (root / "train/bird/deep/list.csv").write_bytes(b""), r"deep/list\.csv: is not an image"),
+    "class of empty folders": (
+        lambda root: (root / "train/fish/deep").mkdir(parents=True),
+        "train/fish: the class folder holds no image",
+    ),
+    "class of hidden files": (
+        lambda root: draw(root / "train/fish/.a.png"),
+        "train/fish: the class folder holds no image",
+    ),
+    "other file": (
+        lambda root: (root / "train/cat/Thumbs.db").write_bytes(b""),
+        r"cat/Thumbs\.db: is not an image by its ending",
+    ),
+    "other file below": (
+        lambda root: (root / "train/bird/deep/list.csv").write_bytes(b""),
+        r"deep/list\.csv: is not an image",
+    ),
 }
 
 
@@ -174,7 +191,9 @@ def test_names_are_packed() -> None:
     with pytest.raises(IndexError):
         packed[5]
     assert len(PackedNames([])) == 0
-    assert len(pickle.dumps(PackedNames(f"n01440764/{number:08}.JPEG" for number in range(1000)))) < 1000 * (23 + 8) + 1000
+    assert (
+        len(pickle.dumps(PackedNames(f"n01440764/{number:08}.JPEG" for number in range(1000)))) < 1000 * (23 + 8) + 1000
+    )
 
 
 def test_thousands_of_files_are_listed_quickly(tmp_path: Path) -> None:

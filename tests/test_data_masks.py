@@ -29,7 +29,9 @@ def small_masks(most: int = 254) -> st.SearchStrategy[tuple[int, Mask]]:
     @st.composite
     def draw(pick: st.DrawFn) -> tuple[int, Mask]:
         count, height, width = pick(st.integers(2, most)), pick(st.integers(1, 9)), pick(st.integers(1, 9))
-        values = pick(st.lists(st.integers(0, count - 1) | st.just(255), min_size=height * width, max_size=height * width))
+        values = pick(
+            st.lists(st.integers(0, count - 1) | st.just(255), min_size=height * width, max_size=height * width)
+        )
         return count, np.array(values, np.uint8).reshape(height, width)
 
     return draw()
@@ -85,7 +87,9 @@ WRITERS: dict[str, tuple[str, str, Callable[[Path, Mask], object]]] = {
 }
 
 
-def lay(root: Path, split: str, name: str, write: Callable[[Path], object], size: tuple[int, int], exif: int = 0) -> None:
+def lay(
+    root: Path, split: str, name: str, write: Callable[[Path], object], size: tuple[int, int], exif: int = 0
+) -> None:
     """One pair; ``size`` (H, W) of the image."""
     for folder in ("images", "masks"):
         (root / split / folder).mkdir(parents=True, exist_ok=True)
@@ -112,15 +116,20 @@ def grey(root: Path, split: str, *arrays: Any, form: str = "png") -> Path:
 
 def options_for(form: str, count: int) -> dict[str, Any]:
     if form == "rgb":
-        return {"format": "rgb", "colors": [f"c{k}={','.join(map(str, TABLE[k]))}" for k in range(count)],
-                "ignore": [",".join(map(str, TABLE[255]))]}  # fmt: skip
+        return {
+            "format": "rgb",
+            "colors": [f"c{k}={','.join(map(str, TABLE[k]))}" for k in range(count)],
+            "ignore": [",".join(map(str, TABLE[255]))],
+        }
     return {"format": form, "classes": [f"c{k}" for k in range(count)]}
 
 
 @pytest.mark.parametrize("name", WRITERS)
 @given(drawn=small_masks())
 @FEW
-def test_a_mask_is_the_same_in_every_format(tmp_path_factory: pytest.TempPathFactory, name: str, drawn: tuple[int, Mask]) -> None:
+def test_a_mask_is_the_same_in_every_format(
+    tmp_path_factory: pytest.TempPathFactory, name: str, drawn: tuple[int, Mask]
+) -> None:
     (count, mask), (form, ending, write) = drawn, WRITERS[name]
     root = tmp_path_factory.mktemp("data")
     lay(root, "train", "a", lambda folder: write(folder / f"a.{ending}", mask), mask.shape)  # type: ignore[arg-type]
@@ -135,7 +144,9 @@ def test_a_mask_is_the_same_in_every_format(tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("bits", [2, 4])
 @given(drawn=small_masks(most=4))
 @FEW
-def test_few_bits_are_not_stretched(tmp_path_factory: pytest.TempPathFactory, bits: int, drawn: tuple[int, Mask]) -> None:
+def test_few_bits_are_not_stretched(
+    tmp_path_factory: pytest.TempPathFactory, bits: int, drawn: tuple[int, Mask]
+) -> None:
     _, mask = drawn
     mask, root = mask % 4, tmp_path_factory.mktemp("data")  # 255 does not fit
     lay(root, "train", "a", lambda folder: Image.fromarray(mask).save(folder / "a.png", bits=bits), mask.shape)  # type: ignore[arg-type]
@@ -187,7 +198,9 @@ def test_binary_jpeg_is_cut_half_way_and_told(tmp_path: Path) -> None:
     others=st.booleans(),
 )
 @settings(max_examples=100, deadline=None)
-def test_the_lookup_is_the_naive_one(codes: list[int], ignored: set[int], pixels: list[int], form: str, others: bool) -> None:
+def test_the_lookup_is_the_naive_one(
+    codes: list[int], ignored: set[int], pixels: list[int], form: str, others: bool
+) -> None:
     ignored -= set(codes)
     numbers = np.array([pixels], np.uint16)
     wide = np.stack([numbers * 0, numbers >> 8, numbers & 255], 2).astype(np.uint8)
@@ -196,7 +209,9 @@ def test_the_lookup_is_the_naive_one(codes: list[int], ignored: set[int], pixels
     reader = MaskReader(form, tuple((code, label) for label, code in enumerate(codes)), tuple(ignored), others)
     bad = next((x for x, value in enumerate(pixels) if value not in codes and value not in ignored), None)
     if bad is None or others:
-        assert reader.decode(stored, "f").tolist() == [[codes.index(value) if value in codes else 255 for value in pixels]]
+        assert reader.decode(stored, "f").tolist() == [
+            [codes.index(value) if value in codes else 255 for value in pixels]
+        ]
     else:
         with pytest.raises(UserError, match=f"f: .* at x {bad}, y 0 is no class"):
             reader.decode(stored, "f")
@@ -268,7 +283,12 @@ def test_layouts_suffixes_and_lists(tmp_path: Path) -> None:
     (tmp_path / "data/y/train/deep/0_color.png").write_bytes(b"")  # passed over: it has another suffix
     names: dict[str, Any] = {"classes": ["a", "b"]}
     assert [masks(config(tmp_path / "data", **names), "train", None)[k].id for k in range(2)] == ["0", "1"]
-    suffixes = names | {"images": "x/{split}", "masks": "y/{split}", "image_suffix": "_leftImg8bit", "mask_suffix": "_labelIds"}
+    suffixes = names | {
+        "images": "x/{split}",
+        "masks": "y/{split}",
+        "image_suffix": "_leftImg8bit",
+        "mask_suffix": "_labelIds",
+    }
     dataset = masks(config(tmp_path / "data", **suffixes), "train", None)
     assert [dataset[k].id for k in range(2)] == ["deep/0", "deep/1"]
     assert dataset.mask(0).tolist() == [[0, 1]]
@@ -392,10 +412,12 @@ def test_camvid_weights(data_root: Path) -> None:
     """As by hand from the files; SegNet's published ones are of other masks (its signs are 2.5 times as rare)."""
     dataset = masks(config(data_root / "camvid", ignore=[11]), "train", None)
     weights = median_frequency(count_masks(dataset))
-    counts = np.array([
-        np.bincount(np.asarray(Image.open(path)).ravel(), minlength=12)[:11]
-        for path in sorted((data_root / "camvid/train/masks").glob("*.png"))
-    ])  # fmt: skip
+    counts = np.array(
+        [
+            np.bincount(np.asarray(Image.open(path)).ravel(), minlength=12)[:11]
+            for path in sorted((data_root / "camvid/train/masks").glob("*.png"))
+        ]
+    )
     shares = [counts[:, k].sum() / counts[counts[:, k] > 0].sum() for k in range(11)]
     assert weights == pytest.approx([sorted(shares)[5] / share for share in shares])
     published = [0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826, 9.6446, 1.8418, 0.6823, 6.2478, 7.3614]

@@ -22,7 +22,9 @@ from tasks.settings.data import DataConfig
 class Labelled:
     """A data set of which only the labels matter."""
 
-    def __init__(self, labels: list[list[int]], classes: int = 3, crowd: Callable[[int], bool] = lambda label: False) -> None:
+    def __init__(
+        self, labels: list[list[int]], classes: int = 3, crowd: Callable[[int], bool] = lambda label: False
+    ) -> None:
         self.labels, self.crowd = labels, crowd
         self.classes = tuple(f"class {number}" for number in range(classes))
         self.aspects = np.linspace(0.5, 2, len(labels))
@@ -144,7 +146,9 @@ def test_batches_are_alike_and_their_order_is_not() -> None:
     assert spread(order(0)) < 0.1
     first = aspects[order(0)[: count // size * size : size]]
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.2  # the next batch may have any shape
-    batches = [{frozenset(order(epoch)[i : i + size].tolist()) for i in range(0, count - size, size)} for epoch in (0, 1)]
+    batches = [
+        {frozenset(order(epoch)[i : i + size].tolist()) for i in range(0, count - size, size)} for epoch in (0, 1)
+    ]
     assert not batches[0] & batches[1]  # other samples meet in another epoch
     assert not np.array_equal(order(0), by_aspect(shuffled(count, 2), aspects, size, 2)(0))
 

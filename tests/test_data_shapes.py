@@ -34,7 +34,9 @@ def test_boxes_are_tight_and_agree_with_the_mask() -> None:
             assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()  # noqa: PT018
             covered[y0:y1, x0:x1] |= inside
         np.testing.assert_array_equal(covered, sample.mask > 0)
-        if len(sample.boxes) == len(set(sample.box_labels.tolist())):  # one object of each class: its area is the mask's
+        if len(sample.boxes) == len(
+            set(sample.box_labels.tolist())
+        ):  # one object of each class: its area is the mask's
             areas = np.bincount(sample.mask.ravel(), minlength=len(CLASSES) + 1)[1:]
             assert sample.label == areas.argmax()
     assert counts == {1, 2, 3, 4}
@@ -79,7 +81,12 @@ def test_factory() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"objcts": 2}, "did you mean objects"), ({"objects": 0}, "at least 1"), ({"train": "many"}, "whole"), ({"seed": -1}, "at least 0")],
+    [
+        ({"objcts": 2}, "did you mean objects"),
+        ({"objects": 0}, "at least 1"),
+        ({"train": "many"}, "whole"),
+        ({"seed": -1}, "at least 0"),
+    ],
 )
 def test_wrong_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
@@ -122,6 +129,8 @@ def test_a_small_network_learns_it_and_a_linear_one_does_not() -> None:
         convolutions = nn.Conv2d(before, after, 3, 2, 1), nn.Conv2d(after, after, 3, 1, 1)
         return [layer for convolution in convolutions for layer in (convolution, nn.BatchNorm2d(after), nn.ReLU())]
 
-    small = nn.Sequential(*block(3, 24), *block(24, 48), *block(48, 96), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 6))
+    small = nn.Sequential(
+        *block(3, 24), *block(24, 48), *block(48, 96), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 6)
+    )
     assert accuracy(small, 8) > 0.6
     assert accuracy(nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 48, 6)), 3) < 0.4

@@ -31,7 +31,9 @@ def write(root: Path, *lines: str, name: str = "train.csv", encoding: str = "utf
 
 
 def test_several_labels(root: Path) -> None:
-    dataset = TableDataset(write(root, "file,labels", "a.png,dog;cat", '"b,c.png",', "sub/d.png, cat ; bird"), multilabel=True)
+    dataset = TableDataset(
+        write(root, "file,labels", "a.png,dog;cat", '"b,c.png",', "sub/d.png, cat ; bird"), multilabel=True
+    )
     assert dataset.classes == ("bird", "cat", "dog")
     assert [dataset[index].labels.tolist() for index in range(3)] == [[0, 1, 1], [0, 0, 0], [1, 1, 0]]  # type: ignore[union-attr]
     assert dataset[-1].id == "sub/d.png"
@@ -76,7 +78,17 @@ def test_mistakes_are_named_with_their_line(root: Path, lines: list[str], messag
     assert "\n" not in str(caught.value)
 
 
-ESCAPES = "../outside.png", "sub/../../outside.png", "/etc/hostname", "..", r"..\outside.png", r"C:\a.png", r"\a", "link.png", "links/o.png"
+ESCAPES = (
+    "../outside.png",
+    "sub/../../outside.png",
+    "/etc/hostname",
+    "..",
+    r"..\outside.png",
+    r"C:\a.png",
+    r"\a",
+    "link.png",
+    "links/o.png",
+)
 
 
 @pytest.mark.parametrize("name", ESCAPES)
@@ -111,7 +123,9 @@ def test_classes_by_list_or_file_and_images_elsewhere(root: Path) -> None:
     write(root, "file,labels", "a.png,dog", name="tables/train.csv")
     (root / "names.txt").write_text("zebra\ndog\n\n")
     for classes in ("names.txt", ["zebra", "dog"]):
-        data = DataConfig(name="table", root=str(root), train="tables/train.csv", options={"classes": classes, "image_root": "."})
+        data = DataConfig(
+            name="table", root=str(root), train="tables/train.csv", options={"classes": classes, "image_root": "."}
+        )
         assert table(data, "train", None).classes == ("zebra", "dog")
     for options, message in (
         ({"classes": "none.txt"}, r"none\.txt: cannot be read"),
@@ -166,8 +180,14 @@ def test_names_are_relative_to_the_table_or_the_image_folder(root: Path, capsys:
         ("{", "cannot be read as JSON"),
         ("[]", "expected an object"),
         (json.dumps(COCO | {"images": None}), "not sound COCO annotations"),
-        (json.dumps(COCO | {"annotations": [{"image_id": 77, "category_id": 3}]}), "not sound COCO annotations: KeyError 77"),
-        (json.dumps(COCO | {"annotations": [{"image_id": 0, "category_id": 4}]}), "not sound COCO annotations: KeyError 4"),
+        (
+            json.dumps(COCO | {"annotations": [{"image_id": 77, "category_id": 3}]}),
+            "not sound COCO annotations: KeyError 77",
+        ),
+        (
+            json.dumps(COCO | {"annotations": [{"image_id": 0, "category_id": 4}]}),
+            "not sound COCO annotations: KeyError 4",
+        ),
         (json.dumps(COCO | {"categories": [{"id": i, "name": "a;b"} for i in (3, 90)]}), "cannot be a label"),
         (json.dumps(COCO | {"categories": [{"id": i, "name": "a"} for i in (3, 90)]}), "cannot be a label"),
     ],

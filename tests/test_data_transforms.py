@@ -68,7 +68,9 @@ def test_other_depths_and_channels(dtype: type, channels: int) -> None:
 
 
 def test_boxes_and_mask_are_dropped_since_they_would_be_wrong() -> None:
-    sample = replace(SAMPLE, boxes=np.zeros((1, 4), np.float32), box_labels=np.zeros(1, np.int64), mask=np.zeros((40, 50), np.int64))
+    sample = replace(
+        SAMPLE, boxes=np.zeros((1, 4), np.float32), box_labels=np.zeros(1, np.int64), mask=np.zeros((40, 50), np.int64)
+    )
     out = ClassificationTransform(SPEC, (32, 32), False, DataConfig())(sample, rng(0))
     assert out.boxes is out.box_labels is out.mask is None
     assert out.plan is not None
@@ -82,7 +84,9 @@ def test_evaluation_is_not_random_and_ignores_the_augmentation() -> None:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize(("mode", "interpolation"), [("center", "bicubic"), ("center", "bilinear"), ("squash", "bicubic")])
+@pytest.mark.parametrize(
+    ("mode", "interpolation"), [("center", "bicubic"), ("center", "bilinear"), ("squash", "bicubic")]
+)
 def test_evaluation_equals_timm_on_photographs(data_root, mode: str, interpolation: str) -> None:
     from PIL import Image
     from timm.data import create_transform
@@ -130,7 +134,9 @@ def test_random_area_has_the_distribution_of_torchvision() -> None:
 
     torch.manual_seed(0)
     empty = torch.zeros(3, 375, 500)
-    theirs = np.array([RandomResizedCrop.get_params(empty, (0.08, 1.0), (0.75, 4 / 3)) for _ in range(4000)])  # top, left, height, width
+    theirs = np.array(
+        [RandomResizedCrop.get_params(empty, (0.08, 1.0), (0.75, 4 / 3)) for _ in range(4000)]
+    )  # top, left, height, width
     generator = rng(0)
     boxes = np.array([random_area((375, 500), (0.08, 1.0), (0.75, 4 / 3), generator) for _ in range(4000)])
     ours = np.stack([boxes[:, 1], boxes[:, 0], boxes[:, 3] - boxes[:, 1], boxes[:, 2] - boxes[:, 0]], 1)
@@ -140,7 +146,9 @@ def test_random_area_has_the_distribution_of_torchvision() -> None:
 
 def test_flip_probability() -> None:
     for flip, expected in ((0.0, 0.0), (1.0, 1.0), (0.5, 0.5)):
-        transform = ClassificationTransform(replace(SPEC, crop_fraction=1.0), (40, 50), True, DataConfig(crop="none", flip=flip))
+        transform = ClassificationTransform(
+            replace(SPEC, crop_fraction=1.0), (40, 50), True, DataConfig(crop="none", flip=flip)
+        )
         flipped = [np.array_equal(transform(SAMPLE, rng(index)).image, IMAGE[:, ::-1]) for index in range(400)]
         assert np.mean(flipped) == pytest.approx(expected, abs=0.08 if flip == 0.5 else 0)
 
@@ -220,7 +228,10 @@ def test_albumentations_draws_from_the_generator_alone() -> None:
     compose = albumentations.Compose([albumentations.HorizontalFlip(p=0.5), albumentations.VerticalFlip(p=0.5)])
     outcomes = {seeded(compose, rng(seed))(image=IMAGE)["image"].tobytes() for seed in range(40)}
     assert len(outcomes) == 4  # the two do not always fire together
-    assert seeded(compose, rng(3))(image=IMAGE)["image"].tobytes() == seeded(compose, rng(3))(image=IMAGE)["image"].tobytes()
+    assert (
+        seeded(compose, rng(3))(image=IMAGE)["image"].tobytes()
+        == seeded(compose, rng(3))(image=IMAGE)["image"].tobytes()
+    )
 
 
 def darker(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -230,10 +241,14 @@ def darker(sample: Sample, rng: np.random.Generator) -> Sample:
 
 def test_own_transforms_are_added_in_training() -> None:
     data = DataConfig(crop="none", flip=0)
-    plain, added = (ClassificationTransform(SPEC, (32, 32), True, data, extra)(SAMPLE, rng(0)).image for extra in ((), (darker,)))
+    plain, added = (
+        ClassificationTransform(SPEC, (32, 32), True, data, extra)(SAMPLE, rng(0)).image for extra in ((), (darker,))
+    )
     np.testing.assert_array_equal(added, plain // 2)
     evaluation = ClassificationTransform(SPEC, (32, 32), False, data, [darker])(SAMPLE, rng(0)).image
-    np.testing.assert_array_equal(evaluation, ClassificationTransform(SPEC, (32, 32), False, data)(SAMPLE, rng(0)).image)
+    np.testing.assert_array_equal(
+        evaluation, ClassificationTransform(SPEC, (32, 32), False, data)(SAMPLE, rng(0)).image
+    )
 
 
 def test_the_plain_path_imports_nothing_heavy() -> None:
@@ -247,7 +262,10 @@ transform = ClassificationTransform(ImageSpec(), (32, 32), True, DataConfig(eras
 transform(Sample(np.zeros((40, 40, 3), np.uint8), "a"), np.random.default_rng(0))
 print({"torchvision", "albumentations", "cv2", "lightning"} & set(sys.modules))
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "set()"
+    )
 
 
 def test_letterbox_keeps_the_whole_image_and_fills_with_the_mean() -> None:

@@ -32,7 +32,9 @@ def draw(path: Path, size: tuple[int, int] = SIZE) -> None:
     Image.new("RGB", size).save(path)
 
 
-def xml(objects: list[tuple[str, tuple[float, ...], int]], size: str = "<size><width>100</width><height>80</height></size>") -> str:
+def xml(
+    objects: list[tuple[str, tuple[float, ...], int]], size: str = "<size><width>100</width><height>80</height></size>"
+) -> str:
     parts = [
         f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin>"
         f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox><part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
@@ -71,14 +73,21 @@ def coco_folder(root: Path) -> DataConfig:
     names = {"cat": 1, "dog": 2}
     images = [{"id": id_, "file_name": f"{id_}.png", "width": SIZE[0], "height": SIZE[1]} for id_ in OBJECTS]
     annotations = [
-        {"image_id": id_, "category_id": names[name], "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": hard, "area": (x1 - x0) * (y1 - y0)}
+        {
+            "image_id": id_,
+            "category_id": names[name],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "iscrowd": hard,
+            "area": (x1 - x0) * (y1 - y0),
+        }
         for id_, objects in OBJECTS.items()
         for name, (x0, y0, x1, y1), hard in objects
     ]
     content = {
-        "images": images, "annotations": [{"id": n, **a} for n, a in enumerate(annotations, 1)],
+        "images": images,
+        "annotations": [{"id": n, **a} for n, a in enumerate(annotations, 1)],
         "categories": [{"id": id_, "name": name} for name, id_ in names.items()],
-    }  # fmt: skip
+    }
     for id_ in OBJECTS:
         draw(root / "images" / f"{id_}.png")
     (root / "train.json").write_text(json.dumps(content))
@@ -107,7 +116,12 @@ def test_the_same_boxes_come_through_every_door(tmp_path: Path) -> None:
     by_voc = voc(voc_folder(tmp_path / "voc"), "train", None)
     by_yolo = yolo(yolo_folder(tmp_path / "yolo"), "train", None)
     expected = [
-        (id_, [list(map(float, box)) for _, box, _ in objects], [name for name, _, _ in objects], [hard == 1 for *_, hard in objects])
+        (
+            id_,
+            [list(map(float, box)) for _, box, _ in objects],
+            [name for name, _, _ in objects],
+            [hard == 1 for *_, hard in objects],
+        )
         for id_, objects in OBJECTS.items()
     ]
     assert boxes_of(by_coco) == expected
@@ -172,7 +186,9 @@ def test_voc_lists_are_read_line_by_line(tmp_path: Path) -> None:
         listing.write_text(text)
         with pytest.raises(UserError, match=says):
             voc(data, "train", None)
-    with pytest.raises(UserError, match=r"val\.txt: cannot be read: No such file or directory; there are lists train; set data\.val"):
+    with pytest.raises(
+        UserError, match=r"val\.txt: cannot be read: No such file or directory; there are lists train; set data\.val"
+    ):
         voc(data, "val", None)
     listing.write_text("a\n")
     other = DataConfig(name="voc", root=str(tmp_path), val="train")
@@ -183,7 +199,9 @@ def test_voc_lists_are_read_line_by_line(tmp_path: Path) -> None:
 
 
 def test_voc_boxes_are_mended_like_all_others(tmp_path: Path) -> None:
-    box = "<object><name>cat</name><bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>20</ymax></bndbox></object>"
+    box = (
+        "<object><name>cat</name><bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>20</ymax></bndbox></object>"
+    )
     sound = box.format(1, 20) * 10
     text = f"<annotation>{sound}{box.format(0, 30)}{box.format(90, 130)}{box.format(40, 20)}</annotation>"
     table = voc(voc_folder(tmp_path, a=text, b=xml([])), "train", None).table
@@ -202,17 +220,38 @@ def test_voc_boxes_are_mended_like_all_others(tmp_path: Path) -> None:
         ("garbage", r"a\.xml:1: is not XML: syntax error"),
         ("<robots/>", r"a\.xml: expected <annotation>, got <robots>"),
         ('<!DOCTYPE x [<!ENTITY a "b">]><annotation/>', r"a\.xml:1: declares a document type, which is refused"),
-        ('<?xml version="1.0"?>\n<!DOCTYPE annotation SYSTEM "file:///etc/passwd"><annotation/>', r"a\.xml:2: declares a document type"),
+        (
+            '<?xml version="1.0"?>\n<!DOCTYPE annotation SYSTEM "file:///etc/passwd"><annotation/>',
+            r"a\.xml:2: declares a document type",
+        ),
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', r"a\.xml:1: is not XML"),
         ("<annotation><object/></annotation>", r"a\.xml: object 1: has no name"),
         ("<annotation><object><name>cat</name></object></annotation>", r"a\.xml: object 1 \(cat\): has no bndbox"),
-        (xml([("cat", (1, 1, 5, 5), 0)]).replace("<xmin>2</xmin>", "", 1), r"object 1 \(cat\): xmin: expected a finite number, got ''"),
-        (xml([("cat", (1, 1, 5, 5), 0)]).replace(">2<", ">nan<", 1), r"object 1 \(cat\): xmin: expected a finite number, got 'nan'"),
-        (xml([("cat", (1, 1, 5, 5), 0)]).replace(">2<", ">2e999<", 1), r"object 1 \(cat\): xmin: expected a finite number, got '2e999'"),
-        (xml([("cat", (1, 1, 5, 5), 0)]).replace(">5<", ">five<", 1), r"object 1 \(cat\): xmax: expected a finite number, got 'five'"),
-        (xml([("cat", (1, 1, 5, 5), 0), ("dog", (1, 1, 5, 5), 3)]), r"object 2 \(dog\): difficult: expected 0 or 1, got '3'"),
+        (
+            xml([("cat", (1, 1, 5, 5), 0)]).replace("<xmin>2</xmin>", "", 1),
+            r"object 1 \(cat\): xmin: expected a finite number, got ''",
+        ),
+        (
+            xml([("cat", (1, 1, 5, 5), 0)]).replace(">2<", ">nan<", 1),
+            r"object 1 \(cat\): xmin: expected a finite number, got 'nan'",
+        ),
+        (
+            xml([("cat", (1, 1, 5, 5), 0)]).replace(">2<", ">2e999<", 1),
+            r"object 1 \(cat\): xmin: expected a finite number, got '2e999'",
+        ),
+        (
+            xml([("cat", (1, 1, 5, 5), 0)]).replace(">5<", ">five<", 1),
+            r"object 1 \(cat\): xmax: expected a finite number, got 'five'",
+        ),
+        (
+            xml([("cat", (1, 1, 5, 5), 0), ("dog", (1, 1, 5, 5), 3)]),
+            r"object 2 \(dog\): difficult: expected 0 or 1, got '3'",
+        ),
         (xml([], "<size><width>-3</width></size>"), r"a\.xml: width: expected a whole number of pixels, got '-3'"),
-        (xml([], "<size><height>" + "9" * 5000 + "</height></size>"), r"a\.xml: height: expected a whole number of pixels"),
+        (
+            xml([], "<size><height>" + "9" * 5000 + "</height></size>"),
+            r"a\.xml: height: expected a whole number of pixels",
+        ),
     ],
 )
 def test_malformed_xml_is_named(tmp_path: Path, text: str, says: str) -> None:
@@ -267,7 +306,9 @@ def test_images_without_a_label_file_are_empty_and_folders_nest(tmp_path: Path) 
     data = yolo_folder(tmp_path)
     draw(tmp_path / "images" / "train" / "deep" / "er.er" / "d.png", (40, 20))
     (tmp_path / "labels" / "train" / "deep" / "er.er").mkdir(parents=True)
-    (tmp_path / "labels" / "train" / "deep" / "er.er" / "d.txt").write_text("\ufeff1 0.5 0.5 0.5 0.5\r\n\r\n", encoding="utf-8")
+    (tmp_path / "labels" / "train" / "deep" / "er.er" / "d.txt").write_text(
+        "\ufeff1 0.5 0.5 0.5 0.5\r\n\r\n", encoding="utf-8"
+    )
     dataset = yolo(data, "train", None)
     assert list(dataset.table.ids) == ["a", "b", "c", "deep/er.er/d"]
     assert dataset.table.empty_images().tolist() == [2]
@@ -342,7 +383,9 @@ def test_yolo_faults_of_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="split train has no object: there are no annotations"):
         yolo(data, "train", None)
     (tmp_path / "labels" / "train").rename(tmp_path / "labels" / "other")
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'labels' / 'train'}: there is no such folder of label files")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{tmp_path / 'labels' / 'train'}: there is no such folder of label files")
+    ):
         yolo(data, "train", None)
     (tmp_path / "images" / "train" / "b.png").write_bytes(b"no image")
     (tmp_path / "labels" / "other").rename(tmp_path / "labels" / "train")

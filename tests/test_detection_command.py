@@ -29,9 +29,20 @@ from tasks.verbs.deep_check import Fingerprints, fingerprint, learn_eight, same_
 
 QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
 SMALL = [
-    *QUIET, "--model.backbone", "b0", "--model.weights", "null", "--model.backbone_options", "{width: 0.25, depth: 0.3}",
-    "--model.head_options", "{channels: 16, cells: 1, repeats: 1}", "--data.batch_size", "4", "--data.eval_batch_size", "4",
-]  # fmt: skip
+    *QUIET,
+    "--model.backbone",
+    "b0",
+    "--model.weights",
+    "null",
+    "--model.backbone_options",
+    "{width: 0.25, depth: 0.3}",
+    "--model.head_options",
+    "{channels: 16, cells: 1, repeats: 1}",
+    "--data.batch_size",
+    "4",
+    "--data.eval_batch_size",
+    "4",
+]
 """The smallest detector; images stay as the config has them."""
 TINY = [*SMALL, "--data.image_size", "64", "--data.limit_train", "12", "--data.limit_val", "8", "--optim.epochs", "1"]
 
@@ -52,7 +63,10 @@ def validation_images(coco: Path) -> list[str]:
 
 def test_shapes_train_evaluate_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    assert main(["--config", "shapes", *TINY, "--data.options", "{train: 12, val: 8, test: 8}", "--run.out", str(run)]) == 0
+    assert (
+        main(["--config", "shapes", *TINY, "--data.options", "{train: 12, val: 8, test: 8}", "--run.out", str(run)])
+        == 0
+    )
     metrics = json.loads((run / "metrics.json").read_text())
     scores = metrics[metrics["best"]]
     assert 0 <= scores["AP"] <= 1
@@ -66,14 +80,19 @@ def test_shapes_train_evaluate_and_predict(tmp_path: Path, capsys: pytest.Captur
     assert main(["evaluate", "--checkpoint", str(run), *QUIET]) == 0
     assert f"AP {scores['AP']:.6g}" in capsys.readouterr().out
     Image.fromarray(np.full((50, 90, 3), 120, np.uint8)).save(tmp_path / "grey.png")
-    assert main(["predict", "--checkpoint", str(run), str(tmp_path / "grey.png"), "--out", str(tmp_path / "out"), *QUIET]) == 0
+    assert (
+        main(["predict", "--checkpoint", str(run), str(tmp_path / "grey.png"), "--out", str(tmp_path / "out"), *QUIET])
+        == 0
+    )
     assert isinstance(json.loads((tmp_path / "out" / "predictions.json").read_text()), list)
     drawn = [path for path in (tmp_path / "out").iterdir() if path.suffix == ".jpg"]
     assert len(drawn) == 1
 
 
 @pytest.mark.peer
-def test_real_coco_files_train_predict_and_score_again(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_coco_files_train_predict_and_score_again(
+    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The mission's own command; and the file that ``predict`` writes scores as the model does, here and in pycocotools."""
     coco, run, out = data_root / "coco_mini", tmp_path / "run", tmp_path / "out"
     line = ["--config", "coco", "--data.root", str(coco), *TINY, "--run.out", str(run), "--optim.max_steps", "2"]
@@ -88,7 +107,9 @@ def test_real_coco_files_train_predict_and_score_again(data_root: Path, tmp_path
     assert main(["evaluate", "--config", "coco", "--data.root", str(coco), "--predictions", file, *QUIET]) == 0
     by_file = dict(row.split(" ", 1) for row in capsys.readouterr().out.splitlines())
     assert float(by_file["AR_100"]) > 0
-    assert {name: by_file[name] for name in by_file if name[0] == "A"} == {name: by_model[name] for name in by_file if name[0] == "A"}
+    assert {name: by_file[name] for name in by_file if name[0] == "A"} == {
+        name: by_model[name] for name in by_file if name[0] == "A"
+    }
 
     pytest.importorskip("pycocotools")
     from pycocotools.coco import COCO
@@ -99,7 +120,10 @@ def test_real_coco_files_train_predict_and_score_again(data_root: Path, tmp_path
     scorer.evaluate()
     scorer.accumulate()
     scorer.summarize()
-    precisions, recalls = ("", "50", "75", "_small", "_medium", "_large"), ("_1", "_10", "_100", "_small", "_medium", "_large")
+    precisions, recalls = (
+        ("", "50", "75", "_small", "_medium", "_large"),
+        ("_1", "_10", "_100", "_small", "_medium", "_large"),
+    )
     names = [f"AP{kind}" for kind in precisions] + [f"AR{kind}" for kind in recalls]
     for name, value in zip(names, scorer.stats, strict=True):
         assert float(by_file[name]) == pytest.approx(float(value), abs=1e-9, rel=1e-5), name  # printed with six digits
@@ -119,7 +143,11 @@ def coco_folder(root: Path, change: Callable[[dict[str, Any]], None] = lambda co
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         (root / f"{split}2017").mkdir(parents=True)
-        content: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "bar"}, {"id": 7, "name": "blob"}]}
+        content: dict[str, Any] = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 3, "name": "bar"}, {"id": 7, "name": "blob"}],
+        }
         for number in range(1, 7):
             image = rng.integers(0, 80, (60, 100, 3), dtype=np.uint8)
             left, top = int(rng.integers(2, 40)), int(rng.integers(2, 10))
@@ -127,7 +155,13 @@ def coco_folder(root: Path, change: Callable[[dict[str, Any]], None] = lambda co
             image[top : top + box[3], left : left + box[2]] = (250, 60, 60) if number % 2 else (60, 60, 250)
             Image.fromarray(image).save(root / f"{split}2017" / f"{number}.png")
             content["images"].append({"id": number, "file_name": f"{number}.png", "width": 100, "height": 60})
-            annotation = {"id": number, "image_id": number, "category_id": 3 if number % 2 else 7, "bbox": box, "iscrowd": 0}
+            annotation = {
+                "id": number,
+                "image_id": number,
+                "category_id": 3 if number % 2 else 7,
+                "bbox": box,
+                "iscrowd": 0,
+            }
             content["annotations"].append(annotation | {"area": box[2] * box[3]})
         if split == "train":
             change(content)
@@ -164,7 +198,9 @@ def test_check_names_boxes_that_a_transform_moves_apart(tmp_path: Path, monkeypa
         return replace(moved, boxes=moved.boxes + np.float32(9))
 
     monkeypatch.setattr(window.ViewTransform, "__call__", shifted)
-    with pytest.raises(Exception, match="split val, sent as predictions through resizing, restoration and scores, give AP 0"):
+    with pytest.raises(
+        Exception, match="split val, sent as predictions through resizing, restoration and scores, give AP 0"
+    ):
         check_scores(TASK, config, model, datasets["val"], "val")
 
 
@@ -174,7 +210,18 @@ def test_poor_anchor_coverage_is_told_with_a_remedy(tmp_path: Path, capsys: pyte
             annotation["bbox"] = [2, 10, 96, 16]
 
     root = coco_folder(tmp_path, slender)
-    line = ["check", "--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "128", "--out", str(tmp_path / "o")]
+    line = [
+        "check",
+        "--config",
+        "coco",
+        "--data.root",
+        str(root),
+        *SMALL,
+        "--data.image_size",
+        "128",
+        "--out",
+        str(tmp_path / "o"),
+    ]
     assert main(line) == 0
     said = capsys.readouterr().err
     assert "anchors: 0.0% of 6 boxes have one of IoU 0.5 or more" in said
@@ -188,7 +235,9 @@ def test_statistics_see_boxes_as_the_network_does(tmp_path: Path) -> None:
     config, model, datasets = loaded(coco_folder(tmp_path))
     found = statistics(TASK, config, model, datasets["train"])
     assert sorted(map(tuple, found.original.tolist())) == sorted([(12.0, 44.0)] * 3 + [(40.0, 30.0)] * 3)
-    np.testing.assert_allclose(found.network, found.original * [0.64, 38 / 60], rtol=1e-6)  # letterbox: 100 x 60 to 64 x 38
+    np.testing.assert_allclose(
+        found.network, found.original * [0.64, 38 / 60], rtol=1e-6
+    )  # letterbox: 100 x 60 to 64 x 38
     assert ((found.best_iou > 0) & (found.best_iou <= 1)).all()
 
 
@@ -197,7 +246,19 @@ def test_deep_check_finds_damaged_and_shared_images(
 ) -> None:
     monkeypatch.setattr(deep_check, "learn_eight", lambda *_: "not tried")
     root = coco_folder(tmp_path / "data")
-    line = ["check", "--deep", "--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "64", "--out", str(tmp_path)]
+    line = [
+        "check",
+        "--deep",
+        "--config",
+        "coco",
+        "--data.root",
+        str(root),
+        *SMALL,
+        "--data.image_size",
+        "64",
+        "--out",
+        str(tmp_path),
+    ]
     assert main(line) == 0
     assert "ok: train and val share no image" in capsys.readouterr().err
     Image.open(root / "train2017" / "2.png").convert("RGB").save(root / "val2017" / "5.png")
@@ -218,11 +279,15 @@ def test_same_images_are_recompressed_copies_not_other_images(data_root: Path, t
 
     def prints(images: list[np.ndarray]) -> Fingerprints:
         hashes, thumbs = zip(*(fingerprint(image) for image in images), strict=True)
-        return Fingerprints([str(number) for number in range(len(images))], np.array(hashes, np.uint64), np.stack(thumbs))
+        return Fingerprints(
+            [str(number) for number in range(len(images))], np.array(hashes, np.uint64), np.stack(thumbs)
+        )
 
     copies = []
     for number, image in enumerate(images[:10]):
-        Image.fromarray(image).resize((image.shape[1] // 2, image.shape[0] // 2)).save(tmp_path / f"{number}.jpg", quality=60)
+        Image.fromarray(image).resize((image.shape[1] // 2, image.shape[0] // 2)).save(
+            tmp_path / f"{number}.jpg", quality=60
+        )
         copies.append(np.asarray(Image.open(tmp_path / f"{number}.jpg")))
     assert same_images(prints(images), prints(copies)) == [(str(n), str(n)) for n in range(10)]
     assert same_images(prints(images[:20]), prints(images[20:])) == []
@@ -249,7 +314,9 @@ def test_eight_images_are_learnt_and_wrong_targets_are_not(tmp_path: Path, monke
 
 def test_truth_as_predictions_leaves_out_crowds_and_padding() -> None:
     boxes = torch.arange(12.0).view(1, 3, 4)
-    detections = truth_as_predictions(BoxTargets(boxes, torch.tensor([[2, 1, -1]]), torch.tensor([[True, False, False]])))
+    detections = truth_as_predictions(
+        BoxTargets(boxes, torch.tensor([[2, 1, -1]]), torch.tensor([[True, False, False]]))
+    )
     assert detections.count.tolist() == [1]
     assert detections.boxes[0, 0].tolist() == [4.0, 5.0, 6.0, 7.0]
     assert detections.labels[0, 0].item() == 1
@@ -294,7 +361,17 @@ def test_a_table_of_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     for split in ("train", "val"):
         (tmp_path / split / "cat").mkdir(parents=True)
         Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / split / "cat" / "a.png")
-    line = ["--config", "coco", "--data.name", "folder", "--data.root", str(tmp_path), *TINY, "--run.out", str(tmp_path / "run")]
+    line = [
+        "--config",
+        "coco",
+        "--data.name",
+        "folder",
+        "--data.root",
+        str(tmp_path),
+        *TINY,
+        "--run.out",
+        str(tmp_path / "run"),
+    ]
     assert main(line) == 2
     assert "boxes" in error_of(capsys)
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
@@ -313,7 +390,9 @@ def test_published_classes_keep_their_ids(tmp_path: Path) -> None:
     assert TASK.default_classes(80) == tuple(COCO_NAMES.values())
 
 
-def test_splits_and_models_that_number_classes_otherwise_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_splits_and_models_that_number_classes_otherwise_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, run = coco_folder(tmp_path / "data"), tmp_path / "run"
     line = ["--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "64", "--optim.max_steps", "1"]
     assert main([*line, "--run.out", str(run)]) == 0
@@ -346,11 +425,28 @@ def test_an_undefined_score_is_no_success(tmp_path: Path, capsys: pytest.Capture
     assert "data.test: AP is undefined" in said.err
 
 
-def test_small_sets_are_evaluated_whatever_the_training_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_sets_are_evaluated_whatever_the_training_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Epochs are counted in training batches alone; files to predict have no aspects to sort by."""
     root, run = coco_folder(tmp_path / "data"), tmp_path / "run"
     line = ["--config", "coco", "--data.root", str(root), *SMALL, "--data.image_size", "128", "--optim.max_steps", "1"]
-    assert main([*line, "--data.batch_size", "6", "--data.limit_val", "3", "--data.batch_shape", "aspect", "--run.out", str(run)]) == 0
+    assert (
+        main(
+            [
+                *line,
+                "--data.batch_size",
+                "6",
+                "--data.limit_val",
+                "3",
+                "--data.batch_shape",
+                "aspect",
+                "--run.out",
+                str(run),
+            ]
+        )
+        == 0
+    )
     picture = str(root / "val2017" / "1.png")
     assert main(["predict", "--checkpoint", str(run), picture, "--out", str(tmp_path / "out"), *QUIET]) == 0
     assert (tmp_path / "out" / "1.jpg").is_file()
@@ -370,7 +466,9 @@ def test_unreadable_images_are_skipped_by_the_checks_too(tmp_path: Path, capsys:
         quick_checks(TASK, strict, model, datasets, said.append)  # type: ignore[arg-type]
 
 
-def test_results_files_follow_the_numbering_of_the_training_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_files_follow_the_numbering_of_the_training_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Pascal VOC numbers its classes by name: a class that the scored split lacks must not shift the others."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (tmp_path / folder).mkdir(parents=True)
@@ -382,10 +480,21 @@ def test_results_files_follow_the_numbering_of_the_training_data(tmp_path: Path,
             size = "<size><width>60</width><height>50</height><depth>3</depth></size>"
             text = f"<annotation>{size}<object><name>{name}</name>{box}</object></annotation>"
             (tmp_path / "Annotations" / f"{split}{name}.xml").write_text(text)
-    found = [{"image_id": f"val{name}", "category_id": number, "bbox": [10, 5, 20, 35], "score": 0.9} for number, name in
-             ((2, "banana"), (3, "cherry"))]  # fmt: skip
+    found = [
+        {"image_id": f"val{name}", "category_id": number, "bbox": [10, 5, 20, 35], "score": 0.9}
+        for number, name in ((2, "banana"), (3, "cherry"))
+    ]
     (tmp_path / "found.json").write_text(json.dumps(found))
-    line = ["evaluate", "--config", "voc", "--data.root", str(tmp_path), "--predictions", str(tmp_path / "found.json"), *QUIET]
+    line = [
+        "evaluate",
+        "--config",
+        "voc",
+        "--data.root",
+        str(tmp_path),
+        "--predictions",
+        str(tmp_path / "found.json"),
+        *QUIET,
+    ]
     assert main(line) == 0
     assert "AP 1\n" in capsys.readouterr().out
 

@@ -20,7 +20,20 @@ from tasks.data.sample import Truth
 from tasks.detection.metrics import CONFIDENT, DetectionMetrics, match_image
 from tasks.detection.results import ImageDetections
 
-LINES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+LINES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_1",
+    "AR_10",
+    "AR_100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
 Images = list[tuple[ImageDetections, Truth]]
 
 
@@ -64,7 +77,9 @@ def draw(seed: int, n: int, k: int, *, levels: int = 10, odd_areas: bool = True,
         near = boxes[copies] + np.rint(rng.normal(0, 1, (len(copies), 4)) * boxes[copies][:, [2, 3, 2, 3]] * 0.08)
         far = np.rint(rng.uniform(1, 200, (int(rng.integers(0, most)), 4)))
         rows = np.concatenate([np.abs(near), far])
-        kinds = np.concatenate([np.where(rng.random(len(copies)) < 0.9, labels[copies], 0), rng.integers(0, k, len(far))])
+        kinds = np.concatenate(
+            [np.where(rng.random(len(copies)) < 0.9, labels[copies], 0), rng.integers(0, k, len(far))]
+        )
         scores = rng.integers(0, levels + 1, len(rows)) / levels
         order = rng.permutation(len(rows))
         mine = ImageDetections(str(id_), (480, 640), rows[order], scores[order], kinds[order].astype(np.int64))
@@ -72,7 +87,9 @@ def draw(seed: int, n: int, k: int, *, levels: int = 10, odd_areas: bool = True,
     return images
 
 
-def reference(images: Images, classes: int, max_dets: Sequence[int] = (1, 10, 100)) -> tuple[dict[str, float | None], Any]:
+def reference(
+    images: Images, classes: int, max_dets: Sequence[int] = (1, 10, 100)
+) -> tuple[dict[str, float | None], Any]:
     """The twelve lines by pycocotools, and its evaluation."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -80,7 +97,9 @@ def reference(images: Images, classes: int, max_dets: Sequence[int] = (1, 10, 10
     sides: list[list[dict[str, Any]]] = [[], []]
     for mine, objects in images:
         common = {"image_id": int(mine.id), "iscrowd": 0}
-        for box, label, crowd, area in zip(objects.boxes.tolist(), objects.labels, objects.crowd, objects.area, strict=True):
+        for box, label, crowd, area in zip(
+            objects.boxes.tolist(), objects.labels, objects.crowd, objects.area, strict=True
+        ):
             rest = {"category_id": int(label), "bbox": box, "iscrowd": int(crowd), "area": float(area)}
             sides[0].append(common | rest | {"id": len(sides[0]) + 1})
         for box, label, value in zip(mine.boxes.tolist(), mine.labels, mine.scores, strict=True):
@@ -90,8 +109,11 @@ def reference(images: Images, classes: int, max_dets: Sequence[int] = (1, 10, 10
         sets = []
         for annotations in sides:
             coco = COCO()
-            coco.dataset = {"images": [{"id": int(mine.id)} for mine, _ in images], "annotations": annotations,
-                            "categories": [{"id": label} for label in range(classes)]}  # fmt: skip
+            coco.dataset = {
+                "images": [{"id": int(mine.id)} for mine, _ in images],
+                "annotations": annotations,
+                "categories": [{"id": label} for label in range(classes)],
+            }
             coco.createIndex()
             sets.append(coco)
         run = COCOeval(*sets, "bbox")
@@ -101,8 +123,14 @@ def reference(images: Images, classes: int, max_dets: Sequence[int] = (1, 10, 10
         if list(max_dets) == [1, 10, 100]:
             run.summarize()
     precision, recall = run.eval["precision"], run.eval["recall"]
-    values = [precision[..., 0, -1], precision[0, ..., 0, -1], precision[5, ..., 0, -1], *(precision[..., a, -1] for a in (1, 2, 3)),
-              *(recall[..., 0, m] for m in range(len(max_dets))), *(recall[..., a, -1] for a in (1, 2, 3))]  # fmt: skip
+    values = [
+        precision[..., 0, -1],
+        precision[0, ..., 0, -1],
+        precision[5, ..., 0, -1],
+        *(precision[..., a, -1] for a in (1, 2, 3)),
+        *(recall[..., 0, m] for m in range(len(max_dets))),
+        *(recall[..., a, -1] for a in (1, 2, 3)),
+    ]
     lines = [*LINES[:6], *(f"AR_{most}" for most in max_dets), *LINES[9:]]
     means = [float(value[value > -1].mean()) if (value > -1).any() else None for value in values]
     if list(max_dets) == [1, 10, 100]:
@@ -119,7 +147,10 @@ def assert_equal(result: dict[str, Any], expected: dict[str, float | None]) -> N
 def coco_images(file: Path, seed: int | None) -> tuple[Images, int]:
     """Images of an annotation file; detections are the truth itself (``seed`` None), or jittered, doubled and thinned."""
     content = json.loads(file.read_text())
-    label = {category["id"]: index for index, category in enumerate(sorted(content["categories"], key=lambda item: item["id"]))}
+    label = {
+        category["id"]: index
+        for index, category in enumerate(sorted(content["categories"], key=lambda item: item["id"]))
+    }
     rng = np.random.default_rng(seed)
     images = []
     for image in content["images"]:
@@ -131,13 +162,17 @@ def coco_images(file: Path, seed: int | None) -> tuple[Images, int]:
             boxes = boxes + rng.normal(0, 0.1, boxes.shape) * boxes[:, [2, 3, 2, 3]]
             labels = np.where(rng.random(len(rows)) < 0.8, labels, rng.integers(0, len(label), len(rows)))
         scores = np.ones(len(rows)) if seed is None else rng.random(len(rows)).round(2)
-        images.append((ImageDetections(str(image["id"]), (image["height"], image["width"]), boxes, scores, labels), objects))
+        images.append(
+            (ImageDetections(str(image["id"]), (image["height"], image["width"]), boxes, scores, labels), objects)
+        )
     return images, len(label)
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize("max_dets", [100, 10, 300])
-def test_real_annotations_with_crowds_equal_pycocotools(data_root: Path, max_dets: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_annotations_with_crowds_equal_pycocotools(
+    data_root: Path, max_dets: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     crowds = 0
     for split in ("train", "val"):
         images, k = coco_images(data_root / "coco_mini" / "annotations" / f"instances_{split}2017.json", seed=1)
@@ -157,8 +192,14 @@ def test_real_annotations_with_crowds_equal_pycocotools(data_root: Path, max_det
 
 @pytest.mark.peer
 @settings(max_examples=200, deadline=None)
-@given(seed=st.integers(0, 10**6), n=st.integers(1, 8), k=st.integers(1, 5), levels=st.sampled_from([1, 3, 1000]),
-       max_dets=st.sampled_from([100, 100, 1, 3, 10, 300]), odd_areas=st.booleans())  # fmt: skip
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 8),
+    k=st.integers(1, 5),
+    levels=st.sampled_from([1, 3, 1000]),
+    max_dets=st.sampled_from([100, 100, 1, 3, 10, 300]),
+    odd_areas=st.booleans(),
+)
 def test_made_up_sets_equal_pycocotools(seed: int, n: int, k: int, levels: int, max_dets: int, odd_areas: bool) -> None:
     images = draw(seed, n, k, levels=levels, odd_areas=odd_areas)
     limits = sorted({1, 10, max_dets} if max_dets >= 10 else {1, max_dets})
@@ -189,7 +230,9 @@ def test_truth_as_predictions_is_exactly_one(data_root: Path) -> None:
 
 def test_a_case_counted_by_hand() -> None:
     objects = truth([[0, 0, 100, 100, 0, 0], [200, 0, 100, 100, 0, 0]])
-    mine = found("7", [[0, 0, 100, 100, 0.9, 0], [400, 300, 50, 50, 0.8, 0], [200, 0, 100, 62, 0.7, 0], [9, 9, 20, 20, 0.5, 1]])
+    mine = found(
+        "7", [[0, 0, 100, 100, 0.9, 0], [400, 300, 50, 50, 0.8, 0], [200, 0, 100, 62, 0.7, 0], [9, 9, 20, 20, 0.5, 1]]
+    )
     empty = found("3", [[1, 1, 50, 50, CONFIDENT, 0], [1, 1, 50, 50, 0.1, 0], [5, 5, 10, 10, 0.9, 1]])
     result = score([(mine, objects), (empty, truth([]))], 3)
     # Falling: right, false alarm on "3" (0.9, of class 1: apart), wrong (0.8), right up to IoU 0.6 (its IoU is 0.62), ...
@@ -234,7 +277,11 @@ def test_undefined_is_not_zero_and_nothing_found_is() -> None:
     assert only_crowd["false_positives_on_empty"] is None
     silent = score([(found("1", []), truth([[0, 0, 50, 50, 1, 0]]))], 2)
     assert [silent[line] for line in ("AP", "AP50", "AP_medium", "AR_1", "AR_100")] == [0.0] * 5
-    assert (silent["AP_small"], silent["per_class"]["class 0"]["ap"], silent["per_class"]["class 1"]["ap"]) == (None, None, 0.0)
+    assert (silent["AP_small"], silent["per_class"]["class 0"]["ap"], silent["per_class"]["class 1"]["ap"]) == (
+        None,
+        None,
+        0.0,
+    )
 
 
 @pytest.mark.peer
@@ -246,8 +293,12 @@ def test_ids_that_are_numbers_are_sorted_as_numbers() -> None:
         images = [(found(first, right), objects), (found(second, wrong), objects)]
         assert_equal(score(images, 1), reference(images, 1)[0])
     assert score([(found("9", right), objects), (found("10", wrong), objects)], 1)["AP"] == pytest.approx(51 / 101)
-    assert score([(found("10", right), objects), (found("9", wrong), objects)], 1)["AP"] == pytest.approx(0.5 * 51 / 101)
-    assert score([(found("b", right), objects), (found("a/\udcff", wrong), objects)], 1)["AP"] == pytest.approx(0.5 * 51 / 101)
+    assert score([(found("10", right), objects), (found("9", wrong), objects)], 1)["AP"] == pytest.approx(
+        0.5 * 51 / 101
+    )
+    assert score([(found("b", right), objects), (found("a/\udcff", wrong), objects)], 1)["AP"] == pytest.approx(
+        0.5 * 51 / 101
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -300,13 +351,20 @@ def test_a_non_finite_detection_is_wrong_for_every_size() -> None:
     """Alone it finds nothing (pycocotools: AP 1.0); before a right one it is one false positive, whatever the size."""
     objects = truth([[0, 0, 20, 20, 0, 0], [100, 0, 50, 50, 0, 0], [200, 0, 120, 120, 0, 0]])
     right = [[*box, 0.5, 0] for box in objects.boxes.tolist()]
-    for row in ([np.nan, 0, 20, 20, 0.9, 0], [0, 0, 20, np.inf, 0.9, 0], [0, 0, 20, 20, np.nan, 0], [0, 0, 20, 20, -np.inf, 0]):
+    for row in (
+        [np.nan, 0, 20, 20, 0.9, 0],
+        [0, 0, 20, np.inf, 0.9, 0],
+        [0, 0, 20, 20, np.nan, 0],
+        [0, 0, 20, 20, -np.inf, 0],
+    ):
         alone = score([(found("1", [row]), objects)], 1)
         assert (alone["AP"], alone["AR_100"], alone["non_finite"]) == (0.0, 0.0, 1)
         result = score([(found("1", [*right, row]), objects)], 1)
         assert result["AP"] == pytest.approx(0.75)
         assert [result[f"AP_{size}"] for size in ("small", "medium", "large")] == pytest.approx([0.5] * 3)
-    assert score([(found("1", [*right, [np.nan, 0, 20, 20, 0.1, 0]]), objects)], 1)["AP"] == 1.0  # at its score, the last
+    assert (
+        score([(found("1", [*right, [np.nan, 0, 20, 20, 0.1, 0]]), objects)], 1)["AP"] == 1.0
+    )  # at its score, the last
 
 
 @pytest.mark.parametrize(
@@ -394,7 +452,9 @@ def test_matching_of_one_image_equals_pycocotools() -> None:
     for seed in range(15):
         images = draw(seed, 6, 2, levels=1000)
         _, run = reference(images, 2)
-        cells = {(cell["image_id"], cell["category_id"]): cell for cell in run.evalImgs if cell and cell["aRng"] == [0, 1e10]}
+        cells = {
+            (cell["image_id"], cell["category_id"]): cell for cell in run.evalImgs if cell and cell["aRng"] == [0, 1e10]
+        }
         first_id = 1
         for mine, objects in images:
             for threshold, iou in ((0, 0.5), (5, 0.75)):
@@ -404,11 +464,11 @@ def test_matching_of_one_image_equals_pycocotools() -> None:
                     rows = rows[np.argsort(-mine.scores[rows], kind="stable")]
                     cell = cells.get((int(mine.id), label))
                     expected = cell["dtMatches"][threshold] if cell else np.zeros(len(rows))
-                    assert (matches.truth[rows] + first_id).tolist() == [id_ or first_id - 1 for id_ in expected.tolist()]
+                    assert (matches.truth[rows] + first_id).tolist() == [
+                        id_ or first_id - 1 for id_ in expected.tolist()
+                    ]
             right += int(matches.correct.sum())
             ignored += int(matches.ignored.sum())
             first_id += len(objects.labels)
     assert right > 30
     assert ignored > 5
-
-

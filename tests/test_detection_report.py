@@ -65,7 +65,12 @@ def test_small_images_are_enlarged_by_whole_factors_and_boxes_with_them(side: in
     assert picture.shape == (side // 2 * factor, side * factor, 3)
     assert (picture[3 * factor : 4 * factor, 5 * factor : 6 * factor] == (1, 2, 3)).all()
     rows, columns = np.nonzero(is_colour(picture, COLOURS[0]))
-    assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (10 * factor, 8 * factor, 20 * factor, 16 * factor)
+    assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (
+        10 * factor,
+        8 * factor,
+        20 * factor,
+        16 * factor,
+    )
 
 
 def test_large_images_are_reduced_on_demand_and_lines_and_letters_grow() -> None:
@@ -78,7 +83,9 @@ def test_large_images_are_reduced_on_demand_and_lines_and_letters_grow() -> None
         return int(is_colour(picture[picture.shape[0] // 2], COLOURS[0]).sum()) // 2
 
     assert (width(small), width(whole)) == (2, 7)
-    tags = [changed(draw_boxes(i, box * s, ["word"])[: int(445 * s)]) for i, s in ((image, 1.0), (image[::4, ::4], 0.25))]
+    tags = [
+        changed(draw_boxes(i, box * s, ["word"])[: int(445 * s)]) for i, s in ((image, 1.0), (image[::4, ::4], 0.25))
+    ]
     heights = [bottom - top for _, top, _, bottom in tags]
     assert heights[0] > 3 * heights[1] > 0
 
@@ -97,9 +104,19 @@ def test_styles_differ_without_colour() -> None:
 
 @pytest.mark.parametrize(
     "box",
-    [(0, 0, 30, 20), (470, 0, 500, 20), (0, 380, 30, 400), (470, 380, 500, 400), (0, 0, 500, 400), (-50, -50, 700, 700), (9, 0, 10, 400)],
+    [
+        (0, 0, 30, 20),
+        (470, 0, 500, 20),
+        (0, 380, 30, 400),
+        (470, 380, 500, 400),
+        (0, 0, 500, 400),
+        (-50, -50, 700, 700),
+        (9, 0, 10, 400),
+    ],
 )
-@pytest.mark.parametrize("text", ["cat", "an uncommonly long name of a class that is wider than all of the picture, surely, by a lot"])
+@pytest.mark.parametrize(
+    "text", ["cat", "an uncommonly long name of a class that is wider than all of the picture, surely, by a lot"]
+)
 def test_tags_stay_inside(box: tuple[int, ...], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[tuple[str, tuple[float, ...]]] = []
     write = ImageDraw.ImageDraw.text
@@ -137,7 +154,9 @@ def test_extreme_shapes_are_drawn(shape: tuple[int, int]) -> None:
 
 def test_boxes_that_show_nothing_are_left_out() -> None:
     nan, inf = np.nan, np.inf
-    nothing = np.array([[nan, 0, 9, 9], [0, 0, inf, 9], [-20, 10, -5, 30], [600, 0, 700, 9], [0, 500, 9, 600], [90, 0, 40, 50.0]])
+    nothing = np.array(
+        [[nan, 0, 9, 9], [0, 0, inf, 9], [-20, 10, -5, 30], [600, 0, 700, 9], [0, 500, 9, 600], [90, 0, 40, 50.0]]
+    )
     assert (draw_boxes(GREY, nothing, ["x"] * 6) == GREY).all()
     assert (draw_boxes(GREY, np.zeros((0, 4))) == GREY).all()
     assert is_colour(draw_boxes(GREY, np.array([[7, 8, 7, 8]])), COLOURS[0]).sum() >= 1  # an empty one is a dot
@@ -186,9 +205,12 @@ def test_grids_centre_images_in_equal_cells() -> None:
 
 def test_sample_sheets_show_boxes_classes_and_crowds() -> None:
     sample = Sample(
-        image=np.full((640, 640, 3), 90, np.uint8), id="a", boxes=np.array([[64, 64, 320, 320], [400, 64, 600, 500]], np.float32),
-        box_labels=np.array([1, 0]), crowd=np.array([False, True]),
-    )  # fmt: skip
+        image=np.full((640, 640, 3), 90, np.uint8),
+        id="a",
+        boxes=np.array([[64, 64, 320, 320], [400, 64, 600, 500]], np.float32),
+        box_labels=np.array([1, 0]),
+        crowd=np.array([False, True]),
+    )
     empty = Sample(image=np.full((640, 320, 3), 90, np.uint8), id="b")
     sheet = sample_sheet([sample, empty], ["cat", "dog"], side=480)
     assert sheet.shape == (480, 966, 3)
@@ -218,7 +240,10 @@ def test_coverage_tells_how_many_boxes_have_an_anchor_and_at_which_sizes() -> No
     iou = np.array([0.1, 0.49, 0.5, 0.9, 1.0])
     sides = np.array([[5, 5], [6, 6], [100, 100], [100, 90], [5, 6.0]])
     left, right = coverage_figure(iou, sides).axes
-    heights = {name: sum(bar.get_height() for bar in bars) for name, bars in zip(("over", "under"), left.containers, strict=True)}
+    heights = {
+        name: sum(bar.get_height() for bar in bars)
+        for name, bars in zip(("over", "under"), left.containers, strict=True)
+    }
     assert heights == {"over": 3, "under": 2}
     assert [(bar.get_x(), bar.get_height()) for bar in right.patches] == [(4, pytest.approx(1 / 3)), (64, 1)]
     coverage_figure(np.array([0.3]), np.array([[8, 8.0]]))
@@ -259,7 +284,11 @@ def batch_of(samples: list[Sample], size: tuple[int, int]) -> Batch:
 def detections(batch: Batch, rows: list[list[tuple[list[float], float, int]]]) -> Detections:
     """(box xyxy in original pixels, score, label) for each image, brought into the pixels of the batch."""
     most = max(1, *(len(row) for row in rows))
-    boxes, scores, labels = torch.zeros(len(rows), most, 4), torch.zeros(len(rows), most), torch.zeros(len(rows), most, dtype=torch.int64)
+    boxes, scores, labels = (
+        torch.zeros(len(rows), most, 4),
+        torch.zeros(len(rows), most),
+        torch.zeros(len(rows), most, dtype=torch.int64),
+    )
     for i, (row, meta) in enumerate(zip(rows, batch.meta, strict=True)):
         for j, (box, score, label) in enumerate(row):
             assert meta.plan is not None
@@ -269,9 +298,17 @@ def detections(batch: Batch, rows: list[list[tuple[list[float], float, int]]]) -
 
 
 def predict_into(
-    out: Path, files: list[Path], rows: list[list[tuple[list[float], float, int]]], *, channels: int = 3, depth: str = "8", **more: Any
-) -> list[str]:  # fmt: skip
-    samples = [Sample(image=read_image(file, channels=channels, depth=depth), id=str(file), path=str(file)) for file in files]
+    out: Path,
+    files: list[Path],
+    rows: list[list[tuple[list[float], float, int]]],
+    *,
+    channels: int = 3,
+    depth: str = "8",
+    **more: Any,
+) -> list[str]:
+    samples = [
+        Sample(image=read_image(file, channels=channels, depth=depth), id=str(file), path=str(file)) for file in files
+    ]
     told: list[str] = []
     writer = DetectionFiles(out, ["cat", "dog"], [3, 90], told.append, **more)
     for sample, row in zip(samples, rows, strict=True):
@@ -304,7 +341,13 @@ def test_predict_draws_confident_boxes_and_writes_all_in_original_pixels(tmp_pat
 
 def test_predict_says_when_nothing_is_found_and_the_threshold_is_an_option(tmp_path: Path) -> None:
     file = write_picture(tmp_path / "a.png")
-    rows = [[([10.0, 10.0, 50.0, 50.0], 0.2, 1), ([10.0, 90.0, 50.0, 150.0], 0.15, 0), ([90.0, 90.0, 150.0, 150.0], 0.15, 0)]]
+    rows = [
+        [
+            ([10.0, 10.0, 50.0, 50.0], 0.2, 1),
+            ([10.0, 90.0, 50.0, 150.0], 0.15, 0),
+            ([90.0, 90.0, 150.0, 150.0], 0.15, 0),
+        ]
+    ]
     assert predict_into(tmp_path / "x", [file], rows) == [f"{file}: nothing above 0.3"]
     assert predict_into(tmp_path / "y", [file], rows, threshold=0.1) == [f"{file}: 2 cat, 1 dog"]
     assert predict_into(tmp_path / "z", [file], [[]]) == [f"{file}: nothing above 0.3"]
@@ -328,7 +371,13 @@ def test_predict_overwrites_its_own_pictures_but_never_a_photograph(tmp_path: Pa
     for _ in range(2):
         predict_into(tmp_path, [file, photo], [[([10.0, 10.0, 200.0, 200.0], 0.9, 0)]] * 2)
         assert photo.read_bytes() == before
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["a-2.jpg", "a-3.jpg", "a.jpg", "a.png", "predictions.json"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "a-2.jpg",
+            "a-3.jpg",
+            "a.jpg",
+            "a.png",
+            "predictions.json",
+        ]
     assert round(np.asarray(Image.open(tmp_path / "a-2.jpg"))[-9:, -9:].mean()) == 50
 
 
@@ -378,8 +427,12 @@ def test_pictures_lie_upright_as_they_were_predicted(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_which_nothing_could_be_read_leaves_nothing(tmp_path: Path) -> None:
-    none = Detections(torch.zeros(0, 5, 4), torch.zeros(0, 5), torch.zeros(0, 5, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-    empty = Batch(torch.zeros(0, 3, 64, 64, dtype=torch.uint8), ImageSizes((64, 64), torch.zeros(0, 2, dtype=torch.int64)))
+    none = Detections(
+        torch.zeros(0, 5, 4), torch.zeros(0, 5), torch.zeros(0, 5, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    )
+    empty = Batch(
+        torch.zeros(0, 3, 64, 64, dtype=torch.uint8), ImageSizes((64, 64), torch.zeros(0, 2, dtype=torch.int64))
+    )
     writer, examples = DetectionFiles(tmp_path / "out", ["cat"], [1], print), DetectionExamples(["cat"])
     writer.update(empty, none)
     writer.close()
@@ -403,20 +456,30 @@ def test_long_names_are_shortened(tmp_path: Path) -> None:
 # --- worst and best images ---
 
 
-def scene(name: str, right: int, wrong: int, missed: int, *, crowd: bool = False) -> tuple[Sample, list[tuple[list[float], float, int]]]:
+def scene(
+    name: str, right: int, wrong: int, missed: int, *, crowd: bool = False
+) -> tuple[Sample, list[tuple[list[float], float, int]]]:
     """A wide image with so many objects found, objects missed and detections of nothing, and some that are not confident."""
     place = [[10.0 + 50 * k, 10.0, 50.0 + 50 * k, 60.0] for k in range(right + wrong + missed)]
-    objects = np.array(place[:right] + place[right + wrong :] + ([[0, 100, 900, 200]] if crowd else []), np.float32).reshape(-1, 4)
+    objects = np.array(
+        place[:right] + place[right + wrong :] + ([[0, 100, 900, 200]] if crowd else []), np.float32
+    ).reshape(-1, 4)
     crowds = np.array([False] * (right + missed) + [True] * crowd, np.bool_)
     sample = Sample(
-        image=np.full((200, 900, 3), 90, np.uint8), id=name, boxes=objects, box_labels=np.zeros(len(objects), np.int64), crowd=crowds
+        image=np.full((200, 900, 3), 90, np.uint8),
+        id=name,
+        boxes=objects,
+        box_labels=np.zeros(len(objects), np.int64),
+        crowd=crowds,
     )
     found = [(box, 0.9 - 0.01 * k, 0) for k, box in enumerate(place[: right + wrong])]
     return sample, [*found, ([600.0, 10, 640, 60], 0.25, 0), ([5.0, 10, 50, 60], 0.29, 1)]
 
 
 def examples_of(
-    scenes: list[tuple[Sample, list[tuple[list[float], float, int]]]], batch_size: int = 3, size: tuple[int, int] = (96, 128)
+    scenes: list[tuple[Sample, list[tuple[list[float], float, int]]]],
+    batch_size: int = 3,
+    size: tuple[int, int] = (96, 128),
 ) -> DetectionExamples:
     examples = DetectionExamples(["cat", "dog"])
     for start in range(0, len(scenes), batch_size):
@@ -427,12 +490,23 @@ def examples_of(
 
 
 def test_images_are_ranked_by_f1_then_by_how_much_there_is() -> None:
-    counts = {"none": (0, 0, 0), "all 2": (2, 0, 0), "all 5": (5, 0, 0), "half": (1, 1, 1), "a third": (1, 2, 2), "alarm": (0, 1, 0),
-              "lost 3": (0, 0, 3), "both 4": (0, 2, 2)}  # fmt: skip
+    counts = {
+        "none": (0, 0, 0),
+        "all 2": (2, 0, 0),
+        "all 5": (5, 0, 0),
+        "half": (1, 1, 1),
+        "a third": (1, 2, 2),
+        "alarm": (0, 1, 0),
+        "lost 3": (0, 0, 3),
+        "both 4": (0, 2, 2),
+    }
     examples = examples_of([scene(name, *numbers) for name, numbers in counts.items()])
     assert [(e.id, round(e.f1, 3), e.counts) for e in examples.worst()] == [
-        ("both 4", 0, (0, 2, 2)), ("lost 3", 0, (0, 0, 3)), ("alarm", 0, (0, 1, 0)), ("a third", round(1 / 3, 3), (1, 2, 2)),
-    ]  # fmt: skip
+        ("both 4", 0, (0, 2, 2)),
+        ("lost 3", 0, (0, 0, 3)),
+        ("alarm", 0, (0, 1, 0)),
+        ("a third", round(1 / 3, 3), (1, 2, 2)),
+    ]
     assert [(e.id, e.f1) for e in examples.best()] == [("all 5", 1), ("all 2", 1), ("half", 0.5)]
 
 
@@ -488,7 +562,8 @@ def test_large_images_are_kept_reduced_and_boxes_with_them() -> None:
 def test_pictures_say_right_wrong_and_missed_in_words_and_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[tuple[str, str]] = []
     monkeypatch.setattr(
-        "tasks.report.boxes.draw_boxes", lambda image, boxes, texts, labels, styles: said.extend(zip(texts, styles, strict=True))
+        "tasks.report.boxes.draw_boxes",
+        lambda image, boxes, texts, labels, styles: said.extend(zip(texts, styles, strict=True)),
     )
     sample, row = scene("a", 1, 1, 1, crowd=True)
     (example,) = examples_of([(sample, [*row, ([100.0, 110, 300, 190], 0.5, 0)])]).best()
@@ -537,11 +612,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return report(
         tmp_path_factory.mktemp("report"),
         config={"model": {"backbone": "b0"}, "data": {"root": NASTY}},
-        history=[{"epoch": e, "train_loss": 2.0 / e, "val_AP": 0.1 * e, "val_AP_small": 0.2, "lr": 0.1} for e in (1, 2, 3)],
+        history=[
+            {"epoch": e, "train_loss": 2.0 / e, "val_AP": 0.1 * e, "val_AP_small": 0.2, "lr": 0.1} for e in (1, 2, 3)
+        ],
         results={"best": "ema", "ema": results(), "raw": results(2)},
         facts={"title": NASTY, "weights": "imagenet"},
         examples=examples_of([scene(NASTY, 2, 1, 1), scene("b", 0, 1, 0)]),
-        boxes=BoxStatistics(rng.uniform(5, 300, (50, 2)), rng.uniform(3, 200, (50, 2)), rng.uniform(0.2, 1, 50), REPAIRS),
+        boxes=BoxStatistics(
+            rng.uniform(5, 300, (50, 2)), rng.uniform(3, 200, (50, 2)), rng.uniform(0.2, 1, 50), REPAIRS
+        ),
     )
 
 
@@ -558,11 +637,34 @@ def test_the_page_needs_nothing_from_outside_and_no_name_becomes_code(page: Page
 
 def test_the_page_shows_the_figures_that_were_given(page: Page) -> None:
     scores = results()
-    wanted = ["Scores", "Training", "Precision and recall", "Classes", "Worst images", "Best images", "Box sizes", "Anchors",
-              "Repairs of the data", "Configuration"]  # fmt: skip
+    wanted = [
+        "Scores",
+        "Training",
+        "Precision and recall",
+        "Classes",
+        "Worst images",
+        "Best images",
+        "Box sizes",
+        "Anchors",
+        "Repairs of the data",
+        "Configuration",
+    ]
     assert [line for line in page.seen.splitlines() if line in wanted] == wanted
     assert f"AP {100 * scores['AP']:.1f} %, AP50 {100 * scores['AP50']:.1f} % of 3 images (ema weights)" in page.seen
-    lines = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"]
+    lines = [
+        "AP",
+        "AP50",
+        "AP75",
+        "AP_small",
+        "AP_medium",
+        "AP_large",
+        "AR_1",
+        "AR_10",
+        "AR_100",
+        "AR_small",
+        "AR_medium",
+        "AR_large",
+    ]
     table = [line for line in page.seen.split("Scores\n")[1].split("Training\n")[0].splitlines() if line.strip()]
     assert [line for line in table if line in lines] == lines  # all twelve, in order, also the undefined ones
     assert scores["AP_large"] is None
@@ -574,8 +676,10 @@ def test_the_page_shows_the_figures_that_were_given(page: Page) -> None:
 
 
 def test_the_weakest_class_comes_first(tmp_path: Path) -> None:
-    per_class = {name: {"ap": ap, "ap50": ap, "ar": ap, "ground_truth": 3, "detections": 5}
-                 for name, ap in (("strong", 0.9), ("none", None), ("weak", 0.1))}  # fmt: skip
+    per_class = {
+        name: {"ap": ap, "ap50": ap, "ar": ap, "ground_truth": 3, "detections": 5}
+        for name, ap in (("strong", 0.9), ("none", None), ("weak", 0.1))
+    }
     page = report(tmp_path, results={"AP": 0.5, "per_class": per_class})
     assert re.findall(r"^(strong|none|weak)$", page.seen.split("Classes\n")[1], re.M) == ["weak", "strong", "none"]
 
@@ -600,7 +704,9 @@ def test_a_page_of_next_to_nothing(tmp_path: Path) -> None:
 
 
 def test_a_head_without_anchors_has_box_sizes_alone(tmp_path: Path) -> None:
-    page = report(tmp_path, results={"AP": 0.5}, boxes=BoxStatistics(np.full((2, 2), 9.0), np.full((2, 2), 5.0), np.zeros(0)))
+    page = report(
+        tmp_path, results={"AP": 0.5}, boxes=BoxStatistics(np.full((2, 2), 9.0), np.full((2, 2), 5.0), np.zeros(0))
+    )
     assert "Box sizes" in page.seen
     assert "Anchors" not in page.seen
 

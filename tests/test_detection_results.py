@@ -40,8 +40,13 @@ def same(one: ImageDetections, other: ImageDetections) -> bool:
     return one.id == other.id and all(np.array_equal(a, b, equal_nan=True) for a, b in columns)
 
 
-def batch_of(plans: Sequence[ResizePlan | None], boxes: Tensor, count: Sequence[int], original: Size) -> tuple[Batch, Detections]:
-    scores, labels = (values.expand(boxes.shape[:2]) for values in (torch.linspace(1, 0.5, boxes.shape[1]), torch.arange(boxes.shape[1])))
+def batch_of(
+    plans: Sequence[ResizePlan | None], boxes: Tensor, count: Sequence[int], original: Size
+) -> tuple[Batch, Detections]:
+    scores, labels = (
+        values.expand(boxes.shape[:2])
+        for values in (torch.linspace(1, 0.5, boxes.shape[1]), torch.arange(boxes.shape[1]))
+    )
     detections = Detections(boxes, scores, labels, torch.tensor(count))
     images = torch.zeros(len(plans), 3, 64, 64, dtype=torch.uint8)
     meta = [ImageMeta(str(number), f"{number}.jpg", original, plan) for number, plan in enumerate(plans)]
@@ -62,7 +67,9 @@ def test_restored_boxes_lie_in_the_original_image() -> None:
 
 def test_restoring_leaves_what_is_not_finite_for_the_scores_to_count() -> None:
     plan = ResizePlan.letterbox((100, 200), (64, 64))
-    boxes = torch.tensor([[[0.0, 0, float("inf"), 10], [float("nan"), 0, 5, 5], [-float("inf"), 0, float("inf"), 5], [-5, -5, 5, 5]]])
+    boxes = torch.tensor(
+        [[[0.0, 0, float("inf"), 10], [float("nan"), 0, 5, 5], [-float("inf"), 0, float("inf"), 5], [-5, -5, 5, 5]]]
+    )
     (restored,) = restore(*batch_of([plan], boxes, [4], (100, 200)))
     assert np.isfinite(restored.boxes).all(1).tolist() == [False, False, False, True]
     assert restored.boxes[3].tolist() == [0.0, 0.0, 15.625, 15.625]
@@ -112,7 +119,10 @@ def test_what_is_written_is_read_again(tmp_path: Path, category_ids: tuple[int, 
     assert [found.id for found in read] == ["7", "12", "scan-3"]
     assert all(same(a, b) for a, b in zip(read, [written[1], written[0], written[2]], strict=True))
     assert said == [f"{tmp_path / 'r.json'}: {6 * k} detections in 2 of 3 images"]
-    truths = [Truth(found.boxes, found.labels, np.zeros(len(found.labels), bool), np.ones(len(found.labels))) for found in read]
+    truths = [
+        Truth(found.boxes, found.labels, np.zeros(len(found.labels), bool), np.ones(len(found.labels)))
+        for found in read
+    ]
     metric = DetectionMetrics([f"class {i}" for i in range(k)])
     metric.update(read, truths)
     assert metric.compute()["AP"] == 1.0
@@ -193,7 +203,9 @@ def test_images_are_found_by_file_or_id(tmp_path: Path, record: dict[str, Any], 
 def test_names_and_numbers_of_several_images_decide_nothing(tmp_path: Path) -> None:
     known = Known(["5", "7", "07", "9"], ["a/1.jpg", "b/1.jpg", "c.jpg", "d.jpg"], [1])
     record = {"category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}
-    (tmp_path / "r.json").write_text(json.dumps([record | {"image_id": 5, "file_name": "1.jpg"}, record | {"image_id": "07"}]))
+    (tmp_path / "r.json").write_text(
+        json.dumps([record | {"image_id": 5, "file_name": "1.jpg"}, record | {"image_id": "07"}])
+    )
     assert [len(found.labels) for found in read_results(tmp_path / "r.json", known, lambda _: None)] == [1, 0, 1, 0]
     (tmp_path / "r.json").write_text(json.dumps([record | {"image_id": 7}]))
     with pytest.raises(UserError, match="1 unknown images: 7"):
@@ -202,7 +214,10 @@ def test_names_and_numbers_of_several_images_decide_nothing(tmp_path: Path) -> N
 
 def test_unknown_images_and_categories_stop_with_count_and_first_three(tmp_path: Path) -> None:
     def records(change: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5} | change(number) for number in range(10)]
+        return [
+            {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5} | change(number)
+            for number in range(10)
+        ]
 
     known, path = Known(["1"], ["1.jpg"], [3]), tmp_path / "r.json"
     path.write_text(json.dumps(records(lambda number: {"image_id": 90 + number // 2})))
@@ -214,10 +229,12 @@ def test_unknown_images_and_categories_stop_with_count_and_first_three(tmp_path:
 
 
 def test_what_is_not_finite_is_read_told_and_scored_as_wrong(tmp_path: Path) -> None:
-    text = ('[{"image_id": 1, "category_id": 3, "bbox": [1, 2, NaN, 4], "score": 0.9},\n'
-            '{"image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 40], "score": 1e999},\n'
-            '{"image_id": 1, "category_id": 3, "bbox": [1, 2, 1' + "0" * 400 + ', 40], "score": 0.9},\n'
-            '{"image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 40], "score": 0.5}]')  # fmt: skip
+    text = (
+        '[{"image_id": 1, "category_id": 3, "bbox": [1, 2, NaN, 4], "score": 0.9},\n'
+        '{"image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 40], "score": 1e999},\n'
+        '{"image_id": 1, "category_id": 3, "bbox": [1, 2, 1' + "0" * 400 + ', 40], "score": 0.9},\n'
+        '{"image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 40], "score": 0.5}]'
+    )
     (tmp_path / "r.json").write_text(text)
     said: list[str] = []
     read = read_results(tmp_path / "r.json", Known(["1"], ["1.jpg"], [3]), said.append)
@@ -245,19 +262,33 @@ GOOD = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
         (json.dumps({"annotations": [GOOD]}), "r.json: expected a list of detections, found {"),
         (json.dumps([GOOD, 5]), "r.json: record 1: expected an object, found 5"),
         *(
-            (json.dumps([GOOD, {key: value for key, value in GOOD.items() if key != gone}]), f"r.json: record 1: has no {gone}")
+            (
+                json.dumps([GOOD, {key: value for key, value in GOOD.items() if key != gone}]),
+                f"r.json: record 1: has no {gone}",
+            )
             for gone in GOOD
         ),
         *(
             (json.dumps([GOOD, GOOD, GOOD | {key: value}]), f"r.json: record 2: {key}: expected ")
             for key, value in (
-                ("bbox", [1, 2, 3]), ("bbox", ["1", "2", "3", "4"]), ("bbox", [1, 2, 3, True]), ("bbox", None), ("bbox", [1, 2, [3], 4]),
-                ("score", "0.5"), ("score", None), ("score", False), ("image_id", None), ("image_id", 1.0), ("image_id", [1]),
-                ("category_id", "3"), ("category_id", 3.0), ("category_id", True),
+                ("bbox", [1, 2, 3]),
+                ("bbox", ["1", "2", "3", "4"]),
+                ("bbox", [1, 2, 3, True]),
+                ("bbox", None),
+                ("bbox", [1, 2, [3], 4]),
+                ("score", "0.5"),
+                ("score", None),
+                ("score", False),
+                ("image_id", None),
+                ("image_id", 1.0),
+                ("image_id", [1]),
+                ("category_id", "3"),
+                ("category_id", 3.0),
+                ("category_id", True),
             )
         ),
     ],
-)  # fmt: skip
+)
 def test_malformed_files_are_named_with_the_record(tmp_path: Path, content: str | bytes, says: str) -> None:
     path = tmp_path / "r.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

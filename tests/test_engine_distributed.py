@@ -79,10 +79,28 @@ def command(processes: int, folder: Path, *more: str, plugin: str = PLUGIN) -> t
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    runner = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)] if processes > 1 else []
-    line = [*TINY, "--data.name", "noted", "--data.options", "{train: 28, val: 12}", "--plugins", str(folder / "noted.py"), "--run.out",
-            str(folder / "run"), *more]  # fmt: skip
-    return [sys.executable, *runner, "-m", "tasks.classify", *line], {**os.environ, "NOTES": str(folder), "OMP_NUM_THREADS": "1"}
+    runner = (
+        ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
+        if processes > 1
+        else []
+    )
+    line = [
+        *TINY,
+        "--data.name",
+        "noted",
+        "--data.options",
+        "{train: 28, val: 12}",
+        "--plugins",
+        str(folder / "noted.py"),
+        "--run.out",
+        str(folder / "run"),
+        *more,
+    ]
+    return [sys.executable, *runner, "-m", "tasks.classify", *line], {
+        **os.environ,
+        "NOTES": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def launch(processes: int, folder: Path, *more: str, plugin: str = PLUGIN) -> subprocess.CompletedProcess[str]:
@@ -118,7 +136,9 @@ def test_two_processes_share_the_batches_and_the_scores_of_one(tmp_path: Path) -
 def test_two_processes_stay_equal_when_the_backbone_thaws(tmp_path: Path) -> None:
     done = launch(2, tmp_path, "--model.freeze", "all", "--model.unfreeze_epoch", "1", plugin=PLUGIN + WATCH)
     assert done.returncode == 0, done.stderr
-    first, second = ([line.split() for line in (tmp_path / f"weights-{rank}").read_text().splitlines()] for rank in range(2))
+    first, second = (
+        [line.split() for line in (tmp_path / f"weights-{rank}").read_text().splitlines()] for rank in range(2)
+    )
     assert first == second
     backbones, heads = zip(*first, strict=True)
     assert len(set(heads)) == 8

@@ -52,7 +52,9 @@ def bits(tensor: Tensor) -> bytes:
 def snapshot(params: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[tuple[Any, ...]]:
     """All bits of parameters and optimiser state."""
     state = optimizer.state_dict()["state"]
-    return [(bits(p),) for p in params] + [(i, name, bits(value)) for i, values in state.items() for name, value in values.items()]
+    return [(bits(p),) for p in params] + [
+        (i, name, bits(value)) for i, values in state.items() for name, value in values.items()
+    ]
 
 
 # Skipped steps ------------------------------------------------------------------------------------------------------
@@ -154,7 +156,10 @@ def test_state_restores_bit_for_bit(name: str) -> None:
 def test_groups_keep_their_own_keys_and_rates() -> None:
     for name in NAMES:
         groups = built(name, parameters()).param_groups
-        assert [(g["lr"], g["weight_decay"], g["lr_scale"], g["name"]) for g in groups] == [(0.1, 0.02, 1.0, "a"), (0.05, 0.0, 0.5, "b")]
+        assert [(g["lr"], g["weight_decay"], g["lr_scale"], g["name"]) for g in groups] == [
+            (0.1, 0.02, 1.0, "a"),
+            (0.05, 0.0, 0.5, "b"),
+        ]
     assert built("adamw", parameters(), betas=(0.6, 0.95), eps=1e-6).defaults["betas"] == (0.6, 0.95)
     assert built("adamw", parameters()).defaults["eps"] == 1e-8
     assert built("rmsprop_tf", parameters()).defaults["eps"] == 1e-3
@@ -223,7 +228,9 @@ def test_fused_optimisers_equal_torchs_plain_ones_in_any_layout(kind: str) -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_each_optimiser_finds_a_minimum(name: str) -> None:
     parameter = nn.Parameter(torch.tensor([3.0, -2.0]))
-    optimizer = build_optimizer(OptimConfig(name=name, lr=0.02), [{"params": [parameter], "lr": 0.02, "weight_decay": 0.0}])  # type: ignore[arg-type]
+    optimizer = build_optimizer(
+        OptimConfig(name=name, lr=0.02), [{"params": [parameter], "lr": 0.02, "weight_decay": 0.0}]
+    )  # type: ignore[arg-type]
     for _ in range(400):
         loss = optimizer.step(lambda: _closure(optimizer, parameter))
     assert loss is not None
@@ -307,13 +314,20 @@ def test_schedules_equal_traces_computed_by_hand() -> None:
     # Warm-up of 3 steps: a quarter, a half, three quarters; the cosine of 6 steps: angles of 0, 30, ..., 150 degrees.
     cosine = [0.25, 0.5, 0.75, 1, (1 + sixth) / 2, 0.75, 0.5, 0.25, (1 - sixth) / 2]
     assert trace(9, 3, schedule="cosine") == pytest.approx(cosine, abs=1e-15)
-    assert trace(4, schedule="cosine", min_lr_fraction=0.2) == pytest.approx([1, 0.6 + 0.4 * half, 0.6, 0.6 - 0.4 * half], abs=1e-15)
+    assert trace(4, schedule="cosine", min_lr_fraction=0.2) == pytest.approx(
+        [1, 0.6 + 0.4 * half, 0.6, 0.6 - 0.4 * half], abs=1e-15
+    )
     assert trace(4, 3, schedule="constant", warmup_start=0.2) == pytest.approx([0.4, 0.6, 0.8, 1], abs=1e-15)
     assert trace(3, schedule="constant") == [1, 1, 1]
     # 2 steps an epoch, a drop every 1.5 epochs: steps 3, 6, 9, counted from the start and not from the end of the warm-up.
     steps = [0.2, 0.4, 0.6, 0.8, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
     assert trace(10, 4, 2, schedule="step", step_epochs=1.5, step_gamma=0.5) == pytest.approx(steps, abs=1e-15)
-    assert trace(10, 0, 2, schedule="step", step_epochs=1.5, step_gamma=0.5, min_lr_fraction=0.2)[-4:] == [0.25, 0.25, 0.25, 0.2]
+    assert trace(10, 0, 2, schedule="step", step_epochs=1.5, step_gamma=0.5, min_lr_fraction=0.2)[-4:] == [
+        0.25,
+        0.25,
+        0.25,
+        0.2,
+    ]
 
 
 def test_the_published_staircase() -> None:
@@ -342,7 +356,14 @@ def test_schedules_stay_between_0_and_1_and_never_jump_up(total: int, data: st.D
 
 
 def test_scaled_lr() -> None:
-    table = {("linear", 512): 0.2, ("linear", 64): 0.025, ("sqrt", 1024): 0.2, ("sqrt", 64): 0.05, ("none", 64): 0.1, ("none", 4096): 0.1}
+    table = {
+        ("linear", 512): 0.2,
+        ("linear", 64): 0.025,
+        ("sqrt", 1024): 0.2,
+        ("sqrt", 64): 0.05,
+        ("none", 64): 0.1,
+        ("none", 4096): 0.1,
+    }
     for (scaling, batch), expected in table.items():
         assert scaled_lr(0.1, batch, 256, scaling) == pytest.approx(expected)
 
@@ -378,7 +399,9 @@ def test_ema_equals_its_definition() -> None:
         decay = min(0.7, (1 + step) / (10 + step))
         decays.append(decay)
         for name, value in model.state_dict().items():
-            expected[name] = decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value.clone()
+            expected[name] = (
+                decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value.clone()
+            )
     assert decays[0] == 2 / 11
     assert decays[-1] == 0.7
     assert ema.decay_at(1) == 2 / 11

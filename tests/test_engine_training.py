@@ -23,7 +23,16 @@ from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.engine.engine import DIVERGED_AFTER, Engine, Plan
 from tasks.engine.optim import lr_factor
-from tasks.engine.resume import GlobalBatches, Share, flatten_optimizer, load_state, restore_optimizer, save_state, seed_step, shuffled
+from tasks.engine.resume import (
+    GlobalBatches,
+    Share,
+    flatten_optimizer,
+    load_state,
+    restore_optimizer,
+    save_state,
+    seed_step,
+    shuffled,
+)
 from tasks.engine.rundir import RunFolder, choose
 from tasks.engine.training import _Run
 from tasks.settings.commandline import parse
@@ -96,7 +105,9 @@ def stop_at(after: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("after", [2, 4, 7])  # within an epoch, at its border, one before the end
-def test_stopped_and_continued_equals_never_stopped(after: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_and_continued_equals_never_stopped(
+    after: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "stopped"
     stop_at(after, folder, monkeypatch)
     assert run(folder) == 0
@@ -106,7 +117,9 @@ def test_stopped_and_continued_equals_never_stopped(after: int, whole: Path, tmp
         assert [row[key] for row in history[0]] == [row[key] for row in history[1]]
 
 
-def test_the_training_loss_is_the_mean_of_the_steps_since_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_loss_is_the_mean_of_the_steps_since_the_last_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     losses: dict[int, float] = {}
     report = _Run.on_step
 
@@ -160,7 +173,10 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path, capsys
 def test_only_two_states_are_kept(tmp_path: Path) -> None:
     for step in range(4):
         save_state(tmp_path, step, {"a": torch.ones(1)}, {})
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002.safetensors", "step-00000003.safetensors"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
+    ]
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
@@ -175,7 +191,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop_tf"])
-def test_a_nan_step_is_skipped_and_told(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_nan_step_is_skipped_and_told(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     states: list[dict[str, torch.Tensor]] = []
     update = Engine._update
 
@@ -205,14 +223,21 @@ def test_many_nan_steps_end_the_run_with_exit_3(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_signal_saves_and_the_same_command_continues(workers: str, number: signal.Signals, code: int, tmp_path: Path) -> None:
+def test_a_signal_saves_and_the_same_command_continues(
+    workers: str, number: signal.Signals, code: int, tmp_path: Path
+) -> None:
     """Sent, as terminals and schedulers do, to the loader processes too; SIGUSR1 before it saves and does not stop."""
     folder = tmp_path / "signal"
     more = ["--optim.epochs", "400", "--run.log_every", "1", "--run.eval_every", "400", "--data.workers", workers]
     command = [sys.executable, "-m", "tasks.classify", *TINY, "--run.out", str(folder), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parent.parent, start_new_session=True
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        start_new_session=True,
     )
     assert process.stderr is not None
     for line in process.stderr:
@@ -249,7 +274,11 @@ def test_a_signal_leaves_an_evaluation_which_is_made_when_the_run_continues(
 ) -> None:
     folder = tmp_path / "left"
     # In the first evaluation; in the same, which is made up for before another step; in the last.
-    for batch, step, read in ((1, 4, [8]), (1, 4, [8]), (3, 8, [8, 4, 8])):  # of 12 images: the second batch was not read
+    for batch, step, read in (
+        (1, 4, [8]),
+        (1, 4, [8]),
+        (3, 8, [8, 4, 8]),
+    ):  # of 12 images: the second batch was not read
         with monkeypatch.context() as patch:
             seen = terminate_at(batch, patch)
             assert run(folder) == 143
@@ -300,18 +329,25 @@ def test_a_folder_in_use_or_finished_or_of_another_config_is_refused(whole: Path
     assert "process 7 elsewhere" in error()
 
 
-def test_another_seed_or_other_data_does_not_continue_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_another_seed_or_other_data_does_not_continue_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     folder = tmp_path / "stopped"
     stop_at(4, folder, monkeypatch)
     assert run(folder, "--run.seed", "1") == 2
     assert "run.seed" in capsys.readouterr().err
-    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("limit_train: 28", "limit_train: 27"))
+    (folder / "config.yaml").write_text(
+        (folder / "config.yaml").read_text().replace("limit_train: 28", "limit_train: 27")
+    )
     assert run(folder, "--data.limit_train", "27") == 2
     assert "training samples were 28 and are now 27" in capsys.readouterr().err
 
 
 def test_early_stop_ends_as_planned(tmp_path: Path) -> None:
-    assert run(tmp_path / "early", "--optim.epochs", "30", "--optim.lr", "0", "--run.patience", "2", "--optim.ema", "null") == 0
+    assert (
+        run(tmp_path / "early", "--optim.epochs", "30", "--optim.lr", "0", "--run.patience", "2", "--optim.ema", "null")
+        == 0
+    )
     history = json.loads((tmp_path / "early" / "metrics.json").read_text())["history"]
     assert len(history) == 3
 
@@ -341,7 +377,9 @@ def test_global_batches_are_the_same_for_any_share() -> None:
         pieces = [list(GlobalBatches(shuffled(21, 3), 21, 8, start=2, stop=7, share=share)) for share in shares]
         joined = []
         for step in range(5):
-            joined.append([key for a in range(accumulate) for rank in range(world) for key in pieces[rank][step * accumulate + a]])
+            joined.append(
+                [key for a in range(accumulate) for rank in range(world) for key in pieces[rank][step * accumulate + a]]
+            )
         return joined
 
     alone = batches(1, 1)
@@ -381,7 +419,16 @@ def test_optimizer_state_survives_as_plain_tensors() -> None:
 
 
 def test_plan_counts_steps_and_phases() -> None:
-    more = ["--optim.epochs", "1.5", "--model.freeze", "C2", "--model.unfreeze_epoch", "1", "--optim.warmup_epochs", "0.5"]
+    more = [
+        "--optim.epochs",
+        "1.5",
+        "--model.freeze",
+        "C2",
+        "--model.unfreeze_epoch",
+        "1",
+        "--optim.warmup_epochs",
+        "0.5",
+    ]
     config = parse("classify", [*TINY, *more, "--optim.warmup_steps", "null"]).config
     plan = Plan.of(config, 21)
     assert plan == Plan(total=4, per_epoch=3, warmup=2, thaw=3)
@@ -399,8 +446,20 @@ def test_learning_rates_follow_the_schedule_and_the_layers(tmp_path: Path, monke
         rates.append({group["name"]: group["lr"] for group in self.optimizer.param_groups})
 
     monkeypatch.setattr(Engine, "_update", watched)
-    more = ["--optim.lr", "0.1", "--optim.base_batch", "16", "--optim.lr_scaling", "linear", "--optim.layer_decay", "0.5",
-            "--optim.warmup_steps", "2", "--optim.schedule", "cosine"]  # fmt: skip
+    more = [
+        "--optim.lr",
+        "0.1",
+        "--optim.base_batch",
+        "16",
+        "--optim.lr_scaling",
+        "linear",
+        "--optim.layer_decay",
+        "0.5",
+        "--optim.warmup_steps",
+        "2",
+        "--optim.schedule",
+        "cosine",
+    ]
     assert run(tmp_path / "lr", *more) == 0
     config = parse("classify", [*TINY, *more]).config
     factors = [lr_factor(step, total=8, warmup=2, per_epoch=4, config=config.optim) for step in range(8)]

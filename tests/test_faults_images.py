@@ -58,8 +58,14 @@ BAD: dict[str, tuple[bytes, str]] = {
     "zeros": (bytes(5000), "not in one of the formats"),
     "text": (b"<html><body>404 not found</body></html>", "not in one of the formats"),
     "json": (b'{"error": "no such key"}', "not in one of the formats"),
-    "git pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "not in one of the formats"),
-    "eps, which would start a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not in one of the formats"),
+    "git pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        "not in one of the formats",
+    ),
+    "eps, which would start a program": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+        "not in one of the formats",
+    ),
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "not in one of the formats"),
     "half a jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
     "jpeg without its last tenth": (JPEG[: len(JPEG) * 9 // 10], "truncated"),
@@ -73,7 +79,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "png of 400 million pixels": (png_of_zeros(20000, 20000), "allowed are"),
     "png of 121 million pixels, of which PIL only warns": (png_of_zeros(11000, 11000), "allowed are"),
     "png of 65 million pixels": (png_of_zeros(6500, 10000), "65,000,000 pixels"),
-    "png that claims 2 ** 31 - 1 squared": (changed(PNG, 16, struct.pack(">II", 2**31 - 1, 2**31 - 1)), "cannot be read|allowed are"),
+    "png that claims 2 ** 31 - 1 squared": (
+        changed(PNG, 16, struct.pack(">II", 2**31 - 1, 2**31 - 1)),
+        "cannot be read|allowed are",
+    ),
     "png of no pixels": (changed(PNG, 16, struct.pack(">II", 0, 64)), "cannot be read"),
     "gif that claims 65535 squared": (changed(GIF, 6, struct.pack("<HH", 65535, 65535)), "allowed are"),
     "float tiff": (encoded(GREY_FLOAT, "TIFF"), "no stated range"),
@@ -110,7 +119,10 @@ BAD_ARRAYS: dict[str, tuple[bytes, str]] = {
     "float64": (array_bytes(np.zeros((4, 5, 3))), "of float64"),
     "floats above 1": (array_bytes(np.full((4, 5, 3), 1.5, np.float32)), r"0\.\.1"),
     "not a number": (array_bytes(np.full((4, 5, 3), np.nan, np.float32)), r"0\.\.1"),
-    "header of a giant": (array_bytes(PIXELS).replace(b"(64, 96, 3)", b"(99999, 99999, 3)"), "allowed are|cannot be read"),
+    "header of a giant": (
+        array_bytes(PIXELS).replace(b"(64, 96, 3)", b"(99999, 99999, 3)"),
+        "allowed are|cannot be read",
+    ),
 }
 
 

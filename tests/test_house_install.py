@@ -19,7 +19,9 @@ def python(*arguments: str, cwd: Path, target: Path | None = None) -> str:
     """Output of ``python ARGUMENTS`` in ``cwd``; with ``target``, that folder's packages come before installed ones."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "EFFBACKBONES_DATA")}
     environment |= {"PYTHONPATH": str(target)} if target else {}
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, f"{arguments}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
@@ -51,7 +53,9 @@ def test_the_wheel_holds_the_three_packages_and_their_data(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"effbackbones", "heads", "tasks"}
     for room in ("effbackbones", "heads", "tasks"):
         files = [path for path in (ROOT / room).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        assert {path.relative_to(ROOT).as_posix() for path in files} == {name for name in names if name.startswith(f"{room}/")}
+        assert {path.relative_to(ROOT).as_posix() for path in files} == {
+            name for name in names if name.startswith(f"{room}/")
+        }
     assert {"effbackbones/py.typed", "tasks/report/page.html.jinja", "tasks/configs/classify/shapes.yaml"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -14,10 +14,18 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
-COMMANDS = [line.split("#")[0].strip() for language, text in BLOCKS if language == "bash" for line in text.splitlines() if line.strip()]
+COMMANDS = [
+    line.split("#")[0].strip()
+    for language, text in BLOCKS
+    if language == "bash"
+    for line in text.splitlines()
+    if line.strip()
+]
 
 
-def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from effbackbones.registry import HEADS
     from tasks.data.dataset import DATASETS
 
@@ -51,11 +59,18 @@ def test_named_commands_files_and_configs_exist() -> None:
     for path in re.findall(r"\]\(([A-Z]+\.md)\)", README) + re.findall(r"`(effbackbones/\w+\.py)`", README):
         assert (ROOT / path).is_file(), path
     flat = README.replace("\n", " ")
-    lists = {"classify": "Bundled configs", "detect": "for detection", "segment": "for segmentation", "joint": "for joint training"}
+    lists = {
+        "classify": "Bundled configs",
+        "detect": "for detection",
+        "segment": "for segmentation",
+        "joint": "for joint training",
+    }
     for command, words in lists.items():
         listed = re.search(f"{words}: ([^;.]+)[;.]", flat)
         assert listed is not None
-        assert set(re.findall(r"`(\w+)`", listed[1])) == {path.stem for path in (ROOT / "tasks/configs" / command).glob("*.yaml")}
+        assert set(re.findall(r"`(\w+)`", listed[1])) == {
+            path.stem for path in (ROOT / "tasks/configs" / command).glob("*.yaml")
+        }
 
 
 @pytest.mark.parametrize("line", [command for command in COMMANDS if "python -m tasks." in command])
@@ -79,7 +94,9 @@ def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("module", "block"), [("my_head", 1), ("my_data", 3)])
-def test_custom_parts_train_from_the_command_line(module: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_parts_train_from_the_command_line(
+    module: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from effbackbones.registry import HEADS
     from tasks.classify import main
     from tasks.data.dataset import DATASETS

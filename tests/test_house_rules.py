@@ -26,9 +26,19 @@ LATE = {
 }
 RUNS_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {
-    "eval", "exec", "__import__", "os.system", "os.popen", "torch.hub.load", "torch.jit.load", "yaml.unsafe_load", "yaml.full_load",
-    "yaml.load_all", "yaml.full_load_all", "yaml.unsafe_load_all",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "torch.hub.load",
+    "torch.jit.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "yaml.load_all",
+    "yaml.full_load_all",
+    "yaml.unsafe_load_all",
+}
 READER = "effbackbones/weights/tensorfile.py"
 ONLY_IN = {"torch.load": (READER, "read_pickled")}
 NAMELESS = {"utils.py", "util.py", "base.py", "common.py", "helpers.py", "misc.py", "setup.py"}
@@ -72,7 +82,12 @@ def modules_of(node: ast.AST) -> list[str]:
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
         return ["." * node.level + (node.module or "")]
-    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
+    if (
+        isinstance(node, ast.Call)
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+        and isinstance(node.args[0].value, str)
+    ):
         function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         return [node.args[0].value] if function in ("import_module", "__import__", "find_spec") else []
     return []
@@ -90,8 +105,13 @@ def late(tree: ast.AST) -> set[ast.AST]:
 
 
 def type_only(tree: ast.AST) -> set[ast.AST]:
-    return {inner for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-            for child in node.body for inner in ast.walk(child)}  # fmt: skip
+    return {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for child in node.body
+        for inner in ast.walk(child)
+    }
 
 
 def dotted(node: ast.AST, aliases: dict[str, str]) -> str:
@@ -123,7 +143,9 @@ def broken_calls(tree: ast.Module, file: str) -> Iterator[str]:
             aliases |= {alias.asname: alias.name for alias in node.names if alias.asname}
         if isinstance(node, ast.ImportFrom) and not node.level:
             aliases |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-    owner = {inner: node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
+    owner = {
+        inner: node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)
+    }
     for node in ast.walk(tree):
         # A name that is passed on would be called elsewhere, so every mention counts, called or not.
         name = dotted(node, aliases) if isinstance(node, ast.Attribute | ast.Name) else ""
@@ -137,14 +159,21 @@ def broken_calls(tree: ast.Module, file: str) -> Iterator[str]:
                 yield f"line {node.lineno}: {argument}="
         if dotted(node.func, aliases) == "yaml.load" and not _safe_loader(tree, keywords.get("Loader"), aliases):
             yield f"line {node.lineno}: yaml.load without a safe loader"
-        if dotted(node.func, aliases) == "torch.load" and getattr(keywords.get("weights_only"), "value", None) is not True:
+        if (
+            dotted(node.func, aliases) == "torch.load"
+            and getattr(keywords.get("weights_only"), "value", None) is not True
+        ):
             yield f"line {node.lineno}: torch.load without weights_only=True"
 
 
 def _safe_loader(tree: ast.Module, loader: ast.expr | None, aliases: dict[str, str]) -> bool:
     """Whether ``loader`` is PyYAML's safe loader, or a class in the same file that derives from it."""
     safe = {"yaml.SafeLoader", "yaml.CSafeLoader"}
-    own = {node.name for node in tree.body if isinstance(node, ast.ClassDef) and {dotted(base, aliases) for base in node.bases} & safe}
+    own = {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and {dotted(base, aliases) for base in node.bases} & safe
+    }
     return loader is not None and dotted(loader, aliases) in safe | own
 
 
@@ -163,7 +192,11 @@ def test_file_keeps_the_rules(path: Path) -> None:
     [
         ("effbackbones/x.py", "import heads.classification", "never imports heads"),
         ("effbackbones/x.py", "def f():\n    from tasks import config", "never imports tasks"),
-        ("effbackbones/x.py", "import importlib\nimportlib.import_module('heads.classification')", "never imports heads"),
+        (
+            "effbackbones/x.py",
+            "import importlib\nimportlib.import_module('heads.classification')",
+            "never imports heads",
+        ),
         ("effbackbones/x.py", "def f():\n    import torchvision.ops as ops", "never imports torchvision"),
         ("effbackbones/x.py", "import timm", "inside functions only"),
         ("effbackbones/x.py", "class A:\n    import timm", "inside functions only"),
@@ -194,7 +227,13 @@ def test_what_is_allowed_passes() -> None:
     assert faults("from effbackbones.errors import UserError\nimport torchvision.ops", "tasks/x.py") == []
     assert faults("def f():\n    import timm\n    return timm", "effbackbones/x.py") == []
     assert faults("import yaml\nclass L(yaml.SafeLoader): ...\nyaml.load('x', Loader=L)", "tasks/x.py") == []
-    assert faults("import torch\ndef read_pickled(): return torch.load('x', weights_only=True)", "effbackbones/weights/tensorfile.py") == []
+    assert (
+        faults(
+            "import torch\ndef read_pickled(): return torch.load('x', weights_only=True)",
+            "effbackbones/weights/tensorfile.py",
+        )
+        == []
+    )
     assert faults("model.eval()", "tasks/x.py") == []
 
 
@@ -206,10 +245,16 @@ def test_tests_are_flat_and_prefixed_by_room() -> None:
     tests = ROOT / "tests"
     assert [path for path in tests.rglob("*.py") if path.parent != tests] == []
     assert not (tests / "__init__.py").exists()
-    rooms = {part for layer in LAYERS for room in layer.split() for part in room.split(".")} | {"core", "house", "faults"}
+    rooms = {part for layer in LAYERS for room in layer.split() for part in room.split(".")} | {
+        "core",
+        "house",
+        "faults",
+    }
     prefixes = tuple(f"test_{room}_" for room in rooms)
     helpers = {"conftest.py", "tests_support.py"}
-    assert [path.name for path in tests.glob("*.py") if path.name not in helpers and not path.name.startswith(prefixes)] == []
+    assert [
+        path.name for path in tests.glob("*.py") if path.name not in helpers and not path.name.startswith(prefixes)
+    ] == []
 
 
 def imports_of(source: str) -> set[str]:
@@ -233,7 +278,9 @@ def house(layers: Sequence[str], sources: Mapping[str, str]) -> tuple[set[str], 
     """Modules without a room, arrows between modules that point upward, and the rooms of a circle (empty if there is none),
     the upward arrows aside."""
     height = {room: -depth for depth, layer in enumerate(layers) for room in layer.split()}
-    homeless = {module for module in sources if module not in (*ROOMS, "tasks.data") and known(module, height) in ("", *ROOMS)}
+    homeless = {
+        module for module in sources if module not in (*ROOMS, "tasks.data") and known(module, height) in ("", *ROOMS)
+    }
     upward: set[str] = set()
     below: dict[str, set[str]] = {room: set() for room in height}
     for module, source in sources.items():
@@ -269,18 +316,33 @@ def test_imports_point_downward_and_in_no_circle() -> None:
     ],
 )
 def test_a_wrong_arrow_is_seen(source: str, upward: set[str], circle: bool) -> None:
-    names = dict.fromkeys(("tasks.verbs.check", "tasks.engine.loop"), "") | {"tasks.report.page": "from tasks.data import x"}
+    names = dict.fromkeys(("tasks.verbs.check", "tasks.engine.loop"), "") | {
+        "tasks.report.page": "from tasks.data import x"
+    }
     found = house(("tasks.verbs", "tasks.data tasks.report", "tasks.engine"), {**names, "tasks.data.x": source})
     assert (found[1], bool(found[2])) == (upward, circle)
 
 
-HEAVY = {"torchvision", "lightning", "albumentations", "timm", "matplotlib", "jinja2", "torchmetrics", "cv2", "scipy", "jsonargparse"}
+HEAVY = {
+    "torchvision",
+    "lightning",
+    "albumentations",
+    "timm",
+    "matplotlib",
+    "jinja2",
+    "torchmetrics",
+    "cv2",
+    "scipy",
+    "jsonargparse",
+}
 
 
 def loaded_by(statement: str) -> set[str]:
     """Top-level packages in memory after ``statement`` in a fresh process."""
     code = f"{statement}\nimport sys\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
+    )
     return set(done.stdout.split())
 
 
@@ -294,5 +356,7 @@ def test_importing_the_core_costs_nothing_beyond_torch() -> None:
 
 def test_commands_reach_their_help_without_torch() -> None:
     words = ("classification", "detection", "segmentation", "multitask")
-    loaded = loaded_by(f"import tasks.classify, tasks.settings.commandline, {', '.join(f'tasks.{word}.task' for word in words)}")
+    loaded = loaded_by(
+        f"import tasks.classify, tasks.settings.commandline, {', '.join(f'tasks.{word}.task' for word in words)}"
+    )
     assert loaded & {*HEAVY - {"jsonargparse"}, "torch"} == set()

@@ -49,12 +49,21 @@ def test_letterbox_fits_keeps_its_shape_and_wastes_nothing(original: tuple[int, 
 def test_letterbox_of_a_photograph() -> None:
     plan = ResizePlan.letterbox((427, 640), (512, 512))
     assert plan == ResizePlan((427, 640), (341, 512), (0, 0), (512, 512))
-    np.testing.assert_allclose(plan.apply_boxes(np.array([[64, 42.7, 640, 427]], np.float32)), [[51.2, 34.1, 512, 341]], rtol=1e-6)
+    np.testing.assert_allclose(
+        plan.apply_boxes(np.array([[64, 42.7, 640, 427]], np.float32)), [[51.2, 34.1, 512, 341]], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("size", "fraction", "target"),
-    [(224, 224 / 256, 256), (300, 0.904, 331), (380, 380 / 384, 384), (240, 240 / 255, 255), (456, 1.0, 456), (600, 0.949, 632)],
+    [
+        (224, 224 / 256, 256),
+        (300, 0.904, 331),
+        (380, 380 / 384, 384),
+        (240, 240 / 255, 255),
+        (456, 1.0, 456),
+        (600, 0.949, 632),
+    ],
 )
 def test_shorter_side_before_the_crop(size: int, fraction: float, target: int) -> None:
     """The published pairs of crop fraction and resize (reference: torchvision's and timm's tables)."""
@@ -157,11 +166,20 @@ def test_a_mirrored_plan_turns_the_image_over_first() -> None:
         assert torch.equal(plan.restore_map(scores), plain.restore_map(scores).flip([axis - 2 for axis in axes]))
         assert not ResizePlan((20, 30), (20, 30), (0, 0), (20, 30), mirrored).identity
     np.testing.assert_array_equal(
-        ResizePlan((20, 30), (20, 30), (0, 0), (20, 30), (True, True)).apply_boxes(np.array([1.0, 2, 11, 6], np.float32)), [19, 14, 29, 18]
+        ResizePlan((20, 30), (20, 30), (0, 0), (20, 30), (True, True)).apply_boxes(
+            np.array([1.0, 2, 11, 6], np.float32)
+        ),
+        [19, 14, 29, 18],
     )
 
 
-@given(SIZES, SIZES, st.tuples(st.floats(-0.2, 1), st.floats(-0.2, 1)), st.integers(1, 200), st.sampled_from(("bilinear", "bicubic")))
+@given(
+    SIZES,
+    SIZES,
+    st.tuples(st.floats(-0.2, 1), st.floats(-0.2, 1)),
+    st.integers(1, 200),
+    st.sampled_from(("bilinear", "bicubic")),
+)
 @settings(max_examples=80, deadline=None)
 def test_resizing_only_what_is_seen_gives_the_same_pixels(
     original: tuple[int, int], scaled: tuple[int, int], place: tuple[float, float], side: int, interpolation: str
@@ -171,7 +189,9 @@ def test_resizing_only_what_is_seen_gives_the_same_pixels(
     image = np.random.default_rng(0).integers(0, 256, (*original, 3), dtype=np.uint8)
     offset = (int(scaled[0] * place[0]), int(scaled[1] * place[1]))
     plan = ResizePlan(original, scaled, offset, (side, side), (False, True))
-    whole, part = (plan.apply_image(image, interpolation, (1, 2, 3), exact=exact).astype(int) for exact in (True, False))
+    whole, part = (
+        plan.apply_image(image, interpolation, (1, 2, 3), exact=exact).astype(int) for exact in (True, False)
+    )
     assert interpolation == "bicubic" or np.abs(whole - part).max() <= 2
     real = (image[..., :1] / 255).astype(np.float32)
     whole, part = (plan.apply_image(real, interpolation, exact=exact) for exact in (True, False))
@@ -187,7 +207,9 @@ def test_of_a_photograph_few_bytes_differ_and_by_little(data_root) -> None:
             scaled = (int(image.shape[0] * factor), int(image.shape[1] * factor))
             plan = ResizePlan(image.shape[:2], scaled, offset, (256, 256))
             for interpolation in ("bilinear", "bicubic"):
-                whole, part = (plan.apply_image(image, interpolation, exact=exact).astype(int) for exact in (True, False))
+                whole, part = (
+                    plan.apply_image(image, interpolation, exact=exact).astype(int) for exact in (True, False)
+                )
                 assert np.abs(whole - part).max() <= 2
                 assert (whole != part).mean() < 0.1
 
@@ -244,7 +266,9 @@ def test_nearest_is_that_of_pil_but_for_ties(size: tuple[int, int], new: tuple[i
     array = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     equal = resize_nearest(array.astype(np.int64), new) == resize(array[..., None], new, "nearest")[..., 0]
     # PIL adds up rounded steps, so that it goes either way where a pixel centre falls between two pixels.
-    rows, columns = ((2 * np.arange(after) + 1) * before % (2 * after) == 0 for before, after in zip(size, new, strict=True))
+    rows, columns = (
+        (2 * np.arange(after) + 1) * before % (2 * after) == 0 for before, after in zip(size, new, strict=True)
+    )
     assert (equal | rows[:, None] | columns).all()
 
 
@@ -283,7 +307,13 @@ def test_evaluation_equals_timm(size: tuple[int, int], mode: str, fraction: floa
     from timm.data import create_transform
 
     transform = create_transform(
-        (3, *size), crop_pct=fraction, crop_mode=mode, interpolation="bicubic", normalize=False, use_prefetcher=True, is_training=False
+        (3, *size),
+        crop_pct=fraction,
+        crop_mode=mode,
+        interpolation="bicubic",
+        normalize=False,
+        use_prefetcher=True,
+        is_training=False,
     )
     for shape in ((427, 640), (640, 427), (301, 299)):
         image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)

@@ -51,7 +51,11 @@ def test_lossless_colour_comes_back_unchanged(tmp_path: Path, suffix: str) -> No
 
 @pytest.mark.parametrize("suffix", ["webp", "jp2", "avif"])
 def test_rarer_formats(tmp_path: Path, suffix: str) -> None:
-    options = {"webp": {"lossless": True}, "jp2": {"irreversible": False}, "avif": {"quality": 100, "subsampling": "4:4:4"}}[suffix]
+    options = {
+        "webp": {"lossless": True},
+        "jp2": {"irreversible": False},
+        "avif": {"quality": 100, "subsampling": "4:4:4"},
+    }[suffix]
     path = saved(tmp_path, f"a.{suffix}", Image.fromarray(np.stack([BLOCKS] * 3, 2)), **options)
     np.testing.assert_allclose(read_image(path, channels=1)[..., 0].astype(int), BLOCKS, atol=1)
 
@@ -62,7 +66,9 @@ def test_exif_orientation(tmp_path: Path, tag: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = tag
     stored = np.ascontiguousarray(STORED[tag](BLOCKS))
-    path = saved(tmp_path, f"a.{suffix}", Image.fromarray(stored), exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    path = saved(
+        tmp_path, f"a.{suffix}", Image.fromarray(stored), exif=exif, **({"lossless": True} if suffix == "webp" else {})
+    )
     for exif_option, expected in (("apply", BLOCKS), ("ignore", stored)):
         upright = read_image(path, channels=1, exif=exif_option)[..., 0]
         assert upright.shape == expected.shape == image_size(path, exif=exif_option)
@@ -73,7 +79,9 @@ def test_exif_orientation(tmp_path: Path, tag: int, suffix: str) -> None:
 def test_senseless_orientation_is_no_orientation(tmp_path: Path, tag: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = tag
-    np.testing.assert_array_equal(read_image(saved(tmp_path, "a.png", Image.fromarray(GREY), exif=exif), channels=1)[..., 0], GREY)
+    np.testing.assert_array_equal(
+        read_image(saved(tmp_path, "a.png", Image.fromarray(GREY), exif=exif), channels=1)[..., 0], GREY
+    )
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
@@ -108,7 +116,9 @@ def test_palette_with_transparency_is_looked_up_and_alpha_dropped(tmp_path: Path
 
 def test_one_bit_is_black_and_white(tmp_path: Path) -> None:
     bits = GREY > 127
-    np.testing.assert_array_equal(read_image(saved(tmp_path, "a.png", Image.fromarray(bits)), channels=1)[..., 0], np.where(bits, 255, 0))
+    np.testing.assert_array_equal(
+        read_image(saved(tmp_path, "a.png", Image.fromarray(bits)), channels=1)[..., 0], np.where(bits, 255, 0)
+    )
 
 
 def test_alpha_is_dropped_added_or_kept(tmp_path: Path) -> None:
@@ -184,7 +194,9 @@ def test_arrays_of_any_channels(tmp_path: Path, dtype: type, channels: int) -> N
 
 
 def test_reduced_decoding_keeps_to_its_bound_and_its_looks(tmp_path: Path) -> None:
-    smooth = Image.fromarray(RNG.integers(0, 256, (8, 12, 3), dtype=np.uint8)).resize((1200, 800), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(RNG.integers(0, 256, (8, 12, 3), dtype=np.uint8)).resize(
+        (1200, 800), Image.Resampling.BICUBIC
+    )
     exif = Image.Exif()
     exif[0x0112] = 6
     for path, bound, shape in (
@@ -195,7 +207,10 @@ def test_reduced_decoding_keeps_to_its_bound_and_its_looks(tmp_path: Path) -> No
     ):
         reduced, whole = read_image(path, at_least=bound), read_image(path)
         assert reduced.shape == shape
-        small = [np.asarray(Image.fromarray(image).resize((96, 96), Image.Resampling.BICUBIC), dtype=int) for image in (reduced, whole)]
+        small = [
+            np.asarray(Image.fromarray(image).resize((96, 96), Image.Resampling.BICUBIC), dtype=int)
+            for image in (reduced, whole)
+        ]
         assert np.abs(small[0] - small[1]).max() <= 3
 
 
@@ -206,7 +221,10 @@ def test_names_of_images() -> None:
 
 def test_decoding_imports_neither_torch_nor_opencv() -> None:
     code = "import sys, effbackbones.images.reading; print({'torch', 'cv2', 'torchvision'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "set()"
+    )
 
 
 @pytest.mark.peer

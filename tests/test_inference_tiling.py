@@ -79,8 +79,14 @@ def joined(model: Model, image: Tensor, tile: tuple[int, int], overlap: int, bat
 
 
 @settings(max_examples=30, deadline=None)
-@given(height=st.integers(1, 90), width=st.integers(1, 90), tile=st.tuples(st.integers(13, 50), st.integers(13, 50)),
-       radius=st.integers(0, 3), more=st.integers(0, 8), batch_size=st.integers(1, 3))  # fmt: skip
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    tile=st.tuples(st.integers(13, 50), st.integers(13, 50)),
+    radius=st.integers(0, 3),
+    more=st.integers(0, 8),
+    batch_size=st.integers(1, 3),
+)
 def test_a_short_sighted_network_sees_no_seams(
     height: int, width: int, tile: tuple[int, int], radius: int, more: int, batch_size: int
 ) -> None:
@@ -200,7 +206,9 @@ print(peak_memory())
 @pytest.mark.slow
 def test_a_large_image_takes_less_than_two_gigabytes() -> None:
     """All probabilities alone would take 2.0 GB."""
-    done = subprocess.run([sys.executable, "-c", PEAK_MEMORY + LARGE], capture_output=True, text=True, timeout=1800, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_MEMORY + LARGE], capture_output=True, text=True, timeout=1800, check=False
+    )
     assert done.returncode == 0, done.stderr
     print(f"{int(done.stdout) / 1e9:.2f} GB")
     assert int(done.stdout) < 2e9

@@ -35,11 +35,35 @@ from tasks.settings.data import DataConfig
 
 QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
 SMALL = [
-    *QUIET, "--model.backbone", "b0", "--model.weights", "null", "--model.backbone_options", "{width: 0.25, depth: 0.3, drop_path: 0.0}",
-    "--heads.det.options", "{channels: 16, cells: 1, repeats: 1}", "--heads.seg.options", "{channels: [16, 16, 8, 8, 8]}",
-    "--heads.cls.options", "{channels: 32, dropout: 0.0}", "--data.batch_size", "4", "--data.eval_batch_size", "4",
-]  # fmt: skip
-TINY = ["--config", "shapes", *SMALL, "--data.image_size", "64", "--data.options", "{train: 12, val: 8, test: 8}", "--optim.epochs", "1"]
+    *QUIET,
+    "--model.backbone",
+    "b0",
+    "--model.weights",
+    "null",
+    "--model.backbone_options",
+    "{width: 0.25, depth: 0.3, drop_path: 0.0}",
+    "--heads.det.options",
+    "{channels: 16, cells: 1, repeats: 1}",
+    "--heads.seg.options",
+    "{channels: [16, 16, 8, 8, 8]}",
+    "--heads.cls.options",
+    "{channels: 32, dropout: 0.0}",
+    "--data.batch_size",
+    "4",
+    "--data.eval_batch_size",
+    "4",
+]
+TINY = [
+    "--config",
+    "shapes",
+    *SMALL,
+    "--data.image_size",
+    "64",
+    "--data.options",
+    "{train: 12, val: 8, test: 8}",
+    "--optim.epochs",
+    "1",
+]
 MAKERS = {"det": (("boxes",), box_targets), "seg": (("mask",), mask_targets), "cls": (("label",), class_targets)}
 
 
@@ -65,7 +89,9 @@ class PartlyLabelled(ShapesDataset):
 @pytest.fixture
 def partly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The data set ``partly``."""
-    monkeypatch.setitem(DATASETS._registered, "partly", lambda data, split, classes: PartlyLabelled((64, 64), 12, split=split))
+    monkeypatch.setitem(
+        DATASETS._registered, "partly", lambda data, split, classes: PartlyLabelled((64, 64), 12, split=split)
+    )
 
 
 def test_shapes_train_evaluate_and_predict_as_three_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +116,10 @@ def test_shapes_train_evaluate_and_predict_as_three_tasks(tmp_path: Path, capsys
     assert main(["evaluate", "--checkpoint", str(run), *QUIET]) == 0
     assert f"mean {scores['mean']:.6g}" in capsys.readouterr().out
     Image.fromarray(np.full((50, 90, 3), 120, np.uint8)).save(tmp_path / "grey.png")
-    assert main(["predict", "--checkpoint", str(run), str(tmp_path / "grey.png"), "--out", str(tmp_path / "out"), *QUIET]) == 0
+    assert (
+        main(["predict", "--checkpoint", str(run), str(tmp_path / "grey.png"), "--out", str(tmp_path / "out"), *QUIET])
+        == 0
+    )
     assert Image.open(tmp_path / "out" / "segment" / "index" / "grey.png").size == (90, 50)
     assert (tmp_path / "out" / "detect" / "predictions.json").is_file()
     assert len(json.loads((tmp_path / "out" / "classify" / "predictions.json").read_text())["images"]) == 1
@@ -98,9 +127,15 @@ def test_shapes_train_evaluate_and_predict_as_three_tasks(tmp_path: Path, capsys
 
 def test_targets_of_a_batch_labelled_in_part(partly: None) -> None:
     dataset = PartlyLabelled((64, 64), 12)
-    samples = [dataset[index] for index in (0, 1, 2, 3)]  # 0: all, 1: label alone, 2: boxes and mask, 3: boxes and label
+    samples = [
+        dataset[index] for index in (0, 1, 2, 3)
+    ]  # 0: all, 1: label alone, 2: boxes and mask, 3: boxes and label
     found = targets_by_task(samples, makers=MAKERS)
-    assert {task: targets.rows.tolist() for task, targets in found.items()} == {"det": [0, 2, 3], "seg": [0, 2], "cls": [0, 1, 3]}
+    assert {task: targets.rows.tolist() for task, targets in found.items()} == {
+        "det": [0, 2, 3],
+        "seg": [0, 2],
+        "cls": [0, 1, 3],
+    }
     assert isinstance(found["det"].targets, BoxTargets)
     assert found["cls"].targets.tolist() == [samples[row].label for row in (0, 1, 3)]
     assert torch.equal(found["seg"].targets, torch.from_numpy(np.stack([samples[0].mask, samples[2].mask])))
@@ -111,7 +146,12 @@ def test_targets_of_a_batch_labelled_in_part(partly: None) -> None:
 
 def test_images_that_lack_labels_train_and_count_where_they_have_some(tmp_path: Path, partly: None) -> None:
     line = ["--config", "shapes", *SMALL, "--data.name", "partly", "--data.image_size", "64", "--optim.max_steps", "4"]
-    assert main([*line, "--data.options", "{}", "--run.out", str(tmp_path / "run"), "--optim.task_weighting", "uncertainty"]) == 0
+    assert (
+        main(
+            [*line, "--data.options", "{}", "--run.out", str(tmp_path / "run"), "--optim.task_weighting", "uncertainty"]
+        )
+        == 0
+    )
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
     scores = record[record["best"]]
     indices = range(12)
@@ -162,7 +202,11 @@ def test_a_task_reads_its_own_section() -> None:
     more = ["--heads.seg.weight", "0.5", "--heads.seg.options", "{loss: [dice]}", "--data.multilabel", "true"]
     config = parse("joint", [*TINY, *more]).config
     found = parts(config)
-    assert {word: part.config.data.multilabel for word, part in found.items()} == {"det": False, "seg": False, "cls": True}
+    assert {word: part.config.data.multilabel for word, part in found.items()} == {
+        "det": False,
+        "seg": False,
+        "cls": True,
+    }
     assert found["seg"].config.model.head_options["loss"] == ["dice"]
     assert "loss" not in found["det"].config.model.head_options
     told = TASK.heads(config, None)
@@ -191,7 +235,9 @@ def test_a_task_reads_its_own_section() -> None:
         (["--data.mixup", "0.1"], ("data.mixup",)),
     ],
 )
-def test_wrong_sections_are_one_line(argv: Sequence[str], words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_sections_are_one_line(
+    argv: Sequence[str], words: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*TINY, *argv]) == 2
     error = error_of(capsys)
     assert len(error) <= 307
@@ -210,8 +256,13 @@ def test_the_command_of_one_task_refuses_sections_of_several(capsys: pytest.Capt
 
 
 def test_the_mean_leaves_out_what_is_undefined() -> None:
-    metric = JointMetrics({"a": ClassificationMetrics(("x", "y")), "b": ClassificationMetrics(("x", "y"))}, {"a": "top1", "b": "top1"})
-    right, none = (torch.tensor([[0.9, 0.1]]), torch.tensor([0])), (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
+    metric = JointMetrics(
+        {"a": ClassificationMetrics(("x", "y")), "b": ClassificationMetrics(("x", "y"))}, {"a": "top1", "b": "top1"}
+    )
+    right, none = (
+        (torch.tensor([[0.9, 0.1]]), torch.tensor([0])),
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)),
+    )
     metric.update({"a": right[0], "b": none[0]}, {"a": right[1], "b": none[1]})
     scores = metric.compute()
     assert (scores["mean"], scores["a/top1"], scores["b/top1"]) == (1.0, 1.0, None)
@@ -242,18 +293,24 @@ def test_a_checkpoint_says_what_tasks_it_has(tmp_path: Path, capsys: pytest.Capt
     assert "holds a model for task ['det', 'cls']; set model.task to that" in error_of(capsys)
     single = build_model("seg", "lite0", num_classes=3)
     save_model(single, tmp_path / "single.safetensors")
-    assert main(["predict", "--checkpoint", str(tmp_path / "single.safetensors"), str(tmp_path / "grey.png"), *QUIET]) == 2
+    assert (
+        main(["predict", "--checkpoint", str(tmp_path / "single.safetensors"), str(tmp_path / "grey.png"), *QUIET]) == 2
+    )
     assert "single.safetensors: model.task: expected a list" in error_of(capsys)
 
 
-def test_heads_that_no_weights_were_made_for_predict_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_heads_that_no_weights_were_made_for_predict_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Image.fromarray(np.full((50, 90, 3), 120, np.uint8)).save(tmp_path / "grey.png")
     line = ["predict", "--model.task", "[det, cls]", "--model.backbone", "lite0", "--model.weights", "imagenet"]
     assert main([*line, str(tmp_path / "grey.png"), "--out", str(tmp_path / "out"), *QUIET]) == 2
     assert "imagenet holds no whole joint head" in error_of(capsys)
 
 
-def test_deep_checks_are_refused_before_anything_is_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deep_checks_are_refused_before_anything_is_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tasks.engine import assembly
 
     monkeypatch.setattr(assembly, "open_splits", lambda *_: pytest.fail("data were opened"))
@@ -269,8 +326,12 @@ def test_a_mosaic_has_the_labels_of_all_its_images_and_wants_them_alike() -> Non
     whole = mosaic(samples, (64, 64), config, spec, rng)
     assert whole.labels.tolist() == [1, 1, 1, 1, 0, 0]
     assert mosaic([dataset[index] for index in range(4)], (64, 64), config, spec, rng).label is None
-    with pytest.raises(UserError, match="with 3 channels and labels, mask, train-0 is uint8 with 3 channels and labels, boxes, mask"):
-        mosaic([samples[0], replace(samples[1], boxes=None, box_labels=None), *samples[2:]], (64, 64), config, spec, rng)
+    with pytest.raises(
+        UserError, match="with 3 channels and labels, mask, train-0 is uint8 with 3 channels and labels, boxes, mask"
+    ):
+        mosaic(
+            [samples[0], replace(samples[1], boxes=None, box_labels=None), *samples[2:]], (64, 64), config, spec, rng
+        )
 
 
 def test_predictions_of_segmentation_are_restored_once(partly: None) -> None:

@@ -67,14 +67,27 @@ def scores(names: list[str], skill: float, *, multilabel: bool = False, samples:
 
 def history(epochs: int) -> list[dict[str, Any]]:
     keys = ("epoch", "lr", "train/loss", "val/loss", "val/top1", "images_per_s", "data_wait", "val/non_finite")
-    return [dict(zip(keys, (e, 0.1 / e, 2 / e, 3 / e, 1 - 1 / e, 812.0, 0.1, 0), strict=True)) for e in range(1, epochs + 1)]
+    return [
+        dict(zip(keys, (e, 0.1 / e, 2 / e, 3 / e, 1 - 1 / e, 812.0, 0.1, 0), strict=True)) for e in range(1, epochs + 1)
+    ]
 
 
-def write(folder: Path, results: dict[str, Any], *, mistakes: list[Mistake] | None = None, epochs: int = 3, title: str = "Shapes") -> Page:
+def write(
+    folder: Path,
+    results: dict[str, Any],
+    *,
+    mistakes: list[Mistake] | None = None,
+    epochs: int = 3,
+    title: str = "Shapes",
+) -> Page:
     path = classification_report(
-        folder, config={"model": {"backbone": "b0", "head": None}, "data": {"scale": (0.3, 1.0)}}, history=history(epochs),
-        results=results, mistakes=mistakes or [], facts={"title": title, "assumed": ["mean/std of ImageNet"], **environment()},
-    )  # fmt: skip
+        folder,
+        config={"model": {"backbone": "b0", "head": None}, "data": {"scale": (0.3, 1.0)}},
+        history=history(epochs),
+        results=results,
+        mistakes=mistakes or [],
+        facts={"title": title, "assumed": ["mean/std of ImageNet"], **environment()},
+    )
     assert path == folder / "report.html"
     return Page(path)
 
@@ -83,9 +96,15 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     names = [NASTY, "b", "c"]
     rng = np.random.default_rng(0)
     mistake = Mistake(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), f"{NASTY}, taken for b", 0.9, "folder/<b>.png")
-    page = write(tmp_path, {"best": "ema", "raw": scores(names, 1), "ema": scores(names, 3)}, mistakes=[mistake], title=NASTY)
+    page = write(
+        tmp_path, {"best": "ema", "raw": scores(names, 1), "ema": scores(names, 3)}, mistakes=[mistake], title=NASTY
+    )
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "form", "base", "b"} == set()
-    policy = [attributes["content"] for attributes in page.all("meta") if attributes.get("http-equiv") == "Content-Security-Policy"]
+    policy = [
+        attributes["content"]
+        for attributes in page.all("meta")
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     for tag, attributes in page.tags:
         for name, value in attributes.items():
@@ -127,7 +146,11 @@ def test_figures_and_facts_are_those_given(tmp_path: Path) -> None:
 
 def test_mistakes_come_in_falling_confidence(tmp_path: Path) -> None:
     image = np.zeros((8, 8, 3), np.uint8)
-    page = write(tmp_path, scores(["a", "b"], 2), mistakes=[Mistake(image, "a, taken for b", c, f"id{c}") for c in (0.5, 0.9, 0.7)])
+    page = write(
+        tmp_path,
+        scores(["a", "b"], 2),
+        mistakes=[Mistake(image, "a, taken for b", c, f"id{c}") for c in (0.5, 0.9, 0.7)],
+    )
     assert re.findall(r"id(0\.\d)", page.seen) == ["0.9", "0.7", "0.5"]
     assert "90.0 % sure" in page.seen
 
@@ -137,7 +160,9 @@ def examined(predictions: list[list[float]], labels: list[Any], *, multilabel: b
     shown = ConfidentMistakes(("cat", "dog", "emu"), multilabel)
     for i, (row, label) in enumerate(zip(predictions, labels, strict=True)):
         images = torch.full((1, 3, 4, 5), i, dtype=torch.uint8)
-        meta = ImageMeta(f"id{i}", "", (4, 5), label=label if label is None or not multilabel else np.array(label, np.float32))
+        meta = ImageMeta(
+            f"id{i}", "", (4, 5), label=label if label is None or not multilabel else np.array(label, np.float32)
+        )
         shown.update(Batch(images, ImageSizes((4, 5), torch.tensor([[4, 5]])), None, [meta]), torch.tensor([row]))
     found = shown.mistakes()
     assert all(m.image.shape == (4, 5, 3) and m.image[0, 0, 0] == int(m.id[2:]) for m in found)
@@ -157,7 +182,11 @@ def test_the_most_confident_mistakes_are_kept() -> None:
 def test_of_several_labels_the_one_that_is_most_wrong_is_shown() -> None:
     rows = [[0.9, 0.8, 0.1], [0.1, 0.3, 0.0], [0.9, 0.4, 0.6], [0.6, 0.1, 0.1], [0.9, 0.9, 0.9]]
     found = examined(rows, [[1, 0, 0], [1, 0, 0], [1, 1, 0], [1, 0, 0], None], multilabel=True)
-    assert found == [("cat, overlooked", 0.9, "id1"), ("dog, seen where there is none", 0.8, "id0"), ("dog, overlooked", 0.6, "id2")]
+    assert found == [
+        ("cat, overlooked", 0.9, "id1"),
+        ("dog, seen where there is none", 0.8, "id0"),
+        ("dog, overlooked", 0.6, "id2"),
+    ]
 
 
 @pytest.mark.parametrize(("k", "matrix"), [(2, True), (50, True), (51, False), (1000, False)])
@@ -192,7 +221,10 @@ def test_multilabel_and_empty_results_can_be_shown(tmp_path: Path) -> None:
 
 def test_metrics_files(tmp_path: Path) -> None:
     results = {"best": "raw", "raw": scores(["cat, big", "dog"], 2), "seconds": np.float32(1.5)}
-    epochs = [{"epoch": 1, "val/loss": float("nan"), "val/top1": torch.tensor(0.5)}, {"epoch": 2, "val/loss": 1.0, "val/top1": 0.75}]
+    epochs = [
+        {"epoch": 1, "val/loss": float("nan"), "val/top1": torch.tensor(0.5)},
+        {"epoch": 2, "val/loss": 1.0, "val/top1": 0.75},
+    ]
     write_metrics(tmp_path, results, epochs)
     text = (tmp_path / "metrics.json").read_text()
     loaded = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -288,6 +320,13 @@ def test_other_tasks_can_use_the_page(tmp_path: Path) -> None:
 
 
 def test_small_things() -> None:
-    assert [show(v) for v in (None, 0.123456, 12_345_678, True, float("nan"), "x")] == ["—", "0.1235", "12,345,678", "True", "nan", "x"]
+    assert [show(v) for v in (None, 0.123456, 12_345_678, True, float("nan"), "x")] == [
+        "—",
+        "0.1235",
+        "12,345,678",
+        "True",
+        "nan",
+        "x",
+    ]
     assert plain({1: (np.int64(3), float("inf")), "path": Path("a")}) == {"1": [3, None], "path": "a"}
     assert score_sets({"top1": 0.5, "per_class": {}}) == ("model", {"model": {"top1": 0.5, "per_class": {}}})

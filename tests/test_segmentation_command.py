@@ -26,15 +26,38 @@ from tasks.verbs.deep_check import learn_eight
 
 QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
 SMALL = [
-    *QUIET, "--model.backbone", "b0", "--model.weights", "null", "--model.backbone_options", "{width: 0.25, depth: 0.3, drop_path: 0.0}",
-    "--model.head_options", "{channels: [16, 16, 8, 8, 8]}", "--data.batch_size", "4", "--data.eval_batch_size", "4",
-]  # fmt: skip
+    *QUIET,
+    "--model.backbone",
+    "b0",
+    "--model.weights",
+    "null",
+    "--model.backbone_options",
+    "{width: 0.25, depth: 0.3, drop_path: 0.0}",
+    "--model.head_options",
+    "{channels: [16, 16, 8, 8, 8]}",
+    "--data.batch_size",
+    "4",
+    "--data.eval_batch_size",
+    "4",
+]
 """The smallest U-Net."""
-TINY = ["--config", "shapes", *SMALL, "--data.image_size", "64", "--data.options", "{train: 12, val: 8, test: 8}", "--optim.epochs", "1"]
+TINY = [
+    "--config",
+    "shapes",
+    *SMALL,
+    "--data.image_size",
+    "64",
+    "--data.options",
+    "{train: 12, val: 8, test: 8}",
+    "--optim.epochs",
+    "1",
+]
 CLASSES = ("ground", "thing", "rim")
 
 
-def mask_folder(root: Path, counts: dict[str, int], size: tuple[int, int] = (40, 56), values: tuple[int, ...] = (0, 1, 2, 255)) -> Path:
+def mask_folder(
+    root: Path, counts: dict[str, int], size: tuple[int, int] = (40, 56), values: tuple[int, ...] = (0, 1, 2, 255)
+) -> Path:
     """Images and masks ``ROOT/SPLIT/{images,masks}/N.png`` of bright squares with a rim, and their ``classes.txt``."""
     rng = np.random.default_rng(0)
     for split, count in counts.items():
@@ -85,7 +108,17 @@ def test_shapes_train_evaluate_predict_and_score_the_files(tmp_path: Path, capsy
         Image.fromarray(np.full((height, width, 3), 120, np.uint8)).save(photographs / f"{height}.png")
     out = tmp_path / "out"
     for tile in ("null", "64"):
-        line = ["predict", "--checkpoint", str(run), str(photographs), "--out", str(out / tile), "--data.tile", tile, *QUIET]
+        line = [
+            "predict",
+            "--checkpoint",
+            str(run),
+            str(photographs),
+            "--out",
+            str(out / tile),
+            "--data.tile",
+            tile,
+            *QUIET,
+        ]
         assert main([*line, "--data.tile_overlap", "16"]) == 0
         for height, width in sizes:
             index = np.asarray(Image.open(out / tile / "index" / f"{height}.png"))
@@ -93,10 +126,23 @@ def test_shapes_train_evaluate_predict_and_score_the_files(tmp_path: Path, capsy
             assert index.max() < 7
 
 
-def test_a_folder_trains_and_its_predicted_files_score_as_the_model_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_trains_and_its_predicted_files_score_as_the_model_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, run = mask_folder(tmp_path / "data", {"train": 8, "val": 5}), tmp_path / "run"
     data = ["--data.root", str(root), "--data.image_size", "[40, 56]", *QUIET]
-    line = ["--config", "folder", *SMALL, *data, "--data.crop_size", "32", "--optim.max_steps", "3", "--data.color_jitter", "0"]
+    line = [
+        "--config",
+        "folder",
+        *SMALL,
+        *data,
+        "--data.crop_size",
+        "32",
+        "--optim.max_steps",
+        "3",
+        "--data.color_jitter",
+        "0",
+    ]
     assert main([*line, "--optim.class_weights", "median_frequency", "--run.out", str(run)]) == 0
     said = capsys.readouterr().err
     assert "masks are index" in said
@@ -106,10 +152,24 @@ def test_a_folder_trains_and_its_predicted_files_score_as_the_model_does(tmp_pat
     assert weights[0] < weights[2]  # ground is common
     assert main(["evaluate", "--checkpoint", str(run), *QUIET]) == 0
     by_model = capsys.readouterr().out
-    assert main(["predict", "--checkpoint", str(run), str(root / "val" / "images"), "--out", str(tmp_path / "out"), *QUIET]) == 0
+    assert (
+        main(
+            ["predict", "--checkpoint", str(run), str(root / "val" / "images"), "--out", str(tmp_path / "out"), *QUIET]
+        )
+        == 0
+    )
     capsys.readouterr()
     for folder in (tmp_path / "out", tmp_path / "out" / "index"):
-        line = ["evaluate", "--config", str(run / "config.yaml"), "--predictions", str(folder), "--out", str(tmp_path / "e"), *QUIET]
+        line = [
+            "evaluate",
+            "--config",
+            str(run / "config.yaml"),
+            "--predictions",
+            str(folder),
+            "--out",
+            str(tmp_path / "e"),
+            *QUIET,
+        ]
         assert main(line) == 0
         by_files = capsys.readouterr().out
         for name in ("miou", "pixel_accuracy", "dice", "boundary_iou"):
@@ -124,7 +184,17 @@ def test_a_folder_trains_and_its_predicted_files_score_as_the_model_does(tmp_pat
 def test_one_channel_tells_two_classes_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = mask_folder(tmp_path / "data", {"train": 4, "val": 4}, values=(0, 255))
     (root / "classes.txt").write_text("ground\nthing")
-    line = ["--config", "folder", *SMALL, "--data.root", str(root), "--data.image_size", "[40, 56]", "--model.num_classes", "1"]
+    line = [
+        "--config",
+        "folder",
+        *SMALL,
+        "--data.root",
+        str(root),
+        "--data.image_size",
+        "[40, 56]",
+        "--model.num_classes",
+        "1",
+    ]
     assert main([*line, "--optim.max_steps", "2", "--run.out", str(tmp_path / "run")]) == 0
     model = load_model(tmp_path / "run" / "best.safetensors")
     assert (model.head.num_classes, model.head.mode, model.classes) == (1, "binary", ("ground", "thing"))
@@ -134,7 +204,9 @@ def test_one_channel_tells_two_classes_apart(tmp_path: Path, capsys: pytest.Capt
     assert "model.num_classes: is 3, and the training data has 2 classes" in error_of(capsys)
 
 
-def test_a_wrong_value_or_size_is_named_before_training_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_value_or_size_is_named_before_training_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = mask_folder(tmp_path / "data", {"train": 30, "val": 3})
     line = ["--config", "folder", *SMALL, "--data.root", str(root), "--run.out", str(tmp_path / "run")]
     wrong = root / "train" / "masks" / "27.png"
@@ -158,7 +230,10 @@ def test_truth_that_leaves_its_place_is_found(tmp_path: Path, monkeypatch: pytes
     model = make_model(config, TASK, datasets["train"])
     assert truth_score(TASK, config, model, datasets["val"]) == 1
     quick_checks(TASK, config, model, datasets, Teller(False, quiet=True))
-    assert truth_score(TASK, replace(config, data=replace(config.data, tile=64, tile_overlap=16)), model, datasets["val"]) == 1
+    assert (
+        truth_score(TASK, replace(config, data=replace(config.data, tile=64, tile_overlap=16)), model, datasets["val"])
+        == 1
+    )
     honest = window.through
 
     def turned(sample, plan: ResizePlan, spec, *, exact: bool):  # type: ignore[no-untyped-def]
@@ -225,7 +300,9 @@ def test_coco_files_serve_segmentation(data_root: Path, tmp_path: Path) -> None:
     assert main(["evaluate", *alone, *QUIET]) == 0
 
 
-def test_images_of_many_sizes_are_checked_and_scored_by_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_many_sizes_are_checked_and_scored_by_tiles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = mask_folder(tmp_path / "data", {"train": 4, "val": 1}, size=(64, 96))
     for number, size in ((1, (88, 70)), (2, (64, 120))):
         for kind in ("images", "masks"):
@@ -244,7 +321,9 @@ def test_tiles_smaller_than_a_head_takes_are_refused_before_training(capsys: pyt
     assert "data.tile: PANHead needs 128 pixels, got [48, 48]; raise it" in error_of(capsys)
 
 
-def test_images_of_one_name_are_told_apart_by_what_predict_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_one_name_are_told_apart_by_what_predict_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = mask_folder(tmp_path / "data", {"train": 2, "val": 2})
     for kind in ("images", "masks"):
         for number, folder in enumerate("ab"):
@@ -263,7 +342,7 @@ def test_images_of_one_name_are_told_apart_by_what_predict_wrote(tmp_path: Path,
     writer.close()
     assert main(line) == 0
     assert "pixel_accuracy 1" in capsys.readouterr().out.splitlines()
-    assert main([*line[:-len(QUIET) - 1], str(out / "index"), *QUIET]) == 0
+    assert main([*line[: -len(QUIET) - 1], str(out / "index"), *QUIET]) == 0
 
 
 def test_a_predicted_pixel_without_a_class_counts_as_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

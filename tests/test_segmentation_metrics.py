@@ -64,10 +64,31 @@ def test_a_case_counted_by_hand() -> None:
     rows = result["per_class"]
     assert list(rows) == names(5)
     # Every pixel is in a band: the image is two pixels high.
-    assert rows["class 0"] == {"iou": 2 / 3, "dice": 4 / 5, "precision": 1.0, "recall": 2 / 3, "boundary_iou": 2 / 3, "pixels": 3}
-    assert rows["class 1"] == {"iou": 2 / 4, "dice": 4 / 6, "precision": 2 / 3, "recall": 2 / 3, "boundary_iou": 2 / 4, "pixels": 3}
+    assert rows["class 0"] == {
+        "iou": 2 / 3,
+        "dice": 4 / 5,
+        "precision": 1.0,
+        "recall": 2 / 3,
+        "boundary_iou": 2 / 3,
+        "pixels": 3,
+    }
+    assert rows["class 1"] == {
+        "iou": 2 / 4,
+        "dice": 4 / 6,
+        "precision": 2 / 3,
+        "recall": 2 / 3,
+        "boundary_iou": 2 / 4,
+        "pixels": 3,
+    }
     # Predicted and never true: counts as 0; neither: nowhere. Class 2 is predicted on an ignored pixel alone.
-    assert rows["class 3"] == {"iou": 0.0, "dice": 0.0, "precision": 0.0, "recall": None, "boundary_iou": 0.0, "pixels": 0}
+    assert rows["class 3"] == {
+        "iou": 0.0,
+        "dice": 0.0,
+        "precision": 0.0,
+        "recall": None,
+        "boundary_iou": 0.0,
+        "pixels": 0,
+    }
     assert rows["class 2"] == rows["class 4"] == {**dict.fromkeys(rows["class 0"]), "pixels": 0}
     assert result["miou"] == result["boundary_iou"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
     assert result["dice"] == pytest.approx((4 / 5 + 2 / 3 + 0) / 3)
@@ -162,8 +183,13 @@ def test_equals_references(k: int) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), n=st.integers(1, 7), k=st.integers(1, 9), batch=st.integers(1, 7),
-       chunk=st.sampled_from([1, 99, 2**20]))  # fmt: skip
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 7),
+    k=st.integers(1, 9),
+    batch=st.integers(1, 7),
+    chunk=st.sampled_from([1, 99, 2**20]),
+)
 def test_batches_order_and_chunks_do_not_matter(seed: int, n: int, k: int, batch: int, chunk: int) -> None:
     images = [draw(seed + i, k) for i in range(n)]
     whole = score(images, k)

@@ -101,7 +101,9 @@ def test_a_background_is_black_in_pictures_of_classes_and_bare_in_overlays(name:
 
 @FEW
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 255), st.integers(0, 2**32 - 1))
-def test_overlays_blend_inside_regions_and_leave_the_image_alone(height: int, width: int, classes: int, seed: int) -> None:
+def test_overlays_blend_inside_regions_and_leave_the_image_alone(
+    height: int, width: int, classes: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     labels = np.full((height, width), rng.integers(classes), np.uint8)
@@ -154,7 +156,9 @@ def test_errors_are_red_where_classes_differ_and_nowhere_else() -> None:
     assert (picture[:, 60:] != 90).any()
 
 
-@pytest.mark.parametrize("image", [np.zeros((40, 30), np.uint8), np.zeros((40, 30, 1), np.uint16), np.zeros((40, 30, 6), np.float32)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((40, 30), np.uint8), np.zeros((40, 30, 1), np.uint16), np.zeros((40, 30, 6), np.float32)]
+)
 def test_images_of_any_kind_are_overlaid(image: np.ndarray) -> None:
     picture = overlay(image, stripes(40, 30, [0, 1, 2]))
     assert (picture.dtype, picture.shape) == (np.uint8, (40, 30, 3))
@@ -199,7 +203,9 @@ print(used() - before)
 # --- legends and sheets ---
 
 
-@pytest.mark.parametrize("names", [CLASSES, [f"a class with number {k}" for k in range(81)], [NASTY, "x" * 500, "caf\udce9", "", "日本"]])
+@pytest.mark.parametrize(
+    "names", [CLASSES, [f"a class with number {k}" for k in range(81)], [NASTY, "x" * 500, "caf\udce9", "", "日本"]]
+)
 @pytest.mark.parametrize("width", [60, 400])
 def test_legends_have_a_swatch_for_each_class(names: list[str], width: int) -> None:
     with warnings.catch_warnings():
@@ -290,8 +296,11 @@ def test_predict_writes_classes_as_numbers_colours_and_overlay(tmp_path: Path, c
     told = predict_into(tmp_path / "out", [file], [labels], classes)
     assert told == [f"{file}: {classes[0]} 75 %, {classes[-1]} 25 %"]
     assert sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")) == [
-        "classes.json", "color/a.png", "index/a.png", "overlay/a.jpg",
-    ]  # fmt: skip
+        "classes.json",
+        "color/a.png",
+        "index/a.png",
+        "overlay/a.jpg",
+    ]
     mode, index = stored(tmp_path / "out/index/a.png")
     assert mode == "L"
     assert (index == labels).all()
@@ -315,7 +324,7 @@ def test_predict_tells_the_largest_classes_and_how_many_more_there_are(tmp_path:
     names = [f"c{k}" for k in range(7)]
     assert predict_into(tmp_path / "out", [file], [labels], names) == [
         f"{file}: c0 100 %, c1 < 1 %, c2 < 1 %, c3 < 1 %, c4 < 1 %, and 2 more"
-    ]  # fmt: skip
+    ]
 
 
 def test_predictions_that_are_not_finite_are_no_class(tmp_path: Path) -> None:
@@ -471,7 +480,9 @@ def test_examples_are_small_and_show_the_image_without_its_padding() -> None:
 
 @FEW
 @given(st.booleans(), st.booleans(), st.integers(20, 90), st.integers(20, 90))
-def test_masks_of_examples_lie_on_their_image_however_it_was_turned(upside: bool, leftright: bool, height: int, width: int) -> None:
+def test_masks_of_examples_lie_on_their_image_however_it_was_turned(
+    upside: bool, leftright: bool, height: int, width: int
+) -> None:
     """Class 1 is where the image is bright."""
     mask = np.zeros((height, width), np.uint8)
     mask[: height // 2, : width // 3] = 1
@@ -512,9 +523,13 @@ def write(folder: Path, results: dict[str, Any], epochs: int = 3, **more: Any) -
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         path = segmentation_report(
-            folder, config={"model": {"backbone": "b0"}}, history=history(epochs), results=results,
-            facts={"title": "CamVid", "assumed": ["mean/std of ImageNet"]}, **more,
-        )  # fmt: skip
+            folder,
+            config={"model": {"backbone": "b0"}},
+            history=history(epochs),
+            results=results,
+            facts={"title": "CamVid", "assumed": ["mean/std of ImageNet"]},
+            **more,
+        )
     assert path == folder / "report.html"
     return Page(path)
 
@@ -531,8 +546,18 @@ def test_the_page_shows_scores_classes_examples_and_frequencies(tmp_path: Path, 
     masks = statistics(classes, [10 * k for k in range(count)])
     page = write(tmp_path, {"best": "ema", "raw": scores, "ema": scores}, examples=examples, masks=masks)
     assert {tag for tag, _ in page.tags} & {"script", "b", "link", "iframe"} == set()
-    for word in (f"miou {100 * scores['miou']:.1f} %", "of 1 images (ema weights)", "Best images", "val/<i>.png", "mean/std of ImageNet",
-                 "Calibration", "Frequencies", "5 of 7 images looked at", "wrong", "how exact outlines are"):  # fmt: skip
+    for word in (
+        f"miou {100 * scores['miou']:.1f} %",
+        "of 1 images (ema weights)",
+        "Best images",
+        "val/<i>.png",
+        "mean/std of ImageNet",
+        "Calibration",
+        "Frequencies",
+        "5 of 7 images looked at",
+        "wrong",
+        "how exact outlines are",
+    ):
         assert word in page.seen, word
     assert page.seen.count(NASTY) >= 3
     assert len(page.all("img")) == 4
@@ -560,7 +585,9 @@ def test_undefined_scores_and_missing_parts_are_survived(tmp_path: Path, empty: 
     void = np.full((10, 10), 255, np.uint8)
     scores = scores_of(CLASSES, [] if empty else [(np.zeros((10, 10), np.uint8), void)])
     assert scores["miou"] is None
-    page = write(tmp_path, scores, epochs=1, examples=SegmentationExamples(CLASSES), masks=statistics(CLASSES, [0, 0, 0]))
+    page = write(
+        tmp_path, scores, epochs=1, examples=SegmentationExamples(CLASSES), masks=statistics(CLASSES, [0, 0, 0])
+    )
     assert "miou" in page.seen
     assert "Training" not in page.seen
     assert not page.all("img")

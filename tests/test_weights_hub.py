@@ -56,7 +56,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(self.server.body)))
         self.send_header("ETag", f'"{"0" * 64}"' if self.path == "/storage" else '"0-abc"')
         self.end_headers()
-        self.wfile.write(self.server.body[: len(self.server.body) // 2] if self.path.startswith("/cut") else self.server.body)
+        self.wfile.write(
+            self.server.body[: len(self.server.body) // 2] if self.path.startswith("/cut") else self.server.body
+        )
         return None
 
     def log_message(self, format: str, *args: object) -> None:
@@ -111,7 +113,12 @@ def test_fetch_verifies_pins_and_keeps(server, tmp_path, capsys):
 
 
 def test_wrong_hash_keeps_nothing(server, tmp_path):
-    fails(lambda: hub.fetch(source(f"{server.base}/w.pth", "deadbeef")), "expected deadbeef...", f"found {SHA}", "try again")
+    fails(
+        lambda: hub.fetch(source(f"{server.base}/w.pth", "deadbeef")),
+        "expected deadbeef...",
+        f"found {SHA}",
+        "try again",
+    )
     assert files(tmp_path) == []
 
 
@@ -172,7 +179,14 @@ def test_pin_outlives_its_file(server, tmp_path):
 
 def test_offline_says_what_to_put_where(tmp_path):
     url = "http://127.0.0.1:9/models/w.pth"
-    fails(lambda: hub.fetch(source(url)), "test:w (b0)", url, "refused", f"put it as {tmp_path / 'cache' / 'w.pth'}", "EFFBACKBONES_MIRROR")
+    fails(
+        lambda: hub.fetch(source(url)),
+        "test:w (b0)",
+        url,
+        "refused",
+        f"put it as {tmp_path / 'cache' / 'w.pth'}",
+        "EFFBACKBONES_MIRROR",
+    )
 
 
 def test_missing_page_is_said(server, tmp_path):
@@ -195,7 +209,11 @@ def test_folder_mirror(tmp_path, monkeypatch):
 
 def test_cache_that_cannot_be_written_is_named(server, tmp_path):
     (tmp_path / "file").write_text("")
-    fails(lambda: hub.fetch(source(f"{server.base}/w.pth"), tmp_path / "file" / "cache"), str(tmp_path / "file"), "EFFBACKBONES_CACHE")
+    fails(
+        lambda: hub.fetch(source(f"{server.base}/w.pth"), tmp_path / "file" / "cache"),
+        str(tmp_path / "file"),
+        "EFFBACKBONES_CACHE",
+    )
 
 
 def test_cached_hub_file_is_recognised_when_given_as_a_file(tmp_path):
@@ -227,11 +245,16 @@ def test_command_lists_and_fetches(server, tmp_path, monkeypatch, capsys):
     assert server.asked == ["/timm/tf_efficientnet_b0.in1k/resolve/main/model.safetensors"]
 
 
-@pytest.mark.parametrize(("arguments", "word"), [
-    (["fetch", "torchvision:IMAGENET1K_V1"], "say --backbone"), (["fetch", "b0"], "efficientnet_b0_rwightman-7f5810bc.pth"),
-    (["fetch", "torchvision:IMAGENET1K_V1", "--backbone", "b3"], "efficientnet_b3_rwightman-b3899882.pth"),
-    (["fetch", "timm:tf_efficientnet_b0.in2k"], "did you mean"), (["list", "b9"], "did you mean"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["fetch", "torchvision:IMAGENET1K_V1"], "say --backbone"),
+        (["fetch", "b0"], "efficientnet_b0_rwightman-7f5810bc.pth"),
+        (["fetch", "torchvision:IMAGENET1K_V1", "--backbone", "b3"], "efficientnet_b3_rwightman-b3899882.pth"),
+        (["fetch", "timm:tf_efficientnet_b0.in2k"], "did you mean"),
+        (["list", "b9"], "did you mean"),
+    ],
+)
 def test_command_faults_are_one_line_and_exit_2(arguments, word, monkeypatch, capsys):
     monkeypatch.setenv("EFFBACKBONES_MIRROR", "http://127.0.0.1:9")
     assert hub.main(arguments) == 2

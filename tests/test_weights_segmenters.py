@@ -21,9 +21,18 @@ from effbackbones.model import Model
 from effbackbones.weights.smp_names import Segmenter, read_segmenter
 
 SMP = {
-    "unet": "Unet", "unetplusplus": "UnetPlusPlus", "manet": "MAnet", "linknet": "Linknet", "segformer": "Segformer", "fpn": "FPN",
-    "upernet": "UPerNet", "pspnet": "PSPNet", "deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus", "pan": "PAN",
-}  # fmt: skip
+    "unet": "Unet",
+    "unetplusplus": "UnetPlusPlus",
+    "manet": "MAnet",
+    "linknet": "Linknet",
+    "segformer": "Segformer",
+    "fpn": "FPN",
+    "upernet": "UPerNet",
+    "pspnet": "PSPNet",
+    "deeplabv3": "DeepLabV3",
+    "deeplabv3plus": "DeepLabV3Plus",
+    "pan": "PAN",
+}
 NATIVE, TIMM, UNIVERSAL = "efficientnet-", "timm-efficientnet-", "tu-tf_efficientnet_"
 NAMINGS = (NATIVE, TIMM, UNIVERSAL)
 B = [f"b{i}" for i in range(8)]
@@ -76,7 +85,10 @@ def distance(ours: Model, theirs: nn.Module, size: tuple[int, int]) -> float:
 def table(model: Model) -> list[list[str]]:
     """Loaded, re-initialised, unused and examples, for each part of the report."""
     lines = str(model.provenance["loaded"]).splitlines()[1:]
-    return [line.split(" from ")[-1].split(maxsplit=4)[1:] if " from " in line else line.split(maxsplit=5)[2:] for line in lines]
+    return [
+        line.split(" from ")[-1].split(maxsplit=4)[1:] if " from " in line else line.split(maxsplit=5)[2:]
+        for line in lines
+    ]
 
 
 def remarks(model: Model) -> list[str]:
@@ -113,7 +125,9 @@ def test_a_lite_file_gives_smps_logits(name: str, naming: str, tmp_path: Path) -
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("naming", [NATIVE, *(pytest.param(naming, marks=pytest.mark.slow) for naming in (TIMM, UNIVERSAL))])
+@pytest.mark.parametrize(
+    "naming", [NATIVE, *(pytest.param(naming, marks=pytest.mark.slow) for naming in (TIMM, UNIVERSAL))]
+)
 @pytest.mark.parametrize("head", [name for name in SMP if name != "unet"])
 def test_files_of_the_siblings_give_smps_logits(head: str, naming: str, tmp_path: Path) -> None:
     """Those that dilate the encoder included, which smp does otherwise than timm, and from block 9 on in its own B0."""
@@ -134,7 +148,15 @@ def test_output_stride_8_equals_smp(name: str, naming: str, tmp_path: Path) -> N
     path = write(tmp_path, reference.state_dict())
     options = {"numerics": "tf"} if naming == UNIVERSAL else {}
     head_options = {"output_stride": 8}
-    model = build_model("seg", name, head="deeplabv3plus", num_classes=5, weights=path, backbone_options=options, head_options=head_options)
+    model = build_model(
+        "seg",
+        name,
+        head="deeplabv3plus",
+        num_classes=5,
+        weights=path,
+        backbone_options=options,
+        head_options=head_options,
+    )
     assert distance(model.eval().requires_grad_(False), reference, (96, 64)) < 1e-4
 
 
@@ -222,13 +244,21 @@ def test_a_given_tap_wins_and_is_told(tap: str, said_of: str, native: nn.Module,
     assert model.backbone.tap == tap
     assert any(f"was trained with tap smp_b0, here it is {tap}" in said for said in remarks(model))
     assert distance(model, native, (64, 64)) > 1e-3
-    misfit = [said for said in remarks(model) if "1 entries of its decoder do not fit" in said and "blocks.3.conv1.0.weight" in said]
+    misfit = [
+        said
+        for said in remarks(model)
+        if "1 entries of its decoder do not fit" in said and "blocks.3.conv1.0.weight" in said
+    ]
     assert len(misfit) == (tap == "stage")  # C1 has other channels there
 
 
 def test_the_tap_of_smps_b0_may_be_asked_of_the_head(native: nn.Module, tmp_path: Path) -> None:
     path = write(tmp_path, entries(native))
-    model = build_model("seg", "b0", num_classes=5, weights=path, head_options={"tap": "smp_b0"}).eval().requires_grad_(False)
+    model = (
+        build_model("seg", "b0", num_classes=5, weights=path, head_options={"tap": "smp_b0"})
+        .eval()
+        .requires_grad_(False)
+    )
     assert model.backbone.tap == "smp_b0"
     assert not any("was trained with tap" in said for said in remarks(model))
     assert distance(model, native, (65, 98)) < 1e-4
@@ -245,7 +275,10 @@ def test_a_missing_tensor_is_told(native: nn.Module, tmp_path: Path) -> None:
     del state["decoder.blocks.2.conv1.0.weight"]
     model = build(write(tmp_path, state), NATIVE + "b0")
     assert table(model)[-1][:2] == ["61", "1"]
-    assert "1 entries of its decoder do not fit this head: decoder.blocks.2.conv1.0.weight is absent, here [64, " in remarks(model)[0]
+    assert (
+        "1 entries of its decoder do not fit this head: decoder.blocks.2.conv1.0.weight is absent, here [64, "
+        in remarks(model)[0]
+    )
 
 
 def test_a_tensor_that_the_head_has_no_place_for_is_told(tmp_path: Path) -> None:
@@ -266,7 +299,10 @@ def test_the_decoder_of_another_head_is_left_out(head: str, native: nn.Module, t
         assert any("entries of its decoder do not fit this head" in said for said in remarks(model))
     else:
         assert table(model)[1][0] == "0"
-        assert any("its decoder is of unet and does not fit this head: not loaded; head='unet' takes it" in said for said in remarks(model))
+        assert any(
+            "its decoder is of unet and does not fit this head: not loaded; head='unet' takes it" in said
+            for said in remarks(model)
+        )
 
 
 def test_a_backbone_alone_keeps_its_own_maps_and_says_so(native: nn.Module, tmp_path: Path) -> None:
@@ -297,7 +333,13 @@ def test_every_decoder_is_known_by_its_head(head: str, naming: str) -> None:
 @given(st.data())
 def test_any_one_difference_is_said(data: st.DataObject) -> None:
     """Whatever entry is missing, added or of another shape on one side."""
-    names = ["decoder.a.weight", "decoder.a.bias", "decoder.b.weight", "segmentation_head.0.weight", "segmentation_head.0.bias"]
+    names = [
+        "decoder.a.weight",
+        "decoder.a.bias",
+        "decoder.b.weight",
+        "segmentation_head.0.weight",
+        "segmentation_head.0.bias",
+    ]
     own = {name: torch.zeros(2, 3) for name in names}
     file = dict(own)
     assert Segmenter("unet", "stem", file, ()).entries_for(own)[1] == ""
@@ -328,13 +370,20 @@ def test_smp_b0_takes_c4_from_the_first_block_of_stage_5() -> None:
     ours, theirs = backbone(images), stem(images)
     assert torch.equal(ours[3], x)
     assert [torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)] == [True, True, True, False, True]
-    assert (backbone.feature_spec.channels, backbone.feature_spec.strides) == (stem.feature_spec.channels, stem.feature_spec.strides)
+    assert (backbone.feature_spec.channels, backbone.feature_spec.strides) == (
+        stem.feature_spec.channels,
+        stem.feature_spec.strides,
+    )
 
 
 @pytest.mark.parametrize("tap", ["stem", "smp_b0"])
 def test_promises_of_the_tap(tap: str) -> None:
     quick = [name for name in BACKBONE_PROMISES if name not in ("export", "compile")]
-    enforce(check_backbone(lambda: EfficientNet("b0", tap=tap, output_stride=8, checkpointing=True, **SMALL), promises=quick))
+    enforce(
+        check_backbone(
+            lambda: EfficientNet("b0", tap=tap, output_stride=8, checkpointing=True, **SMALL), promises=quick
+        )
+    )
 
 
 @pytest.mark.slow
@@ -361,8 +410,14 @@ def test_taps_agree_with_the_stage_table(name: str) -> None:
     with torch.device("meta"):
         backbone = EfficientNet(name, tap="smp_b0" if name == "b0" else "stem")
     smp_says = {
-        "b0": [2, 4, 8, 15], "b1": [4, 7, 15, 22], "b2": [4, 7, 15, 22], "b3": [4, 7, 17, 25], "b4": [5, 9, 21, 31],
-        "b5": [7, 12, 26, 38], "b6": [8, 14, 30, 44], "b7": [10, 17, 37, 54],
-    }  # fmt: skip
+        "b0": [2, 4, 8, 15],
+        "b1": [4, 7, 15, 22],
+        "b2": [4, 7, 15, 22],
+        "b3": [4, 7, 17, 25],
+        "b4": [5, 9, 21, 31],
+        "b5": [7, 12, 26, 38],
+        "b6": [8, 14, 30, 44],
+        "b7": [10, 17, 37, 54],
+    }
     below = list(backbone._blocks_below.values())
     assert below == [0, *(last + 1 for last in smp_says[name])] if name in smp_says else below[0] == 0

@@ -76,7 +76,9 @@ class MBConv(nn.Module):
             nominal_size=nominal_size,
         )
         if squeeze_excite:
-            self.squeeze_excite = SqueezeExcite(middle, max(1, in_channels // 4))  # a quarter of the block's input, not of the middle
+            self.squeeze_excite = SqueezeExcite(
+                middle, max(1, in_channels // 4)
+            )  # a quarter of the block's input, not of the middle
         self.project = ConvNorm(middle, out_channels, numerics=numerics, activation=None)
 
     def forward(self, x: Tensor) -> Tensor:

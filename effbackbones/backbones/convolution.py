@@ -17,7 +17,11 @@ from effbackbones.errors import UserError, nearest
 Padding = Literal["same", "symmetric", "same_static"]
 _PADDINGS = ("same", "symmetric", "same_static")
 Activation = Literal["silu", "relu6", "relu"]
-_ACTIVATIONS: dict[Activation, type[nn.SiLU] | type[nn.ReLU6] | type[nn.ReLU]] = {"silu": nn.SiLU, "relu6": nn.ReLU6, "relu": nn.ReLU}
+_ACTIVATIONS: dict[Activation, type[nn.SiLU] | type[nn.ReLU6] | type[nn.ReLU]] = {
+    "silu": nn.SiLU,
+    "relu6": nn.ReLU6,
+    "relu": nn.ReLU,
+}
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,13 @@ class Numerics:
 
     def __post_init__(self) -> None:
         if self.padding not in _PADDINGS:
-            raise UserError("numerics.padding", f"unknown value {self.padding!r}", nearest(str(self.padding), _PADDINGS))
+            raise UserError(
+                "numerics.padding", f"unknown value {self.padding!r}", nearest(str(self.padding), _PADDINGS)
+            )
         if not (self.bn_eps > 0 and 0 <= self.bn_momentum <= 1):
-            raise UserError("numerics", f"bn_eps must be positive and bn_momentum in [0, 1]; got {self}", "correct them")
+            raise UserError(
+                "numerics", f"bn_eps must be positive and bn_momentum in [0, 1]; got {self}", "correct them"
+            )
 
     @classmethod
     def named(cls, name: "str | Numerics") -> "Numerics":
@@ -183,7 +191,9 @@ class ConvNorm(Foldable):
             nominal_size=nominal_size,
         )
         self.bn: nn.Module = nn.BatchNorm2d(out_channels, numerics.bn_eps, numerics.bn_momentum)
-        self.act = nn.Identity() if activation is None else _ACTIVATIONS[activation](inplace=True)  # on a tensor of our own
+        self.act = (
+            nn.Identity() if activation is None else _ACTIVATIONS[activation](inplace=True)
+        )  # on a tensor of our own
         init_fan_out(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,15 @@ from torch.utils.checkpoint import checkpoint
 
 from effbackbones.backbones.blocks import MBConv
 from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics
-from effbackbones.backbones.scaling import LEVEL_STAGES, STAGES, Scaling, scaling, stage_channels, stage_layers, stem_channels
+from effbackbones.backbones.scaling import (
+    LEVEL_STAGES,
+    STAGES,
+    Scaling,
+    scaling,
+    stage_channels,
+    stage_layers,
+    stem_channels,
+)
 from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, LEVELS, TAPS, Backbone, FeatureSpec, ImageSpec
 from effbackbones.errors import UserError, nearest
 
@@ -64,8 +72,12 @@ class EfficientNet(Backbone):
     ) -> None:
         super().__init__()
         config = scaling(name) if isinstance(name, str) else name
-        config = replace(config, width=config.width if width is None else width, depth=config.depth if depth is None else depth)
-        _check_options(tap=tap, output_stride=output_stride, stem_stride=stem_stride, drop_path=drop_path, in_channels=in_channels)
+        config = replace(
+            config, width=config.width if width is None else width, depth=config.depth if depth is None else depth
+        )
+        _check_options(
+            tap=tap, output_stride=output_stride, stem_stride=stem_stride, drop_path=drop_path, in_channels=in_channels
+        )
         self.name = config.name
         self.config = config
         self.numerics = Numerics.named(DEFAULT_NUMERICS[config.family] if numerics is None else numerics)

@@ -58,7 +58,9 @@ class Scaling:
     family: Family = "b"
 
     def __post_init__(self) -> None:
-        if not (0 < self.width < math.inf and 0 < self.depth < math.inf and self.resolution > 0 and 0 <= self.dropout < 1):
+        if not (
+            0 < self.width < math.inf and 0 < self.depth < math.inf and self.resolution > 0 and 0 <= self.dropout < 1
+        ):
             what = f"width, depth and resolution must be positive, dropout in [0, 1); got {self}"
             raise UserError(f"backbone {self.name!r}", what, "correct the scaling")
 
@@ -145,7 +147,9 @@ def scaled(phi: float, family: Family = "b") -> Scaling:
     """
     rows = [row for row in _ROWS if row.family == family]
     if not rows or not math.isfinite(phi):
-        raise UserError("scaled", f"expected a finite phi and family b or lite, got {phi!r} and {family!r}", "correct them")
+        raise UserError(
+            "scaled", f"expected a finite phi and family b or lite, got {phi!r} and {family!r}", "correct them"
+        )
     low = rows[min(max(math.floor(phi), 0), len(rows) - 1)]
     offset = phi - rows.index(low)
     if offset == 0:

@@ -46,14 +46,22 @@ class TimmBackbone(Backbone):
         timm_name = name.removeprefix("timm:")
         self.name = f"timm:{timm_name}"
         _check_name(timm_name)
-        options: dict[str, Any] = {"in_chans": in_channels, **_any_size(timm_name), **({"drop_path_rate": drop_path} if drop_path else {})}
+        options: dict[str, Any] = {
+            "in_chans": in_channels,
+            **_any_size(timm_name),
+            **({"drop_path_rate": drop_path} if drop_path else {}),
+        }
         whole = _probe(timm_name, options)
-        position = {level: i for i, stride in enumerate(whole.strides) for level in LEVELS if _STRIDES[level] == stride}  # the deepest wins
+        position = {
+            level: i for i, stride in enumerate(whole.strides) for level in LEVELS if _STRIDES[level] == stride
+        }  # the deepest wins
         names = _choose(self.name, tuple(position), whole.strides, levels)
         options |= {"output_stride": output_stride} if output_stride != 32 else {}
         options["out_indices"] = tuple(whole.indices[position[level]] for level in names)
         read = (
-            whole if names == tuple(position) and len(names) == len(whole.strides) and output_stride == 32 else _probe(timm_name, options)
+            whole
+            if names == tuple(position) and len(names) == len(whole.strides) and output_stride == 32
+            else _probe(timm_name, options)
         )
         self.net = _build(timm_name, options, pretrained)
         self._dead = () if read.removable else tuple(_parameters(self.net, read.dead))
@@ -69,7 +77,9 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor) -> list[Tensor]:
         """As :meth:`Backbone.forward`; on networks that round down H and W are padded inside."""
         if not images.is_floating_point():
-            raise UserError("images", f"expected floating point, got {images.dtype}", "normalise them: backbone.normalize(images)")
+            raise UserError(
+                "images", f"expected floating point, got {images.dtype}", "normalise them: backbone.normalize(images)"
+            )
         height, width = images.shape[-2:]
         grow = (-width % self._multiple, -height % self._multiple)
         uneven = self._multiple > 1 and (torch.compiler.is_exporting() or any(grow))  # a graph must serve every size
@@ -77,7 +87,9 @@ class TimmBackbone(Backbone):
         if self._channels_last:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
         if uneven:
-            maps = [_cut(m, -(-height // s), -(-width // s)) for m, s in zip(maps, self.feature_spec.strides, strict=True)]
+            maps = [
+                _cut(m, -(-height // s), -(-width // s)) for m, s in zip(maps, self.feature_spec.strides, strict=True)
+            ]
         return maps
 
     def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:
@@ -89,7 +101,9 @@ class TimmBackbone(Backbone):
         ends = {level: keys.index(end) + 1 for level, end in self._ends.items() if end in links}
         if not isinstance(self.net, FeatureListNet) or self.feature_spec.names[-1] not in ends:
             return super().level_modules()
-        stem = max(1, next(iter(ends.values())) - 1)  # what lies before the first map; that map's own layer if nothing does
+        stem = max(
+            1, next(iter(ends.values())) - 1
+        )  # what lies before the first map; that map's own layer if nothing does
         pieces, done = {}, 0
         for level, upto in {"stem": stem, **ends}.items():
             pieces[level] = tuple(links[key] for key in keys[done:upto])
@@ -100,7 +114,9 @@ class TimmBackbone(Backbone):
         """As :meth:`Backbone.freeze`; a network that timm gives in one piece can only be frozen whole."""
         pieces = self.level_modules()
         if upto is not None and len(pieces) == 1 and upto not in pieces and upto in ("stem", *LEVELS):
-            raise UserError(f"freeze {upto!r}", f"timm gives {self.name!r} in one piece", "freeze all of it, or nothing")
+            raise UserError(
+                f"freeze {upto!r}", f"timm gives {self.name!r} in one piece", "freeze all of it, or nothing"
+            )
         return super().freeze(upto)
 
     def unfreeze(self) -> Self:
@@ -128,7 +144,13 @@ class _Probe(NamedTuple):
     removable: bool
 
 
-_FAILURES = (RuntimeError, TypeError, AssertionError, AttributeError, ValueError)  # timm's, for an option that a model lacks
+_FAILURES = (
+    RuntimeError,
+    TypeError,
+    AssertionError,
+    AttributeError,
+    ValueError,
+)  # timm's, for an option that a model lacks
 
 
 def _probe(name: str, options: Mapping[str, Any]) -> _Probe:
@@ -170,12 +192,21 @@ def _inspect(name: str, options: Mapping[str, Any], device: torch.device) -> _Pr
         except _FAILURES:
             rounds_up = False
         try:
-            removable = not dead or (not any(_parameters(_remove(net, dead), dead)) and [shape(m) for m in net(images)] == seen)
+            removable = not dead or (
+                not any(_parameters(_remove(net, dead), dead)) and [shape(m) for m in net(images)] == seen
+            )
         except _FAILURES:
             removable = False
     info = net.feature_info
     return _Probe(
-        tuple(info.out_indices), tuple(s[0] for s in seen), strides, tuple(info.module_name()), channels_last, rounds_up, dead, removable
+        tuple(info.out_indices),
+        tuple(s[0] for s in seen),
+        strides,
+        tuple(info.module_name()),
+        channels_last,
+        rounds_up,
+        dead,
+        removable,
     )
 
 
@@ -189,7 +220,9 @@ def _build(name: str, options: Mapping[str, Any], pretrained: bool = False) -> A
             raise
         what = f"timm could not load its weights: {(str(error).splitlines() or [type(error).__name__])[0]}"
         raise UserError(
-            f"backbone 'timm:{name}'", what, "connect once to fill its cache, choose a tag that has weights, or weights=None"
+            f"backbone 'timm:{name}'",
+            what,
+            "connect once to fill its cache, choose a tag that has weights, or weights=None",
         ) from error
 
 
@@ -207,7 +240,9 @@ def _any_size(name: str) -> dict[str, bool]:
     import timm
 
     config = timm.get_pretrained_cfg(name)
-    for option in ({"dynamic_img_size": True}, {"strict_img_size": False}) if config and config.fixed_input_size else ():
+    for option in (
+        ({"dynamic_img_size": True}, {"strict_img_size": False}) if config and config.fixed_input_size else ()
+    ):
         try:
             with torch.device("meta"):
                 _build(name, option)
@@ -225,7 +260,9 @@ def _stride(name: str, image: int, cells: int) -> int:
             return stride
     if image % cells:
         raise UserError(
-            f"backbone 'timm:{name}'", f"a map of {cells} cells for {image} pixels has no whole stride", "choose another network"
+            f"backbone 'timm:{name}'",
+            f"a map of {cells} cells for {image} pixels has no whole stride",
+            "choose another network",
         )
     return image // cells
 
@@ -234,14 +271,20 @@ def _choose(name: str, known: tuple[str, ...], strides: Sequence[int], levels: S
     """The levels to read, finest first."""
     if not known:
         lie = ", ".join(map(str, sorted(set(strides))))
-        raise UserError(f"backbone {name!r}", f"its maps lie at stride {lie}, not at 2, 4, 8, 16 or 32", "choose another network")
+        raise UserError(
+            f"backbone {name!r}", f"its maps lie at stride {lie}, not at 2, 4, 8, 16 or 32", "choose another network"
+        )
     if levels is None and len(known) == 1:
         what = f"all its maps lie at stride {_STRIDES[known[0]]}: it is no multi-scale backbone"
-        raise UserError(f"backbone {name!r}", what, f"ask for levels [{known[0]}] if a single map serves, or choose another network")
+        raise UserError(
+            f"backbone {name!r}", what, f"ask for levels [{known[0]}] if a single map serves, or choose another network"
+        )
     wanted = known if levels is None else tuple(levels)
     for level in wanted:
         if level not in known:
-            raise UserError(f"level {level!r}", f"backbone {name!r} gives {', '.join(known)}", nearest(str(level), known))
+            raise UserError(
+                f"level {level!r}", f"backbone {name!r} gives {', '.join(known)}", nearest(str(level), known)
+            )
     if not wanted:
         raise UserError("levels", f"backbone {name!r} was asked for no level", f"choose from {', '.join(known)}")
     return tuple(level for level in LEVELS if level in wanted)

@@ -75,12 +75,18 @@ def check_head(
     """
     options = dict(options or {})
     case = HeadCase(
-        head_class, spec or default_spec(head_class, options), num_classes, options, targets or default_targets(head_class.task)
+        head_class,
+        spec or default_spec(head_class, options),
+        num_classes,
+        options,
+        targets or default_targets(head_class.task),
     )
     return _run(HEAD_PROMISES, case, promises)
 
 
-def _run(promises: Mapping[str, Callable[[Case], Iterator[str]]], case: Case, only: Sequence[str] | None) -> list[Violation]:
+def _run(
+    promises: Mapping[str, Callable[[Case], Iterator[str]]], case: Case, only: Sequence[str] | None
+) -> list[Violation]:
     for name in only or ():
         if name not in promises:
             raise UserError(f"promise {name!r}", "no such promise", nearest(name, promises))

@@ -56,7 +56,9 @@ def maps(case: BackboneCase) -> Iterator[str]:
         given = images(2, len(backbone.image_spec.mean), (height, width))
         with torch.no_grad():
             got = backbone(given)
-        expected = [(2, c, -(-height // s), -(-width // s)) for c, s in zip(features.channels, features.strides, strict=True)]
+        expected = [
+            (2, c, -(-height // s), -(-width // s)) for c, s in zip(features.channels, features.strides, strict=True)
+        ]
         seen = [tuple(m.shape) for m in got]
         if not isinstance(got, list) or seen != expected:
             yield f"at {height} x {width} expected a list of {expected}, got {type(got).__name__} of {seen}"
@@ -161,7 +163,9 @@ def export(case: BackboneCase) -> Iterator[str]:
     """``torch.export`` with free batch, height and width."""
     backbone = case.build().eval()
     with torch.no_grad():
-        yield from export_holds(backbone, case.images(backbone), [case.images(backbone, i, 3) for i in range(len(case.sizes))])
+        yield from export_holds(
+            backbone, case.images(backbone), [case.images(backbone, i, 3) for i in range(len(case.sizes))]
+        )
 
 
 def compile(case: BackboneCase) -> Iterator[str]:

@@ -74,7 +74,11 @@ def default_spec(head_class: type[Head], options: Mapping[str, Any]) -> FeatureS
 
 def default_targets(task: str) -> Callable[[ImageSizes, int, bool], Any]:
     """Random targets in the form that the built-in tasks use; another task raises :class:`UserError`."""
-    makers: dict[str, Callable[[ImageSizes, int, bool], Any]] = {"cls": _class_targets, "det": _box_targets, "seg": _mask_targets}
+    makers: dict[str, Callable[[ImageSizes, int, bool], Any]] = {
+        "cls": _class_targets,
+        "det": _box_targets,
+        "seg": _mask_targets,
+    }
     if task not in makers:
         raise UserError(f"task {task!r}", "this project does not know its targets", "pass targets= to check_head")
     return makers[task]
@@ -88,7 +92,9 @@ def _box_targets(sizes: ImageSizes, num_classes: int, empty: bool) -> BoxTargets
     """Three boxes, a crowd and padding in each image but the last, which has no object."""
     batch, (height, width) = len(sizes.valid), sizes.batch
     corner = torch.rand(batch, 5, 2) * 0.5
-    boxes = torch.cat([corner, corner + 0.1 + torch.rand(batch, 5, 2) * 0.4], 2) * torch.tensor([width, height, width, height])
+    boxes = torch.cat([corner, corner + 0.1 + torch.rand(batch, 5, 2) * 0.4], 2) * torch.tensor(
+        [width, height, width, height]
+    )
     labels = torch.randint(num_classes, (batch, 5))
     labels[:, 4] = -1
     labels[slice(None) if empty else slice(-1, None)] = -1

@@ -28,7 +28,10 @@ _RANDOM = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
 def options_refused(case: HeadCase) -> Iterator[str]:
     """What a head cannot use it refuses: unknown options, no classes."""
-    for what, classes, options in (("an unknown option", case.num_classes, {"no_such_option": 1}), ("num_classes=0", 0, {})):
+    for what, classes, options in (
+        ("an unknown option", case.num_classes, {"no_such_option": 1}),
+        ("num_classes=0", 0, {}),
+    ):
         try:
             case.head_class(case.spec, classes, **{**case.options, **options})
         except UserError:
@@ -142,7 +145,9 @@ def no_sync(case: HeadCase) -> Iterator[str]:
     features, sizes = case.inputs(head)
     given = (head(features, sizes), case.make_targets(sizes, case.num_classes, False), sizes, torch.tensor([1]))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        raw, targets, sizes, rows = (pytree.tree_map_only(Tensor, lambda t: mode.from_tensor(t.detach()), tree) for tree in given)
+        raw, targets, sizes, rows = (
+            pytree.tree_map_only(Tensor, lambda t: mode.from_tensor(t.detach()), tree) for tree in given
+        )
         head.loss(raw, targets, sizes)
         head.select(raw, rows)
     return iter(())
@@ -167,7 +172,9 @@ def gradient_reach(case: HeadCase) -> Iterator[str]:
     _back(head.loss(head(features, sizes), case.make_targets(sizes, case.num_classes, False), sizes))
     if names := unreached(head):
         yield f"no gradient reaches {listed(names)}"
-    if ignored := [name for name, f in zip(case.spec.names, features, strict=True) if f.grad is None or not bool(f.grad.any())]:
+    if ignored := [
+        name for name, f in zip(case.spec.names, features, strict=True) if f.grad is None or not bool(f.grad.any())
+    ]:
         yield f"the loss does not depend on {listed(ignored)}: leave it out of requires()"
 
 

@@ -70,7 +70,9 @@ class ResizePlan:
         return cls(original, size, (0, 0), size)
 
     @classmethod
-    def center_crop(cls, original: Size, size: Size, crop_fraction: float = 1.0, *, squash: bool = False) -> "ResizePlan":
+    def center_crop(
+        cls, original: Size, size: Size, crop_fraction: float = 1.0, *, squash: bool = False
+    ) -> "ResizePlan":
         """The shorter side resized to ``floor(size / crop_fraction)``, then the centre of ``size``.
 
         Gives the numbers of torchvision (``Resize``, ``CenterCrop``) for square sizes and those of timm
@@ -177,11 +179,15 @@ class ResizePlan:
             start, stop = height - stop, height - start
         rows, columns = self._overlap()
         # Each row is made from others by operations on single elements, so that no rounding depends on how many are made at once.
-        part = _weighted_rows(scores[..., rows.inside, columns.inside], *_row_weights(self.scaled[0], height, rows.source, start, stop))
+        part = _weighted_rows(
+            scores[..., rows.inside, columns.inside], *_row_weights(self.scaled[0], height, rows.source, start, stop)
+        )
         if part.shape[-1] != self.scaled[1]:
             part = functional.pad(part, (columns.source.start, self.scaled[1] - columns.source.stop))
         if self.scaled[1] != width:
-            part = functional.interpolate(part[None], (stop - start, width), mode="bilinear", antialias=True, align_corners=False)[0]
+            part = functional.interpolate(
+                part[None], (stop - start, width), mode="bilinear", antialias=True, align_corners=False
+            )[0]
         axes = [axis for axis, turned in zip((-2, -1), self.mirrored, strict=True) if turned]
         return part.flip(axes) if axes else part
 
@@ -234,7 +240,9 @@ class _Overlap:
         return cls(slice(start, stop), slice(start - offset, stop - offset))
 
 
-def _row_weights(old: int, new: int, known: slice, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _row_weights(
+    old: int, new: int, known: slice, start: int, stop: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """What rows ``start`` to ``stop`` of ``new`` are made of when ``old`` rows are resized: places [taps, rows] in the rows
     ``known`` and weights [taps, rows], 0 for rows that are not known. A triangle as wide as the scale, as PIL's and torch's."""
     scale = old / new
@@ -279,7 +287,10 @@ def resize(image: Pixels, size: Size, interpolation: str = "bicubic", box: Exten
         resized: Pixels = np.asarray(picture.resize((width, height), _FILTERS[interpolation], box))
         return resized.reshape(height, width, channels)
     mode = "L" if image.dtype == np.uint8 else "F"
-    bands = [to_pil(image[..., c : c + 1], mode).resize((width, height), _FILTERS[interpolation], box) for c in range(channels)]
+    bands = [
+        to_pil(image[..., c : c + 1], mode).resize((width, height), _FILTERS[interpolation], box)
+        for c in range(channels)
+    ]
     stacked: Pixels = np.stack([np.asarray(band) for band in bands], axis=2)
     # Bicubic overshoots; PIL clips uint8 by itself.
     if image.dtype == np.uint16:

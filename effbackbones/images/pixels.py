@@ -13,7 +13,11 @@ _WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # floating-point images ar
 def white(images: Tensor) -> float:
     """The value that means 1 in ``images``; integers other than uint8 and uint16 raise :class:`UserError`."""
     if not images.is_floating_point() and images.dtype not in _WHITE:
-        raise UserError("images", f"expected uint8, uint16 or floating point, got {images.dtype}", "convert them: an integer says no range")
+        raise UserError(
+            "images",
+            f"expected uint8, uint16 or floating point, got {images.dtype}",
+            "convert them: an integer says no range",
+        )
     return _WHITE.get(images.dtype, 1.0)
 
 
@@ -24,7 +28,12 @@ def to_unit(images: Tensor) -> Tensor:
 
 def refuse_bytes(images: Tensor) -> None:
     """Raise :class:`UserError` for floating-point images of 0..255. Only on the CPU, where looking makes nobody wait."""
-    if torch.compiler.is_compiling() or images.device.type != "cpu" or not images.is_floating_point() or not images.numel():
+    if (
+        torch.compiler.is_compiling()
+        or images.device.type != "cpu"
+        or not images.is_floating_point()
+        or not images.numel()
+    ):
         return
     largest = float(images.max())
     if largest > MOST:

@@ -33,7 +33,24 @@ MAX_PIXELS = 64_000_000
 _FORMATS_AT_ONCE = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 FORMATS = (*_FORMATS_AT_ONCE, "WEBP", "TIFF", "JPEG2000", "AVIF")
 SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif", ".npy"]
+    [
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".gif",
+        ".bmp",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".jp2",
+        ".avif",
+        ".npy",
+    ]
 )
 """Endings, in lower case, of the files that :func:`read_image` reads."""
 
@@ -51,8 +68,22 @@ _TURNS = {
 """What brings an image of each EXIF orientation upright (TIFF 6.0, tag Orientation)."""
 _UNDO = {6: 8, 8: 6}
 """Orientations whose turn is not its own inverse."""
-_DAMAGE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError,
-           RuntimeError, MemoryError, struct.error, zlib.error, tokenize.TokenError)  # fmt: skip
+_DAMAGE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    tokenize.TokenError,
+)
 """What PIL's and NumPy's parsers raise on damaged files, from fuzzing and from reading them."""
 
 
@@ -75,11 +106,17 @@ def read_image(
     compared with the header before anything is decoded.
     """
     if exif not in ("apply", "ignore") or depth not in ("8", "native") or channels < 1:
-        raise ValueError(f"exif must be apply or ignore, depth 8 or native, channels positive; got {exif!r}, {depth!r}, {channels}")
+        raise ValueError(
+            f"exif must be apply or ignore, depth 8 or native, channels positive; got {exif!r}, {depth!r}, {channels}"
+        )
     if str(path).lower().endswith(".npy"):
         return _read_array(path, channels, max_pixels, depth)
     if channels not in _BANDS:
-        raise UserError(str(path), f"an image file gives 1 to 4 channels, asked for are {channels}", "store more channels as a .npy file")
+        raise UserError(
+            str(path),
+            f"an image file gives 1 to 4 channels, asked for are {channels}",
+            "store more channels as a .npy file",
+        )
     with opened_image(path, max_pixels) as image:
         if at_least is not None and image.format in ("JPEG", "MPO"):
             height, width = at_least
@@ -103,7 +140,9 @@ def opened_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
             _check_pixels(path, image.size, max_pixels)
             yield image
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise _too_large(path, f"more than PIL's own limit of {Image.MAX_IMAGE_PIXELS:,} pixels", max_pixels) from error
+            raise _too_large(
+                path, f"more than PIL's own limit of {Image.MAX_IMAGE_PIXELS:,} pixels", max_pixels
+            ) from error
         except _DAMAGE as error:
             raise _unreadable(path, error) from error
 
@@ -147,7 +186,9 @@ def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
 def _unreadable(path: str | Path, error: BaseException) -> UserError:
     if isinstance(error, UserError):
         return error
-    return UserError(str(path), f"cannot be read as an image: {_reason(path, error)}", "replace the file, or take it out of the data")
+    return UserError(
+        str(path), f"cannot be read as an image: {_reason(path, error)}", "replace the file, or take it out of the data"
+    )
 
 
 def _reason(path: str | Path, error: BaseException) -> str:
@@ -172,7 +213,11 @@ def _check_pixels(path: str | Path, size: tuple[int, int], max_pixels: int) -> N
 
 
 def _too_large(path: str | Path, found: str, max_pixels: int) -> UserError:
-    return UserError(str(path), f"the header announces {found}; allowed are {max_pixels:,} pixels", "shrink the image, or raise max_pixels")
+    return UserError(
+        str(path),
+        f"the header announces {found}; allowed are {max_pixels:,} pixels",
+        "shrink the image, or raise max_pixels",
+    )
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -209,9 +254,13 @@ def _decode(path: str | Path, file_image: ImageFile.ImageFile, exif: str, channe
         grey: NDArray[np.uint16] = np.asarray(image).astype(np.uint16)
         return _from_grey((grey >> 8).astype(np.uint8) if depth == "8" else grey, channels)
     if image.mode in ("I", "F"):
-        raise UserError(str(path), f"32-bit pixels ({image.mode}) have no stated range", "store 8 or 16 bits, or a .npy file")
+        raise UserError(
+            str(path), f"32-bit pixels ({image.mode}) have no stated range", "store 8 or 16 bits, or a .npy file"
+        )
     if depth == "native" and deep:
-        raise UserError(str(path), "16-bit colour cannot be read at full depth", "store it as a .npy file [H, W, C] of uint16")
+        raise UserError(
+            str(path), "16-bit colour cannot be read at full depth", "store it as a .npy file [H, W, C] of uint16"
+        )
     pixels: NDArray[np.uint8] = np.array(_converted(image, _BANDS[channels]))
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
@@ -256,7 +305,11 @@ def _array_header(path: str | Path) -> tuple[tuple[int, ...], np.dtype[np.generi
             raise _unreadable(path, error) from error
     shape = (*shape, 1) if len(shape) == 2 else shape
     if len(shape) != 3 or min(shape) < 1 or dtype not in (np.uint8, np.uint16, np.float32):
-        raise UserError(str(path), f"expected [H, W] or [H, W, C] of uint8, uint16 or float32; got {list(shape)} of {dtype}", "convert it")
+        raise UserError(
+            str(path),
+            f"expected [H, W] or [H, W, C] of uint8, uint16 or float32; got {list(shape)} of {dtype}",
+            "convert it",
+        )
     return shape, dtype
 
 
@@ -265,7 +318,9 @@ def _read_array(path: str | Path, channels: int, max_pixels: int, depth: str) ->
     shape, dtype = _array_header(path)
     _check_pixels(path, (shape[1], shape[0]), max_pixels)
     if shape[2] != channels:
-        raise UserError(str(path), f"the array has {shape[2]} channels, asked for are {channels}", "ask for as many as the data has")
+        raise UserError(
+            str(path), f"the array has {shape[2]} channels, asked for are {channels}", "ask for as many as the data has"
+        )
     try:
         array: Pixels = np.load(path, allow_pickle=False).reshape(shape)
     except _DAMAGE as error:

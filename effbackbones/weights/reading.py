@@ -49,7 +49,9 @@ def read_weights(
     spec = image_spec or (source.image_spec if source else None)
     if spec is None:
         spec = default_image_spec(scaling(backbone))
-        sentences += (f"{path} does not say its mean and std: assumed {spec.mean} and {spec.std}; image_spec= says otherwise",)
+        sentences += (
+            f"{path} does not say its mean and std: assumed {spec.mean} and {spec.std}; image_spec= says otherwise",
+        )
     if source and not source.verifiable:
         sentences += (f"no hash of {source.file} is published: it is held to what was first fetched",)
     if parts.detector:
@@ -59,9 +61,20 @@ def read_weights(
     reports = [LoadReport(f"file {path.name}", unused=unused)] if unused else []
     origin, licence = (str(source), source.licence) if source else (str(path), "unknown")
     return Pretrained(
-        parts.backbone, parts.tail, {}, settled, spec, origin, parts.label, licence, assumed + sentences, reports,
-        detector=parts.detector, segmenter=segmenter, source=source,
-    )  # fmt: skip
+        parts.backbone,
+        parts.tail,
+        {},
+        settled,
+        spec,
+        origin,
+        parts.label,
+        licence,
+        assumed + sentences,
+        reports,
+        detector=parts.detector,
+        segmenter=segmenter,
+        source=source,
+    )
 
 
 def _locate(weights: str | Path, backbone: str) -> tuple[Path, WeightSource | None]:
@@ -83,12 +96,21 @@ def _recognised(path: Path, backbone: str) -> WeightSource | None:
 
 
 def _own(
-    record: Mapping[str, object], state: Mapping[str, Tensor], path: Path, backbone: str, numerics: Numerics | None, spec: ImageSpec | None
+    record: Mapping[str, object],
+    state: Mapping[str, Tensor],
+    path: Path,
+    backbone: str,
+    numerics: Numerics | None,
+    spec: ImageSpec | None,
 ) -> Pretrained:
     """A file that :func:`save_model` wrote: it says everything itself."""
     about = Description.of(record, path)
     if about.backbone != backbone:
-        raise UserError(str(path), f"holds weights of {about.backbone}, not {backbone}", f"build {about.backbone}, or give another file")
+        raise UserError(
+            str(path),
+            f"holds weights of {about.backbone}, not {backbone}",
+            f"build {about.backbone}, or give another file",
+        )
     parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
     for key, tensor in state.items():
         part, _, name = key.partition(".")
@@ -99,9 +121,17 @@ def _own(
         raise UserError(str(path), f"its numerics are {about.numerics}", "save the model again") from None
     differ = numerics is not None and own is not None and numerics != own
     return Pretrained(
-        parts["backbone"], {}, parts["head"], numerics or own, spec or about.image_spec, str(path), "effbackbones", about.licence,
-        (f"numerics as given, though these weights were trained with {own}",) if differ else (), config=about.config,
-    )  # fmt: skip
+        parts["backbone"],
+        {},
+        parts["head"],
+        numerics or own,
+        spec or about.image_spec,
+        str(path),
+        "effbackbones",
+        about.licence,
+        (f"numerics as given, though these weights were trained with {own}",) if differ else (),
+        config=about.config,
+    )
 
 
 @dataclass
@@ -135,7 +165,9 @@ def _translate(state: Mapping[str, Tensor], path: Path, backbone: str) -> _Parts
     found = dialects.detect(state)
     if found is None:
         known = ", ".join(dialect.name for dialect in dialects.DIALECTS)
-        raise UserError(str(path), f"its keys (such as {next(iter(state))}) are no EfficientNet's", f"known layouts: {known}")
+        raise UserError(
+            str(path), f"its keys (such as {next(iter(state))}) are no EfficientNet's", f"known layouts: {known}"
+        )
     dialect, prefix = found
     named, unused = {}, []
     for key, tensor in state.items():
@@ -157,7 +189,9 @@ def _row(path: Path, backbone: str) -> Scaling:
     try:
         return scaling(backbone)
     except UserError:
-        raise UserError(str(path), f"foreign weights do not fit backbone {backbone}", "give a file that save_model wrote") from None
+        raise UserError(
+            str(path), f"foreign weights do not fit backbone {backbone}", "give a file that save_model wrote"
+        ) from None
 
 
 def _check_variant(named: Mapping[str, Tensor], path: Path, expected: Scaling) -> None:
@@ -223,9 +257,13 @@ def _implied(parts: _Parts, backbone: str) -> tuple[str | None, tuple[str, ...]]
     if parts.detector:
         biased = parts.detector.biased
         name, models, have = ("tf", "tf_efficientdet", "have") if biased else ("torch", "efficientdet", "have no")
-        return name, (f"numerics taken to be those of effdet's {models}_*, whose necks {have} biases; numerics= says otherwise",)
+        return name, (
+            f"numerics taken to be those of effdet's {models}_*, whose necks {have} biases; numerics= says otherwise",
+        )
     if parts.dialect is dialects.TIMM and parts.prefix.endswith("encoder.") and parts.has_decoder:
         return "torch", ()  # the `timm-` encoders of segmentation-models-pytorch, lite ones included
     if parts.dialect is dialects.TIMM and lite:
-        return "tf", ("padding and batch norm assumed to be TensorFlow's, as in timm's tf_efficientnet_lite; numerics= says otherwise",)
+        return "tf", (
+            "padding and batch norm assumed to be TensorFlow's, as in timm's tf_efficientnet_lite; numerics= says otherwise",
+        )
     return None, ()

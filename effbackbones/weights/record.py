@@ -49,16 +49,26 @@ class Description:
     def of(cls, record: Mapping[str, Any], path: Path) -> Self:
         """Read a record; one that is not of this shape raises :class:`UserError` naming the file."""
         try:
-            spec: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record["image_spec"].items()}
+            spec: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in record["image_spec"].items()
+            }
             classes = record["classes"]
             found = cls(
-                dict(record["config"]), ImageSpec(**spec), record["numerics"], None if classes is None else class_names(classes),
-                dict(record["metrics"]), dict(record["provenance"]),
-            )  # fmt: skip
+                dict(record["config"]),
+                ImageSpec(**spec),
+                record["numerics"],
+                None if classes is None else class_names(classes),
+                dict(record["metrics"]),
+                dict(record["provenance"]),
+            )
         except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
-            raise UserError(str(path), f"its description is broken ({one_line(error)})", "save the model again") from None
+            raise UserError(
+                str(path), f"its description is broken ({one_line(error)})", "save the model again"
+            ) from None
         if set(found.config) - set(_CONFIG_KEYS) or "backbone" not in found.config:
-            raise UserError(str(path), f"its config has keys {sorted(found.config)}", f"expected {', '.join(_CONFIG_KEYS)}")
+            raise UserError(
+                str(path), f"its config has keys {sorted(found.config)}", f"expected {', '.join(_CONFIG_KEYS)}"
+            )
         check_classes(found.classes, found.config, path)
         return found
 
@@ -66,7 +76,9 @@ class Description:
 def check_classes(classes: object, config: Mapping[str, Any], path: Path) -> None:
     """Classes by task must be of tasks that the model has."""
     tasks = config.get("task")
-    if isinstance(classes, Mapping) and not (isinstance(tasks, list | tuple) and classes.keys() <= set(map(str, tasks))):
+    if isinstance(classes, Mapping) and not (
+        isinstance(tasks, list | tuple) and classes.keys() <= set(map(str, tasks))
+    ):
         what = f"its classes are of the tasks {str(list(classes))[:60]}, its config of {str(tasks)[:60]}"
         raise UserError(str(path), what, "name the classes by the tasks that the model has")
 
@@ -91,7 +103,9 @@ def parse_record(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         raise UserError(str(path), "its record is not the expected JSON", "save the model again") from None
     if not isinstance(number, int) or not 1 <= number <= FORMAT_VERSION:
         ours = f"format {FORMAT_VERSION} (effbackbones {versions().get('effbackbones', '?')})"
-        raise UserError(str(path), f"is of format {number}, this installation reads up to {ours}", "update effbackbones")
+        raise UserError(
+            str(path), f"is of format {number}, this installation reads up to {ours}", "update effbackbones"
+        )
     return dict(record)
 
 
@@ -100,7 +114,9 @@ def one_line(error: Exception) -> str:
 
 
 def _foreign(path: Path) -> UserError:
-    return UserError(str(path), "is not a model file of effbackbones", 'foreign weights go into build_model(..., weights="FILE")')
+    return UserError(
+        str(path), "is not a model file of effbackbones", 'foreign weights go into build_model(..., weights="FILE")'
+    )
 
 
 def versions() -> dict[str, str]:
@@ -134,4 +150,8 @@ def plain(value: Any, where: str, *, finite: bool = False) -> Any:
         return None
     if value is None or isinstance(value, (str, int, float)):
         return value
-    raise UserError(where, f"is a {type(value).__name__}, and a model file holds plain values only", "give a number, text, list or dict")
+    raise UserError(
+        where,
+        f"is a {type(value).__name__}, and a model file holds plain values only",
+        "give a number, text, list or dict",
+    )

@@ -14,10 +14,18 @@ from effbackbones.weights.dialects import LUKEMELAS, TIMM, Dialect
 DECODER, LAST = "decoder.", "segmentation_head."
 _LAST_WEIGHT = f"{LAST}0.weight"
 _KINDS = {
-    "blocks.x_0_0.": "unetplusplus", "center.top_conv.": "manet", "blocks.0.block.": "linknet", "blocks.0.conv1.": "unet",
-    "mlp_stage.": "segformer", "p5.": "fpn", "fpn_lateral_blocks.": "upernet", "psp.": "pspnet", "aspp.0.": "deeplabv3plus",
-    "aspp.convs.": "deeplabv3", "fpa.": "pan",
-}  # fmt: skip
+    "blocks.x_0_0.": "unetplusplus",
+    "center.top_conv.": "manet",
+    "blocks.0.block.": "linknet",
+    "blocks.0.conv1.": "unet",
+    "mlp_stage.": "segformer",
+    "p5.": "fpn",
+    "fpn_lateral_blocks.": "upernet",
+    "psp.": "pspnet",
+    "aspp.0.": "deeplabv3plus",
+    "aspp.convs.": "deeplabv3",
+    "fpa.": "pan",
+}
 """How keys of a decoder begin, and our head of that name; the first match counts."""
 
 
@@ -39,16 +47,23 @@ class Segmenter:
 
         None where no entry of the decoder fits: the last convolution means nothing on another decoder.
         """
-        misfits = [name for name in {**own, **self.head} if _counts(name) and _shape(own, name) != _shape(self.head, name)]
+        misfits = [
+            name for name in {**own, **self.head} if _counts(name) and _shape(own, name) != _shape(self.head, name)
+        ]
         if not misfits:
             return dict(self.head), ""
         known = [name for name in self.head if name.startswith(DECODER) and _counts(name)]
         if not set(known) - set(misfits):
-            return {}, f"its decoder is of {self.kind} and does not fit this head: not loaded; head={self.kind!r} takes it"
+            return (
+                {},
+                f"its decoder is of {self.kind} and does not fit this head: not loaded; head={self.kind!r} takes it",
+            )
         astray = [name for name in misfits if name.startswith(DECODER)]
         if astray:
             there, here = (_shape(state, astray[0]) or "absent" for state in (self.head, own))
-            return dict(self.head), f"{len(astray)} entries of its decoder do not fit this head: {astray[0]} is {there}, here {here}"
+            return dict(
+                self.head
+            ), f"{len(astray)} entries of its decoder do not fit this head: {astray[0]} is {there}, here {here}"
         classes, wanted = (len(state.get(_LAST_WEIGHT, ())) for state in (self.head, own))
         return dict(self.head), f"it has {classes} classes, this head {wanted}: the last convolution starts anew"
 
@@ -63,11 +78,16 @@ def read_segmenter(state: Mapping[str, Tensor], dialect: Dialect, prefix: str, b
         return None
     root = prefix.removesuffix("model.").removesuffix("encoder.")
     head = {key.removeprefix(root): key for key in state if key.startswith((f"{root}{DECODER}", f"{root}{LAST}"))}
-    kind = next((kind for start, kind in _KINDS.items() if any(name.startswith(DECODER + start) for name in head)), None)
+    kind = next(
+        (kind for start, kind in _KINDS.items() if any(name.startswith(DECODER + start) for name in head)), None
+    )
     if kind is None:
         return None
     return Segmenter(
-        kind, tap, {name: state[key] for name, key in head.items()}, tuple(key for key in state if key not in head.values())
+        kind,
+        tap,
+        {name: state[key] for name, key in head.items()},
+        tuple(key for key in state if key not in head.values()),
     )
 
 

@@ -67,10 +67,16 @@ def read_pickled(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on odd pickle protocols, for files that are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes fail inside the zip reader, the unpickler or the tensor code, with any exception
+    except (
+        Exception
+    ) as error:  # damaged bytes fail inside the zip reader, the unpickler or the tensor code, with any exception
         # torch's own text advises to switch the protection off; only the name of what it refused is of use.
         refused = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.\w+)", str(error))
-        what = f"holds more than tensors ({refused[1]})" if refused else f"is damaged or no file of tensors ({type(error).__name__})"
+        what = (
+            f"holds more than tensors ({refused[1]})"
+            if refused
+            else f"is damaged or no file of tensors ({type(error).__name__})"
+        )
         raise UserError(str(path), what, "get it again, or convert it to safetensors") from None
 
 
@@ -82,8 +88,12 @@ def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors
-        content = next((content[key] for key in ("state_dict", "model", "model_state_dict", "net") if key in content), None)
-    raise UserError(str(path), "holds no state dict", "expected tensors by name, at the top or under `state_dict` or `model`")
+        content = next(
+            (content[key] for key in ("state_dict", "model", "model_state_dict", "net") if key in content), None
+        )
+    raise UserError(
+        str(path), "holds no state dict", "expected tensors by name, at the top or under `state_dict` or `model`"
+    )
 
 
 def parse_safetensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -162,7 +172,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(str(path), f"cannot write {len(data):,} bytes ({error.strerror})", "free space or choose another folder") from error
+        raise UserError(
+            str(path), f"cannot write {len(data):,} bytes ({error.strerror})", "free space or choose another folder"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

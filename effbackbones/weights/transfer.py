@@ -38,7 +38,9 @@ def say_backbone(pretrained: Pretrained, options: Mapping[str, Any]) -> None:
     for name, default in MAP_OPTIONS.items():
         before, now = of_file.get(name), options.get(name) or default
         if before and before != now:
-            pretrained.assumed += (f"{pretrained.origin} was trained with {name} {before}, here it is {now}: the same weights, other maps",)
+            pretrained.assumed += (
+                f"{pretrained.origin} was trained with {name} {before}, here it is {now}: the same weights, other maps",
+            )
 
 
 def build_head(
@@ -58,13 +60,17 @@ def build_head(
         return head, decided | given
     shapes = ", ".join(f"{key} {value}" for key, value in detector.options.items())
     if "variant" in given or given.keys() & detector.options.keys():
-        pretrained.assumed += (f"{pretrained.origin} has {shapes}; head_options ask for another head: only what fits is loaded",)
+        pretrained.assumed += (
+            f"{pretrained.origin} has {shapes}; head_options ask for another head: only what fits is loaded",
+        )
         return head, decided | given
     pretrained.assumed += (f"head_options as {pretrained.origin} wants them: {shapes}",)
     decided |= detector.options
     head = make(decided | given)
     if not detector.fits(head.state_dict()):
-        pretrained.assumed += (f"the pyramid of {pretrained.origin} reads maps of other channels: only what fits is loaded",)
+        pretrained.assumed += (
+            f"the pyramid of {pretrained.origin} reads maps of other channels: only what fits is loaded",
+        )
     return head, decided | given
 
 
@@ -76,11 +82,17 @@ def _published(pretrained: Pretrained, given: Mapping[str, Any]) -> dict[str, An
     variant = given.get("variant", decided.get("variant"))
     if variant != decided.get("variant"):
         remedy = "leave it out, or give other weights"
-        raise UserError(f"weights {source.name}", f"are of {decided.get('variant')}, and head_options.variant is {variant!r}", remedy)
+        raise UserError(
+            f"weights {source.name}",
+            f"are of {decided.get('variant')}, and head_options.variant is {variant!r}",
+            remedy,
+        )
     for name in _ANCHORS:
         if name in given and given[name] != decided.get(name):
             before = decided.get(name, "as published")
-            pretrained.assumed += (f"{source.name} was trained with {name} {before}, here it is {given[name]}: other anchors",)
+            pretrained.assumed += (
+                f"{source.name} was trained with {name} {before}, here it is {given[name]}: other anchors",
+            )
     return decided
 
 
@@ -88,7 +100,9 @@ def _bare(pretrained: Pretrained, given: Mapping[str, Any]) -> dict[str, Any]:
     """A file that cannot say which variant it is: nothing is decided, and D6, which may be D7, is told."""
     assert pretrained.detector is not None
     if pretrained.detector.ambiguous and not {"variant", "anchor_scale"} & given.keys():
-        text = f"{pretrained.origin} may be of D6 or of D7, which differ in the anchor scale alone: taken for D6 (scale 4)"
+        text = (
+            f"{pretrained.origin} may be of D6 or of D7, which differ in the anchor scale alone: taken for D6 (scale 4)"
+        )
         pretrained.assumed += (f'{text}; head_options={{"variant": "d7"}} says otherwise',)
     return {}
 

@@ -18,7 +18,9 @@ CROWD_SHARE = 0.5
 """An anchor that lies in a crowd with more than this share of its area says nothing about the background."""
 
 
-def anchor_shapes(anchor_scale: float, num_scales: int, aspect_ratios: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def anchor_shapes(
+    anchor_scale: float, num_scales: int, aspect_ratios: Sequence[tuple[float, float]]
+) -> list[tuple[float, float]]:
     """(width, height) of the anchors of a cell, in strides: octave by octave, in an octave aspect by aspect."""
     sides = [anchor_scale * 2 ** (octave / num_scales) for octave in range(num_scales)]
     return [(side * x, side * y) for side in sides for x, y in aspect_ratios]

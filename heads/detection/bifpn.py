@@ -14,14 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from effbackbones.backbones.convolution import Activation, ConvNorm, Foldable, Numerics, convolution, fold_into, same_padding
+from effbackbones.backbones.convolution import (
+    Activation,
+    ConvNorm,
+    Foldable,
+    Numerics,
+    convolution,
+    fold_into,
+    same_padding,
+)
 from effbackbones.errors import UserError
 from heads.detection.variants import Fusion
 
 NUMERICS = Numerics("same", 1e-3, 0.01)
 """Of neck and towers, whatever the backbone's are."""
 
-_ACTIVATIONS: dict[Activation, type[nn.SiLU] | type[nn.ReLU6] | type[nn.ReLU]] = {"silu": nn.SiLU, "relu6": nn.ReLU6, "relu": nn.ReLU}
+_ACTIVATIONS: dict[Activation, type[nn.SiLU] | type[nn.ReLU6] | type[nn.ReLU]] = {
+    "silu": nn.SiLU,
+    "relu6": nn.ReLU6,
+    "relu": nn.ReLU,
+}
 _EPSILON = 1e-4  # of the fast fusion's denominator (section 3.3)
 
 
@@ -97,7 +109,9 @@ class SeparableConv(Foldable):
         super().__init__()
         self.depthwise = convolution(in_channels, in_channels, 3, padding=NUMERICS.padding, groups=in_channels)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1)
-        self.bn: nn.Module = nn.BatchNorm2d(out_channels, NUMERICS.bn_eps, NUMERICS.bn_momentum) if norm else nn.Identity()
+        self.bn: nn.Module = (
+            nn.BatchNorm2d(out_channels, NUMERICS.bn_eps, NUMERICS.bn_momentum) if norm else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.bn(self.pointwise(self.depthwise(x)))
@@ -149,7 +163,9 @@ class FusionNode(nn.Module):
         if self.weights is not None:
             # In float32: under autocast the sum of three weights and 1e-4 would lose the latter.
             positive = self.weights.float().relu()
-            shares = positive / (positive.sum() + _EPSILON) if self.fusion == "fast" else self.weights.float().softmax(0)
+            shares = (
+                positive / (positive.sum() + _EPSILON) if self.fusion == "fast" else self.weights.float().softmax(0)
+            )
             inputs = [x * share.to(x.dtype) for x, share in zip(inputs, shares.unbind(), strict=True)]
         return reduce(torch.add, inputs)
 
@@ -184,7 +200,13 @@ class BiFPN(nn.Module):
     """
 
     def __init__(
-        self, inputs: Sequence[Source], levels: Sequence[int], channels: int, cells: int, fusion: Fusion, activation: Activation
+        self,
+        inputs: Sequence[Source],
+        levels: Sequence[int],
+        channels: int,
+        cells: int,
+        fusion: Fusion,
+        activation: Activation,
     ) -> None:
         super().__init__()
         self.strides = level_strides([source.stride for source in inputs], len(levels))
@@ -194,7 +216,9 @@ class BiFPN(nn.Module):
             if sources[-1].channels != channels:
                 self.resample[str(level)] = Projection(sources[-1].channels, channels)
             sources.append(Source(channels, stride))
-        self.extra = {str(level): Resize(*self.strides[i : i + 2]) for i, level in enumerate(levels[1:]) if i + 1 >= len(inputs)}
+        self.extra = {
+            str(level): Resize(*self.strides[i : i + 2]) for i, level in enumerate(levels[1:]) if i + 1 >= len(inputs)
+        }
         self.cells = nn.ModuleList()
         for _ in range(cells):
             self.cells.append(Cell(sources, channels, fusion, activation))
@@ -217,7 +241,9 @@ def level_strides(strides: Sequence[int], count: int) -> tuple[int, ...]:
     known = list(strides[:count])
     for fine, coarse in pairwise(known):
         if coarse % fine:
-            text = f"a pyramid needs strides that are multiples of the next finer one, got {', '.join(map(str, strides))}"
+            text = (
+                f"a pyramid needs strides that are multiples of the next finer one, got {', '.join(map(str, strides))}"
+            )
             raise UserError("head efficientdet", text, "choose other levels of the backbone")
     while len(known) < count:
         known.append(2 * known[-1])

@@ -98,9 +98,17 @@ class EfficientDetHead(Head):
         super().__init__(spec, num_classes, **options)
         row = _customised(
             spec.backbone,
-            variant=variant, channels=channels, cells=cells, repeats=repeats, fusion=fusion, levels=levels, anchor_scale=anchor_scale,
-            num_scales=num_scales, aspect_ratios=aspect_ratios, activation=activation,
-        )  # fmt: skip
+            variant=variant,
+            channels=channels,
+            cells=cells,
+            repeats=repeats,
+            fusion=fusion,
+            levels=levels,
+            anchor_scale=anchor_scale,
+            num_scales=num_scales,
+            aspect_ratios=aspect_ratios,
+            activation=activation,
+        )
         for name, value in (("prior", prior), ("alpha", alpha)):
             require(name, value, 0 < value < 1, "a number in (0, 1)")
         for name, value in (("label_smoothing", label_smoothing), ("score_threshold", score_threshold)):
@@ -117,7 +125,12 @@ class EfficientDetHead(Head):
             choose("iou_loss", iou_loss, IOU_LOSSES)
         self.row = row
         self.alpha, self.gamma, self.label_smoothing = alpha, gamma, label_smoothing
-        self.huber_delta, self.box_weight, self.iou_loss, self.iou_weight = huber_delta, box_weight, iou_loss, iou_weight
+        self.huber_delta, self.box_weight, self.iou_loss, self.iou_weight = (
+            huber_delta,
+            box_weight,
+            iou_loss,
+            iou_weight,
+        )
         self.crowd_ignore = crowd_ignore
         self.max_detections, self.score_threshold, self.pre_nms = max_detections, score_threshold, pre_nms
         self.nms, self.nms_iou, self.sigma = nms, nms_iou, sigma
@@ -171,7 +184,9 @@ class EfficientDetHead(Head):
         normaliser = positive.sum() + 1.0
         own = torch.where(positive[..., None], boxes.gather(1, index[..., None].expand(-1, -1, 4)), anchors)
         anchor_labels = torch.where(positive, labels.gather(1, index), -1)
-        focal = focal_sum(logits, anchor_labels, alpha=self.alpha, gamma=self.gamma, smoothing=self.label_smoothing, ignored=ignored)
+        focal = focal_sum(
+            logits, anchor_labels, alpha=self.alpha, gamma=self.gamma, smoothing=self.label_smoothing, ignored=ignored
+        )
         box_targets = torch.where(positive[..., None], encode(own, anchors), 0.0)
         huber = huber_sum(deltas, box_targets, self.huber_delta)
         losses = {"class": focal / normaliser, "box": self.box_weight * huber / (4 * normaliser)}

@@ -47,7 +47,13 @@ class _FocalSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, logits: Tensor, labels: Tensor, ignored: Tensor | None, alpha: float, gamma: float, smoothing: float
+        ctx: FunctionCtx,
+        logits: Tensor,
+        labels: Tensor,
+        ignored: Tensor | None,
+        alpha: float,
+        gamma: float,
+        smoothing: float,
     ) -> Tensor:
         positive, column = (labels >= 0)[..., None], labels.clamp(min=0)[..., None]
         value, slope = (curve.mul_(1 - alpha) for curve in focal_negative(logits, gamma, smoothing))
@@ -100,7 +106,9 @@ def iou_loss(boxes: Tensor, targets: Tensor, kind: IouLoss) -> Tensor:
     ``giou``: Rezatofighi et al., 2019; ``diou`` and ``ciou``: Zheng et al., "Distance-IoU loss", 2020, equations 7 and 10.
     """
     size, target_size = (b[..., 2:] - b[..., :2] for b in (boxes, targets))
-    shared = (torch.minimum(boxes[..., 2:], targets[..., 2:]) - torch.maximum(boxes[..., :2], targets[..., :2])).clamp(min=0)
+    shared = (torch.minimum(boxes[..., 2:], targets[..., 2:]) - torch.maximum(boxes[..., :2], targets[..., :2])).clamp(
+        min=0
+    )
     hull = torch.maximum(boxes[..., 2:], targets[..., 2:]) - torch.minimum(boxes[..., :2], targets[..., :2])
     union = size.prod(-1) + target_size.prod(-1) - shared.prod(-1)
     iou = shared.prod(-1) / (union + _TINY)

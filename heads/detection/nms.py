@@ -100,4 +100,6 @@ def _fixed(found: Candidates, rows: Tensor, scores: Tensor, count: Tensor) -> De
     """Detections of candidates ``rows`` [B, N], zero from ``count`` [B] on."""
     taken = torch.arange(rows.shape[1], device=rows.device) < count[:, None]
     boxes = torch.where(taken[..., None], found.boxes.gather(1, rows[..., None].expand(-1, -1, 4)), 0.0)
-    return Detections(boxes, torch.where(taken, scores, 0.0), torch.where(taken, found.labels.gather(1, rows), 0), count)
+    return Detections(
+        boxes, torch.where(taken, scores, 0.0), torch.where(taken, found.labels.gather(1, rows), 0), count
+    )

@@ -22,7 +22,9 @@ class Tower(Foldable):
     ``anchors`` of a cell.
     """
 
-    def __init__(self, channels: int, repeats: int, num_levels: int, anchors: int, outputs: int, activation: Activation) -> None:
+    def __init__(
+        self, channels: int, repeats: int, num_levels: int, anchors: int, outputs: int, activation: Activation
+    ) -> None:
         super().__init__()
         self.outputs = outputs
         self.depthwise = nn.ModuleList(

@@ -45,7 +45,12 @@ class Variant:
         require("aspect_ratios", self.aspect_ratios, pairs, "pairs [x, y] of positive numbers")
         chain = tuple(range(self.levels[0], self.levels[0] + len(self.levels))) if self.levels else ()
         known = len(chain) > 1 and self.levels == chain and 1 <= chain[0] <= 5 and chain[-1] <= 10
-        require("levels", self.levels, known, "at least two consecutive levels, the first one of 1 to 5, such as [3, 4, 5, 6, 7]")
+        require(
+            "levels",
+            self.levels,
+            known,
+            "at least two consecutive levels, the first one of 1 to 5, such as [3, 4, 5, 6, 7]",
+        )
         choose("fusion", self.fusion, FUSIONS)
         choose("activation", self.activation, get_args(Activation))
 
@@ -87,7 +92,10 @@ _ROWS = (
 )
 VARIANTS = {row.name: row for row in _ROWS}
 
-_BY_PHI = {"b": ("d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7x"), "lite": ("lite0", "lite1", "lite2", "lite3", "lite4")}
+_BY_PHI = {
+    "b": ("d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7x"),
+    "lite": ("lite0", "lite1", "lite2", "lite3", "lite4"),
+}
 _EFFICIENTNET = re.compile(r"(?:^|efficientnet_)(b|lite)(-?\d+(?:\.\d+)?)(?!\d)")
 
 

@@ -96,7 +96,9 @@ class SegmentationHead(Head):
         """
         if self.training and self.pools_to_one and features[0].shape[0] == 1:
             name = type(self).__name__
-            raise UserError("batch of 1 image", f"{name} has a batch norm that needs at least 2 in training", "raise the batch size")
+            raise UserError(
+                "batch of 1 image", f"{name} has a batch norm that needs at least 2 in training", "raise the batch size"
+            )
         return _cut(self.segmentation_head(self._decode(features, sizes)), sizes.batch)
 
     def _decode(self, features: list[Tensor], sizes: ImageSizes) -> Tensor:
@@ -123,7 +125,9 @@ class SegmentationHead(Head):
         Decoders ask the image, and a C1 that the backbone does not have, only for its size: those get a map of no channels, as
         in smp's own encoders. Places that the decoder does not look at hold the image's.
         """
-        height, width = (self._image_side(cells, side) for cells, side in zip(features[0].shape[-2:], image, strict=True))
+        height, width = (
+            self._image_side(cells, side) for cells, side in zip(features[0].shape[-2:], image, strict=True)
+        )
         first = features[0]
         maps = [first.new_empty(first.shape[0], 0, height, width)] * (1 + _place(self.spec.names[-1]))
         maps[1] = first.new_empty(first.shape[0], 0, (height + 1) // 2, (width + 1) // 2)
@@ -172,7 +176,9 @@ def check_spec(head: type[Head], spec: FeatureSpec, needs: BackboneNeeds, *, any
     if spec.names == names and (any_stride or spec.strides == strides):
         return
     ours = f"needs {_listed(names, () if any_stride else strides)}, got {_listed(spec.names, spec.strides)}"
-    remedy = "check backbone_options levels, output_stride and stem_stride, or choose another head (unet takes any stride)"
+    remedy = (
+        "check backbone_options levels, output_stride and stem_stride, or choose another head (unet takes any stride)"
+    )
     raise UserError(f"backbone {spec.backbone!r}", f"{head.__name__} {ours}", remedy)
 
 

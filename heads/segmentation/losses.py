@@ -94,13 +94,17 @@ def cross_entropy(pixels: Pixels, class_weights: Tensor | None = None, label_smo
         losses = F.binary_cross_entropy_with_logits(pixels.logits, soft, reduction="none")
         return _mean(losses, _pixel_weights(pixels, class_weights))
     # Without reduction torch's kernel is deterministic on a GPU too; its weighted mean divides by the weights of the labels.
-    losses = F.cross_entropy(pixels.logits, pixels.labels, class_weights, reduction="none", label_smoothing=label_smoothing)
+    losses = F.cross_entropy(
+        pixels.logits, pixels.labels, class_weights, reduction="none", label_smoothing=label_smoothing
+    )
     valid = pixels.valid[:, 0].float()
     weights = valid if class_weights is None else valid * class_weights[pixels.labels]
     return _ratio((losses * valid).sum(), weights.sum())
 
 
-def focal(pixels: Pixels, class_weights: Tensor | None = None, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
+def focal(
+    pixels: Pixels, class_weights: Tensor | None = None, gamma: float = 2.0, alpha: float | None = None
+) -> Tensor:
     """Focal loss (Lin et al. 2017, eq. 5) of one sigmoid per class, as smp does it in all modes, averaged over pixels and classes.
 
     ``gamma`` >= 0 damps what is already right; ``alpha`` in 0..1 weighs positives by it and negatives by the rest.
@@ -189,7 +193,14 @@ def _ratio(total: Tensor, count: Tensor) -> Tensor:
     return total / count.masked_fill(count == 0, 1.0)
 
 
-LOSSES = {"cross_entropy": cross_entropy, "dice": dice, "jaccard": jaccard, "focal": focal, "tversky": tversky, "lovasz": lovasz}
+LOSSES = {
+    "cross_entropy": cross_entropy,
+    "dice": dice,
+    "jaccard": jaccard,
+    "focal": focal,
+    "tversky": tversky,
+    "lovasz": lovasz,
+}
 
 
 def parse_losses(terms: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
@@ -204,7 +215,11 @@ def parse_losses(terms: str | Sequence[str] | Mapping[str, float]) -> dict[str, 
     else:
         pairs = []
     if not pairs:
-        raise UserError("head_options.loss", f"expected names of losses, got {terms!r}", 'write it like ["cross_entropy", "dice*0.5"]')
+        raise UserError(
+            "head_options.loss",
+            f"expected names of losses, got {terms!r}",
+            'write it like ["cross_entropy", "dice*0.5"]',
+        )
     weights: dict[str, float] = {}
     for name, factor in pairs:
         if name not in LOSSES:
@@ -212,7 +227,9 @@ def parse_losses(terms: str | Sequence[str] | Mapping[str, float]) -> dict[str, 
         if name in weights:
             raise UserError("head_options.loss", f"{name} stands there twice", "give it one factor")
         if not isinstance(factor, int | float) or not 0 < factor < math.inf:
-            raise UserError("head_options.loss", f"expected a positive factor for {name}, got {factor!r}", f"write {name}*0.5")
+            raise UserError(
+                "head_options.loss", f"expected a positive factor for {name}, got {factor!r}", f"write {name}*0.5"
+            )
         weights[name] = float(factor)
     return weights
 

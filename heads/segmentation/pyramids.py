@@ -72,7 +72,9 @@ class UPerNetHead(SegmentationHead):
         super().__init__(spec, num_classes, **options)
         check_spec(type(self), spec, self.requires())
         decoder = UPerNetDecoder(smp_channels(spec), decoder_channels=whole("channels", channels))
-        self.assemble(decoder, LastConvolution(channels, num_classes, kernel_size=1, upsampling=4), size_divisor=spec.strides[-1])
+        self.assemble(
+            decoder, LastConvolution(channels, num_classes, kernel_size=1, upsampling=4), size_divisor=spec.strides[-1]
+        )
 
     @classmethod
     def requires(cls, **options: Any) -> BackboneNeeds:
@@ -85,7 +87,14 @@ class PSPNetHead(SegmentationHead):
     stands on, 3 (default) to 5: the backbone ends there."""
 
     def __init__(
-        self, spec: FeatureSpec, num_classes: int, *, channels: int = 512, dropout: float = 0.2, depth: int = 3, **options: Any
+        self,
+        spec: FeatureSpec,
+        num_classes: int,
+        *,
+        channels: int = 512,
+        dropout: float = 0.2,
+        depth: int = 3,
+        **options: Any,
     ) -> None:
         super().__init__(spec, num_classes, **options)
         check_spec(type(self), spec, self.requires(depth=depth))
@@ -96,7 +105,9 @@ class PSPNetHead(SegmentationHead):
             smp_channels(spec), out_channels=whole("channels", channels), dropout=number("dropout", dropout, 0, below=1)
         )
         stride = spec.strides[-1]
-        self.assemble(decoder, LastConvolution(channels, num_classes, kernel_size=3, upsampling=stride), size_divisor=stride)
+        self.assemble(
+            decoder, LastConvolution(channels, num_classes, kernel_size=3, upsampling=stride), size_divisor=stride
+        )
 
     @classmethod
     def requires(cls, *, depth: int = 3, **options: Any) -> BackboneNeeds:
@@ -125,7 +136,9 @@ class _DeepLabHead(SegmentationHead):
     ) -> None:
         super().__init__(spec, num_classes, **options)
         if len(wholes("atrous_rates", atrous_rates)) != 3:
-            raise UserError("head_options.atrous_rates", f"expected three, got {list(atrous_rates)}", "12, 24 and 36 are published")
+            raise UserError(
+                "head_options.atrous_rates", f"expected three, got {list(atrous_rates)}", "12, 24 and 36 are published"
+            )
         self.channels, self.atrous_rates = whole("channels", channels), tuple(atrous_rates)
         self.dropout = number("dropout", dropout, 0, below=1)
 
@@ -191,7 +204,9 @@ class PANHead(SegmentationHead):
         check_spec(type(self), spec, self.requires(output_stride=output_stride))
         mode = choice("interpolation", interpolation, INTERPOLATIONS)
         decoder = PANDecoder(smp_channels(spec), 5, whole("channels", channels), mode)
-        self.assemble(decoder, LastConvolution(channels, num_classes, kernel_size=3, upsampling=4), size_divisor=output_stride)
+        self.assemble(
+            decoder, LastConvolution(channels, num_classes, kernel_size=3, upsampling=4), size_divisor=output_stride
+        )
         self.min_size = 8 * output_stride
 
     @classmethod
@@ -220,9 +235,17 @@ class DPTHead(SegmentationHead):
         super().__init__(spec, num_classes, **options)
         check_spec(type(self), spec, self.requires(), any_stride=True)
         if odd := [stride for stride in spec.strides if stride & (stride - 1)]:
-            raise UserError(f"backbone {spec.backbone!r}", f"DPTHead needs strides that are powers of 2, got {odd[0]}", "choose another")
+            raise UserError(
+                f"backbone {spec.backbone!r}",
+                f"DPTHead needs strides that are powers of 2, got {odd[0]}",
+                "choose another",
+            )
         if len(wholes("intermediate_channels", intermediate_channels)) != 4:
-            raise UserError("head_options.intermediate_channels", f"expected four, got {list(intermediate_channels)}", "one per level")
+            raise UserError(
+                "head_options.intermediate_channels",
+                f"expected four, got {list(intermediate_channels)}",
+                "one per level",
+            )
         decoder = DPTDecoder(
             spec.channels,
             spec.strides,

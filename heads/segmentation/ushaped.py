@@ -27,7 +27,9 @@ def _needs(levels: Sequence[int] | None, depth: int, tap: str) -> BackboneNeeds:
     """A run of levels that ends at ``depth``; default from C1. One from C2 serves backbones without a C1."""
     wanted = list(range(1, depth + 1)) if levels is None else wholes("levels", levels)
     if not 3 <= depth <= 5 or wanted not in ([*range(1, depth + 1)], [*range(2, depth + 1)]):
-        what = f"expected 1 or 2 up to {depth}, the number of the decoder's steps, which must be 3, 4 or 5; got {wanted}"
+        what = (
+            f"expected 1 or 2 up to {depth}, the number of the decoder's steps, which must be 3, 4 or 5; got {wanted}"
+        )
         raise UserError("head_options.levels", what, "leave it out, or write [2, 3, 4, 5] for a backbone without C1")
     return BackboneNeeds(tuple(f"C{i}" for i in wanted), tap=choice("tap", tap, TAPS))
 
@@ -55,13 +57,20 @@ class _UShapedHead(SegmentationHead):
         **options: Any,
     ) -> None:
         super().__init__(spec, num_classes, **options)
-        check_spec(type(self), spec, self.requires(channels=channels, levels=levels, tap=tap), any_stride=self.any_stride)
+        check_spec(
+            type(self), spec, self.requires(channels=channels, levels=levels, tap=tap), any_stride=self.any_stride
+        )
         self.channels = tuple(channels)
         self.interpolation = choice("interpolation", interpolation, INTERPOLATIONS)
 
     @classmethod
     def requires(
-        cls, *, channels: Sequence[int] = _CHANNELS, levels: Sequence[int] | None = None, tap: str = "stage", **options: Any
+        cls,
+        *,
+        channels: Sequence[int] = _CHANNELS,
+        levels: Sequence[int] | None = None,
+        tap: str = "stage",
+        **options: Any,
     ) -> BackboneNeeds:
         """As many levels as steps, C1 as ``tap`` says."""
         return _needs(levels, len(wholes("channels", channels)), tap)
@@ -114,7 +123,9 @@ class UNetPlusPlusHead(_UShapedHead):
             interpolation_mode=self.interpolation,
         )
         _still_attention(decoder.blocks[f"x_0_{decoder.depth}"])
-        self.assemble(decoder, LastConvolution(self.channels[-1], num_classes, kernel_size=3), size_divisor=spec.strides[-1])
+        self.assemble(
+            decoder, LastConvolution(self.channels[-1], num_classes, kernel_size=3), size_divisor=spec.strides[-1]
+        )
 
 
 class MAnetHead(_UShapedHead):
@@ -133,7 +144,9 @@ class MAnetHead(_UShapedHead):
             pab_channels=whole("pab_channels", pab_channels),
             interpolation_mode=self.interpolation,
         )
-        self.assemble(decoder, LastConvolution(self.channels[-1], num_classes, kernel_size=3), size_divisor=spec.strides[-1])
+        self.assemble(
+            decoder, LastConvolution(self.channels[-1], num_classes, kernel_size=3), size_divisor=spec.strides[-1]
+        )
 
 
 class _RunHead(SegmentationHead):
@@ -141,7 +154,13 @@ class _RunHead(SegmentationHead):
     :class:`_UShapedHead`'s."""
 
     def __init__(
-        self, spec: FeatureSpec, num_classes: int, *, levels: Sequence[int] | None = None, tap: str = "stage", **options: Any
+        self,
+        spec: FeatureSpec,
+        num_classes: int,
+        *,
+        levels: Sequence[int] | None = None,
+        tap: str = "stage",
+        **options: Any,
     ) -> None:
         super().__init__(spec, num_classes, **options)
         check_spec(type(self), spec, self.requires(levels=levels, tap=tap))

@@ -39,7 +39,11 @@ class ConfidentMistakes:
         """How sure a prediction is of what is wrong, and that; None if all is right."""
         if not self.multilabel:
             guess = int(probabilities.argmax())
-            return None if guess == label else (float(probabilities[guess]), f"{self.classes[label]}, taken for {self.classes[guess]}")
+            return (
+                None
+                if guess == label
+                else (float(probabilities[guess]), f"{self.classes[label]}, taken for {self.classes[guess]}")
+            )
         errors = np.abs(probabilities - label)
         worst = int(errors.argmax())
         what = "overlooked" if label[worst] else "seen where there is none"

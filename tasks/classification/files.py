@@ -39,4 +39,7 @@ class PredictionFiles:
             table = csv.writer(file)
             table.writerow(["file", "rank", "class", "probability"])
             for row in self.rows:
-                table.writerows([row["file"], rank, p["class"], f"{p['probability']:.6f}"] for rank, p in enumerate(row["predictions"], 1))
+                table.writerows(
+                    [row["file"], rank, p["class"], f"{p['probability']:.6f}"]
+                    for rank, p in enumerate(row["predictions"], 1)
+                )

@@ -78,13 +78,22 @@ class ClassificationMetrics(Metric):
         """Count a batch; nothing is copied to the host."""
         batch, k = len(probabilities), len(self.classes)
         expected = (batch, k) if self.multilabel else (batch,)
-        if probabilities.shape != (batch, k) or targets.shape != expected or targets.is_floating_point() > self.multilabel:
+        if (
+            probabilities.shape != (batch, k)
+            or targets.shape != expected
+            or targets.is_floating_point() > self.multilabel
+        ):
             kind = "" if self.multilabel else "integer "
-            raise UserError("metrics", f"expected probabilities [B, {k}] and {kind}targets {list(expected)}, "
-                            f"got {list(probabilities.shape)} and {targets.dtype} {list(targets.shape)}")
+            raise UserError(
+                "metrics",
+                f"expected probabilities [B, {k}] and {kind}targets {list(expected)}, "
+                f"got {list(probabilities.shape)} and {targets.dtype} {list(targets.shape)}",
+            )
         probabilities = probabilities.detach().float()
         outside = (probabilities < 0) | (probabilities > 1)
-        self.invalid = self.invalid + torch.stack([(outside & probabilities.isfinite()).sum(), self._unusable(targets).sum()])
+        self.invalid = self.invalid + torch.stack(
+            [(outside & probabilities.isfinite()).sum(), self._unusable(targets).sum()]
+        )
         if self.multilabel:
             self._update_multilabel(probabilities, targets > 0.5)
         else:
@@ -115,14 +124,21 @@ class ClassificationMetrics(Metric):
         self.scores.append(torch.where(finite, probabilities, worst))
         self.labels.append(positive)
 
-
     def compute(self) -> dict[str, Any]:
         """The scores of all samples so far. Impossible probabilities or targets raise :class:`UserError`."""
         outside, unusable = self.invalid.tolist()
         if outside:
-            raise UserError("metrics", f"{outside} predicted values lie outside of 0..1", "predict must give probabilities, not logits")
+            raise UserError(
+                "metrics",
+                f"{outside} predicted values lie outside of 0..1",
+                "predict must give probabilities, not logits",
+            )
         if unusable:
-            raise UserError("metrics", f"{unusable} targets are no class index (multi-label: not 0 or 1)", "check the labels of this split")
+            raise UserError(
+                "metrics",
+                f"{unusable} targets are no class index (multi-label: not 0 or 1)",
+                "check the labels of this split",
+            )
         return self._compute_multilabel() if self.multilabel else self._compute_single()
 
     def _compute_single(self) -> dict[str, Any]:
@@ -146,7 +162,9 @@ class ClassificationMetrics(Metric):
     def _compute_multilabel(self) -> dict[str, Any]:
         scores, positive = (dim_zero_cat(state).cpu() for state in (self.scores, self.labels))
         chosen = scores > _THRESHOLD
-        hits, extra, missed = (entries.sum(0) for entries in (chosen & positive, chosen & ~positive, ~chosen & positive))
+        hits, extra, missed = (
+            entries.sum(0) for entries in (chosen & positive, chosen & ~positive, ~chosen & positive)
+        )
         per_class = self._per_class(hits, extra, missed)
         for index, row in enumerate(per_class.values()):
             row["ap"] = average_precision(scores[:, index], positive[:, index])

@@ -36,9 +36,14 @@ class Mistake:
 
 
 def classification_report(
-    folder: Path, *, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]], results: Mapping[str, Any],
-    mistakes: Sequence[Mistake], facts: Mapping[str, Any],
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
+    mistakes: Sequence[Mistake],
+    facts: Mapping[str, Any],
+) -> Path:
     """Write ``report.html`` into ``folder``; returns its path.
 
     ``config`` is the resolved config (nested), ``facts`` what else is worth knowing (weights and their origin, what was

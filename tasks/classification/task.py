@@ -36,7 +36,11 @@ class Classification(TaskSpec):
         # Mixed targets are smoothed where they are mixed; all others in the loss.
         smoothing = 0.0 if config.data.mixup or config.data.cutmix else config.optim.label_smoothing
         # What is off is not said, so that a head of the user's need not know it.
-        return {name: value for name, value in (("multilabel", config.data.multilabel), ("label_smoothing", smoothing)) if value}
+        return {
+            name: value
+            for name, value in (("multilabel", config.data.multilabel), ("label_smoothing", smoothing))
+            if value
+        }
 
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
         from tasks.data.transforms.images import ClassificationTransform
@@ -62,9 +66,15 @@ class Classification(TaskSpec):
         from tasks.data.transforms.mixing import mix
 
         return mix(
-            to_unit(batch.images), batch.targets, num_classes, mixup=data.mixup, cutmix=data.cutmix,
-            smoothing=config.optim.label_smoothing, seed=config.run.seed, step=step,
-        )  # fmt: skip
+            to_unit(batch.images),
+            batch.targets,
+            num_classes,
+            mixup=data.mixup,
+            cutmix=data.cutmix,
+            smoothing=config.optim.label_smoothing,
+            seed=config.run.seed,
+            step=step,
+        )
 
     def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
         from tasks.classification.metrics import ClassificationMetrics
@@ -89,9 +99,13 @@ class Classification(TaskSpec):
         from tasks.classification.report import classification_report
 
         mistakes = observer.mistakes() if isinstance(observer, ConfidentMistakes) else []
-        return classification_report(folder, mistakes=mistakes, **{key: value for key, value in summary.items() if key != "statistics"})
+        return classification_report(
+            folder, mistakes=mistakes, **{key: value for key, value in summary.items() if key != "statistics"}
+        )
 
-    def writer(self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> Writer:
+    def writer(
+        self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]
+    ) -> Writer:
         return PredictionFiles(out, classes, bool(getattr(model.head, "multilabel", False)), tell)
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
@@ -108,5 +122,6 @@ class Classification(TaskSpec):
 
         synsets = tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]  # timm is untyped
         return synsets if set(found()) <= set(synsets) else classes
+
 
 TASK = Classification()

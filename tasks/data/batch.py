@@ -15,7 +15,13 @@ from torch import Tensor
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, Pixels, ResizePlan, Size
-from tasks.data.sample import IGNORE as IGNORE, MixingTransform as MixingTransform, Sample as Sample, Transform as Transform, Truth as Truth
+from tasks.data.sample import (
+    IGNORE as IGNORE,
+    MixingTransform as MixingTransform,
+    Sample as Sample,
+    Transform as Transform,
+    Truth as Truth,
+)
 
 if TYPE_CHECKING:
     from tasks.data.dataset import Dataset
@@ -45,7 +51,9 @@ class ImageMeta:
         """The meta data of a sample."""
         height, width = sample.original or sample.image.shape[:2]
         label = sample.labels if sample.label is None else sample.label
-        return cls(sample.id, sample.path, (height, width), sample.plan, sample.skipped, sample.truth, sample.truth_mask, label)
+        return cls(
+            sample.id, sample.path, (height, width), sample.plan, sample.skipped, sample.truth, sample.truth_mask, label
+        )
 
 
 @dataclass
@@ -94,7 +102,9 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
     Other exceptions are mistakes in code; they come out as they are, with a note that names the sample.
     """
 
-    def __init__(self, dataset: "Dataset", transform: Transform | None = None, seed: int = 0, on_error: str = "stop") -> None:
+    def __init__(
+        self, dataset: "Dataset", transform: Transform | None = None, seed: int = 0, on_error: str = "stop"
+    ) -> None:
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error must be stop or skip, got {on_error!r}")
         self.dataset, self.transform, self.seed, self.on_error = dataset, transform, seed, on_error
@@ -136,7 +146,9 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
                 return replace(self._read(epoch, other), skipped=tuple(skipped))
             except UserError as again:
                 skipped.append(str(again))
-        raise UserError(f"{SUBSTITUTES + 1} samples in a row", f"cannot be read; the first: {skipped[0]}", "repair the data")
+        raise UserError(
+            f"{SUBSTITUTES + 1} samples in a row", f"cannot be read; the first: {skipped[0]}", "repair the data"
+        )
 
 
 class SkipCount:
@@ -168,11 +180,15 @@ def stack_images(samples: Sequence[Sample]) -> tuple[Tensor, ImageSizes]:
     for sample in samples:
         if sample.image.shape != first.shape or sample.image.dtype != first.dtype:
             what = f"is {_kind(sample.image)}, {samples[0].path or samples[0].id} is {_kind(first)}"
-            raise UserError(sample.path or sample.id, what, "bring all images to one size, dtype and number of channels")
+            raise UserError(
+                sample.path or sample.id, what, "bring all images to one size, dtype and number of channels"
+            )
     pixels = np.stack([sample.image for sample in samples])
     height, width = first.shape[:2]
     valid = [sample.plan.valid if sample.plan else (height, width) for sample in samples]
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2), ImageSizes((height, width), torch.tensor(valid, dtype=torch.int64))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), ImageSizes(
+        (height, width), torch.tensor(valid, dtype=torch.int64)
+    )
 
 
 def _kind(image: Pixels) -> str:

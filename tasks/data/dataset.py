@@ -38,6 +38,7 @@ class Dataset(Protocol):
 
     def __getitem__(self, index: int, /) -> "Sample": ...
 
+
 DatasetFactory = Callable[["DataConfig", str, tuple[str, ...] | None], Dataset]
 """(data, split, classes) -> data set. ``split`` is train, val or test; ``classes`` None: derive the label map from this split."""
 

@@ -89,7 +89,9 @@ def labels_of(sample: Sample) -> NDArray[np.int64]:
     count = 0 if sample.boxes is None else len(sample.boxes)
     labels = np.zeros(0, np.int64) if sample.box_labels is None else sample.box_labels
     if len(labels) != count:
-        raise UserError(sample.path or sample.id, f"has {count} boxes and {len(labels)} box_labels", "give each box a label")
+        raise UserError(
+            sample.path or sample.id, f"has {count} boxes and {len(labels)} box_labels", "give each box a label"
+        )
     return labels
 
 

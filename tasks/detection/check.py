@@ -71,7 +71,9 @@ def check_headers(table: BoxTable, on_error: str = "stop", tell: Tell = print) -
     found = header_sizes([table.path(index) for index in known.tolist()], "apply", on_error)
     unreadable = (found < 0).any(1)
     if unreadable.any():
-        tell(f"{unreadable.sum()} files cannot be read and are skipped; one of them: {table.path(int(known[unreadable][0]))}")
+        tell(
+            f"{unreadable.sum()} files cannot be read and are skipped; one of them: {table.path(int(known[unreadable][0]))}"
+        )
     odd = np.flatnonzero((found != table.sizes[known]).any(1) & ~unreadable)
     # Boxes may have been drawn on an image that was not yet turned; the reader finds that out too.
     unturned = header_sizes([table.path(index) for index in known[odd].tolist()], "ignore", on_error)
@@ -80,7 +82,9 @@ def check_headers(table: BoxTable, on_error: str = "stop", tell: Tell = print) -
         index, (height, width) = int(known[wrong[0]]), found[wrong[0]].tolist()
         more = f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else ""
         claimed = f"the annotations say {table.sizes[index, 1]} x {table.sizes[index, 0]} pixels, the file {width} x {height}{more}"
-        raise UserError(table.path(index), f"{claimed}; boxes would lie elsewhere", "correct width and height, or the file")
+        raise UserError(
+            table.path(index), f"{claimed}; boxes would lie elsewhere", "correct width and height, or the file"
+        )
 
 
 def statistics(task: TaskSpec, config: Config, model: Model, dataset: Dataset) -> BoxStatistics:
@@ -97,9 +101,11 @@ def statistics(task: TaskSpec, config: Config, model: Model, dataset: Dataset) -
     repairs = table.repairs.rows() if isinstance(table, BoxTable) else []
     none, sides = np.zeros(0), np.zeros((0, 2))
     return BoxStatistics(
-        original=np.concatenate([sides, *originals]), network=np.concatenate([sides, *resized]),
-        best_iou=np.concatenate([none, *ious]), repairs=repairs,
-    )  # fmt: skip
+        original=np.concatenate([sides, *originals]),
+        network=np.concatenate([sides, *resized]),
+        best_iou=np.concatenate([none, *ious]),
+        repairs=repairs,
+    )
 
 
 _Chunk = list[tuple[ResizePlan, NDArray[np.float32]]]
@@ -136,7 +142,10 @@ def _boxes_of(dataset: Dataset, index: int) -> tuple[NDArray[np.float32], Size]:
     table = getattr(dataset, "table", None)
     if isinstance(table, BoxTable) and (table.sizes[index] > 0).all():
         rows = table.rows(index)
-        return xyxy(table.boxes[rows][~table.crowd[rows]]).astype(np.float32), (int(table.sizes[index, 0]), int(table.sizes[index, 1]))
+        return xyxy(table.boxes[rows][~table.crowd[rows]]).astype(np.float32), (
+            int(table.sizes[index, 0]),
+            int(table.sizes[index, 1]),
+        )
     sample = dataset[index]
     height, width = sample.image.shape[:2]
     if sample.boxes is None:
@@ -170,7 +179,9 @@ def _tell_coverage(found: BoxStatistics, model: Model, tell: Tell) -> None:
     tell(f"anchors: {share:.1%} of {len(found.best_iou):,} boxes have one of IoU {_GOOD_IOU:g} or more; {average}")
     small = float((found.network.min(1) < 4).mean())
     if small > 0.1:
-        tell(f"boxes: {small:.0%} have a side of less than 4 pixels at image size {model.image_spec.size}: raise data.image_size")
+        tell(
+            f"boxes: {small:.0%} have a side of less than 4 pixels at image size {model.image_spec.size}: raise data.image_size"
+        )
     if share < POOR_COVERAGE:
         sides = torch.from_numpy(found.network).float()
         options = model.head.fit_to_data(sides, model.image_spec.size)
@@ -195,7 +206,9 @@ def check_scores(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
     score = metric.compute()["AP"]
     if score is not None and score < 1 - 1e-9:
         what = f"the boxes of split {split}, sent as predictions through resizing, restoration and scores, give AP {score:.4f}, not 1"
-        raise UserError("data", what, "boxes and images do not belong together, or a transform of yours moves them apart")
+        raise UserError(
+            "data", what, "boxes and images do not belong together, or a transform of yours moves them apart"
+        )
 
 
 def truth_as_predictions(targets: BoxTargets) -> Detections:
@@ -231,7 +244,9 @@ def score_results(task: TaskSpec, config: Config, path: Path, dataset: Dataset, 
     """Scores of a COCO results file on a data set that has a table."""
     table = getattr(dataset, "table", None)
     if not isinstance(table, BoxTable):
-        raise UserError("--predictions", f"{type(dataset).__name__} has no table of images", "use data.name coco, voc or yolo")
+        raise UserError(
+            "--predictions", f"{type(dataset).__name__} has no table of images", "use data.name coco, voc or yolo"
+        )
     for line in table.repairs.lines():
         tell(line)
     detections = read_results(path, table, tell)

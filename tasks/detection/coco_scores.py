@@ -70,7 +70,9 @@ def curves(found: FoundColumns, truth: TruthColumns, classes: int, max_dets: Seq
     is not finite, before all others. So it can lower any figure and raise none. pycocotools takes it for a perfect match.
     """
     shape = (len(AREAS), len(max_dets))
-    result = Curves(np.full((len(IOUS), len(RECALLS), classes, *shape), -1.0), np.full((len(IOUS), classes, *shape), -1.0))
+    result = Curves(
+        np.full((len(IOUS), len(RECALLS), classes, *shape), -1.0), np.full((len(IOUS), classes, *shape), -1.0)
+    )
     found_by_class, truth_by_class = (_groups(columns.labels, columns.image, classes) for columns in (found, truth))
     with collector_off():  # the engine wants a dictionary for each box: a third of the time otherwise
         for label in range(classes):
@@ -96,7 +98,10 @@ def _class_curves(found: FoundColumns, truth: TruthColumns, max_dets: Sequence[i
     # given one after the other, and of each run that size is read. The first serves "all" too.
     first, *others = (_run(found, truth, max_dets, area) for area in _INSIDE)
     for index, run in enumerate(others, 2):
-        first.precision[..., index, :], first.recall[..., index, :] = run.precision[..., index, :], run.recall[..., index, :]
+        first.precision[..., index, :], first.recall[..., index, :] = (
+            run.precision[..., index, :],
+            run.recall[..., index, :],
+        )
     return first
 
 
@@ -115,7 +120,11 @@ def _annotations(images: list[int], records: list[dict[str, Any]]) -> Any:
     """Records of one category in the engine's own form."""
     annotations = COCO()
     annotations.print_function = _silent
-    annotations.dataset = {"images": [{"id": image} for image in images], "categories": [{"id": _CATEGORY}], "annotations": records}
+    annotations.dataset = {
+        "images": [{"id": image} for image in images],
+        "categories": [{"id": _CATEGORY}],
+        "annotations": records,
+    }
     annotations.createIndex()
     return annotations
 

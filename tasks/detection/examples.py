@@ -62,7 +62,9 @@ class Example:
         texts, styles = [], list[Style]()
         verdicts = zip(self.guesses, self.scores, self.matches.correct, self.matches.ignored, strict=True)
         for guess, score, correct, ignored in verdicts:
-            texts.append(f"{self.classes[guess]} {score:.2f}" + (" (in a crowd)" if ignored else "" if correct else " wrong"))
+            texts.append(
+                f"{self.classes[guess]} {score:.2f}" + (" (in a crowd)" if ignored else "" if correct else " wrong")
+            )
             styles.append("hatched" if ignored else "solid" if correct else "dashed")
         return draw_boxes(self.image, self.boxes, texts, self.guesses, styles)
 
@@ -101,19 +103,35 @@ class DetectionExamples:
         if right + wrong + missed == 0:
             return
         f1 = 2 * right / (2 * right + wrong + missed)
-        self._kept.consider(f1, partial(self._example, batch, row, truth, found, matches, f1), bad=wrong + missed, good=right)
+        self._kept.consider(
+            f1, partial(self._example, batch, row, truth, found, matches, f1), bad=wrong + missed, good=right
+        )
 
-    def _example(self, batch: "Batch", row: int, truth: Truth, found: ImageDetections, matches: Matches, f1: float) -> Example:
+    def _example(
+        self, batch: "Batch", row: int, truth: Truth, found: ImageDetections, matches: Matches, f1: float
+    ) -> Example:
         """Image and boxes in the pixels of the resized image, which is reduced where it is larger than a page needs."""
         meta, (height, width) = batch.meta[row], batch.sizes.valid[row].tolist()
         image = rgb(batch.images[row, :, :height, :width].permute(1, 2, 0).cpu().numpy())
         shrink = min(1.0, _SIDE / max(height, width))
-        image = resize(image, (max(1, round(height * shrink)), max(1, round(width * shrink))), "bilinear").astype(np.uint8)
+        image = resize(image, (max(1, round(height * shrink)), max(1, round(width * shrink))), "bilinear").astype(
+            np.uint8
+        )
         scale = np.tile(np.array(image.shape[1::-1]) / (width, height), 2)
         boxes, objects = (_in_window(xywh, meta) * scale for xywh in (found.boxes, truth.boxes))
         return Example(
-            meta.id, f1, matches, image, self.classes, objects, truth.labels, truth.crowd, boxes, found.labels, found.scores
-        )  # fmt: skip
+            meta.id,
+            f1,
+            matches,
+            image,
+            self.classes,
+            objects,
+            truth.labels,
+            truth.crowd,
+            boxes,
+            found.labels,
+            found.scores,
+        )
 
 
 def tally(matches: Matches, crowd: NDArray[np.bool_]) -> tuple[int, int, int]:

@@ -38,9 +38,15 @@ class DetectionFiles:
     """
 
     def __init__(
-        self, out: Path, classes: Sequence[str], category_ids: Sequence[int], tell: Callable[[str], None],
-        image_ids: Mapping[str, str] | None = None, threshold: float = CONFIDENT, exif: str = "apply",
-    ) -> None:  # fmt: skip
+        self,
+        out: Path,
+        classes: Sequence[str],
+        category_ids: Sequence[int],
+        tell: Callable[[str], None],
+        image_ids: Mapping[str, str] | None = None,
+        threshold: float = CONFIDENT,
+        exif: str = "apply",
+    ) -> None:
         self.out, self.classes, self.category_ids, self.tell = out, classes, category_ids, tell
         self.image_ids, self.threshold, self.exif = image_ids or {}, threshold, exif
         self._detections: list[ImageDetections] = []
@@ -49,7 +55,9 @@ class DetectionFiles:
 
     def update(self, batch: "Batch", predictions: "Detections") -> None:
         channels = batch.images.shape[1]
-        limit = max([MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta))])  # read before
+        limit = max(
+            [MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta))]
+        )  # read before
         for meta, found in zip(batch.meta, restore(batch, predictions), strict=True):
             self._detections.append(replace(found, id=self.image_ids.get(meta.path, found.id)))
             path = self.out / f"{self._names.take(Path(meta.path or meta.id).stem)}.jpg"
@@ -73,4 +81,6 @@ class DetectionFiles:
 
     def _summary(self, shown: ImageDetections) -> str:
         counts = Counter(self.classes[label] for label in shown.labels.tolist())
-        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or f"nothing above {self.threshold:g}"
+        return (
+            ", ".join(f"{count} {name}" for name, count in counts.most_common()) or f"nothing above {self.threshold:g}"
+        )

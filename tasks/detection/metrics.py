@@ -57,7 +57,9 @@ class DetectionMetrics(Metric):
     def __init__(self, classes: Sequence[str], max_dets: int = 100) -> None:
         super().__init__()
         if len(set(classes)) != len(classes) or not classes or max_dets < 1:
-            raise UserError("metrics", f"expected distinct class names and at least one detection, got {classes} and {max_dets}")
+            raise UserError(
+                "metrics", f"expected distinct class names and at least one detection, got {classes} and {max_dets}"
+            )
         self.classes = tuple(classes)
         self.max_dets = tuple(sorted({m for m in (1, 10) if m < max_dets} | {max_dets}))
         for name in ("images", "names", "found", "truth"):
@@ -70,7 +72,9 @@ class DetectionMetrics(Metric):
         # Torchmetrics joins processes by shape and type, and one of them may have no image.
         self._append(np.zeros((0, 3), np.int64), b"", np.zeros((0, 6)), np.zeros((0, 7)))
 
-    def _append(self, images: NDArray[np.int64], names: bytes, found: NDArray[np.float64], truth: NDArray[np.float64]) -> None:
+    def _append(
+        self, images: NDArray[np.int64], names: bytes, found: NDArray[np.float64], truth: NDArray[np.float64]
+    ) -> None:
         """Rows of images (bytes of the id, numbers of detections and of objects), ids, detections (box, score, label) and
         objects (box, area, label, crowd)."""
         text = np.frombuffer(names, np.uint8).copy()
@@ -96,7 +100,9 @@ class DetectionMetrics(Metric):
             names.append(mine.id.encode("utf-8", "surrogateescape"))
             images.append((len(names[-1]), len(mine.labels), len(objects.labels)))
         table = np.array(images, np.int64).reshape(-1, 3)
-        self._append(table, b"".join(names), np.concatenate(found).astype(np.float64), np.concatenate(truth).astype(np.float64))
+        self._append(
+            table, b"".join(names), np.concatenate(found).astype(np.float64), np.concatenate(truth).astype(np.float64)
+        )
 
     def _check(self, image: str, kind: str, boxes: NDArray[Any], labels: NDArray[Any], *columns: NDArray[Any]) -> None:
         n = len(labels)
@@ -125,7 +131,9 @@ class DetectionMetrics(Metric):
 
     def _columns(self) -> tuple[FoundColumns, TruthColumns, int]:
         """What the states hold, images numbered by their place in the sorted ids."""
-        images, names, found, truth = (dim_zero_cat(state).cpu().numpy() for state in (self.images, self.names, self.found, self.truth))
+        images, names, found, truth = (
+            dim_zero_cat(state).cpu().numpy() for state in (self.images, self.names, self.found, self.truth)
+        )
         rank = _ranks(_split(names.tobytes(), images[:, 0].tolist()))
         owners = np.repeat(rank, images[:, 1]), np.repeat(rank, images[:, 2])
         found, truth = found.view(np.float64), truth.view(np.float64)
@@ -150,19 +158,29 @@ class DetectionMetrics(Metric):
 
     def _per_class(self, scored: Curves, found: FoundColumns, truth: TruthColumns) -> dict[str, dict[str, Any]]:
         precision, recall = scored.precision[..., 0, -1], scored.recall[..., 0, -1]
-        counts = (np.bincount(labels, minlength=len(self.classes)).tolist() for labels in (truth.labels[~truth.crowd], found.labels))
+        counts = (
+            np.bincount(labels, minlength=len(self.classes)).tolist()
+            for labels in (truth.labels[~truth.crowd], found.labels)
+        )
         return {
-            name: {"ap": _mean(precision[..., k]), "ap50": _mean(precision[_IOU50, :, k]), "ar": _mean(recall[:, k]),
-                   "ground_truth": objects, "detections": detections}
+            name: {
+                "ap": _mean(precision[..., k]),
+                "ap50": _mean(precision[_IOU50, :, k]),
+                "ar": _mean(recall[:, k]),
+                "ground_truth": objects,
+                "detections": detections,
+            }
             for k, (name, objects, detections) in enumerate(zip(self.classes, *counts, strict=True))
-        }  # fmt: skip
+        }
 
     def _precision_recall(self, scored: Curves) -> dict[str, Any]:
         precision = scored.precision[..., 0, -1]  # [T, R, K]
         known = precision[:, :, (precision >= 0).all((0, 1))]
         mean = known.mean(2) if known.size else np.full(known.shape[:2], np.nan)
         lines = {"iou50": mean[_IOU50], "iou75": mean[_IOU75], "iou": mean.mean(0)}
-        per_class = {name: precision[_IOU50, :, k] for k, name in enumerate(self.classes) if (precision[:, :, k] >= 0).all()}
+        per_class = {
+            name: precision[_IOU50, :, k] for k, name in enumerate(self.classes) if (precision[:, :, k] >= 0).all()
+        }
         return {
             "precision_recall": {"recall": list(RECALLS), **{name: _rounded(line) for name, line in lines.items()}},
             "precision_recall_per_class": {name: _rounded(line) for name, line in per_class.items()},

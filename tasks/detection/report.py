@@ -42,9 +42,15 @@ _PRECISION = {"iou50": "IoU 0.50", "iou75": "IoU 0.75", "iou": "mean over IoU 0.
 
 
 def detection_report(
-    folder: Path, *, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]], results: Mapping[str, Any],
-    facts: Mapping[str, Any], examples: DetectionExamples | None = None, boxes: BoxStatistics | None = None,
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    examples: DetectionExamples | None = None,
+    boxes: BoxStatistics | None = None,
+) -> Path:
     """Write ``report.html`` into ``folder``; returns its path.
 
     ``config`` is the resolved config (nested), ``facts`` what else is worth knowing, shown as it comes; ``examples`` what the
@@ -68,21 +74,36 @@ def detection_report(
 def _precision_recall(report: Report, scores: Mapping[str, Any]) -> None:
     mean, by_class = scores.get("precision_recall") or {}, scores.get("precision_recall_per_class") or {}
     recall = mean.get("recall")
-    lines = {_PRECISION.get(name, name): line for name, line in mean.items() if name != "recall" and any(v is not None for v in line)}
+    lines = {
+        _PRECISION.get(name, name): line
+        for name, line in mean.items()
+        if name != "recall" and any(v is not None for v in line)
+    }
     if not recall or not lines:
         return
     shown = by_class if 1 < len(by_class) <= _MOST_LINES else {}
-    report.figure("Precision and recall", precision_recall(recall, lines, shown), "To the right: the lower the score from which boxes are "
-                  "taken, the more of the objects are found; downwards: the fewer of the boxes are right.")  # fmt: skip
+    report.figure(
+        "Precision and recall",
+        precision_recall(recall, lines, shown),
+        "To the right: the lower the score from which boxes are "
+        "taken, the more of the objects are found; downwards: the fewer of the boxes are right.",
+    )
 
 
 def _examples(report: Report, title: str, examples: Sequence[Example]) -> None:
     """Truth and prediction side by side."""
-    items = [({"truth": example.truth_picture(), "prediction": example.prediction_picture()}, _words(example)) for example in examples]
+    items = [
+        ({"truth": example.truth_picture(), "prediction": example.prediction_picture()}, _words(example))
+        for example in examples
+    ]
     if items:
-        report.pairs(title, items, f"By F1: twice the right boxes over objects and boxes. A box counts from score {CONFIDENT:g} and is "
-                     f"right if its class is and its IoU with an object of its own is at least {GOOD_IOU:g}. Dashed: an object missed, "
-                     "or a box that is wrong. Hatched: a crowd, or a box inside one, which count for nothing.")  # fmt: skip
+        report.pairs(
+            title,
+            items,
+            f"By F1: twice the right boxes over objects and boxes. A box counts from score {CONFIDENT:g} and is "
+            f"right if its class is and its IoU with an object of its own is at least {GOOD_IOU:g}. Dashed: an object missed, "
+            "or a box that is wrong. Hatched: a crowd, or a box inside one, which count for nothing.",
+        )
 
 
 def _words(example: Example) -> str:
@@ -95,10 +116,14 @@ def _boxes(report: Report, boxes: BoxStatistics) -> None:
         report.figure("Box sizes", box_histogram(boxes.original, boxes.network), _sizes(boxes))
     if len(boxes.best_iou):
         share = float((boxes.best_iou >= COVERED).mean())
-        report.figure("Anchors", coverage_figure(boxes.best_iou, boxes.network), f"{percent(share)} of {len(boxes.best_iou):,} boxes have "
-                      f"an anchor of IoU {COVERED:g} or more; the best has {boxes.best_iou.mean():.2f} on average. Right: the "
-                      "same by size, above each bar how many boxes there are. Boxes without an anchor are hardly learnt: the verb check "
-                      "proposes anchors that fit.")  # fmt: skip
+        report.figure(
+            "Anchors",
+            coverage_figure(boxes.best_iou, boxes.network),
+            f"{percent(share)} of {len(boxes.best_iou):,} boxes have "
+            f"an anchor of IoU {COVERED:g} or more; the best has {boxes.best_iou.mean():.2f} on average. Right: the "
+            "same by size, above each bar how many boxes there are. Boxes without an anchor are hardly learnt: the verb check "
+            "proposes anchors that fit.",
+        )
     if boxes.repairs:
         header = list(dict.fromkeys(key for row in boxes.repairs for key in row))
         report.table("Repairs of the data", header, [[row.get(key) for key in header] for row in boxes.repairs])
@@ -109,8 +134,10 @@ def _sizes(boxes: BoxStatistics) -> str:
     areas = boxes.original.prod(1)
     small, large = float((areas < _SMALL**2).mean()), float((areas > _LARGE**2).mean())
     medium = max(0.0, 1 - small - large)
-    middle = ", ".join(f"{np.median(np.sqrt(sides.prod(1))):.0f} pixels {where}" for sides, where in
-                       ((boxes.original, "in the files"), (boxes.network, "as the network sees them")))  # fmt: skip
+    middle = ", ".join(
+        f"{np.median(np.sqrt(sides.prod(1))):.0f} pixels {where}"
+        for sides, where in ((boxes.original, "in the files"), (boxes.network, "as the network sees them"))
+    )
     return (
         f"Of {len(areas):,} boxes {percent(small)} are small (under {_SMALL} x {_SMALL} pixels of the file), {percent(medium)} medium, "
         f"{percent(large)} large (over {_LARGE} x {_LARGE}); dashed lines. Median: {middle}."

@@ -61,7 +61,9 @@ def restore(batch: Batch, detections: Detections) -> list[ImageDetections]:
     infinite one. An image that was transformed in a way that cannot be undone raises :class:`UserError`.
     """
     boxes, scores = (values.detach().cpu().double().numpy() for values in (detections.boxes, detections.scores))
-    labels, counts = (values.detach().cpu().numpy().astype(np.int64) for values in (detections.labels, detections.count))
+    labels, counts = (
+        values.detach().cpu().numpy().astype(np.int64) for values in (detections.labels, detections.count)
+    )
     valid = batch.sizes.valid.tolist() if any(meta.plan is None for meta in batch.meta) else [None] * len(batch)
     restored = []
     for row, (meta, n) in enumerate(zip(batch.meta, counts.tolist(), strict=True)):
@@ -109,7 +111,9 @@ def write_results(path: Path, detections: Sequence[ImageDetections], category_id
         fine = finite_rows(image.boxes, image.scores)
         left_out += int((~fine).sum())
         extra = {"file_name": name} if name else {}
-        for box, score, label in zip(image.boxes[fine].tolist(), image.scores[fine].tolist(), image.labels[fine].tolist(), strict=True):
+        for box, score, label in zip(
+            image.boxes[fine].tolist(), image.scores[fine].tolist(), image.labels[fine].tolist(), strict=True
+        ):
             record = {"image_id": id_, "category_id": int(category_ids[label]), "bbox": box, "score": score, **extra}
             lines.append(json.dumps(record, allow_nan=False))
     text = "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
@@ -151,10 +155,14 @@ def read_results(path: Path, known: KnownImages, tell: Callable[[str], None] = p
     for what, found in unknown.items():
         if found:
             first = ", ".join(repr(item) for item in list(found)[:_SHOWN])
-            raise UserError(str(path), f"{len(found)} unknown {what}: {first}", "score it against the data that it was made from")
+            raise UserError(
+                str(path), f"{len(found)} unknown {what}: {first}", "score it against the data that it was made from"
+            )
     bad = int((~finite_rows(rows[:, :4], rows[:, 4])).sum())
-    tell(f"{path}: {len(rows):,} detections in {len(np.unique(owners)):,} of {len(known.ids):,} images" +
-         (f"; {bad:,} are not finite and count as wrong" if bad else ""))  # fmt: skip
+    tell(
+        f"{path}: {len(rows):,} detections in {len(np.unique(owners)):,} of {len(known.ids):,} images"
+        + (f"; {bad:,} are not finite and count as wrong" if bad else "")
+    )
     return _by_image(known, owners, rows, kinds)
 
 
@@ -166,7 +174,11 @@ def _records(path: Path) -> list[Mapping[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise UserError(str(path), f"is not JSON: {error}", "write it again") from None
     if not isinstance(content, list):
-        raise UserError(str(path), f"expected a list of detections, found {word(content)}", "name a COCO results file, not annotations")
+        raise UserError(
+            str(path),
+            f"expected a list of detections, found {word(content)}",
+            "name a COCO results file, not annotations",
+        )
     return content
 
 
@@ -246,7 +258,7 @@ def _unique(pairs: Iterable[tuple[Any, int]]) -> dict[Any, int]:
 
 def _by_image(
     known: KnownImages, owners: NDArray[np.int64], rows: NDArray[np.float64], labels: NDArray[np.int64]
-) -> list[ImageDetections]:  # fmt: skip
+) -> list[ImageDetections]:
     """One entry for each image; detections of one image stay in the order of the file."""
     order = np.argsort(owners, kind="stable")
     bounds = np.searchsorted(owners[order], np.arange(len(known.ids) + 1))

@@ -44,7 +44,14 @@ class Detection(TaskSpec):
         quick_checks(self, config, model, datasets, tell)
 
     def inspect(
-        self, config: "Config", model: "Model", datasets: Mapping[str, Dataset], out: Path, tell: "Teller", *, deep: bool
+        self,
+        config: "Config",
+        model: "Model",
+        datasets: Mapping[str, Dataset],
+        out: Path,
+        tell: "Teller",
+        *,
+        deep: bool,
     ) -> None:
         from tasks.detection.check import draw_samples, quick_checks
 
@@ -113,10 +120,14 @@ class Detection(TaskSpec):
         given = {key: value for key, value in summary.items() if key != "statistics"}
         return detection_report(folder, examples=examples, boxes=summary.get("statistics"), **given)
 
-    def writer(self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> Writer:
+    def writer(
+        self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]
+    ) -> Writer:
         from tasks.detection.files import DetectionFiles
 
-        coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None  # published weights for its 80 classes
+        coco = (
+            list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None
+        )  # published weights for its 80 classes
         ids = model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)
         return DetectionFiles(out, classes, [int(number) for number in ids], tell, exif=config.data.exif)
 
@@ -129,7 +140,12 @@ def category_ids(dataset: Dataset) -> tuple[int, ...]:
     """The id of each label in the files of the data set; counted from 1 where it has none."""
     ids: Sequence[int] = getattr(dataset, "category_ids", range(1, len(dataset.classes) + 1))
     if len(ids) != len(dataset.classes):
-        raise UserError(f"{type(dataset).__name__}.category_ids", f"{len(ids)} for {len(dataset.classes)} classes", "give one for each")
+        raise UserError(
+            f"{type(dataset).__name__}.category_ids",
+            f"{len(ids)} for {len(dataset.classes)} classes",
+            "give one for each",
+        )
     return tuple(int(number) for number in ids)
+
 
 TASK = Detection()

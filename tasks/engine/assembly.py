@@ -37,7 +37,9 @@ def open_dataset(config: Config, task: TaskSpec, split: str, classes: tuple[str,
     asked = replace(config.data, labels=task.labels(config))
     dataset: Dataset = DATASETS.get(config.data.name)(asked, split, classes)
     if len(dataset) == 0:
-        raise UserError(f"data.{split}", f"data set {config.data.name!r} has no sample", "check data.root and the name of the split")
+        raise UserError(
+            f"data.{split}", f"data set {config.data.name!r} has no sample", "check data.root and the name of the split"
+        )
     limit = {"train": config.data.limit_train, "val": config.data.limit_val}.get(split)
     return Repeated(dataset, spread(len(dataset), limit)) if limit and limit < len(dataset) else dataset
 
@@ -49,15 +51,23 @@ def open_splits(config: Config, task: TaskSpec) -> dict[str, Dataset]:
     others = ("val", "test") if config.data.test else ("val",)
     datasets = {"train": train} | {split: open_dataset(config, task, split, train.classes) for split in others}
     for split in others:
-        same_labels(task, config, datasets[split], task.label_record(config, train), f"data.{split}", "the training data")
+        same_labels(
+            task, config, datasets[split], task.label_record(config, train), f"data.{split}", "the training data"
+        )
     return datasets
 
 
-def same_labels(task: TaskSpec, config: Config, dataset: Dataset, expected: Mapping[str, Any], where: str, other: str) -> None:
+def same_labels(
+    task: TaskSpec, config: Config, dataset: Dataset, expected: Mapping[str, Any], where: str, other: str
+) -> None:
     """Refuse a data set whose label record differs from ``expected``, that of ``other``; what that does not know is passed over."""
     for name, value in task.label_record(config, dataset).items():
         if expected.get(name, value) != value:
-            raise UserError(where, f"its {name} are {str(value)[:60]}, those of {other} {str(expected[name])[:60]}", "use one numbering")
+            raise UserError(
+                where,
+                f"its {name} are {str(value)[:60]}, those of {other} {str(expected[name])[:60]}",
+                "use one numbering",
+            )
 
 
 def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model:
@@ -72,7 +82,9 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model
         backbone_options=backbone_options,
         **task.heads(config, dataset),
     )
-    model.classes = model.classes if dataset is None else task.classes(config, dataset)  # published detectors know theirs
+    model.classes = (
+        model.classes if dataset is None else task.classes(config, dataset)
+    )  # published detectors know theirs
     model.use_image_spec(image_spec(config, model.image_spec))
     if wanted.freeze:
         model.backbone.freeze(None if wanted.freeze == "all" else wanted.freeze)
@@ -111,8 +123,14 @@ def run_device(config: Config) -> torch.device:
     """The device of this process. A GPU that was asked for and is not there raises :class:`UserError`."""
     available = torch.cuda.is_available()
     if config.run.device == "gpu" and not available:
-        raise UserError("run.device", "gpu was asked for, and PyTorch sees none here", "check the driver, or set run.device auto")
-    return torch.device("cuda", processes.local_rank()) if available and config.run.device != "cpu" else torch.device("cpu")
+        raise UserError(
+            "run.device", "gpu was asked for, and PyTorch sees none here", "check the driver, or set run.device auto"
+        )
+    return (
+        torch.device("cuda", processes.local_rank())
+        if available and config.run.device != "cpu"
+        else torch.device("cpu")
+    )
 
 
 def precision(config: Config, device: torch.device) -> str:
@@ -150,7 +168,9 @@ def keyed(config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, tra
     """``dataset`` behind the task's transform, read by (epoch, index)."""
     optim, epochs = config.optim, math.inf
     if train:
-        epochs = optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
+        epochs = (
+            optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
+        )
     transform = task.transform(config, model, train=train, epochs=epochs)
     return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
 

@@ -82,7 +82,9 @@ class Ema:
             raise ValueError(f"averages of other tensors: {sorted(own.keys() ^ state.keys())[:3]}")
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
-                raise ValueError(f"average of {name}: expected shape {tuple(tensor.shape)}, got {tuple(state[name].shape)}")
+                raise ValueError(
+                    f"average of {name}: expected shape {tuple(tensor.shape)}, got {tuple(state[name].shape)}"
+                )
             tensor.copy_(state[name])
 
     def to(self, device: torch.device) -> Self:

@@ -161,7 +161,9 @@ class Engine(L.LightningModule):
             self._update()
 
     def _unsynchronised(self) -> AbstractContextManager[Any]:
-        block: Callable[[], AbstractContextManager[Any]] = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        block: Callable[[], AbstractContextManager[Any]] = getattr(
+            self.trainer.strategy, "block_backward_sync", nullcontext
+        )
         return block()
 
     def _accumulate(self, batch: Batch) -> None:

@@ -75,9 +75,18 @@ def readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
 
 
 def score_model(
-    task: TaskSpec, config: Config, model: Model, *, dataset: Dataset, classes: tuple[str, ...], device: torch.device, tell: Teller,
-    share: Share | None = None, observe: bool = True, leave: Callable[[], bool] = lambda: False,
-) -> tuple[dict[str, Any], Any]:  # fmt: skip
+    task: TaskSpec,
+    config: Config,
+    model: Model,
+    *,
+    dataset: Dataset,
+    classes: tuple[str, ...],
+    device: torch.device,
+    tell: Teller,
+    share: Share | None = None,
+    observe: bool = True,
+    leave: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, Any], Any]:
     """Scores of a model over a data set, and what the task's observer collected for the report, if it is to ``observe``.
 
     Where several processes score together each gives its ``share``. ``leave`` is asked before each batch; :class:`EvaluationLeftError` is
@@ -89,7 +98,9 @@ def score_model(
     observers = [observer] if observer else []
     arithmetic = partial(assembly.autocast, config, device)
     batches = _unless(leave, tell.watch(loader, "evaluate"))
-    scores = evaluate(task, config, model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic)
+    scores = evaluate(
+        task, config, model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic
+    )
     return scores, observer
 
 

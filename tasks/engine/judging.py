@@ -77,8 +77,15 @@ class Judge:
     def _scored(self, model: Model, split: str, **how: Any) -> tuple[dict[str, Any], Any]:
         dataset = self.datasets[split]
         return score_model(
-            self.task, self.config, model, dataset=dataset, classes=self.classes, device=self.device, tell=self.tell, **how
-        )  # fmt: skip
+            self.task,
+            self.config,
+            model,
+            dataset=dataset,
+            classes=self.classes,
+            device=self.device,
+            tell=self.tell,
+            **how,
+        )
 
     def _weights(self, name: str) -> AbstractContextManager[None]:
         """Inside, the model has the weights called ``ema`` or ``raw``."""
@@ -86,7 +93,9 @@ class Judge:
 
     def _keep_if_best(self, scores: Mapping[str, Any], weights: str) -> None:
         score = scores.get(self.task.monitor(self.config))
-        if score is None:  # undefined, as average precision without a positive: worse than any score, better than no weights
+        if (
+            score is None
+        ):  # undefined, as average precision without a positive: worse than any score, better than no weights
             score = -1.0 if self.state.best is None else self.state.best
         if self.state.best is None or score > self.state.best:
             self.state.best, self.state.best_weights, self.state.since_best = score, weights, 0
@@ -115,10 +124,12 @@ class Judge:
             with self._weights(other):  # as they are at the end
                 results[other] = self._scored(self.engine.model.to(self.device), split, observe=False)[0]
         summary = {
-            "config": to_mapping(self.config), "history": self.state.history, "results": results,
+            "config": to_mapping(self.config),
+            "history": self.state.history,
+            "results": results,
             "facts": {**self._facts(best, split), **facts, **environment()},
             "statistics": self.task.statistics(self.config, best, self.datasets["train"]),
-        }  # fmt: skip
+        }
         report = self.task.report(self.folder, summary, observer)
         write_metrics(self.folder, results, self.state.history)  # last: it says that the run is finished
         monitor, weights = self.task.monitor(self.config), self.state.best_weights

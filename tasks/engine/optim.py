@@ -103,9 +103,18 @@ class RMSpropTF(Optimizer):
     _step_supports_amp_scaling = True  # GradScaler then hands over found_inf, and does not read it on the host
 
     def __init__(
-        self, params: Any, lr: float = 0.016, *, alpha: float = 0.9, eps: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
+        self,
+        params: Any,
+        lr: float = 0.016,
+        *,
+        alpha: float = 0.9,
+        eps: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(
+            params, {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -120,7 +129,10 @@ class RMSpropTF(Optimizer):
     def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
-                self.state[parameter] = {"square_avg": torch.ones_like(parameter), "momentum_buffer": torch.zeros_like(parameter)}
+                self.state[parameter] = {
+                    "square_avg": torch.ones_like(parameter),
+                    "momentum_buffer": torch.zeros_like(parameter),
+                }
         squares = [self.state[p]["square_avg"] for p in parameters]
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -138,7 +150,11 @@ class RMSpropTF(Optimizer):
             # may be NaN is masked first, since NaN times 0 is NaN.
             skip = skip.reshape(()) > 0
             gradients = [torch.where(skip, 0.0, gradient) for gradient in gradients]
-            rate, momentum, share = torch.where(skip, 0.0, rate), torch.where(skip, 1.0, momentum), torch.where(skip, 0.0, share)
+            rate, momentum, share = (
+                torch.where(skip, 0.0, rate),
+                torch.where(skip, 1.0, momentum),
+                torch.where(skip, 0.0, share),
+            )
         changes = torch._foreach_mul(gradients, gradients)
         torch._foreach_sub_(changes, squares)
         torch._foreach_mul_(changes, rate)

@@ -59,7 +59,14 @@ class GlobalBatches(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, order: Callable[[int], np.ndarray], count: int, batch_size: int, *, start: int, stop: int, share: Share | None = None
+        self,
+        order: Callable[[int], np.ndarray],
+        count: int,
+        batch_size: int,
+        *,
+        start: int,
+        stop: int,
+        share: Share | None = None,
     ) -> None:
         self.order, self.batch_size, self.start, self.stop = order, batch_size, start, stop
         self.share = share or Share()
@@ -85,7 +92,11 @@ class GlobalBatches(Sampler[list[Key]]):
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Optimiser steps in an epoch; a training set smaller than one batch raises :class:`UserError`."""
     if count < batch_size:
-        raise UserError("data.batch_size", f"{batch_size} is more than the {count} training samples", f"set it to {max(count, 1)} or less")
+        raise UserError(
+            "data.batch_size",
+            f"{batch_size} is more than the {count} training samples",
+            f"set it to {max(count, 1)} or less",
+        )
     return -(-count // batch_size)
 
 
@@ -132,7 +143,9 @@ def _states(folder: Path) -> list[Path]:
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimiser's state as plain tensors, ``optimizer.PARAMETER.NAME``. Hyper-parameters belong to the config."""
     state = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{name}": torch.as_tensor(value) for i, values in state.items() for name, value in values.items()}
+    return {
+        f"optimizer.{i}.{name}": torch.as_tensor(value) for i, values in state.items() for name, value in values.items()
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

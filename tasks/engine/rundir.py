@@ -47,7 +47,9 @@ def choose(config: Config, command: str, config_name: str, tell: Callable[[str],
             found = folder
     if found is None and newest and newest[1]:
         keys = ", ".join(newest[1][:5])
-        tell(f"{newest[0]} holds an unfinished run of another config ({keys} differ): it stays, and this one starts anew")
+        tell(
+            f"{newest[0]} holds an unfinished run of another config ({keys} differ): it stays, and this one starts anew"
+        )
     return found or folder
 
 
@@ -79,11 +81,15 @@ def _named(config: Config, folder: Path, *, resume_only: bool) -> Path:
     changed = _changed(config, folder)
     if changed:
         keys = ", ".join(changed[:5])
-        raise UserError(str(folder), f"holds a run of another config ({keys} differ)", "choose another run.out, or undo the change")
+        raise UserError(
+            str(folder), f"holds a run of another config ({keys} differ)", "choose another run.out, or undo the change"
+        )
     if finished(folder):
         raise UserError(str(folder), "holds a finished run", "choose another run.out, or remove it")
     if config.run.resume == "never":
-        raise UserError(str(folder), "holds an unfinished run, and run.resume is never", "choose another run.out, or remove it")
+        raise UserError(
+            str(folder), "holds an unfinished run, and run.resume is never", "choose another run.out, or remove it"
+        )
     return folder
 
 
@@ -112,7 +118,9 @@ class RunFolder:
         write_atomically(self.path / CONFIG, dump(self.config).encode())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._held is not None
         if fcntl is None:
             self._held.close()  # such systems remove no open file
@@ -140,7 +148,9 @@ class RunFolder:
                 self._held.seek(0)
                 owner = self._held.read().strip() or "another process"
                 self._held.close()
-                raise UserError(str(self.path), f"is used by {owner}", "wait for it, or choose another run.out") from None
+                raise UserError(
+                    str(self.path), f"is used by {owner}", "wait for it, or choose another run.out"
+                ) from None
             if fcntl is None or _is_at(self._held, self._lock):
                 break
             self._held.close()  # its owner removed it between our opening and our locking: it guards nothing

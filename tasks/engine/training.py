@@ -118,7 +118,9 @@ class _Run(L.Callback):
             self.events.close()
         signal = stopped_by(max(self.engine.signal_level, self.signals.level))
         if signal is not None:
-            self.tell(f"stopped by {signal.name} after step {self.engine.step}, which is saved; the same command continues")
+            self.tell(
+                f"stopped by {signal.name} after step {self.engine.step}, which is saved; the same command continues"
+            )
             return EXIT_CODES[signal]
         if self.engine.step != self.plan.total and not self._early():
             raise RuntimeError(f"{self.engine.step} of {self.plan.total} planned steps were done")
@@ -153,7 +155,9 @@ class _Run(L.Callback):
         data = f"{len(self.train_set):,} training and {len(self.judge.datasets['val']):,} validation samples, {_counted(self.classes)}"
         self.tell(f"{data}; {config.model.backbone} + {model.config['head']}, {count:,} parameters, on {self.device}")
         batch = f"batch {config.data.batch_size}, lr {self.engine.base_lr:.3g} ({config.optim.lr:g} at {config.optim.base_batch}"
-        self.tell(f"{batch}, {config.optim.lr_scaling} scaling), {self.plan.total} steps, {self.plan.per_epoch} an epoch")
+        self.tell(
+            f"{batch}, {config.optim.lr_scaling} scaling), {self.plan.total} steps, {self.plan.per_epoch} an epoch"
+        )
         for line in [model.provenance.get("loaded", ""), *model.provenance.get("assumed", [])]:
             if line:
                 self.tell(line)
@@ -166,10 +170,18 @@ class _Run(L.Callback):
             accelerator=self.device.type if self.device.type == "cpu" else "gpu",
             **processes.layout(config),
             precision=_PRECISION[assembly.precision(config, self.device)],
-            max_epochs=1, callbacks=[self], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
-            deterministic=config.run.deterministic, log_every_n_steps=1,
-        )  # fmt: skip
+            max_epochs=1,
+            callbacks=[self],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            deterministic=config.run.deterministic,
+            log_every_n_steps=1,
+        )
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # fp16 has one
         if scaler is not None and self.scaler:
             scaler.load_state_dict(dict(self.scaler))
@@ -208,7 +220,9 @@ class _Run(L.Callback):
         for message in list(self.skips.messages)[known:]:
             self.tell(f"skipped: {message}")
 
-    def on_train_batch_end(self, trainer: L.Trainer, engine: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, engine: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """After a step: save, evaluate, stop."""
         if self.engine.piece:
             return
@@ -248,7 +262,9 @@ class _Run(L.Callback):
             with (self.folder / f"nonfinite-{processes.rank()}.jsonl").open("a", encoding="utf-8") as file:
                 losses = {name: str(value) for name, value in log.losses.items()}  # JSON has no NaN
                 file.write(json.dumps({"step": log.step, "lr": log.lr, "losses": losses, "samples": log.ids}) + "\n")
-            self.tell(f"step {log.step} was not finite and is skipped: losses {log.losses}, lr {log.lr:g}, samples {samples}")
+            self.tell(
+                f"step {log.step} was not finite and is skipped: losses {log.losses}, lr {log.lr:g}, samples {samples}"
+            )
         else:
             self.state.loss_sum += loss
             self.state.loss_steps += 1
@@ -256,7 +272,9 @@ class _Run(L.Callback):
         figures = {"loss": f"{loss:.4g}", "lr": f"{log.lr:.3g}", "img/s": f"{rate:.0f}", "data wait": f"{waiting:.0%}"}
         self.tell.step(log.step, self.config.run.log_every, figures)
         if self.events and log.step % self.config.run.log_every == 0:
-            self.events.write(log.step, {f"train/{name}": value for name, value in log.losses.items()} | {"train/lr": log.lr})
+            self.events.write(
+                log.step, {f"train/{name}": value for name, value in log.losses.items()} | {"train/lr": log.lr}
+            )
 
     def _rate(self) -> tuple[float, float]:
         """Images per second and share of time waited for data, since the last evaluation."""
@@ -276,8 +294,15 @@ class _Run(L.Callback):
             state = self.engine.state()
             for name, value in state.items():
                 if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                    raise DivergedError(f"{name} is not finite after step {self.engine.step}; the checkpoint before is kept")
-            save_state(self.folder / "checkpoints", self.engine.step, state, {"progress": vars(self.state), "data": self._data()})
+                    raise DivergedError(
+                        f"{name} is not finite after step {self.engine.step}; the checkpoint before is kept"
+                    )
+            save_state(
+                self.folder / "checkpoints",
+                self.engine.step,
+                state,
+                {"progress": vars(self.state), "data": self._data()},
+            )
 
     def _evaluate(self) -> None:
         """Score the weights that will be kept (the averages, if there are any); keep them if they are the best so far."""
@@ -298,12 +323,16 @@ class _Run(L.Callback):
         self.state.loss_sum, self.state.loss_steps = 0.0, 0
         if self.events:
             self.events.write(engine.step, row)
-        figures = {name: value for name, value in row.items() if isinstance(value, float) and name not in ("epoch", "lr")}
+        figures = {
+            name: value for name, value in row.items() if isinstance(value, float) and name not in ("epoch", "lr")
+        }
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.tell(f"epoch {row['epoch']:g}: {shown}")
         if rate[1] > MOST_WAITING:
             workers = assembly.workers(self.config)
-            self.tell(f"{rate[1]:.0%} of the time went into waiting for data: raise data.workers (now {workers}), or shrink the files")
+            self.tell(
+                f"{rate[1]:.0%} of the time went into waiting for data: raise data.workers (now {workers}), or shrink the files"
+            )
         if processes.is_first():  # of the newest weights; the end puts the best ones' in their place
             write_metrics(self.folder, results, self.state.history)
         self._save()

@@ -33,7 +33,9 @@ class JointMetrics(Metric):
         scores = {task: metric.compute() for task, metric in self._items()}  # each joins its processes by itself
         counted = [value for task, name in self.monitors.items() if (value := scores[task][name]) is not None]
         mean = sum(counted) / len(counted) if counted else None
-        return {"mean": mean} | {f"{task}/{name}": value for task, found in scores.items() for name, value in found.items()}
+        return {"mean": mean} | {
+            f"{task}/{name}": value for task, found in scores.items() for name, value in found.items()
+        }
 
     def reset(self) -> None:
         """Forget all samples."""

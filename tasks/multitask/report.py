@@ -25,14 +25,21 @@ def joint_report(folder: Path, summary: Mapping[str, Any], observers: Mapping[st
         monitors[f"{word}/{task.monitor(own)}"] = f"by which {task.command} is judged"
         facts = {**summary["facts"], "title": f"{task.command}, trained jointly: {summary['facts'].get('title', '')}"}
         alone = {
-            "config": config, "history": [_own(row, word, "val_") for row in history], "results": _own_sets(results, word), "facts": facts,
+            "config": config,
+            "history": [_own(row, word, "val_") for row in history],
+            "results": _own_sets(results, word),
+            "facts": facts,
             "statistics": (summary.get("statistics") or {}).get(word),
-        }  # fmt: skip
+        }
         task.report(folder / task.command, alone, observers.get(word))
     facts = {**summary["facts"], "reports of each task": [f"{task.command}/report.html" for task, _ in found.values()]}
     report = begun("Joint training", ("mean", *monitors), facts, results, _MEANING | monitors)
     if len(history) > 1:
-        report.figure("Training", curves(history, ["val_mean", *(f"val_{name}" for name in monitors)]), "One point per evaluation.")
+        report.figure(
+            "Training",
+            curves(history, ["val_mean", *(f"val_{name}" for name in monitors)]),
+            "One point per evaluation.",
+        )
     return finished(report, config, folder)
 
 

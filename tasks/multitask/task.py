@@ -47,15 +47,23 @@ class Joint(TaskSpec):
 
     def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
         if config.model.head or config.model.head_options or config.model.num_classes:
-            raise UserError("model", "head, head_options and num_classes are those of a single task", "write them below heads.TASK")
+            raise UserError(
+                "model", "head, head_options and num_classes are those of a single task", "write them below heads.TASK"
+            )
         told = {word: task.heads(own, dataset) for word, (task, own) in parts(config).items()}
-        gathered = {key: {word: one[key] for word, one in told.items()} for key in ("head", "num_classes", "head_options")}
+        gathered = {
+            key: {word: one[key] for word, one in told.items()} for key in ("head", "num_classes", "head_options")
+        }
         weights = {word: config.heads[word].weight for word in told if word in config.heads}
         if config.optim.task_weighting == "fixed":
             return {"task": list(told), "loss_weights": weights, **gathered}
         for word, weight in weights.items():
             if weight != 1:
-                raise UserError(f"heads.{word}.weight", "does not go with optim.task_weighting uncertainty, which learns it", "remove one")
+                raise UserError(
+                    f"heads.{word}.weight",
+                    "does not go with optim.task_weighting uncertainty, which learns it",
+                    "remove one",
+                )
         return {"task": list(told), "loss_weights": "uncertainty", **gathered}
 
     def preflight(self, config: Config, model: "Model", datasets: Mapping[str, Dataset], tell: Teller) -> None:
@@ -80,7 +88,10 @@ class Joint(TaskSpec):
     def targets(self, config: Config) -> Callable[[Sequence["Sample"]], Any]:
         from tasks.data.collating import targets_by_task
 
-        return partial(targets_by_task, makers={word: (task.labels(own), task.targets(own)) for word, (task, own) in parts(config).items()})
+        return partial(
+            targets_by_task,
+            makers={word: (task.labels(own), task.targets(own)) for word, (task, own) in parts(config).items()},
+        )
 
     def view(self, config: Config, dataset: Dataset) -> Dataset:
         for task, own in parts(config).values():
@@ -90,8 +101,12 @@ class Joint(TaskSpec):
     def metrics(self, config: Config, classes: Any) -> "Metric":
         from tasks.multitask.metrics import JointMetrics
 
-        found = {word: (task.metrics(own, classes[word]), task.monitor(own)) for word, (task, own) in parts(config).items()}
-        return JointMetrics({word: metric for word, (metric, _) in found.items()}, {word: name for word, (_, name) in found.items()})
+        found = {
+            word: (task.metrics(own, classes[word]), task.monitor(own)) for word, (task, own) in parts(config).items()
+        }
+        return JointMetrics(
+            {word: metric for word, (metric, _) in found.items()}, {word: name for word, (_, name) in found.items()}
+        )
 
     def restored(self, batch: "Batch", predictions: Mapping[str, Any]) -> dict[str, Any]:
         return {word: TASKS.get(word).restored(batch, found) for word, found in predictions.items()}
@@ -108,7 +123,9 @@ class Joint(TaskSpec):
         return {name: value for record in records for name, value in record.items()}
 
     def statistics(self, config: Config, model: "Model", dataset: Dataset) -> dict[str, Any]:
-        return {word: part.task.statistics(part.config, alone, dataset) for word, (part, alone) in _by_word(config, model)}
+        return {
+            word: part.task.statistics(part.config, alone, dataset) for word, (part, alone) in _by_word(config, model)
+        }
 
     def report(self, folder: Path, summary: Mapping[str, Any], observer: Observer | None) -> Path:
         from tasks.multitask.report import joint_report
@@ -131,7 +148,12 @@ def _by_word(config: Config, model: "Model") -> Iterator[tuple[str, tuple[Part, 
     for word, part in parts(config).items():
         head: Any = model.head
         named = {key: model.config[key][word] for key in ("head", "num_classes", "head_options")}
-        alone = Model(model.backbone, head.heads[word], image_spec=model.image_spec, config={**model.config, "task": word, **named})
+        alone = Model(
+            model.backbone,
+            head.heads[word],
+            image_spec=model.image_spec,
+            config={**model.config, "task": word, **named},
+        )
         yield word, (part, alone.train(model.training))
 
 
@@ -199,5 +221,6 @@ class Writers:
     def close(self) -> None:
         for part in self.parts.values():
             part.close()
+
 
 TASK = Joint()

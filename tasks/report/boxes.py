@@ -118,7 +118,13 @@ def _fitted(pixels: Picture, at_least: int, at_most: int | None) -> Picture:
 
 def _rectangle(box: NDArray[np.float64], width: int, height: int) -> Rectangle | None:
     """A box in whole pixels inside the picture, at least one pixel large; None if it shows nothing."""
-    if not np.isfinite(box).all() or box[2] < max(box[0], 0) or box[3] < max(box[1], 0) or box[0] > width or box[1] > height:
+    if (
+        not np.isfinite(box).all()
+        or box[2] < max(box[0], 0)
+        or box[3] < max(box[1], 0)
+        or box[0] > width
+        or box[1] > height
+    ):
         return None
     left, top = min(max(round(box[0]), 0), width - 1), min(max(round(box[1]), 0), height - 1)
     return left, top, max(min(round(box[2]), width), left + 1), max(min(round(box[3]), height), top + 1)
@@ -166,7 +172,9 @@ class _Canvas:
     def tag(self, place: Rectangle, colour: tuple[int, int, int], text: str) -> None:
         """``text`` on a filled tag at ``place``, where it hides no other tag if that can be had."""
         margin = max(2, self.line)
-        text = self._shortened(" ".join(text.encode("utf-8", "replace").decode().split()), self.picture.width - 2 * margin)
+        text = self._shortened(
+            " ".join(text.encode("utf-8", "replace").decode().split()), self.picture.width - 2 * margin
+        )
         ascent, descent = self.font.getmetrics()
         width, height = math.ceil(self.font.getlength(text)) + 2 * margin, ascent + descent
         if not text or height > self.picture.height:
@@ -213,9 +221,15 @@ def _corners(place: Rectangle, width: int, height: int) -> list[tuple[int, int]]
     """Where a tag of a box may begin, best first: on top of it, inside, below."""
     left, top, right, bottom = place
     return [
-        (left, top - height), (left, top), (right - width, top - height), (right - width, top),
-        (left, bottom - height), (right - width, bottom - height), (left, bottom), (right - width, bottom),
-    ]  # fmt: skip
+        (left, top - height),
+        (left, top),
+        (right - width, top - height),
+        (right - width, top),
+        (left, bottom - height),
+        (right - width, bottom - height),
+        (left, bottom),
+        (right - width, bottom),
+    ]
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> bool:

@@ -39,7 +39,9 @@ def curves(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = 
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.6, label=name)
         _dress(axes, title, "epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # no line is below
+        axes.legend(
+            frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2)
+        )  # no line is below
     return figure
 
 
@@ -70,8 +72,25 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> "Figure":
     filled = [row for row in bins if row["count"]]
     width = bins[0]["to"] - bins[0]["from"]
     left = [row["from"] for row in filled]
-    axes.bar(left, [row["count"] / total for row in filled], width, align="edge", color=_GREY, alpha=0.45, label="share of predictions")
-    axes.bar(left, [row["accuracy"] for row in filled], width, align="edge", color=_BLUE, alpha=0.55, edgecolor=_BLUE, label="accuracy")
+    axes.bar(
+        left,
+        [row["count"] / total for row in filled],
+        width,
+        align="edge",
+        color=_GREY,
+        alpha=0.45,
+        label="share of predictions",
+    )
+    axes.bar(
+        left,
+        [row["accuracy"] for row in filled],
+        width,
+        align="edge",
+        color=_BLUE,
+        alpha=0.55,
+        edgecolor=_BLUE,
+        label="accuracy",
+    )
     centres = [row["confidence"] for row in filled], [row["accuracy"] for row in filled]
     axes.plot(*centres, "o", color=_ORANGE, markersize=5, label="mean confidence")
     axes.plot([0, 1], [0, 1], "--", color=_GREY, linewidth=1)

@@ -33,12 +33,18 @@ class Extremes(Generic[T]):
     def worst(self) -> list[T]:
         """Worst first. What is among the best as well is told here if its quality is below a half."""
         best = {id(thing) for _, thing in self._best}
-        return [thing for key, thing in sorted(self._worst, key=_key, reverse=True) if key[0] > 0.5 or id(thing) not in best]
+        return [
+            thing for key, thing in sorted(self._worst, key=_key, reverse=True) if key[0] > 0.5 or id(thing) not in best
+        ]
 
     def best(self) -> list[T]:
         """Best first; none that :meth:`worst` tells."""
         worst = {id(thing) for _, thing in self._worst}
-        return [thing for key, thing in sorted(self._best, key=_key, reverse=True) if key[0] >= 0.5 or id(thing) not in worst]
+        return [
+            thing
+            for key, thing in sorted(self._best, key=_key, reverse=True)
+            if key[0] >= 0.5 or id(thing) not in worst
+        ]
 
 
 def _key(ranked: _Ranked[T]) -> tuple[float, float, int]:

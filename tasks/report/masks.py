@@ -57,9 +57,14 @@ def colored(labels: Mask, classes: Sequence[str] = ()) -> Picture:
 
 
 def overlay(
-    image: NDArray[np.generic], labels: Mask, classes: Sequence[str] = (), *,
-    alpha: float = 0.5, at_least: int = 1, at_most: int | None = None,
-) -> Picture:  # fmt: skip
+    image: NDArray[np.generic],
+    labels: Mask,
+    classes: Sequence[str] = (),
+    *,
+    alpha: float = 0.5,
+    at_least: int = 1,
+    at_most: int | None = None,
+) -> Picture:
     """``image`` [H, W, C] (any C; uint8, uint16, or float in 0..1) under the colours of ``labels`` [H, W], which cover it by
     ``alpha``; regions have borders, pixels that are ignored are hatched. RGB of the image's size, within ``at_least`` and
     ``at_most`` as :func:`fitted` has it.
@@ -71,7 +76,9 @@ def overlay(
     return _painted(image, labels, palette_of(classes), cover, borders=True)
 
 
-def errors(image: NDArray[np.generic], labels: Mask, mask: Mask, *, at_least: int = 1, at_most: int | None = None) -> Picture:
+def errors(
+    image: NDArray[np.generic], labels: Mask, mask: Mask, *, at_least: int = 1, at_most: int | None = None
+) -> Picture:
     """``image`` with the pixels in red whose ``labels`` are not those of ``mask``; ignored ones are hatched, right ones
     untouched. Sizes as in :func:`overlay`."""
     wrong = np.where(mask == IGNORE, mask, labels != mask).astype(np.uint8)
@@ -83,7 +90,9 @@ def errors(image: NDArray[np.generic], labels: Mask, mask: Mask, *, at_least: in
     return _painted(image, wrong, table, cover, borders=False)
 
 
-def fitted(image: NDArray[np.generic], labels: Mask, at_least: int = 1, at_most: int | None = None) -> tuple[NDArray[np.generic], Mask]:
+def fitted(
+    image: NDArray[np.generic], labels: Mask, at_least: int = 1, at_most: int | None = None
+) -> tuple[NDArray[np.generic], Mask]:
     """Both in one size: enlarged by a whole factor where the longest side is below ``at_least`` pixels, reduced where it is
     above ``at_most``. Labels of another size than the image follow it."""
     height, width = image.shape[:2]
@@ -130,12 +139,17 @@ def mask_sheet(samples: Sequence["Sample"], classes: Sequence[str], columns: int
     for sample in samples:
         mask = np.full(sample.image.shape[:2], IGNORE, np.uint8) if sample.mask is None else sample.mask
         occurring[np.unique(mask)] = True
-        pictures += [rgb(fitted(sample.image, mask, 320, side)[0]), overlay(sample.image, mask, classes, at_least=320, at_most=side)]
+        pictures += [
+            rgb(fitted(sample.image, mask, 320, side)[0]),
+            overlay(sample.image, mask, classes, at_least=320, at_most=side),
+        ]
     sheet = grid(pictures, max(2, columns // 2 * 2))
     return np.concatenate([sheet, legend(classes, np.flatnonzero(occurring).tolist(), sheet.shape[1])])
 
 
-def _painted(image: NDArray[np.generic], labels: Mask, table: NDArray[np.uint8], cover: NDArray[np.uint8], borders: bool) -> Picture:
+def _painted(
+    image: NDArray[np.generic], labels: Mask, table: NDArray[np.uint8], cover: NDArray[np.uint8], borders: bool
+) -> Picture:
     """``image`` under the colours of ``table`` [256, 3], which cover it by ``cover`` [256] of 255."""
     if labels.shape != image.shape[:2]:
         raise ValueError(f"expected labels of the image's size {image.shape[:2]}, got {labels.shape}")
@@ -200,7 +214,9 @@ def _apart(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
 
 def _oklab(colours: NDArray[np.uint8]) -> NDArray[np.float64]:
     """RGB [n, 3] in Oklab, as all eyes see it and as deuteranopes do: [2, n, 3]."""
-    linear = np.where(colours <= 10, colours / 255 / 12.92, ((colours / 255 + 0.055) / 1.055) ** 2.4)  # sRGB, IEC 61966-2-1
+    linear = np.where(
+        colours <= 10, colours / 255 / 12.92, ((colours / 255 + 0.055) / 1.055) ** 2.4
+    )  # sRGB, IEC 61966-2-1
     both = np.stack([linear, (linear @ _DEUTERANOPE.T).clip(0)])
     lab: NDArray[np.float64] = np.cbrt(both @ _TO_LMS.T) @ _TO_LAB.T
     return lab
@@ -210,8 +226,16 @@ _DEUTERANOPE = np.array(  # Machado, Oliveira and Fernandes 2009, severity 1.0
     [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
 )
 _TO_LMS = np.array(
-    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]]
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
 )
 _TO_LAB = np.array(
-    [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]]
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
 )

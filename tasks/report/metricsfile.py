@@ -37,9 +37,15 @@ def write_metrics(folder: Path, results: Mapping[str, Any], history: Sequence[Ma
         for key, classes in scores.items():
             task, slash, last = key.rpartition("/")  # "det/per_class" where several tasks are scored
             for label, row in (classes or {}).items() if last == "per_class" else ():
-                writer.writerows([weights, "", label, task + slash + name, value] for name, value in row.items() if is_number(value))
+                writer.writerows(
+                    [weights, "", label, task + slash + name, value] for name, value in row.items() if is_number(value)
+                )
     for row in whole["history"]:
-        writer.writerows(["", row.get("epoch"), "", name, value] for name, value in row.items() if name != "epoch" and is_number(value))
+        writer.writerows(
+            ["", row.get("epoch"), "", name, value]
+            for name, value in row.items()
+            if name != "epoch" and is_number(value)
+        )
     write_atomically(folder / "metrics.csv", out.getvalue().encode("utf-8", "backslashreplace"))
 
 
@@ -55,7 +61,11 @@ def environment() -> dict[str, Any]:
     """Machine and versions, for ``facts``."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    )
     packages = ("effbackbones", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy")
     return {
         "machine": f"{platform.system()} {platform.release()}, {platform.machine()}; {device}",

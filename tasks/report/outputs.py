@@ -31,7 +31,9 @@ class OutputNames:
             self._taken[stem.casefold()] += 1
             number = self._taken[stem.casefold()]
             name = stem if number == 1 else f"{stem}-{number}"
-            if (number == 1 or name.casefold() not in self._taken) and all(is_free(path, self.mark) for path in self.places(name)):
+            if (number == 1 or name.casefold() not in self._taken) and all(
+                is_free(path, self.mark) for path in self.places(name)
+            ):
                 self._taken[name.casefold()] |= 1
                 return name
 
@@ -54,4 +56,6 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(str(folder), f"cannot be made a folder ({error.strerror})", "name another folder with --out") from error
+        raise UserError(
+            str(folder), f"cannot be made a folder ({error.strerror})", "name another folder with --out"
+        ) from error

@@ -48,7 +48,10 @@ class Report:
 
     def facts(self, facts: Mapping[str, Any], title: str = "", caption: str = "") -> None:
         """Two columns: what, and its value."""
-        rows = [(name, [show(v) for v in value] if isinstance(value, list | tuple) else [show(value)]) for name, value in facts.items()]
+        rows = [
+            (name, [show(v) for v in value] if isinstance(value, list | tuple) else [show(value)])
+            for name, value in facts.items()
+        ]
         self._blocks.append(_Block("facts", title, caption, {"rows": rows}))
 
     def figure(self, title: str, figure: "Figure", caption: str = "") -> None:
@@ -59,9 +62,19 @@ class Report:
         """A table under ``header``; long ones scroll inside the page. Columns of numbers and percentages are set to the right."""
         shown = [[show(value) for value in row] for row in rows]
         numeric = [all(_NUMBER.fullmatch(row[i]) for row in shown) for i in range(len(header))]
-        self._blocks.append(_Block("table", title, caption, {"header": list(header), "rows": shown, "numeric": numeric}))
+        self._blocks.append(
+            _Block("table", title, caption, {"header": list(header), "rows": shown, "numeric": numeric})
+        )
 
-    def matrix(self, title: str, names: Sequence[str], counts: Sequence[Sequence[int]], caption: str = "", *, shares: bool = False) -> None:
+    def matrix(
+        self,
+        title: str,
+        names: Sequence[str],
+        counts: Sequence[Sequence[int]],
+        caption: str = "",
+        *,
+        shares: bool = False,
+    ) -> None:
         """Counts [K, K], rows true and columns predicted; shaded by the share of the row, which with ``shares`` the cells tell,
         in percent."""
         rows = []
@@ -73,10 +86,17 @@ class Report:
                 note, text = (f"{100 * share:.1f} %", f"{100 * share:.0f}") if shares else (str(n), str(n))
                 # The root keeps small shares visible.
                 cells.append(
-                    {"text": "" if text == "0" else text, "note": f"{name} as {names[j]}: {note}", "shade": share**0.5, "own": i == j}
+                    {
+                        "text": "" if text == "0" else text,
+                        "note": f"{name} as {names[j]}: {note}",
+                        "shade": share**0.5,
+                        "own": i == j,
+                    }
                 )
             rows.append({"name": name, "cells": cells})
-        self._blocks.append(_Block("matrix", title, caption, {"names": list(names), "rows": rows, "numbers": len(names) <= 20}))
+        self._blocks.append(
+            _Block("matrix", title, caption, {"names": list(names), "rows": rows, "numbers": len(names) <= 20})
+        )
 
     def gallery(self, title: str, items: Iterable[tuple[np.ndarray, str]], caption: str = "") -> None:
         """Pictures with a line or more of text below each; see :func:`picture` for what an image may be."""
@@ -84,7 +104,11 @@ class Report:
         self._blocks.append(_Block("gallery", title, caption, {"items": shown}))
 
     def pairs(
-        self, title: str, items: Iterable[tuple[Mapping[str, np.ndarray], str]], caption: str = "", legend: Sequence[tuple[str, str]] = ()
+        self,
+        title: str,
+        items: Iterable[tuple[Mapping[str, np.ndarray], str]],
+        caption: str = "",
+        legend: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Pictures to be compared, named and side by side, with a line or more of text above each row. ``legend``: what
         colours mean: names, and CSS's words for the colours."""
@@ -151,6 +175,8 @@ def _svg(figure: "Figure") -> Any:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
-        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     return Markup(text[text.index("<svg") :].replace(_INK, "currentColor"))  # without the XML prologue

@@ -15,9 +15,13 @@ _PAIRS = 20
 
 
 def begun(
-    title: str, headline: Sequence[str], facts: Mapping[str, Any], results: Mapping[str, Any], meaning: Mapping[str, str],
+    title: str,
+    headline: Sequence[str],
+    facts: Mapping[str, Any],
+    results: Mapping[str, Any],
+    meaning: Mapping[str, str],
     rates: Container[str] = (),
-) -> Report:  # fmt: skip
+) -> Report:
     """A page with what every task's begins with: the scores named in ``headline``, ``facts`` (whose ``title`` replaces ``title``)
     and a table of all scores, those first that ``meaning`` explains, in its order. ``rates``: names of those that are numbers
     with a fraction but no shares, so not told in percent."""
@@ -44,8 +48,13 @@ def add_confusion(report: Report, scores: Mapping[str, Any], unit: str = "images
     if len(names) <= _LARGEST_MATRIX:
         shares = unit == "pixels"
         what = f"Rows are true classes, columns predictions{', in percent of the row' if shares else ''}"
-        report.matrix("Confusion matrix", names, counts, f"{what}; the darker, the larger the share of the row. Blue: right, "
-                      "red: wrong.", shares=shares)  # fmt: skip
+        report.matrix(
+            "Confusion matrix",
+            names,
+            counts,
+            f"{what}; the darker, the larger the share of the row. Blue: right, red: wrong.",
+            shares=shares,
+        )
     table = np.asarray(counts)
     support = table.sum(1)
     wrong = table.copy()
@@ -61,14 +70,22 @@ def add_confusion(report: Report, scores: Mapping[str, Any], unit: str = "images
 def add_calibration(report: Report, scores: Mapping[str, Any]) -> None:
     """How far confidence can be believed, if that was counted."""
     if scores.get("reliability"):
-        report.figure("Calibration", reliability(scores["reliability"]), "A bar that reaches the dashed line: of the "
-                      "predictions made with 70 % confidence, 70 % are right. Lower bars are over-confident, higher ones "
-                      "under-confident. Grey: share of all predictions.")  # fmt: skip
+        report.figure(
+            "Calibration",
+            reliability(scores["reliability"]),
+            "A bar that reaches the dashed line: of the "
+            "predictions made with 70 % confidence, 70 % are right. Lower bars are over-confident, higher ones "
+            "under-confident. Grey: share of all predictions.",
+        )
 
 
 def finished(report: Report, config: Mapping[str, Any], folder: Path) -> Path:
     """Add the configuration and write the page."""
-    report.facts({key: value for key, value in flatten(config) if value is not None}, "Configuration", "What is not listed is unset.")
+    report.facts(
+        {key: value for key, value in flatten(config) if value is not None},
+        "Configuration",
+        "What is not listed is unset.",
+    )
     return report.write(folder / "report.html")
 
 
@@ -79,7 +96,9 @@ def _headline(scores: Mapping[str, Any], names: Sequence[str], best: str) -> str
     return f"{', '.join(shown)}{samples}{f' ({best} weights)' if best else ''}"
 
 
-def _score_rows(sets: Mapping[str, Mapping[str, Any]], meaning: Mapping[str, str], rates: Container[str]) -> list[list[str]]:
+def _score_rows(
+    sets: Mapping[str, Mapping[str, Any]], meaning: Mapping[str, str], rates: Container[str]
+) -> list[list[str]]:
     pairs = [pair for scores in sets.values() for pair in scores.items()]
     # An undefined score is shown, as a dash, where it is one of those that are explained.
     names = dict.fromkeys(name for name, value in pairs if is_number(value) or (value is None and name in meaning))
@@ -101,5 +120,3 @@ def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> tuple[list[str],
 def percent(value: Any) -> str:
     """A fraction in percent; a count or nothing as it is."""
     return f"{100 * value:.1f} %" if isinstance(value, float) else show(value)
-
-

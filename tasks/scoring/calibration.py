@@ -38,7 +38,13 @@ def reliability(state: Tensor) -> list[dict[str, Any]]:
     """Bounds, count, mean confidence and accuracy of each bin."""
     bins = state.shape[1]
     return [
-        {"from": i / bins, "to": (i + 1) / bins, "count": count, "confidence": ratio(units * _UNIT, count), "accuracy": ratio(hit, count)}
+        {
+            "from": i / bins,
+            "to": (i + 1) / bins,
+            "count": count,
+            "confidence": ratio(units * _UNIT, count),
+            "accuracy": ratio(hit, count),
+        }
         for i, (count, hit, units) in enumerate(zip(*state.tolist(), strict=True))
     ]
 

@@ -58,14 +58,20 @@ def quick_checks(
         what = f"the masks of split val, sent as predictions through resizing, restoration and scores, give mIoU {best:.3f}"
         raise UserError("data", what, "raise data.image_size; or masks and images do not belong together")
     if best is not None:
-        tell(f"val: the masks themselves, resized to the network's size and back, give mIoU {best:.4f}: no model can do better")
+        tell(
+            f"val: the masks themselves, resized to the network's size and back, give mIoU {best:.4f}: no model can do better"
+        )
 
 
 def tell_frequencies(found: MaskStatistics, split: str, tell: Callable[[str], None]) -> None:
     """Say how often each class occurs; refuse a split without a labelled pixel."""
     labelled = int(found.pixels.sum())
     if not labelled:
-        raise UserError(f"data.{split}", f"none of {found.looked_at:,} masks has a labelled pixel", "check format, values and ignore")
+        raise UserError(
+            f"data.{split}",
+            f"none of {found.looked_at:,} masks has a labelled pixel",
+            "check format, values and ignore",
+        )
     order = np.argsort(-found.pixels, kind="stable").tolist()
     shown = ", ".join(f"{found.classes[k]} {found.pixels[k] / labelled:.1%}" for k in order[:20] if found.pixels[k])
     never = [found.classes[k] for k in order if not found.pixels[k]]
@@ -126,7 +132,9 @@ def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
     return path
 
 
-def score_folder(task: TaskSpec, config: Config, folder: Path, dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
+def score_folder(
+    task: TaskSpec, config: Config, folder: Path, dataset: Dataset, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """Scores of a folder of predicted masks, ``NAME.png`` with the class in each pixel (255: none), as ``predict`` writes them into
     ``OUT/index``; OUT itself will do, and says which mask is of which image. A missing mask, and two images of one name where
     nothing tells their masks apart, raise :class:`UserError`."""
@@ -136,7 +144,10 @@ def score_folder(task: TaskSpec, config: Config, folder: Path, dataset: Dataset,
         raise UserError("--predictions", f"there is no folder {folder}", "name the folder that predict wrote")
     classes = task.classes(config, dataset)
     values = tuple((k, k) for k in range(len(classes)))
-    metric, read = task.metrics(config, classes), MaskReader("index", values, ignored=(IGNORE,), max_pixels=config.data.max_pixels)
+    metric, read = (
+        task.metrics(config, classes),
+        MaskReader("index", values, ignored=(IGNORE,), max_pixels=config.data.max_pixels),
+    )
     skips, taken = SkipCount(len(dataset)), dict[str, str]()
     for index in range(len(dataset)):
         try:

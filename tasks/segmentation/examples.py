@@ -41,7 +41,10 @@ class Example:
 
     def panels(self) -> dict[str, Picture]:
         """The image, its truth, the prediction, and where these differ."""
-        drawn = {name: overlay(self.image, labels, self.classes) for name, labels in (("truth", self.truth), ("prediction", self.labels))}
+        drawn = {
+            name: overlay(self.image, labels, self.classes)
+            for name, labels in (("truth", self.truth), ("prediction", self.labels))
+        }
         return {"image": self.image, **drawn, "errors": errors(self.image, self.labels, self.truth)}
 
 
@@ -80,7 +83,9 @@ class SegmentationExamples:
         """All three as the network saw them: what a crop cut off is not shown, nor is padding."""
         meta, (height, width) = batch.meta[row], batch.sizes.valid[row].tolist()
         image = rgb(batch.images[row, :, :height, :width].permute(1, 2, 0).cpu().numpy())
-        maps = (labels, mask) if meta.plan is None else (meta.plan.apply_mask(m)[:height, :width] for m in (labels, mask))
+        maps = (
+            (labels, mask) if meta.plan is None else (meta.plan.apply_mask(m)[:height, :width] for m in (labels, mask))
+        )
         (shown, guess), (_, truth) = (fitted(image, part, _ENLARGED, _SIDE) for part in maps)
         right = float((labels == mask)[mask != IGNORE].mean())
         return Example(meta.id, iou, right, np.ascontiguousarray(rgb(shown)), self.classes, truth, guess)

@@ -52,11 +52,15 @@ class SegmentationFiles:
         for kind in _FILES:
             make_folder(out / kind)
         if not _is_ours(out / "classes.json"):
-            raise UserError(str(out / "classes.json"), "is there, and was not written by predict", "name another folder with --out")
+            raise UserError(
+                str(out / "classes.json"), "is there, and was not written by predict", "name another folder with --out"
+            )
 
     def update(self, batch: "Batch", predictions: "Tensor | list[Segmented]") -> None:
         channels = batch.images.shape[1]
-        limit = max([MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta))])  # read before
+        limit = max(
+            [MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta))]
+        )  # read before
         for meta, found in zip(batch.meta, restore(batch, predictions), strict=True):
             labels = found.labels.masked_fill(found.confidence.isnan(), IGNORE).cpu().numpy()
             self._write(meta, labels, channels, limit)
@@ -88,7 +92,10 @@ class SegmentationFiles:
     def _summary(self, counts: np.ndarray) -> str:
         """The classes with the largest shares of the pixels."""
         ranked = [int(value) for value in np.argsort(-counts, kind="stable") if counts[value]]
-        shares = [f"{self.classes[value] if value != IGNORE else 'not finite'} {_share(counts[value] / counts.sum())}" for value in ranked]
+        shares = [
+            f"{self.classes[value] if value != IGNORE else 'not finite'} {_share(counts[value] / counts.sum())}"
+            for value in ranked
+        ]
         return ", ".join(shares[:_TOLD]) + (f", and {len(shares) - _TOLD} more" if len(shares) > _TOLD else "")
 
     def _places(self, name: str) -> dict[str, Path]:
@@ -104,7 +111,9 @@ def written_for(folder: Path) -> dict[str, str]:
                 images = json.loads(place.read_text(encoding="utf-8"))["images"]
                 return {os.path.realpath(path): name for name, path in images.items()}
             except (KeyError, ValueError, AttributeError, TypeError) as error:
-                raise UserError(str(place), f"is damaged ({type(error).__name__})", "predict again, or remove it") from None
+                raise UserError(
+                    str(place), f"is damaged ({type(error).__name__})", "predict again, or remove it"
+                ) from None
     return {}
 
 

@@ -64,7 +64,9 @@ class SegmentationMetrics(Metric):
         self.add_state("cells", torch.zeros(k, k + 1, 2, 3, dtype=torch.int64), "sum")
         self.add_state("calibration", nothing_counted(bins), "sum")
         self.add_state("images", torch.tensor(0), "sum")
-        self.add_state("invalid", torch.zeros(3, dtype=torch.int64), "sum")  # true labels, predicted labels, confidences
+        self.add_state(
+            "invalid", torch.zeros(3, dtype=torch.int64), "sum"
+        )  # true labels, predicted labels, confidences
 
     def update(self, predictions: Sequence[Segmented], masks: Sequence[Mask | None]) -> None:
         """Count images; nothing is copied to the host. A mask of another size than its prediction raises :class:`UserError`."""
@@ -73,9 +75,17 @@ class SegmentationMetrics(Metric):
         for found, mask in zip(predictions, masks, strict=True):
             if mask is None:
                 continue
-            if mask.dtype != np.uint8 or mask.shape != found.labels.shape or found.labels.shape != found.confidence.shape:
+            if (
+                mask.dtype != np.uint8
+                or mask.shape != found.labels.shape
+                or found.labels.shape != found.confidence.shape
+            ):
                 sizes = f"the mask is {mask.dtype} {list(mask.shape)}, the prediction {list(found.labels.shape)}"
-                raise UserError("metrics", f"expected a mask uint8 of the prediction's size; {sizes}", "compare both in original pixels")
+                raise UserError(
+                    "metrics",
+                    f"expected a mask uint8 of the prediction's size; {sizes}",
+                    "compare both in original pixels",
+                )
             truth = torch.tensor(mask).to(found.labels.device, non_blocking=True)
             rows = max(1, _CHUNK // mask.shape[1])
             for top in range(0, len(mask), rows):
@@ -88,7 +98,9 @@ class SegmentationMetrics(Metric):
         labels, confidence, truth = labels[top:bottom], confidence[top:bottom], truth[top:bottom]
         k = len(self.classes)
         valid, finite = truth != IGNORE, confidence.isfinite()
-        outside = finite & ((confidence < -1e-4) | (confidence > 1 + 1e-4))  # interpolation leaves 0..1 by rounding errors
+        outside = finite & (
+            (confidence < -1e-4) | (confidence > 1 + 1e-4)
+        )  # interpolation leaves 0..1 by rounding errors
         bad = torch.stack([truth >= k, finite & (labels >= k), outside]) & valid
         self.invalid = self.invalid + bad.sum((1, 2)).to(self.invalid.device)
         true, predicted = truth.clamp(max=k - 1).long(), labels.clamp(max=k - 1).long()
@@ -96,19 +108,30 @@ class SegmentationMetrics(Metric):
         counts = torch.zeros(self.cells.numel(), dtype=torch.int64, device=cells.device)
         counts.scatter_add_(0, cells.flatten(), valid.flatten().long())
         self.cells = self.cells + counts.view_as(self.cells).to(self.cells.device)
-        self.calibration = counted(self.calibration, confidence.flatten(), (predicted == true).flatten(), (valid & finite).flatten())
-
+        self.calibration = counted(
+            self.calibration, confidence.flatten(), (predicted == true).flatten(), (valid & finite).flatten()
+        )
 
     def compute(self) -> dict[str, Any]:
         """The scores of all images so far. Labels that are no class and impossible confidences raise :class:`UserError`."""
         k = len(self.classes)
         true, predicted, outside = self.invalid.tolist()
         if true:
-            raise UserError("metrics", f"{true} true pixels are neither one of {k} classes nor {IGNORE}", "check the masks of this split")
+            raise UserError(
+                "metrics",
+                f"{true} true pixels are neither one of {k} classes nor {IGNORE}",
+                "check the masks of this split",
+            )
         if predicted:
-            raise UserError("metrics", f"{predicted} predicted pixels are none of {k} classes", "score with the classes of the model")
+            raise UserError(
+                "metrics",
+                f"{predicted} predicted pixels are none of {k} classes",
+                "score with the classes of the model",
+            )
         if outside:
-            raise UserError("metrics", f"{outside} confidences lie outside of 0..1", "predict must give probabilities, not logits")
+            raise UserError(
+                "metrics", f"{outside} confidences lie outside of 0..1", "predict must give probabilities, not logits"
+            )
         cells = self.cells.cpu()
         counts = cells.sum((2, 3))
         pixels, lost = int(counts.sum()), int(counts[:, k].sum())
@@ -134,7 +157,9 @@ class SegmentationMetrics(Metric):
         hits, pixels = counts.diagonal(), counts.sum(1)
         extra = counts[:, :-1].sum(0) - hits + lost.sum() - lost
         table = {}
-        for name, tp, fp, true, band in zip(self.classes, hits.tolist(), extra.tolist(), pixels.tolist(), boundary, strict=True):
+        for name, tp, fp, true, band in zip(
+            self.classes, hits.tolist(), extra.tolist(), pixels.tolist(), boundary, strict=True
+        ):
             table[name] = {
                 "iou": ratio(tp, fp + true),
                 "dice": ratio(2 * tp, tp + fp + true),
@@ -177,10 +202,14 @@ def _largest(maps: Tensor, reach: int, axis: int) -> Tensor:
     """The largest of every ``2 * reach + 1`` neighbours along ``axis``, which gets shorter by ``2 * reach``."""
     count, width = 2 * reach + 1, 1
     while 2 * width <= count:  # windows of twice the width from two that touch
-        maps = torch.maximum(maps.narrow(axis, 0, maps.shape[axis] - width), maps.narrow(axis, width, maps.shape[axis] - width))
+        maps = torch.maximum(
+            maps.narrow(axis, 0, maps.shape[axis] - width), maps.narrow(axis, width, maps.shape[axis] - width)
+        )
         width *= 2
     step = count - width
-    return torch.maximum(maps.narrow(axis, 0, maps.shape[axis] - step), maps.narrow(axis, step, maps.shape[axis] - step))
+    return torch.maximum(
+        maps.narrow(axis, 0, maps.shape[axis] - step), maps.narrow(axis, step, maps.shape[axis] - step)
+    )
 
 
 def image_iou(labels: NDArray[np.uint8], mask: Mask, num_classes: int) -> float | None:
@@ -194,7 +223,9 @@ def image_iou(labels: NDArray[np.uint8], mask: Mask, num_classes: int) -> float 
     valid = mask != IGNORE
     true, predicted = mask[valid].astype(np.int64), labels[valid].astype(np.int64)
     if max(true.max(initial=0), predicted.max(initial=0)) >= num_classes:
-        raise UserError("metrics", f"an image has labels that are none of {num_classes} classes", "check its mask and the classes")
+        raise UserError(
+            "metrics", f"an image has labels that are none of {num_classes} classes", "check its mask and the classes"
+        )
     counts = np.bincount(true * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
     hits = counts.diagonal()
     union = counts.sum(0) + counts.sum(1) - hits

@@ -34,9 +34,15 @@ _HATCHED = "repeating-linear-gradient(135deg, #80868e 0 2px, #d5d9de 2px 5px)"
 
 
 def segmentation_report(
-    folder: Path, *, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]], results: Mapping[str, Any],
-    facts: Mapping[str, Any], examples: SegmentationExamples | None = None, masks: "MaskStatistics | None" = None,
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    examples: SegmentationExamples | None = None,
+    masks: "MaskStatistics | None" = None,
+) -> Path:
     """Write ``report.html`` into ``folder``; returns its path.
 
     ``config`` is the resolved config (nested), ``facts`` what else is worth knowing, shown as it comes; ``examples`` what the
@@ -65,13 +71,17 @@ def _examples(report: Report, title: str, examples: Sequence[Example]) -> None:
         for example in examples
     ]
     if items:
-        report.pairs(title, items, "By the mean IoU of the image over the classes in its truth or prediction.", _legend(examples))
+        report.pairs(
+            title, items, "By the mean IoU of the image over the classes in its truth or prediction.", _legend(examples)
+        )
 
 
 def _legend(examples: Sequence[Example]) -> list[tuple[str, str]]:
     """What the colours that occur mean."""
     classes = examples[0].classes
-    occurring = np.unique(np.concatenate([np.unique(labels) for example in examples for labels in (example.truth, example.labels)]))
+    occurring = np.unique(
+        np.concatenate([np.unique(labels) for example in examples for labels in (example.truth, example.labels)])
+    )
     colours = ["rgb({} {} {})".format(*colour) for colour in palette_of(classes).tolist()]
     colours[IGNORE] = _HATCHED
     if has_background(classes):
@@ -90,14 +100,30 @@ def _masks(report: Report, masks: "MaskStatistics") -> None:
     looked = f"{masks.looked_at:,} of {masks.total:,} images looked at; " if masks.looked_at < masks.total else ""
     void = f"{looked}{percent(masks.ignored / max(1, labelled + masks.ignored))} of all pixels are ignored."
     if len(order) <= _MOST_BARS:
-        shares = {"share of the labelled pixels": pixels[order] / labelled, "share of the images": images[order] / looked_at}
-        report.figure("Classes of the training data", class_shares([masks.classes[k] for k in order], shares), "Rarest first.")
+        shares = {
+            "share of the labelled pixels": pixels[order] / labelled,
+            "share of the images": images[order] / looked_at,
+        }
+        report.figure(
+            "Classes of the training data", class_shares([masks.classes[k] for k in order], shares), "Rarest first."
+        )
     weights = median_frequency(masks)
     rows = [
-        [masks.classes[k], int(pixels[k]), percent(float(pixels[k] / labelled)), int(images[k]), percent(float(images[k] / looked_at)),
-         weights[k]]
+        [
+            masks.classes[k],
+            int(pixels[k]),
+            percent(float(pixels[k] / labelled)),
+            int(images[k]),
+            percent(float(images[k] / looked_at)),
+            weights[k],
+        ]
         for k in order
-    ]  # fmt: skip
+    ]
     header = ["class", "pixels", "share of the labelled", "images", "share of the images", "weight"]
-    report.table("Frequencies", header, rows, "Weight: what optim.class_weights sets, the median of the frequencies over "
-                 f"a class's own, each taken over the images that have the class (Eigen and Fergus 2015). {void}")  # fmt: skip
+    report.table(
+        "Frequencies",
+        header,
+        rows,
+        "Weight: what optim.class_weights sets, the median of the frequencies over "
+        f"a class's own, each taken over the images that have the class (Eigen and Fergus 2015). {void}",
+    )

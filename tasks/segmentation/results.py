@@ -43,7 +43,9 @@ def restore(batch: Batch, predictions: Tensor | list[Segmented]) -> list[Segment
         plan = meta.plan or _unchanged(batch, row)
         if not plan.whole:
             what = f"the network saw only a window of {list(plan.size)} pixels of {list(plan.scaled)}"
-            raise UserError(meta.path or meta.id, what, "evaluate segmentation with model.crop_mode letterbox or squash")
+            raise UserError(
+                meta.path or meta.id, what, "evaluate segmentation with model.crop_mode letterbox or squash"
+            )
         height, width = plan.size  # where images of several sizes are in a batch, they are padded beyond it
         restored.append(_collected(meta.original, _restored_bands(scores[:, :height, :width], plan), scores.device))
     return restored

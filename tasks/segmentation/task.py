@@ -37,7 +37,9 @@ class Segmentation(TaskSpec):
 
     def head_options(self, config: "Config", dataset: Dataset | None) -> dict[str, Any]:
         # What is off is not said, so that a head of the user's need not know it.
-        options: dict[str, Any] = {"label_smoothing": config.optim.label_smoothing} if config.optim.label_smoothing else {}
+        options: dict[str, Any] = (
+            {"label_smoothing": config.optim.label_smoothing} if config.optim.label_smoothing else {}
+        )
         if config.optim.class_weights and dataset is not None and "class_weights" not in config.model.head_options:
             from tasks.segmentation.check import class_weights
 
@@ -50,11 +52,17 @@ class Segmentation(TaskSpec):
         classes = () if dataset is None else self.classes(config, dataset)
         if len(classes) == 1:
             what = f"segmentation tells classes apart, there is only {classes[0]!r}"
-            raise UserError("data.options.classes", what, "add the background as a class (COCO files: unlabelled: background)")
+            raise UserError(
+                "data.options.classes", what, "add the background as a class (COCO files: unlabelled: background)"
+            )
         if config.model.head_options.get("ignore_index", IGNORE) != IGNORE:
             what = f"masks hold {IGNORE} where nothing is known, in losses and scores alike"
-            raise UserError("model.head_options.ignore_index", what, "remove it; data.options.ignore says what is ignored in files")
-        if len(classes) == 2 and config.model.num_classes == 1:  # one channel for the second class, the first being background
+            raise UserError(
+                "model.head_options.ignore_index", what, "remove it; data.options.ignore says what is ignored in files"
+            )
+        if (
+            len(classes) == 2 and config.model.num_classes == 1
+        ):  # one channel for the second class, the first being background
             both = super().heads(replace(config, model=replace(config.model, num_classes=None)), dataset)
             return both | {"num_classes": 1}
         return super().heads(config, dataset)
@@ -65,7 +73,14 @@ class Segmentation(TaskSpec):
         quick_checks(self, config, model, datasets, tell)
 
     def inspect(
-        self, config: "Config", model: "Model", datasets: Mapping[str, Dataset], out: Path, tell: "Teller", *, deep: bool
+        self,
+        config: "Config",
+        model: "Model",
+        datasets: Mapping[str, Dataset],
+        out: Path,
+        tell: "Teller",
+        *,
+        deep: bool,
     ) -> None:
         from tasks.segmentation.check import GOAL, draw_samples, quick_checks
 
@@ -81,7 +96,11 @@ class Segmentation(TaskSpec):
 
         tile = _tile(config)
         if tile and min(tile) < model.head.min_size:
-            raise UserError("data.tile", f"{type(model.head).__name__} needs {model.head.min_size} pixels, got {list(tile)}", "raise it")
+            raise UserError(
+                "data.tile",
+                f"{type(model.head).__name__} needs {model.head.min_size} pixels, got {list(tile)}",
+                "raise it",
+            )
         return ViewTransform.of(config, model, train=train, epochs=epochs)
 
     def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
@@ -138,7 +157,9 @@ class Segmentation(TaskSpec):
         given = {key: value for key, value in summary.items() if key != "statistics"}
         return segmentation_report(folder, examples=examples, masks=summary.get("statistics"), **given)
 
-    def writer(self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]) -> Writer:
+    def writer(
+        self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]
+    ) -> Writer:
         from tasks.segmentation.files import SegmentationFiles
 
         return SegmentationFiles(out, _two(classes), tell, exif=config.data.exif)
@@ -153,5 +174,6 @@ def _tile(config: "Config") -> tuple[int, int] | None:
 def _two(classes: Sequence[str]) -> Sequence[str]:
     """The names of the two classes that one channel tells apart, where there are none that would say so."""
     return ("background", "foreground") if len(classes) == 1 else classes
+
 
 TASK = Segmentation()

@@ -57,7 +57,9 @@ class Section:
                 continue
             _plain(where, value)
             hint = hints[item.name]
-            choices = [word for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)]
+            choices = [
+                word for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)
+            ]
             if choices and value is not None and value not in choices:
                 raise UserError(where, f"unknown value {value!r}", nearest(str(value), choices))
             if item.name in self.LIMITS:

@@ -63,7 +63,9 @@ def parse(task: str, argv: list[str]) -> Command:
     source, checkpoint = line.options.get("config"), line.options.get("checkpoint")
     of_run = None if source or not checkpoint else _run_config(Path(checkpoint))
     if not source and not of_run and line.verb in ("train", "check"):
-        raise UserError("--config", f"{line.verb} needs a config", f"bundled: {', '.join(bundled(task))}; or name a YAML file")
+        raise UserError(
+            "--config", f"{line.verb} needs a config", f"bundled: {', '.join(bundled(task))}; or name a YAML file"
+        )
     tree = _load(task, source or of_run)
     if checkpoint and not tree.values and TASKS.canonical(task) == SEVERAL:
         tree = _tasks_of(Path(checkpoint))
@@ -91,8 +93,12 @@ def bundled(task: str) -> dict[str, Path]:
 
 
 def _help(task: str) -> str:
-    usage = f"python -m tasks.{task} [{'|'.join(VERBS)}] --config NAME|FILE [--section.key VALUE ...] (predict: INPUT ...)"
-    options = {name: f"{text} ({', '.join(verbs) if verbs != VERBS else 'all'})" for name, (verbs, text) in _OPTIONS.items()}
+    usage = (
+        f"python -m tasks.{task} [{'|'.join(VERBS)}] --config NAME|FILE [--section.key VALUE ...] (predict: INPUT ...)"
+    )
+    options = {
+        name: f"{text} ({', '.join(verbs) if verbs != VERBS else 'all'})" for name, (verbs, text) in _OPTIONS.items()
+    }
     flags = "--print-config shows each value and where it comes from; check --deep also looks at what takes minutes"
     epilog = f"Without a verb: train. Bundled configs: {', '.join(bundled(task))}. {flags}."
     return help_page(usage, options, epilog)
@@ -126,16 +132,24 @@ class _Line:
             else:
                 line.inputs.append(word)
         if line.inputs and line.verb != "predict":
-            raise UserError(f"argument {line.inputs[0]!r}", f"{line.verb} takes none", "options start with --; inputs go with predict")
+            raise UserError(
+                f"argument {line.inputs[0]!r}",
+                f"{line.verb} takes none",
+                "options start with --; inputs go with predict",
+            )
         return line
 
     def _option(self, word: str, rest: list[str]) -> None:
         name, given, value = word.removeprefix("--").partition("=")
         if name in _OPTIONS and self.verb not in _OPTIONS[name][0]:
-            raise UserError(f"--{name}", f"does not go with {self.verb}", f"it goes with {', '.join(_OPTIONS[name][0])}")
+            raise UserError(
+                f"--{name}", f"does not go with {self.verb}", f"it goes with {', '.join(_OPTIONS[name][0])}"
+            )
         if not word.startswith("--") or (name not in _OPTIONS and hint_of(name) is None):
             close = difflib.get_close_matches(name, _OPTIONS, n=1)
-            raise UserError(word.partition("=")[0], "no such option", f"did you mean --{close[0]}?" if close else nearest_key(name))
+            raise UserError(
+                word.partition("=")[0], "no such option", f"did you mean --{close[0]}?" if close else nearest_key(name)
+            )
         if not given:
             if not rest or rest[0].startswith("--"):
                 raise UserError(word, "needs a value", f"write {word} VALUE")

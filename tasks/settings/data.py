@@ -26,19 +26,40 @@ class DataConfig(Section):
 
     SECTION: ClassVar = "data"
     LIMITS: ClassVar = {
-        "image_size": "[1, 16384]", "crop_size": "[1, 16384]", "tile": "[32, 16384]", "tile_overlap": "[0, 16384]",
-        "batch_size": "[1, 1000000]", "eval_batch_size": "[1, 1000000]", "workers": "[0, 256]", "timeout": "[0, inf)",
-        "max_pixels": "[1, inf)", "scale": "(0, 1]", "ratio": "(0, 100]", "flip": "[0, 1]", "color_jitter": "[0, 1]",
-        "erasing": "[0, 1]", "mixup": "[0, 100]", "cutmix": "[0, 100]", "vertical_flip": "[0, 1]", "scale_jitter": "(0, 10]",
-        "mosaic": "[0, 1]", "close_mosaic": "[0, inf)", "repeat_threshold": "(0, 1]", "min_box": "[0, inf)",
-        "limit_train": "[1, inf)", "limit_val": "[1, inf)",
-    }  # fmt: skip
+        "image_size": "[1, 16384]",
+        "crop_size": "[1, 16384]",
+        "tile": "[32, 16384]",
+        "tile_overlap": "[0, 16384]",
+        "batch_size": "[1, 1000000]",
+        "eval_batch_size": "[1, 1000000]",
+        "workers": "[0, 256]",
+        "timeout": "[0, inf)",
+        "max_pixels": "[1, inf)",
+        "scale": "(0, 1]",
+        "ratio": "(0, 100]",
+        "flip": "[0, 1]",
+        "color_jitter": "[0, 1]",
+        "erasing": "[0, 1]",
+        "mixup": "[0, 100]",
+        "cutmix": "[0, 100]",
+        "vertical_flip": "[0, 1]",
+        "scale_jitter": "(0, 10]",
+        "mosaic": "[0, 1]",
+        "close_mosaic": "[0, inf)",
+        "repeat_threshold": "(0, 1]",
+        "min_box": "[0, inf)",
+        "limit_train": "[1, inf)",
+        "limit_val": "[1, inf)",
+    }
     MEANT_FOR: ClassVar = {
         **dict.fromkeys(("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix"), ("cls",)),
-        "multilabel": ("cls", "multi"), "tile": ("seg",), "tile_overlap": ("seg",), "mosaic": ("det", "seg", "multi"),
+        "multilabel": ("cls", "multi"),
+        "tile": ("seg",),
+        "tile_overlap": ("seg",),
+        "mosaic": ("det", "seg", "multi"),
         **dict.fromkeys(("crop_size", "vertical_flip", "scale_jitter", "close_mosaic"), ("det", "seg", "multi")),
         **dict.fromkeys(("repeat_threshold", "min_box", "crowd"), ("det", "multi")),
-    }  # fmt: skip
+    }
 
     name: str = "folder"
     """Data set: folder, table, shapes, coco, voc, yolo, masks, or a registered one."""
@@ -132,4 +153,6 @@ class DataConfig(Section):
             what = f"expected less than a tile, got {self.tile_overlap} pixels of tiles of {self.tile}"
             raise UserError("data.tile_overlap", what, "lower it, or raise data.tile")
         if self.multilabel and (self.mixup or self.cutmix):
-            raise UserError(f"data.{'mixup' if self.mixup else 'cutmix'}", "does not go with data.multilabel", "set it to 0")
+            raise UserError(
+                f"data.{'mixup' if self.mixup else 'cutmix'}", "does not go with data.multilabel", "set it to 0"
+            )

@@ -120,7 +120,14 @@ def is_option(value: Plain, depth: int = 0) -> bool:
     return not isinstance(value, dict)
 
 
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null", list: "a list"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+    list: "a list",
+}
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
@@ -148,7 +155,11 @@ def field_docs(section: type) -> dict[str, str]:
     assert isinstance(body, ast.ClassDef)
     docs = {}
     for statement, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
             docs[ast.unparse(statement.target)] = str(following.value.value)
     return docs
 
@@ -172,7 +183,11 @@ def help_page(usage: str, options: dict[str, str], epilog: str) -> str:
     for top in fields(Config):
         hint = get_type_hints(Config)[top.name]
         section, family = section_of(hint), family_of(hint)
-        owners = _owners(section, f"{top.name}.") if section else [(family, f"{top.name}.{ANY}.") if family else (Config, "")]
+        owners = (
+            _owners(section, f"{top.name}.")
+            if section
+            else [(family, f"{top.name}.{ANY}.") if family else (Config, "")]
+        )
         for owner, prefix in owners:
             docs, limits = field_docs(owner), getattr(owner, "LIMITS", {})
             group = parser.add_argument_group(prefix.rstrip("."), (owner.__doc__ or "").strip())

@@ -19,8 +19,12 @@ class ModelConfig(Section):
 
     SECTION: ClassVar = "model"
     LIMITS: ClassVar = {
-        "num_classes": "[1, 1000000]", "unfreeze_epoch": "[1, inf)", "mean": "[0, 1]", "std": "(0, 10]", "crop_fraction": "(0, 1]",
-    }  # fmt: skip
+        "num_classes": "[1, 1000000]",
+        "unfreeze_epoch": "[1, inf)",
+        "mean": "[0, 1]",
+        "std": "(0, 10]",
+        "crop_fraction": "(0, 1]",
+    }
     MEANT_FOR: ClassVar = {"crop_mode": ("cls",), "crop_fraction": ("cls",)}  # all others letterbox
 
     task: str | tuple[str, ...] = "cls"
@@ -63,7 +67,9 @@ class ModelConfig(Section):
         if self.weights is not None and self.init_from is not None:
             raise UserError("model.init_from", "contradicts model.weights", "keep one of the two")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            raise UserError("model.std", f"model.mean has {len(self.mean)} values, this {len(self.std)}", "give one per channel")
+            raise UserError(
+                "model.std", f"model.mean has {len(self.mean)} values, this {len(self.std)}", "give one per channel"
+            )
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,27 @@ class OptimConfig(Section):
 
     SECTION: ClassVar = "optim"
     LIMITS: ClassVar = {
-        "lr": "[0, 1000]", "base_batch": "[1, inf)", "weight_decay": "[0, 10]", "momentum": "[0, 1)", "alpha": "[0, 1)", "betas": "[0, 1)",
-        "eps": "(0, 1]", "layer_decay": "(0, 1]", "warmup_epochs": "[0, inf)", "warmup_steps": "[1, inf)", "warmup_start": "[0, 1]",
-        "step_epochs": "(0, inf)", "step_gamma": "(0, 1]", "min_lr_fraction": "[0, 1]", "epochs": "(0, 100000]", "max_steps": "[1, inf)",
-        "accumulate": "[1, 100000]", "clip_norm": "(0, inf)", "label_smoothing": "[0, 1)", "ema": "(0, 1)",
-    }  # fmt: skip
+        "lr": "[0, 1000]",
+        "base_batch": "[1, inf)",
+        "weight_decay": "[0, 10]",
+        "momentum": "[0, 1)",
+        "alpha": "[0, 1)",
+        "betas": "[0, 1)",
+        "eps": "(0, 1]",
+        "layer_decay": "(0, 1]",
+        "warmup_epochs": "[0, inf)",
+        "warmup_steps": "[1, inf)",
+        "warmup_start": "[0, 1]",
+        "step_epochs": "(0, inf)",
+        "step_gamma": "(0, 1]",
+        "min_lr_fraction": "[0, 1]",
+        "epochs": "(0, 100000]",
+        "max_steps": "[1, inf)",
+        "accumulate": "[1, 100000]",
+        "clip_norm": "(0, inf)",
+        "label_smoothing": "[0, 1)",
+        "ema": "(0, 1)",
+    }
     MEANT_FOR: ClassVar = {"class_weights": ("seg", "multi"), "task_weighting": ("multi",)}
 
     name: Literal["sgd", "adamw", "rmsprop_tf"] = "adamw"
@@ -161,9 +183,14 @@ class RunConfig(Section):
 
     SECTION: ClassVar = "run"
     LIMITS: ClassVar = {
-        "seed": "[0, 4294967295]", "devices": "[1, 1024]", "nodes": "[1, 10000]", "save_minutes": "(0, inf)", "eval_every": "[1, inf)",
-        "patience": "[1, inf)", "log_every": "[1, inf)",
-    }  # fmt: skip
+        "seed": "[0, 4294967295]",
+        "devices": "[1, 1024]",
+        "nodes": "[1, 10000]",
+        "save_minutes": "(0, inf)",
+        "eval_every": "[1, inf)",
+        "patience": "[1, inf)",
+        "log_every": "[1, inf)",
+    }
 
     out: str | None = None
     """Run folder; null: runs/TASK/CONFIG, numbered when that is taken."""

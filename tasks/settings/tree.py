@@ -40,7 +40,9 @@ def _refuse_foreign(config: Config, task: str, tree: Tree, source: str) -> None:
         for name, tasks in section.MEANT_FOR.items():
             if task not in tasks and getattr(section, name) != getattr(defaults, name):
                 key = f"{section.SECTION}.{name}"
-                raise UserError(_place(tree, key, source), f"is for {' and '.join(_NAMES[word] for word in tasks)}", "remove it")
+                raise UserError(
+                    _place(tree, key, source), f"is for {' and '.join(_NAMES[word] for word in tasks)}", "remove it"
+                )
 
 
 def _heads(config: Config, task: str, tree: Tree, source: str) -> dict[str, HeadConfig]:
@@ -128,7 +130,9 @@ def _section(cls: type, tree: Tree, values: Plain, path: str, source: str) -> ob
     if values is None:  # `optim:` with nothing below it
         values = {}
     if not isinstance(values, dict):
-        raise UserError(_place(tree, path, source), f"expected a section of keys, got {_shown(values)}", "write its keys below it")
+        raise UserError(
+            _place(tree, path, source), f"expected a section of keys, got {_shown(values)}", "write its keys below it"
+        )
     hints = get_type_hints(cls)
     known = {item.name for item in fields(cls)}
     arguments: dict[str, object] = {}
@@ -157,7 +161,9 @@ def _section(cls: type, tree: Tree, values: Plain, path: str, source: str) -> ob
 def _named(tree: Tree, values: Plain, path: str, source: str) -> list[tuple[str, Plain]]:
     """The sections of one kind below ``path``, by name."""
     if not isinstance(values, dict | None):
-        raise UserError(_place(tree, path, source), f"expected a section of keys, got {_shown(values)}", "write its keys below it")
+        raise UserError(
+            _place(tree, path, source), f"expected a section of keys, got {_shown(values)}", "write its keys below it"
+        )
     return list((values or {}).items())
 
 
@@ -170,7 +176,9 @@ def _leaf(tree: Tree, where: str, hint: Any, value: Plain, source: str) -> objec
     try:
         return convert(where, hint, value)
     except ValueError:
-        raise UserError(_place(tree, where, source), f"expected {describe(hint)}, got {_shown(value)}", "correct the value") from None
+        raise UserError(
+            _place(tree, where, source), f"expected {describe(hint)}, got {_shown(value)}", "correct the value"
+        ) from None
 
 
 def _shown(value: Plain) -> str:

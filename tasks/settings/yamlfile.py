@@ -18,7 +18,11 @@ _SCALARS = (  # YAML 1.2 core schema, plus the spelling None; a plain scalar tha
     ("null", r"^(~|null|Null|NULL|None|)$", ["~", "n", "N", ""]),
     ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
     ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
-    ("float", r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", list("-+.0123456789")),
+    (
+        "float",
+        r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+        list("-+.0123456789"),
+    ),
 )
 Plain = int | float | str | bool | None | list["Plain"] | dict[str, "Plain"]
 
@@ -41,7 +45,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.nodes, self.depth = self.nodes + 1, self.depth + 1
         if self.nodes > MAX_NODES or self.depth > MAX_DEPTH:
-            what = f"more than {MAX_NODES} values" if self.nodes > MAX_NODES else f"values nested deeper than {MAX_DEPTH}"
+            what = (
+                f"more than {MAX_NODES} values" if self.nodes > MAX_NODES else f"values nested deeper than {MAX_DEPTH}"
+            )
             raise _RefusedError(what, self.line + 1)
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -58,7 +64,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence(_TAG + "seq", data, flow_style=True))
-_Dumper.add_representer(str, lambda dumper, data: dumper.represent_scalar(_TAG + "str", data, style='"' if "\n" in data else None))
+_Dumper.add_representer(
+    str, lambda dumper, data: dumper.represent_scalar(_TAG + "str", data, style='"' if "\n" in data else None)
+)
 for _kind, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), _first)
@@ -107,7 +115,10 @@ class _Builder:
             raise _RefusedError(f"aliases that expand to more than {MAX_NODES} values", _line(node))
         if id(node) in self._open:
             raise _RefusedError("an alias that contains itself", _line(node))
-        if not (node.tag.removeprefix(_TAG) in ("null", "bool", "int", "float", "str", "seq", "map") and node.tag.startswith(_TAG)):
+        if not (
+            node.tag.removeprefix(_TAG) in ("null", "bool", "int", "float", "str", "seq", "map")
+            and node.tag.startswith(_TAG)
+        ):
             raise _RefusedError(f"the tag {node.tag!r}", _line(node))
         self._open.add(id(node))
         try:
@@ -148,7 +159,9 @@ def read_value(text: str, source: str) -> tuple[Plain, dict[str, str]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
-        raise UserError(f"{source}:{mark.line + 1}" if mark else source, f"is not valid YAML: {problem}", "correct the line") from None
+        raise UserError(
+            f"{source}:{mark.line + 1}" if mark else source, f"is not valid YAML: {problem}", "correct the line"
+        ) from None
 
 
 def read_tree(path: Path, source: str) -> Tree:
@@ -165,7 +178,9 @@ def read_tree(path: Path, source: str) -> Tree:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise UserError(source, f"expected sections of keys, got {type(values).__name__}", "write `section:` and its keys below")
+        raise UserError(
+            source, f"expected sections of keys, got {type(values).__name__}", "write `section:` and its keys below"
+        )
     return Tree(values, places)
 
 

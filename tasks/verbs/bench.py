@@ -23,15 +23,23 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
     model = assembly.load_or_make(config, task, extras.checkpoint).to(device)
     height, width = assembly.image_spec(config, model.image_spec).size
     record: dict[str, Any] = {
-        "backbone": model.config["backbone"], "head": model.config["head"], "image_size": [height, width],
-        "parameters": sum(p.numel() for p in model.parameters()), "multiply_adds": multiply_adds(model, height, width),
-        "precision": assembly.precision(config, device), "threads": torch.get_num_threads(), **environment(), "latency": [],
-    }  # fmt: skip
+        "backbone": model.config["backbone"],
+        "head": model.config["head"],
+        "image_size": [height, width],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "multiply_adds": multiply_adds(model, height, width),
+        "precision": assembly.precision(config, device),
+        "threads": torch.get_num_threads(),
+        **environment(),
+        "latency": [],
+    }
     variants: dict[str, Model] = {"plain": model, "for_inference": model.for_inference()}
     if config.run.compile:
         variants["for_inference, compiled"] = model.for_inference(compile=True)
     for batch_size in (1, 16):
-        images = torch.randint(0, 256, (batch_size, len(model.image_spec.mean), height, width), dtype=torch.uint8, device=device)
+        images = torch.randint(
+            0, 256, (batch_size, len(model.image_spec.mean), height, width), dtype=torch.uint8, device=device
+        )
         images = images.contiguous(memory_format=torch.channels_last)
         for name, variant in variants.items():
 
@@ -41,7 +49,9 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
 
             milliseconds = latency(call, device)
             rate = 1e3 * batch_size / milliseconds
-            record["latency"].append({"model": name, "batch": batch_size, "ms": milliseconds, "images_per_second": rate})
+            record["latency"].append(
+                {"model": name, "batch": batch_size, "ms": milliseconds, "images_per_second": rate}
+            )
     record["peak_memory_mb"] = peak_memory(device)
     print(json.dumps(record, indent=1))
     return 0

@@ -38,7 +38,9 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     if not bool(torch.isfinite(total)):
         raise UserError("model", f"the first loss is not finite: {losses}", "check the data and the head")
     refuse_dead_parameters(model, total)
-    print(f"model: {sum(p.numel() for p in model.parameters()):,} parameters, each reached by the loss; first loss {total.item():.4g}")
+    print(
+        f"model: {sum(p.numel() for p in model.parameters()):,} parameters, each reached by the loss; first loss {total.item():.4g}"
+    )
     out = Path(extras.out or f"runs/{task.command}/check-{extras.config_name}")
     task.inspect(config, model, datasets, out, tell, deep=extras.deep)
     tell("no fault found")

@@ -40,8 +40,12 @@ def run_command(command: str, argv: list[str]) -> int:
 
 def _run(verb: str, task: TaskSpec, config: object, extras: object) -> int:
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
-        raise UserError("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "is set, so that opening a checkpoint could run code", "unset it")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve the loaders; read when torch is imported
+        raise UserError(
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "is set, so that opening a checkpoint could run code", "unset it"
+        )
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "passive"
+    )  # spinning threads starve the loaders; read when torch is imported
     # torch comes in here
     module = importlib.import_module("tasks.engine.training" if verb == "train" else f"tasks.verbs.{verb}")
     code: int = getattr(module, verb)(task, config, extras)
@@ -57,10 +61,19 @@ def explain(error: Exception) -> tuple[str, int]:
             text = re.split(r"\bUserError: ", text)[-1]
         return text, USER_ERROR
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return f"{error.filename or 'output'}: {error.strerror}; make room, mend the permissions, or write elsewhere", USER_ERROR
+        return (
+            f"{error.filename or 'output'}: {error.strerror}; make room, mend the permissions, or write elsewhere",
+            USER_ERROR,
+        )
     name = type(error).__name__
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or re.search("not enough memory|can't allocate memory", text):
-        remedy = "lower data.batch_size (evaluation: data.eval_batch_size), raise optim.accumulate, or lower data.image_size"
+    if (
+        isinstance(error, MemoryError)
+        or name == "OutOfMemoryError"
+        or re.search("not enough memory|can't allocate memory", text)
+    ):
+        remedy = (
+            "lower data.batch_size (evaluation: data.eval_batch_size), raise optim.accumulate, or lower data.image_size"
+        )
         return f"memory: {text[:200]}; {remedy}", USER_ERROR
     if name == "DivergedError":
         return f"training: {text}; lower optim.lr, lengthen optim.warmup_epochs, or set optim.clip_norm", DIVERGED
@@ -69,9 +82,15 @@ def explain(error: Exception) -> tuple[str, int]:
         notes = " ".join(getattr(error, "__notes__", []))
         return f"data loader: {text[:300]} {notes}; EFFBACKBONES_DEBUG=1 shows where", FAILED
     if "DataLoader timed out" in text:
-        return f"data loader: {text[:200]}; raise data.timeout, or find the file that hangs with data.workers 0", USER_ERROR
+        return (
+            f"data loader: {text[:200]}; raise data.timeout, or find the file that hangs with data.workers 0",
+            USER_ERROR,
+        )
     if "DataLoader worker" in text:
-        return f"data loader: {text[:200]}; memory may have run out: lower data.workers, or set it to 0 to see the cause", USER_ERROR
+        return (
+            f"data loader: {text[:200]}; memory may have run out: lower data.workers, or set it to 0 to see the cause",
+            USER_ERROR,
+        )
     return f"{name}: {text[:300]}; EFFBACKBONES_DEBUG=1 shows where", FAILED
 
 

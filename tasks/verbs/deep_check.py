@@ -119,7 +119,11 @@ def _refuse_shared(prints: Mapping[str, Fingerprints]) -> str:
     shared = [pair for split in others for pair in same_images(prints["train"], prints[split])]
     if shared:
         examples = ", ".join(f"{a} = {b}" for a, b in shared[:3])
-        raise UserError("data", f"{len(shared)} images of train are also in {' or '.join(others)}: {examples}", "remove them from one side")
+        raise UserError(
+            "data",
+            f"{len(shared)} images of train are also in {' or '.join(others)}: {examples}",
+            "remove them from one side",
+        )
     return f"compared with {', '.join(others)}"
 
 

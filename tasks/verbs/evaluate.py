@@ -24,7 +24,9 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     model, classes = model_and_classes(task, config, extras, require_classes=True)
     dataset = assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
     assembly.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
-    scores, observer = score_model(task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell)
+    scores, observer = score_model(
+        task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell
+    )
     folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
     results = {"split": extras.split, "checkpoint": extras.checkpoint, "model": scores}
@@ -57,7 +59,9 @@ def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller)
     path = Path(str(extras.predictions))
     train = assembly.open_dataset(config, task, "train")  # whose label map the predictions follow
     dataset = train if extras.split == "train" else assembly.open_dataset(config, task, extras.split, train.classes)
-    assembly.same_labels(task, config, dataset, task.label_record(config, train), f"data.{extras.split}", "the training data")
+    assembly.same_labels(
+        task, config, dataset, task.label_record(config, train), f"data.{extras.split}", "the training data"
+    )
     scores = task.score_file(path, config, dataset, tell)
     folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"
     write_metrics(folder, {"split": extras.split, "predictions": str(path), "model": scores}, [])
@@ -71,11 +75,11 @@ def _refuse_undefined(task: TaskSpec, config: Config, scores: Mapping[str, Any],
     """An evaluation whose score does not exist is none: what waits for its exit code must not take it for a success."""
     name = task.monitor(config)
     if scores[name] is None:
-        raise UserError(f"data.{split}", f"{name} is undefined: there is nothing in it that could be found", "score labelled data")
+        raise UserError(
+            f"data.{split}", f"{name} is undefined: there is nothing in it that could be found", "score labelled data"
+        )
 
 
 def _beside(checkpoint: str | None) -> Path:
     path = Path(checkpoint or ".")
     return path if path.is_dir() else path.parent
-
-

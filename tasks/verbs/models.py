@@ -14,7 +14,9 @@ from tasks.spec import TaskSpec
 def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require_classes: bool) -> tuple[Model, Any]:
     """A model in eval mode, and the names of its classes: its own, those of published weights, or numbers."""
     if extras.checkpoint is None and config.model.weights is None:
-        raise UserError("--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN, or --model.weights imagenet")
+        raise UserError(
+            "--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN, or --model.weights imagenet"
+        )
     model = assembly.load_or_make(config, task, extras.checkpoint)
     if extras.checkpoint is None and model.provenance.get("dialect") == "effbackbones":
         what = f"{config.model.weights} is a whole model, which knows its classes"
@@ -30,7 +32,9 @@ def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require
     if classes is None and require_classes:
         where = extras.checkpoint or "model.weights"
         raise UserError(where, "the names of its classes are not known", "evaluate a model that was saved with them")
-    return model, classes or ({word: _numbers(count) for word, count in counts.items()} if several else _numbers(int(counts)))
+    return model, classes or (
+        {word: _numbers(count) for word, count in counts.items()} if several else _numbers(int(counts))
+    )
 
 
 def _numbers(count: int) -> tuple[str, ...]:

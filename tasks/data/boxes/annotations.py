@@ -78,7 +78,9 @@ class Selection:
         result = tuple(dict(self.rename).get(name, name) for name in names)
         twice = sorted({name for name in result if result.count(name) > 1})
         if twice:
-            raise UserError("data.options.rename", f"two classes would be called {twice[0]!r}", "give each a name of its own")
+            raise UserError(
+                "data.options.rename", f"two classes would be called {twice[0]!r}", "give each a name of its own"
+            )
         return result
 
     def positions(self, names: Sequence[str]) -> NDArray[np.int64]:
@@ -110,7 +112,11 @@ def refuse_other_classes(source: str, names: Sequence[str], training: Sequence[s
     if not differences:
         label = next(k for k, (one, other) in enumerate(zip(names, training, strict=True)) if one != other)
         differences = [f"label {label} is {names[label]!r} here and {training[label]!r} in training"]
-    raise UserError(source, f"the classes differ from those of training: {'; '.join(differences)}", "use files with one list of categories")
+    raise UserError(
+        source,
+        f"the classes differ from those of training: {'; '.join(differences)}",
+        "use files with one list of categories",
+    )
 
 
 def _listed(names: set[str]) -> str:
@@ -135,7 +141,9 @@ def asked(data: DataConfig) -> tuple[str, ...]:
     return data.labels or ("boxes",)
 
 
-def selected(said: Annotations, root: Path, data: DataConfig, classes: tuple[str, ...] | None, selection: Selection) -> Annotations:
+def selected(
+    said: Annotations, root: Path, data: DataConfig, classes: tuple[str, ...] | None, selection: Selection
+) -> Annotations:
     """The same with ``categories`` as labels of the classes selected, -1 for others, which must be those of training
     (``classes``), and with sizes that are unknown taken from the files."""
     names = selection.renamed(said.names)
@@ -151,7 +159,9 @@ def selected(said: Annotations, root: Path, data: DataConfig, classes: tuple[str
     return replace(said, categories=labels[said.categories], names=wanted, category_ids=category_ids)
 
 
-def open_table(said: Annotations, root: Path, data: DataConfig, split: str) -> tuple[BoxTable, NDArray[np.int64], tuple[str, ...]]:
+def open_table(
+    said: Annotations, root: Path, data: DataConfig, split: str
+) -> tuple[BoxTable, NDArray[np.int64], tuple[str, ...]]:
     """The table of what was selected, boxes mended if they are asked for; the positions of its images among those of ``said``;
     and what is to be told of that.
 
@@ -168,7 +178,9 @@ def open_table(said: Annotations, root: Path, data: DataConfig, split: str) -> t
     empty, notes = table.empty_images(), []
     if "label" in asked(data) and len(empty):
         such = table.ids[int(empty[0])]
-        notes.append(f"{len(empty):,} of {len(table):,} images have no object, so no label: left out (such as id {such})")
+        notes.append(
+            f"{len(empty):,} of {len(table):,} images have no object, so no label: left out (such as id {such})"
+        )
     if len(empty) and (notes or (split == "train" and not data.keep_empty)):
         images = np.flatnonzero(table.objects())
         return table.take(images), images, tuple(notes)
@@ -179,7 +191,9 @@ def _completed(said: Annotations, root: Path, data: DataConfig) -> NDArray[np.in
     """Sizes with those that are unknown taken from the headers of the files."""
     sizes = said.sizes.copy()
     unknown = np.flatnonzero((sizes <= 0).any(1))
-    sizes[unknown] = header_sizes([f"{root}/{said.files[image]}" for image in unknown.tolist()], data.exif, data.on_error)
+    sizes[unknown] = header_sizes(
+        [f"{root}/{said.files[image]}" for image in unknown.tolist()], data.exif, data.on_error
+    )
     return sizes
 
 
@@ -207,7 +221,9 @@ def plain_table(said: Annotations, root: Path) -> BoxTable:
     return _table(said, root, said.boxes, used, RepairCount(said.record).result(int(used.sum())))
 
 
-def _table(said: Annotations, root: Path, boxes: NDArray[np.float64], keep: NDArray[np.bool_], repairs: Repairs) -> BoxTable:
+def _table(
+    said: Annotations, root: Path, boxes: NDArray[np.float64], keep: NDArray[np.bool_], repairs: Repairs
+) -> BoxTable:
     """The rows to ``keep`` in the order of their images; an area that is not given is that of the box."""
     with np.errstate(over="ignore"):  # sides of a size that no image has, where the image's is not known
         area = np.nan_to_num(boxes[:, 2] * boxes[:, 3], posinf=np.inf)
@@ -217,10 +233,20 @@ def _table(said: Annotations, root: Path, boxes: NDArray[np.float64], keep: NDAr
     kept = order[keep[order]]
     first = np.searchsorted(said.owner[kept], np.arange(len(said.files) + 1)).astype(np.int64)
     return BoxTable(
-        root=root, files=PackedNames(said.files), ids=PackedNames(said.ids), sizes=said.sizes, first=first, boxes=boxes[kept],
-        labels=said.categories[kept], crowd=said.crowd[kept], area=area[kept], row_ids=said.row_ids[kept],
-        classes=said.names, category_ids=said.category_ids, repairs=repairs,
-    )  # fmt: skip
+        root=root,
+        files=PackedNames(said.files),
+        ids=PackedNames(said.ids),
+        sizes=said.sizes,
+        first=first,
+        boxes=boxes[kept],
+        labels=said.categories[kept],
+        crowd=said.crowd[kept],
+        area=area[kept],
+        row_ids=said.row_ids[kept],
+        classes=said.names,
+        category_ids=said.category_ids,
+        repairs=repairs,
+    )
 
 
 def _refuse_nothing(said: Annotations, table: BoxTable, split: str) -> None:
@@ -231,4 +257,6 @@ def _refuse_nothing(said: Annotations, table: BoxTable, split: str) -> None:
     where_to = [(others, "of other classes"), (dropped, "dropped as bad"), (crowds, "crowds")]
     told = ", ".join(f"{count:,} {word}" for count, word in where_to if count)
     what = f"of {len(said.boxes):,} boxes none is usable: {told}" if told else "there are no annotations"
-    raise UserError(said.source, f"split {split} has no object: {what}", "check the annotations and data.options.classes")
+    raise UserError(
+        said.source, f"split {split} has no object: {what}", "check the annotations and data.options.classes"
+    )

@@ -34,20 +34,30 @@ def read_coco(path: Path, *, boxes: bool = True, masks: bool = False) -> Annotat
         raise UserError(f"{path}:{parsed.line}", f"{parsed.word} is not JSON{_holder(annotations)}", "write a number")
     names, category_ids = _categories(categories)
     ids = [str(id_) for id_ in images.unique("id", images.column("id", ID))]
-    files = images.unique("file_name", images.column("file_name", TEXT), "merge the two: each would lack the other's boxes")
+    files = images.unique(
+        "file_name", images.column("file_name", TEXT), "merge the two: each would lack the other's boxes"
+    )
     ordinals = {id_: number for number, id_ in enumerate(ids)}
     labels = {number: label for label, number in enumerate(category_ids)}
     row_ids = np.array(annotations.unique("id", annotations.whole("id")), np.int64)
     iscrowd = annotations.column("iscrowd", FLAG, required=False)
     return Annotations(
-        source=str(path), files=files, ids=ids, sizes=_sizes(images),
-        owner=annotations.references("image_id", ID, ordinals, "images", str), boxes=_boxes(annotations, required=boxes),
-        categories=annotations.references("category_id", WHOLE, labels, "categories", int), crowd=_crowds(annotations, iscrowd),
-        area=annotations.floats("area", annotations.column("area", NUMBER, required=False)), row_ids=row_ids,
-        record=lambda row: f"id {row_ids[row]}", names=names, category_ids=category_ids,
+        source=str(path),
+        files=files,
+        ids=ids,
+        sizes=_sizes(images),
+        owner=annotations.references("image_id", ID, ordinals, "images", str),
+        boxes=_boxes(annotations, required=boxes),
+        categories=annotations.references("category_id", WHOLE, labels, "categories", int),
+        crowd=_crowds(annotations, iscrowd),
+        area=annotations.floats("area", annotations.column("area", NUMBER, required=False)),
+        row_ids=row_ids,
+        record=lambda row: f"id {row_ids[row]}",
+        names=names,
+        category_ids=category_ids,
         assumed={"iscrowd": np.array([value is None for value in iscrowd], np.bool_), "id_zero": row_ids == 0},
         outlines=read_outlines(annotations) if masks else None,
-    )  # fmt: skip
+    )
 
 
 def _holder(annotations: Records) -> str:
@@ -79,7 +89,9 @@ def _sizes(records: Records) -> NDArray[np.int32]:
         values = records.column(key, NUMBER, required=False)
         for index, value in enumerate(values):
             if value is not None and not (1 <= value < 2**31 and value == int(value)):
-                records.refuse(index, f"{key}: expected a positive whole number, got {word(value)}", "correct it, or leave it out")
+                records.refuse(
+                    index, f"{key}: expected a positive whole number, got {word(value)}", "correct it, or leave it out"
+                )
         known.append([-1 if value is None else int(value) for value in values])
     sizes: NDArray[np.int32] = np.array(known, np.int32).T.copy()
     return sizes

@@ -55,7 +55,9 @@ class Repairs:
 
     def rows(self) -> list[dict[str, str | int]]:
         """The same as rows of a table for a report."""
-        return [{"boxes": count, "what": KINDS[kind], "such as": self._shown(kind)} for kind, count in self.counts.items()]
+        return [
+            {"boxes": count, "what": KINDS[kind], "such as": self._shown(kind)} for kind, count in self.counts.items()
+        ]
 
     def _shown(self, kind: str) -> str:
         return ", ".join(self.examples[kind]) + (", ..." if self.counts[kind] > len(self.examples[kind]) else "")
@@ -79,7 +81,9 @@ class RepairCount:
     def result(self, boxes: int) -> Repairs:
         """What was collected, in the order of :data:`KINDS`."""
         kinds = [kind for kind in KINDS if kind in self._counts]
-        return Repairs(boxes, {kind: self._counts[kind] for kind in kinds}, {kind: self._examples[kind] for kind in kinds})
+        return Repairs(
+            boxes, {kind: self._counts[kind] for kind in kinds}, {kind: self._examples[kind] for kind in kinds}
+        )
 
 
 def mend(
@@ -103,7 +107,12 @@ def mend(
     outside = over & (extent <= 0).any(1)
     thin = ~empty & ~outside & (extent < min_side - _ROUNDING).any(1)
     keep = used & ~(empty | outside | thin)
-    for kind, rows in (("clipped", over & keep), ("empty", empty & used), ("outside", outside & used), ("thin", thin & used)):
+    for kind, rows in (
+        ("clipped", over & keep),
+        ("empty", empty & used),
+        ("outside", outside & used),
+        ("thin", thin & used),
+    ):
         count.add(kind, rows)
     return mended, keep
 
@@ -122,12 +131,16 @@ def refuse_bad_boxes(source: str, boxes: NDArray[np.float64], sides: NDArray[np.
         return
     examples = [repairs.examples[kind][0] for kind in (*_DROPPED, "clipped") if kind in repairs.examples]
     if many:
-        whys = ", ".join(f"{repairs.counts[kind]:,} {KINDS[kind].partition(':')[0]}" for kind in _DROPPED if kind in repairs.counts)
+        whys = ", ".join(
+            f"{repairs.counts[kind]:,} {KINDS[kind].partition(':')[0]}" for kind in _DROPPED if kind in repairs.counts
+        )
         what = f"{repairs.dropped:,} of {repairs.boxes:,} boxes are not usable: {whys}"
     else:
         what = f"{int(over.sum()):,} of {len(boxes):,} boxes reach out of their image"
     corners = "; these look like corner boxes (x0, y0, x1, y1)" if most and _corners_fit(boxes, sides) else ""
-    raise UserError(source, f"{what}, such as {examples[0]}{corners}", "correct them, or set data.allow_bad_boxes: true")
+    raise UserError(
+        source, f"{what}, such as {examples[0]}{corners}", "correct them, or set data.allow_bad_boxes: true"
+    )
 
 
 def _corners_fit(boxes: NDArray[np.float64], sides: NDArray[np.float64]) -> bool:

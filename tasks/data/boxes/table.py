@@ -79,7 +79,9 @@ class BoxTable:
     def aspects(self) -> NDArray[np.float64]:
         """Width / height of each image, float64 [I]; 1 where unknown."""
         height, width = self.sizes.T.astype(np.float64)
-        aspects: NDArray[np.float64] = np.divide(width, height, out=np.ones(len(self)), where=(height > 0) & (width > 0))
+        aspects: NDArray[np.float64] = np.divide(
+            width, height, out=np.ones(len(self)), where=(height > 0) & (width > 0)
+        )
         return aspects
 
     def take(self, images: NDArray[np.integer]) -> "BoxTable":
@@ -88,10 +90,17 @@ class BoxTable:
         first = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         rows = np.repeat(self.first[:-1][images] - first[:-1], counts) + np.arange(first[-1])
         return replace(
-            self, files=PackedNames(self.files[i] for i in images.tolist()), ids=PackedNames(self.ids[i] for i in images.tolist()),
-            sizes=self.sizes[images], first=first, boxes=self.boxes[rows], labels=self.labels[rows], crowd=self.crowd[rows],
-            area=self.area[rows], row_ids=self.row_ids[rows],
-        )  # fmt: skip
+            self,
+            files=PackedNames(self.files[i] for i in images.tolist()),
+            ids=PackedNames(self.ids[i] for i in images.tolist()),
+            sizes=self.sizes[images],
+            first=first,
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            crowd=self.crowd[rows],
+            area=self.area[rows],
+            row_ids=self.row_ids[rows],
+        )
 
     def summary(self) -> str:
         """One line: images, images without objects, boxes, boxes of each class."""
@@ -115,7 +124,11 @@ class BoxDataset:
     """
 
     def __init__(
-        self, table: BoxTable, reader: ImageReader = DEFAULT_READER, asked: Sequence[str] = ("boxes",), notes: tuple[str, ...] = ()
+        self,
+        table: BoxTable,
+        reader: ImageReader = DEFAULT_READER,
+        asked: Sequence[str] = ("boxes",),
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.table, self.reader, self.asked, self.notes = table, reader, tuple(asked), notes
         self.classes = table.classes
@@ -145,7 +158,12 @@ class BoxDataset:
             if min(claimed) > 0 and (height, width) != claimed:
                 truth = _reduced(truth, width / claimed[1], height / claimed[0])
             boxes = np.clip(xyxy(truth.boxes), 0, [width, height, width, height]).astype(np.float32)
-            sample.boxes, sample.box_labels, sample.crowd, sample.truth = boxes, truth.labels.copy(), truth.crowd.copy(), truth
+            sample.boxes, sample.box_labels, sample.crowd, sample.truth = (
+                boxes,
+                truth.labels.copy(),
+                truth.crowd.copy(),
+                truth,
+            )
         return sample
 
     def _image(self, path: str, claimed: Size) -> Pixels:
@@ -158,7 +176,9 @@ class BoxDataset:
             if self._fits(other.shape[:2], claimed):
                 return other
         what = f"the annotations say {claimed[1]} x {claimed[0]} pixels (width x height), the file has {found[1]} x {found[0]}"
-        raise UserError(path, what, "correct width and height there, or the file: what is annotated would lie elsewhere")
+        raise UserError(
+            path, what, "correct width and height there, or the file: what is annotated would lie elsewhere"
+        )
 
     def _fits(self, found: tuple[int, ...], claimed: Size) -> bool:
         factors = _REDUCTIONS if self.reader.at_least else (1,)

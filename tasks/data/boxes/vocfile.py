@@ -45,10 +45,16 @@ def _tree(path: Path) -> Element:
     parser = expat.ParserCreate()
 
     def refuse(*_: object) -> None:
-        raise UserError(f"{path}:{parser.CurrentLineNumber}", "declares a document type, which is refused", "remove <!DOCTYPE ...>")
+        raise UserError(
+            f"{path}:{parser.CurrentLineNumber}", "declares a document type, which is refused", "remove <!DOCTYPE ...>"
+        )
 
     parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = builder.start, builder.end, builder.data
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = (
+        builder.start,
+        builder.end,
+        builder.data,
+    )
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -56,10 +62,14 @@ def _tree(path: Path) -> Element:
             raise UserError(str(path), f"is larger than {MAX_BYTES:,} bytes", "an annotation is a short text file")
         parser.Parse(content, True)
     except OSError as error:
-        raise UserError(str(path), f"cannot be read: {error.strerror}", "write an annotation, without objects if there are none") from None
+        raise UserError(
+            str(path), f"cannot be read: {error.strerror}", "write an annotation, without objects if there are none"
+        ) from None
     except (expat.ExpatError, ValueError, LookupError) as error:  # the latter two: encodings that are not known
         line = getattr(error, "lineno", parser.CurrentLineNumber)
-        raise UserError(f"{path}:{line}", f"is not XML: {' '.join(str(error).split())[:100]}", "write or copy it again") from None
+        raise UserError(
+            f"{path}:{line}", f"is not XML: {' '.join(str(error).split())[:100]}", "write or copy it again"
+        ) from None
     return builder.close()
 
 

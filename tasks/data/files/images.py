@@ -32,7 +32,9 @@ def check_files(root: Path, names: Sequence[str], record: Callable[[int], str], 
         if folder in listings and base in listings[folder]:
             continue
         if _LEAVES.match(name):
-            raise UserError(record(index), f"{name[:100]!r} is not a path inside {root}", "write file names relative to that folder")
+            raise UserError(
+                record(index), f"{name[:100]!r} is not a path inside {root}", "write file names relative to that folder"
+            )
         if not os.path.lexists(root / name):
             missing.append(index)
             continue
@@ -71,7 +73,9 @@ def by_stem(folder: Path) -> dict[str, str]:
     for name in sorted(os.listdir(folder)):
         stem = name.rpartition(".")[0]
         if is_image_name(name) and found.setdefault(stem, name) != name:
-            raise UserError(str(folder), f"{found[stem]} and {name} differ in their ending alone", "rename or remove one of the two")
+            raise UserError(
+                str(folder), f"{found[stem]} and {name} differ in their ending alone", "rename or remove one of the two"
+            )
     return found
 
 

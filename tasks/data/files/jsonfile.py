@@ -48,7 +48,11 @@ def parse(path: Path, skipped: Collection[str] = ()) -> Parsed:
     except (ValueError, RecursionError) as error:
         raise UserError(str(path), f"is not JSON: {str(error)[:100]}", "write it again") from None
     if not isinstance(content, dict):
-        raise UserError(str(path), f"expected an object, got {word(content)}", "name a file of annotations (one of results is a list)")
+        raise UserError(
+            str(path),
+            f"expected an object, got {word(content)}",
+            "name a file of annotations (one of results is a list)",
+        )
     return Parsed(content, words[0], _line_of_literal(text)) if words else Parsed(content)
 
 

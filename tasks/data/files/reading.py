@@ -44,12 +44,16 @@ class Confinement:
     def check(self, name: str, where: str) -> None:
         """Refuse a ``name`` that leaves the root or is no file; :class:`UserError` with ``where`` it stands."""
         if not name or os.path.isabs(name) or re.match(r"[A-Za-z]:|[/\\]", name) or ".." in re.split(r"[/\\]", name):
-            raise UserError(where, f"{name!r} is not a path inside {self.root}", "write file names relative to that folder")
+            raise UserError(
+                where, f"{name!r} is not a path inside {self.root}", "write file names relative to that folder"
+            )
         path = os.path.join(self.root, name)
         try:
             mode = os.lstat(path).st_mode
         except (OSError, ValueError):
-            raise UserError(where, f"there is no file {path}", "correct the name, or data.root and data.options") from None
+            raise UserError(
+                where, f"there is no file {path}", "correct the name, or data.root and data.options"
+            ) from None
         folder = os.path.dirname(path)
         if stat.S_ISLNK(mode):
             self._inside(path, where)
@@ -91,10 +95,19 @@ def listed_classes(data: DataConfig, root: Path) -> tuple[str, ...] | None:
     if isinstance(listed, str):
         where = str(root / listed)
         try:
-            listed = [line.strip() for line in (root / listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            listed = [
+                line.strip() for line in (root / listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()
+            ]
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(where, f"cannot be read: {error}", "name a UTF-8 text file with one class on each line") from error
-    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed) or len(set(listed)) < len(listed):
+            raise UserError(
+                where, f"cannot be read: {error}", "name a UTF-8 text file with one class on each line"
+            ) from error
+    if (
+        not isinstance(listed, list)
+        or not listed
+        or not all(isinstance(name, str) for name in listed)
+        or len(set(listed)) < len(listed)
+    ):
         raise UserError(where, "expected different class names, at least one", "correct the list")
     return tuple(listed)
 
@@ -118,15 +131,31 @@ class ImageReader:
         """By ``data.exif``, ``data.max_pixels`` and the options of :data:`READ_OPTIONS`: ``channels`` (3), ``depth`` (``8``
         or ``native``), ``reduced`` (false; true: JPEGs of the training split may be decoded at 1/2, 1/4 or 1/8 as long as
         both sides stay twice ``data.image_size``; evaluation always reads them whole)."""
-        channels, depth, reduced = data.options.get("channels", 3), str(data.options.get("depth", "8")), data.options.get("reduced", False)
+        channels, depth, reduced = (
+            data.options.get("channels", 3),
+            str(data.options.get("depth", "8")),
+            data.options.get("reduced", False),
+        )
         if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
-            raise UserError("data.options.channels", f"expected a number of channels, got {channels!r}", "give 1, 3, 4, ...")
+            raise UserError(
+                "data.options.channels", f"expected a number of channels, got {channels!r}", "give 1, 3, 4, ..."
+            )
         if depth not in ("8", "native"):
             raise UserError("data.options.depth", f"unknown value {depth!r}", nearest(depth, ("8", "native")))
         if not isinstance(reduced, bool) or (reduced and data.image_size is None):
-            raise UserError("data.options.reduced", f"expected true or false, and true with data.image_size; got {reduced!r}", "correct it")
+            raise UserError(
+                "data.options.reduced",
+                f"expected true or false, and true with data.image_size; got {reduced!r}",
+                "correct it",
+            )
         height, width = (data.image_size,) * 2 if isinstance(data.image_size, int) else data.image_size or (0, 0)
-        return cls(channels, depth, data.exif, data.max_pixels, (2 * height, 2 * width) if reduced and split == "train" else None)
+        return cls(
+            channels,
+            depth,
+            data.exif,
+            data.max_pixels,
+            (2 * height, 2 * width) if reduced and split == "train" else None,
+        )
 
     def __call__(self, path: str) -> Pixels:
         """Pixels [H, W, channels] of a file."""

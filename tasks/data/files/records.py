@@ -16,8 +16,13 @@ NUMBER, WHOLE, ID, TEXT = frozenset({int, float}), frozenset({int}), frozenset({
 LIST, FLAG = frozenset({list}), frozenset({int, bool})
 """Types that a key may have."""
 _WORDS = {
-    NUMBER: "a number", WHOLE: "a whole number", ID: "a whole number or a text", TEXT: "a text", LIST: "a list", FLAG: "0 or 1",
-}  # fmt: skip
+    NUMBER: "a number",
+    WHOLE: "a whole number",
+    ID: "a whole number or a text",
+    TEXT: "a text",
+    LIST: "a list",
+    FLAG: "0 or 1",
+}
 _CONTROL = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 """No letters: what would break a line, or cannot be written as UTF-8."""
 _LONGEST = 1000
@@ -32,7 +37,11 @@ class Records:
     def __init__(self, path: Path, content: Mapping[str, Any], key: str, *, empty: bool = False) -> None:
         self.path, self.key = path, key
         if key not in content:
-            raise UserError(str(path), f"has no {key}", "name a COCO annotation file: an object with images, annotations, categories")
+            raise UserError(
+                str(path),
+                f"has no {key}",
+                "name a COCO annotation file: an object with images, annotations, categories",
+            )
         rows = content[key]
         if not isinstance(rows, list) or not (rows or empty):
             what = "is empty" if isinstance(rows, list) else f"expected a list, got {word(rows)}"

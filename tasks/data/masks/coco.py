@@ -90,17 +90,24 @@ def _runs(
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.int32]]:
     """``runs``, ``counts`` and ``sizes`` of :class:`Outlines` from the records ``rows``, whose segmentations are ``values``."""
     size_of = np.full((len(records), 2), -1, np.int32)
-    size_of[list(rows)] = np.array([_size(records, row, value) for row, value in zip(rows, values, strict=True)], np.int32).reshape(-1, 2)
+    size_of[list(rows)] = np.array(
+        [_size(records, row, value) for row, value in zip(rows, values, strict=True)], np.int32
+    ).reshape(-1, 2)
     kinds = [type(value.get("counts")) for value in values]
     listed = [place for place, kind in enumerate(kinds) if kind is list]
     texts = [place for place, kind in enumerate(kinds) if kind is str]
     if len(listed) + len(texts) < len(rows):
         place = next(place for place, kind in enumerate(kinds) if kind not in (list, str))
-        records.refuse(rows[place], f"segmentation.counts: expected a list or a text, got {word(values[place].get('counts'))}")
+        records.refuse(
+            rows[place], f"segmentation.counts: expected a list or a text, got {word(values[place].get('counts'))}"
+        )
     plain = _plain(records, [rows[place] for place in listed], [values[place]["counts"] for place in listed])
     coded = _decoded(records, [rows[place] for place in texts], [values[place]["counts"] for place in texts])
     order = np.array([rows[place] for place in (*listed, *texts)], np.int64)
-    counts, starts = np.concatenate([plain.numbers, coded.numbers]), _starts(np.concatenate([plain.lengths, coded.lengths]))
+    counts, starts = (
+        np.concatenate([plain.numbers, coded.numbers]),
+        _starts(np.concatenate([plain.lengths, coded.lengths])),
+    )
     _refuse_unfilled(records, order, counts, starts, size_of[order].astype(np.int64).prod(1))
     runs = np.zeros((len(records), 2), np.int64)
     runs[order] = np.stack([starts[:-1], starts[1:]], 1)
@@ -110,7 +117,13 @@ def _runs(
 def _size(records: Records, row: int, value: dict[str, Any]) -> list[int]:
     """Height and width that runs are for."""
     size: Any = value.get("size")
-    if type(size) is not list or len(size) != 2 or set(map(type, size)) - WHOLE or min(size) < 1 or size[0] * size[1] > _LARGEST:
+    if (
+        type(size) is not list
+        or len(size) != 2
+        or set(map(type, size)) - WHOLE
+        or min(size) < 1
+        or size[0] * size[1] > _LARGEST
+    ):
         records.refuse(row, f"segmentation.size: expected the height and width of the image, got {word(size)}")
     return [size[0], size[1]]
 
@@ -119,7 +132,9 @@ def _plain(records: Records, rows: Sequence[int], values: Sequence[list[Any]]) -
     """Runs written as lists of numbers."""
     numbers = list(chain.from_iterable(values))
     if set(map(type, numbers)) - WHOLE or not 0 <= min(numbers, default=0) <= max(numbers, default=0) <= _LARGEST:
-        place = next(k for k, value in enumerate(values) if any(type(n) is not int or not 0 <= n <= _LARGEST for n in value))
+        place = next(
+            k for k, value in enumerate(values) if any(type(n) is not int or not 0 <= n <= _LARGEST for n in value)
+        )
         records.refuse(rows[place], f"segmentation.counts: expected lengths in pixels, got {word(values[place])}")
     return Runs(np.array(numbers, np.int64), np.array(list(map(len, values)), np.int64))
 
@@ -146,7 +161,9 @@ def _decoded(records: Records, rows: Sequence[int], texts: Sequence[str]) -> Run
     if not len(codes):
         return Runs(codes, np.zeros(len(texts), np.int64))
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, digits))
-    numbers = np.add.reduceat((codes & 31) << shifts, starts) - np.where(codes[last] & 16 != 0, np.int64(1) << (5 * digits), 0)
+    numbers = np.add.reduceat((codes & 31) << shifts, starts) - np.where(
+        codes[last] & 16 != 0, np.int64(1) << (5 * digits), 0
+    )
     text_of = np.searchsorted(text_ends, last, side="right")
     lengths = np.bincount(text_of, minlength=len(texts)).astype(np.int64)
     places = np.arange(len(numbers)) - np.repeat(_starts(lengths)[:-1], lengths)
@@ -163,7 +180,11 @@ def _running(values: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.
 
 
 def _refuse_unfilled(
-    records: Records, rows: NDArray[np.int64], counts: NDArray[np.int64], starts: NDArray[np.int64], pixels: NDArray[np.int64]
+    records: Records,
+    rows: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    pixels: NDArray[np.int64],
 ) -> None:
     """Raise :class:`UserError` where runs are negative, or not as many pixels as their image has."""
     wild = (counts < 0) | (counts > _LARGEST)

@@ -35,7 +35,10 @@ class MaskStatistics:
 
 
 def count_masks(
-    dataset: "Dataset", limit: int | None = None, on_error: str = "stop", watch: Callable[[Iterable[int]], Iterable[int]] = iter
+    dataset: "Dataset",
+    limit: int | None = None,
+    on_error: str = "stop",
+    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> MaskStatistics:
     """Count the classes in the masks of a data set, or in ``limit`` of them, spread evenly.
 
@@ -62,7 +65,11 @@ def count_masks(
         labelled = int(pixels.sum())
         if labelled + int(found[IGNORE]) < mask.size:
             value = len(classes) + int(found[len(classes) : IGNORE].nonzero()[0][0])
-            raise UserError(f"mask {index}", f"value {value} is no class: there are {len(classes)}, and 255 is ignored", "correct the mask")
+            raise UserError(
+                f"mask {index}",
+                f"value {value} is no class: there are {len(classes)}, and 255 is ignored",
+                "correct the mask",
+            )
         sums += np.stack([pixels, pixels > 0, (pixels > 0) * labelled])
         ignored += int(found[IGNORE])
         looked_at += 1
@@ -84,7 +91,9 @@ def median_frequency(statistics: MaskStatistics) -> list[float]:
     """
     seen = statistics.pixels > 0
     if not seen.any():
-        raise UserError("optim.class_weights", f"none of {statistics.looked_at:,} masks has a labelled pixel", "check the masks")
+        raise UserError(
+            "optim.class_weights", f"none of {statistics.looked_at:,} masks has a labelled pixel", "check the masks"
+        )
     frequency = statistics.pixels[seen] / statistics.present[seen]
     weights = np.zeros(len(seen))
     weights[seen] = np.median(frequency) / frequency

@@ -46,7 +46,9 @@ class Stored:
         if apart.any():
             y, x = divmod(int(apart.argmax()), apart.shape[1])
             text = ",".join(map(str, self.pixels[y, x].tolist()))
-            raise UserError(path, f"has colours: {text} at x {x}, y {y}", "set data.options.format: rgb and data.options.colors")
+            raise UserError(
+                path, f"has colours: {text} at x {x}, y {y}", "set data.options.format: rgb and data.options.colors"
+            )
         return self.pixels[..., 1]
 
     def colors(self, path: str) -> NDArray[np.uint32]:
@@ -110,7 +112,11 @@ class MaskReader:
         if self.format == "rgb":
             return stored.colors(path)
         if self.format == "palette" and stored.kind != "palette":
-            raise UserError(path, f"is no palette file but of kind {stored.kind}", "set data.options.format: index, or rgb with colors")
+            raise UserError(
+                path,
+                f"is no palette file but of kind {stored.kind}",
+                "set data.options.format: index, or rgb with colors",
+            )
         numbers = stored.grey(path)
         if self.format != "binary":
             return numbers
@@ -133,7 +139,10 @@ class MaskReader:
     def _tables(self) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
         """The known values, sorted, and the class of each; the class of each number of 16 bits, and whether it is known."""
         pairs = {**dict(self.codes), **dict.fromkeys(self.ignored, IGNORE)}
-        values, classes = np.array(sorted(pairs), np.uint32), np.array([pairs[value] for value in sorted(pairs)], np.uint8)
+        values, classes = (
+            np.array(sorted(pairs), np.uint32),
+            np.array([pairs[value] for value in sorted(pairs)], np.uint8),
+        )
         table, known = np.full(65536, IGNORE, np.uint8), np.zeros(65536, np.bool_)
         if self.format != "rgb":
             table[values], known[values] = classes, True
@@ -146,9 +155,15 @@ class MaskReader:
             remedy = "add it to data.options.colors or ignore, or set data.options.other: ignore"
             return UserError(path, f"colour {color} {place} is no class", remedy)
         if self.format == "binary":
-            return UserError(path, f"value {value} {place} is neither 0 nor 255", "for masks of 0 and 1 set data.options.format: index")
+            return UserError(
+                path,
+                f"value {value} {place} is neither 0 nor 255",
+                "for masks of 0 and 1 set data.options.format: index",
+            )
         remedy = "correct the mask, or data.options.classes, values, ignore or other"
-        return UserError(path, f"value {value} {place} is no class; expected {span([code for code, _ in self.codes])}", remedy)
+        return UserError(
+            path, f"value {value} {place} is no class; expected {span([code for code, _ in self.codes])}", remedy
+        )
 
 
 def span(values: list[int]) -> str:
@@ -173,7 +188,12 @@ def read_stored(path: str | Path, *, max_pixels: int = MAX_PIXELS, exif: str = "
 
 def _decoded(path: str, file_image: ImageFile.ImageFile, exif: str) -> Stored:
     """The pixels of the first frame, turned as ``exif`` says."""
-    deep, orientation, white, lossy = is_deep(file_image), orientation_of(file_image), _white(file_image), file_image.format in _LOSSY
+    deep, orientation, white, lossy = (
+        is_deep(file_image),
+        orientation_of(file_image),
+        _white(file_image),
+        file_image.format in _LOSSY,
+    )
     file_image.load()
     image = turned(file_image, orientation, exif)
     mode = image.mode
@@ -186,13 +206,21 @@ def _decoded(path: str, file_image: ImageFile.ImageFile, exif: str) -> Stored:
         return Stored("grey", _undone(np.asarray(image.getchannel(0)).astype(np.uint8), white), white, lossy)
     if mode in ("P", "PA"):
         colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
-        return Stored("palette", np.asarray(image.getchannel(0)).copy(), 255, lossy, np.pad(colors, ((0, 256 - len(colors)), (0, 0))))
+        return Stored(
+            "palette",
+            np.asarray(image.getchannel(0)).copy(),
+            255,
+            lossy,
+            np.pad(colors, ((0, 256 - len(colors)), (0, 0))),
+        )
     if mode == "I" or mode.startswith("I;16"):
         numbers = np.asarray(image).astype(np.int64)
         outside = (numbers < 0) | (numbers > 65535)
         if outside.any():
             y, x = divmod(int(outside.argmax()), outside.shape[1])
-            raise UserError(path, f"value {numbers[y, x]} at x {x}, y {y} does not fit 16 bits", "store masks with 8 or 16 bits")
+            raise UserError(
+                path, f"value {numbers[y, x]} at x {x}, y {y} does not fit 16 bits", "store masks with 8 or 16 bits"
+            )
         return Stored("grey", _undone(numbers.astype(np.uint16), white), white)
     if mode in ("RGB", "RGBA") and not deep:
         return Stored("colour", np.array(image)[..., :3], 255, lossy)

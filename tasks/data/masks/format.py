@@ -46,7 +46,9 @@ class Look:
             raise UserError(path, "is of a format (JPEG, AVIF) that does not keep values exactly", remedy)
         self.kinds.setdefault(stored.kind, path)
         if stored.kind == "colour":
-            raise UserError(path, _colours(stored), "set data.options.colors, or data.options.format: index or binary for greys")
+            raise UserError(
+                path, _colours(stored), "set data.options.colors, or data.options.format: index or binary for greys"
+            )
         found = np.bincount(stored.pixels.ravel()).nonzero()[0]
         self.values[found] = True
         top = int(found[-1])

@@ -31,14 +31,25 @@ class Declared:
     @classmethod
     def of(cls, data: DataConfig, root: Path) -> "Declared":
         """By ``data.options``; what contradicts itself raises :class:`UserError`."""
-        form, other = _word(data, "format", ("auto", *FORMATS), "auto"), _word(data, "other", ("stop", "ignore"), "stop")
+        form, other = (
+            _word(data, "format", ("auto", *FORMATS), "auto"),
+            _word(data, "other", ("stop", "ignore"), "stop"),
+        )
         colors = _list(data, "colors")
         if colors is not None or form == "rgb":
             if colors is None or form not in ("auto", "rgb"):
-                raise UserError("data.options.colors", f"goes with format rgb and with no other, got format {form}", "give both or none")
+                raise UserError(
+                    "data.options.colors",
+                    f"goes with format rgb and with no other, got format {form}",
+                    "give both or none",
+                )
             for name in ("classes", "values"):
                 if name in data.options:
-                    raise UserError(f"data.options.{name}", "does not go with colors, which name the classes themselves", "remove it")
+                    raise UserError(
+                        f"data.options.{name}",
+                        "does not go with colors, which name the classes themselves",
+                        "remove it",
+                    )
             ignored = tuple(_color("ignore", text) for text in _list(data, "ignore") or ())
             return cls("rgb", *_color_table(colors), ignored, other == "ignore")
         names = listed_classes(_with_default(data, root), root)
@@ -51,7 +62,9 @@ class Declared:
 
     def reader(self, form: str, count: int, data: DataConfig) -> MaskReader:
         """What reads masks of ``count`` classes in format ``form``."""
-        codes = self.values or (((0, 0), (255, 1)) if form == "binary" else tuple((value, value) for value in range(count)))
+        codes = self.values or (
+            ((0, 0), (255, 1)) if form == "binary" else tuple((value, value) for value in range(count))
+        )
         always = () if form in ("rgb", "binary") else (IGNORE,)
         ignored = tuple(dict.fromkeys((*self.ignored, *always)))
         both = sorted(set(dict(codes)) & set(ignored))
@@ -84,7 +97,9 @@ def _numbers(data: DataConfig, option: str) -> tuple[int, ...]:
     listed = _list(data, option) or []
     for value in listed:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
-            raise UserError(f"data.options.{option}", f"expected whole numbers in 0..65535, got {str(value)[:40]!r}", "correct it")
+            raise UserError(
+                f"data.options.{option}", f"expected whole numbers in 0..65535, got {str(value)[:40]!r}", "correct it"
+            )
     if len(set(listed)) < len(listed):
         raise UserError(f"data.options.{option}", "a value stands there twice", "remove one of the two")
     return tuple(value for value in listed if isinstance(value, int))
@@ -101,7 +116,11 @@ def _color(option: str, text: object) -> int:
     """A colour such as ``128,64,0``, as :func:`packed` has it."""
     parts = re.fullmatch(r"\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*", text) if isinstance(text, str) else None
     if parts is None or max(map(int, parts.groups())) > 255:
-        raise UserError(f"data.options.{option}", f"expected red,green,blue in 0..255, got {str(text)[:60]!r}", "write such as 128,64,0")
+        raise UserError(
+            f"data.options.{option}",
+            f"expected red,green,blue in 0..255, got {str(text)[:60]!r}",
+            "write such as 128,64,0",
+        )
     return int(packed(np.array([int(part) for part in parts.groups()])))
 
 
@@ -112,7 +131,11 @@ def _color_table(colors: Sequence[object]) -> tuple[tuple[str, ...], tuple[tuple
     for item in colors:
         name, equals, text = str(item).rpartition("=")
         if not (equals and name.strip()):
-            raise UserError("data.options.colors", f"expected name=red,green,blue, got {str(item)[:60]!r}", "write such as road=128,64,128")
+            raise UserError(
+                "data.options.colors",
+                f"expected name=red,green,blue, got {str(item)[:60]!r}",
+                "write such as road=128,64,128",
+            )
         color = _color("colors", text)
         if color in table:
             raise UserError("data.options.colors", f"colour {text.strip()} stands there twice", "remove one of the two")

@@ -49,7 +49,9 @@ class Outlines:
 
     def areas(self) -> NDArray[np.float64]:
         """Square pixels inside of each outline, float64 [N]: those of the parts added up (the trapezium formula), or of the runs."""
-        before = np.concatenate([[0], np.cumsum(self.counts * (_places(self.runs, len(self.counts)) % 2), dtype=np.int64)])
+        before = np.concatenate(
+            [[0], np.cumsum(self.counts * (_places(self.runs, len(self.counts)) % 2), dtype=np.int64)]
+        )
         areas: NDArray[np.float64] = (before[self.runs[:, 1]] - before[self.runs[:, 0]]).astype(np.float64)
         if len(self.coordinates):
             starts, points = self.ends[:-1] // 2, self.coordinates.reshape(-1, 2)

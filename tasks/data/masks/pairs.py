@@ -44,13 +44,19 @@ class Pairs:
         _inside(f"data.{split}", name)
         texts = {option: _text(data, option) for option in PAIR_OPTIONS}
         images_in, masks_in = _folders(root, texts, name, split)
-        if not any(SPLIT in (texts[option] or SPLIT) for option in ("images", "masks")) and SPLIT not in (texts["list"] or ""):
-            raise UserError("data.options", "images, masks and list are the same for all splits", f"write {SPLIT} into one of them")
+        if not any(SPLIT in (texts[option] or SPLIT) for option in ("images", "masks")) and SPLIT not in (
+            texts["list"] or ""
+        ):
+            raise UserError(
+                "data.options", "images, masks and list are the same for all splits", f"write {SPLIT} into one of them"
+            )
         before, behind = texts["image_suffix"] or "", texts["mask_suffix"] or ""
         images = _by_stem(root, images_in, before, behind if images_in == masks_in else "")
         masks = _by_stem(root, masks_in, behind)
         if texts["list"]:
-            ids = _listed(root, _inside("data.options.list", texts["list"].replace(SPLIT, name)), images, masks, before, split)
+            ids = _listed(
+                root, _inside("data.options.list", texts["list"].replace(SPLIT, name)), images, masks, before, split
+            )
         else:
             ids = _complete(root, images, masks, images_in, masks_in)
         pairs = cls(root, ids, tuple(images[id_] for id_ in ids), tuple(masks[id_] for id_ in ids), masks_in)
@@ -92,7 +98,9 @@ def _folders(root: Path, texts: Mapping[str, str | None], name: str, split: str)
             raise UserError(str(root / masks_in), what, f"add it, or correct data.options.masks or data.{split}")
     there = ", ".join(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())[:8]) or "no folder"
     wanted = " or ".join(f"{images_in} with {masks_in}" for images_in, masks_in in pairs)
-    raise UserError(str(root), f"expected {wanted}; it holds {there}", f"set data.options.images and masks, or data.{split}")
+    raise UserError(
+        str(root), f"expected {wanted}; it holds {there}", f"set data.options.images and masks, or data.{split}"
+    )
 
 
 def _by_stem(root: Path, folder: str, suffix: str, other_suffix: str = "") -> dict[str, str]:
@@ -113,14 +121,18 @@ def _by_stem(root: Path, folder: str, suffix: str, other_suffix: str = "") -> di
     return found
 
 
-def _complete(root: Path, images: Mapping[str, str], masks: Mapping[str, str], images_in: str, masks_in: str) -> tuple[str, ...]:
+def _complete(
+    root: Path, images: Mapping[str, str], masks: Mapping[str, str], images_in: str, masks_in: str
+) -> tuple[str, ...]:
     """The names of all images, each of which has a mask, and each mask an image."""
     for ones, others, kind, folder in ((images, masks, "mask", masks_in), (masks, images, "image", images_in)):
         alone = sorted(set(ones) - set(others))
         if alone:
             more = f", and {len(alone) - 1:,} more have none" if len(alone) > 1 else ""
             what = f"has no {kind} of that name in {folder}{more}"
-            raise UserError(str(root / ones[alone[0]]), what, f"add the {kind}, or set data.options.{kind}_suffix or list")
+            raise UserError(
+                str(root / ones[alone[0]]), what, f"add the {kind}, or set data.options.{kind}_suffix or list"
+            )
     return tuple(sorted(images))
 
 
@@ -145,7 +157,9 @@ def _listed(
             if stem not in files:
                 raise UserError(f"{path}:{number}", f"there is no {kind} {stem[:80]!r}", "add it, or remove the line")
         if found.setdefault(stem, number) != number:
-            raise UserError(f"{path}:{number}", f"{stem[:80]!r} stands in line {found[stem]} already", "remove one of the two")
+            raise UserError(
+                f"{path}:{number}", f"{stem[:80]!r} stands in line {found[stem]} already", "remove one of the two"
+            )
     if not found:
         raise UserError(str(path), "lists no image", "write one name on each line")
     return tuple(found)

@@ -35,7 +35,12 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
     said = read_coco(file, boxes="boxes" in asked(data), masks="mask" in asked(data))
     folder = image_folder(data, root, split, file, said.files[0])
     option = f"data.options.{split}_images"
-    check_files(folder, said.files, lambda image: f"{file}: images[{image}] (id {said.ids[image]})", f"set {option}, or correct file_name")
+    check_files(
+        folder,
+        said.files,
+        lambda image: f"{file}: images[{image}] (id {said.ids[image]})",
+        f"set {option}, or correct file_name",
+    )
     if "mask" not in asked(data):
         return open_boxes(said, folder, data, split, classes, Selection.of(data))
     said = selected(said, folder, data, classes, Selection.of(data))
@@ -51,7 +56,9 @@ def _annotation_file(data: DataConfig, root: Path, split: str) -> Path:
         raise UserError(f"data.{split}", "names no annotation file", f"set data.{split}")
     file = root / name
     if not file.is_file():
-        there = sorted(path.relative_to(root).as_posix() for folder in (root, file.parent) for path in folder.glob("*.json"))
+        there = sorted(
+            path.relative_to(root).as_posix() for folder in (root, file.parent) for path in folder.glob("*.json")
+        )
         beside = f"there are {', '.join(dict.fromkeys(there[:6]))}" if there else "nor any other JSON file beside it"
         raise UserError(f"data.{split}", f"there is no file {file}; {beside}", f"set data.{split}")
     return file
@@ -71,5 +78,9 @@ def image_folder(data: DataConfig, root: Path, split: str, file: Path, first: st
             raise UserError(f"data.options.{name}", f"there is no folder {asked!r} in {root}", "correct it")
         return root / asked
     tail = file.stem.rpartition("_")[2]
-    candidates = [folder for folder in (root / tail, root / "images" / tail, root / "images", file.parent, root) if folder.is_dir()]
+    candidates = [
+        folder
+        for folder in (root / tail, root / "images" / tail, root / "images", file.parent, root)
+        if folder.is_dir()
+    ]
     return next((folder for folder in candidates if os.path.isfile(folder / first)), candidates[0])

@@ -23,7 +23,10 @@ def convert(annotations: Path, image_dir: Path, out: Path) -> tuple[int, int]:
     """
     content = _content(annotations)
     try:
-        names = {int(item["id"]): str(item["name"]) for item in sorted(content["categories"], key=lambda item: int(item["id"]))}
+        names = {
+            int(item["id"]): str(item["name"])
+            for item in sorted(content["categories"], key=lambda item: int(item["id"]))
+        }
         files = {int(item["id"]): str(item["file_name"]) for item in content["images"]}
         found: dict[int, set[int]] = {image: set() for image in files}
         for item in content["annotations"]:
@@ -34,13 +37,19 @@ def convert(annotations: Path, image_dir: Path, out: Path) -> tuple[int, int]:
         raise UserError(str(annotations), what, "check images, annotations, categories") from error
     for name in names.values():
         if ";" in name or name != name.strip() or not name or list(names.values()).count(name) > 1:
-            raise UserError(str(annotations), f"category {name!r} cannot be a label", "give it a name of its own, without a semicolon")
+            raise UserError(
+                str(annotations),
+                f"category {name!r} cannot be a label",
+                "give it a name of its own, without a semicolon",
+            )
     prefix = _prefix(image_dir, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "labels"])
-        writer.writerows([prefix + files[image], ";".join(labels[image])] for image in sorted(files, key=lambda image: files[image]))
+        writer.writerows(
+            [prefix + files[image], ";".join(labels[image])] for image in sorted(files, key=lambda image: files[image])
+        )
     classes_file(out).write_text("".join(f"{name}\n" for name in names.values()), encoding="utf-8")
     return len(files), len(names)
 
@@ -56,7 +65,11 @@ def _content(annotations: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(str(annotations), f"cannot be read as JSON: {error}", "name a COCO annotation file") from error
     if not isinstance(content, dict):
-        raise UserError(str(annotations), "expected an object with images, annotations and categories", "name a COCO annotation file")
+        raise UserError(
+            str(annotations),
+            "expected an object with images, annotations and categories",
+            "name a COCO annotation file",
+        )
     return content
 
 
@@ -70,7 +83,9 @@ def _prefix(image_dir: Path, out: Path) -> str:
 
 def main(argv: list[str]) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.data.sets.coco_table", description=(__doc__ or "").partition(":")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.data.sets.coco_table", description=(__doc__ or "").partition(":")[0]
+    )
     parser.add_argument("annotations", type=Path, help="COCO JSON file")
     parser.add_argument("image_dir", type=Path, help="folder of its images")
     parser.add_argument("out", type=Path, help="CSV file to write")
@@ -80,7 +95,10 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    outside = not _prefix(arguments.image_dir, arguments.out) and arguments.image_dir.resolve() != arguments.out.resolve().parent
+    outside = (
+        not _prefix(arguments.image_dir, arguments.out)
+        and arguments.image_dir.resolve() != arguments.out.resolve().parent
+    )
     hint = f"; set data.options.image_root: {arguments.image_dir.resolve()}" if outside else ""
     print(f"{arguments.out}: {images} images; {classes_file(arguments.out)}: {classes} classes{hint}")
     return 0

@@ -23,7 +23,12 @@ class FolderDataset:
     """
 
     def __init__(
-        self, folder: str | Path, classes: tuple[str, ...] | None = None, *, read: ImageReader = DEFAULT_READER, ignore_others: bool = False
+        self,
+        folder: str | Path,
+        classes: tuple[str, ...] | None = None,
+        *,
+        read: ImageReader = DEFAULT_READER,
+        ignore_others: bool = False,
     ) -> None:
         self.folder = Path(folder)
         found = _class_folders(self.folder)
@@ -58,14 +63,24 @@ def _class_folders(folder: Path) -> list[str]:
     """Sorted names of the class folders of a split."""
     shape = f"expected {folder}/CLASS/IMAGE"
     if not folder.is_dir():
-        beside = sorted(entry.name for entry in os.scandir(folder.parent) if entry.is_dir()) if folder.parent.is_dir() else []
-        there = f"{folder.parent} holds the folders {', '.join(beside[:8])}" if beside else f"{folder.parent} holds no folders"
+        beside = (
+            sorted(entry.name for entry in os.scandir(folder.parent) if entry.is_dir())
+            if folder.parent.is_dir()
+            else []
+        )
+        there = (
+            f"{folder.parent} holds the folders {', '.join(beside[:8])}"
+            if beside
+            else f"{folder.parent} holds no folders"
+        )
         remedy = "move the classes there, or name the splits' folders by data.train, data.val, data.test"
         raise UserError(str(folder), f"there is no such folder: {shape}, {there}", remedy)
     with os.scandir(folder) as entries:
         found = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     if not found:
-        raise UserError(str(folder), f"holds no class folders: {shape}", "put the images of each class into a folder of its own")
+        raise UserError(
+            str(folder), f"holds no class folders: {shape}", "put the images of each class into a folder of its own"
+        )
     return found
 
 
@@ -81,7 +96,11 @@ def _images(split: Path, name: str, ignore_others: bool) -> Iterator[str]:
             elif entry.is_dir():
                 yield from _images(split, path, ignore_others)
             elif not ignore_others:
-                raise UserError(str(split / path), "is not an image by its ending", "remove it, or set data.options.other_files: ignore")
+                raise UserError(
+                    str(split / path),
+                    "is not an image by its ending",
+                    "remove it, or set data.options.other_files: ignore",
+                )
 
 
 def folder(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> FolderDataset:

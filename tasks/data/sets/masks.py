@@ -30,7 +30,12 @@ class MaskDataset:
     """
 
     def __init__(
-        self, pairs: Pairs, classes: tuple[str, ...], read_mask: MaskReader, read: ImageReader = DEFAULT_READER, notes: tuple[str, ...] = ()
+        self,
+        pairs: Pairs,
+        classes: tuple[str, ...],
+        read_mask: MaskReader,
+        read: ImageReader = DEFAULT_READER,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.root, self.notes = pairs.root, notes
         self.classes = self.mask_classes = classes
@@ -85,14 +90,18 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
     root = data_root(data)
     declared, pairs = Declared.of(data, root), Pairs.of(data, root, split)
     names = declared.names or classes
-    form, notes = (declared.format, []) if declared.format != "auto" else _found(data, declared, root, split, pairs, names)
+    form, notes = (
+        (declared.format, []) if declared.format != "auto" else _found(data, declared, root, split, pairs, names)
+    )
     names = names or (BINARY if form == "binary" else None)
     if names is None:
         what = f"{form} masks do not name their classes, and there is no classes.txt in {root}"
         raise UserError("data.options.classes", what, "name them, in the order of their values")
     if len(names) > MOST or (form == "binary" and len(names) != 2):
         expected = "2 classes, background first, in binary masks" if form == "binary" else f"at most {MOST} classes"
-        raise UserError("data.options.classes", f"expected {expected}, got {len(names)}", "correct data.options.classes or format")
+        raise UserError(
+            "data.options.classes", f"expected {expected}, got {len(names)}", "correct data.options.classes or format"
+        )
     if classes is not None:
         refuse_other_classes("data.options.classes", names, classes)
     if form == "binary" and any(name.lower().endswith((".jpg", ".jpeg")) for name in pairs.masks):
@@ -112,7 +121,9 @@ def _found(
     def looked(found: Pairs) -> tuple[str, Look]:
         look = Look.at([f"{root}/{name}" for name in found.masks], max_pixels=data.max_pixels, on_error=data.on_error)
         numbers = declared.values is not None  # then 0 and 255 are values like others
-        return found_format(look, None if names is None else len(names), str(root / found.mask_folder), numbers=numbers), look
+        return found_format(
+            look, None if names is None else len(names), str(root / found.mask_folder), numbers=numbers
+        ), look
 
     form, look = looked(pairs)
     if split != "train":
@@ -124,7 +135,11 @@ def _found(
         if first != form:
             what = f"its masks look {form}, those of training {first}"
             raise UserError(str(root / pairs.mask_folder), what, "set data.options.format")
-    how = {"binary": "0 is the first class, 255 the second", "index": "the number is the class", "palette": "the index is the class"}
+    how = {
+        "binary": "0 is the first class, 255 the second",
+        "index": "the number is the class",
+        "palette": "the index is the class",
+    }
     values, kind = span(look.values.nonzero()[0].tolist()), next(iter(look.kinds))
     note = f"masks are {form} ({kind} files, {how[form]}): {look.looked_at} of {len(pairs.masks):,} looked at hold the values {values}"
     return form, [note]

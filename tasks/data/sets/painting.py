@@ -92,7 +92,9 @@ def painting_of(said: "Annotations", data: "DataConfig") -> tuple[Painting, tupl
     _refuse_unknown(said, missing, stop=missing_ones == "stop")
     ignored = said.crowd | (missing & (missing_ones == "ignore"))
     values = np.where(ignored, IGNORE, said.categories + (len(mask_classes) - len(said.names)))
-    order = np.lexsort((-_areas(said, outlines), ~ignored, said.owner))  # stable: of equal ones in the order of the file
+    order = np.lexsort(
+        (-_areas(said, outlines), ~ignored, said.owner)
+    )  # stable: of equal ones in the order of the file
     rows = order[used[order]]
     first = np.searchsorted(said.owner[rows], np.arange(len(said.files) + 1)).astype(np.int64)
     unknown = 0 if empty == BACKGROUND else IGNORE
@@ -103,7 +105,11 @@ def painting_of(said: "Annotations", data: "DataConfig") -> tuple[Painting, tupl
         (outlines.thin & used, "annotations with polygons of fewer than three points: these are left out"),
         (clipped & used, "outlines reach out of their image: clipped"),
     )
-    return painting, mask_classes, tuple(f"{rows.sum():,} {what} ({_examples(said, rows)})" for rows, what in told if rows.any())
+    return (
+        painting,
+        mask_classes,
+        tuple(f"{rows.sum():,} {what} ({_examples(said, rows)})" for rows, what in told if rows.any()),
+    )
 
 
 def _option(data: "DataConfig", name: str) -> str:
@@ -120,7 +126,9 @@ def _mask_classes(names: tuple[str, ...], *, with_background: bool) -> tuple[str
         raise UserError("data.options.classes", what, "leave it out, rename it, or set data.options.unlabelled: ignore")
     result = (BACKGROUND, *names) if with_background else names
     if len(result) > IGNORE:
-        raise UserError("data.options.classes", f"masks have at most {IGNORE} classes, these are {len(result)}", "choose some")
+        raise UserError(
+            "data.options.classes", f"masks have at most {IGNORE} classes, these are {len(result)}", "choose some"
+        )
     return result
 
 
@@ -134,7 +142,9 @@ def _refuse_foreign(said: "Annotations", outlines: Outlines, max_pixels: int) ->
     if (pixels > max_pixels).any():
         image = int(pixels.argmax())
         what = f"{said.sizes[image, 1]} x {said.sizes[image, 0]} pixels are more than data.max_pixels"
-        raise UserError(f"{said.source}: image id {said.ids[image][:40]}", what, "correct width and height, or raise that")
+        raise UserError(
+            f"{said.source}: image id {said.ids[image][:40]}", what, "correct width and height, or raise that"
+        )
     sizes = said.sizes[said.owner]
     other = (outlines.sizes >= 0).all(1) & (sizes > 0).all(1) & (outlines.sizes != sizes).any(1)
     if other.any():
@@ -159,7 +169,9 @@ def _refuse_unknown(said: "Annotations", missing: NDArray[np.bool_], *, stop: bo
     lost = missing if stop else missing & np.isnan(said.boxes).any(1)
     if lost.any():
         what = "has no segmentation" + ("" if stop else ", and no bbox either")
-        raise UserError(_record(said, int(lost.argmax())), f"{what}; in all {lost.sum():,} records", "add it, or remove the record")
+        raise UserError(
+            _record(said, int(lost.argmax())), f"{what}; in all {lost.sum():,} records", "add it, or remove the record"
+        )
 
 
 def _areas(said: "Annotations", outlines: Outlines) -> NDArray[np.float64]:
@@ -183,9 +195,14 @@ class PaintedDataset(BoxDataset):
     """The samples of a :class:`BoxDataset` with the ``mask`` of each; ``mask_classes`` names its values."""
 
     def __init__(
-        self, table: BoxTable, painting: Painting, mask_classes: tuple[str, ...], reader: ImageReader, asked: tuple[str, ...],
+        self,
+        table: BoxTable,
+        painting: Painting,
+        mask_classes: tuple[str, ...],
+        reader: ImageReader,
+        asked: tuple[str, ...],
         notes: tuple[str, ...] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(table, reader, asked, notes)
         self.painting, self.mask_classes = painting, mask_classes
 
@@ -193,7 +210,9 @@ class PaintedDataset(BoxDataset):
         """The mask uint8 [H, W] of an image in the size that the annotations say; the image itself is not read."""
         height, width = self.table.sizes[index].tolist()
         if min(height, width) <= 0:
-            raise UserError(self.table.path(index), "cannot be read, and the annotations do not say its size", "repair the file")
+            raise UserError(
+                self.table.path(index), "cannot be read, and the annotations do not say its size", "repair the file"
+            )
         return self.painting.mask(range(len(self))[index], (height, width))
 
     def __getitem__(self, index: int) -> Sample:

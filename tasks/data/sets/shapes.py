@@ -43,8 +43,13 @@ def _cross() -> NDArray[np.float64]:
 
 
 _OUTLINES = {
-    "circle": _regular(32), "square": _regular(4), "triangle": _regular(3), "star": _star(), "cross": _cross(), "ring": _regular(32),
-}  # fmt: skip
+    "circle": _regular(32),
+    "square": _regular(4),
+    "triangle": _regular(3),
+    "star": _star(),
+    "cross": _cross(),
+    "ring": _regular(32),
+}
 _HOLE = 0.55
 """Inner radius of a ring, as a share of its outer one."""
 
@@ -60,7 +65,9 @@ class ShapesDataset:
     classes = CLASSES
     mask_classes = ("background", *CLASSES)
 
-    def __init__(self, size: Size = (64, 64), count: int = 4096, *, seed: int = 0, split: str = "train", objects: int = 4) -> None:
+    def __init__(
+        self, size: Size = (64, 64), count: int = 4096, *, seed: int = 0, split: str = "train", objects: int = 4
+    ) -> None:
         self.size, self.count, self.seed, self.split, self.objects = size, count, seed, split, objects
 
     def __len__(self) -> int:
@@ -80,7 +87,15 @@ class ShapesDataset:
         boxes = np.array([_tight_box(owner == which + 1) for which in visible.tolist()], np.float32).reshape(-1, 4)
         crowd = np.zeros(len(visible), np.bool_)
         name = f"{self.split}-{index}"
-        return Sample(image, name, label=kinds[int(areas.argmax())], boxes=boxes, box_labels=labels[visible], crowd=crowd, mask=mask)
+        return Sample(
+            image,
+            name,
+            label=kinds[int(areas.argmax())],
+            boxes=boxes,
+            box_labels=labels[visible],
+            crowd=crowd,
+            mask=mask,
+        )
 
     def _layout(self, kinds: list[int], rng: np.random.Generator) -> NDArray[np.int64]:
         """Which object each pixel belongs to, int64 [H, W]: 0 none, i + 1 the i-th of ``kinds``, later ones in front.
@@ -149,14 +164,26 @@ def shapes(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Sha
     check_options(data, (*SPLITS, "objects", "seed"))
     size = data.image_size or 64
     if classes is not None and classes != CLASSES:
-        raise UserError("classes", f"the shapes are {', '.join(CLASSES)}; the model has {len(classes)} other classes", "train a new model")
-    count, seed, objects = _number(data, split, SPLITS[split], 1), _number(data, "seed", 0, 0), _number(data, "objects", 4, 1)
-    return ShapesDataset((size, size) if isinstance(size, int) else size, count, seed=seed, split=split, objects=objects)
+        raise UserError(
+            "classes",
+            f"the shapes are {', '.join(CLASSES)}; the model has {len(classes)} other classes",
+            "train a new model",
+        )
+    count, seed, objects = (
+        _number(data, split, SPLITS[split], 1),
+        _number(data, "seed", 0, 0),
+        _number(data, "objects", 4, 1),
+    )
+    return ShapesDataset(
+        (size, size) if isinstance(size, int) else size, count, seed=seed, split=split, objects=objects
+    )
 
 
 def _number(data: DataConfig, name: str, default: int, least: int) -> int:
     """The option ``name``, a whole number."""
     value = data.options.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"data.options.{name}", f"expected a whole number of at least {least}, got {value!r}", "correct it")
+        raise UserError(
+            f"data.options.{name}", f"expected a whole number of at least {least}, got {value!r}", "correct it"
+        )
     return value

@@ -51,7 +51,12 @@ class TableDataset:
         root: str | Path | None = None,
         read: ImageReader = DEFAULT_READER,
     ) -> None:
-        self.table, self.root, self.multilabel, self.read = Path(table), Path(root or Path(table).parent), multilabel, read
+        self.table, self.root, self.multilabel, self.read = (
+            Path(table),
+            Path(root or Path(table).parent),
+            multilabel,
+            read,
+        )
         rows = _checked(list(_rows(self.table)), self.root, multilabel)
         if not rows:
             raise UserError(str(table), "has no rows", "list at least one image")
@@ -89,15 +94,23 @@ def _rows(table: Path) -> Iterator[Row]:
             header = [cell.strip() for cell in next(reader, [])]
             if sorted(header) != sorted(COLUMNS):
                 got = ",".join(header)[:100]
-                raise UserError(f"{table}:1", f"expected the columns file,labels, got {got!r}", "write that as the first line")
+                raise UserError(
+                    f"{table}:1", f"expected the columns file,labels, got {got!r}", "write that as the first line"
+                )
             at_file, at_labels = (header.index(column) for column in COLUMNS)
             for cells in reader:
                 where = f"{table}:{reader.line_num}"
                 if len(cells) == len(COLUMNS):
                     labels = cells[at_labels].strip()
-                    yield Row(where, cells[at_file].strip(), tuple(label.strip() for label in labels.split(";")) if labels else ())
+                    yield Row(
+                        where,
+                        cells[at_file].strip(),
+                        tuple(label.strip() for label in labels.split(";")) if labels else (),
+                    )
                 elif cells:  # not a blank line
-                    raise UserError(where, f"expected {len(COLUMNS)} cells, got {len(cells)}", "quote names that hold a comma")
+                    raise UserError(
+                        where, f"expected {len(COLUMNS)} cells, got {len(cells)}", "quote names that hold a comma"
+                    )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         remedy = "name a UTF-8 text file with the columns file,labels"
         raise UserError(str(table), f"cannot be read as a CSV file: {error}", remedy) from error
@@ -110,14 +123,20 @@ def _checked(rows: list[Row], root: Path, multilabel: bool) -> list[Row]:
     for row in rows:
         inside.check(row.file, row.where)
         if row.file in seen:
-            raise UserError(row.where, f"{row.file!r} stands in line {seen[row.file].rpartition(':')[2]} already", "merge the two lines")
+            raise UserError(
+                row.where,
+                f"{row.file!r} stands in line {seen[row.file].rpartition(':')[2]} already",
+                "merge the two lines",
+            )
         seen[row.file] = row.where
         if "" in row.labels:
             raise UserError(row.where, "a label is empty", "remove the spare semicolon")
         if len(set(row.labels)) < len(row.labels):
             raise UserError(row.where, "a label stands there twice", "remove one")
         if not multilabel and len(row.labels) != 1:
-            raise UserError(row.where, f"expected one label, got {len(row.labels)}", "correct it, or set data.multilabel: true")
+            raise UserError(
+                row.where, f"expected one label, got {len(row.labels)}", "correct it, or set data.multilabel: true"
+            )
     return rows
 
 

@@ -27,7 +27,9 @@ def voc(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDat
     check_options(data, (*READ_OPTIONS, *CLASS_OPTIONS, "difficult"))
     difficult = str(data.options.get("difficult", "ignore"))
     if difficult not in ("ignore", "keep"):
-        raise UserError("data.options.difficult", f"unknown value {difficult!r}", nearest(difficult, ("ignore", "keep")))
+        raise UserError(
+            "data.options.difficult", f"unknown value {difficult!r}", nearest(difficult, ("ignore", "keep"))
+        )
     root = data_root(data)
     listing = root / "ImageSets" / "Main" / f"{(getattr(data, split) or split).removesuffix('.txt')}.txt"
     lines = _listed(listing, split)
@@ -39,7 +41,9 @@ def voc(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDat
     files = [images[id_] for id_ in ids]
     check_files(folder, files, lambda image: f"{listing}:{lines[ids[image]]}", "add the image, or remove the line")
     read = [read_voc(root / "Annotations" / f"{id_}.xml") for id_ in ids]
-    said = _columns(str(listing), ids, files, read, _labels(data, root, ids, read, classes), ignore=difficult == "ignore")
+    said = _columns(
+        str(listing), ids, files, read, _labels(data, root, ids, read, classes), ignore=difficult == "ignore"
+    )
     return open_boxes(said, folder, data, split, classes, Selection())
 
 
@@ -49,13 +53,17 @@ def _listed(listing: Path, split: str) -> dict[str, int]:
         lines = listing.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         there = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt") if "_" not in path.stem)[:8])
-        what = f"cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}" + (f"; there are lists {there}" if there else "")
+        what = f"cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}" + (
+            f"; there are lists {there}" if there else ""
+        )
         raise UserError(str(listing), what, f"set data.{split} to a list in ImageSets/Main") from None
     found: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         words = line.split()
         if words and found.setdefault(words[0], number) != number:
-            raise UserError(f"{listing}:{number}", f"{words[0]!r} stands in line {found[words[0]]} already", "remove one of the two")
+            raise UserError(
+                f"{listing}:{number}", f"{words[0]!r} stands in line {found[words[0]]} already", "remove one of the two"
+            )
     if not found:
         raise UserError(str(listing), "lists no image", "list one id on each line")
     return found
@@ -74,10 +82,15 @@ def _labels(
     new = {name: dict(selection.rename).get(name, name) for name in said}
     wanted = classes or selection.classes or tuple(sorted(set(new.values())))
     if classes is None:
-        for option, names, known in (("rename", [old for old, _ in selection.rename], said), ("classes", wanted, list(new.values()))):
+        for option, names, known in (
+            ("rename", [old for old, _ in selection.rename], said),
+            ("classes", wanted, list(new.values())),
+        ):
             for name in names:
                 if name not in known:
-                    raise UserError(f"data.options.{option}", f"no object is called {name!r}", nearest(name, set(known))[:200])
+                    raise UserError(
+                        f"data.options.{option}", f"no object is called {name!r}", nearest(name, set(known))[:200]
+                    )
     strange = {name for name in said if new[name] not in wanted}
     if strange and selection.classes is None:
         image, number, name = next(
@@ -92,7 +105,13 @@ def _labels(
 
 
 def _columns(
-    source: str, ids: list[str], files: list[str], read: Sequence[VocImage], labels: tuple[tuple[str, ...], dict[str, int]], *, ignore: bool
+    source: str,
+    ids: list[str],
+    files: list[str],
+    read: Sequence[VocImage],
+    labels: tuple[tuple[str, ...], dict[str, int]],
+    *,
+    ignore: bool,
 ) -> Annotations:
     """The objects of all images as columns; category ids count from 1, as VOC has none."""
     names, label_of = labels
@@ -101,10 +120,16 @@ def _columns(
     before = np.concatenate([[0], np.cumsum([len(image.objects) for image in read])])
     corners = np.array([found.corners for found in objects], np.float64).reshape(-1, 4) - [1, 1, 0, 0]
     return Annotations(
-        source=source, files=files, ids=ids, sizes=np.array([image.size for image in read], np.int32),
-        owner=owner, boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
+        source=source,
+        files=files,
+        ids=ids,
+        sizes=np.array([image.size for image in read], np.int32),
+        owner=owner,
+        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
         categories=np.array([label_of[found.name] for found in objects], np.int64),
         crowd=np.array([found.difficult and ignore for found in objects], np.bool_),
-        row_ids=np.arange(1, len(objects) + 1), names=names, category_ids=tuple(range(1, len(names) + 1)),
+        row_ids=np.arange(1, len(objects) + 1),
+        names=names,
+        category_ids=tuple(range(1, len(names) + 1)),
         record=lambda row: f"{ids[owner[row]]}.xml object {row - before[owner[row]] + 1}",
-    )  # fmt: skip
+    )

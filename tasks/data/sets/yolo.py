@@ -58,12 +58,19 @@ def yolo(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
 
 def _folders(root: Path, name: str, split: str) -> tuple[Path, Path]:
     """Where images and label files of a split lie."""
-    for images, labels in ((root / "images" / name, root / "labels" / name), (root / name / "images", root / name / "labels")):
+    for images, labels in (
+        (root / "images" / name, root / "labels" / name),
+        (root / name / "images", root / name / "labels"),
+    ):
         if images.is_dir():
             if not labels.is_dir():
                 raise UserError(str(labels), "there is no such folder of label files", "add it, or correct data.root")
             return images, labels
-    raise UserError(f"data.{split}", f"there is neither {root}/images/{name} nor {root}/{name}/images", "correct data.root or the split")
+    raise UserError(
+        f"data.{split}",
+        f"there is neither {root}/images/{name} nor {root}/{name}/images",
+        "correct data.root or the split",
+    )
 
 
 def _class_names(data: DataConfig, root: Path) -> tuple[str, ...]:
@@ -79,11 +86,19 @@ def _class_names(data: DataConfig, root: Path) -> tuple[str, ...]:
             what = f"expected the numbers 0 to {len(listed) - 1}, got {', '.join(listed)[:80]}"
             raise UserError(where, what, "give each class its number")
         listed = [listed[str(number)] for number in range(len(listed))]
-    if not isinstance(listed, list) or not listed or not all(isinstance(name, str | int) and name != "" for name in listed):
+    if (
+        not isinstance(listed, list)
+        or not listed
+        or not all(isinstance(name, str | int) and name != "" for name in listed)
+    ):
         raise UserError(where, f"expected a list of names, got {str(listed)[:60]}", "list the names of the classes")
     names = tuple(str(name) for name in listed)
     if len(set(names)) < len(names):
-        raise UserError(where, f"{next(name for name in names if names.count(name) > 1)!r} stands there twice", "give each its own name")
+        raise UserError(
+            where,
+            f"{next(name for name in names if names.count(name) > 1)!r} stands there twice",
+            "give each its own name",
+        )
     return names
 
 
@@ -98,13 +113,23 @@ def _columns(labels: Path, files: list[str], sizes: NDArray[np.int32], names: tu
     count = len(found.owner)
     if len(set(ids)) < len(ids):
         twice = Counter(ids).most_common(1)[0][0]
-        raise UserError(str(labels / f"{twice}.txt"), "two images differ in their ending alone", "rename or remove one of the two")
+        raise UserError(
+            str(labels / f"{twice}.txt"), "two images differ in their ending alone", "rename or remove one of the two"
+        )
     return Annotations(
-        source=str(labels), files=files, ids=ids, sizes=sizes, owner=found.owner,
-        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1), categories=found.label,
-        crowd=np.zeros(count, np.bool_), row_ids=np.arange(1, count + 1),
-        record=lambda row: f"{texts[found.owner[row]]}:{found.line[row]}", names=names, category_ids=tuple(range(len(names))),
-    )  # fmt: skip
+        source=str(labels),
+        files=files,
+        ids=ids,
+        sizes=sizes,
+        owner=found.owner,
+        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
+        categories=found.label,
+        crowd=np.zeros(count, np.bool_),
+        row_ids=np.arange(1, count + 1),
+        record=lambda row: f"{texts[found.owner[row]]}:{found.line[row]}",
+        names=names,
+        category_ids=tuple(range(len(names))),
+    )
 
 
 def _read(labels: Path, texts: list[str], num_classes: int, known: NDArray[np.bool_]) -> _Lines:
@@ -148,9 +173,13 @@ def _parsed(words: list[str], where: str, num_classes: int) -> tuple[int, tuple[
     if not all(map(math.isfinite, (label, *values))):
         raise UserError(where, f"a number is not finite: {' '.join(words)[:60]!r}", remedy)
     if label != int(label) or not 0 <= label < num_classes:
-        raise UserError(where, f"class {words[0][:20]} is not in 0..{num_classes - 1}", "correct it, or the names of the classes")
+        raise UserError(
+            where, f"class {words[0][:20]} is not in 0..{num_classes - 1}", "correct it, or the names of the classes"
+        )
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        raise UserError(where, f"expected 5 numbers, or an outline of 3 or more points, got {len(words)} numbers", remedy)
+        raise UserError(
+            where, f"expected 5 numbers, or an outline of 3 or more points, got {len(words)} numbers", remedy
+        )
     if max(map(abs, values)) > _LARGEST_SHARE:
         raise UserError(where, f"{max(values, key=abs):g} is no share of the image: pixels?", remedy)
     if len(values) == 4:

@@ -12,7 +12,11 @@ from effbackbones.images.geometry import Pixels
 def fill_of(image: Pixels, mean: Sequence[float]) -> Pixels:
     """The mean colour in the dtype of ``image``: what padding is filled with, as ``Model`` fills it."""
     if len(mean) != image.shape[2]:
-        raise UserError("image_spec.mean", f"has {len(mean)} values, the image {image.shape[2]} channels", "give one of each per channel")
+        raise UserError(
+            "image_spec.mean",
+            f"has {len(mean)} values, the image {image.shape[2]} channels",
+            "give one of each per channel",
+        )
     return in_dtype(np.array(mean), image)
 
 

@@ -29,7 +29,9 @@ class ClassificationTransform:
     the section ``augment``: crop, flip, RandAugment, colour jitter, the callables ``extra``, random erasing, in this order.
     """
 
-    def __init__(self, image_spec: "ImageSpec", size: Size, train: bool, augment: DataConfig, extra: Sequence[Transform] = ()) -> None:
+    def __init__(
+        self, image_spec: "ImageSpec", size: Size, train: bool, augment: DataConfig, extra: Sequence[Transform] = ()
+    ) -> None:
         self.image_spec, self.size, self.train, self.augment = image_spec, size, train, augment
         self.steps: list[Transform] = []
         if train and augment.randaugment is not None:
@@ -47,7 +49,9 @@ class ClassificationTransform:
         image, plan = self._crop(sample.image, rng)
         if self.train and self.augment.flip > rng.random():
             image, plan = image[:, ::-1], None
-        sample = replace(sample, image=image, original=(height, width), plan=plan, boxes=None, box_labels=None, crowd=None, mask=None)
+        sample = replace(
+            sample, image=image, original=(height, width), plan=plan, boxes=None, box_labels=None, crowd=None, mask=None
+        )
         for step in self.steps:
             sample = step(sample, rng)
         return sample
@@ -62,7 +66,9 @@ class ClassificationTransform:
         if crop == "center" and spec.crop_mode == "letterbox":
             plan = ResizePlan.letterbox((height, width), self.size)
         elif crop == "center":
-            plan = ResizePlan.center_crop((height, width), self.size, spec.crop_fraction, squash=spec.crop_mode == "squash")
+            plan = ResizePlan.center_crop(
+                (height, width), self.size, spec.crop_fraction, squash=spec.crop_mode == "squash"
+            )
         else:
             plan = ResizePlan.squash((height, width), self.size)
         image = plan.apply_image(image, spec.interpolation, fill_of(image, spec.mean).tolist())
@@ -71,7 +77,9 @@ class ClassificationTransform:
         return image, plan
 
 
-def random_area(size: Size, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int, int]:
+def random_area(
+    size: Size, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """A random box (left, top, right, bottom) inside of an image of ``size``, whole pixels.
 
     Its area is uniform in ``scale`` times the image's, its aspect (width / height) log-uniform in ``ratio``; after ten
@@ -126,7 +134,9 @@ class RandAugment:
             self._policy = self._built(sample)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator, which is the model's
             torch.default_generator.manual_seed(int(rng.integers(2**63)))
-            image = Image.fromarray(np.ascontiguousarray(sample.image.squeeze(2) if sample.image.shape[2] == 1 else sample.image))
+            image = Image.fromarray(
+                np.ascontiguousarray(sample.image.squeeze(2) if sample.image.shape[2] == 1 else sample.image)
+            )
             pixels = np.asarray(self._policy(image))
         return replace(sample, image=pixels.reshape(sample.image.shape), plan=None)
 
@@ -137,7 +147,9 @@ class RandAugment:
             what = f"needs uint8 images of 1 or 3 channels, got {sample.image.dtype} with {sample.image.shape[2]}"
             raise UserError("data.randaugment", what, "set it to null")
         fill = fill_of(sample.image, self.image_spec.mean).tolist()
-        return Policy(self.config.num_ops, round(self.config.magnitude), interpolation=InterpolationMode.BILINEAR, fill=fill)
+        return Policy(
+            self.config.num_ops, round(self.config.magnitude), interpolation=InterpolationMode.BILINEAR, fill=fill
+        )
 
 
 class ColorJitter:
@@ -154,7 +166,9 @@ class ColorJitter:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The sample with its image changed."""
         if sample.image.shape[2] not in (1, 3):
-            raise UserError("data.color_jitter", f"needs images of 1 or 3 channels, got {sample.image.shape[2]}", "set it to 0")
+            raise UserError(
+                "data.color_jitter", f"needs images of 1 or 3 channels, got {sample.image.shape[2]}", "set it to 0"
+            )
         if self._compose is None:
             import albumentations
 

@@ -23,7 +23,9 @@ Tile = tuple[slice, slice]
 """Rows and columns of the canvas."""
 
 
-def mosaic(samples: Sequence[Sample], canvas: Size, data: DataConfig, spec: "ImageSpec", rng: np.random.Generator) -> Sample:
+def mosaic(
+    samples: Sequence[Sample], canvas: Size, data: DataConfig, spec: "ImageSpec", rng: np.random.Generator
+) -> Sample:
     """Four samples around a random point of ``canvas`` (H, W), each jittered and mirrored on its own.
 
     An image is as large as it would be alone on the canvas. Larger than its tile, a random part of it is seen; smaller, it is
@@ -41,7 +43,11 @@ def mosaic(samples: Sequence[Sample], canvas: Size, data: DataConfig, spec: "Ima
         if mask is not None and part.mask is not None:
             mask[tile] = part.mask
         parts.append(part)
-    labels = None if first.labels is None else np.maximum.reduce([sample.labels for sample in samples if sample.labels is not None])
+    labels = (
+        None
+        if first.labels is None
+        else np.maximum.reduce([sample.labels for sample in samples if sample.labels is not None])
+    )
     whole = replace(first, image=image, mask=mask, label=None, labels=labels, plan=None, original=first.image.shape[:2])
     boxes = [part.boxes for part in parts if part.boxes is not None]
     if not boxes:
@@ -59,7 +65,9 @@ def _tiles(canvas: Size, rng: np.random.Generator) -> list[Tile]:
     return [(rows, columns) for rows in halves[0] for columns in halves[1]]
 
 
-def _in_tile(sample: Sample, tile: Tile, canvas: Size, data: DataConfig, spec: "ImageSpec", rng: np.random.Generator) -> Sample:
+def _in_tile(
+    sample: Sample, tile: Tile, canvas: Size, data: DataConfig, spec: "ImageSpec", rng: np.random.Generator
+) -> Sample:
     """A sample as its tile shows it: image and mask of the tile's size, boxes in pixels of the canvas."""
     rows, columns = tile
     height, width = sample.image.shape[:2]

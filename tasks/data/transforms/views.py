@@ -30,7 +30,9 @@ class Jitter(NamedTuple):
         """By ``scale_jitter``, ``vertical_flip`` and ``flip`` of the config; always five numbers of ``rng``."""
         low, high = data.scale_jitter
         scale, down, right, upside_down, left_to_right = rng.random(5).tolist()
-        return cls(low + (high - low) * scale, (down, right), (upside_down < data.vertical_flip, left_to_right < data.flip))
+        return cls(
+            low + (high - low) * scale, (down, right), (upside_down < data.vertical_flip, left_to_right < data.flip)
+        )
 
 
 def room_of(original: Size, size: Size, data: DataConfig, divisor: int) -> Size:
@@ -43,7 +45,9 @@ def room_of(original: Size, size: Size, data: DataConfig, divisor: int) -> Size:
     return height, width
 
 
-def jittered(original: Size, room: Size, window: Size, jitter: Jitter, at_end: tuple[bool, bool] = (False, False)) -> ResizePlan:
+def jittered(
+    original: Size, room: Size, window: Size, jitter: Jitter, at_end: tuple[bool, bool] = (False, False)
+) -> ResizePlan:
     """The letterbox of ``room`` times the factor, seen through ``window`` (all H, W).
 
     On an axis where the image is larger than the window, a part of it is seen, at a random place; where it is smaller, it lies
@@ -81,5 +85,3 @@ def trainable(sample: Sample, min_box: float, *, crowds: bool) -> Sample:
     if not crowds:
         keep &= ~crowd
     return replace(sample, boxes=sample.boxes[keep], box_labels=labels_of(sample)[keep], crowd=crowd[keep])
-
-

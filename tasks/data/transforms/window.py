@@ -33,7 +33,9 @@ class ViewTransform:
     def of(cls, config: "Config", model: "Model", *, train: bool, epochs: float) -> "ViewTransform":
         """For ``model`` by the section ``data``, over so many ``epochs``."""
         data, spec = config.data, model.image_spec
-        return cls(spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor)
+        return cls(
+            spec, spec.size, train, data, closed_from=epochs - data.close_mosaic, size_divisor=model.head.size_divisor
+        )
 
     def __init__(
         self,
