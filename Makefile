@@ -23,6 +23,7 @@ test: $(VENV)/.dev
 
 lint: $(VENV)/.dev
 	$(bin)/ruff check
+	$(bin)/ruff format --check
 	$(bin)/mypy
 
 $(bin)/python:

@@ -17,7 +17,7 @@ import torch
 from interleaved import arguments
 from torch import Tensor, nn
 
-from effbackbones.efficientnet import EfficientNet, fold_batch_norm
+from effbackbones.backbones.efficientnet import EfficientNet, fold_batch_norm
 
 
 def loss(network: nn.Module, images: Tensor) -> Tensor:
@@ -31,7 +31,9 @@ def main() -> None:
     print(f"timm {timm.__version__}")
     for numerics in ("tf",) if bench.name.startswith("lite") else ("torch", "tf"):
         prefix = "tf_" if numerics == "tf" else ""
-        reference = timm.create_model(f"{prefix}efficientnet_{bench.name}", features_only=True, out_indices=(4,), drop_path_rate=0.2)
+        reference = timm.create_model(
+            f"{prefix}efficientnet_{bench.name}", features_only=True, out_indices=(4,), drop_path_rate=0.2
+        )
         ours = EfficientNet(bench.name, levels=("C5",), numerics=numerics)
         networks = [network.to(bench.device, memory_format=torch.channels_last) for network in (ours, reference)]
         side = bench.side or ours.image_spec.size[0]

@@ -18,12 +18,25 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tasks.data.batch import Truth
-from tasks.detection_metrics import DetectionMetrics
-from tasks.detection_results import ImageDetections
+from tasks.data.sample import Truth
+from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.results import ImageDetections
 
 Images = list[tuple[ImageDetections, Truth]]
-LINES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+LINES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_1",
+    "AR_10",
+    "AR_100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
 
 
 def make(images: int, classes: int, detections: int, seed: int = 0) -> Images:
@@ -76,12 +89,18 @@ def theirs(images: Images, classes: int) -> tuple[list[float], list[float]]:
             rest = {"id": len(truths) + 1, "iscrowd": crowd, "area": area}
             truths.append({"image_id": id_, "category_id": label, "bbox": box, **rest})
         rows = (column.tolist() for column in (found.boxes, found.labels, found.scores))
-        founds += [{"image_id": id_, "category_id": label, "bbox": box, "score": score} for box, label, score in zip(*rows, strict=True)]
+        founds += [
+            {"image_id": id_, "category_id": label, "bbox": box, "score": score}
+            for box, label, score in zip(*rows, strict=True)
+        ]
     with contextlib.redirect_stdout(io.StringIO()):
         start = time.process_time()
         coco = COCO()
-        coco.dataset = {"images": [{"id": int(found.id)} for found, _ in images], "annotations": truths,
-                        "categories": [{"id": label} for label in range(classes)]}  # fmt: skip
+        coco.dataset = {
+            "images": [{"id": int(found.id)} for found, _ in images],
+            "annotations": truths,
+            "categories": [{"id": label} for label in range(classes)],
+        }
         coco.createIndex()
         run = COCOeval(coco, coco.loadRes(founds), "bbox")
         middle = time.process_time()
@@ -105,8 +124,13 @@ def main() -> None:
         mine = -1.0 if scores[line] is None else scores[line]
         if abs(mine - value) > 1e-9:
             raise SystemExit(f"{line}: ours {mine}, pycocotools {value}")
-    print(f"{options.images} images, {options.classes} classes, {options.detections} detections in each; AP {scores['AP']:.4f}")
-    for what, mine, other in (("tables to scores", compute, evaluate), ("with what precedes", update + compute, index + evaluate)):
+    print(
+        f"{options.images} images, {options.classes} classes, {options.detections} detections in each; AP {scores['AP']:.4f}"
+    )
+    for what, mine, other in (
+        ("tables to scores", compute, evaluate),
+        ("with what precedes", update + compute, index + evaluate),
+    ):
         print(f"{what:20} ours {mine:6.2f} s   pycocotools {other:6.2f} s   ratio {other / mine:.1f}")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from effbackbones import BoxTargets, build_model
 from effbackbones.model import Model
-from heads.variants import VARIANTS
+from heads.detection.variants import VARIANTS
 
 CLASSES, BOXES = 90, 12
 SPREAD = 2.0  # standard deviation to bring the class logits near: at the prior all scores tie
@@ -37,7 +37,10 @@ def networks(name: str) -> tuple[Model, nn.Module]:
     options = {"backbone_options": {"numerics": "tf"}, "head_options": {"variant": name}}
     ours = build_model("det", backbone, num_classes=CLASSES, **options)
     with torch.no_grad():
-        for weight in (theirs.class_net.predict.conv_pw.weight, ours.head.get_parameter("class_net.predict.pointwise.weight")):
+        for weight in (
+            theirs.class_net.predict.conv_pw.weight,
+            ours.head.get_parameter("class_net.predict.pointwise.weight"),
+        ):
             weight.normal_(std=SPREAD / weight.shape[1] ** 0.5)
     return ours.to(memory_format=torch.channels_last), theirs
 
@@ -59,7 +62,9 @@ def boxes(batch: int, side: int, device: torch.device) -> BoxTargets:
     corner = torch.rand(batch, BOXES, 2, device=device) * 0.6
     extent = 0.05 + 0.35 * torch.rand(batch, BOXES, 2, device=device)
     labels = torch.randint(CLASSES, (batch, BOXES), device=device)
-    return BoxTargets(torch.cat([corner, corner + extent], 2) * side, labels, torch.zeros_like(labels, dtype=torch.bool))
+    return BoxTargets(
+        torch.cat([corner, corner + extent], 2) * side, labels, torch.zeros_like(labels, dtype=torch.bool)
+    )
 
 
 def main() -> None:
@@ -72,10 +77,12 @@ def main() -> None:
     for layout in ("contiguous", "channels_last"):
         kind = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         theirs, images = theirs.to(memory_format=kind), normalised.contiguous(memory_format=kind)
-        peer = bench.forward(DetBenchPredict(theirs.eval()).eval(), images[:half])
+        peer = bench.forward(DetBenchPredict(theirs.eval()).eval().to(bench.device), images[:half])
         bench.report(f"predict, effdet {layout}", "effdet", bench.forward(ours.eval().predict, pixels[:half]), peer)
         folded = ours.for_inference()
-        bench.report(f"predict, ours folded, effdet {layout}", "effdet", bench.forward(folded.predict, pixels[:half]), peer)
+        bench.report(
+            f"predict, ours folded, effdet {layout}", "effdet", bench.forward(folded.predict, pixels[:half]), peer
+        )
         targets = boxes(bench.batch, side, bench.device)
         trained, loss = theirs_bench(theirs, images, targets)
         mine = bench.step(ours.train().parameters(), partial(ours_loss, ours, pixels, targets))

@@ -49,8 +49,18 @@ class Drill:
             return self._keep(name, {"status": "no time was left"}, "", 0.0)
         found = self.out / f".{name}.json"
         found.unlink(missing_ok=True)
-        command = [sys.executable, str(HERE / "drill_stages.py"), name, "--device", self.options.device, "--found", str(found)]
-        command += ["--data", str(self.options.data), "--seconds", str(int(left))] + (["--dry"] if self.options.dry else [])
+        command = [
+            sys.executable,
+            str(HERE / "drill_stages.py"),
+            name,
+            "--device",
+            self.options.device,
+            "--found",
+            str(found),
+        ]
+        command += ["--data", str(self.options.data), "--seconds", str(int(left))] + (
+            ["--dry"] if self.options.dry else []
+        )
         paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_WAIT_POLICY": "passive"}
         start = time.monotonic()
@@ -67,7 +77,9 @@ class Drill:
             log.seek(0)
             text = log.read()
         lines = found.read_text(encoding="utf-8").splitlines() if found.exists() else []
-        self._keep(name, {"status": status, "found": [json.loads(line) for line in lines]}, text, time.monotonic() - start)
+        self._keep(
+            name, {"status": status, "found": [json.loads(line) for line in lines]}, text, time.monotonic() - start
+        )
         for path in (found, self.out / f".{name}.log"):
             path.unlink(missing_ok=True)
         return None
@@ -88,7 +100,9 @@ class Drill:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--dry", action="store_true", help="the smallest sizes: to see that it runs through, not what it measures")
+    parser.add_argument(
+        "--dry", action="store_true", help="the smallest sizes: to see that it runs through, not what it measures"
+    )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "runs/drill")))
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("EFFBACKBONES_DATA") or ".drill"))
     parser.add_argument("--seconds", type=int, default=3600, help="for everything")
@@ -104,7 +118,10 @@ def main() -> int:
     for names, jobs in ((["device"], 1), (CHECKS, options.jobs), (SPEED, 1), (ACCURACY, options.jobs)):
         drill.group([name for name in names if name in chosen], jobs)
     bad = [name for name, result in drill.results.items() if result["status"] != "exit 0"]
-    print(f"{len(drill.results) - len(bad)} of {len(drill.results)} stages passed" + (f"; not: {', '.join(bad)}" if bad else ""))
+    print(
+        f"{len(drill.results) - len(bad)} of {len(drill.results)} stages passed"
+        + (f"; not: {', '.join(bad)}" if bad else "")
+    )
     return 1 if bad else 0
 
 

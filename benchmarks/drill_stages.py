@@ -126,7 +126,7 @@ def steps(stage: Stage, task: str, compiled: bool) -> None:
 
 def run_here(command: str, argv: Sequence[str]) -> int:
     """Run a command of the project in this process, with tracebacks."""
-    from tasks.command import run_command
+    from tasks.verbs.command import run_command
 
     os.environ["EFFBACKBONES_DEBUG"] = "1"
     try:
@@ -158,10 +158,16 @@ def resume(stage: Stage) -> None:
             if codes != [0, 143, 0]:
                 stage.expect(deterministic == "false", **what, equal=None)
                 continue
-            whole, halves = (load_file(stage.folder / f"{name}-{part}" / "best.safetensors") for part in ("whole", "halves"))
+            whole, halves = (
+                load_file(stage.folder / f"{name}-{part}" / "best.safetensors") for part in ("whole", "halves")
+            )
             differ = [key for key, value in whole.items() if not value.equal(halves[key])]
-            largest = max((float((whole[key].double() - halves[key].double()).abs().max()) for key in differ), default=0.0)
-            stage.expect(not differ or deterministic == "false", **what, tensors_that_differ=len(differ), largest=largest)
+            largest = max(
+                (float((whole[key].double() - halves[key].double()).abs().max()) for key in differ), default=0.0
+            )
+            stage.expect(
+                not differ or deterministic == "false", **what, tensors_that_differ=len(differ), largest=largest
+            )
 
 
 def rows(stage: Stage, script: str, *more: str) -> None:
@@ -178,9 +184,25 @@ def verbs(stage: Stage) -> None:
     for task in ("cls", "det", "seg"):
         backbone = {"cls": "b0", "det": "b0", "seg": "b3"}[task]
         size = ["--data.image_size", "64"] if stage.dry else []
-        argv = ["bench", "--config", "shapes", "--model.weights", "null", "--model.backbone", backbone, *(size or _published(task))]
-        argv += ["--run.device", "gpu" if stage.device == "cuda" else "cpu", "--run.compile", str(not stage.dry).lower()]
-        done = subprocess.run([sys.executable, "-m", f"tasks.{COMMANDS[task]}", *argv], cwd=ROOT, stdout=subprocess.PIPE, check=False)
+        argv = [
+            "bench",
+            "--config",
+            "shapes",
+            "--model.weights",
+            "null",
+            "--model.backbone",
+            backbone,
+            *(size or _published(task)),
+        ]
+        argv += [
+            "--run.device",
+            "gpu" if stage.device == "cuda" else "cpu",
+            "--run.compile",
+            str(not stage.dry).lower(),
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", f"tasks.{COMMANDS[task]}", *argv], cwd=ROOT, stdout=subprocess.PIPE, check=False
+        )
         record = json.loads(done.stdout) if done.returncode == 0 else {}
         stage.expect(done.returncode == 0, task=task, exit=done.returncode, **record)
 
@@ -207,7 +229,11 @@ def bccd(stage: Stage) -> None:
 
 def camvid(stage: Stage) -> None:
     """CamVid, or the part of it that is here, from ImageNet weights."""
-    more = ["--data.limit_train", "16", "--data.limit_val", "4", "--optim.max_steps", "2"] if stage.dry else ["--optim.max_steps", "400"]
+    more = (
+        ["--data.limit_train", "16", "--data.limit_val", "4", "--optim.max_steps", "2"]
+        if stage.dry
+        else ["--optim.max_steps", "400"]
+    )
     _accuracy(stage, "seg", "camvid", stage.data / "camvid", *more)
 
 
@@ -217,7 +243,17 @@ def _accuracy(stage: Stage, task: str, config: str, root: Path, *more: str) -> N
     where = ["--run.device", "gpu" if stage.device == "cuda" else "cpu", "--run.progress", "false"]
     where += ["--data.workers", str(min(8, os.cpu_count() or 1)), "--run.out", str(stage.folder / "run")]
     start = time.monotonic()
-    command = [sys.executable, "-m", f"tasks.{COMMANDS[task]}", "--config", config, "--data.root", str(root), *where, *more]
+    command = [
+        sys.executable,
+        "-m",
+        f"tasks.{COMMANDS[task]}",
+        "--config",
+        config,
+        "--data.root",
+        str(root),
+        *where,
+        *more,
+    ]
     code = stage.run(command, EFFBACKBONES_DEBUG="1")
     file = stage.folder / "run" / "metrics.json"
     metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -67,7 +67,14 @@ class Bench:
         memory = f"  peak {mine.peak / 1e6:.0f} and {others.peak / 1e6:.0f} MB" if mine.peak else ""
         print(f"{times}{memory}", flush=True)
         if self.json:
-            row = {"case": case, "peer": peer, "ours_ms": first, "peer_ms": second, "ratio": middle, "quartiles": [low, high]}
+            row = {
+                "case": case,
+                "peer": peer,
+                "ours_ms": first,
+                "peer_ms": second,
+                "ratio": middle,
+                "quartiles": [low, high],
+            }
             told = {name: str(value) for name, value in asdict(self).items() if name != "json"}
             peaks = {"ours_peak_bytes": mine.peak, "peer_peak_bytes": others.peak} if mine.peak else {}
             with self.json.open("a", encoding="utf-8") as file:
@@ -119,13 +126,17 @@ def arguments(description: str | None, name: str, *, batch: int, side: int | Non
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=tuple(_DTYPES), default="fp32", help="of the arithmetic, by autocast")
     parser.add_argument("--batch", type=int, default=batch)
-    parser.add_argument("--side", type=int, default=side, help="of the images in pixels; default: %(default)s, None the published one")
+    parser.add_argument(
+        "--side", type=int, default=side, help="of the images in pixels; default: %(default)s, None the published one"
+    )
     parser.add_argument("--json", type=Path, help="file that gets a line for each row")
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
     torch.manual_seed(0)
     where = torch.cuda.get_device_name() if found.device == "cuda" else f"CPU, {found.threads} threads"
     policy = os.environ.get("OMP_WAIT_POLICY", "not set")
-    print(f"torch {torch.__version__}, {where}, OMP_WAIT_POLICY {policy}, {found.name}, {found.precision}, batch {found.batch}")
+    print(
+        f"torch {torch.__version__}, {where}, OMP_WAIT_POLICY {policy}, {found.name}, {found.precision}, batch {found.batch}"
+    )
     device = torch.device(found.device)
     return Bench(found.name, found.rounds, device, found.precision, found.batch, found.side, found.json)

@@ -39,7 +39,9 @@ def main() -> None:
     print(f"smp {smp.__version__}")
     theirs = smp.Unet(f"efficientnet-{bench.name}", encoder_weights=None, classes=CLASSES).to(bench.device)
     as_smp: dict[str, Any] = {"backbone_options": {"numerics": "same_static"}, "head_options": {"tap": "stem"}}
-    ours = build_model("seg", bench.name, num_classes=CLASSES, **as_smp).to(bench.device, memory_format=torch.channels_last)
+    ours = build_model("seg", bench.name, num_classes=CLASSES, **as_smp).to(
+        bench.device, memory_format=torch.channels_last
+    )
     square = (bench.batch, bench.side, bench.side)
     pixels = torch.randint(0, 256, (bench.batch, 3, *square[1:]), dtype=torch.uint8, device=bench.device)
     masks = torch.randint(CLASSES, square, device=bench.device)
@@ -49,7 +51,9 @@ def main() -> None:
         theirs, images = theirs.to(memory_format=kind), normalised.contiguous(memory_format=kind)
         peer = bench.forward(nn.Sequential(theirs.eval(), nn.Softmax(1)), images)
         bench.report(f"predict, smp {layout}", "smp", bench.forward(ours.eval().predict, pixels), peer)
-        bench.report(f"predict, ours folded, smp {layout}", "smp", bench.forward(ours.for_inference().predict, pixels), peer)
+        bench.report(
+            f"predict, ours folded, smp {layout}", "smp", bench.forward(ours.for_inference().predict, pixels), peer
+        )
         mine = bench.step(ours.train().parameters(), partial(ours_loss, ours, pixels, masks))
         theirs.train()
         peer = bench.step(theirs.parameters(), partial(theirs_loss, theirs, images, masks))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tasks.engine import Engine
+from tasks.engine.engine import Engine
 
 
 @dataclass
@@ -27,7 +27,12 @@ class Seen:
         """Steps, steps a second after the first few, bytes on the GPU at most; how many steps were held to not waiting."""
         done = len(self.times) - self.after
         rate = (done - 1) / (self.times[-1] - self.times[self.after]) if done > 1 else None
-        return {"steps": len(self.times), "steps_per_second": rate, "peak_bytes": self.peak, "checked_for_waits": self.checked}
+        return {
+            "steps": len(self.times),
+            "steps_per_second": rate,
+            "peak_bytes": self.peak,
+            "checked_for_waits": self.checked,
+        }
 
 
 @contextmanager

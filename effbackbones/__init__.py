@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from effbackbones.backbones.convolution import Numerics
     from effbackbones.build import build_model, create_backbone
     from effbackbones.checkpoint import load_model, save_model
     from effbackbones.contracts import (
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
         ImageSpec,
         Labelled,
     )
-    from effbackbones.efficientnet import Numerics
     from effbackbones.errors import UserError
     from effbackbones.model import Model
     from effbackbones.multihead import MultiHead
@@ -28,8 +28,18 @@ __version__ = "0.1.0"
 _HOME = {
     "build": ("build_model", "create_backbone"),
     "checkpoint": ("load_model", "save_model"),
-    "contracts": ("Backbone", "BackboneNeeds", "BoxTargets", "Detections", "FeatureSpec", "Head", "ImageSizes", "ImageSpec", "Labelled"),
-    "efficientnet": ("Numerics",),
+    "contracts": (
+        "Backbone",
+        "BackboneNeeds",
+        "BoxTargets",
+        "Detections",
+        "FeatureSpec",
+        "Head",
+        "ImageSizes",
+        "ImageSpec",
+        "Labelled",
+    ),
+    "backbones.convolution": ("Numerics",),
     "errors": ("UserError",),
     "model": ("Model",),
     "multihead": ("MultiHead",),
@@ -37,10 +47,28 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
-    "Backbone", "BackboneNeeds", "BoxTargets", "Detections", "FeatureSpec", "Head", "ImageSizes", "ImageSpec", "Labelled", "Model",
-    "MultiHead", "Numerics", "UserError", "build_model", "create_backbone", "list_backbones", "list_heads", "load_model",
-    "register_backbone", "register_head", "save_model",
-]  # fmt: skip
+    "Backbone",
+    "BackboneNeeds",
+    "BoxTargets",
+    "Detections",
+    "FeatureSpec",
+    "Head",
+    "ImageSizes",
+    "ImageSpec",
+    "Labelled",
+    "Model",
+    "MultiHead",
+    "Numerics",
+    "UserError",
+    "build_model",
+    "create_backbone",
+    "list_backbones",
+    "list_heads",
+    "load_model",
+    "register_backbone",
+    "register_head",
+    "save_model",
+]
 
 
 def __getattr__(name: str) -> Any:

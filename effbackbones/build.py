@@ -8,16 +8,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from effbackbones.checkpoint import plain
+from effbackbones.backbones.convolution import Numerics
+from effbackbones.backbones.efficientnet import EfficientNet
+from effbackbones.backbones.scaling import in_between
+from effbackbones.backbones.timm_backbone import TimmBackbone
 from effbackbones.contracts import Backbone, BackboneNeeds, FeatureSpec, Head, ImageSpec
-from effbackbones.efficientnet import EfficientNet, Numerics
 from effbackbones.errors import UserError, nearest
 from effbackbones.model import Model
 from effbackbones.multihead import LossWeights, MultiHead, combine_needs
 from effbackbones.registry import BACKBONES, DEFAULT_CLASSES, DEFAULT_HEADS, HEADS, TASKS
-from effbackbones.scaling import in_between
-from effbackbones.transfer import MAP_OPTIONS, build_head, named_for, provenance, say_backbone, take_over
-from effbackbones.weights import Pretrained, adapt_stem, load_state, read_weights
+from effbackbones.weights.loading import adapt_stem, load_state
+from effbackbones.weights.pretrained import Pretrained
+from effbackbones.weights.reading import read_weights
+from effbackbones.weights.record import plain
+from effbackbones.weights.timm_own import own_weights
+from effbackbones.weights.transfer import MAP_OPTIONS, build_head, named_for, provenance, say_backbone, take_over
 
 _LOG = logging.getLogger("effbackbones")
 
@@ -68,10 +73,18 @@ def create_backbone(
     An option that the backbone does not have raises :class:`UserError`.
     """
     given = {
-        "levels": levels, "in_channels": in_channels, "numerics": numerics, "image_spec": image_spec, "tap": tap,
-        "output_stride": output_stride, "stem_stride": stem_stride, "drop_path": drop_path, "checkpointing": checkpointing,
-        "width": width, "depth": depth,
-    }  # fmt: skip
+        "levels": levels,
+        "in_channels": in_channels,
+        "numerics": numerics,
+        "image_spec": image_spec,
+        "tap": tap,
+        "output_stride": output_stride,
+        "stem_stride": stem_stride,
+        "drop_path": drop_path,
+        "checkpointing": checkpointing,
+        "width": width,
+        "depth": depth,
+    }
     backbone, pretrained, _ = _create(name, weights, given, {})
     if pretrained:
         backbone.provenance = provenance(pretrained)
@@ -97,7 +110,11 @@ def _create(
             remedy = f"{nearest(key, known)}; null takes it out of a config"
             raise UserError(f"backbone_options.{key}", f"backbone {name!r} has no such option", remedy)
     options = {key: value for key, value in needs.items() if key in known} | options
-    built = _efficientnet(name, weights, options, own_tap) if factory is EfficientNet else _foreign(name, factory, weights, options)
+    built = (
+        _efficientnet(name, weights, options, own_tap)
+        if factory is EfficientNet
+        else _foreign(name, factory, weights, options)
+    )
     missing = [level for level in needs.get("levels", ()) if level not in built.backbone.feature_spec.names]
     if missing and "levels" not in options:
         text = f"does not give {', '.join(missing)}, which the head needs"
@@ -109,8 +126,6 @@ def _factory(name: str) -> Any:
     if in_between(name):
         return EfficientNet
     if name.startswith("timm:"):
-        from effbackbones.timm_backbone import TimmBackbone  # timm is slow to import
-
         return TimmBackbone
     try:
         return BACKBONES.get(name)
@@ -147,20 +162,28 @@ def _efficientnet(name: str, weights: str | Path | None, options: dict[str, Any]
         say_backbone(pretrained, options)
     # What a head asked for goes into the record too: whoever loads these weights elsewhere can then be told.
     asked = {key: options[key] for key, default in MAP_OPTIONS.items() if options.get(key, default) != default}
-    return _Built(backbone, pretrained, {"numerics": asdict(backbone.numerics), "image_spec": asdict(backbone.image_spec), **asked})
+    return _Built(
+        backbone,
+        pretrained,
+        {"numerics": asdict(backbone.numerics), "image_spec": asdict(backbone.image_spec), **asked},
+    )
 
 
 def _foreign(name: str, factory: Any, weights: str | Path | None, options: dict[str, Any]) -> _Built:
     """A timm or registered backbone. Its weights are timm's own, or a file of this project, which alone can describe it."""
     if name.startswith("timm:") and weights == "imagenet":
         backbone = factory(name.removeprefix("timm:"), pretrained=True, **options)
-        return _Built(backbone, backbone.own_weights())
+        return _Built(backbone, own_weights(backbone))
     pretrained = None if weights is None else read_weights(weights, name)
     backbone = factory(name.removeprefix("timm:"), **options) if name.startswith("timm:") else factory(**options)
     if not isinstance(backbone, Backbone):
-        raise UserError(f"backbone {name!r}", f"its factory returned {type(backbone).__name__}", "return an effbackbones.Backbone")
+        raise UserError(
+            f"backbone {name!r}", f"its factory returned {type(backbone).__name__}", "return an effbackbones.Backbone"
+        )
     if pretrained:
-        pretrained.reports.append(load_state(backbone, pretrained.backbone, what=f"backbone {name} from {pretrained.origin}"))
+        pretrained.reports.append(
+            load_state(backbone, pretrained.backbone, what=f"backbone {name} from {pretrained.origin}")
+        )
         if "image_spec" not in options and pretrained.image_spec:
             backbone.image_spec = pretrained.image_spec
     return _Built(backbone, pretrained)
@@ -210,7 +233,9 @@ def build_model(
     """
     several = not isinstance(task, str)
     if loss_weights is not None and not several:
-        raise UserError("loss_weights", "a model of one task has nothing to weigh", "leave it out, or give several tasks")
+        raise UserError(
+            "loss_weights", "a model of one task has nothing to weigh", "leave it out, or give several tasks"
+        )
     tasks = [TASKS.canonical(word) for word in ([task] if isinstance(task, str) else task)]
     chosen, counts, options = (
         _by_task(name, value, tasks, several)
@@ -220,7 +245,9 @@ def build_model(
     plans = {t: _HeadPlan(t, chosen[t], counts[t], options[t], explicit) for t in tasks}
     needs = combine_needs({plan.name: plan.needs for plan in plans.values()})
     default = BackboneNeeds()
-    wanted = {"levels": needs.levels} | {key: getattr(needs, key) for key in _NEEDS if getattr(needs, key) != getattr(default, key)}
+    wanted = {"levels": needs.levels} | {
+        key: getattr(needs, key) for key in _NEEDS if getattr(needs, key) != getattr(default, key)
+    }
     for plan in plans.values():
         weights = named_for(weights, plan.name, plan.options)
     own_tap = "seg" not in plans or any(plan.options.get("tap") for plan in plans.values())
@@ -240,7 +267,9 @@ def build_model(
         **({"loss_weights": loss_weights} if several else {}),
     }
     for key, value in config.items():
-        plain(value, key, finite=True)  # what it cannot be rebuilt from, a training run should not learn at its first save
+        plain(
+            value, key, finite=True
+        )  # what it cannot be rebuilt from, a training run should not learn at its first save
     model = Model(network, top, config=config)
     if pretrained:
         take_over(model, pretrained)
@@ -268,14 +297,25 @@ class _HeadPlan:
     """One head before its backbone exists: class, options, classes."""
 
     def __init__(
-        self, task: str, head: str | None, num_classes: int | None, options: Mapping[str, Any] | None, explicit: Mapping[str, Any]
+        self,
+        task: str,
+        head: str | None,
+        num_classes: int | None,
+        options: Mapping[str, Any] | None,
+        explicit: Mapping[str, Any],
     ) -> None:
         if head is None and task not in DEFAULT_HEADS:
-            raise UserError(f"task {task!r}", "no head is built in for it", f"{nearest(task, DEFAULT_HEADS)}; or name a registered head")
+            raise UserError(
+                f"task {task!r}",
+                "no head is built in for it",
+                f"{nearest(task, DEFAULT_HEADS)}; or name a registered head",
+            )
         self.name = HEADS.canonical(head or DEFAULT_HEADS[task])
         self.head: type[Head] = HEADS.get(self.name)
         if TASKS.canonical(self.head.task) != task:
-            raise UserError(f"head {self.name!r}", f"is for task {self.head.task!r}, not {task!r}", "choose another head or task")
+            raise UserError(
+                f"head {self.name!r}", f"is for task {self.head.task!r}, not {task!r}", "choose another head or task"
+            )
         if num_classes is None and task not in DEFAULT_CLASSES:
             raise UserError("num_classes", f"task {task!r} has no default", "give it")
         self.num_classes = DEFAULT_CLASSES[task] if num_classes is None else num_classes
@@ -290,7 +330,9 @@ class _HeadPlan:
         if self.own_levels and len(names) < len(self.needs.levels):
             names = spec.names  # the user's choice; the head checks its spec
         spec = spec.select(names)
-        head, self.options = build_head(pretrained, self.name, self.options, lambda options: self.head(spec, self.num_classes, **options))
+        head, self.options = build_head(
+            pretrained, self.name, self.options, lambda options: self.head(spec, self.num_classes, **options)
+        )
         return head
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.pixels import to_unit
+from effbackbones.images.pixels import to_unit
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
 TAPS = ("stage", "stem", "smp_b0")
@@ -62,7 +62,9 @@ class FeatureSpec:
         """The spec of the named maps alone, in the order of ``names``. Unknown names raise :class:`UserError`."""
         for name in names:
             if name not in self.names:
-                raise UserError(f"level {name!r}", f"backbone {self.backbone!r} does not give it", nearest(name, self.names))
+                raise UserError(
+                    f"level {name!r}", f"backbone {self.backbone!r} does not give it", nearest(name, self.names)
+                )
         where = [self.names.index(name) for name in names]
         channels, strides = tuple(self.channels[i] for i in where), tuple(self.strides[i] for i in where)
         return replace(self, names=names, channels=channels, strides=strides)
@@ -87,11 +89,17 @@ class ImageSpec:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
-            raise UserError("image_spec", f"mean has {len(self.mean)} values, std {len(self.std)}", "give one of each per channel")
+            raise UserError(
+                "image_spec", f"mean has {len(self.mean)} values, std {len(self.std)}", "give one of each per channel"
+            )
         if min(self.std) <= 0 or not 0 < self.crop_fraction <= 1 or min(self.size) < 1:
-            raise UserError("image_spec", f"std and size must be positive, crop_fraction in (0, 1]; got {self}", "correct it")
-        for field, value, allowed in (("interpolation", self.interpolation, ("bilinear", "bicubic")),
-                                      ("crop_mode", self.crop_mode, ("center", "squash", "letterbox"))):
+            raise UserError(
+                "image_spec", f"std and size must be positive, crop_fraction in (0, 1]; got {self}", "correct it"
+            )
+        for field, value, allowed in (
+            ("interpolation", self.interpolation, ("bilinear", "bicubic")),
+            ("crop_mode", self.crop_mode, ("center", "squash", "letterbox")),
+        ):
             if value not in allowed:
                 raise UserError(f"image_spec.{field}", f"unknown value {value!r}", nearest(value, allowed))
 
@@ -116,7 +124,11 @@ class ImageSizes(NamedTuple):
     def of(cls, images: Tensor) -> "ImageSizes":
         """Sizes of a batch [B, C, H, W] that is real content everywhere."""
         if images.ndim != 4:
-            raise UserError("images", f"expected a batch [B, C, H, W], got {list(images.shape)}", "of a single image, give image[None]")
+            raise UserError(
+                "images",
+                f"expected a batch [B, C, H, W], got {list(images.shape)}",
+                "of a single image, give image[None]",
+            )
         batch, _, height, width = images.shape
         sides = [torch.full((batch,), side, dtype=torch.int64, device=images.device) for side in (height, width)]
         return cls((height, width), torch.stack(sides, 1))
@@ -147,7 +159,10 @@ class Detections(NamedTuple):
     def unbatch(self) -> list["Detections"]:
         """One :class:`Detections` per image, cut to its count ([n, 4], [n], [n], [])."""
         counts = self.count.tolist()
-        return [Detections(self.boxes[i, :n], self.scores[i, :n], self.labels[i, :n], self.count[i]) for i, n in enumerate(counts)]
+        return [
+            Detections(self.boxes[i, :n], self.scores[i, :n], self.labels[i, :n], self.count[i])
+            for i, n in enumerate(counts)
+        ]
 
 
 class Labelled(NamedTuple):
@@ -158,7 +173,12 @@ class Labelled(NamedTuple):
     targets: Any
 
 
-for _words in (ImageSizes, BoxTargets, Detections, Labelled):  # otherwise an exported program with one of them cannot be saved
+for _words in (
+    ImageSizes,
+    BoxTargets,
+    Detections,
+    Labelled,
+):  # otherwise an exported program with one of them cannot be saved
     pytree._register_namedtuple(_words, serialized_type_name=f"effbackbones.{_words.__name__}")
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from effbackbones.backbones.convolution import fold_batch_norm
 from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
+from effbackbones.images.pixels import refuse_bytes, white
 from effbackbones.multihead import MultiHead as MultiHead  # part of the public import
-from effbackbones.pixels import refuse_bytes, white
 
 
 class Model(nn.Module):
@@ -47,7 +48,9 @@ class Model(nn.Module):
     def use_image_spec(self, image_spec: ImageSpec) -> None:
         """Prepare images by ``image_spec`` from now on; its buffers belong to no state dict."""
         self.image_spec = image_spec
-        mean, std = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (image_spec.mean, image_spec.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (image_spec.mean, image_spec.std)
+        )
         self.register_buffer("_scale", 1 / std, persistent=False)
         self.register_buffer("_shift", -mean / std, persistent=False)
         # The letterbox paints with the rounded mean, which is not exactly 0 after normalisation: padding here must equal it.
@@ -103,13 +106,20 @@ class Model(nn.Module):
         no batch, and for floating-point images of 0..255 (looked for on the CPU alone).
         """
         if self.training:
-            raise RuntimeError("Model.predict in training mode would use and change batch statistics; call .eval() first")
+            raise RuntimeError(
+                "Model.predict in training mode would use and change batch statistics; call .eval() first"
+            )
         refuse_bytes(images)
         sizes = sizes or ImageSizes.of(images)
         return self.head.predict(self(images, sizes), sizes)
 
     def param_groups(
-        self, lr: float, weight_decay: float = 0.0, *, layer_decay: float | None = None, decay_norm_and_bias: bool = False
+        self,
+        lr: float,
+        weight_decay: float = 0.0,
+        *,
+        layer_decay: float | None = None,
+        decay_norm_and_bias: bool = False,
     ) -> list[dict[str, Any]]:
         """Optimiser groups that cover every parameter once, frozen or not.
 
@@ -119,7 +129,8 @@ class Model(nn.Module):
         """
         levels = list(self.backbone.level_modules().items())
         parts: list[tuple[str, float, tuple[nn.Module, ...]]] = [
-            (f"backbone.{name}", (layer_decay or 1.0) ** (len(levels) - i), modules) for i, (name, modules) in enumerate(levels)
+            (f"backbone.{name}", (layer_decay or 1.0) ** (len(levels) - i), modules)
+            for i, (name, modules) in enumerate(levels)
         ]
         groups: list[dict[str, Any]] = []
         for part, scale, modules in [*parts, ("head", 1.0, (self.head,))]:
@@ -129,14 +140,14 @@ class Model(nn.Module):
                 if chosen:
                     name = f"{part}/{'decay' if decayed else 'no_decay'}"
                     decay = weight_decay if decayed else 0.0
-                    groups.append({"params": chosen, "name": name, "lr": lr * scale, "lr_scale": scale, "weight_decay": decay})
+                    groups.append(
+                        {"params": chosen, "name": name, "lr": lr * scale, "lr_scale": scale, "weight_decay": decay}
+                    )
         return groups
 
     def for_inference(self, *, channels_last: bool = True, compile: bool = False) -> Self:
         """A copy in eval mode, the batch norm of every :class:`ConvNorm` (the EfficientNets and their tail) folded into its
         convolution: the same results, faster. This model stays as it is; the copy cannot be saved."""
-        from effbackbones.efficientnet import fold_batch_norm
-
         model = copy.deepcopy(self).eval().requires_grad_(False)
         fold_batch_norm(model)
         model.folded = True

@@ -35,7 +35,9 @@ class MultiHead(Head):
         super().__init__(spec, sum(head.num_classes for head in heads.values()))
         self.heads = nn.ModuleDict(heads)
         self.weights = _factors(weights, heads)
-        self.log_variances = nn.ParameterDict({task: nn.Parameter(torch.zeros(())) for task in heads if weights == UNCERTAINTY})
+        self.log_variances = nn.ParameterDict(
+            {task: nn.Parameter(torch.zeros(())) for task in heads if weights == UNCERTAINTY}
+        )
         self.size_divisor = math.lcm(*(head.size_divisor for head in heads.values()))
         self.min_size = max(head.min_size for head in heads.values())
         self._levels = {task: [spec.names.index(name) for name in head.spec.names] for task, head in heads.items()}
@@ -61,14 +63,18 @@ class MultiHead(Head):
             labels = _split(targets.get(task), sizes)
             log_variance = self.log_variances[task].float() if task in self.log_variances else None
             if labels is None:
-                losses[f"{task}/unlabelled"] = torch.stack([_nothing(leaf) for leaf in pytree.tree_leaves(raw[task])]).sum()
+                losses[f"{task}/unlabelled"] = torch.stack(
+                    [_nothing(leaf) for leaf in pytree.tree_leaves(raw[task])]
+                ).sum()
             else:
                 rows, own, own_sizes = labels
                 parts = head.loss(raw[task] if rows is None else head.select(raw[task], rows), own, own_sizes)
                 factor = self.weights[task] if log_variance is None else torch.exp(-log_variance)
                 losses |= {f"{task}/{name}": factor * value for name, value in parts.items()}
             if log_variance is not None:
-                losses[f"{task}/{UNCERTAINTY}"] = log_variance if labels else log_variance.detach() + _nothing(log_variance)
+                losses[f"{task}/{UNCERTAINTY}"] = (
+                    log_variance if labels else log_variance.detach() + _nothing(log_variance)
+                )
         return losses
 
     def predict(self, raw: dict[str, Any], sizes: ImageSizes) -> dict[str, Any]:
@@ -102,7 +108,11 @@ def combine_needs(needs: Mapping[str, BackboneNeeds]) -> BackboneNeeds:
         for field in ("output_stride", "tap"):
             ours, theirs = getattr(combined, field), getattr(need, field)
             if ours != theirs:
-                raise UserError(f"heads {first!r} and {name!r}", f"need {field} {ours} and {theirs}", f"set backbone_options.{field}")
+                raise UserError(
+                    f"heads {first!r} and {name!r}",
+                    f"need {field} {ours} and {theirs}",
+                    f"set backbone_options.{field}",
+                )
         combined = replace(combined, levels=tuple(sorted({*combined.levels, *need.levels})))
     return combined
 
@@ -122,11 +132,15 @@ def _nothing(leaf: Tensor) -> Tensor:
 def _factors(weights: LossWeights, tasks: Collection[str]) -> dict[str, float]:
     """The factor of each task; an unknown task, and anything but a number from 0 up, raise :class:`UserError` naming it."""
     if not (weights is None or weights == UNCERTAINTY or isinstance(weights, Mapping)):
-        raise UserError("loss_weights", f"unknown value {str(weights)[:60]!r}", f'give a factor by task, or "{UNCERTAINTY}"')
+        raise UserError(
+            "loss_weights", f"unknown value {str(weights)[:60]!r}", f'give a factor by task, or "{UNCERTAINTY}"'
+        )
     given = weights if isinstance(weights, Mapping) else {}
     for task, value in given.items():
         if task not in tasks:
             raise UserError(f"loss_weights[{task!r}]", "is not among the tasks", nearest(task, tasks))
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise UserError(f"loss_weights[{task!r}]", f"expected a number from 0 up, got {value!r}", "0 switches a task off")
+            raise UserError(
+                f"loss_weights[{task!r}]", f"expected a number from 0 up, got {value!r}", "0 switches a task off"
+            )
     return {task: float(given.get(task, 1.0)) for task in tasks}

@@ -32,8 +32,11 @@ def import_built_in(target: str) -> Any:
     # A namespace package or a module of the user's called `heads` would otherwise fail far from its cause.
     where = Path(getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ["?"])))).resolve()
     if _HOUSE not in where.parents:
-        raise UserError(str(where), f"stands in front of effbackbones' own package {module.__name__!r}",
-                        "rename it, or run the console scripts from another folder")
+        raise UserError(
+            str(where),
+            f"stands in front of effbackbones' own package {module.__name__!r}",
+            "rename it, or run the console scripts from another folder",
+        )
     return getattr(importlib.import_module(module_name), attribute)
 
 
@@ -54,7 +57,9 @@ class Registry:
             other = found.setdefault(entry.name, entry)
             if other.value != entry.value:
                 one, two = (f"{e.value} ({e.dist.name if e.dist else '?'})" for e in (other, entry))
-                raise UserError(f"{self.kind} {entry.name!r}", f"is both {one} and {two}", "uninstall one of these packages")
+                raise UserError(
+                    f"{self.kind} {entry.name!r}", f"is both {one} and {two}", "uninstall one of these packages"
+                )
         return found
 
     def names(self) -> list[str]:
@@ -77,7 +82,11 @@ class Registry:
             if name in self._registered and not _redefined(self._registered[name], thing):
                 owner = _owner(self._registered[name])
             if owner:
-                raise UserError(f"{self.kind} {name!r}", f"belongs to {owner}, and {_owner(thing)} asks for it", "choose another name")
+                raise UserError(
+                    f"{self.kind} {name!r}",
+                    f"belongs to {owner}, and {_owner(thing)} asks for it",
+                    "choose another name",
+                )
             self._registered[name] = thing
             return thing
 
@@ -94,7 +103,9 @@ class Registry:
         if name in installed:
             return installed[name].load()
         known = nearest(name, self.names(), self._aliases)
-        raise UserError(f"{self.kind} {name!r}", "no such name", f"{known}; your own must be imported first (`plugins:`)")
+        raise UserError(
+            f"{self.kind} {name!r}", "no such name", f"{known}; your own must be imported first (`plugins:`)"
+        )
 
 
 def _redefined(old: Any, new: Any) -> bool:
@@ -106,32 +117,37 @@ def _redefined(old: Any, new: Any) -> bool:
 _EFFICIENTNETS = [f"b{i}" for i in range(8)] + [f"lite{i}" for i in range(5)]
 BACKBONES = Registry(
     "backbone",
-    dict.fromkeys(_EFFICIENTNETS, "effbackbones.efficientnet:EfficientNet"),
+    dict.fromkeys(_EFFICIENTNETS, "effbackbones.backbones.efficientnet:EfficientNet"),
     {f"efficientnet_{name}": name for name in _EFFICIENTNETS},
 )
 HEADS = Registry(
     "head",
     {
         "classification": "heads.classification:ClassificationHead",
-        "efficientdet": "heads.efficientdet:EfficientDetHead",
-        "unet": "heads.segmentation:UNetHead",
-        "unetplusplus": "heads.segmentation:UNetPlusPlusHead",
-        "manet": "heads.segmentation:MAnetHead",
-        "linknet": "heads.segmentation:LinkNetHead",
-        "segformer": "heads.segmentation:SegFormerHead",
-        "fpn": "heads.segmentation_siblings:FPNHead",
-        "upernet": "heads.segmentation_siblings:UPerNetHead",
-        "pspnet": "heads.segmentation_siblings:PSPNetHead",
-        "deeplabv3": "heads.segmentation_siblings:DeepLabV3Head",
-        "deeplabv3plus": "heads.segmentation_siblings:DeepLabV3PlusHead",
-        "pan": "heads.segmentation_siblings:PANHead",
-        "dpt": "heads.segmentation_siblings:DPTHead",
+        "efficientdet": "heads.detection.efficientdet:EfficientDetHead",
+        "unet": "heads.segmentation.ushaped:UNetHead",
+        "unetplusplus": "heads.segmentation.ushaped:UNetPlusPlusHead",
+        "manet": "heads.segmentation.ushaped:MAnetHead",
+        "linknet": "heads.segmentation.ushaped:LinkNetHead",
+        "segformer": "heads.segmentation.ushaped:SegFormerHead",
+        "fpn": "heads.segmentation.pyramids:FPNHead",
+        "upernet": "heads.segmentation.pyramids:UPerNetHead",
+        "pspnet": "heads.segmentation.pyramids:PSPNetHead",
+        "deeplabv3": "heads.segmentation.pyramids:DeepLabV3Head",
+        "deeplabv3plus": "heads.segmentation.pyramids:DeepLabV3PlusHead",
+        "pan": "heads.segmentation.pyramids:PANHead",
+        "dpt": "heads.segmentation.pyramids:DPTHead",
     },
     {"bifpn": "efficientdet", "unet++": "unetplusplus", "deeplabv3+": "deeplabv3plus"},
 )
 TASKS = Registry(
     "task",
-    {"cls": "tasks.classify:TASK", "det": "tasks.detect:TASK", "seg": "tasks.segment:TASK", "multi": "tasks.joint:TASK"},
+    {
+        "cls": "tasks.classification.task:TASK",
+        "det": "tasks.detection.task:TASK",
+        "seg": "tasks.segmentation.task:TASK",
+        "multi": "tasks.multitask.task:TASK",
+    },
     {"classify": "cls", "detect": "det", "segment": "seg", "joint": "multi"},
 )
 DEFAULT_HEADS = {"cls": "classification", "det": "efficientdet", "seg": "unet"}

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics
+from effbackbones.backbones.scaling import Scaling, head_channels, scaling
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes
-from effbackbones.convolution import Activation, ConvNorm, Numerics
 from effbackbones.errors import UserError
-from effbackbones.scaling import Scaling, head_channels, scaling
 
 
 class ClassificationHead(Head):

@@ -1,16 +1,22 @@
-"""What a task adds to the engine, and the doors for tasks and data sets: one for ours and for users' own.
+"""What a task adds to the engine, and the door for tasks: one for ours and for users' own.
 
-The engine trains any :class:`TaskSpec`; none of its code names a task.
+The engine trains any :class:`TaskSpec`; none of its code names a task. The door for data sets can be imported from here too.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from effbackbones.errors import UserError
-from effbackbones.registry import TASKS, Registry
+from effbackbones.registry import TASKS
+from tasks.data.dataset import (
+    DATASETS as DATASETS,
+    Dataset as Dataset,
+    DatasetFactory as DatasetFactory,
+    register_dataset as register_dataset,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,47 +25,12 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from effbackbones.model import Model
-    from tasks.config import Config, DataConfig
-    from tasks.data.batch import Batch, Sample, Transform
+    from tasks.data.batch import Batch
+    from tasks.data.sample import Sample, Transform
+    from tasks.settings.sections import Config
     from tasks.telling import Teller
 
 T = TypeVar("T")
-DATASETS = Registry(
-    "dataset",
-    {
-        "folder": "tasks.data.folders:folder",
-        "table": "tasks.data.table:table",
-        "shapes": "tasks.data.shapes:shapes",
-        "coco": "tasks.data.coco:coco",
-        "voc": "tasks.data.voc:voc",
-        "yolo": "tasks.data.yolo:yolo",
-        "masks": "tasks.data.masks:masks",
-    },
-)
-
-
-@runtime_checkable
-class Dataset(Protocol):
-    """A data set: class names, a length, and samples by index; the same sample for the same index, always.
-
-    ``classes`` are the names behind ``label``, ``labels`` and ``box_labels``; those of the values of ``mask`` too, unless there
-    is an attribute ``mask_classes`` that names these. What is asked of each sample is in ``data.labels``.
-    """
-
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> "Sample": ...
-
-
-DatasetFactory = Callable[["DataConfig", str, tuple[str, ...] | None], Dataset]
-"""(data, split, classes) -> data set. ``split`` is train, val or test; ``classes`` None: derive the label map from this split."""
-
-
-def register_dataset(name: str) -> Callable[[T], T]:
-    """Register a :data:`DatasetFactory` under ``name``, for ``data.name`` in a config."""
-    return DATASETS.register(name)
 
 
 def register_task(name: str) -> Callable[[T], T]:
@@ -125,7 +96,14 @@ class TaskSpec(ABC):
         """What is looked at before a run trains, by split (``train``, ``val``, ``test``): told, or refused by a UserError."""
 
     def inspect(  # noqa: B027  # nor at more
-        self, config: "Config", model: "Model", datasets: Mapping[str, "Dataset"], out: "Path", tell: "Teller", *, deep: bool
+        self,
+        config: "Config",
+        model: "Model",
+        datasets: Mapping[str, "Dataset"],
+        out: "Path",
+        tell: "Teller",
+        *,
+        deep: bool,
     ) -> None:
         """What the verb ``check`` looks at beyond what holds for every task; drawings go into ``out``."""
 
@@ -141,7 +119,9 @@ class TaskSpec(ABC):
         """Samples -> batch. Picklable."""
         from tasks.data.collating import collate
 
-        return partial(collate, targets=self.targets(config), size_divisor=model.head.size_divisor, fill=model.image_spec.mean)
+        return partial(
+            collate, targets=self.targets(config), size_divisor=model.head.size_divisor, fill=model.image_spec.mean
+        )
 
     def augment(self, config: "Config", batch: "Batch", num_classes: int, step: int) -> tuple["Tensor", Any]:
         """Images and targets of a training batch after augmentation on the device, drawn from (seed, step)."""
@@ -172,7 +152,9 @@ class TaskSpec(ABC):
         """What collects examples for the report during the last evaluation."""
         return None
 
-    def score_file(self, path: "Path", config: "Config", dataset: "Dataset", tell: Callable[[str], None]) -> dict[str, Any]:
+    def score_file(
+        self, path: "Path", config: "Config", dataset: "Dataset", tell: Callable[[str], None]
+    ) -> dict[str, Any]:
         """Scores of predictions that a file holds, for ``evaluate --predictions``."""
         raise UserError("--predictions", f"{self.command} scores models, not files", "give --checkpoint")
 
@@ -191,7 +173,9 @@ class TaskSpec(ABC):
         facts, and ``statistics``, what the method of that name gave."""
 
     @abstractmethod
-    def writer(self, config: "Config", out: "Path", model: "Model", classes: Any, tell: Callable[[str], None]) -> "Writer":
+    def writer(
+        self, config: "Config", out: "Path", model: "Model", classes: Any, tell: Callable[[str], None]
+    ) -> "Writer":
         """What writes predictions into the folder ``out`` and tells the essential ones."""
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:

@@ -46,7 +46,10 @@ class Teller:
         elif step % every == 0 and not self.quiet:
             start, first = self._lines_from
             left = (time.monotonic() - start) / max(step - first, 1) * (self._total - step)
-            self(f"step {step}/{self._total}, {left / 60:.1f} min left: " + ", ".join(f"{k} {v}" for k, v in figures.items()))
+            self(
+                f"step {step}/{self._total}, {left / 60:.1f} min left: "
+                + ", ".join(f"{k} {v}" for k, v in figures.items())
+            )
 
     def watch(self, items: Iterable[T], name: str) -> Iterable[T]:
         """``items`` behind a bar that goes away at the end."""

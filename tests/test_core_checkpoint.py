@@ -12,26 +12,27 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 from effbackbones import build_model, load_model, save_model
-from effbackbones.checkpoint import FORMAT_VERSION, plain, read_metadata
 from effbackbones.contracts import Head, ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.registry import HEADS
-from effbackbones.tensorfile import pack, parse_safetensors, read_tensors, write_atomically
-from effbackbones.weights import read_weights
+from effbackbones.weights.reading import read_weights
+from effbackbones.weights.record import FORMAT_VERSION, plain, read_metadata
+from effbackbones.weights.tensorfile import pack, parse_safetensors, read_tensors, write_atomically
 
 
 def small(**options) -> Model:
     torch.manual_seed(0)
     spec = ImageSpec((64, 64), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bilinear", 0.9, "squash")
     backbone = {"numerics": "same_static", "image_spec": spec, "width": 0.25, "depth": 0.25, **options}
-    model = build_model("cls", "b0", num_classes=3, backbone_options=backbone, head_options={"dropout": 0.1, "label_smoothing": 0.05})
+    model = build_model(
+        "cls", "b0", num_classes=3, backbone_options=backbone, head_options={"dropout": 0.1, "label_smoothing": 0.05}
+    )
     for buffer in model.buffers():
         if buffer.is_floating_point() and buffer.ndim == 1:
             buffer.uniform_(0.5, 1.5)
@@ -55,9 +56,12 @@ def fails(path: Path, *words: str, action=load_model, longest: int = 300) -> Non
 def test_round_trip_is_exact_and_says_everything(tmp_path):
     model, path = small().eval(), tmp_path / "m.safetensors"
     save_model(
-        model, path, classes=["cat", "dog", "naïve 🐟"], metrics={"top1": 0.5, "per_class": np.float32([1, np.nan]), "n": torch.tensor(7)},
+        model,
+        path,
+        classes=["cat", "dog", "naïve 🐟"],
+        metrics={"top1": 0.5, "per_class": np.float32([1, np.nan]), "n": torch.tensor(7)},
         provenance={"weights": "torchvision:IMAGENET1K_V1 (b0)", "licence": "BSD-3-Clause"},
-    )  # fmt: skip
+    )
     found = load_model(path)
     assert not found.training
     assert found.classes == ("cat", "dog", "naïve 🐟")
@@ -74,7 +78,9 @@ def test_round_trip_is_exact_and_says_everything(tmp_path):
     assert record["numerics"] == asdict(model.backbone.numerics)
     assert record["config"]["head_options"] == {"dropout": 0.1, "label_smoothing": 0.05}
     save_model(found, tmp_path / "again.safetensors", metrics=record["metrics"])
-    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes(), "loading and saving again must change nothing"
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes(), (
+        "loading and saving again must change nothing"
+    )
 
 
 def test_needs_no_network_and_no_config(tmp_path, monkeypatch):
@@ -142,12 +148,17 @@ def test_our_file_serves_as_weights(tmp_path):
 
 
 def test_half_precision_and_other_channels(tmp_path):
-    model = build_model("cls", "lite0", num_classes=2, backbone_options={"in_channels": 4, "levels": ("C5",), "width": 0.25}).bfloat16()
+    model = build_model(
+        "cls", "lite0", num_classes=2, backbone_options={"in_channels": 4, "levels": ("C5",), "width": 0.25}
+    ).bfloat16()
     save_model(model, tmp_path / "m.safetensors")
     found = load_model(tmp_path / "m.safetensors")
     assert found.image_spec == model.image_spec
     assert len(found.image_spec.mean) == 4
-    assert all(torch.equal(a.float(), b.float()) for a, b in zip(model.state_dict().values(), found.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a.float(), b.float())
+        for a, b in zip(model.state_dict().values(), found.state_dict().values(), strict=True)
+    )
 
 
 def test_model_that_diverged_is_not_written(tmp_path):
@@ -211,9 +222,13 @@ def test_several_heads_round_trip(tmp_path, monkeypatch):
 
     monkeypatch.setattr(HEADS, "_registered", {**HEADS._registered, "toy": Toy, "other": Other})
     model = build_model(
-        ("cls", "other"), "lite0", head={"cls": "toy", "other": "other"}, num_classes={"cls": 3, "other": 2},
-        head_options={"other": {"gain": 3.0}}, backbone_options={"width": 0.25, "depth": 0.25},
-    ).eval()  # fmt: skip
+        ("cls", "other"),
+        "lite0",
+        head={"cls": "toy", "other": "other"},
+        num_classes={"cls": 3, "other": 2},
+        head_options={"other": {"gain": 3.0}},
+        backbone_options={"width": 0.25, "depth": 0.25},
+    ).eval()
     save_model(model, tmp_path / "m.safetensors")
     found, expected = load_model(tmp_path / "m.safetensors").predict(images()), model.predict(images())
     assert set(found) == {"cls", "other"}
@@ -222,10 +237,17 @@ def test_several_heads_round_trip(tmp_path, monkeypatch):
 
 def test_files_from_before_losses_had_weights_load_as_they_did(tmp_path):
     options = {"cls": {"dropout": 0.0}, "det": {"channels": 16, "cells": 1, "repeats": 1}}
-    model = build_model(("cls", "det"), "lite0", num_classes={"cls": 3, "det": 2}, head_options=options,
-                        backbone_options={"width": 0.25, "depth": 0.25}).eval()  # fmt: skip
+    model = build_model(
+        ("cls", "det"),
+        "lite0",
+        num_classes={"cls": 3, "det": 2},
+        head_options=options,
+        backbone_options={"width": 0.25, "depth": 0.25},
+    ).eval()
     save_model(model, tmp_path / "m.safetensors", classes=["flat", "names"])
-    old = rewrite(tmp_path / "m.safetensors", config=lambda c: {key: value for key, value in c.items() if key != "loss_weights"})
+    old = rewrite(
+        tmp_path / "m.safetensors", config=lambda c: {key: value for key, value in c.items() if key != "loss_weights"}
+    )
     found = load_model(old)
     assert found.head.weights == {"cls": 1.0, "det": 1.0}
     assert found.classes == ("flat", "names")
@@ -234,7 +256,9 @@ def test_files_from_before_losses_had_weights_load_as_they_did(tmp_path):
 
 def test_foreign_backbone_round_trips_with_its_image_spec(tmp_path):
     model = build_model("cls", "timm:resnet10t", num_classes=3)
-    model = Model(model.backbone, model.head, image_spec=ImageSpec((48, 48), (0.1,) * 3, (0.9,) * 3), config=model.config).eval()
+    model = Model(
+        model.backbone, model.head, image_spec=ImageSpec((48, 48), (0.1,) * 3, (0.9,) * 3), config=model.config
+    ).eval()
     save_model(model, tmp_path / "m.safetensors")
     found = load_model(tmp_path / "m.safetensors")
     assert found.image_spec == model.image_spec
@@ -257,9 +281,14 @@ def test_config_that_asks_for_terabytes_is_refused_before_it_gets_them(tmp_path)
 
 
 json_like = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12,
-)  # fmt: skip
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -289,7 +318,9 @@ def test_descriptions_that_do_not_fit_are_one_line(tmp_path):
     fails(rewrite(path, version="1"), "format 1")
     fails(rewrite(path, config=lambda c: c | {"num_classes": 4}), "such as head.fc.weight")
     fails(rewrite(path, config=lambda c: c | {"weights": "/etc/passwd"}), "its config has keys")
-    fails(rewrite(path, config=lambda c: c | {"backbone": "os.system"}), "os.system", longest=700)  # lists what is known
+    fails(
+        rewrite(path, config=lambda c: c | {"backbone": "os.system"}), "os.system", longest=700
+    )  # lists what is known
     fails(rewrite(path, config=lambda c: c | {"head": "os:system"}), "os:system", longest=700)
     fails(rewrite(path, config=lambda c: c | {"task": "nonsense"}), "nonsense", longest=700)
     fails(rewrite(path, config=lambda c: c | {"num_classes": "many"}), "config")
@@ -311,7 +342,9 @@ def test_foreign_files_are_sent_elsewhere(tmp_path):
 
 def test_tied_and_strided_tensors_are_saved_whole(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
-    write_atomically(tmp_path / "t.safetensors", pack({"a": base, "b": base, "c": base.t(), "d": base[1:], "e": torch.zeros(0)}, {}))
+    write_atomically(
+        tmp_path / "t.safetensors", pack({"a": base, "b": base, "c": base.t(), "d": base[1:], "e": torch.zeros(0)}, {})
+    )
     found, _ = read_tensors(tmp_path / "t.safetensors")
     assert torch.equal(found["b"], base)
     assert torch.equal(found["c"], base.t())

@@ -6,8 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from effbackbones import (
@@ -177,8 +176,14 @@ def test_for_inference_gives_the_same_and_leaves_the_original(backbone: str) -> 
 
 
 def two(**more: Any) -> Model:
-    return build_model(("toy", "other"), "b0", head={"toy": "toy", "other": "other"}, num_classes={"toy": 3, "other": 2},
-                       backbone_options=SMALL, **more)  # fmt: skip
+    return build_model(
+        ("toy", "other"),
+        "b0",
+        head={"toy": "toy", "other": "other"},
+        num_classes={"toy": 3, "other": 2},
+        backbone_options=SMALL,
+        **more,
+    )
 
 
 def test_two_heads_share_one_pass_and_equal_the_single_models() -> None:
@@ -216,22 +221,33 @@ def test_a_task_without_targets_gets_zero_gradients_not_none() -> None:
 
 def test_contradicting_needs_name_both_heads() -> None:
     with pytest.raises(UserError, match=r"'toy' and 'stride'.*output_stride 32 and 16"):
-        build_model(("toy", "stride"), "b0", head={"toy": "toy", "stride": "stride"}, num_classes={"toy": 3, "stride": 3})
+        build_model(
+            ("toy", "stride"), "b0", head={"toy": "toy", "stride": "stride"}, num_classes={"toy": 3, "stride": 3}
+        )
 
 
 def test_explicit_options_settle_what_heads_disagree_on() -> None:
     options = {**SMALL, "output_stride": 16}
-    model = build_model(("toy", "stride"), "b0", head={"toy": "toy", "stride": "stride"}, num_classes={"toy": 3, "stride": 3},
-                        backbone_options=options)  # fmt: skip
+    model = build_model(
+        ("toy", "stride"),
+        "b0",
+        head={"toy": "toy", "stride": "stride"},
+        num_classes={"toy": 3, "stride": 3},
+        backbone_options=options,
+    )
     assert model.backbone.feature_spec.strides == (8, 16)
 
 
 def test_keys_by_task_may_be_aliases_and_not_be_mistyped() -> None:
     counts = {"classify": 5, "other": 2}
-    model = build_model(("classify", "other"), "b0", head={"other": "other"}, num_classes=counts, backbone_options=SMALL)
+    model = build_model(
+        ("classify", "other"), "b0", head={"other": "other"}, num_classes=counts, backbone_options=SMALL
+    )
     assert model.config["num_classes"] == {"cls": 5, "other": 2}
     with pytest.raises(UserError, match=r"num_classes\['clss'\].*did you mean cls"):
-        build_model(("cls", "other"), "b0", head={"other": "other"}, num_classes={"clss": 5, "other": 2}, backbone_options=SMALL)
+        build_model(
+            ("cls", "other"), "b0", head={"other": "other"}, num_classes={"clss": 5, "other": 2}, backbone_options=SMALL
+        )
 
 
 def test_two_heads_survive_a_checkpoint(tmp_path: Path) -> None:
@@ -264,10 +280,18 @@ def test_export_with_dynamic_batch_height_and_width(task: str, least: int) -> No
     sides = {2: torch.export.Dim("h", min=least, max=512), 3: torch.export.Dim("w", min=least, max=512)}
     dynamic = ({0: torch.export.Dim("b", min=1, max=8), **sides},)
     program = torch.export.export(model, (torch.rand(2, 3, 80, 96),), dynamic_shapes=dynamic)
-    for shape in ((1, 3, 64, 64), (3, 3, 33, 97), (2, 3, max(17, least), 40)):  # padding needed, not needed, smaller than min_size
+    for shape in (
+        (1, 3, 64, 64),
+        (3, 3, 33, 97),
+        (2, 3, max(17, least), 40),
+    ):  # padding needed, not needed, smaller than min_size
         images = torch.rand(*shape)
         ours, theirs = model(images), program.module()(images)
-        for a, b in zip((ours,) if isinstance(ours, Tensor) else ours, (theirs,) if isinstance(theirs, Tensor) else theirs, strict=True):
+        for a, b in zip(
+            (ours,) if isinstance(ours, Tensor) else ours,
+            (theirs,) if isinstance(theirs, Tensor) else theirs,
+            strict=True,
+        ):
             assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -277,16 +301,31 @@ class Case:
     message: str
 
 
-@pytest.mark.parametrize("case", [
-    Case({"task": "cls", "backbone": "b0", "head_options": {"drop": 0.1}}, "head_options.drop: .*did you mean dropout"),
-    Case({"task": "cls", "backbone": "b0", "head_options": {"dropout": 2.0}}, r"head_options.dropout: expected .* \[0, 1\), got 2.0"),
-    Case({"task": "cls", "backbone": "b0", "backbone_options": {"dropp_path": 0.1}}, "options.dropp_path: .*did you mean drop_path"),
-    Case({"task": "cls", "backbone": "bb3"}, "backbone 'bb3': no such name; did you mean b3"),
-    Case({"task": "cls", "backbone": "b0", "head": "clasification"}, "head 'clasification': .*did you mean classification"),
-    Case({"task": "clss", "backbone": "b0"}, "task 'clss'"),
-    Case({"task": "cls", "backbone": "b0", "num_classes": 0}, "num_classes: expected at least 1"),
-    Case({"task": "cls", "backbone": "b0", "head": "toy"}, "head 'toy': is for task 'toy', not 'cls'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(
+            {"task": "cls", "backbone": "b0", "head_options": {"drop": 0.1}},
+            "head_options.drop: .*did you mean dropout",
+        ),
+        Case(
+            {"task": "cls", "backbone": "b0", "head_options": {"dropout": 2.0}},
+            r"head_options.dropout: expected .* \[0, 1\), got 2.0",
+        ),
+        Case(
+            {"task": "cls", "backbone": "b0", "backbone_options": {"dropp_path": 0.1}},
+            "options.dropp_path: .*did you mean drop_path",
+        ),
+        Case({"task": "cls", "backbone": "bb3"}, "backbone 'bb3': no such name; did you mean b3"),
+        Case(
+            {"task": "cls", "backbone": "b0", "head": "clasification"},
+            "head 'clasification': .*did you mean classification",
+        ),
+        Case({"task": "clss", "backbone": "b0"}, "task 'clss'"),
+        Case({"task": "cls", "backbone": "b0", "num_classes": 0}, "num_classes: expected at least 1"),
+        Case({"task": "cls", "backbone": "b0", "head": "toy"}, "head 'toy': is for task 'toy', not 'cls'"),
+    ],
+)
 def test_what_is_wrong_is_one_line_with_its_remedy(case: Case) -> None:
     with pytest.raises(UserError, match=case.message) as caught:
         build_model(**case.arguments)
@@ -302,7 +341,7 @@ def test_a_place_between_the_rows_is_a_name_too(tmp_path: Path) -> None:
 
 
 def test_a_registered_backbone_builds_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from effbackbones.efficientnet import EfficientNet
+    from effbackbones.backbones.efficientnet import EfficientNet
     from effbackbones.registry import BACKBONES
 
     monkeypatch.setattr(BACKBONES, "_registered", {})
@@ -331,7 +370,9 @@ def test_a_copy_for_inference_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_a_taken_name_names_both_owners() -> None:
-    with pytest.raises(UserError, match=r"head 'toy': belongs to .*test_core_model.py:ToyHead, and .*OtherHead asks for it"):
+    with pytest.raises(
+        UserError, match=r"head 'toy': belongs to .*test_core_model.py:ToyHead, and .*OtherHead asks for it"
+    ):
         register_head("toy")(OtherHead)
     with pytest.raises(UserError, match=r"'classification': belongs to heads\.classification"):
         register_head("classification")(OtherHead)
@@ -377,5 +418,9 @@ def test_bytes_in_floating_point_are_refused() -> None:
     model = build_model("cls", "b0", num_classes=2).eval()
     with pytest.raises(UserError, match=r"expected floating point in 0\.\.1, found 255.*divide by 255"):
         model.predict(torch.full((1, 3, 32, 32), 255.0))
-    for images in (torch.ones(1, 3, 32, 32), torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), torch.full((1, 3, 32, 32), 1.5)):
+    for images in (
+        torch.ones(1, 3, 32, 32),
+        torch.full((1, 3, 32, 32), 255, dtype=torch.uint8),
+        torch.full((1, 3, 32, 32), 1.5),
+    ):
         assert model.predict(images).shape == (1, 2)

@@ -11,22 +11,32 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tests_support import one_line
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from effbackbones import BackboneNeeds, BoxTargets, Detections, FeatureSpec, Head, ImageSizes, Model, build_model, load_model, save_model
-from effbackbones.checkpoint import read_metadata
+from effbackbones import (
+    BackboneNeeds,
+    BoxTargets,
+    Detections,
+    FeatureSpec,
+    Head,
+    ImageSizes,
+    Model,
+    build_model,
+    load_model,
+    save_model,
+)
 from effbackbones.conformance import check_head, enforce
+from effbackbones.conformance.case import default_targets
 from effbackbones.contracts import Labelled
 from effbackbones.errors import UserError
-from effbackbones.head_case import default_targets
 from effbackbones.model import MultiHead as PublicMultiHead
 from effbackbones.multihead import MultiHead, combine_needs
 from effbackbones.registry import HEADS
-from effbackbones.tensorfile import pack, read_tensors, write_atomically
+from effbackbones.weights.record import read_metadata
+from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 
 NARROW = {"width": 0.25, "depth": 0.3, "drop_path": 0.0}
 CLASSES = {"det": 3, "seg": 4, "cls": 5}
@@ -43,8 +53,14 @@ def joint(*tasks: str, **more: Any) -> Model:
     torch.manual_seed(0)
     chosen = tasks or tuple(CLASSES)
     options = {task: OPTIONS[task] for task in chosen}
-    return build_model(chosen, "lite0", num_classes={task: CLASSES[task] for task in chosen}, backbone_options=NARROW,
-                       head_options=options, **more)  # fmt: skip
+    return build_model(
+        chosen,
+        "lite0",
+        num_classes={task: CLASSES[task] for task in chosen},
+        backbone_options=NARROW,
+        head_options=options,
+        **more,
+    )
 
 
 def batch(count: int, side: int = 64) -> tuple[Tensor, ImageSizes]:
@@ -69,7 +85,10 @@ def gradients(module: nn.Module) -> list[Tensor]:
 
 
 def close(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    return all(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-7) for a, b in zip(ours, theirs, strict=True))
+    return all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-7)
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 # ---- one pass ------------------------------------------------------------------------------------------------------
@@ -85,12 +104,16 @@ def test_three_tasks_share_one_pass_and_equal_the_single_models() -> None:
     assert calls == [2, 2]
     state = model.state_dict()
     for task in CLASSES:
-        single = build_model(task, "lite0", num_classes=CLASSES[task], backbone_options=NARROW, head_options=OPTIONS[task]).eval()
+        single = build_model(
+            task, "lite0", num_classes=CLASSES[task], backbone_options=NARROW, head_options=OPTIONS[task]
+        ).eval()
         single.backbone.load_state_dict({name: state[f"backbone.{name}"] for name in single.backbone.state_dict()})
         single.head.load_state_dict({name: state[f"head.heads.{task}.{name}"] for name in single.head.state_dict()})
         with torch.no_grad():
             for ours, theirs in ((raw[task], single(images)), (predictions[task], single.predict(images))):
-                for a, b in zip(*(tree if isinstance(tree, tuple) else (tree,) for tree in (ours, theirs)), strict=True):
+                for a, b in zip(
+                    *(tree if isinstance(tree, tuple) else (tree,) for tree in (ours, theirs)), strict=True
+                ):
                     assert torch.allclose(a, b, atol=1e-5), task
 
 
@@ -101,7 +124,9 @@ class Three(MultiHead):
         heads = {}
         for task, name in BUILT_IN.items():
             head = HEADS.get(name)
-            heads[task] = head(spec.select(head.requires(**OPTIONS[task]).levels), num_classes // 3, **OPTIONS[task], **options)
+            heads[task] = head(
+                spec.select(head.requires(**OPTIONS[task]).levels), num_classes // 3, **OPTIONS[task], **options
+            )
         super().__init__(spec, heads)
 
     @classmethod
@@ -129,7 +154,9 @@ def test_there_is_one_class_of_several_heads() -> None:
 
 # ---- partly labelled batches ---------------------------------------------------------------------------------------
 
-labelled_rows = st.fixed_dictionaries({task: st.none() | st.lists(st.integers(0, 3), max_size=4, unique=True) for task in CLASSES})
+labelled_rows = st.fixed_dictionaries(
+    {task: st.none() | st.lists(st.integers(0, 3), max_size=4, unique=True) for task in CLASSES}
+)
 
 
 @settings(max_examples=6, deadline=None)
@@ -215,7 +242,11 @@ class WholeImage(SelectsThem):
     task: ClassVar[str] = "det"
 
     def loss(self, raw: dict[str, Tensor], targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
-        return {"presence": F.binary_cross_entropy_with_logits(self.scores(raw).amax(1), (targets.labels >= 0).any(1).float())}
+        return {
+            "presence": F.binary_cross_entropy_with_logits(
+                self.scores(raw).amax(1), (targets.labels >= 0).any(1).float()
+            )
+        }
 
     def predict(self, raw: dict[str, Tensor], sizes: ImageSizes) -> Any:
         scores, labels = self.scores(raw).sigmoid().max(1, keepdim=True)
@@ -260,7 +291,7 @@ def test_broken_selections_and_extents_are_caught_by_name(head: type[Head], brok
     assert {violation.promise for violation in check_head(head, promises=promises)} == broken
 
 
-TWO_PROCESSES = '''
+TWO_PROCESSES = """
 import sys, torch
 from torch.distributed import all_reduce, destroy_process_group, get_rank, init_process_group
 from torch.nn.parallel import DistributedDataParallel
@@ -296,7 +327,7 @@ for _ in range(2):
     assert torch.equal(both, 2 * total), rank
     model.zero_grad(set_to_none=True)
 destroy_process_group()
-'''
+"""
 
 
 @pytest.mark.slow
@@ -307,9 +338,20 @@ def test_two_processes_that_lack_different_labels_agree(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     root = Path(__file__).parent
     path = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), "script.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(port),
+        "script.py",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -430,12 +472,21 @@ def test_classes_by_task_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("classes", {"det": 7}), ("classes", {"det": "abc"}), ("classes", {"det": {"a": 1}}), ("classes", {"cls": ["a"]}),
+        ("classes", {"det": 7}),
+        ("classes", {"det": "abc"}),
+        ("classes", {"det": {"a": 1}}),
+        ("classes", {"cls": ["a"]}),
         ("classes", "abc"),
-        ("loss_weights", {"det": -1}), ("loss_weights", {"cls": 1}), ("loss_weights", 7), ("loss_weights", ["det"]),
-        ("loss_weights", {"det": math.inf}), ("loss_weights", "x" * 1000), ("loss_weights", "uncertainty"), ("task", ["det", 7]),
+        ("loss_weights", {"det": -1}),
+        ("loss_weights", {"cls": 1}),
+        ("loss_weights", 7),
+        ("loss_weights", ["det"]),
+        ("loss_weights", {"det": math.inf}),
+        ("loss_weights", "x" * 1000),
+        ("loss_weights", "uncertainty"),
+        ("task", ["det", 7]),
     ],
-)  # fmt: skip
+)
 def test_hostile_records_are_one_line(key: str, value: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_model(joint("det", "seg"), path)

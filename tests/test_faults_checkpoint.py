@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save
 
 from effbackbones import build_model, load_model, save_model
-from effbackbones.checkpoint import read_metadata
 from effbackbones.errors import UserError
-from effbackbones.tensorfile import pack, read_tensors, write_atomically
-from effbackbones.weights import read_weights
+from effbackbones.weights.reading import read_weights
+from effbackbones.weights.record import read_metadata
+from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 
 
 def refused(action, path: Path, *words: str) -> None:
@@ -41,7 +41,9 @@ def good(tmp_path_factory) -> Path:
     """A small model file of ours."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("good") / "m.safetensors"
-    model = build_model("cls", "lite0", num_classes=2, backbone_options={"width": 0.1, "depth": 0.1}, head_options={"channels": 8})
+    model = build_model(
+        "cls", "lite0", num_classes=2, backbone_options={"width": 0.1, "depth": 0.1}, head_options={"channels": 8}
+    )
     save_model(model, path, classes=("a", "b"))
     return path
 
@@ -120,14 +122,20 @@ def test_safetensors_faults(tmp_path):
     cases = {
         "huge header": (1 << 62).to_bytes(8, "little") + whole[8:],
         "header past the end": (len(whole) * 2).to_bytes(8, "little") + whole[8:],
-        "overlap": built(json.dumps(overlap).encode()), "extra tail": whole + b"tail", "cut": whole[:-3], "only a length": whole[:8],
-        "not json": built(b"{" * 64), "deep json": built(b"[" * 100_000), "a list": built(b"[]  "), "no utf-8": built(b"\xff\xfe\xfd\xfc"),
+        "overlap": built(json.dumps(overlap).encode()),
+        "extra tail": whole + b"tail",
+        "cut": whole[:-3],
+        "only a length": whole[:8],
+        "not json": built(b"{" * 64),
+        "deep json": built(b"[" * 100_000),
+        "a list": built(b"[]  "),
+        "no utf-8": built(b"\xff\xfe\xfd\xfc"),
         "metadata a list": built(json.dumps({**header, "__metadata__": [1]}).encode()),
         "metadata of numbers": built(json.dumps({**header, "__metadata__": {"sha256": 7}}).encode()),
         "bad dtype": built(json.dumps({**header, "b": {**header["b"], "dtype": "X9"}}).encode()),
         "negative offset": built(json.dumps({**header, "b": {**header["b"], "data_offsets": [-4, 12]}}).encode()),
         "wrong shape": built(json.dumps({**header, "b": {**header["b"], "shape": [1 << 40]}}).encode()),
-    }  # fmt: skip
+    }
     for name, data in cases.items():
         path = tmp_path / f"{name.replace(' ', '_')}.safetensors"
         path.write_bytes(data)
@@ -236,12 +244,25 @@ def test_one_function_alone_unpickles():
         for folder in ("effbackbones", "heads", "tasks")
         for path in (root / folder).rglob("*.py")
         for line in path.read_text().splitlines()
-        if any(word in line for word in (" torch.load(", "pickle.load", "import pickle", "weights_only=False", "yaml.load(", "shell=True"))
+        if any(
+            word in line
+            for word in (
+                " torch.load(",
+                "pickle.load",
+                "import pickle",
+                "weights_only=False",
+                "yaml.load(",
+                "shell=True",
+            )
+        )
     ]
-    assert found == ["effbackbones/tensorfile.py: return torch.load(path, map_location=\"cpu\", weights_only=True)"]
+    assert found == [
+        'effbackbones/weights/tensorfile.py: return torch.load(path, map_location="cpu", weights_only=True)'
+    ]
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
+
 
 def save_for_ever(path: Path, tell: int) -> None:
     """Save files full of n = 1, 2, ..., and write a byte to ``tell`` after each."""

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from test_tasks_coco import annotation, content, opened, write
+from hypothesis import HealthCheck, given, settings, strategies as st
+from test_data_coco import annotation, content, opened, write
 
 from effbackbones.errors import UserError
-from tasks.data.coco import coco
-from tasks.data.painting import PaintedDataset
-from tasks.data.repairs import RepairCount, mend
-from tasks.settings import DataConfig
+from tasks.data.boxes.repairs import RepairCount, mend
+from tasks.data.sets.coco import coco
+from tasks.data.sets.painting import PaintedDataset
+from tasks.settings.data import DataConfig
 
 Content = dict[str, Any]
 FILE = r"instances_train2017\.json"
@@ -32,9 +31,10 @@ def sound() -> Content:
         "images": [{"id": n, "file_name": f"{n}.png", "width": 100, "height": 80} for n in (1, 2)],
         "categories": [{"id": 1, "name": "x"}, {"id": 3, "name": "y"}],
         "annotations": [
-            annotation(1, 1, 1, [10, 10, 20, 20], segmentation=polygon), annotation(2, 2, 3, [5, 5, 40, 40], segmentation=polygon),
+            annotation(1, 1, 1, [10, 10, 20, 20], segmentation=polygon),
+            annotation(2, 2, 3, [5, 5, 40, 40], segmentation=polygon),
         ],
-    }  # fmt: skip
+    }
 
 
 def edit(what: Content, key: str, index: int, **values: Any) -> None:
@@ -48,17 +48,35 @@ def without(what: Content, key: str, index: int, name: str) -> None:
 A, I, C = "annotations", "images", "categories"  # noqa: E741
 ONE, TWO = r"annotations\[0\] \(id 1\): ", r"annotations\[1\] \(id 2\): "
 STOPPED: dict[str, tuple[Callable[[Content], Any], str]] = {
-    "NaN box": (lambda d: edit(d, A, 0, bbox=[NAN] * 4), rf"{FILE}:1: NaN is not JSON; it stands in annotations\[0\] \(id 1\)"),
-    "NaN height": (lambda d: edit(d, A, 1, bbox=[1, 2, 3, NAN]), rf"{FILE}:1: NaN is not JSON; it stands in annotations\[1\] \(id 2\)"),
-    "NaN area": (lambda d: edit(d, A, 1, area=NAN), rf"{FILE}:1: NaN is not JSON; it stands in annotations\[1\] \(id 2\)"),
-    "infinite box": (lambda d: edit(d, A, 1, bbox=[0, 0, INF, INF]), rf"{FILE}:1: Infinity is not JSON; .*annotations\[1\] \(id 2\)"),
-    "minus infinity": (lambda d: edit(d, A, 1, bbox=[-INF, 0, 1, 1]), rf"{FILE}:1: -Infinity is not JSON; .*annotations\[1\] \(id 2\)"),
+    "NaN box": (
+        lambda d: edit(d, A, 0, bbox=[NAN] * 4),
+        rf"{FILE}:1: NaN is not JSON; it stands in annotations\[0\] \(id 1\)",
+    ),
+    "NaN height": (
+        lambda d: edit(d, A, 1, bbox=[1, 2, 3, NAN]),
+        rf"{FILE}:1: NaN is not JSON; it stands in annotations\[1\] \(id 2\)",
+    ),
+    "NaN area": (
+        lambda d: edit(d, A, 1, area=NAN),
+        rf"{FILE}:1: NaN is not JSON; it stands in annotations\[1\] \(id 2\)",
+    ),
+    "infinite box": (
+        lambda d: edit(d, A, 1, bbox=[0, 0, INF, INF]),
+        rf"{FILE}:1: Infinity is not JSON; .*annotations\[1\] \(id 2\)",
+    ),
+    "minus infinity": (
+        lambda d: edit(d, A, 1, bbox=[-INF, 0, 1, 1]),
+        rf"{FILE}:1: -Infinity is not JSON; .*annotations\[1\] \(id 2\)",
+    ),
     "NaN elsewhere": (lambda d: d.update(info={"version": NAN}), rf"{FILE}:1: NaN is not JSON; write a number"),
     "polygon NaN": (lambda d: edit(d, A, 0, segmentation=[[NAN, 1, 5, 1, 5, 5]]), rf"{FILE}:1: NaN is not JSON"),
     "box too large for a number": (lambda d: edit(d, A, 1, bbox=[0, 0, 10**400, 1]), TWO + "bbox is not finite"),
     "box of 3": (lambda d: edit(d, A, 0, bbox=[1, 2, 3]), ONE + r"bbox: expected four numbers .*got \[1, 2, 3\]"),
     "box of none": (lambda d: edit(d, A, 0, bbox=[]), ONE + r"bbox: expected four numbers"),
-    "box of strings": (lambda d: edit(d, A, 0, bbox=["10", "10", "20", "20"]), ONE + r"bbox: expected four numbers .*\"10\""),
+    "box of strings": (
+        lambda d: edit(d, A, 0, bbox=["10", "10", "20", "20"]),
+        ONE + r"bbox: expected four numbers .*\"10\"",
+    ),
     "one string": (lambda d: edit(d, A, 1, bbox=[1, 1, 2, "2"]), TWO + r"bbox: expected four numbers"),
     "box of truth values": (lambda d: edit(d, A, 1, bbox=[True, 1, 2, 2]), TWO + r"bbox: expected four numbers"),
     "box null": (lambda d: edit(d, A, 1, bbox=None), TWO + r"has no bbox"),
@@ -75,37 +93,99 @@ STOPPED: dict[str, tuple[Callable[[Content], Any], str]] = {
     "no category id": (lambda d: without(d, C, 1, "id"), r"categories\[1\]: has no id"),
     "no name": (lambda d: without(d, C, 1, "name"), r"categories\[1\] \(id 3\): has no name"),
     "empty name": (lambda d: edit(d, C, 1, name=" "), r"categories\[1\] \(id 3\): name is empty"),
-    "equal names": (lambda d: edit(d, C, 1, name="x"), r"\(id 3\): name is that of categories\[0\] too; not unique: 1 values \(x\)"),
-    "equal category ids": (lambda d: edit(d, C, 1, id=1), r"categories\[1\] \(id 1\): id is that of categories\[0\] too"),
-    "equal annotation ids": (lambda d: edit(d, A, 1, id=1), r"\(id 1\): id is that of annotations\[0\] too; not unique: 1 values \(1\)"),
+    "equal names": (
+        lambda d: edit(d, C, 1, name="x"),
+        r"\(id 3\): name is that of categories\[0\] too; not unique: 1 values \(x\)",
+    ),
+    "equal category ids": (
+        lambda d: edit(d, C, 1, id=1),
+        r"categories\[1\] \(id 1\): id is that of categories\[0\] too",
+    ),
+    "equal annotation ids": (
+        lambda d: edit(d, A, 1, id=1),
+        r"\(id 1\): id is that of annotations\[0\] too; not unique: 1 values \(1\)",
+    ),
     "equal image ids": (lambda d: edit(d, I, 1, id=1), r"images\[1\] \(id 1\): id is that of images\[0\] too"),
-    "equal image ids as text": (lambda d: edit(d, I, 1, id="1"), r"images\[1\] \(id \"1\"\): id is that of images\[0\] too"),
-    "annotation id a text": (lambda d: edit(d, A, 1, id="two"), r"annotations\[1\] \(id \"two\"\): id: expected a whole number"),
-    "annotation id of 70 bits": (lambda d: edit(d, A, 1, id=2**70), r"annotations\[1\] \(id 1180\d+\): id has more than 64 bits"),
-    "unknown image": (lambda d: edit(d, A, 0, image_id=99), ONE + r"image_id 99 is not among the images; in all 1 records"),
-    "unknown category": (lambda d: edit(d, A, 1, category_id=77), TWO + r"category_id 77 is not among the categories; in all 1"),
-    "category a truth value": (lambda d: edit(d, A, 0, category_id=True), ONE + r"category_id: expected a whole number"),
+    "equal image ids as text": (
+        lambda d: edit(d, I, 1, id="1"),
+        r"images\[1\] \(id \"1\"\): id is that of images\[0\] too",
+    ),
+    "annotation id a text": (
+        lambda d: edit(d, A, 1, id="two"),
+        r"annotations\[1\] \(id \"two\"\): id: expected a whole number",
+    ),
+    "annotation id of 70 bits": (
+        lambda d: edit(d, A, 1, id=2**70),
+        r"annotations\[1\] \(id 1180\d+\): id has more than 64 bits",
+    ),
+    "unknown image": (
+        lambda d: edit(d, A, 0, image_id=99),
+        ONE + r"image_id 99 is not among the images; in all 1 records",
+    ),
+    "unknown category": (
+        lambda d: edit(d, A, 1, category_id=77),
+        TWO + r"category_id 77 is not among the categories; in all 1",
+    ),
+    "category a truth value": (
+        lambda d: edit(d, A, 0, category_id=True),
+        ONE + r"category_id: expected a whole number",
+    ),
     "no images": (lambda d: d.pop(I), rf"{FILE}: has no images"),
     "no categories": (lambda d: d.pop(C), rf"{FILE}: has no categories"),
     "no annotations": (lambda d: d.pop(A), rf"{FILE}: has no annotations"),
     "empty images": (lambda d: d.update(images=[]), rf"{FILE}: images: is empty"),
     "empty categories": (lambda d: d.update(categories=[]), rf"{FILE}: categories: is empty"),
-    "empty annotations": (lambda d: d.update(annotations=[]), rf"{FILE}: split train has no object: there are no annotations"),
+    "empty annotations": (
+        lambda d: d.update(annotations=[]),
+        rf"{FILE}: split train has no object: there are no annotations",
+    ),
     "annotations an object": (lambda d: d.update(annotations={}), rf"{FILE}: annotations: expected a list, got \{{\}}"),
     "an annotation a number": (lambda d: d[A].append(3), rf"{FILE}: annotations\[2\]: expected an object, got 3"),
-    "a line break in a name": (lambda d: edit(d, C, 1, name="a\nb"), r"\(id 3\): name is too long or holds a character that is no letter"),
-    "half a letter in an id": (lambda d: edit(d, I, 1, id="\ud800"), r"images\[1\] .*: id is too long or holds a character"),
-    "an endless file name": (lambda d: edit(d, I, 1, file_name="x" * 999), r"images\[1\] \(id 2\): 1 of 2 images have no file"),
-    "width 0": (lambda d: edit(d, I, 1, width=0), r"images\[1\] \(id 2\): width: expected a positive whole number, got 0"),
-    "width a text": (lambda d: edit(d, I, 1, width="100"), r"images\[1\] \(id 2\): width: expected a number, got \"100\""),
-    "height 80.5": (lambda d: edit(d, I, 1, height=80.5), r"images\[1\] \(id 2\): height: expected a positive whole number, got 80.5"),
-    "file out of the folder": (lambda d: edit(d, I, 1, file_name="../2.png"), r"images\[1\] \(id 2\): '../2.png' is not a path inside"),
-    "equal file names": (lambda d: edit(d, I, 1, file_name="1.png"), r"\(id 2\): file_name is that of images\[0\] too; .* merge"),
-    "file missing": (lambda d: edit(d, I, 1, file_name="gone.png"), r"images\[1\] \(id 2\): 1 of 2 images have no file in .*: gone.png"),
-    "negative box": (lambda d: edit(d, A, 0, bbox=[30, 30, -20, -20]),
-                     "1 of 2 boxes are not usable: 1 with a width or height of 0 or less, such as id 1; correct them, or set data.allow"),
-    "all crowds": (lambda d: [a.update(iscrowd=1) for a in d[A]], "split train has no object: of 2 boxes none is usable: 2 crowds"),
-}  # fmt: skip
+    "a line break in a name": (
+        lambda d: edit(d, C, 1, name="a\nb"),
+        r"\(id 3\): name is too long or holds a character that is no letter",
+    ),
+    "half a letter in an id": (
+        lambda d: edit(d, I, 1, id="\ud800"),
+        r"images\[1\] .*: id is too long or holds a character",
+    ),
+    "an endless file name": (
+        lambda d: edit(d, I, 1, file_name="x" * 999),
+        r"images\[1\] \(id 2\): 1 of 2 images have no file",
+    ),
+    "width 0": (
+        lambda d: edit(d, I, 1, width=0),
+        r"images\[1\] \(id 2\): width: expected a positive whole number, got 0",
+    ),
+    "width a text": (
+        lambda d: edit(d, I, 1, width="100"),
+        r"images\[1\] \(id 2\): width: expected a number, got \"100\"",
+    ),
+    "height 80.5": (
+        lambda d: edit(d, I, 1, height=80.5),
+        r"images\[1\] \(id 2\): height: expected a positive whole number, got 80.5",
+    ),
+    "file out of the folder": (
+        lambda d: edit(d, I, 1, file_name="../2.png"),
+        r"images\[1\] \(id 2\): '../2.png' is not a path inside",
+    ),
+    "equal file names": (
+        lambda d: edit(d, I, 1, file_name="1.png"),
+        r"\(id 2\): file_name is that of images\[0\] too; .* merge",
+    ),
+    "file missing": (
+        lambda d: edit(d, I, 1, file_name="gone.png"),
+        r"images\[1\] \(id 2\): 1 of 2 images have no file in .*: gone.png",
+    ),
+    "negative box": (
+        lambda d: edit(d, A, 0, bbox=[30, 30, -20, -20]),
+        "1 of 2 boxes are not usable: 1 with a width or height of 0 or less, such as id 1; correct them, or set data.allow",
+    ),
+    "all crowds": (
+        lambda d: [a.update(iscrowd=1) for a in d[A]],
+        "split train has no object: of 2 boxes none is usable: 2 crowds",
+    ),
+}
 
 
 def refusal(root: Path, what: Content, *labels: str) -> str:
@@ -218,12 +298,22 @@ def test_the_line_of_a_nan_is_told_and_quoted_ones_are_text(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "segmentation",
     [
-        [[10.0, 10.0, 20.0, 20.0]], [[1e9, 1, 5, 1, 5, 5]], [[10**400, 1, 5, 1, 5, 5]], [[1, 2, 3]], [], None, "garbage",
-        {"size": [4, 4], "counts": [2, 1000000]}, {"size": [40, 40], "counts": [2, 3]}, {"size": [40, 40], "counts": "zzzz~~~~"},
-        {"size": [40, 40], "counts": "o"}, {"size": [-4, 4], "counts": "0"}, {"size": [200000, 200000], "counts": "0"},
+        [[10.0, 10.0, 20.0, 20.0]],
+        [[1e9, 1, 5, 1, 5, 5]],
+        [[10**400, 1, 5, 1, 5, 5]],
+        [[1, 2, 3]],
+        [],
+        None,
+        "garbage",
+        {"size": [4, 4], "counts": [2, 1000000]},
+        {"size": [40, 40], "counts": [2, 3]},
+        {"size": [40, 40], "counts": "zzzz~~~~"},
+        {"size": [40, 40], "counts": "o"},
+        {"size": [-4, 4], "counts": "0"},
+        {"size": [200000, 200000], "counts": "0"},
         {"size": [1 << 31, 2], "counts": "0"},
     ],
-)  # fmt: skip
+)
 def test_outlines_and_masks_of_any_kind_do_not_touch_boxes(tmp_path: Path, segmentation: Any) -> None:
     """They are for tasks on masks to check; the box reader lets go of them unread."""
     what = sound()
@@ -241,7 +331,10 @@ POLYGON_STOPPED: dict[str, tuple[Any, str]] = {
     "one flat list": ([10, 10, 30, 10, 30, 30], r"segmentation: expected polygons .* got \[10, 10"),
     "an object within": ([{"size": SIZE, "counts": [8000]}], r"segmentation: expected polygons"),
     "an odd count": ([[10, 10, 30, 10, 30, 30, 10]], r"segmentation: a polygon of 7 numbers"),
-    "an odd count under three points": ([[10, 10, 30, 10, 30, 30], [10, 10, 3]], r"segmentation: a polygon of 3 numbers"),
+    "an odd count under three points": (
+        [[10, 10, 30, 10, 30, 30], [10, 10, 3]],
+        r"segmentation: a polygon of 3 numbers",
+    ),
     "texts": ([["10", "10", "30", "10", "30", "30"]], r"segmentation: expected numbers .*\"10\""),
     "null": ([[10, 10, 30, 10, None, 30]], r"segmentation: expected numbers .*null"),
     "truth values": ([[True, 10, 30, 10, 30, 30]], r"segmentation: expected numbers .*true"),
@@ -251,7 +344,7 @@ POLYGON_STOPPED: dict[str, tuple[Any, str]] = {
     "minus a billion": ([[10, 10, 30, 10, 30, -1e9]], r"segmentation reaches 1e\+09 pixels out of its image"),
     "1e300": ([[10, 10, 30, 10, 30, 1e300]], r"segmentation reaches 1e\+300 pixels out of its image"),
     "far out": ([[10, 10, 30, 10, 201, 30]], r"segmentation reaches 101 pixels out of its image"),
-}  # fmt: skip
+}
 RUNS_STOPPED: dict[str, tuple[Any, str]] = {
     "nothing": ({}, r"segmentation.size: expected the height and width of the image, got null"),
     "no counts": ({"size": SIZE}, r"segmentation.counts: expected a list or a text, got null"),
@@ -263,7 +356,10 @@ RUNS_STOPPED: dict[str, tuple[Any, str]] = {
     "size negative": ({"size": [-80, -100], "counts": [8000]}, r"segmentation.size"),
     "size huge": ({"size": [1 << 31, 2], "counts": "0"}, r"segmentation.size"),
     "size of 200 digits": ({"size": [10**200, 1], "counts": "0"}, r"segmentation.size"),
-    "size of another image": ({"size": [100, 80], "counts": [8000]}, r"segmentation.size is \[100, 80\], that of its image \[80, 100\]"),
+    "size of another image": (
+        {"size": [100, 80], "counts": [8000]},
+        r"segmentation.size is \[100, 80\], that of its image \[80, 100\]",
+    ),
     "too short": ({"size": SIZE, "counts": [2, 3]}, r"segmentation: its counts are 5 pixels, its size has 8,000"),
     "too long": ({"size": SIZE, "counts": [2, 1000000]}, r"segmentation: its counts are 1,000,002 pixels"),
     "empty": ({"size": SIZE, "counts": []}, r"segmentation: its counts are 0 pixels"),
@@ -273,22 +369,30 @@ RUNS_STOPPED: dict[str, tuple[Any, str]] = {
     "truth": ({"size": SIZE, "counts": [True, 7999]}, r"segmentation.counts: expected lengths in pixels"),
     "an empty text": ({"size": SIZE, "counts": ""}, r"segmentation: its counts are 0 pixels"),
     "a short text": ({"size": SIZE, "counts": "0"}, r"segmentation: its counts are 0 pixels"),
-    "garbage": ({"size": SIZE, "counts": "zzzz~~~~"}, r"segmentation.counts is no text as COCO's tools write it: \"zzzz~~~~\""),
+    "garbage": (
+        {"size": SIZE, "counts": "zzzz~~~~"},
+        r"segmentation.counts is no text as COCO's tools write it: \"zzzz~~~~\"",
+    ),
     "cut off": ({"size": SIZE, "counts": "o"}, r"segmentation.counts is no text"),
     "without an end": ({"size": SIZE, "counts": "o" * 9999 + "0"}, r"segmentation.counts is no text"),
     "letters beyond": ({"size": SIZE, "counts": "\u00e9\u0434"}, r"segmentation.counts is no text"),
     "half a letter": ({"size": SIZE, "counts": "\ud800"}, r"segmentation.counts is no text"),
     "a negative text": ({"size": SIZE, "counts": "@PjW1"}, r"segmentation.counts: a run of -16 pixels"),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("case", [*(("polygon", name) for name in POLYGON_STOPPED), *(("runs", name) for name in RUNS_STOPPED)])
+@pytest.mark.parametrize(
+    "case", [*(("polygon", name) for name in POLYGON_STOPPED), *(("runs", name) for name in RUNS_STOPPED)]
+)
 @pytest.mark.parametrize("place", [0, 1])
 def test_outlines_are_checked_before_anything_is_drawn(tmp_path: Path, case: tuple[str, str], place: int) -> None:
     kind, name = case
     segmentation, says = (POLYGON_STOPPED if kind == "polygon" else RUNS_STOPPED)[name]
     what = sound()
-    what["annotations"][1 - place]["segmentation"] = {"size": SIZE, "counts": ":fi7" if place else [10, 7990]}  # sound, before or after
+    what["annotations"][1 - place]["segmentation"] = {
+        "size": SIZE,
+        "counts": ":fi7" if place else [10, 7990],
+    }  # sound, before or after
     what["annotations"][place]["segmentation"] = segmentation
     line = refusal(tmp_path, what, "mask")
     assert re.search(rf"{FILE}: annotations\[{place}\] \(id {place + 1}\): {says}", line), line
@@ -305,7 +409,9 @@ def test_polygons_that_are_not_finite_are_named(tmp_path: Path, word: str, box: 
     with pytest.raises(UserError) as caught:
         coco(DataConfig(name="coco", root=str(tmp_path), labels=("mask",)), "train", None)
     says = (
-        rf"{FILE}: annotations\[1\] \(id 2\): segmentation is not finite" if word == "1e999" else rf"{FILE}:1: {word} is not JSON.*\(id 2\)"
+        rf"{FILE}: annotations\[1\] \(id 2\): segmentation is not finite"
+        if word == "1e999"
+        else rf"{FILE}:1: {word} is not JSON.*\(id 2\)"
     )
     assert re.search(says, str(caught.value)), caught.value
 
@@ -313,19 +419,28 @@ def test_polygons_that_are_not_finite_are_named(tmp_path: Path, word: str, box: 
 def test_images_of_a_size_that_no_file_has_are_not_painted(tmp_path: Path) -> None:
     what = sound()
     edit(what, I, 1, width=200000, height=200000)
-    assert re.search(rf"{FILE}: image id 2: 200000 x 200000 pixels are more than data.max_pixels", refusal(tmp_path, what, "mask"))
+    assert re.search(
+        rf"{FILE}: image id 2: 200000 x 200000 pixels are more than data.max_pixels", refusal(tmp_path, what, "mask")
+    )
 
 
 segmentations = st.one_of(
-    st.lists(st.lists(st.one_of(st.floats(-99, 199), st.integers(-(2**40), 2**40), st.floats(allow_nan=False)), max_size=9), max_size=3),
-    st.fixed_dictionaries({
-        "size": st.one_of(st.just(SIZE), st.lists(st.integers(-1, 2**33), max_size=3)),
-        "counts": st.one_of(
-            st.lists(st.integers(-5, 8000), max_size=6), st.text(max_size=9), st.text(st.characters(min_codepoint=48, max_codepoint=111)),
-            st.integers(0, 8000).map(lambda n: [n, 8000 - n]),
-        ),
-    }),
-)  # fmt: skip
+    st.lists(
+        st.lists(st.one_of(st.floats(-99, 199), st.integers(-(2**40), 2**40), st.floats(allow_nan=False)), max_size=9),
+        max_size=3,
+    ),
+    st.fixed_dictionaries(
+        {
+            "size": st.one_of(st.just(SIZE), st.lists(st.integers(-1, 2**33), max_size=3)),
+            "counts": st.one_of(
+                st.lists(st.integers(-5, 8000), max_size=6),
+                st.text(max_size=9),
+                st.text(st.characters(min_codepoint=48, max_codepoint=111)),
+                st.integers(0, 8000).map(lambda n: [n, 8000 - n]),
+            ),
+        }
+    ),
+)
 
 
 @given(segmentation=segmentations, unlabelled=st.sampled_from(["background", "ignore"]))
@@ -340,7 +455,11 @@ def test_whatever_outline_stands_in_the_file_it_is_painted_or_refused_in_one_lin
     (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps(what))
     start = time.monotonic()
     try:
-        dataset = coco(DataConfig(name="coco", root=str(tmp_path), labels=("mask",), options={"unlabelled": unlabelled}), "train", None)
+        dataset = coco(
+            DataConfig(name="coco", root=str(tmp_path), labels=("mask",), options={"unlabelled": unlabelled}),
+            "train",
+            None,
+        )
     except UserError as error:
         line = str(error).replace(str(tmp_path), "")
         assert "\n" not in line
@@ -380,7 +499,15 @@ def test_every_repair_is_counted_with_examples(tmp_path: Path) -> None:
     rows[12]["iscrowd"] = None
     rows[13]["area"] = None
     table = opened(tmp_path, what).table
-    assert table.repairs.counts == {"clipped": 2, "empty": 2, "outside": 1, "thin": 2, "area": 4, "iscrowd": 2, "id_zero": 1}
+    assert table.repairs.counts == {
+        "clipped": 2,
+        "empty": 2,
+        "outside": 1,
+        "thin": 2,
+        "area": 4,
+        "iscrowd": 2,
+        "id_zero": 1,
+    }
     assert table.repairs.dropped == 5
     assert table.repairs.boxes == 60
     assert len(table.boxes) == 55
@@ -413,7 +540,10 @@ def test_a_fifth_dropped_is_a_warning_and_more_is_a_stop(tmp_path: Path) -> None
     assert opened(tmp_path, what).table.repairs.dropped == 12
     what["annotations"][12]["bbox"] = [500, 500, 10, 10]
     line = refusal(tmp_path, what)
-    assert "13 of 60 boxes are not usable: 12 with a width or height of 0 or less, 1 wholly outside of their image, such as id 100" in line
+    assert (
+        "13 of 60 boxes are not usable: 12 with a width or height of 0 or less, 1 wholly outside of their image, such as id 100"
+        in line
+    )
     table = opened(tmp_path, what, allow_bad_boxes=True).table
     assert table.repairs.dropped == 13
     assert len(table.boxes) == 47
@@ -444,7 +574,9 @@ def test_no_usable_box_stops_training_and_validation_but_not_a_test(tmp_path: Pa
         with pytest.raises(UserError, match=f"split {split} has no object: there are no annotations"):
             opened(tmp_path, what, split)
     write(tmp_path, what, "test")
-    dataset = coco(DataConfig(name="coco", root=str(tmp_path), test="annotations/instances_test2017.json"), "test", ("x", "y"))
+    dataset = coco(
+        DataConfig(name="coco", root=str(tmp_path), test="annotations/instances_test2017.json"), "test", ("x", "y")
+    )
     assert len(dataset) == 2
     assert dataset.table.summary() == "2 images, 2 without objects; 0 objects: x 0, y 0"
     what = sound()
@@ -469,7 +601,9 @@ def test_bad_boxes_of_other_classes_are_not_counted_but_malformed_ones_stop(tmp_
         opened(tmp_path, what, options=options)
 
 
-finite = st.one_of(st.floats(-200, 300), st.floats(allow_nan=False, allow_infinity=False), st.sampled_from([0.0, 1.0, 100.0, 80.0]))
+finite = st.one_of(
+    st.floats(-200, 300), st.floats(allow_nan=False, allow_infinity=False), st.sampled_from([0.0, 1.0, 100.0, 80.0])
+)
 
 
 @given(st.lists(st.tuples(finite, finite, finite, finite), min_size=1, max_size=20))
@@ -495,11 +629,21 @@ def test_mended_boxes_lie_in_their_image_and_sound_ones_stay(boxes: list[tuple[f
 
 
 json_values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(2**80), 2**80), st.floats(allow_nan=False), st.text(max_size=6),
-              st.sampled_from(["\ud800", "a\nb", "x" * 2000, "../x", "/etc/passwd", "1.png", "\0", "1", 1, 2, 3, 1e308, -1e308, 10**400])),
-    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.sampled_from(["id", "name", "bbox", "x"]), inner, max_size=3)),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**80), 2**80),
+        st.floats(allow_nan=False),
+        st.text(max_size=6),
+        st.sampled_from(
+            ["\ud800", "a\nb", "x" * 2000, "../x", "/etc/passwd", "1.png", "\0", "1", 1, 2, 3, 1e308, -1e308, 10**400]
+        ),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=5), st.dictionaries(st.sampled_from(["id", "name", "bbox", "x"]), inner, max_size=3)
+    ),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 @given(
@@ -529,7 +673,9 @@ def test_whatever_stands_in_the_file_it_is_read_or_refused_in_one_line(
     name = "annotations/instances_train2017.json"
     (tmp_path / name).write_text(json.dumps(what))
     try:
-        table = coco(DataConfig(name="coco", root=str(tmp_path), test=name, val=name, allow_bad_boxes=allow), split, None).table
+        table = coco(
+            DataConfig(name="coco", root=str(tmp_path), test=name, val=name, allow_bad_boxes=allow), split, None
+        ).table
     except UserError as error:
         line = str(error).replace(str(tmp_path), "")
     else:

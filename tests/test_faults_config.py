@@ -12,22 +12,34 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from effbackbones.errors import UserError
-from tasks.config import from_mapping, parse
-from tasks.configfile import MAX_BYTES, read_value
-from tasks.configtypes import leaves, members_of
-from tasks.settings import DataConfig, ModelConfig, OptimConfig, RandAugmentConfig, RunConfig
+from tasks.settings.commandline import parse
+from tasks.settings.data import DataConfig, RandAugmentConfig
+from tasks.settings.keytypes import leaves, members_of
+from tasks.settings.sections import ModelConfig, OptimConfig, RunConfig
+from tasks.settings.tree import from_mapping
+from tasks.settings.yamlfile import MAX_BYTES, read_value
 
-BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij"))
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij")
+)
 IN_LINE = "{" + ", ".join(BOMB.strip().split("\n")) + "}"
 TAGS = [
-    "!!python/object/apply:os.system ['touch PWNED']", "!!python/object/new:subprocess.Popen [[touch, PWNED]]", "!!python/name:os.system",
-    "!!python/module:evilmod", "!!python/object:evilmod.Foo {}", "!!python/tuple [1, 2]", "!!binary aGVsbG8=", "!include other.yaml",
-    "!!set {a}", "!!int abc", "!!timestamp 2020-01-01", "!<tag:yaml.org,2002:python/name:os.system> x",
-]  # fmt: skip
+    "!!python/object/apply:os.system ['touch PWNED']",
+    "!!python/object/new:subprocess.Popen [[touch, PWNED]]",
+    "!!python/name:os.system",
+    "!!python/module:evilmod",
+    "!!python/object:evilmod.Foo {}",
+    "!!python/tuple [1, 2]",
+    "!!binary aGVsbG8=",
+    "!include other.yaml",
+    "!!set {a}",
+    "!!int abc",
+    "!!timestamp 2020-01-01",
+    "!<tag:yaml.org,2002:python/name:os.system> x",
+]
 EVIL = "class_path: evilmod.Foo"
 HOSTILE = {
     **{f"tag {tag}": f"model: {{backbone: {tag}}}" for tag in TAGS},
@@ -94,7 +106,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_hostile_config_is_one_line(case: str, folder: Path) -> None:
     (folder / "c.yaml").write_text(HOSTILE[case], encoding="utf-8")
     limit = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 1 << 40
+    used = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        if sys.platform == "linux"
+        else 1 << 40
+    )
     resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), limit[1]))
     start = time.process_time()
     try:
@@ -120,13 +136,28 @@ def test_there_are_enough_cases() -> None:
 
 def test_a_config_that_only_names_code_stays_text(folder: Path) -> None:
     # Where text is what a key takes, text it stays; registries refuse it later.
-    (folder / "c.yaml").write_text("model: {backbone: os.system, head_options: {x: evilmod.Foo}}\nrun: {out: '$(touch PWNED)'}")
-    config = parse("classify", ["--config", "c.yaml", "--model.head", "evilmod.Foo", "--data.root", "`touch PWNED`"]).config
-    assert (config.model.backbone, config.model.head, config.model.head_options) == ("os.system", "evilmod.Foo", {"x": "evilmod.Foo"})
+    (folder / "c.yaml").write_text(
+        "model: {backbone: os.system, head_options: {x: evilmod.Foo}}\nrun: {out: '$(touch PWNED)'}"
+    )
+    config = parse(
+        "classify", ["--config", "c.yaml", "--model.head", "evilmod.Foo", "--data.root", "`touch PWNED`"]
+    ).config
+    assert (config.model.backbone, config.model.head, config.model.head_options) == (
+        "os.system",
+        "evilmod.Foo",
+        {"x": "evilmod.Foo"},
+    )
     assert os.listdir(folder).count("PWNED") == os.listdir(folder).count("IMPORTED") == 0
 
 
-OVERRIDES = ["{class_path: evilmod.Foo}", "other.yaml", IN_LINE, "!!python/name:os.system", "[", "{num_ops: 1, num_ops: 2}"]
+OVERRIDES = [
+    "{class_path: evilmod.Foo}",
+    "other.yaml",
+    IN_LINE,
+    "!!python/name:os.system",
+    "[",
+    "{num_ops: 1, num_ops: 2}",
+]
 
 
 @pytest.mark.parametrize("text", OVERRIDES)
@@ -140,7 +171,9 @@ def test_hostile_override_is_one_line(text: str, folder: Path) -> None:
     assert "evilmod" not in sys.modules
 
 
-@pytest.mark.parametrize(("content", "text"), [(b"\xff\xfe\x00", "is not UTF-8"), (b"", ""), (b"# only a comment\n", "")])
+@pytest.mark.parametrize(
+    ("content", "text"), [(b"\xff\xfe\x00", "is not UTF-8"), (b"", ""), (b"# only a comment\n", "")]
+)
 def test_odd_files(content: bytes, text: str, folder: Path) -> None:
     (folder / "c.yaml").write_bytes(content)
     if not text:  # an empty file means the defaults
@@ -160,7 +193,9 @@ def test_unreadable_config(folder: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-_LIMITED = [(cls, name) for cls in (ModelConfig, DataConfig, RandAugmentConfig, OptimConfig, RunConfig) for name in cls.LIMITS]
+_LIMITED = [
+    (cls, name) for cls in (ModelConfig, DataConfig, RandAugmentConfig, OptimConfig, RunConfig) for name in cls.LIMITS
+]
 
 
 @pytest.mark.parametrize(("cls", "name"), _LIMITED, ids=[f"{cls.SECTION}.{name}" for cls, name in _LIMITED])
@@ -170,7 +205,14 @@ def test_every_number_refuses_what_is_out_of_range(cls: Any, name: str) -> None:
     bad += [low] if cls.LIMITS[name][0] == "(" else []
     bad += [] if high == float("inf") else [high + 1] + ([high] if cls.LIMITS[name][-1] == ")" else [])
     hint = get_type_hints(cls)[name]
-    pair = next((len(get_args(member)) for member in members_of(hint) if get_args(member) and get_args(member)[0] in (int, float)), 0)
+    pair = next(
+        (
+            len(get_args(member))
+            for member in members_of(hint)
+            if get_args(member) and get_args(member)[0] in (int, float)
+        ),
+        0,
+    )
     for value in bad:
         for given_value in [value] if members_of(hint) & {int, float} else [(value,) * pair]:
             with pytest.raises(UserError) as caught:
@@ -194,7 +236,10 @@ def test_the_place_of_a_number_out_of_range_is_named(folder: Path) -> None:
 def test_contradictions_name_a_field(cls: Any) -> None:
     cases: dict[Any, list[dict[str, Any]]] = {
         ModelConfig: [
-            {"unfreeze_epoch": 1}, {"weights": "imagenet", "init_from": "x"}, {"mean": (0.5,), "std": (0.5, 0.5)}, {"crop_mode": "x"},
+            {"unfreeze_epoch": 1},
+            {"weights": "imagenet", "init_from": "x"},
+            {"mean": (0.5,), "std": (0.5, 0.5)},
+            {"crop_mode": "x"},
         ],
         DataConfig: [{"scale": (1.0, 0.5)}, {"multilabel": True, "mixup": 0.2}, {"crop": "pd"}, {"on_error": "ignore"}],
         OptimConfig: [{"nesterov": True}, {"name": "adam"}, {"schedule": "cos"}],

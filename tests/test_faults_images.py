@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 from tests_support import PEAK_MEMORY
 
 from effbackbones.errors import UserError
-from effbackbones.images import image_size, read_image
+from effbackbones.images.reading import image_size, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 
@@ -58,8 +58,14 @@ BAD: dict[str, tuple[bytes, str]] = {
     "zeros": (bytes(5000), "not in one of the formats"),
     "text": (b"<html><body>404 not found</body></html>", "not in one of the formats"),
     "json": (b'{"error": "no such key"}', "not in one of the formats"),
-    "git pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "not in one of the formats"),
-    "eps, which would start a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not in one of the formats"),
+    "git pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        "not in one of the formats",
+    ),
+    "eps, which would start a program": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+        "not in one of the formats",
+    ),
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "not in one of the formats"),
     "half a jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
     "jpeg without its last tenth": (JPEG[: len(JPEG) * 9 // 10], "truncated"),
@@ -73,7 +79,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "png of 400 million pixels": (png_of_zeros(20000, 20000), "allowed are"),
     "png of 121 million pixels, of which PIL only warns": (png_of_zeros(11000, 11000), "allowed are"),
     "png of 65 million pixels": (png_of_zeros(6500, 10000), "65,000,000 pixels"),
-    "png that claims 2 ** 31 - 1 squared": (changed(PNG, 16, struct.pack(">II", 2**31 - 1, 2**31 - 1)), "cannot be read|allowed are"),
+    "png that claims 2 ** 31 - 1 squared": (
+        changed(PNG, 16, struct.pack(">II", 2**31 - 1, 2**31 - 1)),
+        "cannot be read|allowed are",
+    ),
     "png of no pixels": (changed(PNG, 16, struct.pack(">II", 0, 64)), "cannot be read"),
     "gif that claims 65535 squared": (changed(GIF, 6, struct.pack("<HH", 65535, 65535)), "allowed are"),
     "float tiff": (encoded(GREY_FLOAT, "TIFF"), "no stated range"),
@@ -110,7 +119,10 @@ BAD_ARRAYS: dict[str, tuple[bytes, str]] = {
     "float64": (array_bytes(np.zeros((4, 5, 3))), "of float64"),
     "floats above 1": (array_bytes(np.full((4, 5, 3), 1.5, np.float32)), r"0\.\.1"),
     "not a number": (array_bytes(np.full((4, 5, 3), np.nan, np.float32)), r"0\.\.1"),
-    "header of a giant": (array_bytes(PIXELS).replace(b"(64, 96, 3)", b"(99999, 99999, 3)"), "allowed are|cannot be read"),
+    "header of a giant": (
+        array_bytes(PIXELS).replace(b"(64, 96, 3)", b"(99999, 99999, 3)"),
+        "allowed are|cannot be read",
+    ),
 }
 
 
@@ -201,7 +213,7 @@ def test_peak_memory_of_a_small_file(tmp_path: Path, kind: int) -> None:
     depth = 16 if kind == 0 else 8
     path.write_bytes(png_of_zeros(8000, 8000, kind=kind, depth=depth, bytes_per_row=8000 * {6: 4, 4: 2, 0: 2}[kind]))
     assert path.stat().st_size < 1_000_000
-    code = f"{PEAK_MEMORY}\nimport sys; from effbackbones.images import read_image; "
+    code = f"{PEAK_MEMORY}\nimport sys; from effbackbones.images.reading import read_image; "
     code += "image = read_image(sys.argv[1]); assert image.shape == (8000, 8000, 3); print(peak_memory())"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1e9

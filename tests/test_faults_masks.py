@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageFile
 from tests_support import one_line
 
 from effbackbones.errors import UserError
-from tasks.data.masks import MaskDataset, masks
-from tasks.settings import DataConfig
+from tasks.data.sets.masks import MaskDataset, masks
+from tasks.settings.data import DataConfig
 
 NAMES = ["a", "b", "c"]
 MASK = np.array([[0, 1, 2, 255], [2, 2, 1, 0]], np.uint8)
@@ -71,10 +70,22 @@ COLORED = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
 GREY = Image.fromarray(MASK)
 CMYK = Image.new("CMYK", (4, 2))
 BAD: dict[str, tuple[Callable[[], tuple[Image.Image, str, dict[str, Any]]], tuple[str, ...]]] = {
-    "value": (lambda: (Image.fromarray(np.where(MASK == 1, 7, MASK).astype(np.uint8)), "1.png", {}), ("value 7 at x 1, y 0", "0..2")),
-    "value of 16 bits": (lambda: (Image.fromarray(MASK.astype(np.uint16) + 300), "1.png", {}), ("value 300 at x 0, y 0",)),
-    "negative value": (lambda: (Image.fromarray(MASK.astype(np.int32) - 1), "1.tif", {}), ("value -1 at x 0, y 0", "16 bits")),
-    "huge value": (lambda: (Image.fromarray(MASK.astype(np.int32) * 1000), "1.tif", {}), ("value 255000 at x 3, y 0", "16 bits")),
+    "value": (
+        lambda: (Image.fromarray(np.where(MASK == 1, 7, MASK).astype(np.uint8)), "1.png", {}),
+        ("value 7 at x 1, y 0", "0..2"),
+    ),
+    "value of 16 bits": (
+        lambda: (Image.fromarray(MASK.astype(np.uint16) + 300), "1.png", {}),
+        ("value 300 at x 0, y 0",),
+    ),
+    "negative value": (
+        lambda: (Image.fromarray(MASK.astype(np.int32) - 1), "1.tif", {}),
+        ("value -1 at x 0, y 0", "16 bits"),
+    ),
+    "huge value": (
+        lambda: (Image.fromarray(MASK.astype(np.int32) * 1000), "1.tif", {}),
+        ("value 255000 at x 3, y 0", "16 bits"),
+    ),
     "floats": (lambda: (Image.fromarray(MASK.astype(np.float32)), "1.tif", {}), ("kind F",)),
     "cmyk": (lambda: (CMYK, "1.tif", {}), ("kind CMYK",)),
     "colours": (lambda: (COLORED, "1.png", {}), ("colours", "x 0, y 0", "data.options.colors")),
@@ -137,7 +148,11 @@ def test_truncated_images_are_not_filled_up(root: Path, monkeypatch: pytest.Monk
 
 def test_arrays(root: Path) -> None:
     (root / "train/masks/1.png").unlink()
-    for array, word in ((MASK.astype(np.float32) / 255, "float32"), (np.stack([MASK] * 3, 2), "3 channels"), (MASK[0], "expected [H, W]")):
+    for array, word in (
+        (MASK.astype(np.float32) / 255, "float32"),
+        (np.stack([MASK] * 3, 2), "3 channels"),
+        (MASK[0], "expected [H, W]"),
+    ):
         np.save(root / "train/masks/1.npy", array)
         refused(lambda: opened(root, format="index")[1], "1.npy", word)
 
@@ -145,7 +160,7 @@ def test_arrays(root: Path) -> None:
 @given(st.binary(max_size=200), st.sampled_from(["png", "bmp", "tif", "pgm", "npy"]), st.integers(0, 60))
 @settings(max_examples=100, deadline=None)
 def test_noise_is_one_line(tmp_path_factory: pytest.TempPathFactory, noise: bytes, ending: str, place: int) -> None:
-    from tasks.data.maskfile import read_stored
+    from tasks.data.masks.file import read_stored
 
     path = tmp_path_factory.mktemp("noise") / f"a.{ending}"
     np.save(path, MASK) if ending == "npy" else GREY.save(path)
@@ -205,7 +220,12 @@ def test_splits_are_of_one_format(root: Path) -> None:
 
 def test_binary_values(root: Path) -> None:
     fill(root, "train", [0, 1, 0, 0])
-    refused(lambda: opened(root, classes=["x", "y"], format="binary").mask(0), "0.png", "value 1 at x 1, y 0", "format: index")
+    refused(
+        lambda: opened(root, classes=["x", "y"], format="binary").mask(0),
+        "0.png",
+        "value 1 at x 1, y 0",
+        "format: index",
+    )
     refused(lambda: opened(root, format="binary"), "2 classes, background first", "got 3")
     fill(root, "train", [0, 128, 255, 0])
     assert opened(root, classes=["x", "y"], format="binary", ignore=[128]).mask(0)[0].tolist() == [0, 255, 1, 0]
@@ -238,7 +258,12 @@ def test_partners_that_are_missing(root: Path) -> None:
 
 
 def test_folders_that_are_missing(root: Path) -> None:
-    refused(lambda: opened(root, "test"), str(root), "test/images with test/masks or images/test with masks/test", "train, val")
+    refused(
+        lambda: opened(root, "test"),
+        str(root),
+        "test/images with test/masks or images/test with masks/test",
+        "train, val",
+    )
     (root / "test/images").mkdir(parents=True)
     refused(lambda: opened(root, "test"), "test/masks", "no such folder of masks")
     (root / "test/masks").mkdir()

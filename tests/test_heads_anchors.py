@@ -5,11 +5,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from heads.anchors import anchor_grid, anchor_shapes, assign, decode, encode, intersections, pairwise_iou
+from heads.detection.anchors import anchor_grid, anchor_shapes, assign, decode, encode, intersections, pairwise_iou
 
 ASPECTS = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
 D0 = torch.tensor(anchor_shapes(4.0, 3, ASPECTS), dtype=torch.float64)
@@ -24,7 +23,12 @@ def test_the_grid_is_the_published_one() -> None:
     boxes = anchor_grid((512, 512), maps_of(512, 512), D0)
     assert boxes.dtype == torch.float32
     assert boxes.shape == (36864 + 9216 + 2304 + 576 + 144, 4)
-    first = [(-12, -12, 20, 20), (-18.4, -7.2, 26.4, 15.2), (-7.2, -18.4, 15.2, 26.4), (-16.159, -16.159, 24.159, 24.159)]
+    first = [
+        (-12, -12, 20, 20),
+        (-18.4, -7.2, 26.4, 15.2),
+        (-7.2, -18.4, 15.2, 26.4),
+        (-16.159, -16.159, 24.159, 24.159),
+    ]
     torch.testing.assert_close(boxes[:4], torch.tensor(first), atol=1e-3, rtol=0)
     assert float(boxes.double().abs().sum()) == pytest.approx(50_638_299.56, abs=0.01)
 
@@ -48,7 +52,9 @@ def test_strides_follow_the_maps_on_each_axis() -> None:
 def test_the_grid_equals_the_reference(size: tuple[int, int], scale: float, levels: range) -> None:
     effdet = pytest.importorskip("effdet.anchors")
     expected = effdet.Anchors(levels[0], levels[-1], 3, ASPECTS, scale, size).boxes[:, [1, 0, 3, 2]]
-    boxes = anchor_grid(size, maps_of(*size, levels), torch.tensor(anchor_shapes(scale, 3, ASPECTS), dtype=torch.float64))
+    boxes = anchor_grid(
+        size, maps_of(*size, levels), torch.tensor(anchor_shapes(scale, 3, ASPECTS), dtype=torch.float64)
+    )
     assert (boxes - expected).abs().max() <= 1e-4
 
 
@@ -76,7 +82,9 @@ def test_coder_equals_the_reference() -> None:
     expected = detection.FasterRcnnBoxCoder().encode(*lists)
     torch.testing.assert_close(encode(boxes, anchors), expected, atol=1e-6, rtol=1e-6)
     deltas = torch.randn(50, 4)
-    torch.testing.assert_close(decode(deltas, anchors), effdet.decode_box_outputs(deltas, anchors[:, order], output_xyxy=True))
+    torch.testing.assert_close(
+        decode(deltas, anchors), effdet.decode_box_outputs(deltas, anchors[:, order], output_xyxy=True)
+    )
 
 
 def random_boxes(count: int, seed: int, size: float = 256.0) -> Tensor:
@@ -116,7 +124,9 @@ def test_matches_equal_the_reference(seed: int) -> None:
     boxes = torch.cat([boxes, boxes[:4], odd, ANCHORS[[700, 1500]].clamp(0, 256)])
     matcher = effdet.AnchorLabeler(effdet.Anchors(3, 7, 3, ASPECTS, 4.0, (256, 256)), 3).target_assigner._matcher
     order = [1, 0, 3, 2]
-    similarity = detection.IouSimilarity().compare(detection.BoxList(boxes[:, order]), detection.BoxList(ANCHORS[:, order]))
+    similarity = detection.IouSimilarity().compare(
+        detection.BoxList(boxes[:, order]), detection.BoxList(ANCHORS[:, order])
+    )
     expected = matcher.match(similarity).match_results
     padded = torch.cat([boxes, torch.full((5, 4), 77.0), ANCHORS[100:103]])
     found = assign(ANCHORS, torch.stack([padded, padded]), used(len(boxes), len(padded)).expand(2, -1)).match
@@ -170,7 +180,7 @@ def test_a_batch_gives_what_its_images_give() -> None:
 
 def test_assignment_in_groups_of_images_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit in memory at once is matched image group by image group."""
-    from heads import anchors as module
+    from heads.detection import anchors as module
 
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(5, 7, 2, generator=generator) * 100

@@ -7,23 +7,40 @@ import torch
 from torch import Tensor, nn
 
 from effbackbones.errors import UserError
-from heads.bifpn import BiFPN, FusionNode, Resize, Source, level_strides, max_pool_same, wiring
-from heads.towers import Tower
+from heads.detection.bifpn import BiFPN, FusionNode, Resize, Source, level_strides, max_pool_same, wiring
+from heads.detection.towers import Tower
 
 
 def test_the_cell_is_wired_as_published() -> None:
     """Reference sheet 2.3: levels 3-7 of D0-D7, 3-8 of D7x."""
     assert [(place.level + 3, list(place.inputs)) for place in wiring(5)] == [
-        (6, [3, 4]), (5, [2, 5]), (4, [1, 6]), (3, [0, 7]), (4, [1, 7, 8]), (5, [2, 6, 9]), (6, [3, 5, 10]), (7, [4, 11]),
-    ]  # fmt: skip
+        (6, [3, 4]),
+        (5, [2, 5]),
+        (4, [1, 6]),
+        (3, [0, 7]),
+        (4, [1, 7, 8]),
+        (5, [2, 6, 9]),
+        (6, [3, 5, 10]),
+        (7, [4, 11]),
+    ]
     assert [(place.level + 3, list(place.inputs)) for place in wiring(6)] == [
-        (7, [4, 5]), (6, [3, 6]), (5, [2, 7]), (4, [1, 8]), (3, [0, 9]),
-        (4, [1, 9, 10]), (5, [2, 8, 11]), (6, [3, 7, 12]), (7, [4, 6, 13]), (8, [5, 14]),
-    ]  # fmt: skip
+        (7, [4, 5]),
+        (6, [3, 6]),
+        (5, [2, 7]),
+        (4, [1, 8]),
+        (3, [0, 9]),
+        (4, [1, 9, 10]),
+        (5, [2, 8, 11]),
+        (6, [3, 7, 12]),
+        (7, [4, 6, 13]),
+        (8, [5, 14]),
+    ]
     assert [tuple(place) for place in wiring(2)] == [(0, (0, 1)), (1, (1, 2))]
 
 
-def pyramid(levels: tuple[int, ...] = (3, 4, 5, 6, 7), fusion: str = "fast", strides: tuple[int, ...] = (8, 16, 32)) -> BiFPN:
+def pyramid(
+    levels: tuple[int, ...] = (3, 4, 5, 6, 7), fusion: str = "fast", strides: tuple[int, ...] = (8, 16, 32)
+) -> BiFPN:
     torch.manual_seed(0)
     inputs = [Source(c, s) for c, s in zip((6, 8, 10), strides, strict=False)]
     return BiFPN(inputs, levels, 8, 2, fusion, "silu").eval()  # type: ignore[arg-type]
@@ -37,8 +54,11 @@ def test_projections_stand_where_widths_differ() -> None:
     """Each edge has its own: the second level is projected twice unless it has the pyramid's width already."""
     names = {name.rpartition(".conv.weight")[0] for name in pyramid().state_dict()}
     assert {name for name in names if ".laterals." in name or name.startswith("resample")} == {
-        "resample.6", "cells.0.nodes.1.laterals.2", "cells.0.nodes.3.laterals.0", "cells.0.nodes.5.laterals.2",
-    }  # fmt: skip
+        "resample.6",
+        "cells.0.nodes.1.laterals.2",
+        "cells.0.nodes.3.laterals.0",
+        "cells.0.nodes.5.laterals.2",
+    }
 
 
 @pytest.mark.parametrize("size", [(256, 256), (320, 448), (40, 104), (33, 97), (8, 8)])
@@ -97,7 +117,11 @@ def test_resizing_repeats_or_pools_or_does_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("fusion", "shares"),
-    [("fast", [2 / (3 + 1e-4), 0.0, 1 / (3 + 1e-4)]), ("softmax", torch.tensor([2.0, -1.0, 1.0]).softmax(0).tolist()), ("sum", [1, 1, 1])],
+    [
+        ("fast", [2 / (3 + 1e-4), 0.0, 1 / (3 + 1e-4)]),
+        ("softmax", torch.tensor([2.0, -1.0, 1.0]).softmax(0).tolist()),
+        ("sum", [1, 1, 1]),
+    ],
 )
 def test_inputs_are_weighted(fusion: str, shares: list[float]) -> None:
     node = FusionNode({i: Source(4, 8) for i in range(3)}, Source(4, 8), fusion, "relu")  # type: ignore[arg-type]
@@ -129,13 +153,19 @@ def test_weights_start_as_published() -> None:
     torch.manual_seed(0)
     neck = BiFPN([Source(40, 8), Source(112, 16), Source(320, 32)], (3, 4, 5, 6, 7), 64, 1, "fast", "silu")
     tower = Tower(64, 3, 5, 9, 4, "silu")
-    limits = {"depthwise": math.sqrt(3 / 9), "pointwise": math.sqrt(3 / 64), "resample.6.conv": math.sqrt(6 / (320 + 64))}
+    limits = {
+        "depthwise": math.sqrt(3 / 9),
+        "pointwise": math.sqrt(3 / 64),
+        "resample.6.conv": math.sqrt(6 / (320 + 64)),
+    }
     for name, limit in limits.items():
         weights = torch.cat([p.detach().flatten() for key, p in neck.named_parameters() if f"{name}.weight" in key])
         assert 0.95 * limit < float(weights.abs().max()) <= limit
         assert float(weights.std()) == pytest.approx(limit / math.sqrt(3), rel=0.05)
     for name, deviation in {"depthwise": 1 / 3, "pointwise": 1 / 8}.items():
-        weights = torch.cat([p.detach().flatten() for key, p in tower.named_parameters() if name in key and key.endswith("weight")])
+        weights = torch.cat(
+            [p.detach().flatten() for key, p in tower.named_parameters() if name in key and key.endswith("weight")]
+        )
         assert float(weights.std()) == pytest.approx(deviation, rel=0.05)
     assert not any(bool(p.any()) for net in (neck, tower) for key, p in net.named_parameters() if key.endswith("bias"))
 

@@ -9,33 +9,39 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from effbackbones import build_model, dialects
+from effbackbones import build_model
 from effbackbones.conformance import check_head, enforce
+from effbackbones.conformance.comparing import export_holds
+from effbackbones.conformance.head import HEAD_PROMISES
 from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, BoxTargets, Detections, FeatureSpec, ImageSizes
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan
-from effbackbones.images import read_image
+from effbackbones.images.geometry import ResizePlan
+from effbackbones.images.reading import read_image
 from effbackbones.model import Model, MultiHead
-from effbackbones.promises import export_holds
-from effbackbones.promises_head import HEAD_PROMISES
-from heads.efficientdet import DetRaw, EfficientDetHead
-from heads.nms import top_pairs
-from heads.variants import VARIANTS, variant_for
+from effbackbones.weights import dialects
+from heads.detection.efficientdet import DetRaw, EfficientDetHead
+from heads.detection.nms import top_pairs
+from heads.detection.variants import VARIANTS, variant_for
 
 TINY = {"channels": 16, "cells": 1, "repeats": 1}
 NARROW = {"width": 0.25, "depth": 0.3}
 
 
-def tiny(classes: int = 3, backbone: str = "b0", backbone_options: dict[str, Any] | None = None, **options: Any) -> Model:
+def tiny(
+    classes: int = 3, backbone: str = "b0", backbone_options: dict[str, Any] | None = None, **options: Any
+) -> Model:
     torch.manual_seed(0)
     return build_model(
-        "det", backbone, num_classes=classes, backbone_options=NARROW | (backbone_options or {}), head_options=TINY | options
-    )  # fmt: skip
+        "det",
+        backbone,
+        num_classes=classes,
+        backbone_options=NARROW | (backbone_options or {}),
+        head_options=TINY | options,
+    )
 
 
 def targets_of(*images: list[tuple[list[float], int]], rows: int = 6) -> BoxTargets:
@@ -49,8 +55,14 @@ def targets_of(*images: list[tuple[list[float], int]], rows: int = 6) -> BoxTarg
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 KEYS = (
-    (r"fpn\.resample\.(\d+)\.conv\.(conv|bn)\.(.+)", lambda level, part, leaf: f"neck.resample.{int(level) + 3}.{part}.{leaf}"),
-    (r"fpn\.cell\.(\d+)\.fnode\.(\d+)\.combine\.resample\.(\d+)\.conv\.(conv|bn)\.(.+)", "neck.cells.{}.nodes.{}.laterals.{}.{}.{}"),
+    (
+        r"fpn\.resample\.(\d+)\.conv\.(conv|bn)\.(.+)",
+        lambda level, part, leaf: f"neck.resample.{int(level) + 3}.{part}.{leaf}",
+    ),
+    (
+        r"fpn\.cell\.(\d+)\.fnode\.(\d+)\.combine\.resample\.(\d+)\.conv\.(conv|bn)\.(.+)",
+        "neck.cells.{}.nodes.{}.laterals.{}.{}.{}",
+    ),
     (r"fpn\.cell\.(\d+)\.fnode\.(\d+)\.combine\.edge_weights", "neck.cells.{}.nodes.{}.weights"),
     (r"fpn\.cell\.(\d+)\.fnode\.(\d+)\.after_combine\.conv\.conv_dw\.(.+)", "neck.cells.{}.nodes.{}.conv.depthwise.{}"),
     (r"fpn\.cell\.(\d+)\.fnode\.(\d+)\.after_combine\.conv\.conv_pw\.(.+)", "neck.cells.{}.nodes.{}.conv.pointwise.{}"),
@@ -106,10 +118,16 @@ def transplanted(network: nn.Module, name: str, **options: Any) -> Model:
     backbone = network.config.backbone_name.removeprefix("tf_efficientnet_")
     options = {"variant": name, **options}
     ours = build_model(
-        "det", backbone, num_classes=network.config.num_classes, backbone_options={"numerics": "tf"}, head_options=options
-    )  # fmt: skip
+        "det",
+        backbone,
+        num_classes=network.config.num_classes,
+        backbone_options={"numerics": "tf"},
+        head_options=options,
+    )
     state = {our_name(key): value for key, value in network.state_dict().items()}
-    ours.load_state_dict({key: value.flatten(1) if "squeeze_excite" in key and value.ndim > 1 else value for key, value in state.items()})
+    ours.load_state_dict(
+        {key: value.flatten(1) if "squeeze_excite" in key and value.ndim > 1 else value for key, value in state.items()}
+    )
     return ours.eval()
 
 
@@ -163,7 +181,9 @@ def test_predictions_equal_the_reference_on_images(data_root: Path) -> None:
     assert any(side < 256 for plan in plans for side in plan.valid)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     normalised = (batch / 255 - mean) / std
-    network = reference("d0", normalised, 90).double()  # in float32 two scores are equal up to rounding, and change places
+    network = reference(
+        "d0", normalised, 90
+    ).double()  # in float32 two scores are equal up to rounding, and change places
     info = {"img_scale": torch.ones(len(files)), "img_size": valid.flip(1).float()}
     for nms in ("hard", "gaussian"):
         ours = transplanted(network, "d0", nms=nms, score_threshold=0.0 if nms == "hard" else 0.001).double()
@@ -213,10 +233,16 @@ def test_losses_equal_the_reference(smoothing: float) -> None:
 
 
 PUBLISHED = {
-    "d0": ("b0", 3_880_067, 784), "d1": ("b1", 6_625_898, 1004), "d2": ("b2", 8_097_039, 1076), "d3": ("b3", 12_032_296, 1270),
-    "d4": ("b4", 20_723_675, 1474), "d5": ("b5", 33_653_315, 1622), "d6": ("b6", 51_871_782, 1818), "d7": ("b6", 51_871_782, 1818),
+    "d0": ("b0", 3_880_067, 784),
+    "d1": ("b1", 6_625_898, 1004),
+    "d2": ("b2", 8_097_039, 1076),
+    "d3": ("b3", 12_032_296, 1270),
+    "d4": ("b4", 20_723_675, 1474),
+    "d5": ("b5", 33_653_315, 1622),
+    "d6": ("b6", 51_871_782, 1818),
+    "d7": ("b6", 51_871_782, 1818),
     "d7x": ("b7", 77_147_166, 2210),
-}  # fmt: skip
+}
 """Parameters with 90 classes, entries of the state dict (reference sheet 2.1)."""
 
 
@@ -234,9 +260,19 @@ def test_parameter_counts_are_those_published(name: str) -> None:
 def test_rows_equal_the_reference(name: str) -> None:
     effdet, row = pytest.importorskip("effdet"), VARIANTS[name]
     config = effdet.get_efficientdet_config(f"tf_efficientdet_{name}")
-    weighted = config.fpn_name is None and (config.fpn_config is None or config.fpn_config.nodes[0].weight_method == "fastattn")
-    assert (row.resolution, row.channels, row.cells) == (config.image_size[0], config.fpn_channels, config.fpn_cell_repeats)
-    assert (row.repeats, row.anchor_scale, row.num_scales) == (config.box_class_repeats, config.anchor_scale, config.num_scales)
+    weighted = config.fpn_name is None and (
+        config.fpn_config is None or config.fpn_config.nodes[0].weight_method == "fastattn"
+    )
+    assert (row.resolution, row.channels, row.cells) == (
+        config.image_size[0],
+        config.fpn_channels,
+        config.fpn_cell_repeats,
+    )
+    assert (row.repeats, row.anchor_scale, row.num_scales) == (
+        config.box_class_repeats,
+        config.anchor_scale,
+        config.num_scales,
+    )
     assert row.aspect_ratios == tuple(map(tuple, config.aspect_ratios))
     assert (row.levels[0], row.levels[-1]) == (config.min_level, config.max_level)
     assert (row.fusion == "fast") == weighted
@@ -259,12 +295,29 @@ def test_every_promise_is_kept() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"fusion": "softmax", "levels": [2, 3, 4, 5], "iou_loss": "ciou", "nms": "gaussian", "crowd_ignore": True, "max_detections": 7},
-        {"variant": "lite1", "levels": [3, 4, 5, 6], "num_scales": 1, "aspect_ratios": [[1, 1], [3, 0.5]], "label_smoothing": 0.1},
+        {
+            "fusion": "softmax",
+            "levels": [2, 3, 4, 5],
+            "iou_loss": "ciou",
+            "nms": "gaussian",
+            "crowd_ignore": True,
+            "max_detections": 7,
+        },
+        {
+            "variant": "lite1",
+            "levels": [3, 4, 5, 6],
+            "num_scales": 1,
+            "aspect_ratios": [[1, 1], [3, 0.5]],
+            "label_smoothing": 0.1,
+        },
     ],
 )
 def test_every_promise_is_kept_with_other_options(options: dict[str, Any]) -> None:
-    enforce(check_head(EfficientDetHead, options=TINY | options, promises=[name for name in HEAD_PROMISES if name not in GRAPHS]))
+    enforce(
+        check_head(
+            EfficientDetHead, options=TINY | options, promises=[name for name in HEAD_PROMISES if name not in GRAPHS]
+        )
+    )
 
 
 @pytest.mark.slow
@@ -286,7 +339,11 @@ PYRAMIDS = [
 
 @pytest.mark.parametrize(("backbone", "backbone_options", "options", "strides", "divisor"), PYRAMIDS)
 def test_any_backbone_gives_a_working_pyramid(
-    backbone: str, backbone_options: dict[str, Any] | None, options: dict[str, Any], strides: tuple[int, ...], divisor: int
+    backbone: str,
+    backbone_options: dict[str, Any] | None,
+    options: dict[str, Any],
+    strides: tuple[int, ...],
+    divisor: int,
 ) -> None:
     narrow = {} if backbone_options is None else NARROW | backbone_options
     model = build_model("det", backbone, num_classes=3, backbone_options=narrow, head_options=TINY | options).eval()
@@ -298,7 +355,9 @@ def test_any_backbone_gives_a_working_pyramid(
     cells = sum(-(-height // s) * -(-width // s) for s in strides)
     assert raw.logits.shape == (2, 9 * cells, 3)
     assert raw.anchors.shape == raw.deltas.shape[1:] == (9 * cells, 4)
-    assert torch.equal(raw.anchors[0], torch.tensor([-1.5, -1.5, 2.5, 2.5]) * strides[0] if backbone != "lite0" else raw.anchors[0])
+    assert torch.equal(
+        raw.anchors[0], torch.tensor([-1.5, -1.5, 2.5, 2.5]) * strides[0] if backbone != "lite0" else raw.anchors[0]
+    )
     middle = raw.anchors.view(-1, 2, 2).mean(1)
     assert (middle > 0).all()
     assert (middle < torch.tensor([width, height])).all()
@@ -389,7 +448,16 @@ def test_half_precision_leaves_the_anchors_alone() -> None:
 class Watch(TorchDispatchMode):
     """Counts operators that wait for the device, or whose output's shape depends on values."""
 
-    WAITING = ("_local_scalar_dense", "nonzero", "item", "masked_select", "_to_copy_device", "unique", "is_nonzero", "equal")
+    WAITING = (
+        "_local_scalar_dense",
+        "nonzero",
+        "item",
+        "masked_select",
+        "_to_copy_device",
+        "unique",
+        "is_nonzero",
+        "equal",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -473,7 +541,9 @@ def test_crowds_are_never_positive() -> None:
         assert torch.equal(values["crowd"], values["other"])
         assert torch.equal(values["crowd"][1], values["alone"][1])
         assert not torch.allclose(values["crowd"], values["here"])
-        assert (values["crowd"][0] < values["alone"][0]) == ignore, "the background inside the crowd counts, or does not"
+        assert (values["crowd"][0] < values["alone"][0]) == ignore, (
+            "the background inside the crowd counts, or does not"
+        )
 
 
 def test_losses_are_float32_under_autocast() -> None:
@@ -496,7 +566,9 @@ def test_a_tall_thin_object_on_a_wide_image_is_found() -> None:
     image = torch.full((1, 3, 128, 384), 0.2)
     box = [250.0, 14.0, 266.0, 114.0]
     image[..., 14:114, 250:266] = 0.9
-    model = build_model("det", "b0", num_classes=1, backbone_options=NARROW | {"drop_path": 0.0}, head_options=TINY | {"channels": 32})
+    model = build_model(
+        "det", "b0", num_classes=1, backbone_options=NARROW | {"drop_path": 0.0}, head_options=TINY | {"channels": 32}
+    )
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
     targets = targets_of([(box, 0)])
     for norm in model.modules():
@@ -521,7 +593,9 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 def raw_of(head: EfficientDetHead, logits: float = 0.0, seed: int = 0) -> DetRaw:
     """Random output for an image of 128 x 128 pixels."""
     torch.manual_seed(seed)
-    features = [torch.randn(2, c, 128 // s, 128 // s) for c, s in zip(head.spec.channels, head.spec.strides, strict=True)]
+    features = [
+        torch.randn(2, c, 128 // s, 128 // s) for c, s in zip(head.spec.channels, head.spec.strides, strict=True)
+    ]
     with torch.no_grad():
         raw: DetRaw = head.eval()(features, ImageSizes((128, 128), torch.tensor([[128, 128]] * 2)))
     return raw._replace(logits=2 * torch.randn_like(raw.logits) + logits, deltas=0.3 * torch.randn_like(raw.deltas))
@@ -550,7 +624,10 @@ def test_non_finite_output_is_passed_over(nms: str, poison: float) -> None:
     for tensor in (raw.logits, raw.deltas):
         hit = torch.rand(tensor.shape[:2], generator=generator) < 0.3
         tensor[..., 0][hit] = poison
-    all_logits, all_deltas = raw._replace(logits=torch.full_like(raw.logits, poison)), raw._replace(deltas=raw.deltas * poison)
+    all_logits, all_deltas = (
+        raw._replace(logits=torch.full_like(raw.logits, poison)),
+        raw._replace(deltas=raw.deltas * poison),
+    )
     for i, output in enumerate((raw, all_logits, all_deltas)):
         found = head.predict(output, sizes)
         assert found.boxes.isfinite().all()
@@ -612,7 +689,9 @@ def test_limits_are_kept() -> None:
 
 def test_diagnosis_tells_boxes_that_no_anchor_fits() -> None:
     model = tiny().eval()
-    wide = targets_of([([-16.0, -16.0, 24.0, 24.0], 0), ([0.0, 10.0, 250.0, 12.0], 1), ([0.0, 0.0, 100.0, 100.0], 1)], [])
+    wide = targets_of(
+        [([-16.0, -16.0, 24.0, 24.0], 0), ([0.0, 10.0, 250.0, 12.0], 1), ([0.0, 0.0, 100.0, 100.0], 1)], []
+    )
     wide.crowd[0, 2] = True
     images = torch.rand(2, 3, 100, 250)
     iou = model.head.diagnose(wide, ImageSizes.of(images))["best_anchor_iou"]
@@ -651,10 +730,14 @@ def test_anchors_are_fitted_to_the_data() -> None:
     assert all(y > 2 * x for x, y in fitted["aspect_ratios"])
     json.dumps(fitted)
     assert tiny(**fitted).head.fit_to_data(tall, (512, 512)) == {}, "nothing left to gain"
-    assert tiny(variant="lite0").head.fit_to_data(tall, (512, 512))["anchor_scale"] > 0, "a row of another scale is fitted too"
+    assert tiny(variant="lite0").head.fit_to_data(tall, (512, 512))["anchor_scale"] > 0, (
+        "a row of another scale is fitted too"
+    )
 
 
-@pytest.mark.parametrize("sides", [torch.zeros(0, 2), torch.tensor([[0.0, 5.0], [torch.nan, 3.0]]), torch.tensor([[32.0, 32.0]])])
+@pytest.mark.parametrize(
+    "sides", [torch.zeros(0, 2), torch.tensor([[0.0, 5.0], [torch.nan, 3.0]]), torch.tensor([[32.0, 32.0]])]
+)
 def test_nothing_is_fitted_without_need(sides: Tensor) -> None:
     assert tiny().head.fit_to_data(sides, (512, 512)) == {}
 
@@ -665,11 +748,20 @@ def test_nothing_is_fitted_without_need(sides: Tensor) -> None:
 @pytest.mark.parametrize(
     ("backbone", "name"),
     [
-        *((f"b{i}", f"d{i}") for i in range(7)), ("b7", "d7x"), *((f"lite{i}", f"lite{i}") for i in range(5)),
-        ("b0.4", "d0"), ("b2.5", "d3"), ("b-1.0", "d0"), ("b9.0", "d7x"), ("lite5.5", "lite4"),
-        ("timm:tf_efficientnet_b3.ns_jft_in1k", "d3"), ("timm:efficientnet_lite0", "lite0"), ("timm:resnet50", "d0"), ("mine", "d0"),
+        *((f"b{i}", f"d{i}") for i in range(7)),
+        ("b7", "d7x"),
+        *((f"lite{i}", f"lite{i}") for i in range(5)),
+        ("b0.4", "d0"),
+        ("b2.5", "d3"),
+        ("b-1.0", "d0"),
+        ("b9.0", "d7x"),
+        ("lite5.5", "lite4"),
+        ("timm:tf_efficientnet_b3.ns_jft_in1k", "d3"),
+        ("timm:efficientnet_lite0", "lite0"),
+        ("timm:resnet50", "d0"),
+        ("mine", "d0"),
     ],
-)  # fmt: skip
+)
 def test_the_backbone_chooses_the_variant(backbone: str, name: str) -> None:
     assert variant_for(backbone).name == name
 

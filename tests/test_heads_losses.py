@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from heads.losses import IOU_LOSSES, focal_negative, focal_positive, focal_sum, huber_sum, iou_loss
+from heads.detection.losses import IOU_LOSSES, focal_negative, focal_positive, focal_sum, huber_sum, iou_loss
 
 
 def case(seed: int = 0, classes: int = 5, anchors: int = 200) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,9 @@ def dense(logits: Tensor, labels: Tensor, alpha: float, gamma: float, smoothing:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 1.5), (0.25, 2.0), (0.4, 0.0), (0.9, 0.5)])
 @pytest.mark.parametrize("classes", [1, 5])
-def test_focal_loss_and_its_gradient_equal_the_definition(alpha: float, gamma: float, smoothing: float, classes: int) -> None:
+def test_focal_loss_and_its_gradient_equal_the_definition(
+    alpha: float, gamma: float, smoothing: float, classes: int
+) -> None:
     logits, labels = case(classes=classes)
     gradients = []
     for compute in (

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from effbackbones import build_model, list_heads
 from effbackbones.build import create_backbone
 from effbackbones.conformance import check_head, enforce
+from effbackbones.conformance.head import HEAD_PROMISES
 from effbackbones.contracts import Backbone, FeatureSpec, Head, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from effbackbones.promises_head import HEAD_PROMISES
 from effbackbones.registry import HEADS
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -34,8 +34,14 @@ TINY = {"width": 0.5, "depth": 0.3}  # a quick B0
 
 
 def tiny(head: str, num_classes: int = 3, *, backbone_options: Mapping[str, Any] = {}, **options: Any) -> Model:
-    return build_model("seg", "b0", head=head, num_classes=num_classes, backbone_options={**TINY, **backbone_options},
-                       head_options={**SMALL[head], **options})  # fmt: skip
+    return build_model(
+        "seg",
+        "b0",
+        head=head,
+        num_classes=num_classes,
+        backbone_options={**TINY, **backbone_options},
+        head_options={**SMALL[head], **options},
+    )
 
 
 def test_the_list_is_complete() -> None:
@@ -58,11 +64,20 @@ def test_promises(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("options", [{}, {"loss": ["cross_entropy", "dice*0.5", "lovasz*0.1"]}, {"num_classes": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": ["cross_entropy", "dice*0.5", "lovasz*0.1"]}, {"num_classes": 1}], ids=str
+)
 def test_all_promises(name: str, options: dict[str, Any]) -> None:
     options = {**options}
     classes = options.pop("num_classes", 5)
-    enforce(check_head(HEADS.get(name), num_classes=classes, options=SMALL[name] | options, targets=None if classes > 1 else binary_masks))
+    enforce(
+        check_head(
+            HEADS.get(name),
+            num_classes=classes,
+            options=SMALL[name] | options,
+            targets=None if classes > 1 else binary_masks,
+        )
+    )
 
 
 def binary_masks(sizes: ImageSizes, num_classes: int, empty: bool) -> Tensor:
@@ -82,14 +97,23 @@ def test_no_trainable_parameter_is_left_out_under_attention(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("unet", {"attention": "scse", "channels": [32, 16, 16]}), ("unet", {"interpolation": "bilinear"}), ("unet", {"tap": "stem"}),
-        ("unet", {"levels": [2, 3, 4, 5]}), ("unet", {"levels": [2, 3, 4], "channels": [16, 8, 8, 8]}),
-        ("unetplusplus", {"levels": [2, 3, 4, 5]}), ("unetplusplus", {"attention": "scse", "channels": [16] * 5}),
-        ("manet", {"levels": [2, 3, 4, 5]}), ("linknet", {"levels": [2, 3, 4]}),
-        ("segformer", {"levels": [2, 3, 4, 5]}), ("pspnet", {"depth": 5}), ("deeplabv3", {"output_stride": 16}),
-        ("deeplabv3plus", {"output_stride": 8}), ("pan", {"output_stride": 32}), ("fpn", {"merge": "cat"}),
+        ("unet", {"attention": "scse", "channels": [32, 16, 16]}),
+        ("unet", {"interpolation": "bilinear"}),
+        ("unet", {"tap": "stem"}),
+        ("unet", {"levels": [2, 3, 4, 5]}),
+        ("unet", {"levels": [2, 3, 4], "channels": [16, 8, 8, 8]}),
+        ("unetplusplus", {"levels": [2, 3, 4, 5]}),
+        ("unetplusplus", {"attention": "scse", "channels": [16] * 5}),
+        ("manet", {"levels": [2, 3, 4, 5]}),
+        ("linknet", {"levels": [2, 3, 4]}),
+        ("segformer", {"levels": [2, 3, 4, 5]}),
+        ("pspnet", {"depth": 5}),
+        ("deeplabv3", {"output_stride": 16}),
+        ("deeplabv3plus", {"output_stride": 8}),
+        ("pan", {"output_stride": 32}),
+        ("fpn", {"merge": "cat"}),
     ],
-)  # fmt: skip
+)
 def test_promises_under_options(name: str, options: dict[str, Any]) -> None:
     enforce(check_head(HEADS.get(name), options=SMALL[name] | options))
 
@@ -137,7 +161,12 @@ def test_beside_a_head_that_pads_further(name: str, size: tuple[int, int]) -> No
     """Under a detector the images come padded to a multiple of 128: the logits are those of images padded so by hand."""
     options = {"seg": SMALL[name], "det": {"channels": 8, "cells": 1, "repeats": 1}}
     model = build_model(
-        ("seg", "det"), "b0", head={"seg": name}, num_classes={"seg": 3, "det": 2}, backbone_options=TINY, head_options=options
+        ("seg", "det"),
+        "b0",
+        head={"seg": name},
+        num_classes={"seg": 3, "det": 2},
+        backbone_options=TINY,
+        head_options=options,
     ).eval()
     images = torch.rand(1, 3, *size)
     with torch.no_grad():
@@ -301,8 +330,16 @@ def test_wrong_options_are_one_line(name: str, options: dict[str, Any], said: st
 @pytest.mark.parametrize(
     ("name", "backbone_options", "said"),
     [
-        ("unet", {"levels": ["C3", "C4", "C5"]}, "UNetHead needs C1, C2, C3, C4, C5, got C3, C4, C5 at stride 8, 16, 32"),
-        ("fpn", {"stem_stride": 1}, "FPNHead needs C2, C3, C4, C5 at stride 4, 8, 16, 32, got .* at stride 2, 4, 8, 16"),
+        (
+            "unet",
+            {"levels": ["C3", "C4", "C5"]},
+            "UNetHead needs C1, C2, C3, C4, C5, got C3, C4, C5 at stride 8, 16, 32",
+        ),
+        (
+            "fpn",
+            {"stem_stride": 1},
+            "FPNHead needs C2, C3, C4, C5 at stride 4, 8, 16, 32, got .* at stride 2, 4, 8, 16",
+        ),
         ("unetplusplus", {"output_stride": 16}, "at stride 2, 4, 8, 16, 16"),
         ("deeplabv3", {"output_stride": 16}, "needs C5 at stride 8, got C5 at stride 16"),
     ],
@@ -329,10 +366,23 @@ def test_pyramid_pooling_needs_channels_by_four() -> None:
 # ---- equal to smp --------------------------------------------------------------------------------------------------
 
 SMP = {
-    "unet": "Unet", "unetplusplus": "UnetPlusPlus", "manet": "MAnet", "linknet": "Linknet", "segformer": "Segformer", "fpn": "FPN",
-    "upernet": "UPerNet", "pspnet": "PSPNet", "deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus", "pan": "PAN",
-}  # fmt: skip
-NAMINGS = [("tu-tf_efficientnet_", "tf", "stage"), ("timm-efficientnet-", "torch", "stem"), ("efficientnet-", "same_static", "stem")]
+    "unet": "Unet",
+    "unetplusplus": "UnetPlusPlus",
+    "manet": "MAnet",
+    "linknet": "Linknet",
+    "segformer": "Segformer",
+    "fpn": "FPN",
+    "upernet": "UPerNet",
+    "pspnet": "PSPNet",
+    "deeplabv3": "DeepLabV3",
+    "deeplabv3plus": "DeepLabV3Plus",
+    "pan": "PAN",
+}
+NAMINGS = [
+    ("tu-tf_efficientnet_", "tf", "stage"),
+    ("timm-efficientnet-", "torch", "stem"),
+    ("efficientnet-", "same_static", "stem"),
+]
 
 
 def smp_model(head: str, encoder: str, **options: Any) -> nn.Module:
@@ -362,7 +412,9 @@ def transplant(reference: nn.Module, backbone: Backbone, head: str, **options: A
     own = backbone.state_dict()
     count = len(own)
     assert count <= len(tensors)  # smp's encoders hold stages that nobody reads
-    backbone.load_state_dict({key: value.reshape(own[key].shape) for key, value in zip(own, tensors[:count], strict=True)})
+    backbone.load_state_dict(
+        {key: value.reshape(own[key].shape) for key, value in zip(own, tensors[:count], strict=True)}
+    )
     return ours.eval().requires_grad_(False)
 
 
@@ -415,24 +467,47 @@ def test_siblings_equal_smp(head: str) -> None:
     ("head", "ours", "theirs"),
     [
         ("unet", {"attention": "scse"}, {"decoder_attention_type": "scse"}),
-        ("unet", {"interpolation": "bilinear", "channels": [48, 32, 16]},
-         {"decoder_interpolation": "bilinear", "decoder_channels": [48, 32, 16], "encoder_depth": 3}),
-        ("unetplusplus", {"attention": "scse", "channels": [64, 32, 16, 16]},
-         {"decoder_attention_type": "scse", "decoder_channels": [64, 32, 16, 16], "encoder_depth": 4}),
-        ("manet", {"pab_channels": 16, "interpolation": "bicubic"}, {"decoder_pab_channels": 16, "decoder_interpolation": "bicubic"}),
+        (
+            "unet",
+            {"interpolation": "bilinear", "channels": [48, 32, 16]},
+            {"decoder_interpolation": "bilinear", "decoder_channels": [48, 32, 16], "encoder_depth": 3},
+        ),
+        (
+            "unetplusplus",
+            {"attention": "scse", "channels": [64, 32, 16, 16]},
+            {"decoder_attention_type": "scse", "decoder_channels": [64, 32, 16, 16], "encoder_depth": 4},
+        ),
+        (
+            "manet",
+            {"pab_channels": 16, "interpolation": "bicubic"},
+            {"decoder_pab_channels": 16, "decoder_interpolation": "bicubic"},
+        ),
         ("linknet", {"levels": [1, 2, 3]}, {"encoder_depth": 3}),
         ("segformer", {"channels": 64}, {"decoder_segmentation_channels": 64}),
-        ("fpn", {"merge": "cat", "pyramid_channels": 64, "segmentation_channels": 32, "interpolation": "bilinear"},
-         {"decoder_merge_policy": "cat", "decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32,
-          "decoder_interpolation": "bilinear"}),
+        (
+            "fpn",
+            {"merge": "cat", "pyramid_channels": 64, "segmentation_channels": 32, "interpolation": "bilinear"},
+            {
+                "decoder_merge_policy": "cat",
+                "decoder_pyramid_channels": 64,
+                "decoder_segmentation_channels": 32,
+                "decoder_interpolation": "bilinear",
+            },
+        ),
         ("pspnet", {"depth": 4, "channels": 64}, {"encoder_depth": 4, "psp_out_channels": 64, "upsampling": 16}),
-        ("deeplabv3", {"output_stride": 16, "atrous_rates": [2, 4, 6], "separable": True},
-         {"encoder_output_stride": 16, "decoder_atrous_rates": [2, 4, 6], "decoder_aspp_separable": True}),
+        (
+            "deeplabv3",
+            {"output_stride": 16, "atrous_rates": [2, 4, 6], "separable": True},
+            {"encoder_output_stride": 16, "decoder_atrous_rates": [2, 4, 6], "decoder_aspp_separable": True},
+        ),
         ("deeplabv3plus", {"output_stride": 8, "channels": 64}, {"encoder_output_stride": 8, "decoder_channels": 64}),
-        ("pan", {"output_stride": 32, "interpolation": "nearest"},
-         {"encoder_output_stride": 32, "decoder_interpolation": "nearest"}),
+        (
+            "pan",
+            {"output_stride": 32, "interpolation": "nearest"},
+            {"encoder_output_stride": 32, "decoder_interpolation": "nearest"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_options_equal_smps(head: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     needs = HEADS.get(head).requires(**ours)
     reference = smp_model(head, "tu-tf_efficientnet_b0", **theirs)
@@ -453,7 +528,9 @@ def test_backbones_without_c1_equal_smp(head: str) -> None:
 
 
 def test_a_missing_c1_has_the_size_that_it_would_have() -> None:
-    head = HEADS.get("unet")(FeatureSpec("own", ("C2", "C3", "C4", "C5"), (8,) * 4, (4, 8, 16, 32)), 3, levels=[2, 3, 4, 5])
+    head = HEADS.get("unet")(
+        FeatureSpec("own", ("C2", "C3", "C4", "C5"), (8,) * 4, (4, 8, 16, 32)), 3, levels=[2, 3, 4, 5]
+    )
     features = [torch.rand(1, 8, -(-65 // stride), -(-98 // stride)) for stride in head.spec.strides]
     maps = head._smp_maps(features, (65, 98))
     assert [tuple(m.shape) for m in maps[:3]] == [(1, 0, 65, 98), (1, 0, 33, 49), (1, 8, 17, 25)]
@@ -470,7 +547,9 @@ def test_dpt_equals_smp_on_the_maps_of_a_vision_transformer() -> None:
     with torch.no_grad():
         maps, _ = reference.encoder(images)
         head: Head = HEADS.get("dpt")(FeatureSpec("own", ("C2", "C3", "C4", "C5"), (192,) * 4, (16,) * 4), 5).eval()
-        head.load_state_dict({key: value for key, value in reference.state_dict().items() if not key.startswith("encoder.")})
+        head.load_state_dict(
+            {key: value for key, value in reference.state_dict().items() if not key.startswith("encoder.")}
+        )
         assert_same(head(maps, ImageSizes.of(images)), reference(images))
 
 

@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 from effbackbones.conformance import check_head, enforce
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
-from heads import segmentation_losses as losses
-from heads.segmentation import UNetHead
-from heads.segmentation_losses import LOSSES, MODES, pixels_of
+from heads.segmentation import losses
+from heads.segmentation.losses import LOSSES, MODES, pixels_of
+from heads.segmentation.ushaped import UNetHead
 
 IGNORE = 255
 EVERY = [(name, mode) for name in LOSSES for mode in MODES]
@@ -54,9 +53,15 @@ def class_weights(mode: str) -> Tensor:
 
 @pytest.mark.parametrize(("name", "mode"), EVERY)
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**31), ignored=st.floats(0.05, 1), weighted=st.booleans(),
-       junk=st.sampled_from([0.0, 50.0, -1e30, math.inf, -math.inf, math.nan]))
-def test_logits_under_ignored_pixels_change_nothing(name: str, mode: str, seed: int, ignored: float, weighted: bool, junk: float) -> None:
+@given(
+    seed=st.integers(0, 2**31),
+    ignored=st.floats(0.05, 1),
+    weighted=st.booleans(),
+    junk=st.sampled_from([0.0, 50.0, -1e30, math.inf, -math.inf, math.nan]),
+)
+def test_logits_under_ignored_pixels_change_nothing(
+    name: str, mode: str, seed: int, ignored: float, weighted: bool, junk: float
+) -> None:
     logits, targets = make_batch(mode, seed=seed, ignored=ignored)
     options = {"class_weights": class_weights(mode)} if weighted else {}
     hidden = ignored_logits(mode, logits, targets)
@@ -116,7 +121,13 @@ def test_a_step_down_the_gradient_helps(name: str, mode: str) -> None:
         optimiser.zero_grad()
         LOSSES[name](pixels_of(logits, targets, mode)).backward()
         optimiser.step()
-    decided = logits.argmax(1) if mode == "multiclass" else (logits > 0).squeeze(1).long() if mode == "binary" else (logits > 0).float()
+    decided = (
+        logits.argmax(1)
+        if mode == "multiclass"
+        else (logits > 0).squeeze(1).long()
+        if mode == "binary"
+        else (logits > 0).float()
+    )
     kept = targets != IGNORE
     assert bool((decided == targets)[kept].all())
 
@@ -134,7 +145,9 @@ def test_cross_entropy_equals_torch(weighted: bool, smoothing: float) -> None:
 def test_binary_cross_entropy_equals_torch_with_weights_of_background_and_foreground() -> None:
     logits, targets = make_batch("binary", ignored=0.0)
     weights = class_weights("binary")
-    expected = F.binary_cross_entropy_with_logits(logits[:, 0], targets.float(), weight=weights[targets], reduction="sum")
+    expected = F.binary_cross_entropy_with_logits(
+        logits[:, 0], targets.float(), weight=weights[targets], reduction="sum"
+    )
     found = losses.cross_entropy(pixels_of(logits, targets, "binary"), weights)
     torch.testing.assert_close(found, expected / weights[targets].sum())
 
@@ -153,9 +166,13 @@ def reference(name: str, mode: str, weights: Tensor | None) -> Callable[[Tensor,
     return found
 
 
-WITH_WEIGHTS = [(name, mode, True) for name in ("dice", "jaccard", "tversky", "focal") for mode in ("multiclass", "multilabel")]
+WITH_WEIGHTS = [
+    (name, mode, True) for name in ("dice", "jaccard", "tversky", "focal") for mode in ("multiclass", "multilabel")
+]
 # smp's Lovasz makes one problem of all classes of a multi-label batch; ours are averaged.
-WITHOUT = [(name, mode, False) for name, mode in EVERY if name != "cross_entropy" and (name, mode) != ("lovasz", "multilabel")]
+WITHOUT = [
+    (name, mode, False) for name, mode in EVERY if name != "cross_entropy" and (name, mode) != ("lovasz", "multilabel")
+]
 
 
 @pytest.mark.peer
@@ -166,7 +183,9 @@ def test_equals_smp_where_nothing_is_ignored(name: str, mode: str, weighted: boo
         targets[targets == 3] = 0  # a class that is absent
     weights = class_weights(mode) if weighted else None
     expected = reference(name, mode, weights)(logits, targets)
-    options: dict[str, Any] = {"tversky": {"alpha": 0.3, "beta": 0.7}, "focal": {"gamma": 1.5, "alpha": 0.3}}.get(name, {})
+    options: dict[str, Any] = {"tversky": {"alpha": 0.3, "beta": 0.7}, "focal": {"gamma": 1.5, "alpha": 0.3}}.get(
+        name, {}
+    )
     found = LOSSES[name](pixels_of(logits, targets, mode), weights, **options)
     torch.testing.assert_close(found, expected.squeeze(), rtol=1e-5, atol=1e-6)
 
@@ -176,8 +195,12 @@ def test_region_losses_by_hand() -> None:
     guess, target = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 0, 1]])
     pixels = pixels_of(200 * (F.one_hot(guess, 3).float().movedim(-1, 1)[:, :, None] - 0.5), target[:, None])
     intersection, union, sizes = (2, 1), (3, 2), (5, 3)  # sizes: predicted plus true
-    assert float(losses.jaccard(pixels)) == pytest.approx(sum(1 - i / u for i, u in zip(intersection, union, strict=True)) / 3)
-    assert float(losses.dice(pixels)) == pytest.approx(sum(1 - 2 * i / s for i, s in zip(intersection, sizes, strict=True)) / 3)
+    assert float(losses.jaccard(pixels)) == pytest.approx(
+        sum(1 - i / u for i, u in zip(intersection, union, strict=True)) / 3
+    )
+    assert float(losses.dice(pixels)) == pytest.approx(
+        sum(1 - 2 * i / s for i, s in zip(intersection, sizes, strict=True)) / 3
+    )
     # Only false negatives: class 0 misses one, class 1 none. The absent class is no part of Lovasz's mean.
     assert float(losses.tversky(pixels, alpha=0.0, beta=1.0)) == pytest.approx((1 - 2 / 3) / 3)
     assert float(losses.lovasz(pixels)) == pytest.approx(((1 - 2 / 3) + (1 - 1 / 2)) / 2)
@@ -250,19 +273,34 @@ def test_binary_wants_one_channel() -> None:
 
 def test_parse_losses() -> None:
     assert losses.parse_losses("dice") == {"dice": 1.0}
-    assert losses.parse_losses(["cross_entropy", "dice*0.5", "lovasz * 2"]) == {"cross_entropy": 1.0, "dice": 0.5, "lovasz": 2.0}
+    assert losses.parse_losses(["cross_entropy", "dice*0.5", "lovasz * 2"]) == {
+        "cross_entropy": 1.0,
+        "dice": 0.5,
+        "lovasz": 2.0,
+    }
     assert losses.parse_losses({"cross_entropy": 1, "dice": 0.5}) == {"cross_entropy": 1.0, "dice": 0.5}
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("dise", "did you mean dice"), (["dice", "dice*2"], "twice"), ("dice*", "positive factor"), ("dice*x", "positive factor"),
-        ("dice*0", "positive factor"), ("dice*-1", "positive factor"), ("dice*inf", "positive factor"), ("dice*nan", "positive factor"),
-        ([], "expected names"), (None, "expected names"), (3, "expected names"), ({}, "expected names"),
-        ({"dise": 1}, "did you mean dice"), ({"dice": 0}, "positive factor"), ({"dice": "much"}, "positive factor"),
+        ("dise", "did you mean dice"),
+        (["dice", "dice*2"], "twice"),
+        ("dice*", "positive factor"),
+        ("dice*x", "positive factor"),
+        ("dice*0", "positive factor"),
+        ("dice*-1", "positive factor"),
+        ("dice*inf", "positive factor"),
+        ("dice*nan", "positive factor"),
+        ([], "expected names"),
+        (None, "expected names"),
+        (3, "expected names"),
+        ({}, "expected names"),
+        ({"dise": 1}, "did you mean dice"),
+        ({"dice": 0}, "positive factor"),
+        ({"dice": "much"}, "positive factor"),
     ],
-)  # fmt: skip
+)
 def test_parse_losses_refuses(text: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
         losses.parse_losses(text)

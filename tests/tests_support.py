@@ -15,10 +15,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from effbackbones.errors import UserError
 
 TINY = [
-    "--config", "shapes", "--model.backbone", "b0", "--model.backbone_options", "{width: 0.25, depth: 0.3, drop_path: 0.2}",
-    "--data.image_size", "32", "--data.batch_size", "8", "--data.limit_train", "28", "--data.limit_val", "12", "--data.workers", "0",
-    "--optim.epochs", "2", "--run.progress", "false", "--run.device", "cpu",
-]  # fmt: skip
+    "--config",
+    "shapes",
+    "--model.backbone",
+    "b0",
+    "--model.backbone_options",
+    "{width: 0.25, depth: 0.3, drop_path: 0.2}",
+    "--data.image_size",
+    "32",
+    "--data.batch_size",
+    "8",
+    "--data.limit_train",
+    "28",
+    "--data.limit_val",
+    "12",
+    "--data.workers",
+    "0",
+    "--optim.epochs",
+    "2",
+    "--run.progress",
+    "false",
+    "--run.device",
+    "cpu",
+]
 """The smallest run of the command: four steps an epoch, the last of each filled up; dropout, drop path, augmentation and EMA are on."""
 
 
@@ -40,14 +59,21 @@ class Synchronisations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero", "aten::equal", "aten::unique"):
+        if name in (
+            "aten::_local_scalar_dense",
+            "aten::nonzero",
+            "aten::masked_select",
+            "aten::is_nonzero",
+            "aten::equal",
+            "aten::unique",
+        ):
             self.seen.append(name)
         return func(*args, **(kwargs or {}))
 
 
 def guarded_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, targets: Any, sizes: Any) -> Tensor:
     """Forward, loss, backward, clipping and the guarded update of one training step, as the engine does them; returns the loss."""
-    from tasks.optim import clip_grad_norm, found_inf
+    from tasks.engine.optim import clip_grad_norm, found_inf
 
     loss = torch.stack(list(model.loss(images, targets, sizes).values())).sum()
     loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types

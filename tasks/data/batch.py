@@ -1,8 +1,11 @@
-"""What moves between a data set and the engine: samples, batches, and the reading of a sample by (epoch, index)."""
+"""What moves between a data set and the engine: batches, and the reading of a sample by (epoch, index).
+
+What users' data sets and transforms begin with can be imported from here too, whichever file holds it.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -11,70 +14,22 @@ from torch import Tensor
 
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
-from effbackbones.geometry import Mask, Pixels, ResizePlan, Size
+from effbackbones.images.geometry import Mask, Pixels, ResizePlan, Size
+from tasks.data.sample import (
+    IGNORE as IGNORE,
+    MixingTransform as MixingTransform,
+    Sample as Sample,
+    Transform as Transform,
+    Truth as Truth,
+)
 
 if TYPE_CHECKING:
-    from tasks.spec import Dataset
+    from tasks.data.dataset import Dataset
 
-IGNORE = 255
-"""Value of a mask's pixels of which nobody knows the class."""
 SUBSTITUTES = 20
 """So many other samples are tried in place of an unreadable one before giving up."""
 MAX_SKIPPED = 0.01
 """Share of unreadable samples above which ``on_error="skip"`` stops all the same."""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Ground truth of one image as it is scored: in original pixels and at the precision of the file, untouched by any resize.
-
-    ``boxes`` float64 [M, 4] as x, y, width, height; ``labels`` int64 [M] in 0..K-1; ``crowd`` bool [M]; ``area`` float64 [M]
-    in square pixels (of the object, which may be less than its box).
-    """
-
-    boxes: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
-    area: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, sample: "Sample") -> "Truth | None":
-        """From the boxes of a sample that no transform has changed yet; None where it has none."""
-        if sample.boxes is None or sample.box_labels is None:
-            return None
-        boxes = sample.boxes.astype(np.float64)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        crowd = np.zeros(len(boxes), np.bool_) if sample.crowd is None else sample.crowd
-        return cls(np.concatenate([boxes[:, :2], sides], 1), sample.box_labels, crowd, sides.prod(1))
-
-
-@dataclass
-class Sample:
-    """One image and what is known of it. A data set fills in what it has; transforms keep it consistent.
-
-    ``image`` [H, W, C]: uint8, uint16, or float32 in 0..1. ``id``: unique in the data set. ``path``: the file, for messages.
-    ``label``: 0..K-1 or ``labels`` float32 [K] of 0 and 1. ``boxes`` float32 [M, 4] xyxy pixels of ``image`` with
-    ``box_labels`` int64 [M] and ``crowd`` bool [M]. ``mask`` uint8 [H, W], a class in each pixel, 255 = ignore.
-    Set by transforms: ``plan``, how the image was brought to its size (None: in a way that cannot be undone, or not at
-    all), ``original``, (H, W) before. ``skipped``: messages on unreadable samples that this one stands for.
-    ``truth``: what boxes are scored against, where the data set knows it better than ``Truth.of`` would make it.
-    ``truth_mask``: the mask before any transform, which predictions are scored against.
-    """
-
-    image: Pixels
-    id: str
-    path: str = ""
-    label: int | None = None
-    labels: NDArray[np.float32] | None = None
-    boxes: NDArray[np.float32] | None = None
-    box_labels: NDArray[np.int64] | None = None
-    crowd: NDArray[np.bool_] | None = None
-    mask: Mask | None = None
-    original: Size | None = None
-    plan: ResizePlan | None = None
-    skipped: tuple[str, ...] = ()
-    truth: Truth | None = None
-    truth_mask: Mask | None = None
 
 
 @dataclass
@@ -96,7 +51,9 @@ class ImageMeta:
         """The meta data of a sample."""
         height, width = sample.original or sample.image.shape[:2]
         label = sample.labels if sample.label is None else sample.label
-        return cls(sample.id, sample.path, (height, width), sample.plan, sample.skipped, sample.truth, sample.truth_mask, label)
+        return cls(
+            sample.id, sample.path, (height, width), sample.plan, sample.skipped, sample.truth, sample.truth_mask, label
+        )
 
 
 @dataclass
@@ -137,23 +94,6 @@ def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
-class Transform(Protocol):
-    """Any callable that changes a sample and draws from ``rng`` alone what it needs at random."""
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample: ...
-
-
-@runtime_checkable
-class MixingTransform(Transform, Protocol):
-    """A transform that may want other samples of the data set beside the one that is due, as a mosaic does."""
-
-    def partners(self, epoch: int, rng: np.random.Generator) -> int:
-        """How many others this sample is to be mixed with; they are chosen at random by the same key."""
-
-    def combine(self, samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
-        """The sample that is due (first) and its partners as one, transformed; called only where there are partners."""
-
-
 class KeyedDataset(torch.utils.data.Dataset[Sample]):
     """A data set read by the key ``(epoch, index)``: augmentation is a pure function of (seed, epoch, index).
 
@@ -162,7 +102,9 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
     Other exceptions are mistakes in code; they come out as they are, with a note that names the sample.
     """
 
-    def __init__(self, dataset: "Dataset", transform: Transform | None = None, seed: int = 0, on_error: str = "stop") -> None:
+    def __init__(
+        self, dataset: "Dataset", transform: Transform | None = None, seed: int = 0, on_error: str = "stop"
+    ) -> None:
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error must be stop or skip, got {on_error!r}")
         self.dataset, self.transform, self.seed, self.on_error = dataset, transform, seed, on_error
@@ -204,7 +146,9 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
                 return replace(self._read(epoch, other), skipped=tuple(skipped))
             except UserError as again:
                 skipped.append(str(again))
-        raise UserError(f"{SUBSTITUTES + 1} samples in a row", f"cannot be read; the first: {skipped[0]}", "repair the data")
+        raise UserError(
+            f"{SUBSTITUTES + 1} samples in a row", f"cannot be read; the first: {skipped[0]}", "repair the data"
+        )
 
 
 class SkipCount:
@@ -236,11 +180,15 @@ def stack_images(samples: Sequence[Sample]) -> tuple[Tensor, ImageSizes]:
     for sample in samples:
         if sample.image.shape != first.shape or sample.image.dtype != first.dtype:
             what = f"is {_kind(sample.image)}, {samples[0].path or samples[0].id} is {_kind(first)}"
-            raise UserError(sample.path or sample.id, what, "bring all images to one size, dtype and number of channels")
+            raise UserError(
+                sample.path or sample.id, what, "bring all images to one size, dtype and number of channels"
+            )
     pixels = np.stack([sample.image for sample in samples])
     height, width = first.shape[:2]
     valid = [sample.plan.valid if sample.plan else (height, width) for sample in samples]
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2), ImageSizes((height, width), torch.tensor(valid, dtype=torch.int64))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), ImageSizes(
+        (height, width), torch.tensor(valid, dtype=torch.int64)
+    )
 
 
 def _kind(image: Pixels) -> str:

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from effbackbones.geometry import Pixels
-from tasks.data.batch import IGNORE, Sample
-from tasks.spec import Dataset
+from effbackbones.images.geometry import Pixels
+from tasks.data.dataset import Dataset
+from tasks.data.sample import IGNORE, Sample
 
 _FIELDS = ("label", "labels", "boxes", "box_labels", "crowd", "mask")
 
@@ -36,13 +36,20 @@ def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", 
         for what in _violations(sample, len(dataset.classes), len(getattr(dataset, "mask_classes", dataset.classes))):
             raise UserError(where, what, "see Sample in tasks/data/batch.py")
         if sample.id in seen:
-            raise UserError(where, f"id {sample.id!r} belongs to sample {seen[sample.id]} too", "give each sample its own id")
+            raise UserError(
+                where, f"id {sample.id!r} belongs to sample {seen[sample.id]} too", "give each sample its own id"
+            )
         seen[sample.id] = index
         first = first or sample
         if labels and all(getattr(sample, field) is None for field in labels):
             has = ", ".join(field for field in _FIELDS if getattr(sample, field) is not None) or "no label"
-            raise UserError(where, f"has {has}; wanted is {' or '.join(labels)}", "choose another data.name, or label it")
-        for what in (*_unlike(sample, first, "the first sample", () if len(labels) > 1 else _FIELDS), *_changed(sample, dataset[index])):
+            raise UserError(
+                where, f"has {has}; wanted is {' or '.join(labels)}", "choose another data.name, or label it"
+            )
+        for what in (
+            *_unlike(sample, first, "the first sample", () if len(labels) > 1 else _FIELDS),
+            *_changed(sample, dataset[index]),
+        ):
             raise UserError(where, what, "make all samples alike, and __getitem__ a function of the index alone")
 
 
@@ -55,7 +62,9 @@ def _check_classes(dataset: Dataset) -> None:
     name = type(dataset).__name__
     classes = getattr(dataset, "classes", None)
     if not isinstance(classes, tuple) or not classes or not all(isinstance(word, str) and word for word in classes):
-        raise UserError(f"{name}.classes", f"expected a tuple of names, got {str(classes)[:100]}", "give one name per class")
+        raise UserError(
+            f"{name}.classes", f"expected a tuple of names, got {str(classes)[:100]}", "give one name per class"
+        )
     if len(set(classes)) < len(classes):
         twice = next(word for word in classes if classes.count(word) > 1)
         raise UserError(f"{name}.classes", f"{twice!r} stands there twice", "give each class its own name")
@@ -101,11 +110,15 @@ def _image_violation(image: Pixels) -> str:
     return ""
 
 
-def _array_violations(name: str, array: object, dtype: type[np.generic], shape: tuple[int | None, ...]) -> Iterator[str]:
+def _array_violations(
+    name: str, array: object, dtype: type[np.generic], shape: tuple[int | None, ...]
+) -> Iterator[str]:
     """Whether ``array`` is one of ``dtype`` and ``shape``; None in it stands for any length."""
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         yield f"{name}: expected an array of {np.dtype(dtype).name}, got {getattr(array, 'dtype', type(array).__name__)}"
-    elif len(array.shape) != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+    elif len(array.shape) != len(shape) or any(
+        want not in (None, got) for want, got in zip(shape, array.shape, strict=True)
+    ):
         yield f"{name}: expected shape [{', '.join('M' if side is None else str(side) for side in shape)}], got {list(array.shape)}"
 
 
@@ -132,7 +145,10 @@ def _bad_boxes(boxes: NDArray[np.float32], height: int, width: int) -> Iterator[
     x0, y0, x1, y1 = boxes.T
     yield "not finite", ~np.isfinite(boxes.sum(1))
     yield "not x0 < x1 and y0 < y1 (is it x, y, width, height?)", ~((x0 < x1) & (y0 < y1))
-    yield f"outside of the image of width {width} and height {height}", (x0 < 0) | (y0 < 0) | (x1 > width) | (y1 > height)
+    yield (
+        f"outside of the image of width {width} and height {height}",
+        (x0 < 0) | (y0 < 0) | (x1 > width) | (y1 > height),
+    )
 
 
 def _unlike(sample: Sample, first: Sample, name: str, fields: Iterable[str]) -> Iterable[str]:

@@ -10,16 +10,20 @@ from torch import Tensor
 
 from effbackbones.contracts import BoxTargets, Labelled
 from effbackbones.errors import UserError
-from effbackbones.geometry import ResizePlan
-from tasks.data.batch import Batch, ImageMeta, Sample, stack_images
-from tasks.data.transforms import fill_of
-from tasks.data.views import crowd_of, labels_of
+from effbackbones.images.geometry import ResizePlan
+from tasks.data.batch import Batch, ImageMeta, stack_images
+from tasks.data.sample import Sample, crowd_of, labels_of
+from tasks.data.transforms.colours import fill_of
 
 _FEW = (8, 16, 32, 64, 100)  # 100: the most objects that the published recipe keeps of an image
 
 
 def collate(
-    samples: Sequence[Sample], *, targets: Callable[[Sequence[Sample]], Any], size_divisor: int | None = 1, fill: Sequence[float]
+    samples: Sequence[Sample],
+    *,
+    targets: Callable[[Sequence[Sample]], Any],
+    size_divisor: int | None = 1,
+    fill: Sequence[float],
 ) -> Batch:
     """Images of different sizes are padded at right and bottom, with the colour ``fill`` (0..1, one value per channel) and masks
     with ignored pixels, to the largest sides rounded up to ``size_divisor``; if that is None they raise :class:`UserError`.
@@ -40,17 +44,24 @@ def _of_one_size(samples: Sequence[Sample], divisor: int, fill: Sequence[float])
     for sample in samples:
         plan = ResizePlan(sample.image.shape[:2], sample.image.shape[:2], (0, 0), (height, width))
         mask = None if sample.mask is None else plan.apply_mask(sample.mask)
-        padded.append(replace(sample, image=plan.apply_image(sample.image, fill=fill_of(sample.image, fill).tolist()), mask=mask))
+        padded.append(
+            replace(sample, image=plan.apply_image(sample.image, fill=fill_of(sample.image, fill).tolist()), mask=mask)
+        )
     return padded
 
 
 def class_targets(samples: Sequence[Sample]) -> Tensor | None:
     """int64 [B] from ``label``, float32 [B, K] from ``labels``, None where no sample has either; a mixture of the three raises
     :class:`UserError` naming the odd sample."""
-    kinds = [("label" if sample.label is not None else "labels" if sample.labels is not None else "no label") for sample in samples]
+    kinds = [
+        ("label" if sample.label is not None else "labels" if sample.labels is not None else "no label")
+        for sample in samples
+    ]
     for sample, kind in zip(samples, kinds, strict=True):
         if kind != kinds[0]:
-            raise UserError(sample.path or sample.id, f"has {kind}, the batch began with {kinds[0]}", "give every sample the same")
+            raise UserError(
+                sample.path or sample.id, f"has {kind}, the batch began with {kinds[0]}", "give every sample the same"
+            )
     if kinds[0] == "label":
         return torch.tensor([sample.label for sample in samples], dtype=torch.int64)
     rows = [sample.labels for sample in samples if sample.labels is not None]
@@ -90,7 +101,9 @@ def targets_by_task(
     """
     targets: dict[str, Any] = {}
     for task, (fields, make) in makers.items():
-        rows = [row for row, sample in enumerate(samples) if any(getattr(sample, field) is not None for field in fields)]
+        rows = [
+            row for row, sample in enumerate(samples) if any(getattr(sample, field) is not None for field in fields)
+        ]
         made = make([samples[row] for row in rows]) if rows else None
         targets[task] = made if made is None or len(rows) == len(samples) else Labelled(torch.tensor(rows), made)
     return targets

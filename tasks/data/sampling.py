@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from tasks.data.boxes import BoxTable
+from tasks.data.boxes.table import BoxTable
 
 if TYPE_CHECKING:
-    from effbackbones.geometry import Mask
-    from tasks.data.batch import Sample
-    from tasks.spec import Dataset
+    from effbackbones.images.geometry import Mask
+    from tasks.data.dataset import Dataset
+    from tasks.data.sample import Sample
 
 Indices = NDArray[np.int64]
 Order = Callable[[int], Indices]

@@ -1,0 +1,90 @@
+"""The blocks of an EfficientNet: squeeze-excite, stochastic depth, MBConv.
+
+Sources: MBConv from Sandler et al., "MobileNetV2", 2018; squeeze-excite from Hu et al., "Squeeze-and-Excitation Networks",
+2018; stochastic depth from Huang et al., "Deep Networks with Stochastic Depth", 2016.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics, init_fan_out
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate in 0..1 computed from all channels' means.
+
+    The published layers are 1x1 convolutions on 1x1 maps; as linear layers on [B, C] they give the same numbers and a
+    training step that is a tenth faster.
+    """
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, reduced)
+        self.expand = nn.Linear(reduced, channels)
+        init_fan_out(self.reduce)
+        init_fan_out(self.expand)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate: Tensor = self.expand(F.silu(self.reduce(x.mean((2, 3))), inplace=True)).sigmoid()
+        return x * gate[:, :, None, None]
+
+
+def drop_path(x: Tensor, probability: float) -> Tensor:
+    """Zero whole samples of [B, ...] with ``probability`` and scale the others so that the expectation stays."""
+    keep = 1 - probability
+    mask = x.new_empty([x.shape[0]] + [1] * (x.ndim - 1)).bernoulli_(keep)
+    return x * mask.div_(keep)
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck: 1x1 expansion (absent for ``expand`` 1), depthwise convolution, squeeze-excite, 1x1 projection.
+
+    The input is added where stride and channels allow; there the branch is dropped with ``drop_path`` per sample in
+    training. The output is linear: no activation follows the projection.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int,
+        dilation: int,
+        expand: int,
+        squeeze_excite: bool,
+        activation: Activation,
+        numerics: Numerics,
+        drop_path: float,
+        nominal_size: int,
+    ) -> None:
+        super().__init__()
+        middle = in_channels * expand
+        self.drop_probability = drop_path
+        self.skip = stride == 1 and in_channels == out_channels
+        if expand != 1:
+            self.expand = ConvNorm(in_channels, middle, numerics=numerics, activation=activation)
+        self.depthwise = ConvNorm(
+            middle,
+            middle,
+            kernel,
+            numerics=numerics,
+            activation=activation,
+            stride=stride,
+            dilation=dilation,
+            groups=middle,
+            nominal_size=nominal_size,
+        )
+        if squeeze_excite:
+            self.squeeze_excite = SqueezeExcite(
+                middle, max(1, in_channels // 4)
+            )  # a quarter of the block's input, not of the middle
+        self.project = ConvNorm(middle, out_channels, numerics=numerics, activation=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for part in self.children():  # expand, depthwise, squeeze_excite, project: those that this block has, in order
+            out = part(out)
+        if self.skip and self.training and self.drop_probability:
+            out = drop_path(out, self.drop_probability)
+        return out + x if self.skip else out

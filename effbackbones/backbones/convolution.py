@@ -1,0 +1,228 @@
+"""Convolutions as EfficientNet's sources pad them, with batch norm, and the numerics that a set of weights needs.
+
+Sources: SAME padding and initialisation as in the TensorFlow release of EfficientNet.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effbackbones.errors import UserError, nearest
+
+Padding = Literal["same", "symmetric", "same_static"]
+_PADDINGS = ("same", "symmetric", "same_static")
+Activation = Literal["silu", "relu6", "relu"]
+_ACTIVATIONS: dict[Activation, type[nn.SiLU] | type[nn.ReLU6] | type[nn.ReLU]] = {
+    "silu": nn.SiLU,
+    "relu6": nn.ReLU6,
+    "relu": nn.ReLU,
+}
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What a set of weights was trained with besides its values: padding, and epsilon and momentum of batch norm.
+
+    ``padding``: ``symmetric`` (kernel - 1) // 2 on each side; ``same`` TensorFlow's, which on strided convolutions depends
+    on the input's size; ``same_static`` the same but fixed at the variant's native resolution (lukemelas, smp), where maps of
+    other sizes may come out a pixel smaller than ceil(size / stride), as they do there.
+    ``bn_momentum`` is PyTorch's: the weight of the new batch.
+    """
+
+    padding: Padding = "symmetric"
+    bn_eps: float = 1e-5
+    bn_momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.padding not in _PADDINGS:
+            raise UserError(
+                "numerics.padding", f"unknown value {self.padding!r}", nearest(str(self.padding), _PADDINGS)
+            )
+        if not (self.bn_eps > 0 and 0 <= self.bn_momentum <= 1):
+            raise UserError(
+                "numerics", f"bn_eps must be positive and bn_momentum in [0, 1]; got {self}", "correct them"
+            )
+
+    @classmethod
+    def named(cls, name: "str | Numerics") -> "Numerics":
+        """The numerics called ``name``, a key of :data:`NUMERICS`; a :class:`Numerics` is passed on."""
+        if isinstance(name, Numerics):
+            return name
+        if name not in NUMERICS:
+            raise UserError(f"numerics {name!r}", "no such name", nearest(str(name), NUMERICS))
+        return NUMERICS[name]
+
+
+NUMERICS = {
+    "torch": Numerics("symmetric", 1e-5, 0.1),  # torchvision B0-B4, timm efficientnet_b*
+    "torch_tf": Numerics("symmetric", 1e-3, 0.01),  # torchvision B5-B7: TensorFlow's weights under symmetric padding
+    "tf": Numerics("same", 1e-3, 0.1),  # timm tf_efficientnet_*
+    "tf_original": Numerics("same", 1e-3, 0.01),  # TensorFlow's release itself, zylo117
+    "same_static": Numerics("same_static", 1e-3, 0.01),  # lukemelas, segmentation-models-pytorch
+}
+
+
+def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
+    """TensorFlow's SAME padding (before, after) of one axis of ``size`` pixels: ceil(size / stride) outputs, the odd pixel after.
+
+    Written so that a symbolic ``size`` stays symbolic and the padded size cancels to stride * ((size - 1) // stride) + span:
+    anything else makes ``torch.export`` refuse a range of sizes that it cannot prove.
+    """
+    span = dilation * (kernel - 1) + 1
+    total = (size - 1) // stride * stride + span - size
+    if span < stride:
+        total = max(total, 0)
+    return total // 2, total - total // 2
+
+
+class Conv2dSame(nn.Conv2d):
+    """Convolution with TensorFlow's SAME padding, computed from the size of each input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        height, width = input.shape[-2:]
+        if self._may_widen(input):
+            # On an even side SAME pads one pixel less in front than the symmetric padding of an odd side. A zero tap in front
+            # of the kernel undoes that pixel, so the image need not be copied: a sixth of B0's inference time on a CPU.
+            kernel = F.pad(self.weight, (1 - width % 2, 0, 1 - height % 2, 0))
+            padding = (self.kernel_size[0] // 2, self.kernel_size[1] // 2)
+            return F.conv2d(input, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
+        top, bottom = same_padding(height, self.kernel_size[0], self.stride[0], self.dilation[0])
+        left, right = same_padding(width, self.kernel_size[1], self.stride[1], self.dilation[1])
+        return super().forward(F.pad(input, (left, right, top, bottom)))
+
+    def _may_widen(self, input: Tensor) -> bool:
+        """Inference on a CPU with stride 2. A traced or compiled graph must hold for other sizes too; elsewhere it does not pay."""
+        tracing = bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # untyped in torch
+        graph = torch.compiler.is_compiling() or tracing or torch.is_grad_enabled()
+        shape = self.stride == (2, 2) and self.dilation == (1, 1) and all(k % 2 and k > 2 for k in self.kernel_size)
+        return shape and input.device.type == "cpu" and not graph
+
+
+class Conv2dFixed(nn.Conv2d):
+    """Convolution with a fixed padding that differs from side to side: SAME at one nominal input size."""
+
+    def __init__(self, *args: Any, sides: tuple[int, int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sides = sides
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, self.sides * 2))
+
+
+def convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    *,
+    padding: Padding,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    nominal_size: int = 0,
+) -> nn.Conv2d:
+    """A convolution whose output is ceil(input / stride) wide, padded in the manner ``padding``.
+
+    ``nominal_size`` is the input's side in pixels at which ``same_static`` is fixed; the other manners ignore it.
+    """
+    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "bias": bias}
+    if stride > 1 and padding == "same":
+        return Conv2dSame(in_channels, out_channels, kernel, **options)
+    if stride > 1 and padding == "same_static":
+        before, after = same_padding(nominal_size, kernel, stride, dilation)
+        if before != after:
+            return Conv2dFixed(in_channels, out_channels, kernel, sides=(before, after), **options)
+        return nn.Conv2d(in_channels, out_channels, kernel, padding=before, **options)
+    return nn.Conv2d(in_channels, out_channels, kernel, padding=dilation * (kernel - 1) // 2, **options)
+
+
+def init_fan_out(layer: nn.Conv2d | nn.Linear) -> None:
+    """Normal weights of standard deviation sqrt(2 / fan out), the fan out counted within a group; zero bias.
+
+    As the TensorFlow release does it, its 1x1 convolutions of squeeze-excite (linear layers here) included.
+    """
+    fan_out = layer.weight.shape[0] * math.prod(layer.weight.shape[2:])
+    nn.init.normal_(layer.weight, std=math.sqrt(2 * getattr(layer, "groups", 1) / fan_out))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class Foldable(nn.Module, ABC):
+    """A module with batch norms that can be made part of its convolutions."""
+
+    @abstractmethod
+    def fold(self) -> Self:
+        """Fold the running statistics into the convolutions, in place: the same results in eval mode, fewer passes."""
+
+
+class ConvNorm(Foldable):
+    """Convolution without bias, batch norm, and ``activation`` (None: linear).
+
+    [B, in_channels, H, W] to [B, out_channels, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        *,
+        numerics: Numerics,
+        activation: Activation | None = "silu",
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        nominal_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.conv = convolution(
+            in_channels,
+            out_channels,
+            kernel,
+            padding=numerics.padding,
+            stride=stride,
+            dilation=dilation,
+            groups=groups,
+            nominal_size=nominal_size,
+        )
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels, numerics.bn_eps, numerics.bn_momentum)
+        self.act = (
+            nn.Identity() if activation is None else _ACTIVATIONS[activation](inplace=True)
+        )  # on a tensor of our own
+        init_fan_out(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self.bn(self.conv(x)))
+        return out
+
+    def fold(self) -> Self:
+        if isinstance(self.bn, nn.BatchNorm2d):
+            fold_into(self.conv, self.bn)
+            self.bn = nn.Identity()
+        return self
+
+
+@torch.no_grad()
+def fold_into(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
+    """Fold the running statistics of ``bn`` into the ``conv`` in front of it, in place; computed in float64."""
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError("a batch norm without running statistics cannot be folded")
+    scale = (bn.running_var.double() + bn.eps).rsqrt()
+    if bn.weight is not None:
+        scale = scale * bn.weight.double()
+    bias = -bn.running_mean.double() if conv.bias is None else conv.bias.double() - bn.running_mean.double()
+    shift = bias * scale if bn.bias is None else bias * scale + bn.bias.double()
+    conv.weight.copy_(conv.weight.double() * scale[:, None, None, None])
+    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold every :class:`Foldable` inside ``module``, in place (copy first to keep the original); for eval mode only."""
+    for part in module.modules():
+        if isinstance(part, Foldable):
+            part.fold()

@@ -1,0 +1,279 @@
+"""EfficientNet B0-B7 and Lite0-Lite4 as multi-scale backbones: stem and stages only, no classifier."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from itertools import accumulate
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from effbackbones.backbones.blocks import MBConv
+from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics
+from effbackbones.backbones.scaling import (
+    LEVEL_STAGES,
+    STAGES,
+    Scaling,
+    scaling,
+    stage_channels,
+    stage_layers,
+    stem_channels,
+)
+from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, LEVELS, TAPS, Backbone, FeatureSpec, ImageSpec
+from effbackbones.errors import UserError, nearest
+
+DEFAULT_NUMERICS = {"b": "torch", "lite": "tf"}
+
+
+class EfficientNet(Backbone):
+    """Any EfficientNet of the b or lite family: normalised float images [B, in_channels, H, W] to maps C1..C5.
+
+    ``name`` is a row of :mod:`effbackbones.backbones.scaling` (``b0``), a name in between (``b2.5``) or a :class:`Scaling`; ``width`` and
+    ``depth`` replace its multipliers.
+
+    ``levels``: the maps to return, any subset of C1..C5 (default all), given finest first; blocks behind the last one are
+    not built. ``tap``: ``stage`` takes each from the last block at its stride; ``stem`` makes C1 the stem's output, as
+    segmentation-models-pytorch (smp) does; ``smp_b0`` makes C4 besides that of the first block of stage 5, as smp's own B0 does.
+
+    ``numerics``: a :class:`Numerics` or its name; default ``torch`` for b, ``tf`` for lite.
+
+    ``image_spec``: default by family (:func:`default_image_spec`).
+
+    ``output_stride`` 8 or 16 keeps deeper maps at that stride by dilation instead of striding: behind the block that loses its
+    stride, as timm does, or with smp's taps in the whole level, as smp does. ``stem_stride`` 1 halves all strides (with
+    ``output_stride`` too): for images of 32 pixels.
+
+    ``drop_path``: probability that the linear rule would give to the block after the last, in [0, 1); block i of N has
+    ``drop_path * i / N``, N counting the blocks that are not built as well.
+
+    ``checkpointing``: recompute the blocks' activations in the backward pass; equal gradients, batch-norm statistics
+    updated once. Left to the compiler under ``torch.compile``, whose partitioner decides itself what to recompute.
+
+    Options out of range raise :class:`UserError`.
+    """
+
+    def __init__(
+        self,
+        name: str | Scaling = "b0",
+        *,
+        levels: Sequence[str] | None = None,
+        in_channels: int = 3,
+        numerics: Numerics | str | None = None,
+        image_spec: ImageSpec | None = None,
+        tap: str = "stage",
+        output_stride: int = 32,
+        stem_stride: int = 2,
+        drop_path: float = 0.2,
+        checkpointing: bool = False,
+        width: float | None = None,
+        depth: float | None = None,
+    ) -> None:
+        super().__init__()
+        config = scaling(name) if isinstance(name, str) else name
+        config = replace(
+            config, width=config.width if width is None else width, depth=config.depth if depth is None else depth
+        )
+        _check_options(
+            tap=tap, output_stride=output_stride, stem_stride=stem_stride, drop_path=drop_path, in_channels=in_channels
+        )
+        self.name = config.name
+        self.config = config
+        self.numerics = Numerics.named(DEFAULT_NUMERICS[config.family] if numerics is None else numerics)
+        self.image_spec = default_image_spec(config, in_channels) if image_spec is None else image_spec
+        if len(self.image_spec.mean) != in_channels:
+            what = f"has {len(self.image_spec.mean)} means for {in_channels} channels"
+            raise UserError("image_spec", what, "give one mean and std per channel")
+        self.checkpointing = checkpointing
+        self.tap = tap
+        self.in_channels = in_channels
+        names = _ordered_levels(config.name, levels)
+        self._blocks_below = _blocks_below(config, tap)
+        activation: Activation = "relu6" if config.family == "lite" else "silu"
+        self.stem = ConvNorm(
+            in_channels,
+            stem_channels(config),
+            3,
+            numerics=self.numerics,
+            activation=activation,
+            stride=stem_stride,
+            nominal_size=config.resolution,
+        )
+        stages = _stages(
+            config,
+            self._blocks_below[names[-1]],
+            None if tap == "stage" else tuple(self._blocks_below.values()),
+            numerics=self.numerics,
+            stem_stride=stem_stride,
+            output_stride=output_stride,
+            drop_path=drop_path,
+        )
+        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
+        channels = {level: stage_channels(config)[stage - 1] for level, stage in LEVEL_STAGES.items()}
+        if tap != "stage":
+            channels["C1"] = stem_channels(config)
+        strides = {level: min(2**i, output_stride) * stem_stride // 2 for i, level in enumerate(LEVELS, 1)}
+        self.feature_spec = FeatureSpec(
+            config.name,
+            names,
+            tuple(channels[level] for level in names),
+            tuple(strides[level] for level in names),
+            self.numerics.bn_eps,
+            self.numerics.bn_momentum,
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised float images [B, in_channels, H, W], H and W from 1 up, to one map [B, channels, ceil(H / stride),
+        ceil(W / stride)] per level, finest first. Anything else raises :class:`UserError`."""
+        if images.ndim != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
+            what = f"expected normalised float [B, {self.in_channels}, H, W], got {images.dtype} {list(images.shape)}"
+            raise UserError("images", what, "normalise them, or build the backbone with that in_channels")
+        x = self.stem(images)
+        wanted = [self._blocks_below[level] for level in self.feature_spec.names]
+        maps = {0: x}
+        for count, block in enumerate(self._blocks(), 1):
+            x = self._run(block, x)
+            if count in wanted:
+                maps[count] = x
+        return [maps[count] for count in wanted]
+
+    def _blocks(self) -> list[MBConv]:
+        return [cast(MBConv, block) for stage in self.stages for block in cast(nn.Sequential, stage)]
+
+    def _run(self, block: MBConv, x: Tensor) -> Tensor:
+        """One block, under activation checkpointing where that is asked for and can help."""
+        if not self.checkpointing or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            out: Tensor = block(x)
+            return out
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _still_statistics(block)
+
+        draws = block.training and block.skip and block.drop_probability > 0
+        recomputed: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
+        return recomputed
+
+    def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:
+        pieces: dict[str, tuple[nn.Module, ...]] = {"stem": (self.stem,)}
+        blocks, done = self._blocks(), 0
+        for level, upto in self._blocks_below.items():
+            if done < len(blocks) or upto == 0:
+                pieces[level] = tuple(blocks[done:upto])
+                done = upto
+        return pieces
+
+
+def default_image_spec(config: Scaling, in_channels: int = 3) -> ImageSpec:
+    """Native size, bicubic, centre crop of size / (size + 32); ImageNet's mean and std for b, 0.5 for lite.
+
+    With other than three channels, each gets the average of the three.
+    """
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.family == "b" else ((0.5,) * 3, (0.5,) * 3)
+    if in_channels != 3:
+        mean, std = (sum(mean) / 3,) * in_channels, (sum(std) / 3,) * in_channels
+    side = config.resolution
+    return ImageSpec((side, side), mean, std, "bicubic", side / (side + 32), "center")
+
+
+def _blocks_below(config: Scaling, tap: str) -> dict[str, int]:
+    """How many blocks lie below each level."""
+    ends = (0, *accumulate(stage_layers(config)))
+    below = {level: ends[stage] for level, stage in LEVEL_STAGES.items()}
+    if tap != "stage":
+        below["C1"] = 0
+    if tap == "smp_b0":
+        below["C4"] = ends[4] + 1
+    return below
+
+
+def _stages(
+    config: Scaling,
+    count: int,
+    smp_levels: tuple[int, ...] | None,
+    *,
+    numerics: Numerics,
+    stem_stride: int,
+    output_stride: int,
+    drop_path: float,
+) -> Iterator[list[MBConv]]:
+    """The first ``count`` blocks, by stage.
+
+    A stride that would pass ``output_stride`` becomes dilation, which sets in behind the block that would have had the
+    stride (as timm does it, so that its dilated weights fit). Given ``smp_levels``, the blocks below each level, it holds for
+    all blocks of a level (as smp does it).
+    """
+    inputs = (stem_channels(config), *stage_channels(config))
+    nominal, stride, dilation = -(-config.resolution // stem_stride), 2, 1
+    layers = stage_layers(config)
+    index, total = 0, sum(layers)
+    for number, row in enumerate(STAGES):
+        blocks = []
+        for layer in range(min(layers[number], count - index)):
+            step = row.stride if layer == 0 else 1
+            dilated = stride * step > output_stride
+            if smp_levels:
+                level = 1 + sum(below <= index for below in smp_levels)
+                dilation = max(1, 2**level // output_stride)
+            blocks.append(
+                MBConv(
+                    inputs[number] if layer == 0 else inputs[number + 1],
+                    inputs[number + 1],
+                    row.kernel,
+                    stride=1 if dilated else step,
+                    dilation=dilation,
+                    expand=row.expand,
+                    squeeze_excite=config.family == "b",
+                    activation="relu6" if config.family == "lite" else "silu",
+                    numerics=numerics,
+                    drop_path=drop_path * index / total,
+                    nominal_size=nominal,
+                )
+            )
+            index += 1
+            if dilated:
+                dilation *= step
+            else:
+                stride, nominal = stride * step, -(-nominal // step)
+        if blocks:
+            yield blocks
+
+
+@contextmanager
+def _still_statistics(module: nn.Module) -> Iterator[None]:
+    """Within, batch norms record their statistics in copies that are then thrown away: a recomputation must not count twice.
+
+    Copies, since what a batch norm saves for the backward pass must be the same both times.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
+        norm._buffers.update({name: None if value is None else value.clone() for name, value in norm._buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
+
+
+def _ordered_levels(name: str, levels: Sequence[str] | None) -> tuple[str, ...]:
+    wanted = LEVELS if levels is None else tuple(levels)
+    for level in wanted:
+        if level not in LEVELS:
+            raise UserError(f"level {level!r}", f"backbone {name!r} has no such level", nearest(str(level), LEVELS))
+    if not wanted:
+        raise UserError("levels", f"backbone {name!r} was asked for no level", f"choose from {', '.join(LEVELS)}")
+    return tuple(level for level in LEVELS if level in wanted)
+
+
+def _check_options(*, tap: str, output_stride: int, stem_stride: int, drop_path: float, in_channels: int) -> None:
+    choices = (("tap", tap, TAPS), ("output_stride", output_stride, (8, 16, 32)), ("stem_stride", stem_stride, (1, 2)))
+    for option, value, allowed in choices:
+        if value not in allowed:
+            raise UserError(option, f"unknown value {value!r}", nearest(str(value), map(str, allowed)))
+    if not 0 <= drop_path < 1:
+        raise UserError("drop_path", f"expected a probability in [0, 1), got {drop_path!r}", "0.2 is published")
+    if in_channels < 1:
+        raise UserError("in_channels", f"expected at least 1, got {in_channels!r}", "count the channels of the images")

@@ -1,0 +1,1 @@
+"""Images: files to pixels, ranges of pixel values, and the geometry of resizing."""

@@ -1,0 +1,330 @@
+"""Files to pixels: the one place that opens an image.
+
+PIL decodes everything: OpenCV fills up truncated files in silence and unpacks decompression bombs, and torchvision's PNG
+decoder crashes the process on damaged files. Anything that is not a whole, sane image raises a :class:`UserError`
+naming the file.
+
+What comes out, by kind of file: EXIF orientation is applied; CMYK, palette, 1-bit and grey become what ``channels`` asks
+for; alpha and palette transparency are dropped, not composited, as the loaders did that published weights were trained
+with; an animation gives its first frame; 16-bit grey is scaled to 8 bits (``>> 8``, not clipped) or kept by option.
+Embedded colour profiles are not applied.
+"""
+
+import os
+import stat
+import struct
+import tokenize
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import Pixels, Size
+
+MAX_PIXELS = 64_000_000
+# Closed: among the others that PIL knows is one that starts another program (EPS).
+_FORMATS_AT_ONCE = ("JPEG", "PNG", "GIF", "BMP", "PPM")
+FORMATS = (*_FORMATS_AT_ONCE, "WEBP", "TIFF", "JPEG2000", "AVIF")
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".gif",
+        ".bmp",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".jp2",
+        ".avif",
+        ".npy",
+    ]
+)
+"""Endings, in lower case, of the files that :func:`read_image` reads."""
+
+_BANDS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_TURNS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image of each EXIF orientation upright (TIFF 6.0, tag Orientation)."""
+_UNDO = {6: 8, 8: 6}
+"""Orientations whose turn is not its own inverse."""
+_DAMAGE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    tokenize.TokenError,
+)
+"""What PIL's and NumPy's parsers raise on damaged files, from fuzzing and from reading them."""
+
+
+def read_image(
+    path: str | Path,
+    *,
+    channels: int = 3,
+    exif: str = "apply",
+    max_pixels: int = MAX_PIXELS,
+    depth: str = "8",
+    at_least: Size | None = None,
+) -> Pixels:
+    """Pixels [H, W, channels] of an image file: uint8, or uint16 where ``depth`` is ``native`` and the file has 16 bits.
+
+    ``channels``: 1 grey (ITU-R 601-2 luma), 2 grey and alpha, 3 RGB, 4 RGB and alpha (255 where the file has none). A
+    ``.npy`` file holds [H, W] or [H, W, C] uint8, uint16 or float32 in 0..1, any C, which must equal ``channels``.
+    ``exif``: ``apply`` turns the image upright, ``ignore`` gives it as stored. ``at_least`` (H, W): a JPEG may be decoded
+    at 1/2, 1/4 or 1/8 of its size as long as neither side falls below; twice what is needed leaves a later antialiased
+    resize good. Raises :class:`UserError` for anything that cannot be read whole, and above ``max_pixels``, which is
+    compared with the header before anything is decoded.
+    """
+    if exif not in ("apply", "ignore") or depth not in ("8", "native") or channels < 1:
+        raise ValueError(
+            f"exif must be apply or ignore, depth 8 or native, channels positive; got {exif!r}, {depth!r}, {channels}"
+        )
+    if str(path).lower().endswith(".npy"):
+        return _read_array(path, channels, max_pixels, depth)
+    if channels not in _BANDS:
+        raise UserError(
+            str(path),
+            f"an image file gives 1 to 4 channels, asked for are {channels}",
+            "store more channels as a .npy file",
+        )
+    with opened_image(path, max_pixels) as image:
+        if at_least is not None and image.format in ("JPEG", "MPO"):
+            height, width = at_least
+            image.draft(None, (height, width) if orientation_of(image) > 4 and exif == "apply" else (width, height))
+        return _decode(path, image, exif, channels, depth)
+
+
+@contextmanager
+def opened_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
+    """A file as a PIL image, its header read and held against ``max_pixels``, its pixels not yet decoded.
+
+    Whatever is wrong with it, also while it is decoded inside, raises :class:`UserError` naming the file.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:  # some other code's doing: PIL would then fill up truncated files in silence
+        raise UserError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", "is on, which hides damaged images", "switch it off")
+    with _opened(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on damaged EXIF and the like, without the file's name
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = _identified(file)
+            _check_pixels(path, image.size, max_pixels)
+            yield image
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise _too_large(
+                path, f"more than PIL's own limit of {Image.MAX_IMAGE_PIXELS:,} pixels", max_pixels
+            ) from error
+        except _DAMAGE as error:
+            raise _unreadable(path, error) from error
+
+
+def image_size(path: str | Path, *, exif: str = "apply") -> Size:
+    """(H, W) that :func:`read_image` will give, from the header alone. Raises as :func:`read_image` does."""
+    if str(path).lower().endswith(".npy"):
+        height, width, _ = _array_header(path)[0]
+        return height, width
+    with _opened(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _upright_size(_identified(file), exif)
+        except (*_DAMAGE, Image.DecompressionBombError) as error:
+            raise _unreadable(path, error) from error
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name ends like an image that :func:`read_image` reads."""
+    return name[name.rfind(".") :].lower() in SUFFIXES if "." in name else False
+
+
+def _opened(path: str | Path) -> IO[bytes]:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not Path(path).is_dir():  # opening a pipe would wait for ever
+            raise OSError("not a regular file")
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise _unreadable(path, error) from error
+
+
+def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
+    """The image with its header read, its pixels not yet."""
+    try:
+        return Image.open(file, formats=_FORMATS_AT_ONCE)
+    except UnidentifiedImageError:
+        Image.init()  # loads the rarer formats: 50 ms, once; builds of PIL differ in which they have
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def _unreadable(path: str | Path, error: BaseException) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return UserError(
+        str(path), f"cannot be read as an image: {_reason(path, error)}", "replace the file, or take it out of the data"
+    )
+
+
+def _reason(path: str | Path, error: BaseException) -> str:
+    """One line on what is wrong with a file."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError) or Path(path).is_dir():
+        return "it is a folder"
+    if isinstance(error, PermissionError):
+        return "no permission"
+    if Path(path).is_file() and Path(path).stat().st_size == 0:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return f"not in one of the formats {', '.join(FORMATS)}"
+    return " ".join(f"{type(error).__name__} {error}".split())[:160]
+
+
+def _check_pixels(path: str | Path, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise _too_large(path, f"{width} x {height} = {width * height:,} pixels", max_pixels)
+
+
+def _too_large(path: str | Path, found: str, max_pixels: int) -> UserError:
+    return UserError(
+        str(path),
+        f"the header announces {found}; allowed are {max_pixels:,} pixels",
+        "shrink the image, or raise max_pixels",
+    )
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation 1..8 from what stands before the pixels; 1 where there is none or a senseless one."""
+    # The base class's method: PNG's own decodes the whole image first, to look for EXIF behind it.
+    value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return value if value in _TURNS else 1
+
+
+def _upright_size(image: Image.Image, exif: str) -> Size:
+    """(H, W) after EXIF orientation, or as stored where ``exif`` is ``ignore``."""
+    width, height = image.size
+    # PIL gives TIFF files upright by itself, and no other format.
+    swap = orientation_of(image) > 4 and (exif == "apply") != (image.format == "TIFF")
+    return (width, height) if swap else (height, width)
+
+
+def turned(image: Image.Image, orientation: int, exif: str) -> Image.Image:
+    """The decoded image upright, or as stored where ``exif`` is ``ignore``; ``orientation`` is its EXIF tag."""
+    if image.format == "TIFF":
+        orientation = 1 if exif == "apply" else _UNDO.get(orientation, orientation)
+    elif exif == "ignore":
+        orientation = 1
+    turn = _TURNS[orientation]
+    return image if turn is None else image.transpose(turn)
+
+
+def _decode(path: str | Path, file_image: ImageFile.ImageFile, exif: str, channels: int, depth: str) -> Pixels:
+    """Decode the first frame, turn it, bring it to ``channels`` bands of uint8 or uint16."""
+    deep, orientation, form = is_deep(file_image), orientation_of(file_image), file_image.format
+    file_image.load()
+    image = turned(file_image, orientation, exif)
+    if image.mode.startswith("I;16") or (image.mode == "I" and form == "PPM"):  # PIL widens 16-bit PGM to 32 bits
+        grey: NDArray[np.uint16] = np.asarray(image).astype(np.uint16)
+        return _from_grey((grey >> 8).astype(np.uint8) if depth == "8" else grey, channels)
+    if image.mode in ("I", "F"):
+        raise UserError(
+            str(path), f"32-bit pixels ({image.mode}) have no stated range", "store 8 or 16 bits, or a .npy file"
+        )
+    if depth == "native" and deep:
+        raise UserError(
+            str(path), "16-bit colour cannot be read at full depth", "store it as a .npy file [H, W, C] of uint16"
+        )
+    pixels: NDArray[np.uint8] = np.array(_converted(image, _BANDS[channels]))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether the file has 16 bits per channel, which PIL reads at full depth for grey alone."""
+    arguments = image.tile[0].args if image.tile else ""
+    if image.format == "PPM" and isinstance(arguments, tuple):  # (mode, largest value)
+        return isinstance(arguments[-1], int) and arguments[-1] > 255
+    return ";16" in str(arguments)
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """``image`` of any 8-bit mode as L, LA, RGB or RGBA."""
+    if image.mode == mode:
+        return image
+    if mode in ("L", "RGB"):
+        image.info.pop("transparency", None)  # dropped like any alpha; PIL would warn on some palettes
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):  # CMYK, YCbCr, premultiplied alpha, ...
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
+    if mode == "LA" and image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def _from_grey(grey: NDArray[np.uint8] | NDArray[np.uint16], channels: int) -> Pixels:
+    """One band [H, W] as 1 or 3 equal channels, with an opaque alpha behind where ``channels`` is 2 or 4."""
+    pixels: Pixels = np.repeat(grey[..., None], channels, axis=2)
+    if channels in (2, 4):
+        pixels[..., -1] = np.iinfo(grey.dtype).max
+    return pixels
+
+
+def _array_header(path: str | Path) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Shape [H, W, C] and dtype of a ``.npy`` file, from its header."""
+    with _opened(path) as file:
+        try:
+            major, _ = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file, max_header_size=10_000)
+        except _DAMAGE as error:
+            raise _unreadable(path, error) from error
+    shape = (*shape, 1) if len(shape) == 2 else shape
+    if len(shape) != 3 or min(shape) < 1 or dtype not in (np.uint8, np.uint16, np.float32):
+        raise UserError(
+            str(path),
+            f"expected [H, W] or [H, W, C] of uint8, uint16 or float32; got {list(shape)} of {dtype}",
+            "convert it",
+        )
+    return shape, dtype
+
+
+def _read_array(path: str | Path, channels: int, max_pixels: int, depth: str) -> Pixels:
+    """The array of a ``.npy`` file as [H, W, C]."""
+    shape, dtype = _array_header(path)
+    _check_pixels(path, (shape[1], shape[0]), max_pixels)
+    if shape[2] != channels:
+        raise UserError(
+            str(path), f"the array has {shape[2]} channels, asked for are {channels}", "ask for as many as the data has"
+        )
+    try:
+        array: Pixels = np.load(path, allow_pickle=False).reshape(shape)
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from error
+    if dtype == np.float32 and not (array.min() >= 0 and array.max() <= 1):  # NaN fails too
+        raise UserError(str(path), "float pixels must lie in 0..1", "divide them by their largest possible value")
+    return (array // 256).astype(np.uint8) if dtype == np.uint16 and depth == "8" else array

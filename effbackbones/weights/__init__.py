@@ -1,0 +1,1 @@
+"""Weights from anywhere: sources, the dialects of files, reading, and loading with a report."""

@@ -1,0 +1,1 @@
+"""Heads of detection: EfficientDet, its pyramid, towers, anchors, losses and suppression."""

@@ -1,0 +1,125 @@
+"""Losses of detection: pure functions on tensors, in float32, without host synchronisation and without dynamic shapes."""
+
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
+
+IouLoss = Literal["giou", "diou", "ciou"]
+IOU_LOSSES: tuple[IouLoss, ...] = get_args(IouLoss)
+_TINY = 1e-7  # keeps the ratios of empty boxes finite
+
+
+class Curve(NamedTuple):
+    """Values of a function of the logits and its derivative there."""
+
+    value: Tensor
+    slope: Tensor
+
+
+def focal_negative(logits: Tensor, gamma: float, smoothing: float = 0.0) -> Curve:
+    """Focal loss of target 0, not yet weighted: p^gamma BCE(x, smoothing / 2), p = sigmoid(x).
+
+    Lin et al., "Focal loss for dense object detection", 2017, equation 5; smoothing as in the released EfficientDet, in the
+    cross-entropy alone. p^gamma is exp(gamma ln p): finite, with a finite slope, for every finite x.
+    """
+    softplus = F.softplus(logits)
+    log_p = logits - softplus
+    modulator = (log_p * gamma).exp_()
+    p = log_p.exp_()
+    cross_entropy = softplus.sub_(logits, alpha=smoothing / 2) if smoothing else softplus
+    slope = (1 - p).mul_(cross_entropy).mul_(gamma).add_(p).sub_(smoothing / 2).mul_(modulator)
+    return Curve(modulator.mul_(cross_entropy), slope)
+
+
+def focal_positive(logits: Tensor, gamma: float, smoothing: float = 0.0) -> Curve:
+    """Focal loss of target 1, not yet weighted: (1 - p)^gamma BCE(x, 1 - smoothing / 2). What -x costs as a negative."""
+    value, slope = focal_negative(-logits, gamma, smoothing)
+    return Curve(value, slope.neg_())
+
+
+class _FocalSum(torch.autograd.Function):
+    """Value and gradient in one pass over the logits, which are the largest tensor of a training step: autograd would keep
+    four more of their size, and take twice as long on a CPU."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        logits: Tensor,
+        labels: Tensor,
+        ignored: Tensor | None,
+        alpha: float,
+        gamma: float,
+        smoothing: float,
+    ) -> Tensor:
+        positive, column = (labels >= 0)[..., None], labels.clamp(min=0)[..., None]
+        value, slope = (curve.mul_(1 - alpha) for curve in focal_negative(logits, gamma, smoothing))
+        if ignored is not None:
+            value.masked_fill_(ignored[..., None], 0.0)
+            slope.masked_fill_(ignored[..., None], 0.0)
+        own_value, own_slope = (alpha * curve for curve in focal_positive(logits.gather(2, column), gamma, smoothing))
+        correction = torch.where(positive, own_value - value.gather(2, column), 0.0)
+        slope.scatter_(2, column, torch.where(positive, own_slope, slope.gather(2, column)))
+        ctx.save_for_backward(slope)
+        return value.sum() + correction.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return slope * gradients[0], None, None, None, None, None
+
+
+def focal_sum(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 1.5,
+    smoothing: float = 0.0,
+    ignored: Tensor | None = None,
+) -> Tensor:
+    """Sum of the sigmoid focal loss over logits float32 [B, A, K] with ``labels`` int64 [B, A], -1 for background.
+
+    Positives weigh ``alpha``, negatives 1 - ``alpha``. All entries are taken as negatives first, then the few positive ones
+    are corrected: no one-hot of [B, A, K]. ``ignored`` bool [B, A] leaves anchors without a label out. Differentiable once.
+    """
+    value: Tensor = _FocalSum.apply(logits, labels, ignored, alpha, gamma, smoothing)
+    return value
+
+
+def huber_sum(deltas: Tensor, targets: Tensor, delta: float = 0.1) -> Tensor:
+    """Sum of Huber's loss, 0.5 e^2 up to |e| = ``delta`` and delta (|e| - 0.5 delta) beyond, over entries with a target.
+
+    An entry whose target is exactly 0 has none: so background is marked, and so the released code treats a coordinate of a
+    positive anchor that happens to be 0 (effdet ``loss.py``).
+    """
+    error = torch.where(targets != 0, deltas - targets, 0.0)
+    return F.huber_loss(error, torch.zeros_like(error), reduction="sum", delta=delta)
+
+
+def iou_loss(boxes: Tensor, targets: Tensor, kind: IouLoss) -> Tensor:
+    """1 - IoU, made aware of distance, of each pair of boxes [..., 4] (xyxy): [...], 0..2 (``ciou`` above).
+
+    ``giou``: Rezatofighi et al., 2019; ``diou`` and ``ciou``: Zheng et al., "Distance-IoU loss", 2020, equations 7 and 10.
+    """
+    size, target_size = (b[..., 2:] - b[..., :2] for b in (boxes, targets))
+    shared = (torch.minimum(boxes[..., 2:], targets[..., 2:]) - torch.maximum(boxes[..., :2], targets[..., :2])).clamp(
+        min=0
+    )
+    hull = torch.maximum(boxes[..., 2:], targets[..., 2:]) - torch.minimum(boxes[..., :2], targets[..., :2])
+    union = size.prod(-1) + target_size.prod(-1) - shared.prod(-1)
+    iou = shared.prod(-1) / (union + _TINY)
+    if kind == "giou":
+        area = hull.prod(-1)
+        return 1 - iou + (area - union) / (area + _TINY)
+    centers = (boxes[..., :2] + boxes[..., 2:] - targets[..., :2] - targets[..., 2:]) / 2
+    loss = 1 - iou + centers.square().sum(-1) / (hull.square().sum(-1) + _TINY)
+    if kind == "diou":
+        return loss
+    angles = [torch.atan2(s[..., 0], s[..., 1]) for s in (size, target_size)]
+    skew = (4 / math.pi**2) * (angles[1] - angles[0]).square()
+    weight = (skew / (1 - iou + skew + _TINY)).detach()  # a constant in the gradient (text below equation 12)
+    return loss + weight * skew

@@ -1,0 +1,105 @@
+"""From scored boxes to detections: candidates, non-maximum suppression class by class, output of fixed shape."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import batched_nms
+
+from effbackbones.contracts import Detections
+from heads.detection.anchors import decode, pairwise_iou
+
+
+class Candidates(NamedTuple):
+    """Boxes float32 [B, n, 4] with one class each, by falling score: ``scores`` float32 [B, n], ``labels`` int64 [B, n].
+
+    A score of -1 marks a row that is no candidate.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def top_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count`` largest of all anchor-class pairs of logits [B, A, K]: values, anchors and labels, each [B, n], falling;
+    of equals the lower anchor first, then the lower label.
+
+    Exact without ranking all pairs: a pair among the largest belongs to an anchor among the ``count`` with the largest
+    maximum. An anchor with NaN or infinity among its logits comes last, with -inf.
+    """
+    best = logits.amax(2)
+    best = torch.where(best.isfinite(), best, -torch.inf)
+    anchors = _largest(best, count)
+    finite = best.gather(1, anchors).isfinite()[..., None]
+    rows = logits.gather(1, anchors[..., None].expand(-1, -1, logits.shape[2]))
+    chosen = torch.where(finite, rows, -torch.inf).flatten(1)
+    pairs = _largest(chosen, count)
+    values, order = chosen.gather(1, pairs).sort(stable=True, descending=True)
+    pairs = pairs.gather(1, order)
+    return values, anchors.gather(1, pairs // logits.shape[2]), pairs % logits.shape[2]
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Columns int64 [B, n] of the ``count`` largest of each row of [B, N], rising; of equals the first, which ``topk`` alone
+    does not promise."""
+    count = min(count, values.shape[1])
+    least = values.topk(count).values[:, -1:]
+    above, equal = values > least, values == least
+    room = count - above.sum(1, keepdim=True)
+    return (above | (equal & (equal.cumsum(1) <= room))).nonzero()[:, 1].view(-1, count)
+
+
+def candidates(logits: Tensor, deltas: Tensor, anchors: Tensor, valid: Tensor, count: int) -> Candidates:
+    """The ``count`` best pairs as boxes clipped to the ``valid`` (H, W) of each image, int [B, 2].
+
+    Boxes that clipping leaves without extent and boxes that are not finite are no candidates.
+    """
+    values, where, labels = top_pairs(logits, count)
+    boxes = decode(deltas.gather(1, where[..., None].expand(-1, -1, 4)), anchors[where])
+    limit = valid.to(boxes).flip(1).repeat(1, 2)[:, None]
+    clipped = torch.minimum(boxes.clamp(min=0), limit)
+    sides = clipped[..., 2:] - clipped[..., :2]
+    real = boxes.isfinite().all(2) & (sides > 0).all(2) & values.isfinite()
+    return Candidates(torch.where(real[..., None], clipped, 0.0), torch.where(real, values.sigmoid(), -1.0), labels)
+
+
+def hard_nms(found: Candidates, *, iou: float, threshold: float, most: int) -> Detections:
+    """Drop boxes that overlap a better one of their class by more than ``iou``; keep at most ``most`` of scores above
+    ``threshold``, in 0..1."""
+    kept = []
+    for boxes, scores, labels in zip(*found, strict=True):
+        usable = (scores > threshold).nonzero()[:, 0]
+        order = usable[batched_nms(boxes[usable], scores[usable], labels[usable], iou)]
+        kept.append(order.sort().values[:most])  # candidates are sorted already, and equal scores by anchor
+    count = torch.tensor([len(rows) for rows in kept], device=found.boxes.device)
+    rows = torch.stack([F.pad(rows, (0, most - len(rows))) for rows in kept])
+    return _fixed(found, rows, found.scores.gather(1, rows), count)
+
+
+def gaussian_nms(found: Candidates, *, sigma: float, threshold: float, most: int) -> Detections:
+    """Instead of dropping them, multiply the scores of overlapping boxes of the same class by exp(-IoU^2 / ``sigma``), best
+    box first, until ``most`` boxes are taken or none is above ``threshold``, in 0..1.
+
+    Bodla et al., "Soft-NMS", 2017, equation 3. One pass over all candidates of the batch for each box taken.
+    """
+    scores, rows, best = found.scores, [], []
+    for _ in range(most):
+        value, row = scores.max(1, keepdim=True)
+        box, label = found.boxes.gather(1, row[..., None].expand(-1, -1, 4)), found.labels.gather(1, row)
+        overlap = torch.where(found.labels == label, pairwise_iou(box, found.boxes)[:, 0], 0.0)
+        scores = (scores * torch.exp(-overlap.square() / sigma)).scatter(1, row, -1.0)
+        rows.append(row)
+        best.append(value)
+    values = torch.cat(best, 1)
+    return _fixed(found, torch.cat(rows, 1), values, (values > threshold).sum(1))
+
+
+def _fixed(found: Candidates, rows: Tensor, scores: Tensor, count: Tensor) -> Detections:
+    """Detections of candidates ``rows`` [B, N], zero from ``count`` [B] on."""
+    taken = torch.arange(rows.shape[1], device=rows.device) < count[:, None]
+    boxes = torch.where(taken[..., None], found.boxes.gather(1, rows[..., None].expand(-1, -1, 4)), 0.0)
+    return Detections(
+        boxes, torch.where(taken, scores, 0.0), torch.where(taken, found.labels.gather(1, rows), 0), count
+    )

@@ -1,0 +1,1 @@
+"""Heads of segmentation: U-Net and its siblings, and their losses."""

@@ -1,0 +1,210 @@
+"""What all segmentation heads share: sizes, losses, predictions, and the checking of options. Their decoders are elsewhere."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec
+from effbackbones.errors import UserError
+from heads.options import choice, number, whole
+from heads.segmentation import losses
+
+
+class SegmentationHead(Head):
+    """Feature maps to one logit per class and pixel of the images given: raw output float [B, K, H, W].
+
+    A subclass builds ``decoder`` and ``segmentation_head``, named as in segmentation-models-pytorch (smp), so that its state
+    dicts fit. Options of all:
+
+    * ``mode``: ``multiclass``, ``binary`` (one channel, 0 background and 1 foreground) or ``multilabel`` (a sigmoid per class).
+      Default: binary with one class, else multiclass. Targets as in :func:`heads.segmentation.losses.pixels_of`.
+    * ``loss``: names with or without a factor, ``["cross_entropy", "dice*0.5"]``, or a dict; ``cross_entropy`` (default), ``dice``,
+      ``jaccard``, ``focal``, ``tversky``, ``lovasz``. All leave out the pixels that are ``ignore_index`` (255).
+    * ``class_weights``: one number per class; in binary mode two, background and foreground.
+    * ``label_smoothing`` of the cross-entropy; ``focal_gamma``, ``focal_alpha``; ``tversky_alpha`` and ``tversky_beta``, which
+      weigh false positives and false negatives.
+    """
+
+    task: ClassVar[str] = "seg"
+    pools_to_one: ClassVar[bool] = False
+    """A batch norm of the decoder sees a map pooled to one cell, which in training needs two images."""
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        num_classes: int,
+        *,
+        mode: str | None = None,
+        loss: str | Sequence[str] | Mapping[str, float] = "cross_entropy",
+        class_weights: Sequence[float] | None = None,
+        ignore_index: int = losses.IGNORE_INDEX,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 2.0,
+        focal_alpha: float | None = None,
+        tversky_alpha: float = 0.5,
+        tversky_beta: float = 0.5,
+        **options: Any,
+    ) -> None:
+        super().__init__(spec, num_classes, **options)
+        self.mode = _mode(mode, num_classes)
+        self.loss_weights = losses.parse_losses(loss)
+        self.ignore_index = whole("ignore_index", ignore_index, -(2**31))
+        self._loss_options: Mapping[str, dict[str, float | None]] = {
+            "cross_entropy": {"label_smoothing": number("label_smoothing", label_smoothing, 0, below=1)},
+            "focal": {
+                "gamma": number("focal_gamma", focal_gamma, 0),
+                "alpha": None if focal_alpha is None else number("focal_alpha", focal_alpha, 0, below=1),
+            },
+            "tversky": {
+                "alpha": number("tversky_alpha", tversky_alpha, 0),
+                "beta": number("tversky_beta", tversky_beta, 0),
+            },
+        }
+        # Not part of the state dict, whose names are smp's.
+        self.register_buffer("_class_weights", _class_weights(class_weights, self.mode, num_classes), persistent=False)
+
+    def assemble(self, decoder: nn.Module, last: nn.Module, *, size_divisor: int) -> None:
+        """Take smp's two parts, with smp's start: He-uniform convolutions, Xavier-uniform linear layers and last convolution.
+
+        ``size_divisor``: what the decoder's fixed factors of 2 need; 1 if it goes by the sizes of its maps.
+        """
+        self.decoder, self.segmentation_head, self.size_divisor = decoder, last, size_divisor
+        for part in (*decoder.modules(), *last.modules()):
+            if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
+                nn.init.zeros_(part.bias)
+        for part in decoder.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_uniform_(part.weight, mode="fan_in", nonlinearity="relu")
+            elif isinstance(part, nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+        for part in last.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.xavier_uniform_(part.weight)
+
+    def image_spec(self, spec: ImageSpec) -> ImageSpec:
+        """Whole images, letterboxed: what a centre crop leaves out would have no class."""
+        return replace(spec, crop_fraction=1.0, crop_mode="letterbox")
+
+    def forward(self, features: list[Tensor], sizes: ImageSizes) -> Tensor:
+        """Maps as in ``spec`` to logits [B, K, H, W], H and W those of ``sizes.batch``.
+
+        Raises :class:`UserError` in training where the decoder needs more than the one image given.
+        """
+        if self.training and self.pools_to_one and features[0].shape[0] == 1:
+            name = type(self).__name__
+            raise UserError(
+                "batch of 1 image", f"{name} has a batch norm that needs at least 2 in training", "raise the batch size"
+            )
+        return _cut(self.segmentation_head(self._decode(features, sizes)), sizes.batch)
+
+    def _decode(self, features: list[Tensor], sizes: ImageSizes) -> Tensor:
+        """The decoder's map of the padded image."""
+        decoded: Tensor = self.decoder(self._smp_maps(features, sizes.batch))
+        return decoded
+
+    def loss(self, raw: Tensor, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
+        """The weighted losses by name, computed in float32; 0 with zero gradients if every pixel is ignored."""
+        pixels = losses.pixels_of(raw, targets, self.mode, self.ignore_index)
+        class_weights = cast(Tensor | None, self._class_weights)
+        return {
+            name: factor * losses.LOSSES[name](pixels, class_weights, **self._loss_options.get(name, {}))
+            for name, factor in self.loss_weights.items()
+        }
+
+    def predict(self, raw: Tensor, sizes: ImageSizes) -> Tensor:
+        """Probabilities float32 [B, K, H, W]: softmax over the classes, or a sigmoid each."""
+        return losses.probabilities(raw, self.mode)
+
+    def _smp_maps(self, features: Sequence[Tensor], image: tuple[int, int]) -> list[Tensor]:
+        """The maps as smp lists them: place i at stride 2 ** i, the image first.
+
+        Decoders ask the image, and a C1 that the backbone does not have, only for its size: those get a map of no channels, as
+        in smp's own encoders. Places that the decoder does not look at hold the image's.
+        """
+        height, width = (
+            self._image_side(cells, side) for cells, side in zip(features[0].shape[-2:], image, strict=True)
+        )
+        first = features[0]
+        maps = [first.new_empty(first.shape[0], 0, height, width)] * (1 + _place(self.spec.names[-1]))
+        maps[1] = first.new_empty(first.shape[0], 0, (height + 1) // 2, (width + 1) // 2)
+        for name, feature in zip(self.spec.names, features, strict=True):
+            maps[_place(name)] = feature
+        return maps
+
+    def _image_side(self, cells: int, side: int) -> int:
+        """The side of an image after padding: what this head asks for, or more, where another head on the backbone asks for it.
+
+        ``cells`` on the finest map tell the latter. They are no more than a lower bound: static SAME padding loses a cell on
+        odd sizes.
+        """
+        divisor, stride = self.size_divisor, self.spec.strides[0]
+        least = math.ceil(self.min_size / divisor) * divisor
+        padded = torch.sym_max((side + divisor - 1) // divisor * divisor, least)
+        return cast(int, torch.sym_max(padded, cells * stride - -padded % stride))
+
+
+def _cut(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """The top left [B, K, H, W]."""
+    height, width = size
+    if not torch.compiler.is_exporting():
+        return logits[..., :height, :width]
+    # A slice would make an exported graph refuse half of the sizes.
+    rows, columns = torch.arange(height, device=logits.device), torch.arange(width, device=logits.device)
+    return logits.index_select(2, rows).index_select(3, columns)
+
+
+def _place(level: str) -> int:
+    return int(level.removeprefix("C"))
+
+
+def smp_channels(spec: FeatureSpec) -> list[int]:
+    """Channels as smp lists them: place i at stride 2 ** i, the image first; 0 for what the decoder does not read."""
+    channels = [0] * (1 + _place(spec.names[-1]))
+    for name, count in zip(spec.names, spec.channels, strict=True):
+        channels[_place(name)] = count
+    return channels
+
+
+def check_spec(head: type[Head], spec: FeatureSpec, needs: BackboneNeeds, *, any_stride: bool = False) -> None:
+    """Raise :class:`UserError` unless a backbone gives the maps that a head needs, at the strides that its decoder counts on."""
+    names = needs.levels
+    strides = tuple(min(2 ** _place(name), needs.output_stride) for name in names)
+    if spec.names == names and (any_stride or spec.strides == strides):
+        return
+    ours = f"needs {_listed(names, () if any_stride else strides)}, got {_listed(spec.names, spec.strides)}"
+    remedy = (
+        "check backbone_options levels, output_stride and stem_stride, or choose another head (unet takes any stride)"
+    )
+    raise UserError(f"backbone {spec.backbone!r}", f"{head.__name__} {ours}", remedy)
+
+
+def _listed(names: Sequence[str], strides: Sequence[int]) -> str:
+    at = f" at stride {', '.join(map(str, strides))}" if strides else ""
+    return ", ".join(names) + at
+
+
+def _mode(mode: str | None, num_classes: int) -> str:
+    if mode is None:
+        return "binary" if num_classes == 1 else "multiclass"
+    choice("mode", mode, losses.MODES)
+    if (mode == "binary" and num_classes != 1) or (mode == "multiclass" and num_classes == 1):
+        expected = "exactly 1 class, the foreground" if mode == "binary" else "at least 2 classes"
+        raise UserError("head_options.mode", f"{mode} has {expected}, got {num_classes}", "correct mode or num_classes")
+    return mode
+
+
+def _class_weights(weights: Sequence[float] | None, mode: str, num_classes: int) -> Tensor | None:
+    if weights is None:
+        return None
+    count = 2 if mode == "binary" else num_classes
+    if isinstance(weights, str) or len(weights) != count:
+        what = f"expected {count} numbers{' (background, foreground)' if mode == 'binary' else ''}, got {weights!r}"
+        raise UserError("head_options.class_weights", what, "give one per class")
+    values = [number("class_weights", weight, 0) for weight in weights]
+    if not sum(values):
+        raise UserError("head_options.class_weights", "all are 0", "give at least one class a weight")
+    return torch.tensor(values)

@@ -1,0 +1,1 @@
+"""Image classification: the task, its scores, files, examples and report."""

@@ -1,0 +1,54 @@
+"""Pictures for the report of a classification: what was wrong, and most certain."""
+
+import heapq
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tasks.classification.report import Mistake
+from tasks.data.batch import Batch
+
+KEPT = 24
+"""Mistakes shown in a report."""
+
+
+class ConfidentMistakes:
+    """Keeps the wrong predictions of the highest confidence, with their pictures: one of an image, with several labels the one
+    that is most wrong."""
+
+    def __init__(self, classes: Sequence[str], multilabel: bool = False) -> None:
+        self.classes, self.multilabel = classes, multilabel
+        self._worst: list[tuple[float, int, Mistake]] = []
+        self._seen = 0
+
+    def update(self, batch: Batch, predictions: Tensor) -> None:
+        probabilities = predictions.float().cpu().numpy()
+        for row, meta in enumerate(batch.meta):
+            self._seen += 1  # breaks ties, so that mistakes are never compared
+            found = None if meta.label is None else self._mistake(probabilities[row], meta.label)
+            if found and math.isfinite(found[0]) and (len(self._worst) < KEPT or found[0] > self._worst[0][0]):
+                image = batch.images[row].permute(1, 2, 0).cpu().numpy().copy()
+                push = heapq.heappush if len(self._worst) < KEPT else heapq.heapreplace
+                push(self._worst, (found[0], self._seen, Mistake(image, found[1], found[0], meta.id)))
+
+    def _mistake(self, probabilities: NDArray[np.float32], label: Any) -> tuple[float, str] | None:
+        """How sure a prediction is of what is wrong, and that; None if all is right."""
+        if not self.multilabel:
+            guess = int(probabilities.argmax())
+            return (
+                None
+                if guess == label
+                else (float(probabilities[guess]), f"{self.classes[label]}, taken for {self.classes[guess]}")
+            )
+        errors = np.abs(probabilities - label)
+        worst = int(errors.argmax())
+        what = "overlooked" if label[worst] else "seen where there is none"
+        return (float(errors[worst]), f"{self.classes[worst]}, {what}") if errors[worst] > 0.5 else None
+
+    def mistakes(self) -> list[Mistake]:
+        """The kept ones, most confident first."""
+        return [mistake for *_, mistake in sorted(self._worst, key=lambda kept: kept[:2], reverse=True)]

@@ -1,0 +1,45 @@
+"""What a prediction of classes leaves: ``predictions.json`` and ``predictions.csv``."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.data.batch import Batch
+
+
+SHOWN = 5
+"""Classes told for each predicted image."""
+
+
+class PredictionFiles:
+    """``predictions.json`` (top classes of each file) and ``predictions.csv`` (file, rank, class, probability)."""
+
+    def __init__(self, out: Path, classes: Sequence[str], multilabel: bool, tell: Callable[[str], None]) -> None:
+        self.out, self.classes, self.multilabel, self.tell = out, classes, multilabel, tell
+        self.rows: list[dict[str, Any]] = []
+
+    def update(self, batch: "Batch", predictions: "Tensor") -> None:
+        top = predictions.float().topk(min(SHOWN, len(self.classes)), dim=1)
+        for meta, scores, labels in zip(batch.meta, top.values.tolist(), top.indices.tolist(), strict=True):
+            pairs = zip(scores, labels, strict=True)
+            found = [{"class": self.classes[label], "label": label, "probability": score} for score, label in pairs]
+            self.rows.append({"file": meta.path, "predictions": found})
+            self.tell(f"{meta.path}: " + ", ".join(f"{p['class']} {p['probability']:.3f}" for p in found))
+
+    def close(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        record = {"classes": list(self.classes), "multilabel": self.multilabel, "images": self.rows}
+        (self.out / "predictions.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        with (self.out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["file", "rank", "class", "probability"])
+            for row in self.rows:
+                table.writerows(
+                    [row["file"], rank, p["class"], f"{p['probability']:.6f}"]
+                    for rank, p in enumerate(row["predictions"], 1)
+                )

@@ -1,0 +1,1 @@
+"""Boxes of a data set: tables of them, annotation files, repairs."""

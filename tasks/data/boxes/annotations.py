@@ -1,0 +1,262 @@
+"""From what annotation files say to a table of boxes: the part that is the same for every format."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effbackbones.errors import UserError, nearest
+from tasks.data.boxes.repairs import MIN_SIDE, RepairCount, Repairs, mend, refuse_bad_boxes
+from tasks.data.boxes.table import BoxDataset, BoxTable
+from tasks.data.files.images import header_sizes
+from tasks.data.files.reading import ImageReader, PackedNames
+from tasks.data.masks.outlines import Outlines
+from tasks.settings.data import DataConfig
+
+CLASS_OPTIONS = ("classes", "rename")
+"""Names in ``data.options`` that :meth:`Selection.of` reads."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What the files of a split say, each record sound by itself, boxes not yet mended.
+
+    ``source``: file or folder, for messages. I images: ``files``, ``ids``, ``sizes`` int32 [I, 2] (H, W), -1 unknown. N boxes:
+    ``owner`` int64 [N], the image of each; ``boxes`` float64 [N, 4] as x, y, width, height, finite (all NaN where there is none,
+    which only formats have whose reader was told that boxes are not needed); ``categories`` int64 [N],
+    positions in ``names`` and ``category_ids`` (-1: of none of these); ``crowd`` bool [N]; ``row_ids`` int64 [N]; ``record``:
+    how row n is named in messages; ``area`` float64 [N], NaN where absent, or None in formats that have none. ``assumed``: rows
+    bool [N] of each kind of repair made while reading. ``outlines`` of the N objects, where masks are asked for.
+    """
+
+    source: str
+    files: list[str]
+    ids: list[str]
+    sizes: NDArray[np.int32]
+    owner: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    categories: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    row_ids: NDArray[np.int64]
+    record: Callable[[int], str]
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    area: NDArray[np.float64] | None = None
+    assumed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    outlines: Outlines | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which classes are wanted, and under which names: the options ``rename`` (a list of ``old=new``, which comes first) and
+    ``classes`` (a list of names; None: all)."""
+
+    classes: tuple[str, ...] | None = None
+    rename: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Selection":
+        """The selection that ``data.options`` ask for."""
+        classes, rename = _names(data, "classes"), _names(data, "rename")
+        pairs = []
+        for text in rename or ():
+            old, equals, new = (part.strip() for part in text.partition("="))
+            if not (old and equals and new):
+                raise UserError("data.options.rename", f"expected old=new, got {text!r}", "correct it")
+            pairs.append((old, new))
+        if len(dict(pairs)) < len(pairs):
+            raise UserError("data.options.rename", "a class is renamed twice", "remove one of the two")
+        return cls(classes, tuple(pairs))
+
+    def renamed(self, names: Sequence[str]) -> tuple[str, ...]:
+        """``names`` with some replaced; names that do not occur, and two classes of one name, raise :class:`UserError`."""
+        for old, _ in self.rename:
+            if old not in names:
+                raise UserError("data.options.rename", f"there is no class {old!r}", nearest(old, names)[:200])
+        result = tuple(dict(self.rename).get(name, name) for name in names)
+        twice = sorted({name for name in result if result.count(name) > 1})
+        if twice:
+            raise UserError(
+                "data.options.rename", f"two classes would be called {twice[0]!r}", "give each a name of its own"
+            )
+        return result
+
+    def positions(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """The positions in ``names`` of the classes that are wanted, in the order of ``names``."""
+        for name in self.classes or ():
+            if name not in names:
+                raise UserError("data.options.classes", f"there is no class {name!r}", nearest(name, names)[:200])
+        return np.array([k for k, name in enumerate(names) if self.classes is None or name in self.classes], np.int64)
+
+
+def _names(data: DataConfig, option: str) -> tuple[str, ...] | None:
+    """An option that is a list of different names."""
+    listed = data.options.get(option)
+    if listed is None:
+        return None
+    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) and name for name in listed):
+        raise UserError(f"data.options.{option}", f"expected a list of names, got {str(listed)[:60]}", "correct it")
+    if len(set(listed)) < len(listed):
+        raise UserError(f"data.options.{option}", "a name stands there twice", "remove one of the two")
+    return tuple(listed)
+
+
+def refuse_other_classes(source: str, names: Sequence[str], training: Sequence[str]) -> None:
+    """Raise :class:`UserError` that says name by name where the classes of a file are not those of training."""
+    if tuple(names) == tuple(training):
+        return
+    here, there = _listed(set(names) - set(training)), _listed(set(training) - set(names))
+    differences = [f"not in training: {here}"] * bool(here) + [f"not in this file: {there}"] * bool(there)
+    if not differences:
+        label = next(k for k, (one, other) in enumerate(zip(names, training, strict=True)) if one != other)
+        differences = [f"label {label} is {names[label]!r} here and {training[label]!r} in training"]
+    raise UserError(
+        source,
+        f"the classes differ from those of training: {'; '.join(differences)}",
+        "use files with one list of categories",
+    )
+
+
+def _listed(names: set[str]) -> str:
+    shown = ", ".join(repr(name[:30]) for name in sorted(names)[:4])
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
+
+
+def open_boxes(
+    said: Annotations, root: Path, data: DataConfig, split: str, classes: tuple[str, ...] | None, selection: Selection
+) -> BoxDataset:
+    """The data set of a split: the classes selected, held against those of training (``classes``), with boxes and labels as
+    ``data.labels`` asks. ``root``: the folder of the images. Where masks are asked for it raises :class:`UserError`."""
+    if "mask" in data.labels:
+        raise UserError("data.name", f"data set {data.name!r} has no masks", "use coco or masks")
+    said = selected(said, root, data, classes, selection)
+    table, _, notes = open_table(said, root, data, split)
+    return BoxDataset(table, ImageReader.of(data, split), asked(data), notes)
+
+
+def asked(data: DataConfig) -> tuple[str, ...]:
+    """What is to be read of each image; boxes where nothing is said."""
+    return data.labels or ("boxes",)
+
+
+def selected(
+    said: Annotations, root: Path, data: DataConfig, classes: tuple[str, ...] | None, selection: Selection
+) -> Annotations:
+    """The same with ``categories`` as labels of the classes selected, -1 for others, which must be those of training
+    (``classes``), and with sizes that are unknown taken from the files."""
+    names = selection.renamed(said.names)
+    chosen = selection.positions(names)
+    wanted = tuple(names[k] for k in chosen.tolist())
+    if classes is not None:
+        refuse_other_classes(said.source, wanted, classes)
+    if (said.sizes <= 0).any():
+        said = replace(said, sizes=_completed(said, root, data))
+    labels = np.full(len(names) + 1, -1)  # the last is that of category -1
+    labels[chosen] = np.arange(len(chosen))
+    category_ids = tuple(said.category_ids[k] for k in chosen.tolist())
+    return replace(said, categories=labels[said.categories], names=wanted, category_ids=category_ids)
+
+
+def open_table(
+    said: Annotations, root: Path, data: DataConfig, split: str
+) -> tuple[BoxTable, NDArray[np.int64], tuple[str, ...]]:
+    """The table of what was selected, boxes mended if they are asked for; the positions of its images among those of ``said``;
+    and what is to be told of that.
+
+    Images without objects are left out of training if ``data.keep_empty`` is false, and everywhere if one label is asked for.
+    Raises :class:`UserError` where too many boxes are bad, or no object is left to train on or to validate with.
+    """
+    if "boxes" in asked(data):
+        # Scored boxes stay as thin as they are, as in COCO's own scorer; to train on less than a pixel makes no sense.
+        table = mended_table(said, root, allow_bad=data.allow_bad_boxes, min_side=MIN_SIDE if split == "train" else 0.0)
+    else:
+        table = plain_table(said, root)
+    if split in ("train", "val"):
+        _refuse_nothing(said, table, split)
+    empty, notes = table.empty_images(), []
+    if "label" in asked(data) and len(empty):
+        such = table.ids[int(empty[0])]
+        notes.append(
+            f"{len(empty):,} of {len(table):,} images have no object, so no label: left out (such as id {such})"
+        )
+    if len(empty) and (notes or (split == "train" and not data.keep_empty)):
+        images = np.flatnonzero(table.objects())
+        return table.take(images), images, tuple(notes)
+    return table, np.arange(len(table)), ()
+
+
+def _completed(said: Annotations, root: Path, data: DataConfig) -> NDArray[np.int32]:
+    """Sizes with those that are unknown taken from the headers of the files."""
+    sizes = said.sizes.copy()
+    unknown = np.flatnonzero((sizes <= 0).any(1))
+    sizes[unknown] = header_sizes(
+        [f"{root}/{said.files[image]}" for image in unknown.tolist()], data.exif, data.on_error
+    )
+    return sizes
+
+
+def mended_table(said: Annotations, root: Path, *, allow_bad: bool = False, min_side: float = MIN_SIDE) -> BoxTable:
+    """The table of mended boxes; ``said.categories`` are labels, -1 what is left out. Too many bad boxes raise
+    :class:`UserError` unless ``allow_bad``."""
+    used = said.categories >= 0
+    sides = np.where(said.sizes > 0, said.sizes, np.inf)[said.owner][:, ::-1]
+    count = RepairCount(said.record)
+    boxes, keep = mend(said.boxes, sides, used, count, min_side)
+    count.add("other_class", ~used)
+    for kind, rows in said.assumed.items():
+        count.add(kind, rows & keep)
+    if said.area is not None:
+        count.add("area", ~(said.area > 0) & keep)
+    repairs = count.result(int(used.sum()))
+    if not allow_bad:
+        refuse_bad_boxes(said.source, said.boxes[used], sides[used], repairs)
+    return _table(said, root, boxes, keep, repairs)
+
+
+def plain_table(said: Annotations, root: Path) -> BoxTable:
+    """The table of all that was selected, boxes as they are: for tasks that do not use them."""
+    used = said.categories >= 0
+    return _table(said, root, said.boxes, used, RepairCount(said.record).result(int(used.sum())))
+
+
+def _table(
+    said: Annotations, root: Path, boxes: NDArray[np.float64], keep: NDArray[np.bool_], repairs: Repairs
+) -> BoxTable:
+    """The rows to ``keep`` in the order of their images; an area that is not given is that of the box."""
+    with np.errstate(over="ignore"):  # sides of a size that no image has, where the image's is not known
+        area = np.nan_to_num(boxes[:, 2] * boxes[:, 3], posinf=np.inf)
+    if said.area is not None:
+        area = np.where(said.area > 0, said.area, area)
+    order = np.argsort(said.owner, kind="stable")
+    kept = order[keep[order]]
+    first = np.searchsorted(said.owner[kept], np.arange(len(said.files) + 1)).astype(np.int64)
+    return BoxTable(
+        root=root,
+        files=PackedNames(said.files),
+        ids=PackedNames(said.ids),
+        sizes=said.sizes,
+        first=first,
+        boxes=boxes[kept],
+        labels=said.categories[kept],
+        crowd=said.crowd[kept],
+        area=area[kept],
+        row_ids=said.row_ids[kept],
+        classes=said.names,
+        category_ids=said.category_ids,
+        repairs=repairs,
+    )
+
+
+def _refuse_nothing(said: Annotations, table: BoxTable, split: str) -> None:
+    """Raise :class:`UserError` if no object is left, saying where they went."""
+    if (~table.crowd).any():
+        return
+    others, dropped, crowds = int((said.categories < 0).sum()), table.repairs.dropped, int(table.crowd.sum())
+    where_to = [(others, "of other classes"), (dropped, "dropped as bad"), (crowds, "crowds")]
+    told = ", ".join(f"{count:,} {word}" for count, word in where_to if count)
+    what = f"of {len(said.boxes):,} boxes none is usable: {told}" if told else "there are no annotations"
+    raise UserError(
+        said.source, f"split {split} has no object: {what}", "check the annotations and data.options.classes"
+    )

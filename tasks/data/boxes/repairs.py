@@ -1,0 +1,149 @@
+"""What is mended in boxes on reading, and how that is told: nothing is changed or left out without being counted."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effbackbones.errors import UserError
+
+MIN_SIDE = 1.0
+"""Pixels; boxes with a smaller side after clipping are dropped."""
+WARN_DROPPED, STOP_DROPPED = 0.01, 0.20
+"""Shares of dropped boxes that are warned of, and that stop the run."""
+_ROUNDING = 1e-6  # pixels: sums of decimal fractions are off by less
+_BEYOND = 1.0  # pixels that a box must reach out of its image to speak for corner boxes
+_EXAMPLES = 3
+Rows = NDArray[np.bool_]
+"""Which boxes, bool [N]."""
+
+KINDS = {
+    "other_class": "of classes that are not asked for: left out",
+    "clipped": "reach out of their image: clipped",
+    "empty": "with a width or height of 0 or less: dropped",
+    "outside": "wholly outside of their image: dropped",
+    "thin": f"with a side under {MIN_SIDE:g} pixel: dropped",
+    "area": "without a positive area: that of the box taken",
+    "iscrowd": "without iscrowd: 0 taken",
+    "id_zero": "with annotation id 0: kept (scores number them anew)",
+}
+"""Kinds of repairs and what is done."""
+_DROPPED = ("empty", "outside", "thin")
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """``boxes``, how many boxes of the classes asked for the annotations have; ``counts`` of each kind that occurred (keys of
+    :data:`KINDS`), ``examples``, the first three records of each."""
+
+    boxes: int
+    counts: Mapping[str, int]
+    examples: Mapping[str, tuple[str, ...]]
+
+    @property
+    def dropped(self) -> int:
+        """How many boxes were dropped as bad."""
+        return sum(self.counts.get(kind, 0) for kind in _DROPPED)
+
+    def lines(self) -> list[str]:
+        """What to print: a line for each kind, and a warning above 1 % dropped; nothing where nothing was repaired."""
+        lines = [f"{count:,} boxes {KINDS[kind]} ({self._shown(kind)})" for kind, count in self.counts.items()]
+        if self.dropped > WARN_DROPPED * self.boxes:
+            lines.append(f"warning: {self.dropped:,} of {self.boxes:,} boxes dropped ({self.dropped / self.boxes:.1%})")
+        return lines
+
+    def rows(self) -> list[dict[str, str | int]]:
+        """The same as rows of a table for a report."""
+        return [
+            {"boxes": count, "what": KINDS[kind], "such as": self._shown(kind)} for kind, count in self.counts.items()
+        ]
+
+    def _shown(self, kind: str) -> str:
+        return ", ".join(self.examples[kind]) + (", ..." if self.counts[kind] > len(self.examples[kind]) else "")
+
+
+class RepairCount:
+    """Collects repairs while boxes are mended; ``name`` gives the record of a row."""
+
+    def __init__(self, name: Callable[[int], str]) -> None:
+        self.name = name
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, tuple[str, ...]] = {}
+
+    def add(self, kind: str, rows: Rows) -> None:
+        """Count the true ones of ``rows`` [N]."""
+        found = np.flatnonzero(rows)
+        if len(found):
+            self._counts[kind] = len(found)
+            self._examples[kind] = tuple(self.name(row) for row in found[:_EXAMPLES].tolist())
+
+    def result(self, boxes: int) -> Repairs:
+        """What was collected, in the order of :data:`KINDS`."""
+        kinds = [kind for kind in KINDS if kind in self._counts]
+        return Repairs(
+            boxes, {kind: self._counts[kind] for kind in kinds}, {kind: self._examples[kind] for kind in kinds}
+        )
+
+
+def mend(
+    boxes: NDArray[np.float64], sides: NDArray[np.float64], used: Rows, count: RepairCount, min_side: float = MIN_SIDE
+) -> tuple[NDArray[np.float64], Rows]:
+    """Boxes clipped to their images, and which of them to keep.
+
+    ``boxes`` [N, 4] as x, y, width, height, finite; ``sides`` [N, 2], width and height of the image of each, infinite where
+    unknown; ``used`` [N], the boxes asked for: no others are counted or kept. A box inside of its image
+    stays bit by bit. Sides under ``min_side`` pixels are too thin.
+    """
+    with np.errstate(over="ignore"):  # a sum beyond the largest number is infinite, and clipped
+        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    empty: Rows = np.logical_or.reduce(boxes[:, 2:] <= 0, axis=1)
+    beyond: Rows = np.logical_or.reduce((low < -_ROUNDING) | (high > sides + _ROUNDING), axis=1)
+    over = beyond & ~empty
+    corner = np.clip(low, 0, sides)
+    outwards = over[:, None]
+    extent = np.where(outwards, np.clip(high, 0, sides) - corner, boxes[:, 2:])
+    mended = np.concatenate([np.where(outwards, corner, low), extent], 1)
+    outside = over & (extent <= 0).any(1)
+    thin = ~empty & ~outside & (extent < min_side - _ROUNDING).any(1)
+    keep = used & ~(empty | outside | thin)
+    for kind, rows in (
+        ("clipped", over & keep),
+        ("empty", empty & used),
+        ("outside", outside & used),
+        ("thin", thin & used),
+    ):
+        count.add(kind, rows)
+    return mended, keep
+
+
+def refuse_bad_boxes(source: str, boxes: NDArray[np.float64], sides: NDArray[np.float64], repairs: Repairs) -> None:
+    """Raise :class:`UserError` where more than 20 % of the boxes were dropped, or most reach out of their image.
+
+    ``boxes`` [n, 4] and ``sides`` [n, 2]: as the annotations say, of the classes asked for. Says where corners (x0, y0, x1, y1)
+    seem to stand in place of x, y, width, height.
+    """
+    with np.errstate(over="ignore"):
+        over = (boxes[:, :2] + boxes[:, 2:] > sides + _BEYOND).any(1)
+    most = 2 * int(over.sum()) > len(boxes)
+    many = repairs.dropped > STOP_DROPPED * repairs.boxes
+    if not (most or many):
+        return
+    examples = [repairs.examples[kind][0] for kind in (*_DROPPED, "clipped") if kind in repairs.examples]
+    if many:
+        whys = ", ".join(
+            f"{repairs.counts[kind]:,} {KINDS[kind].partition(':')[0]}" for kind in _DROPPED if kind in repairs.counts
+        )
+        what = f"{repairs.dropped:,} of {repairs.boxes:,} boxes are not usable: {whys}"
+    else:
+        what = f"{int(over.sum()):,} of {len(boxes):,} boxes reach out of their image"
+    corners = "; these look like corner boxes (x0, y0, x1, y1)" if most and _corners_fit(boxes, sides) else ""
+    raise UserError(
+        source, f"{what}, such as {examples[0]}{corners}", "correct them, or set data.allow_bad_boxes: true"
+    )
+
+
+def _corners_fit(boxes: NDArray[np.float64], sides: NDArray[np.float64]) -> bool:
+    """Whether nearly all boxes would be sound if they were corners."""
+    sound = (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes[:, 2:] <= sides + _BEYOND).all(1)
+    return float(sound.mean()) > 0.9

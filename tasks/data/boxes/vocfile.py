@@ -1,0 +1,106 @@
+"""Annotation files of Pascal VOC: an XML file for each image, read without ever expanding an entity."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import Size
+
+MAX_BYTES = 10_000_000
+"""Larger files are refused."""
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class VocObject(NamedTuple):
+    """The name of its class; ``corners`` xmin, ymin, xmax, ymax as in the file; whether it is marked as difficult."""
+
+    name: str
+    corners: tuple[float, ...]
+    difficult: bool
+
+
+class VocImage(NamedTuple):
+    """``size`` (H, W), -1 where the file does not say it, and the objects in their order."""
+
+    size: Size
+    objects: tuple[VocObject, ...]
+
+
+def read_voc(path: Path) -> VocImage:
+    """The content of a file; anything that cannot be read without guessing raises :class:`UserError` naming file and object."""
+    root = _tree(path)
+    if root.tag != "annotation":
+        raise UserError(str(path), f"expected <annotation>, got <{root.tag[:40]}>", "write VOC's format")
+    objects = tuple(_object(item, f"{path}: object {number}") for number, item in enumerate(root.findall("object"), 1))
+    height, width = (_side(root, key, path) for key in ("height", "width"))
+    return VocImage((height, width), objects)
+
+
+def _tree(path: Path) -> Element:
+    """The elements of an XML file. A document type, which could declare entities, is refused in any encoding."""
+    builder = TreeBuilder()
+    parser = expat.ParserCreate()
+
+    def refuse(*_: object) -> None:
+        raise UserError(
+            f"{path}:{parser.CurrentLineNumber}", "declares a document type, which is refused", "remove <!DOCTYPE ...>"
+        )
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = (
+        builder.start,
+        builder.end,
+        builder.data,
+    )
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(str(path), f"is larger than {MAX_BYTES:,} bytes", "an annotation is a short text file")
+        parser.Parse(content, True)
+    except OSError as error:
+        raise UserError(
+            str(path), f"cannot be read: {error.strerror}", "write an annotation, without objects if there are none"
+        ) from None
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the latter two: encodings that are not known
+        line = getattr(error, "lineno", parser.CurrentLineNumber)
+        raise UserError(
+            f"{path}:{line}", f"is not XML: {' '.join(str(error).split())[:100]}", "write or copy it again"
+        ) from None
+    return builder.close()
+
+
+def _object(item: Element, where: str) -> VocObject:
+    name = (item.findtext("name") or "").strip()
+    if not name:
+        raise UserError(where, "has no name", "name its class")
+    where += f" ({name[:40]})"
+    box = item.find("bndbox")
+    if box is None:
+        raise UserError(where, "has no bndbox", "add xmin, ymin, xmax, ymax")
+    difficult = (item.findtext("difficult") or "0").strip()
+    if difficult not in ("0", "1"):
+        raise UserError(where, f"difficult: expected 0 or 1, got {difficult[:40]!r}", "correct it")
+    return VocObject(name, tuple(_number(box, key, where) for key in _CORNERS), difficult == "1")
+
+
+def _number(box: Element, key: str, where: str) -> float:
+    text = (box.findtext(key) or "").strip()
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or "_" in text:  # Python reads 1_0 as 10
+        raise UserError(where, f"{key}: expected a finite number, got {text[:40]!r}", "correct it")
+    return value
+
+
+def _side(root: Element, key: str, path: Path) -> int:
+    """A side of the image in pixels; -1 where it is absent, or 0 as some labelling tools write."""
+    text = (root.findtext(f"size/{key}") or "0").strip()
+    if not text.isascii() or not text.isdigit() or int(text[:20]) >= 2**31:
+        raise UserError(str(path), f"{key}: expected a whole number of pixels, got {text[:40]!r}", "correct it")
+    return int(text) or -1

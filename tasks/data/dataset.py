@@ -1,0 +1,48 @@
+"""What a data set is, and the door for data sets: one for ours and for users' own."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+
+from effbackbones.registry import Registry
+
+if TYPE_CHECKING:
+    from tasks.data.sample import Sample
+    from tasks.settings.data import DataConfig
+
+T = TypeVar("T")
+DATASETS = Registry(
+    "dataset",
+    {
+        "folder": "tasks.data.sets.folders:folder",
+        "table": "tasks.data.sets.table:table",
+        "shapes": "tasks.data.sets.shapes:shapes",
+        "coco": "tasks.data.sets.coco:coco",
+        "voc": "tasks.data.sets.voc:voc",
+        "yolo": "tasks.data.sets.yolo:yolo",
+        "masks": "tasks.data.sets.masks:masks",
+    },
+)
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A data set: class names, a length, and samples by index; the same sample for the same index, always.
+
+    ``classes`` are the names behind ``label``, ``labels`` and ``box_labels``; those of the values of ``mask`` too, unless there
+    is an attribute ``mask_classes`` that names these. What is asked of each sample is in ``data.labels``.
+    """
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> "Sample": ...
+
+
+DatasetFactory = Callable[["DataConfig", str, tuple[str, ...] | None], Dataset]
+"""(data, split, classes) -> data set. ``split`` is train, val or test; ``classes`` None: derive the label map from this split."""
+
+
+def register_dataset(name: str) -> Callable[[T], T]:
+    """Register a :data:`DatasetFactory` under ``name``, for ``data.name`` in a config."""
+    return DATASETS.register(name)

@@ -1,0 +1,97 @@
+"""The image files of a data set: that they exist, and their sizes, without a call to the system for each where one will do."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import Size
+from effbackbones.images.reading import image_size, is_image_name
+from tasks.data.files.reading import Confinement
+
+_LEAVES = re.compile(r"[A-Za-z]:|[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)|.*\0|$", re.DOTALL)
+"""Names that are no paths inside of a folder."""
+_SHOWN = 3
+
+
+def check_files(root: Path, names: Sequence[str], record: Callable[[int], str], remedy: str) -> None:
+    """Raise :class:`UserError` for names that lead out of ``root`` or where there is no file; ``record`` says where name i stands.
+
+    Folders are listed once each; only links and what a listing does not show are looked at one by one.
+    """
+    inside = Confinement(root)
+    listings: dict[str, frozenset[str]] = {}
+    missing: list[int] = []
+    for index, name in enumerate(names):
+        folder, _, base = name.rpartition("/")
+        if folder in listings and base in listings[folder]:
+            continue
+        if _LEAVES.match(name):
+            raise UserError(
+                record(index), f"{name[:100]!r} is not a path inside {root}", "write file names relative to that folder"
+            )
+        if not os.path.lexists(root / name):
+            missing.append(index)
+            continue
+        inside.check(name, record(index))
+        if folder not in listings:
+            listings[folder] = _files(root / folder)
+    if missing:
+        shown = ", ".join(names[index][:40] for index in missing[:_SHOWN])
+        more = ", ..." if len(missing) > _SHOWN else ""
+        what = f"{len(missing):,} of {len(names):,} images have no file in {root}: {shown}{more}"
+        raise UserError(record(missing[0]), what, remedy)
+
+
+def _files(folder: Path) -> frozenset[str]:
+    """Names of the plain files in a folder; links are left to be looked at."""
+    with os.scandir(folder) as entries:
+        return frozenset(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+
+
+def images_below(folder: Path) -> list[str]:
+    """Sorted paths below ``folder`` of all images at any depth; names that begin with a dot are passed over."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(place).relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        found += [prefix + name for name in files if not name.startswith(".") and is_image_name(name)]
+    return sorted(found)
+
+
+def by_stem(folder: Path) -> dict[str, str]:
+    """Names of the images in a folder by their name without its ending; two of one stem raise :class:`UserError`."""
+    if not folder.is_dir():
+        raise UserError(str(folder), "there is no such folder of images", "correct data.root")
+    found: dict[str, str] = {}
+    for name in sorted(os.listdir(folder)):
+        stem = name.rpartition(".")[0]
+        if is_image_name(name) and found.setdefault(stem, name) != name:
+            raise UserError(
+                str(folder), f"{found[stem]} and {name} differ in their ending alone", "rename or remove one of the two"
+            )
+    return found
+
+
+def header_sizes(paths: Sequence[str], exif: str, on_error: str) -> NDArray[np.int32]:
+    """(H, W) of image files from their headers, int32 [I, 2], turned as ``exif`` (``apply`` or ``ignore``) says.
+
+    A file that cannot be read raises :class:`UserError`; with ``on_error`` ``skip`` it has -1, and reading it fails in its turn.
+    """
+
+    def size(path: str) -> Size:
+        try:
+            return image_size(path, exif=exif)
+        except UserError:
+            if on_error == "stop":
+                raise
+            return -1, -1
+
+    with ThreadPoolExecutor(8) as pool:
+        return np.array(list(pool.map(size, paths)), np.int32).reshape(-1, 2)

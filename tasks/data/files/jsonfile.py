@@ -1,0 +1,92 @@
+"""A large JSON file as a dictionary: what is no JSON is named with its line, and what nobody needs is let go while parsing."""
+
+import gc
+import json
+import math
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from effbackbones.errors import UserError
+
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|(NaN|-?Infinity)')
+"""Text in quotes, or one of the words that Python reads and JSON does not know."""
+
+
+class Parsed(NamedTuple):
+    """``content`` of a file, and the first NaN or Infinity in it: ``word``, and ``line`` from 1; none is "" and 0."""
+
+    content: dict[str, Any]
+    word: str = ""
+    line: int = 0
+
+
+def parse(path: Path, skipped: Collection[str] = ()) -> Parsed:
+    """The object in a file, without the keys ``skipped`` at any depth. Raises :class:`UserError` for what is no object, or no
+    JSON, with the line."""
+    text = _text(path)
+    words: list[str] = []
+
+    def constant(word: str) -> float:
+        words.append(word)
+        return math.nan
+
+    def lightened(record: dict[str, Any]) -> dict[str, Any]:
+        for key in skipped:
+            record.pop(key, None)
+        return record
+
+    try:
+        with collector_off():
+            content = json.loads(text, object_hook=lightened, parse_constant=constant)
+    except json.JSONDecodeError as error:
+        end = ", where the file ends: is it cut off?" if not text[error.pos :].strip() else ""
+        what = f"is not JSON: {error.msg} at column {error.colno}{end}" if text.strip() else "is empty"
+        raise UserError(f"{path}:{error.lineno}", what, "write or copy it again") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(str(path), f"is not JSON: {str(error)[:100]}", "write it again") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            str(path),
+            f"expected an object, got {word(content)}",
+            "name a file of annotations (one of results is a list)",
+        )
+    return Parsed(content, words[0], _line_of_literal(text)) if words else Parsed(content)
+
+
+def word(value: Any) -> str:
+    """A value in few letters, as JSON."""
+    try:
+        text = json.dumps(value)
+    except ValueError:  # thousands of digits
+        text = "a very large number"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {error.strerror}", "name a JSON file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(str(path), f"is not UTF-8 text (byte {error.start})", "name a JSON file") from None
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Millions of new objects, none of them garbage, would make the collector look through all of them again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _line_of_literal(text: str) -> int:
+    """The line (from 1) of the first NaN or Infinity outside of quotes."""
+    start = next(found.start() for found in _LITERAL.finditer(text) if found.group(1))
+    return text.count("\n", 0, start) + 1

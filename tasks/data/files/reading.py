@@ -1,0 +1,166 @@
+"""What data sets of files share: a million names in two arrays, names that may not leave their folder, options."""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from effbackbones.errors import UserError, nearest
+from effbackbones.images.geometry import Pixels, Size
+from effbackbones.images.reading import MAX_PIXELS, read_image
+from tasks.settings.data import DataConfig
+
+
+class PackedNames(Sequence[str]):
+    """An immutable sequence of strings in two arrays. A list of str would be copied bit by bit into every forked worker,
+    since reading an element counts references."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+        position = range(len(self))[index]
+        start = self._ends[position - 1] if position else 0
+        return os.fsdecode(self._bytes[start : self._ends[position]].tobytes())
+
+
+class Confinement:
+    """Checks that names read from a file stay inside ``root``: no absolute path, no ``..``, no symbolic link outwards."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._real = os.path.realpath(root)
+        self._folders: set[str] = set()
+
+    def check(self, name: str, where: str) -> None:
+        """Refuse a ``name`` that leaves the root or is no file; :class:`UserError` with ``where`` it stands."""
+        if not name or os.path.isabs(name) or re.match(r"[A-Za-z]:|[/\\]", name) or ".." in re.split(r"[/\\]", name):
+            raise UserError(
+                where, f"{name!r} is not a path inside {self.root}", "write file names relative to that folder"
+            )
+        path = os.path.join(self.root, name)
+        try:
+            mode = os.lstat(path).st_mode
+        except (OSError, ValueError):
+            raise UserError(
+                where, f"there is no file {path}", "correct the name, or data.root and data.options"
+            ) from None
+        folder = os.path.dirname(path)
+        if stat.S_ISLNK(mode):
+            self._inside(path, where)
+        elif folder not in self._folders:
+            self._inside(folder, where)
+            self._folders.add(folder)
+        if not (stat.S_ISREG(mode) or os.path.isfile(path)):
+            raise UserError(where, f"{path} is not a file", "name an image file")
+
+    def _inside(self, path: str, where: str) -> None:
+        real = os.path.realpath(path)
+        if os.path.commonpath([real, self._real]) != self._real:
+            raise UserError(where, f"{path} is a link that leaves {self.root}", "copy the files")
+
+
+def data_root(data: DataConfig) -> Path:
+    """``data.root`` as a folder that exists."""
+    if data.root is None:
+        raise UserError("data.root", f"data set {data.name!r} needs a folder", "set data.root")
+    root = Path(data.root).expanduser()
+    if not root.is_dir():
+        raise UserError("data.root", f"there is no folder {root}", "correct data.root")
+    return root
+
+
+def check_options(data: DataConfig, known: Sequence[str]) -> None:
+    """Refuse ``data.options`` that the data set does not have."""
+    for name in data.options:
+        if name not in known:
+            raise UserError(f"data.options.{name}", f"data set {data.name!r} has no such option", nearest(name, known))
+
+
+def listed_classes(data: DataConfig, root: Path) -> tuple[str, ...] | None:
+    """Classes by the option ``classes``: a list of names, or a text file with one on each line."""
+    listed = data.options.get("classes")
+    if listed is None:
+        return None
+    where = "data.options.classes"
+    if isinstance(listed, str):
+        where = str(root / listed)
+        try:
+            listed = [
+                line.strip() for line in (root / listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()
+            ]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                where, f"cannot be read: {error}", "name a UTF-8 text file with one class on each line"
+            ) from error
+    if (
+        not isinstance(listed, list)
+        or not listed
+        or not all(isinstance(name, str) for name in listed)
+        or len(set(listed)) < len(listed)
+    ):
+        raise UserError(where, "expected different class names, at least one", "correct the list")
+    return tuple(listed)
+
+
+READ_OPTIONS = ("channels", "depth", "reduced")
+"""Names in ``data.options`` that :meth:`ImageReader.of` reads."""
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """:func:`effbackbones.images.reading.read_image` with its options set; they are explained there."""
+
+    channels: int = 3
+    depth: str = "8"
+    exif: str = "apply"
+    max_pixels: int = MAX_PIXELS
+    at_least: Size | None = None
+
+    @classmethod
+    def of(cls, data: DataConfig, split: str) -> "ImageReader":
+        """By ``data.exif``, ``data.max_pixels`` and the options of :data:`READ_OPTIONS`: ``channels`` (3), ``depth`` (``8``
+        or ``native``), ``reduced`` (false; true: JPEGs of the training split may be decoded at 1/2, 1/4 or 1/8 as long as
+        both sides stay twice ``data.image_size``; evaluation always reads them whole)."""
+        channels, depth, reduced = (
+            data.options.get("channels", 3),
+            str(data.options.get("depth", "8")),
+            data.options.get("reduced", False),
+        )
+        if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+            raise UserError(
+                "data.options.channels", f"expected a number of channels, got {channels!r}", "give 1, 3, 4, ..."
+            )
+        if depth not in ("8", "native"):
+            raise UserError("data.options.depth", f"unknown value {depth!r}", nearest(depth, ("8", "native")))
+        if not isinstance(reduced, bool) or (reduced and data.image_size is None):
+            raise UserError(
+                "data.options.reduced",
+                f"expected true or false, and true with data.image_size; got {reduced!r}",
+                "correct it",
+            )
+        height, width = (data.image_size,) * 2 if isinstance(data.image_size, int) else data.image_size or (0, 0)
+        return cls(
+            channels,
+            depth,
+            data.exif,
+            data.max_pixels,
+            (2 * height, 2 * width) if reduced and split == "train" else None,
+        )
+
+    def __call__(self, path: str) -> Pixels:
+        """Pixels [H, W, channels] of a file."""
+        options = {"channels": self.channels, "max_pixels": self.max_pixels}
+        return read_image(path, **options, depth=self.depth, exif=self.exif, at_least=self.at_least)
+
+
+DEFAULT_READER = ImageReader()

@@ -1,0 +1,1 @@
+"""Masks of a data set: files and their formats, painting from outlines, counting."""

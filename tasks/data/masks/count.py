@@ -1,0 +1,103 @@
+"""How often each class occurs in the masks of a data set, and the weights that make up for it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effbackbones.errors import UserError
+from tasks.data.sample import IGNORE
+
+if TYPE_CHECKING:
+    from effbackbones.images.geometry import Mask
+    from tasks.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class MaskStatistics:
+    """K ``classes`` in ``looked_at`` masks of a set of ``total`` images, int64 [K] each: ``pixels`` of the class, ``images`` that
+    have it, ``present``, all labelled pixels of those images. ``ignored``: pixels that are ignored."""
+
+    classes: tuple[str, ...]
+    pixels: NDArray[np.int64]
+    images: NDArray[np.int64]
+    present: NDArray[np.int64]
+    ignored: int
+    looked_at: int
+    total: int
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Classes that are in none of the masks looked at."""
+        return tuple(name for name, pixels in zip(self.classes, self.pixels.tolist(), strict=True) if not pixels)
+
+
+def count_masks(
+    dataset: "Dataset",
+    limit: int | None = None,
+    on_error: str = "stop",
+    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> MaskStatistics:
+    """Count the classes in the masks of a data set, or in ``limit`` of them, spread evenly.
+
+    A method ``mask(index)`` of the data set is used where there is one, so that no image is decoded. Images without a mask are
+    passed over, with ``on_error`` ``skip`` unreadable ones too. ``watch``: goes round the indices, for a progress bar. A value
+    that is no class raises :class:`UserError`.
+    """
+    classes = tuple(getattr(dataset, "mask_classes", dataset.classes))
+    total, looked_at = len(dataset), 0
+    count = total if limit is None else min(limit, total)
+    sums = np.zeros((3, len(classes)), np.int64)
+    ignored = 0
+    for index in watch((np.arange(count) * total // max(count, 1)).tolist()):
+        try:
+            mask = _mask(dataset, index)
+        except UserError:
+            if on_error == "stop":
+                raise
+            continue
+        if mask is None:
+            continue
+        found = np.bincount(mask.ravel(), minlength=IGNORE + 1)
+        pixels = found[: len(classes)]
+        labelled = int(pixels.sum())
+        if labelled + int(found[IGNORE]) < mask.size:
+            value = len(classes) + int(found[len(classes) : IGNORE].nonzero()[0][0])
+            raise UserError(
+                f"mask {index}",
+                f"value {value} is no class: there are {len(classes)}, and 255 is ignored",
+                "correct the mask",
+            )
+        sums += np.stack([pixels, pixels > 0, (pixels > 0) * labelled])
+        ignored += int(found[IGNORE])
+        looked_at += 1
+    return MaskStatistics(classes, sums[0], sums[1], sums[2], ignored, looked_at, total)
+
+
+def _mask(dataset: Any, index: int) -> "Mask | None":
+    mask: Mask | None = dataset.mask(index) if hasattr(dataset, "mask") else dataset[index].mask
+    return mask
+
+
+def median_frequency(statistics: MaskStatistics) -> list[float]:
+    """A weight for each class: the median of all frequencies over its own, the frequency of a class being its share of the
+    labelled pixels of the images that have it (Eigen & Fergus 2015, arXiv:1411.4734).
+
+    A class in no mask (``statistics.missing``) has no frequency and is left out of the median. Its weight is 0 if all masks were
+    counted, for there is nothing to weigh; else that of the rarest class, for the other masks may have it. Without a labelled
+    pixel at all: :class:`UserError`.
+    """
+    seen = statistics.pixels > 0
+    if not seen.any():
+        raise UserError(
+            "optim.class_weights", f"none of {statistics.looked_at:,} masks has a labelled pixel", "check the masks"
+        )
+    frequency = statistics.pixels[seen] / statistics.present[seen]
+    weights = np.zeros(len(seen))
+    weights[seen] = np.median(frequency) / frequency
+    if statistics.looked_at < statistics.total:
+        weights[~seen] = weights.max()
+    found: list[float] = weights.tolist()
+    return found

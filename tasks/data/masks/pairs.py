@@ -1,0 +1,165 @@
+"""Which mask belongs to which image: folders, lists, and the names that the two share."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from effbackbones.errors import UserError
+from effbackbones.images.reading import is_image_name
+from tasks.data.files.images import check_files, images_below
+from tasks.settings.data import DataConfig
+
+PAIR_OPTIONS = ("images", "masks", "list", "image_suffix", "mask_suffix")
+"""Names in ``data.options`` that :meth:`Pairs.of` reads."""
+LAYOUTS = (("{split}/images", "{split}/masks"), ("images/{split}", "masks/{split}"))
+SPLIT = "{split}"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images and their masks, paths below ``root``; ``ids``, the name that two share. ``mask_folder``: for messages."""
+
+    root: Path
+    ids: tuple[str, ...]
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    mask_folder: str
+
+    @classmethod
+    def of(cls, data: DataConfig, root: Path, split: str) -> "Pairs":
+        """Those of a split, by options in which ``{split}`` stands for ``data.train``, ``data.val`` or ``data.test``, by default
+        the split's own name:
+
+        * ``images`` and ``masks``: folders below ``root``, both looked through at any depth; default: the first there is of
+          ``{split}/images`` with ``{split}/masks`` and ``images/{split}`` with ``masks/{split}``;
+        * ``list``: a text file with one name on each line, ending or not; default: all images;
+        * ``image_suffix`` and ``mask_suffix``: what names have before the ending beyond what the two share; files without are
+          passed over.
+
+        A partner that is missing, two files for one name, and whatever leads out of ``root`` raise :class:`UserError`.
+        """
+        name = getattr(data, split) or split
+        _inside(f"data.{split}", name)
+        texts = {option: _text(data, option) for option in PAIR_OPTIONS}
+        images_in, masks_in = _folders(root, texts, name, split)
+        if not any(SPLIT in (texts[option] or SPLIT) for option in ("images", "masks")) and SPLIT not in (
+            texts["list"] or ""
+        ):
+            raise UserError(
+                "data.options", "images, masks and list are the same for all splits", f"write {SPLIT} into one of them"
+            )
+        before, behind = texts["image_suffix"] or "", texts["mask_suffix"] or ""
+        images = _by_stem(root, images_in, before, behind if images_in == masks_in else "")
+        masks = _by_stem(root, masks_in, behind)
+        if texts["list"]:
+            ids = _listed(
+                root, _inside("data.options.list", texts["list"].replace(SPLIT, name)), images, masks, before, split
+            )
+        else:
+            ids = _complete(root, images, masks, images_in, masks_in)
+        pairs = cls(root, ids, tuple(images[id_] for id_ in ids), tuple(masks[id_] for id_ in ids), masks_in)
+        for files in (pairs.images, pairs.masks):
+            check_files(root, files, lambda index, files=files: str(root / files[index]), "replace it")  # type: ignore[misc]
+        return pairs
+
+
+def _text(data: DataConfig, option: str) -> str | None:
+    """An option that is a text."""
+    text = data.options.get(option)
+    if text is not None and not (isinstance(text, str) and text):
+        raise UserError(f"data.options.{option}", f"expected a text, got {str(text)[:60]!r}", "correct it")
+    return text
+
+
+def _inside(key: str, path: str) -> str:
+    """A path (said by a key of the config) that may not lead out of the root by its words; links are looked at with the files."""
+    if os.path.isabs(path) or re.match(r"[A-Za-z]:|[/\\]", path) or ".." in re.split(r"[/\\]", path):
+        raise UserError(key, f"{path[:100]!r} is not a path inside of data.root", "write it relative to data.root")
+    return path.strip("/")
+
+
+def _folders(root: Path, texts: Mapping[str, str | None], name: str, split: str) -> tuple[str, str]:
+    """Folders of images and of masks, which exist, below ``root``."""
+    said = (texts["images"], texts["masks"])
+    if (said[0] is None) != (said[1] is None):
+        option = "masks" if said[1] is None else "images"
+        raise UserError(f"data.options.{option}", "is not given, and its counterpart is", "give both, or none")
+    layouts = LAYOUTS if said[0] is None or said[1] is None else ((said[0], said[1]),)
+    filled = [[text.replace(SPLIT, name) for text in layout] for layout in layouts]
+    pairs = [(_inside("data.options.images", ones), _inside("data.options.masks", others)) for ones, others in filled]
+    for images_in, masks_in in pairs:
+        if (root / images_in).is_dir() and (root / masks_in).is_dir():
+            return images_in, masks_in
+    for images_in, masks_in in pairs:
+        if (root / images_in).is_dir():
+            what = f"there is no such folder of masks for {images_in}"
+            raise UserError(str(root / masks_in), what, f"add it, or correct data.options.masks or data.{split}")
+    there = ", ".join(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())[:8]) or "no folder"
+    wanted = " or ".join(f"{images_in} with {masks_in}" for images_in, masks_in in pairs)
+    raise UserError(
+        str(root), f"expected {wanted}; it holds {there}", f"set data.options.images and masks, or data.{split}"
+    )
+
+
+def _by_stem(root: Path, folder: str, suffix: str, other_suffix: str = "") -> dict[str, str]:
+    """Paths below ``root`` of the images in ``folder`` that end in ``suffix`` and not in ``other_suffix``, by their name in the
+    folder without suffix and ending."""
+    found: dict[str, str] = {}
+    for name in images_below(root / folder):
+        stem = name.rpartition(".")[0]
+        if not stem.endswith(suffix) or (other_suffix and stem.endswith(other_suffix)):
+            continue
+        path = f"{folder}/{name}"
+        if found.setdefault(stem.removesuffix(suffix), path) != path:
+            what = f"{found[stem.removesuffix(suffix)]} and {path} differ in their ending alone"
+            raise UserError(str(root), what, "rename or remove one of the two")
+    if not found:
+        ending = f" that ends in {suffix}" if suffix else ""
+        raise UserError(str(root / folder), f"holds no image{ending}", "fill it, or correct data.options")
+    return found
+
+
+def _complete(
+    root: Path, images: Mapping[str, str], masks: Mapping[str, str], images_in: str, masks_in: str
+) -> tuple[str, ...]:
+    """The names of all images, each of which has a mask, and each mask an image."""
+    for ones, others, kind, folder in ((images, masks, "mask", masks_in), (masks, images, "image", images_in)):
+        alone = sorted(set(ones) - set(others))
+        if alone:
+            more = f", and {len(alone) - 1:,} more have none" if len(alone) > 1 else ""
+            what = f"has no {kind} of that name in {folder}{more}"
+            raise UserError(
+                str(root / ones[alone[0]]), what, f"add the {kind}, or set data.options.{kind}_suffix or list"
+            )
+    return tuple(sorted(images))
+
+
+def _listed(
+    root: Path, name: str, images: Mapping[str, str], masks: Mapping[str, str], suffix: str, split: str
+) -> tuple[str, ...]:
+    """The names on the lines of a list, each with its image and its mask."""
+    path = root / name
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(str(path), f"cannot be read: {reason}", f"correct data.options.list or data.{split}") from None
+    found: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        stem = line.strip().replace("\\", "/")
+        if not stem:
+            continue
+        if stem not in images:
+            stem = (stem.rpartition(".")[0] if is_image_name(stem) else stem).removesuffix(suffix)
+        for kind, files in (("image", images), ("mask", masks)):
+            if stem not in files:
+                raise UserError(f"{path}:{number}", f"there is no {kind} {stem[:80]!r}", "add it, or remove the line")
+        if found.setdefault(stem, number) != number:
+            raise UserError(
+                f"{path}:{number}", f"{stem[:80]!r} stands in line {found[stem]} already", "remove one of the two"
+            )
+    if not found:
+        raise UserError(str(path), "lists no image", "write one name on each line")
+    return tuple(found)

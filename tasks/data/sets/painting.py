@@ -1,0 +1,222 @@
+"""Masks of classes, painted object by object from outlines, and the samples that have them."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effbackbones.errors import UserError, nearest
+from effbackbones.images.geometry import Mask, Size, resize_nearest
+from tasks.data.boxes.table import BoxDataset, BoxTable
+from tasks.data.files.reading import ImageReader
+from tasks.data.masks.outlines import Outlines
+from tasks.data.sample import IGNORE, Sample
+
+if TYPE_CHECKING:
+    from tasks.data.boxes.annotations import Annotations
+    from tasks.settings.data import DataConfig
+
+BACKGROUND = "background"
+PAINT_OPTIONS = ("unlabelled", "no_segmentation")
+"""Names in ``data.options`` that :func:`painting_of` reads."""
+_CHOICES = {"unlabelled": (BACKGROUND, "ignore"), "no_segmentation": ("ignore", "box", "stop")}
+_ROUNDING = 1e-6  # pixels: sums of decimal fractions are off by less
+
+
+@dataclass(frozen=True)
+class Painting:
+    """The objects of I images in the order in which they are painted, each over those before it.
+
+    Those of image i are ``first[i]`` to ``first[i + 1]``, int64 [I + 1]. Of each: ``rows`` int64 [M], its place in ``outlines``;
+    ``values`` uint8 [M]; ``boxes`` float64 [M, 4] as x, y, width, height, painted in place of an outline that is missing.
+    ``empty``: the value of pixels without an object.
+    """
+
+    outlines: Outlines
+    first: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    values: NDArray[np.uint8]
+    boxes: NDArray[np.float64]
+    empty: int
+
+    def take(self, images: NDArray[np.integer]) -> "Painting":
+        """The painting of some images, in the order given."""
+        counts = np.diff(self.first)[images]
+        first = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        chosen = np.repeat(self.first[:-1][images] - first[:-1], counts) + np.arange(first[-1])
+        return replace(self, first=first, rows=self.rows[chosen], values=self.values[chosen], boxes=self.boxes[chosen])
+
+    def mask(self, index: int, size: Size) -> Mask:
+        """uint8 [``size``]: the mask of image ``index``, which has that size."""
+        height, width = size
+        canvas = np.full((width, height), self.empty, np.uint8)  # columns first, as the engine has it
+        for place in range(self.first[index], self.first[index + 1]):
+            row, value = int(self.rows[place]), int(self.values[place])
+            if self._missing(row):
+                left, top, right, bottom = _touched(self.boxes[place], size)
+                canvas[left:right, top:bottom] = value
+            else:
+                self.outlines.paint(canvas, row, value)
+        return np.ascontiguousarray(canvas.T)
+
+    def _missing(self, row: int) -> bool:
+        return bool(self.outlines.sizes[row, 0] < 0 and self.outlines.parts[row] == self.outlines.parts[row + 1])
+
+
+def _touched(box: NDArray[np.float64], size: Size) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the pixels of an image that a box (x, y, width, height) touches."""
+    height, width = size
+    sides = np.array([width, height], np.float64)
+    low, high = np.floor(box[:2]).clip(0, sides), np.ceil(box[:2] + box[2:].clip(0)).clip(0, sides)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+
+def painting_of(said: "Annotations", data: "DataConfig") -> tuple[Painting, tuple[str, ...], tuple[str, ...]]:
+    """How the objects that were selected are painted; the names of the values; and what is to be told of it.
+
+    First come crowds and, with the option ``no_segmentation: ignore`` (default), the boxes of objects without an outline, both
+    as :data:`IGNORE`: nobody knows what each of their pixels is, except where an object is drawn on top. Then the objects by falling
+    area, so that small ones lie on large ones; of equal ones the later in the file on top. ``no_segmentation: box`` paints such boxes
+    as if they were outlines, ``stop`` refuses them. Pixels without an object are class 0, ``background``, or with the option
+    ``unlabelled: ignore`` :data:`IGNORE`. Raises :class:`UserError` for outlines that are not of their image.
+    """
+    outlines = said.outlines
+    if outlines is None:
+        raise ValueError("the annotations were read without outlines")
+    empty, missing_ones = _option(data, "unlabelled"), _option(data, "no_segmentation")
+    mask_classes = _mask_classes(said.names, with_background=empty == BACKGROUND)
+    clipped = _refuse_foreign(said, outlines, data.max_pixels)
+    used = said.categories >= 0
+    missing = outlines.missing & used
+    _refuse_unknown(said, missing, stop=missing_ones == "stop")
+    ignored = said.crowd | (missing & (missing_ones == "ignore"))
+    values = np.where(ignored, IGNORE, said.categories + (len(mask_classes) - len(said.names)))
+    order = np.lexsort(
+        (-_areas(said, outlines), ~ignored, said.owner)
+    )  # stable: of equal ones in the order of the file
+    rows = order[used[order]]
+    first = np.searchsorted(said.owner[rows], np.arange(len(said.files) + 1)).astype(np.int64)
+    unknown = 0 if empty == BACKGROUND else IGNORE
+    painting = Painting(outlines, first, rows, values[rows].astype(np.uint8), said.boxes[rows], unknown)
+    boxes = "ignored" if missing_ones == "ignore" else "painted"
+    told = (
+        (missing, f"annotations without a segmentation: their boxes are {boxes}"),
+        (outlines.thin & used, "annotations with polygons of fewer than three points: these are left out"),
+        (clipped & used, "outlines reach out of their image: clipped"),
+    )
+    return (
+        painting,
+        mask_classes,
+        tuple(f"{rows.sum():,} {what} ({_examples(said, rows)})" for rows, what in told if rows.any()),
+    )
+
+
+def _option(data: "DataConfig", name: str) -> str:
+    """A word of ``data.options``, by default the first of its choices."""
+    word, choices = data.options.get(name, _CHOICES[name][0]), _CHOICES[name]
+    if word not in choices:
+        raise UserError(f"data.options.{name}", f"unknown value {str(word)[:60]!r}", nearest(str(word), choices))
+    return str(word)
+
+
+def _mask_classes(names: tuple[str, ...], *, with_background: bool) -> tuple[str, ...]:
+    if with_background and BACKGROUND in names:
+        what = f"a category is called {BACKGROUND}, as pixels without an object are"
+        raise UserError("data.options.classes", what, "leave it out, rename it, or set data.options.unlabelled: ignore")
+    result = (BACKGROUND, *names) if with_background else names
+    if len(result) > IGNORE:
+        raise UserError(
+            "data.options.classes", f"masks have at most {IGNORE} classes, these are {len(result)}", "choose some"
+        )
+    return result
+
+
+def _refuse_foreign(said: "Annotations", outlines: Outlines, max_pixels: int) -> NDArray[np.bool_]:
+    """Which outlines reach out of their image, bool [N].
+
+    Raises :class:`UserError` for images of more than ``max_pixels``, runs for images of another size, and coordinates that are
+    further out than the longer side of the image: no slip of a pen, and what an engine that draws them may never end with.
+    """
+    pixels = said.sizes.astype(np.int64).prod(1)
+    if (pixels > max_pixels).any():
+        image = int(pixels.argmax())
+        what = f"{said.sizes[image, 1]} x {said.sizes[image, 0]} pixels are more than data.max_pixels"
+        raise UserError(
+            f"{said.source}: image id {said.ids[image][:40]}", what, "correct width and height, or raise that"
+        )
+    sizes = said.sizes[said.owner]
+    other = (outlines.sizes >= 0).all(1) & (sizes > 0).all(1) & (outlines.sizes != sizes).any(1)
+    if other.any():
+        row = int(other.argmax())
+        what = f"segmentation.size is {outlines.sizes[row].tolist()}, that of its image {sizes[row].tolist()} (height, width)"
+        raise UserError(_record(said, row), what, "correct one of the two")
+    owners, extents = outlines.owners, outlines.extents()
+    sides = np.where(sizes > 0, sizes, max_pixels)[owners][:, ::-1].astype(np.float64)
+    beyond = np.maximum(-extents[:, 0], extents[:, 1] - sides).max(1, initial=0)
+    far = beyond > sides.max(1, initial=0)
+    if far.any():
+        part = int(far.argmax())
+        what = f"segmentation reaches {beyond[part]:g} pixels out of its image"
+        raise UserError(_record(said, int(owners[part])), what, "write x, y, ... in pixels of the image")
+    clipped = np.zeros(len(outlines), np.bool_)
+    clipped[owners[beyond > _ROUNDING]] = True
+    return clipped
+
+
+def _refuse_unknown(said: "Annotations", missing: NDArray[np.bool_], *, stop: bool) -> None:
+    """Raise :class:`UserError` for objects without an outline (``missing``) if told to ``stop``, or if they have no box either."""
+    lost = missing if stop else missing & np.isnan(said.boxes).any(1)
+    if lost.any():
+        what = "has no segmentation" + ("" if stop else ", and no bbox either")
+        raise UserError(
+            _record(said, int(lost.argmax())), f"{what}; in all {lost.sum():,} records", "add it, or remove the record"
+        )
+
+
+def _areas(said: "Annotations", outlines: Outlines) -> NDArray[np.float64]:
+    """Area of each object: what the annotations say, else that of the outline, else of the box."""
+    with np.errstate(over="ignore"):
+        boxes = np.nan_to_num(said.boxes[:, 2:].clip(0).prod(1), posinf=np.inf)
+    areas = np.where(outlines.missing, boxes, outlines.areas())
+    return areas if said.area is None else np.where(said.area > 0, said.area, areas)
+
+
+def _record(said: "Annotations", row: int) -> str:
+    return f"{said.source}: annotations[{row}] ({said.record(row)})"
+
+
+def _examples(said: "Annotations", rows: NDArray[np.bool_]) -> str:
+    found = [said.record(row) for row in np.flatnonzero(rows)[:4].tolist()]
+    return ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+
+
+class PaintedDataset(BoxDataset):
+    """The samples of a :class:`BoxDataset` with the ``mask`` of each; ``mask_classes`` names its values."""
+
+    def __init__(
+        self,
+        table: BoxTable,
+        painting: Painting,
+        mask_classes: tuple[str, ...],
+        reader: ImageReader,
+        asked: tuple[str, ...],
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(table, reader, asked, notes)
+        self.painting, self.mask_classes = painting, mask_classes
+
+    def mask(self, index: int) -> Mask:
+        """The mask uint8 [H, W] of an image in the size that the annotations say; the image itself is not read."""
+        height, width = self.table.sizes[index].tolist()
+        if min(height, width) <= 0:
+            raise UserError(
+                self.table.path(index), "cannot be read, and the annotations do not say its size", "repair the file"
+            )
+        return self.painting.mask(range(len(self))[index], (height, width))
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        height, width = sample.image.shape[:2]
+        sample.mask = resize_nearest(self.mask(index), (height, width))
+        return sample

@@ -1,0 +1,204 @@
+"""Images to the size that the network gets: evaluation by the published numbers, training by random crops and more.
+
+A transform is any callable ``(sample, rng) -> sample`` that draws from ``rng`` alone; pixels stay uint8 (or uint16,
+float32). torchvision and albumentations are imported only when RandAugment or colour jitter is asked for.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import Pixels, ResizePlan, Size, resize
+from tasks.data.sample import Sample, Transform
+from tasks.data.transforms.colours import fill_of, in_dtype
+from tasks.settings.data import DataConfig, RandAugmentConfig
+
+if TYPE_CHECKING:
+    from effbackbones.contracts import ImageSpec
+
+
+class ClassificationTransform:
+    """Brings the image of a sample to ``size`` (H, W) by ``image_spec``; the label stays, boxes and mask are dropped.
+
+    Evaluation (``train`` False): resize and centre crop, the numbers of torchvision and timm on PIL images. Training, by
+    the section ``augment``: crop, flip, RandAugment, colour jitter, the callables ``extra``, random erasing, in this order.
+    """
+
+    def __init__(
+        self, image_spec: "ImageSpec", size: Size, train: bool, augment: DataConfig, extra: Sequence[Transform] = ()
+    ) -> None:
+        self.image_spec, self.size, self.train, self.augment = image_spec, size, train, augment
+        self.steps: list[Transform] = []
+        if train and augment.randaugment is not None:
+            self.steps.append(RandAugment(augment.randaugment, image_spec))
+        if train and augment.color_jitter > 0:
+            self.steps.append(ColorJitter(augment.color_jitter))
+        if train:
+            self.steps += extra
+        if train and augment.erasing > 0:
+            self.steps.append(RandomErasing(augment.erasing, image_spec))
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The sample at ``size``."""
+        height, width = sample.image.shape[:2]
+        image, plan = self._crop(sample.image, rng)
+        if self.train and self.augment.flip > rng.random():
+            image, plan = image[:, ::-1], None
+        sample = replace(
+            sample, image=image, original=(height, width), plan=plan, boxes=None, box_labels=None, crowd=None, mask=None
+        )
+        for step in self.steps:
+            sample = step(sample, rng)
+        return sample
+
+    def _crop(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, ResizePlan | None]:
+        """The image at ``size``, and the plan where the result is not random."""
+        spec, crop = self.image_spec, self.augment.crop if self.train else "center"
+        height, width = image.shape[:2]
+        if crop == "resized":
+            left, top, right, bottom = random_area((height, width), self.augment.scale, self.augment.ratio, rng)
+            return resize(image[top:bottom, left:right], self.size, spec.interpolation), None
+        if crop == "center" and spec.crop_mode == "letterbox":
+            plan = ResizePlan.letterbox((height, width), self.size)
+        elif crop == "center":
+            plan = ResizePlan.center_crop(
+                (height, width), self.size, spec.crop_fraction, squash=spec.crop_mode == "squash"
+            )
+        else:
+            plan = ResizePlan.squash((height, width), self.size)
+        image = plan.apply_image(image, spec.interpolation, fill_of(image, spec.mean).tolist())
+        if crop == "pad":
+            return shifted(image, self.size[0] // 8, self.size[1] // 8, fill_of(image, spec.mean), rng), None
+        return image, plan
+
+
+def random_area(
+    size: Size, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A random box (left, top, right, bottom) inside of an image of ``size``, whole pixels.
+
+    Its area is uniform in ``scale`` times the image's, its aspect (width / height) log-uniform in ``ratio``; after ten
+    boxes that do not fit, the largest central one of an aspect in ``ratio`` (Szegedy et al. 2015, section 6; the rule of
+    torchvision's ``RandomResizedCrop``).
+    """
+    height, width = size
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for area_draw, ratio_draw, x, y in rng.random((10, 4)).tolist():
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        aspect = math.exp(low + (high - low) * ratio_draw)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
+            return left, top, left + w, top + h
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def shifted(image: Pixels, rows: int, columns: int, fill: Pixels, rng: np.random.Generator) -> Pixels:
+    """``image`` moved by up to ``rows`` and ``columns`` pixels either way: padding all around, then a random crop."""
+    height, width = image.shape[:2]
+    down, right = int(rng.random() * (2 * rows + 1)) - rows, int(rng.random() * (2 * columns + 1)) - columns
+    moved = np.empty_like(image)
+    moved[:] = fill
+    seen = image[max(0, -down) : height - down, max(0, -right) : width - right]
+    moved[max(0, down) : height + down, max(0, right) : width + right] = seen
+    return moved
+
+
+class RandAugment:
+    """torchvision's RandAugment (Cubuk et al. 2019), made a function of ``rng``. For uint8 images of 1 or 3 channels.
+
+    ``magnitude`` counts in the 31 steps of 0..30 of ``config``; areas moved in from outside take the mean colour.
+    """
+
+    def __init__(self, config: RandAugmentConfig, image_spec: "ImageSpec") -> None:
+        self.config, self.image_spec = config, image_spec
+        self._policy: Any = None  # torchvision's module, made where it is used: it is slow to import
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_policy": None}
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The sample with its image changed."""
+        import torch
+        from PIL import Image
+
+        if self._policy is None:
+            self._policy = self._built(sample)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator, which is the model's
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))
+            image = Image.fromarray(
+                np.ascontiguousarray(sample.image.squeeze(2) if sample.image.shape[2] == 1 else sample.image)
+            )
+            pixels = np.asarray(self._policy(image))
+        return replace(sample, image=pixels.reshape(sample.image.shape), plan=None)
+
+    def _built(self, sample: Sample) -> Any:
+        from torchvision.transforms import InterpolationMode, RandAugment as Policy
+
+        if sample.image.dtype != np.uint8 or sample.image.shape[2] not in (1, 3):
+            what = f"needs uint8 images of 1 or 3 channels, got {sample.image.dtype} with {sample.image.shape[2]}"
+            raise UserError("data.randaugment", what, "set it to null")
+        fill = fill_of(sample.image, self.image_spec.mean).tolist()
+        return Policy(
+            self.config.num_ops, round(self.config.magnitude), interpolation=InterpolationMode.BILINEAR, fill=fill
+        )
+
+
+class ColorJitter:
+    """albumentations' ``ColorJitter``: brightness, contrast, saturation within 1 - ``strength`` .. 1 + ``strength``. For images
+    of 1 or 3 channels."""
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+        self._compose: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_compose": None}
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The sample with its image changed."""
+        if sample.image.shape[2] not in (1, 3):
+            raise UserError(
+                "data.color_jitter", f"needs images of 1 or 3 channels, got {sample.image.shape[2]}", "set it to 0"
+            )
+        if self._compose is None:
+            import albumentations
+
+            span = (max(0.0, 1 - self.strength), 1 + self.strength)
+            jitter = albumentations.ColorJitter(brightness=span, contrast=span, saturation=span, hue=(0, 0), p=1.0)
+            self._compose = albumentations.Compose([jitter])
+        return replace(sample, image=seeded(self._compose, rng)(image=np.ascontiguousarray(sample.image))["image"])
+
+
+def seeded(compose: Any, rng: np.random.Generator) -> Any:
+    """An albumentations ``Compose`` that will draw from ``rng`` alone. Its own seeding would give every transform in it
+    the same stream."""
+    compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+    return compose
+
+
+class RandomErasing:
+    """With ``probability``, a random box becomes noise of the data's mean and deviation (Zhong et al. 2017): area 2 % to
+    a third of the image, aspect 0.3 to 3.3."""
+
+    def __init__(self, probability: float, image_spec: "ImageSpec") -> None:
+        self.probability, self.image_spec = probability, image_spec
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The sample, perhaps with a box erased."""
+        if rng.random() >= self.probability:
+            return sample
+        image = np.array(sample.image)
+        height, width, channels = image.shape
+        left, top, right, bottom = random_area((height, width), (0.02, 1 / 3), (0.3, 10 / 3), rng)
+        noise = rng.normal(self.image_spec.mean, self.image_spec.std, (bottom - top, right - left, channels)).clip(0, 1)
+        image[top:bottom, left:right] = in_dtype(noise, image)
+        return replace(sample, image=image)

@@ -1,0 +1,1 @@
+"""Object detection: the task, its scores, files, examples, checks and report."""

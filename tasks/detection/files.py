@@ -1,0 +1,86 @@
+"""What ``predict`` leaves of a detector: a drawn picture of each image, and one COCO results file of all of them."""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from effbackbones.images.geometry import Pixels
+from effbackbones.images.reading import MAX_PIXELS, read_image
+from effbackbones.weights.tensorfile import write_atomically
+from tasks.data.boxes.table import xyxy
+from tasks.detection.examples import confident
+from tasks.detection.metrics import CONFIDENT
+from tasks.detection.results import ImageDetections, restore, write_results
+from tasks.report.boxes import Picture, draw_boxes
+from tasks.report.outputs import OutputNames, make_folder
+
+if TYPE_CHECKING:
+    from effbackbones.contracts import Detections
+    from tasks.data.batch import Batch
+
+_MARK = "detections drawn by effbackbones"
+_LARGEST = 65_500  # pixels on a side of a JPEG file
+
+
+class DetectionFiles:
+    """Writes ``OUT/NAME.jpg`` for each image and, at the end, ``OUT/predictions.json``; tells a line for each image.
+
+    The pictures are those of the files (read with ``exif``), in original size (tiny ones enlarged, see :func:`draw_boxes`), with
+    boxes of a score of at least ``threshold``. The results file has all boxes, in original pixels, with ``category_ids`` (the id
+    of each label) and with ``image_ids`` (by path) or what :func:`tasks.detection.results.write_results` makes of the path.
+    Images of one name get numbers (``NAME-2.jpg``); a file that is not such a picture of an earlier run is never overwritten.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        classes: Sequence[str],
+        category_ids: Sequence[int],
+        tell: Callable[[str], None],
+        image_ids: Mapping[str, str] | None = None,
+        threshold: float = CONFIDENT,
+        exif: str = "apply",
+    ) -> None:
+        self.out, self.classes, self.category_ids, self.tell = out, classes, category_ids, tell
+        self.image_ids, self.threshold, self.exif = image_ids or {}, threshold, exif
+        self._detections: list[ImageDetections] = []
+        self._names = OutputNames(lambda name: [out / f"{name}.jpg"], _MARK)
+        make_folder(out)
+
+    def update(self, batch: "Batch", predictions: "Detections") -> None:
+        channels = batch.images.shape[1]
+        limit = max(
+            [MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta))]
+        )  # read before
+        for meta, found in zip(batch.meta, restore(batch, predictions), strict=True):
+            self._detections.append(replace(found, id=self.image_ids.get(meta.path, found.id)))
+            path = self.out / f"{self._names.take(Path(meta.path or meta.id).stem)}.jpg"
+            shown = confident(found, self.threshold)
+            image = read_image(meta.path, channels=channels, exif=self.exif, max_pixels=limit)
+            buffer = io.BytesIO()
+            Image.fromarray(self._drawn(image, shown)).save(buffer, "JPEG", quality=92, comment=_MARK.encode())
+            write_atomically(path, buffer.getvalue())
+            self.tell(f"{meta.path or meta.id}: {self._summary(shown)}")
+
+    def close(self) -> None:
+        left_out = write_results(self.out / "predictions.json", self._detections, self.category_ids)
+        if left_out:
+            self.tell(f"{left_out:,} detections are not finite and were left out of predictions.json")
+
+    def _drawn(self, image: Pixels, shown: ImageDetections) -> Picture:
+        # Should the file have another size than it was predicted at, boxes follow it.
+        corners = xyxy(shown.boxes) * np.tile(np.array(image.shape[1::-1]) / np.array(shown.size[::-1]), 2)
+        texts = [f"{self.classes[label]} {score:.2f}" for label, score in zip(shown.labels, shown.scores, strict=True)]
+        return draw_boxes(image, corners, texts, shown.labels, at_most=_LARGEST)
+
+    def _summary(self, shown: ImageDetections) -> str:
+        counts = Counter(self.classes[label] for label in shown.labels.tolist())
+        return (
+            ", ".join(f"{count} {name}" for name, count in counts.most_common()) or f"nothing above {self.threshold:g}"
+        )

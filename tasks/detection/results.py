@@ -1,0 +1,270 @@
+"""Detections in pixels of the original images, and the COCO results files that carry them from one program to another."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effbackbones.contracts import Detections
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import Size
+from effbackbones.weights.tensorfile import read_bytes, write_atomically
+from tasks.data.batch import Batch, ImageMeta
+from tasks.data.files.jsonfile import word
+
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_SHOWN = 3
+"""So many unknown images or categories are named in a message."""
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """What was found in one image, in pixels of the original: ``size`` (H, W), ``boxes`` float64 [n, 4] as x, y, width, height,
+    ``scores`` float64 [n], ``labels`` int64 [n] in 0..K-1. ``id`` of the image; ``file``: where it lies, if that is known."""
+
+    id: str
+    size: Size
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    file: str = ""
+
+
+class KnownImages(Protocol):
+    """What a results file may speak of: ``ids`` and ``files`` of images (in the same order), their ``sizes`` [I, 2] (H, W), and
+    ``category_ids``, the number in files of each label."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    @property
+    def files(self) -> Sequence[str]: ...
+
+    @property
+    def sizes(self) -> NDArray[np.integer[Any]]: ...
+
+    @property
+    def category_ids(self) -> Sequence[int]: ...
+
+
+def restore(batch: Batch, detections: Detections) -> list[ImageDetections]:
+    """Detections of a batch, cut to their counts, brought back to original pixels and clipped to the original image.
+
+    Every tensor is copied from the device once. What is not finite stays so: clipping would make a full-width box of an
+    infinite one. An image that was transformed in a way that cannot be undone raises :class:`UserError`.
+    """
+    boxes, scores = (values.detach().cpu().double().numpy() for values in (detections.boxes, detections.scores))
+    labels, counts = (
+        values.detach().cpu().numpy().astype(np.int64) for values in (detections.labels, detections.count)
+    )
+    valid = batch.sizes.valid.tolist() if any(meta.plan is None for meta in batch.meta) else [None] * len(batch)
+    restored = []
+    for row, (meta, n) in enumerate(zip(batch.meta, counts.tolist(), strict=True)):
+        corners = _clipped(_original(boxes[row, :n], meta, valid[row]), meta.original)
+        with np.errstate(invalid="ignore"):  # infinite less infinite
+            xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+        restored.append(ImageDetections(meta.id, meta.original, xywh, scores[row, :n], labels[row, :n], meta.path))
+    return restored
+
+
+def _original(boxes: NDArray[np.float64], meta: ImageMeta, valid: Sequence[int] | None) -> NDArray[np.float64]:
+    """Boxes [n, 4] xyxy of a batch's image in pixels of the original."""
+    if meta.plan is not None:
+        return meta.plan.restore_boxes(boxes)
+    if valid is None or tuple(valid) != tuple(meta.original):
+        what = f"is {valid} pixels large and was {list(meta.original)}, and nothing says how to go back"
+        raise UserError(meta.path or meta.id, what, "an evaluation transform must set Sample.plan")
+    return boxes
+
+
+def _clipped(boxes: NDArray[np.float64], size: Size) -> NDArray[np.float64]:
+    height, width = size
+    return np.where(np.isfinite(boxes), np.clip(boxes, 0, np.array([width, height, width, height], np.float64)), boxes)
+
+
+def finite_rows(boxes: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which detections are all finite: boxes [n, 4], scores [n] -> bool [n]."""
+    return np.isfinite(boxes).all(1) & np.isfinite(scores)
+
+
+def write_results(path: Path, detections: Sequence[ImageDetections], category_ids: Sequence[int]) -> int:
+    """Write one COCO results file; returns how many detections were left out because JSON has no word for what is not finite.
+
+    A list of records: ``image_id``, ``category_id`` (by ``category_ids``, the number of each label), ``bbox`` (x, y, width,
+    height in original pixels), ``score``, and ``file_name`` where the image has a file (relative to the folder that all of them
+    share). ``image_id`` is a number where the id is one; an id that is the image's path gives its stem, as a number where it
+    is one (``val2017/000000000139.jpg``: 139), and the path itself where two images share the stem.
+    """
+    ids, names = _names(detections)
+    lines, left_out = [], 0
+    for image, id_, name in zip(detections, ids, names, strict=True):
+        if image.labels.size and not 0 <= image.labels.min() <= image.labels.max() < len(category_ids):
+            what = f"labels {image.labels.min()} to {image.labels.max()}, but {len(category_ids)} category ids"
+            raise UserError(image.id, what, "give the id of every class")
+        fine = finite_rows(image.boxes, image.scores)
+        left_out += int((~fine).sum())
+        extra = {"file_name": name} if name else {}
+        for box, score, label in zip(
+            image.boxes[fine].tolist(), image.scores[fine].tolist(), image.labels[fine].tolist(), strict=True
+        ):
+            record = {"image_id": id_, "category_id": int(category_ids[label]), "bbox": box, "score": score, **extra}
+            lines.append(json.dumps(record, allow_nan=False))
+    text = "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
+    write_atomically(path, text.encode())
+    return left_out
+
+
+def _names(detections: Sequence[ImageDetections]) -> tuple[list[int | str], list[str]]:
+    """``image_id`` and ``file_name`` of each image."""
+    files = [os.path.abspath(image.file) for image in detections if image.file]
+    root = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    names = [PurePath(os.path.relpath(image.file, root)).as_posix() if image.file else "" for image in detections]
+    ids = [PurePath(image.file).stem if image.file and image.id == image.file else image.id for image in detections]
+    taken = {id_: ids.count(id_) for id_ in set(ids)} if len(set(ids)) < len(ids) else {}
+    ids = [name if name and taken.get(id_, 1) > 1 else id_ for id_, name in zip(ids, names, strict=True)]
+    return [int(id_) if _NUMBER.fullmatch(id_) else id_ for id_ in ids], names
+
+
+def read_results(path: Path, known: KnownImages, tell: Callable[[str], None] = print) -> list[ImageDetections]:
+    """Detections of a COCO results file, one entry for each image of ``known`` in its order, also where nothing was found.
+
+    An image is found by ``file_name`` where the record has one that fits a single image, otherwise by ``image_id``. Detections
+    that are not finite are kept, so that the scores count them, and told. Raises :class:`UserError`: naming file and record
+    (counted from 0) where one is malformed, with the number and the first few where images or categories are unknown.
+    """
+    records = _records(path)
+    images, labels = _ImageIndex(known), {number: label for label, number in enumerate(known.category_ids)}
+    rows = np.empty((len(records), 5))
+    owners, kinds = np.empty(len(records), np.int64), np.empty(len(records), np.int64)
+    unknown: dict[str, dict[Any, None]] = {"images": {}, "categories": {}}
+    for number, record in enumerate(records):
+        rows[number] = _row(record, f"{path}: record {number}")
+        owners[number] = images.find(record)
+        kinds[number] = labels.get(record["category_id"], -1)
+        if owners[number] < 0:
+            unknown["images"][record["image_id"]] = None
+        if kinds[number] < 0:
+            unknown["categories"][record["category_id"]] = None
+    for what, found in unknown.items():
+        if found:
+            first = ", ".join(repr(item) for item in list(found)[:_SHOWN])
+            raise UserError(
+                str(path), f"{len(found)} unknown {what}: {first}", "score it against the data that it was made from"
+            )
+    bad = int((~finite_rows(rows[:, :4], rows[:, 4])).sum())
+    tell(
+        f"{path}: {len(rows):,} detections in {len(np.unique(owners)):,} of {len(known.ids):,} images"
+        + (f"; {bad:,} are not finite and count as wrong" if bad else "")
+    )
+    return _by_image(known, owners, rows, kinds)
+
+
+def _records(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        content = json.loads(read_bytes(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}", f"is not JSON: {error.msg}", "write it again") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(str(path), f"is not JSON: {error}", "write it again") from None
+    if not isinstance(content, list):
+        raise UserError(
+            str(path),
+            f"expected a list of detections, found {word(content)}",
+            "name a COCO results file, not annotations",
+        )
+    return content
+
+
+def _row(record: Any, where: str) -> list[float]:
+    """Box and score of a record whose fields are all there and of their types."""
+    if not isinstance(record, dict):
+        raise UserError(where, f"expected an object, found {word(record)}", "correct it")
+    for key in ("image_id", "category_id", "bbox", "score"):
+        if key not in record:
+            raise UserError(where, f"has no {key}", "a detection needs image_id, category_id, bbox, score")
+    box, id_, category = record["bbox"], record["image_id"], record["category_id"]
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        raise UserError(where, f"bbox: expected four numbers, found {word(box)}", "write x, y, width, height")
+    if not _is_number(record["score"]):
+        raise UserError(where, f"score: expected a number, found {word(record['score'])}", "correct it")
+    if not isinstance(id_, int | str) or isinstance(id_, bool):
+        raise UserError(where, f"image_id: expected a whole number or a text, found {word(id_)}", "correct it")
+    if not isinstance(category, int) or isinstance(category, bool):
+        raise UserError(where, f"category_id: expected a whole number, found {word(category)}", "correct it")
+    return [_float(value) for value in (*box, record["score"])]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf
+
+
+class _ImageIndex:
+    """Finds the image of a record."""
+
+    def __init__(self, known: KnownImages) -> None:
+        self._ids = {id_: index for index, id_ in enumerate(known.ids)}
+        self._numbers = _unique((int(id_), index) for id_, index in self._ids.items() if _NUMBER.fullmatch(id_))
+        self._files = _unique((PurePath(file).as_posix(), index) for index, file in enumerate(known.files))
+        self._tails = _unique((tail, index) for index, file in enumerate(known.files) for tail in _tails(file))
+        self._found: dict[tuple[Any, Any], int] = {}
+
+    def find(self, record: Mapping[str, Any]) -> int:
+        """Row of the image; -1 if it is unknown or ambiguous."""
+        id_, file = record["image_id"], record.get("file_name")
+        key = (id_, file if isinstance(file, str) else None)
+        if key not in self._found:
+            index = self._by_file(key[1]) if key[1] else None
+            by_id = self._numbers.get(id_, -1) if isinstance(id_, int) else self._ids.get(id_, -1)
+            self._found[key] = by_id if index is None else index
+        return self._found[key]
+
+    def _by_file(self, file: str) -> int | None:
+        """The image whose path ends as ``file`` does, or the other way round; None unless there is exactly one."""
+        tails = _tails(file)
+        candidates = (self._tails.get(tails[0]), *(self._files.get(tail) for tail in tails))
+        return next((index for index in candidates if index is not None), None)
+
+
+def _tails(file: str) -> list[str]:
+    """``a/b/c.jpg``: itself, ``b/c.jpg``, ``c.jpg``."""
+    parts = PurePath(file).parts
+    return ["/".join(parts[start:]) for start in range(len(parts))] or [""]
+
+
+def _unique(pairs: Iterable[tuple[Any, int]]) -> dict[Any, int]:
+    """The pairs whose key occurs once."""
+    found: dict[Any, int] = {}
+    twice = set()
+    for key, index in pairs:
+        if key in found:
+            twice.add(key)
+        found[key] = index
+    return {key: index for key, index in found.items() if key not in twice}
+
+
+def _by_image(
+    known: KnownImages, owners: NDArray[np.int64], rows: NDArray[np.float64], labels: NDArray[np.int64]
+) -> list[ImageDetections]:
+    """One entry for each image; detections of one image stay in the order of the file."""
+    order = np.argsort(owners, kind="stable")
+    bounds = np.searchsorted(owners[order], np.arange(len(known.ids) + 1))
+    found = []
+    for index, id_ in enumerate(known.ids):
+        mine = order[bounds[index] : bounds[index + 1]]
+        size = (int(known.sizes[index][0]), int(known.sizes[index][1]))
+        found.append(ImageDetections(id_, size, rows[mine, :4], rows[mine, 4], labels[mine], known.files[index]))
+    return found

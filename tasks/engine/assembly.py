@@ -1,0 +1,235 @@
+"""From a config to the objects of a run: data sets, loaders, model, device."""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from effbackbones.build import build_model
+from effbackbones.checkpoint import load_model
+from effbackbones.contracts import ImageSpec
+from effbackbones.errors import UserError
+from effbackbones.model import Model
+from tasks.data.batch import Batch, KeyedDataset
+from tasks.data.dataset import DATASETS, Dataset
+from tasks.data.sampling import Repeated, by_aspect
+from tasks.engine import processes
+from tasks.engine.resume import shuffled, steps_per_epoch
+from tasks.engine.rundir import BEST
+from tasks.engine.signals import leave_to_parent
+from tasks.settings.sections import Config
+from tasks.spec import TaskSpec
+
+
+def open_dataset(config: Config, task: TaskSpec, split: str, classes: tuple[str, ...] | None = None) -> Dataset:
+    """A split of the configured data set with the labels that the task needs; ``classes`` are those of the training split,
+    None to derive them.
+
+    An empty one raises :class:`UserError`.
+    """
+    asked = replace(config.data, labels=task.labels(config))
+    dataset: Dataset = DATASETS.get(config.data.name)(asked, split, classes)
+    if len(dataset) == 0:
+        raise UserError(
+            f"data.{split}", f"data set {config.data.name!r} has no sample", "check data.root and the name of the split"
+        )
+    limit = {"train": config.data.limit_train, "val": config.data.limit_val}.get(split)
+    return Repeated(dataset, spread(len(dataset), limit)) if limit and limit < len(dataset) else dataset
+
+
+def open_splits(config: Config, task: TaskSpec) -> dict[str, Dataset]:
+    """The splits ``train``, ``val`` and, where the config names it, ``test``, with the label map of the first. Splits that
+    number their classes in another way raise :class:`UserError`."""
+    train = open_dataset(config, task, "train")
+    others = ("val", "test") if config.data.test else ("val",)
+    datasets = {"train": train} | {split: open_dataset(config, task, split, train.classes) for split in others}
+    for split in others:
+        same_labels(
+            task, config, datasets[split], task.label_record(config, train), f"data.{split}", "the training data"
+        )
+    return datasets
+
+
+def same_labels(
+    task: TaskSpec, config: Config, dataset: Dataset, expected: Mapping[str, Any], where: str, other: str
+) -> None:
+    """Refuse a data set whose label record differs from ``expected``, that of ``other``; what that does not know is passed over."""
+    for name, value in task.label_record(config, dataset).items():
+        if expected.get(name, value) != value:
+            raise UserError(
+                where,
+                f"its {name} are {str(value)[:60]}, those of {other} {str(expected[name])[:60]}",
+                "use one numbering",
+            )
+
+
+def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model:
+    """The configured model, with its weights; the training data, if there are any, decide which classes it has."""
+    wanted = config.model
+    backbone_options = dict(wanted.backbone_options)
+    if wanted.numerics:
+        backbone_options["numerics"] = wanted.numerics
+    model = build_model(
+        backbone=wanted.backbone,
+        weights=wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None),
+        backbone_options=backbone_options,
+        **task.heads(config, dataset),
+    )
+    model.classes = (
+        model.classes if dataset is None else task.classes(config, dataset)
+    )  # published detectors know theirs
+    model.use_image_spec(image_spec(config, model.image_spec))
+    if wanted.freeze:
+        model.backbone.freeze(None if wanted.freeze == "all" else wanted.freeze)
+    return model
+
+
+def image_spec(config: Config, spec: ImageSpec) -> ImageSpec:
+    """The image spec of the weights with the config's own words on top."""
+    names = ("mean", "std", "interpolation", "crop_fraction", "crop_mode")
+    own = {name: getattr(config.model, name) for name in names if getattr(config.model, name) is not None}
+    size = config.data.image_size
+    if size is not None:
+        own["size"] = (size, size) if isinstance(size, int) else tuple(size)
+    return replace(spec, **own)
+
+
+def checkpoint_file(name: str) -> Path:
+    """The model file that ``name`` says: itself, or the best one of a run folder."""
+    path = Path(name)
+    return path / BEST if path.is_dir() else path
+
+
+def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Model:
+    """A trained model from its file, or the configured one with its published weights. In eval mode."""
+    if checkpoint is None:
+        return make_model(config, task, None).eval()
+    model = load_model(checkpoint_file(checkpoint))
+    told, wanted = model.config["task"], config.model.task
+    if (sorted(told) if isinstance(told, list) else told) != (sorted(wanted) if isinstance(wanted, tuple) else wanted):
+        remedy = f"use that task's command, not {task.command}" if isinstance(wanted, str) else "set model.task to that"
+        raise UserError(checkpoint, f"holds a model for task {told!r}", remedy)
+    return model
+
+
+def run_device(config: Config) -> torch.device:
+    """The device of this process. A GPU that was asked for and is not there raises :class:`UserError`."""
+    available = torch.cuda.is_available()
+    if config.run.device == "gpu" and not available:
+        raise UserError(
+            "run.device", "gpu was asked for, and PyTorch sees none here", "check the driver, or set run.device auto"
+        )
+    return (
+        torch.device("cuda", processes.local_rank())
+        if available and config.run.device != "cpu"
+        else torch.device("cpu")
+    )
+
+
+def precision(config: Config, device: torch.device) -> str:
+    """``fp32``, ``bf16`` or ``fp16``: what was asked for, or what suits the device."""
+    asked = config.run.precision
+    if asked == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if asked == "fp16" and device.type == "cpu":
+        raise UserError("run.precision", "fp16 needs a GPU", "set it to fp32 or bf16")
+    return asked
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """The arithmetic of an evaluation: as in training."""
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(config, device)]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def workers(config: Config) -> int:
+    """Loader processes: what was asked for, or one per core, at most 8."""
+    return min(cores(), 8) if config.data.workers is None else config.data.workers
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def spread(count: int, limit: int) -> np.ndarray:
+    """At most ``limit`` of ``range(count)``, spread evenly over it, int64."""
+    return np.arange(min(count, limit)) * count // max(min(count, limit), 1)
+
+
+def keyed(config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, train: bool) -> KeyedDataset:
+    """``dataset`` behind the task's transform, read by (epoch, index)."""
+    optim, epochs = config.optim, math.inf
+    if train:
+        epochs = (
+            optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
+        )
+    transform = task.transform(config, model, train=train, epochs=epochs)
+    return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
+
+
+def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, batches: Any) -> DataLoader[Batch]:
+    """A loader of ``batches`` (lists of keys). Its generator is its own, so that it draws nothing from the run's."""
+    count = workers(config)
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # its samples are collated into batches
+        batch_sampler=batches,
+        num_workers=count,
+        collate_fn=task.collate(config, model),
+        pin_memory=torch.cuda.is_available() and config.run.device != "cpu",
+        timeout=config.data.timeout if count else 0,
+        worker_init_fn=leave_to_parent,
+        generator=torch.Generator().manual_seed(config.run.seed),
+    )
+
+
+class EvaluationBatches:
+    """Batch sampler of an evaluation: every sample once over all processes, without padding."""
+
+    def __init__(self, order: np.ndarray, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.indices = order[rank::world]
+        self.size = max(1, batch_size // world)
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in range(0, len(self.indices), self.size):
+            yield [(0, int(index)) for index in self.indices[first : first + self.size]]
+
+
+def evaluation_loader(
+    config: Config, task: TaskSpec, dataset: Dataset, model: Model, rank: int = 0, world: int = 1
+) -> DataLoader[Batch]:
+    """A loader over all of ``dataset``, this process's share of it."""
+    # Files to predict do not know their aspects; batches of mixed ones are only padded more.
+    similar = config.data.batch_shape == "aspect" and hasattr(dataset, "aspects")
+    order = np.argsort(aspects(dataset), kind="stable") if similar else np.arange(len(dataset))
+    # Images that are read in tiles are large, and of many sizes.
+    size = 1 if config.data.tile else config.data.eval_batch_size or config.data.batch_size
+    batches = EvaluationBatches(order, size, rank, world)
+    return loader(config, task, keyed(config, task, dataset, model, train=False), model, batches)
+
+
+def training_order(config: Config, dataset: Dataset) -> Callable[[int], np.ndarray]:
+    """Epoch -> order of the training samples, a permutation drawn from (seed, epoch)."""
+    order = shuffled(len(dataset), config.run.seed)
+    if config.data.batch_shape == "fixed":
+        return order
+    return by_aspect(order, aspects(dataset), config.data.batch_size, config.run.seed)
+
+
+def aspects(dataset: Dataset) -> np.ndarray:
+    """Width / height of each image, float [N]; a data set that does not know them raises :class:`UserError`."""
+    found: np.ndarray | None = getattr(dataset, "aspects", None)
+    if found is None:
+        text = f"{type(dataset).__name__} does not know the aspect ratios of its images"
+        raise UserError("data.batch_shape", text, "set it to fixed, or give the data set `aspects`")
+    return found

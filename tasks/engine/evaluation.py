@@ -1,0 +1,111 @@
+"""Scores of a model over a data set, for the training run and for the verb ``evaluate``."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torchmetrics import Metric
+
+from effbackbones.contracts import ImageSizes
+from effbackbones.model import Model
+from tasks.data.batch import Batch, SkipCount
+from tasks.data.dataset import Dataset
+from tasks.engine import assembly
+from tasks.engine.resume import Share
+from tasks.settings.sections import Config
+from tasks.spec import Observer, TaskSpec
+from tasks.telling import Teller
+
+
+class EvaluationLeftError(Exception):
+    """An evaluation was left before its end, because the run is to stop."""
+
+
+@torch.no_grad()
+def evaluate(
+    task: TaskSpec,
+    config: Config,
+    model: Model,
+    batches: Iterable[Batch],
+    metric: Metric,
+    observers: Iterable[Observer] = (),
+    *,
+    samples: int,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, Any]:
+    """Scores of ``model`` over ``batches``, in eval mode; its mode is restored. All processes must call it."""
+    training, skips = model.training, SkipCount(samples)
+    model.eval()
+    try:
+        for batch in batches:
+            batch = batch.to(device, non_blocking=True)
+            with autocast():
+                predictions = task.predict(config, model, batch)
+            skips.add(batch.meta)
+            batch, predictions = readable(batch, predictions)
+            metric.update(*task.scored(batch, predictions))
+            for observer in observers:
+                observer.update(batch, predictions)
+        return dict(metric.compute())
+    finally:
+        model.train(training)
+
+
+def readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
+    """Both without the rows that stand in for a sample that could not be read (``data.on_error: skip``); targets are left out
+    then, for what predictions are scored against is in the batch's ``meta``."""
+    rows = [row for row, meta in enumerate(batch.meta) if not meta.skipped]
+    if len(rows) == len(batch.meta):
+        return batch, predictions
+
+    def chosen(tree: Any) -> Any:
+        if isinstance(tree, list):  # by image
+            return [tree[row] for row in rows]
+        if isinstance(tree, dict):
+            return {key: chosen(branch) for key, branch in tree.items()}
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor[rows], tree)
+
+    sizes = ImageSizes(batch.sizes.batch, batch.sizes.valid[rows])
+    return Batch(batch.images[rows], sizes, None, [batch.meta[row] for row in rows]), chosen(predictions)
+
+
+def score_model(
+    task: TaskSpec,
+    config: Config,
+    model: Model,
+    *,
+    dataset: Dataset,
+    classes: tuple[str, ...],
+    device: torch.device,
+    tell: Teller,
+    share: Share | None = None,
+    observe: bool = True,
+    leave: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, Any], Any]:
+    """Scores of a model over a data set, and what the task's observer collected for the report, if it is to ``observe``.
+
+    Where several processes score together each gives its ``share``. ``leave`` is asked before each batch; :class:`EvaluationLeftError` is
+    raised when it says so.
+    """
+    share, observer = share or Share(), task.observer(config, classes) if observe else None
+    loader = assembly.evaluation_loader(config, task, dataset, model, share.rank, share.world)
+    metric = task.metrics(config, classes).to(device)
+    observers = [observer] if observer else []
+    arithmetic = partial(assembly.autocast, config, device)
+    batches = _unless(leave, tell.watch(loader, "evaluate"))
+    scores = evaluate(
+        task, config, model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic
+    )
+    return scores, observer
+
+
+def _unless(leave: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if leave():
+            raise EvaluationLeftError
+        yield batch

@@ -1,0 +1,1 @@
+"""Several tasks on one backbone: the task made of them, its scores and report."""

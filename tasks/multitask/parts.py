@@ -1,0 +1,30 @@
+"""The tasks that are trained together, each with the config that it would have alone."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from effbackbones.registry import TASKS
+from tasks.settings.sections import Config, HeadConfig
+from tasks.spec import TaskSpec
+
+
+class Part(NamedTuple):
+    """One of the tasks, and the config that it would have alone."""
+
+    task: TaskSpec
+    config: Config
+
+
+def parts(config: Config) -> dict[str, Part]:
+    """The tasks that ``model.task`` lists, in its order, each with the section of its head."""
+    words = config.model.task if isinstance(config.model.task, tuple) else ()
+    found = {}
+    for word in words:
+        section = config.heads.get(word, HeadConfig())
+        task: TaskSpec = TASKS.get(word)
+        model = replace(config.model, task=word, head=section.name, head_options=section.options)
+        own = replace(config, model=model, heads={})
+        if "labels" not in task.labels(own):  # what is said of the labels of images is not for it
+            own = replace(own, data=replace(own.data, multilabel=False))
+        found[word] = Part(task, own)
+    return found

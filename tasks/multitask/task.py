@@ -1,0 +1,226 @@
+"""Several tasks on one backbone, trained together: what that adds to the engine."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effbackbones.errors import UserError
+from effbackbones.registry import TASKS
+from tasks.data.dataset import Dataset
+from tasks.multitask.parts import Part, parts
+from tasks.settings.sections import Config
+from tasks.spec import Observer, TaskSpec, Writer
+from tasks.telling import Teller
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+    from effbackbones.model import Model
+    from tasks.data.batch import Batch
+    from tasks.data.sample import Sample, Transform
+
+LOOKED_AT = 64
+"""Samples of a split in which labels of each task are looked for before a run."""
+
+
+class Joint(TaskSpec):
+    """Images to what several heads on one backbone make of them: everything is a dict by task.
+
+    Each task reads its labels, scores and reports as it does alone; all see the same images, brought to size as for detection.
+    Images that lack the labels of a task add nothing to its loss and its scores.
+    """
+
+    name: ClassVar[str] = "multi"
+    command: ClassVar[str] = "joint"
+    looks_deep: ClassVar[bool] = False
+
+    def monitor(self, config: Config) -> str:
+        return "mean"
+
+    def labels(self, config: Config) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(label for task, own in parts(config).values() for label in task.labels(own)))
+
+    def classes(self, config: Config, dataset: Dataset) -> dict[str, tuple[str, ...]]:
+        return {word: task.classes(own, dataset) for word, (task, own) in parts(config).items()}
+
+    def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
+        if config.model.head or config.model.head_options or config.model.num_classes:
+            raise UserError(
+                "model", "head, head_options and num_classes are those of a single task", "write them below heads.TASK"
+            )
+        told = {word: task.heads(own, dataset) for word, (task, own) in parts(config).items()}
+        gathered = {
+            key: {word: one[key] for word, one in told.items()} for key in ("head", "num_classes", "head_options")
+        }
+        weights = {word: config.heads[word].weight for word in told if word in config.heads}
+        if config.optim.task_weighting == "fixed":
+            return {"task": list(told), "loss_weights": weights, **gathered}
+        for word, weight in weights.items():
+            if weight != 1:
+                raise UserError(
+                    f"heads.{word}.weight",
+                    "does not go with optim.task_weighting uncertainty, which learns it",
+                    "remove one",
+                )
+        return {"task": list(told), "loss_weights": "uncertainty", **gathered}
+
+    def preflight(self, config: Config, model: "Model", datasets: Mapping[str, Dataset], tell: Teller) -> None:
+        for word, ((task, own), alone) in _by_word(config, model):
+            task.preflight(own, alone, _with_labels(datasets, task.labels(own)), _PartTeller(tell, word, task.command))
+
+    def inspect(
+        self, config: Config, model: "Model", datasets: Mapping[str, Dataset], out: Path, tell: Teller, *, deep: bool
+    ) -> None:
+        for word, ((task, own), alone) in _by_word(config, model):
+            labelled, told = _with_labels(datasets, task.labels(own)), _PartTeller(tell, word, task.command)
+            task.inspect(own, alone, labelled, out / task.command, told, deep=False)
+
+    def transform(self, config: Config, model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
+        from tasks.data.transforms.window import ViewTransform
+
+        if config.data.mosaic and "label" in self.labels(config):
+            what = "sets four images together, which then have no one label"
+            raise UserError("data.mosaic", what, "set it to 0, or data.multilabel: true")
+        return ViewTransform.of(config, model, train=train, epochs=epochs)
+
+    def targets(self, config: Config) -> Callable[[Sequence["Sample"]], Any]:
+        from tasks.data.collating import targets_by_task
+
+        return partial(
+            targets_by_task,
+            makers={word: (task.labels(own), task.targets(own)) for word, (task, own) in parts(config).items()},
+        )
+
+    def view(self, config: Config, dataset: Dataset) -> Dataset:
+        for task, own in parts(config).values():
+            dataset = task.view(own, dataset)
+        return dataset
+
+    def metrics(self, config: Config, classes: Any) -> "Metric":
+        from tasks.multitask.metrics import JointMetrics
+
+        found = {
+            word: (task.metrics(own, classes[word]), task.monitor(own)) for word, (task, own) in parts(config).items()
+        }
+        return JointMetrics(
+            {word: metric for word, (metric, _) in found.items()}, {word: name for word, (_, name) in found.items()}
+        )
+
+    def restored(self, batch: "Batch", predictions: Mapping[str, Any]) -> dict[str, Any]:
+        return {word: TASKS.get(word).restored(batch, found) for word, found in predictions.items()}
+
+    def scored(self, batch: "Batch", predictions: Mapping[str, Any]) -> tuple[Any, Any]:
+        pairs = {word: TASKS.get(word).scored(batch, found) for word, found in predictions.items()}
+        return {word: pair[0] for word, pair in pairs.items()}, {word: pair[1] for word, pair in pairs.items()}
+
+    def observer(self, config: Config, classes: Any) -> Observer:
+        return Observers({word: task.observer(own, classes[word]) for word, (task, own) in parts(config).items()})
+
+    def label_record(self, config: Config, dataset: Dataset) -> dict[str, Any]:
+        records = [task.label_record(own, dataset) for task, own in parts(config).values()]
+        return {name: value for record in records for name, value in record.items()}
+
+    def statistics(self, config: Config, model: "Model", dataset: Dataset) -> dict[str, Any]:
+        return {
+            word: part.task.statistics(part.config, alone, dataset) for word, (part, alone) in _by_word(config, model)
+        }
+
+    def report(self, folder: Path, summary: Mapping[str, Any], observer: Observer | None) -> Path:
+        from tasks.multitask.report import joint_report
+
+        observers = observer.parts if isinstance(observer, Observers) else {}
+        return joint_report(folder, summary, observers)
+
+    def writer(self, config: Config, out: Path, model: "Model", classes: Any, tell: Callable[[str], None]) -> Writer:
+        made = {
+            word: part.task.writer(part.config, out / part.task.command, alone, classes[word], tell)
+            for word, (part, alone) in _by_word(config, model)
+        }
+        return Writers(made)
+
+
+def _by_word(config: Config, model: "Model") -> Iterator[tuple[str, tuple[Part, "Model"]]]:
+    """Each task by its word, with the model that it would be alone: the same backbone, and its own head."""
+    from effbackbones.model import Model
+
+    for word, part in parts(config).items():
+        head: Any = model.head
+        named = {key: model.config[key][word] for key in ("head", "num_classes", "head_options")}
+        alone = Model(
+            model.backbone,
+            head.heads[word],
+            image_spec=model.image_spec,
+            config={**model.config, "task": word, **named},
+        )
+        yield word, (part, alone.train(model.training))
+
+
+def _with_labels(datasets: Mapping[str, Dataset], fields: Sequence[str]) -> dict[str, Dataset]:
+    """Each split, or where some of the samples looked at lack all of the labels ``fields``, the others of these alone. A split
+    without any raises :class:`UserError`."""
+    import numpy as np
+
+    from tasks.data.sampling import Repeated
+    from tasks.engine import assembly
+
+    found = {}
+    for split, dataset in datasets.items():
+        looked_at = assembly.spread(len(dataset), LOOKED_AT)
+        rows = [row for row in looked_at.tolist() if _has(dataset, row, fields)]
+        if not rows:
+            what = f"none of the {len(looked_at)} samples looked at has a {' or '.join(fields)}"
+            raise UserError(f"data.{split}", what, "remove the task, or label some images of every split")
+        found[split] = dataset if len(rows) == len(looked_at) else Repeated(dataset, np.array(rows))
+    return found
+
+
+def _has(dataset: Dataset, index: int, fields: Sequence[str]) -> bool:
+    """Whether a sample has one of the labels ``fields``; one that cannot be read has none."""
+    try:
+        sample = dataset[index]
+    except UserError:  # `check_dataset` has decided whether that is allowed
+        return False
+    return any(getattr(sample, field) is not None for field in fields)
+
+
+class _PartTeller(Teller):
+    """Says of what task a line is, and names the options of its head as they are here."""
+
+    def __init__(self, tell: Teller, word: str, command: str) -> None:
+        super().__init__(tell.bars, quiet=tell.quiet)
+        self.word, self.command = word, command
+
+    def __call__(self, line: str) -> None:
+        super().__call__(f"{self.command}: {line.replace('--model.head_options.', f'--heads.{self.word}.options.')}")
+
+
+class Observers:
+    """Observers by task, each of which sees its task's predictions."""
+
+    def __init__(self, parts: Mapping[str, Observer | None]) -> None:
+        self.parts = parts
+
+    def update(self, batch: "Batch", predictions: Mapping[str, Any]) -> None:
+        for word, part in self.parts.items():
+            if part is not None:
+                part.update(batch, predictions[word])
+
+
+class Writers:
+    """Writers by task."""
+
+    def __init__(self, parts: Mapping[str, Writer]) -> None:
+        self.parts = parts
+
+    def update(self, batch: "Batch", predictions: Mapping[str, Any]) -> None:
+        for word, part in self.parts.items():
+            part.update(batch, predictions[word])
+
+    def close(self) -> None:
+        for part in self.parts.values():
+            part.close()
+
+
+TASK = Joint()

@@ -1,0 +1,1 @@
+"""Reports: the page, its drawings, and the files of scores."""

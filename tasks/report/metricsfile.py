@@ -1,0 +1,110 @@
+"""The scores of a run as files: ``metrics.json`` and ``metrics.csv``.
+
+``results`` holds the scores of each set of weights and which of them is best::
+
+    {"best": "ema", "raw": {"top1": 0.71, "per_class": {...}, ...}, "ema": {...}}
+
+where each set is what a metric's ``compute()`` gave; with one set, ``best`` may be left out. ``history`` has one dict of
+numbers per evaluation: ``epoch``, ``lr``, losses (names that contain ``loss``), scores (``val...``) and whatever else.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from effbackbones.weights.tensorfile import write_atomically
+from tasks.report.drawings import is_number
+
+
+def write_metrics(folder: Path, results: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+    """Write into ``folder``, which is made: ``metrics.json`` (all of it; what is not finite becomes null) and
+    ``metrics.csv`` (a row for each figure: weights, epoch, class, metric, value)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = plain({**results, "history": list(history)})
+    write_atomically(folder / "metrics.json", (_json(whole) + "\n").encode())
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["weights", "epoch", "class", "metric", "value"])
+    for weights, scores in score_sets({name: value for name, value in whole.items() if name != "history"})[1].items():
+        writer.writerows([weights, "", "", name, value] for name, value in scores.items() if is_number(value))
+        for key, classes in scores.items():
+            task, slash, last = key.rpartition("/")  # "det/per_class" where several tasks are scored
+            for label, row in (classes or {}).items() if last == "per_class" else ():
+                writer.writerows(
+                    [weights, "", label, task + slash + name, value] for name, value in row.items() if is_number(value)
+                )
+    for row in whole["history"]:
+        writer.writerows(
+            ["", row.get("epoch"), "", name, value]
+            for name, value in row.items()
+            if name != "epoch" and is_number(value)
+        )
+    write_atomically(folder / "metrics.csv", out.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def score_sets(results: Mapping[str, Any]) -> tuple[str, dict[str, Mapping[str, Any]]]:
+    """The best set's name, and the scores by set; bare scores of one set are the set ``model``."""
+    sets = {name: scores for name, scores in results.items() if isinstance(scores, Mapping) and name != "per_class"}
+    if not sets:
+        return "model", {"model": results}
+    return str(results.get("best", next(iter(sets)))), sets
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:  # a checkout that runs in place has no metadata
+        return f"{package} of unknown version"
+
+
+def environment() -> dict[str, Any]:
+    """Machine and versions, for ``facts``."""
+    import torch
+
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    )
+    packages = ("effbackbones", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy")
+    return {
+        "machine": f"{platform.system()} {platform.release()}, {platform.machine()}; {device}",
+        "versions": f"Python {platform.python_version()}, " + ", ".join(map(_version, packages)),
+    }
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can say it: tuples become lists, numpy and torch numbers Python's, what is not finite None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy, torch
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a nested config as (``section.key``, value)."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value) if isinstance(value, list | tuple | Mapping) else value
+
+
+def _json(value: Any, indent: str = "") -> str:
+    """JSON with one line for each entry of a dict and one for each list, so that a matrix does not fill a screen per row."""
+    if isinstance(value, Mapping) and value:
+        inner = ",\n".join(f"{indent}  {json.dumps(key)}: {_json(item, indent + '  ')}" for key, item in value.items())
+        return f"{{\n{inner}\n{indent}}}"
+    return json.dumps(value, allow_nan=False)

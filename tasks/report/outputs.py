@@ -1,0 +1,61 @@
+"""Names of the files that ``predict`` writes for each image: none is used twice, and nothing of others is overwritten."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from effbackbones.errors import UserError
+
+_LONGEST = 200  # bytes of a file name, with room for a number
+
+
+class OutputNames:
+    """Gives each image a name under which all its files can be written.
+
+    ``places``: the files that a name stands for. ``mark``: the comment in the pictures of this command, by which a later
+    run knows what it may overwrite.
+    """
+
+    def __init__(self, places: Callable[[str], Iterable[Path]], mark: str) -> None:
+        self.places, self.mark = places, mark
+        self._taken: Counter[str] = Counter()
+
+    def take(self, stem: str) -> str:
+        """``stem``, or with a number (``stem-2``): no other image has that name, and at none of its places anything is lost;
+        names differ by more than capitals."""
+        stem = os.fsdecode(os.fsencode(stem)[:_LONGEST])
+        while True:
+            self._taken[stem.casefold()] += 1
+            number = self._taken[stem.casefold()]
+            name = stem if number == 1 else f"{stem}-{number}"
+            if (number == 1 or name.casefold() not in self._taken) and all(
+                is_free(path, self.mark) for path in self.places(name)
+            ):
+                self._taken[name.casefold()] |= 1
+                return name
+
+
+def is_free(path: Path, mark: str) -> bool:
+    """Whether there is nothing at ``path``, or a picture (JPEG, PNG) whose comment is ``mark``."""
+    if not path.exists() and not path.is_symlink():
+        return True
+    if not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=["JPEG", "PNG"]) as picture:
+            return any(picture.info.get(key) in (mark, mark.encode()) for key in ("comment", "Comment"))
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder``, if it is not there; :class:`UserError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            str(folder), f"cannot be made a folder ({error.strerror})", "name another folder with --out"
+        ) from error

@@ -1,0 +1,182 @@
+"""One HTML page without a network: text, tables, drawings and pictures all inside the file.
+
+The page has a content policy that forbids scripts and any address but ``data:``, and every text is escaped, so that a class
+or file called ``<script>`` stays a name. Drawings are SVG in the text colour of the page, for light and dark screens.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effbackbones.weights.tensorfile import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
+NOTHING = "—"
+_NUMBER = re.compile(rf"{NOTHING}|-?[0-9][0-9.,]*(e[-+][0-9]+)?( %)?")
+_PICTURE, _PANEL = 256, 640  # longest side of an embedded picture, alone and in a pair, pixels
+_INK = "#000000"  # matplotlib's default for text, axes and ticks; takes the page's text colour
+
+
+@dataclass(frozen=True)
+class _Block:
+    kind: str  # facts | figure | table | matrix | gallery | pairs
+    title: str
+    caption: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Report:
+    """A page of titled blocks, written in the order they were added.
+
+    Values may be anything: numbers are shown with four significant digits, None as a dash, lists line by line.
+    """
+
+    def __init__(self, title: str, subtitle: str = "") -> None:
+        self.title = title
+        self.subtitle = subtitle
+        self._blocks: list[_Block] = []
+
+    def facts(self, facts: Mapping[str, Any], title: str = "", caption: str = "") -> None:
+        """Two columns: what, and its value."""
+        rows = [
+            (name, [show(v) for v in value] if isinstance(value, list | tuple) else [show(value)])
+            for name, value in facts.items()
+        ]
+        self._blocks.append(_Block("facts", title, caption, {"rows": rows}))
+
+    def figure(self, title: str, figure: "Figure", caption: str = "") -> None:
+        """A matplotlib drawing; its black becomes the text colour of the page."""
+        self._blocks.append(_Block("figure", title, caption, {"svg": _svg(figure)}))
+
+    def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> None:
+        """A table under ``header``; long ones scroll inside the page. Columns of numbers and percentages are set to the right."""
+        shown = [[show(value) for value in row] for row in rows]
+        numeric = [all(_NUMBER.fullmatch(row[i]) for row in shown) for i in range(len(header))]
+        self._blocks.append(
+            _Block("table", title, caption, {"header": list(header), "rows": shown, "numeric": numeric})
+        )
+
+    def matrix(
+        self,
+        title: str,
+        names: Sequence[str],
+        counts: Sequence[Sequence[int]],
+        caption: str = "",
+        *,
+        shares: bool = False,
+    ) -> None:
+        """Counts [K, K], rows true and columns predicted; shaded by the share of the row, which with ``shares`` the cells tell,
+        in percent."""
+        rows = []
+        for i, (name, row) in enumerate(zip(names, counts, strict=True)):
+            total = sum(row) or 1
+            cells = []
+            for j, n in enumerate(row):
+                share = n / total
+                note, text = (f"{100 * share:.1f} %", f"{100 * share:.0f}") if shares else (str(n), str(n))
+                # The root keeps small shares visible.
+                cells.append(
+                    {
+                        "text": "" if text == "0" else text,
+                        "note": f"{name} as {names[j]}: {note}",
+                        "shade": share**0.5,
+                        "own": i == j,
+                    }
+                )
+            rows.append({"name": name, "cells": cells})
+        self._blocks.append(
+            _Block("matrix", title, caption, {"names": list(names), "rows": rows, "numbers": len(names) <= 20})
+        )
+
+    def gallery(self, title: str, items: Iterable[tuple[np.ndarray, str]], caption: str = "") -> None:
+        """Pictures with a line or more of text below each; see :func:`picture` for what an image may be."""
+        shown = [{"uri": picture(image), "lines": text.split("\n")} for image, text in items]
+        self._blocks.append(_Block("gallery", title, caption, {"items": shown}))
+
+    def pairs(
+        self,
+        title: str,
+        items: Iterable[tuple[Mapping[str, np.ndarray], str]],
+        caption: str = "",
+        legend: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Pictures to be compared, named and side by side, with a line or more of text above each row. ``legend``: what
+        colours mean: names, and CSS's words for the colours."""
+        shown = []
+        for images, text in items:
+            panels = [{"name": name, "uri": picture(image, _PANEL)} for name, image in images.items()]
+            shown.append({"panels": panels, "lines": text.split("\n")})
+        self._blocks.append(_Block("pairs", title, caption, {"items": shown, "legend": legend}))
+
+    def write(self, path: Path) -> Path:
+        """Write the page to ``path``, whose folder is made: a reader sees the old page or the new one, never half of it."""
+        from jinja2 import Environment, StrictUndefined
+
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+        page = template.render(title=self.title, subtitle=self.subtitle, blocks=self._blocks)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A file name that is not UTF-8 reaches us as lone surrogates.
+        write_atomically(path, page.encode("utf-8", "backslashreplace"))
+        return path
+
+
+def show(value: Any) -> str:
+    """A value as text: four significant digits, a dash for nothing."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+        return f"{value:,}"
+    return str(value)
+
+
+def picture(image: np.ndarray, longest: int = _PICTURE) -> str:
+    """A data address of an image that :func:`eight_bits` can show, at most ``longest`` pixels on its longest side."""
+    from PIL import Image
+
+    drawing = Image.fromarray(np.ascontiguousarray(eight_bits(image)))
+    small = max(drawing.size) <= 64
+    drawing.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    drawing.save(buffer, "PNG" if small else "JPEG", quality=88)  # quality is JPEG's; a tiny picture keeps its pixels
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """An image [H, W] or [H, W, C], uint8, uint16 or float 0..1, for the eye: uint8, [H, W] grey or [H, W, 3] RGB.
+
+    Of two channels the first is shown in grey, of four or more the first three in colour.
+    """
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        image = (np.nan_to_num(image).clip(0, 1) * 255).round().astype(np.uint8)
+    if image.ndim == 3:
+        image = image[..., :3] if image.shape[2] >= 3 else image[..., 0]
+    return image
+
+
+def _svg(figure: "Figure") -> Any:
+    """The drawing as SVG markup, marked safe for the template: matplotlib escapes the texts it draws."""
+    import matplotlib
+    from markupsafe import Markup
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
+        figure.savefig(
+            buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
+        )
+    text = buffer.getvalue()
+    return Markup(text[text.index("<svg") :].replace(_INK, "currentColor"))  # without the XML prologue

@@ -1,0 +1,122 @@
+"""What the report of every task has in common: how a page begins, its tables of scores, and how it ends."""
+
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.report.drawings import is_number, reliability
+from tasks.report.metricsfile import flatten, score_sets
+from tasks.report.page import Report, show
+
+_LARGEST_MATRIX = 50  # classes; above, the confused pairs alone are readable
+_PAIRS = 20
+
+
+def begun(
+    title: str,
+    headline: Sequence[str],
+    facts: Mapping[str, Any],
+    results: Mapping[str, Any],
+    meaning: Mapping[str, str],
+    rates: Container[str] = (),
+) -> Report:
+    """A page with what every task's begins with: the scores named in ``headline``, ``facts`` (whose ``title`` replaces ``title``)
+    and a table of all scores, those first that ``meaning`` explains, in its order. ``rates``: names of those that are numbers
+    with a fraction but no shares, so not told in percent."""
+    best, sets = score_sets(results)
+    report = Report(str(facts.get("title", title)), _headline(sets[best], headline, best if len(sets) > 1 else ""))
+    report.facts({name: value for name, value in facts.items() if name != "title"}, "What was run")
+    caption = f"Best: the {best} weights." if len(sets) > 1 else ""
+    report.table("Scores", ["", *sets, "what it is"], _score_rows(sets, meaning, rates), caption)
+    return report
+
+
+def add_classes(report: Report, scores: Mapping[str, Any]) -> None:
+    """A table of the scores of each class, if there are any."""
+    if scores.get("per_class"):
+        report.table("Classes", *_class_table(scores["per_class"]), "Weakest first.")
+
+
+def add_confusion(report: Report, scores: Mapping[str, Any], unit: str = "images") -> None:
+    """Which classes are taken for which, if that is known: a matrix of the ``unit`` that was counted (of shares, if that is
+    pixels: their numbers are too long), and the pairs that are confused most."""
+    counts, names = scores.get("confusion"), list(scores.get("per_class") or ())
+    if not counts:
+        return
+    if len(names) <= _LARGEST_MATRIX:
+        shares = unit == "pixels"
+        what = f"Rows are true classes, columns predictions{', in percent of the row' if shares else ''}"
+        report.matrix(
+            "Confusion matrix",
+            names,
+            counts,
+            f"{what}; the darker, the larger the share of the row. Blue: right, red: wrong.",
+            shares=shares,
+        )
+    table = np.asarray(counts)
+    support = table.sum(1)
+    wrong = table.copy()
+    np.fill_diagonal(wrong, 0)
+    shown = _PAIRS if len(names) > _LARGEST_MATRIX else _PAIRS // 2
+    order = np.argsort(-wrong, axis=None, kind="stable")[:shown]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
+    if pairs and len(names) > 2:
+        rows = [[names[i], names[j], int(wrong[i, j]), percent(float(wrong[i, j] / support[i]))] for i, j in pairs]
+        report.table("Most confused", ["true", "predicted", unit, "share of the true class"], rows)
+
+
+def add_calibration(report: Report, scores: Mapping[str, Any]) -> None:
+    """How far confidence can be believed, if that was counted."""
+    if scores.get("reliability"):
+        report.figure(
+            "Calibration",
+            reliability(scores["reliability"]),
+            "A bar that reaches the dashed line: of the "
+            "predictions made with 70 % confidence, 70 % are right. Lower bars are over-confident, higher ones "
+            "under-confident. Grey: share of all predictions.",
+        )
+
+
+def finished(report: Report, config: Mapping[str, Any], folder: Path) -> Path:
+    """Add the configuration and write the page."""
+    report.facts(
+        {key: value for key, value in flatten(config) if value is not None},
+        "Configuration",
+        "What is not listed is unset.",
+    )
+    return report.write(folder / "report.html")
+
+
+def _headline(scores: Mapping[str, Any], names: Sequence[str], best: str) -> str:
+    shown = [f"{name} {percent(scores[name])}" for name in names if scores.get(name) is not None]
+    count = scores.get("samples") or scores.get("images")
+    samples = f" of {count:,} images" if count else ""
+    return f"{', '.join(shown)}{samples}{f' ({best} weights)' if best else ''}"
+
+
+def _score_rows(
+    sets: Mapping[str, Mapping[str, Any]], meaning: Mapping[str, str], rates: Container[str]
+) -> list[list[str]]:
+    pairs = [pair for scores in sets.values() for pair in scores.items()]
+    # An undefined score is shown, as a dash, where it is one of those that are explained.
+    names = dict.fromkeys(name for name, value in pairs if is_number(value) or (value is None and name in meaning))
+    ordered = [*(name for name in meaning if name in names), *(name for name in names if name not in meaning)]
+    rows = []
+    for name in ordered:
+        shown = show if name in rates else percent
+        rows.append([name, *(shown(scores.get(name)) for scores in sets.values()), meaning.get(name, "")])
+    return rows
+
+
+def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    keys = list(dict.fromkeys(key for row in per_class.values() for key in row))
+    lead = next((key for key in ("ap", "iou") if key in keys), "f1")
+    ranked = sorted(per_class.items(), key=lambda item: (item[1].get(lead) is None, item[1].get(lead) or 0.0))
+    return ["class", *keys], [[name, *(percent(row.get(key)) for key in keys)] for name, row in ranked]
+
+
+def percent(value: Any) -> str:
+    """A fraction in percent; a count or nothing as it is."""
+    return f"{100 * value:.1f} %" if isinstance(value, float) else show(value)

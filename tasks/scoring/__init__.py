@@ -1,0 +1,1 @@
+"""Scoring: what the scores of several tasks share."""

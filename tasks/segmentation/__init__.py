@@ -1,0 +1,1 @@
+"""Semantic segmentation: the task, its scores, files, examples, checks and report."""

@@ -1,0 +1,169 @@
+"""Does a segmentation data set fit its model? Masks and their classes before a run, and what resizing alone costs."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from effbackbones.errors import UserError
+from effbackbones.model import Model
+from tasks.data.batch import ImageMeta, SkipCount
+from tasks.data.dataset import Dataset
+from tasks.data.masks.count import MaskStatistics, count_masks, median_frequency
+from tasks.data.masks.file import MaskReader
+from tasks.data.sample import IGNORE
+from tasks.data.sampling import Repeated
+from tasks.engine import assembly
+from tasks.engine.evaluation import readable
+from tasks.report.masks import mask_sheet
+from tasks.segmentation.files import written_for
+from tasks.segmentation.metrics import SegmentationMetrics
+from tasks.segmentation.results import Segmented
+from tasks.settings.sections import Config
+from tasks.spec import TaskSpec
+from tasks.telling import Teller
+from tasks.verbs.deep_check import Goal
+
+COUNTED = 2000
+"""Masks that are read before a run, spread over the set; the verb ``check`` reads all."""
+READ = 16
+"""Images that go through the whole path to the scores."""
+POOR = 0.5
+"""Mean IoU of the truth itself, resized and restored, below which something is wrong with the geometry."""
+GOAL = Goal("miou", 0.75, lambda sample: sample.mask is not None and bool((sample.mask != IGNORE).any()))
+"""What eight images learnt by heart must show."""
+
+
+def quick_checks(
+    task: TaskSpec, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, *, whole: bool = False
+) -> None:
+    """Read masks (at most :data:`COUNTED` of a split, all if ``whole``), tell what is in them, and send the truth through loader,
+    resizing, restoration and scores.
+
+    The first fault raises :class:`UserError`, which names the file.
+    """
+    for split, dataset in datasets.items():
+        for note in getattr(dataset, "notes", ()):
+            tell(f"{split}: {note}")
+        watch = partial(tell.watch, name=f"masks of {split}")
+        found = count_masks(dataset, None if whole else COUNTED, config.data.on_error, watch)
+        tell_frequencies(found, split, tell)
+    best = truth_score(task, config, model, datasets["val"])
+    if best is not None and best < POOR:
+        what = f"the masks of split val, sent as predictions through resizing, restoration and scores, give mIoU {best:.3f}"
+        raise UserError("data", what, "raise data.image_size; or masks and images do not belong together")
+    if best is not None:
+        tell(
+            f"val: the masks themselves, resized to the network's size and back, give mIoU {best:.4f}: no model can do better"
+        )
+
+
+def tell_frequencies(found: MaskStatistics, split: str, tell: Callable[[str], None]) -> None:
+    """Say how often each class occurs; refuse a split without a labelled pixel."""
+    labelled = int(found.pixels.sum())
+    if not labelled:
+        raise UserError(
+            f"data.{split}",
+            f"none of {found.looked_at:,} masks has a labelled pixel",
+            "check format, values and ignore",
+        )
+    order = np.argsort(-found.pixels, kind="stable").tolist()
+    shown = ", ".join(f"{found.classes[k]} {found.pixels[k] / labelled:.1%}" for k in order[:20] if found.pixels[k])
+    never = [found.classes[k] for k in order if not found.pixels[k]]
+    ignored = found.ignored / (labelled + found.ignored)
+    tell(f"{split}: {found.looked_at:,} of {found.total:,} masks read, {ignored:.1%} of their pixels ignored; {shown}")
+    if never:
+        more = f" and {len(never) - 10} more" if len(never) > 10 else ""
+        tell(f"{split}: no pixel of {', '.join(never[:10])}{more}")
+
+
+def truth_score(task: TaskSpec, config: Config, model: Model, dataset: Dataset) -> float | None:
+    """Mean IoU that the truth itself gets as a prediction, over a few images; None without a labelled pixel."""
+    classes = task.classes(config, dataset)
+    metric = SegmentationMetrics(classes)
+    view = Repeated(dataset, assembly.spread(len(dataset), READ))
+    config = replace(config, data=replace(config.data, workers=0))
+    for batch in assembly.evaluation_loader(config, task, view, model):
+        if batch.targets is not None:
+            # Images that are read in tiles come alone, without padding.
+            tiled = config.data.tile is not None
+            made = [_predicted(mask) for mask in batch.targets] if tiled else _one_hot(batch.targets, len(classes))
+            metric.update(*task.scored(*readable(batch, made)))
+    score: float | None = metric.compute()["miou"]
+    return score
+
+
+def _one_hot(masks: torch.Tensor, count: int) -> torch.Tensor:
+    """Masks [B, H, W] as probabilities of 1; ignored pixels, which are not scored, as the first class."""
+    labels = torch.where(masks == IGNORE, 0, masks)
+    return torch.nn.functional.one_hot(labels.long(), count).permute(0, 3, 1, 2).float()
+
+
+def _predicted(labels: torch.Tensor) -> Segmented:
+    """A mask [H, W] as a prediction, certain but where it is :data:`IGNORE`: of that there is none."""
+    unknown = labels == IGNORE
+    return Segmented(labels.masked_fill(unknown, 0), torch.where(unknown, torch.nan, 1.0))
+
+
+def statistics(dataset: Dataset, on_error: str = "stop") -> MaskStatistics:
+    """What a report shows of the training masks."""
+    return count_masks(dataset, COUNTED, on_error)
+
+
+def class_weights(dataset: Dataset, on_error: str = "stop") -> list[float]:
+    """Median-frequency weights of the classes, over at most :data:`COUNTED` masks."""
+    return median_frequency(count_masks(dataset, COUNTED, on_error))
+
+
+def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset, out: Path, count: int = 12) -> Path:
+    """Draw augmented training samples with their masks into ``out/samples.jpg``."""
+    from PIL import Image
+
+    keyed = assembly.keyed(config, task, dataset, model, train=True)
+    samples = [keyed[0, index] for index in assembly.spread(len(dataset), count).tolist()]
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "samples.jpg"
+    Image.fromarray(mask_sheet(samples, task.classes(config, dataset))).save(path, quality=90)
+    return path
+
+
+def score_folder(
+    task: TaskSpec, config: Config, folder: Path, dataset: Dataset, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Scores of a folder of predicted masks, ``NAME.png`` with the class in each pixel (255: none), as ``predict`` writes them into
+    ``OUT/index``; OUT itself will do, and says which mask is of which image. A missing mask, and two images of one name where
+    nothing tells their masks apart, raise :class:`UserError`."""
+    known = written_for(folder)
+    folder = folder / "index" if (folder / "index").is_dir() else folder
+    if not folder.is_dir():
+        raise UserError("--predictions", f"there is no folder {folder}", "name the folder that predict wrote")
+    classes = task.classes(config, dataset)
+    values = tuple((k, k) for k in range(len(classes)))
+    metric, read = (
+        task.metrics(config, classes),
+        MaskReader("index", values, ignored=(IGNORE,), max_pixels=config.data.max_pixels),
+    )
+    skips, taken = SkipCount(len(dataset)), dict[str, str]()
+    for index in range(len(dataset)):
+        try:
+            sample = dataset[index]
+        except UserError as error:
+            if config.data.on_error == "stop":
+                raise
+            skips.add([ImageMeta("", "", (1, 1), skipped=(str(error),))])
+            continue
+        source = sample.path or sample.id
+        path = folder / f"{known.get(os.path.realpath(source), Path(source).stem)}.png"
+        if taken.setdefault(path.name, source) != source:
+            what = f"would be the mask of {taken[path.name]} and of {source}"
+            raise UserError(str(path), what, "name the folder that predict wrote, which says more")
+        if not path.is_file():
+            raise UserError(str(path), f"there is no such file for {source}", "predict all images of the split")
+        metric.update([_predicted(torch.from_numpy(read(path)))], [sample.mask])
+    tell(f"{len(taken):,} masks of {folder} scored; they say no probabilities, so ece means nothing here")
+    return dict(metric.compute()) | {"ece": None, "reliability": []}

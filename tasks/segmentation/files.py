@@ -1,0 +1,138 @@
+"""What ``predict`` leaves of a segmentation: for each image its classes as numbers, in colours, and over the image."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import Mask
+from effbackbones.images.reading import MAX_PIXELS, read_image
+from effbackbones.weights.tensorfile import write_atomically
+from tasks.data.sample import IGNORE
+from tasks.report.masks import overlay, palette_of
+from tasks.report.outputs import OutputNames, make_folder
+from tasks.segmentation.results import Segmented, restore
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.data.batch import Batch, ImageMeta
+
+_MARK = "segmentation by effbackbones"
+_LARGEST = 65_500  # pixels on a side of a JPEG file
+_TOLD = 5  # classes
+_FILES = {
+    "index": "NAME.png, grey: the value of each pixel is its class",
+    "color": "NAME.png, with a palette: the index of each pixel is its class",
+    "overlay": "NAME.jpg, the image under the colours; for the eye alone",
+}
+
+
+class SegmentationFiles:
+    """Writes ``OUT/index/NAME.png``, ``OUT/color/NAME.png`` and ``OUT/overlay/NAME.jpg`` for each image, of its size, and at the
+    end ``OUT/classes.json``, which says what the values are and of which image each NAME is; tells the largest classes of each image.
+
+    A pixel whose prediction was not finite has the value 255, which is no class. The overlay lies on the image of the file,
+    read with ``exif``, and is reduced where JPEG cannot hold its size. Images of one name get numbers (``NAME-2``); a file that
+    is not one of an earlier run is never overwritten, and where ``classes.json`` is such a file, a :class:`UserError` says so.
+    """
+
+    def __init__(self, out: Path, classes: Sequence[str], tell: Callable[[str], None], exif: str = "apply") -> None:
+        self.out, self.classes, self.tell, self.exif = out, classes, tell, exif
+        self._colours = palette_of(classes)
+        self._images: dict[str, str] = {}
+        self._names = OutputNames(lambda name: self._places(name).values(), _MARK)
+        for kind in _FILES:
+            make_folder(out / kind)
+        if not _is_ours(out / "classes.json"):
+            raise UserError(
+                str(out / "classes.json"), "is there, and was not written by predict", "name another folder with --out"
+            )
+
+    def update(self, batch: "Batch", predictions: "Tensor | list[Segmented]") -> None:
+        channels = batch.images.shape[1]
+        limit = max(
+            [MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta))]
+        )  # read before
+        for meta, found in zip(batch.meta, restore(batch, predictions), strict=True):
+            labels = found.labels.masked_fill(found.confidence.isnan(), IGNORE).cpu().numpy()
+            self._write(meta, labels, channels, limit)
+
+    def close(self) -> None:
+        colours = [f"#{bytes(colour).hex()}" for colour in self._colours]
+        classes = [{"value": value, "name": name, "color": colours[value]} for value, name in enumerate(self.classes)]
+        undefined = {"value": IGNORE, "meaning": "the prediction was not finite", "color": colours[IGNORE]}
+        record = {"about": _MARK, "files": _FILES, "classes": classes, "undefined": undefined, "images": self._images}
+        write_atomically(self.out / "classes.json", (json.dumps(record, indent=2) + "\n").encode())
+
+    def _write(self, meta: "ImageMeta", labels: Mask, channels: int, limit: int) -> None:
+        name = self._names.take(Path(meta.path or meta.id).stem)
+        self._images[name] = os.path.abspath(meta.path or meta.id)
+        places = self._places(name)
+        comment = PngInfo()
+        comment.add_text("Comment", _MARK)
+        drawn = Image.fromarray(labels)
+        counts = np.array(drawn.histogram())
+        write_atomically(places["index"], _encoded(drawn, "PNG", pnginfo=comment))
+        drawn.putpalette(self._colours.tobytes())
+        write_atomically(places["color"], _encoded(drawn, "PNG", pnginfo=comment))
+        image = read_image(meta.path, channels=channels, exif=self.exif, max_pixels=limit)
+        picture = Image.fromarray(overlay(image, labels, self.classes, at_most=_LARGEST))
+        write_atomically(places["overlay"], _encoded(picture, "JPEG", quality=92, comment=_MARK.encode()))
+        reduced = f"; overlay reduced to {picture.width} x {picture.height}" if max(image.shape[:2]) > _LARGEST else ""
+        self.tell(f"{meta.path or meta.id}: {self._summary(counts)}{reduced}")
+
+    def _summary(self, counts: np.ndarray) -> str:
+        """The classes with the largest shares of the pixels."""
+        ranked = [int(value) for value in np.argsort(-counts, kind="stable") if counts[value]]
+        shares = [
+            f"{self.classes[value] if value != IGNORE else 'not finite'} {_share(counts[value] / counts.sum())}"
+            for value in ranked
+        ]
+        return ", ".join(shares[:_TOLD]) + (f", and {len(shares) - _TOLD} more" if len(shares) > _TOLD else "")
+
+    def _places(self, name: str) -> dict[str, Path]:
+        return {kind: self.out / kind / f"{name}.{'jpg' if kind == 'overlay' else 'png'}" for kind in _FILES}
+
+
+def written_for(folder: Path) -> dict[str, str]:
+    """NAME of each image whose files are in ``folder``, which ``predict`` wrote, by the image's real path; where that is not
+    known, as for masks from elsewhere, nothing."""
+    for place in (folder / "classes.json", folder.parent / "classes.json"):
+        if place.is_file() and _is_ours(place):
+            try:
+                images = json.loads(place.read_text(encoding="utf-8"))["images"]
+                return {os.path.realpath(path): name for name, path in images.items()}
+            except (KeyError, ValueError, AttributeError, TypeError) as error:
+                raise UserError(
+                    str(place), f"is damaged ({type(error).__name__})", "predict again, or remove it"
+                ) from None
+    return {}
+
+
+def _share(value: float) -> str:
+    return "< 1 %" if value < 0.01 else f"{100 * value:.0f} %"
+
+
+def _encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether there is nothing at ``path``, or the record of an earlier run."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return bool(_MARK in file.read(200))  # it stands at the beginning
+    except FileNotFoundError:
+        return not path.is_symlink()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,129 @@
+"""The page that a segmentation run leaves: scores, curves, classes, examples beside their truth, and what the masks are like."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks.data.masks.count import median_frequency
+from tasks.data.sample import IGNORE
+from tasks.report.drawings import class_shares, curves
+from tasks.report.masks import WRONG, has_background, palette_of
+from tasks.report.metricsfile import score_sets
+from tasks.report.page import Report
+from tasks.report.skeleton import add_calibration, add_classes, add_confusion, begun, finished, percent
+from tasks.segmentation.examples import Example, SegmentationExamples
+
+if TYPE_CHECKING:
+    from tasks.data.masks.count import MaskStatistics
+
+_MEANING = {
+    "miou": "mean IoU over the classes that occur; IoU: of the pixels that truth or prediction give a class, the share that both do",
+    "pixel_accuracy": "share of the pixels whose class is the true one",
+    "dice": "mean over the same classes of the common pixels as a share of the mean of both areas",
+    "boundary_iou": "mean IoU of the bands along the borders of the classes, 2 % of the image's diagonal wide: how exact outlines are",
+    "ece": "expected calibration error over pixels: mean gap between confidence and accuracy; lower is better",
+    "images": "images that were scored",
+    "pixels": "labelled pixels in them",
+    "non_finite": "pixels whose prediction was not finite, counted as wrong",
+}
+_CURVES = ("val_miou", "val_dice", "val_boundary_iou", "val_pixel_accuracy", "val_miou_raw")
+_MOST_BARS = 50  # classes; more are in the table alone
+_HATCHED = "repeating-linear-gradient(135deg, #80868e 0 2px, #d5d9de 2px 5px)"
+
+
+def segmentation_report(
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    examples: SegmentationExamples | None = None,
+    masks: "MaskStatistics | None" = None,
+) -> Path:
+    """Write ``report.html`` into ``folder``; returns its path.
+
+    ``config`` is the resolved config (nested), ``facts`` what else is worth knowing, shown as it comes; ``examples`` what the
+    evaluation collected, ``masks`` what the training data is like.
+    """
+    best, sets = score_sets(results)
+    scores = sets[best]
+    report = begun("Segmentation", ("miou", "pixel_accuracy", "dice", "boundary_iou"), facts, results, _MEANING)
+    if len(history) > 1:
+        report.figure("Training", curves(history, _CURVES), "One point per evaluation.")
+    add_classes(report, scores)
+    add_confusion(report, scores, "pixels")
+    add_calibration(report, scores)
+    if examples is not None:
+        _examples(report, "Worst images", examples.worst())
+        _examples(report, "Best images", examples.best())
+    if masks is not None:
+        _masks(report, masks)
+    return finished(report, config, folder)
+
+
+def _examples(report: Report, title: str, examples: Sequence[Example]) -> None:
+    """Image, truth, prediction and errors side by side."""
+    items = [
+        (example.panels(), f"mean IoU {example.iou:.2f}, {percent(example.right)} of the pixels right\n{example.id}")
+        for example in examples
+    ]
+    if items:
+        report.pairs(
+            title, items, "By the mean IoU of the image over the classes in its truth or prediction.", _legend(examples)
+        )
+
+
+def _legend(examples: Sequence[Example]) -> list[tuple[str, str]]:
+    """What the colours that occur mean."""
+    classes = examples[0].classes
+    occurring = np.unique(
+        np.concatenate([np.unique(labels) for example in examples for labels in (example.truth, example.labels)])
+    )
+    colours = ["rgb({} {} {})".format(*colour) for colour in palette_of(classes).tolist()]
+    colours[IGNORE] = _HATCHED
+    if has_background(classes):
+        colours[0] = "none"
+    entries = [("ignored" if value == IGNORE else classes[value], colours[value]) for value in occurring.tolist()]
+    return [*entries, ("wrong", "rgb({} {} {})".format(*WRONG))]
+
+
+def _masks(report: Report, masks: "MaskStatistics") -> None:
+    """How often classes occur in the training data, rarest first, and the weights that would make up for it."""
+    if not masks.pixels.any():
+        return
+    pixels, images = masks.pixels, masks.images
+    labelled, looked_at = max(1, int(pixels.sum())), max(1, masks.looked_at)
+    order = np.argsort(pixels, kind="stable").tolist()
+    looked = f"{masks.looked_at:,} of {masks.total:,} images looked at; " if masks.looked_at < masks.total else ""
+    void = f"{looked}{percent(masks.ignored / max(1, labelled + masks.ignored))} of all pixels are ignored."
+    if len(order) <= _MOST_BARS:
+        shares = {
+            "share of the labelled pixels": pixels[order] / labelled,
+            "share of the images": images[order] / looked_at,
+        }
+        report.figure(
+            "Classes of the training data", class_shares([masks.classes[k] for k in order], shares), "Rarest first."
+        )
+    weights = median_frequency(masks)
+    rows = [
+        [
+            masks.classes[k],
+            int(pixels[k]),
+            percent(float(pixels[k] / labelled)),
+            int(images[k]),
+            percent(float(images[k] / looked_at)),
+            weights[k],
+        ]
+        for k in order
+    ]
+    header = ["class", "pixels", "share of the labelled", "images", "share of the images", "weight"]
+    report.table(
+        "Frequencies",
+        header,
+        rows,
+        "Weight: what optim.class_weights sets, the median of the frequencies over "
+        f"a class's own, each taken over the images that have the class (Eigen and Fergus 2015). {void}",
+    )

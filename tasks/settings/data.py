@@ -1,0 +1,158 @@
+"""The settings of what is read and how it is augmented."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from effbackbones.errors import UserError
+from tasks.settings.checks import Options, Section
+
+
+@dataclass(frozen=True)
+class RandAugmentConfig(Section):
+    """RandAugment: random photometric and geometric operations."""
+
+    SECTION: ClassVar = "data.randaugment"
+    LIMITS: ClassVar = {"num_ops": "[1, 10]", "magnitude": "[0, 30]"}
+
+    num_ops: int = 2
+    """Operations for each image."""
+    magnitude: float = 9.0
+    """Strength of each operation, 0 to 30."""
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """What is read, and how it is augmented."""
+
+    SECTION: ClassVar = "data"
+    LIMITS: ClassVar = {
+        "image_size": "[1, 16384]",
+        "crop_size": "[1, 16384]",
+        "tile": "[32, 16384]",
+        "tile_overlap": "[0, 16384]",
+        "batch_size": "[1, 1000000]",
+        "eval_batch_size": "[1, 1000000]",
+        "workers": "[0, 256]",
+        "timeout": "[0, inf)",
+        "max_pixels": "[1, inf)",
+        "scale": "(0, 1]",
+        "ratio": "(0, 100]",
+        "flip": "[0, 1]",
+        "color_jitter": "[0, 1]",
+        "erasing": "[0, 1]",
+        "mixup": "[0, 100]",
+        "cutmix": "[0, 100]",
+        "vertical_flip": "[0, 1]",
+        "scale_jitter": "(0, 10]",
+        "mosaic": "[0, 1]",
+        "close_mosaic": "[0, inf)",
+        "repeat_threshold": "(0, 1]",
+        "min_box": "[0, inf)",
+        "limit_train": "[1, inf)",
+        "limit_val": "[1, inf)",
+    }
+    MEANT_FOR: ClassVar = {
+        **dict.fromkeys(("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix"), ("cls",)),
+        "multilabel": ("cls", "multi"),
+        "tile": ("seg",),
+        "tile_overlap": ("seg",),
+        "mosaic": ("det", "seg", "multi"),
+        **dict.fromkeys(("crop_size", "vertical_flip", "scale_jitter", "close_mosaic"), ("det", "seg", "multi")),
+        **dict.fromkeys(("repeat_threshold", "min_box", "crowd"), ("det", "multi")),
+    }
+
+    name: str = "folder"
+    """Data set: folder, table, shapes, coco, voc, yolo, masks, or a registered one."""
+    root: str | None = None
+    """Folder of the data."""
+    train: str | None = None
+    """Folder or file of the training split, inside of root; null: the data set's own name for it."""
+    val: str | None = None
+    """As train, for validation."""
+    test: str | None = None
+    """As train, for the final test."""
+    options: Options = field(default_factory=dict)
+    """Options of the data set."""
+    image_size: int | tuple[int, int] | None = None
+    """Pixels: one number or [height, width]; null: what the weights were trained with."""
+    crop_size: int | tuple[int, int] | None = None
+    """Pixels of a training crop of the image at image_size (detection, segmentation): one number or [height, width]; null: image_size."""
+    tile: int | tuple[int, int] | None = None
+    """Evaluation and prediction at the images' own size, in tiles of so many pixels (segmentation); null: whole, at image_size."""
+    tile_overlap: int = 64
+    """Pixels that neighbouring tiles share."""
+    labels: tuple[str, ...] = ()
+    """What is read of each image: label, labels, boxes, mask; set by the command."""
+    batch_size: int = 32
+    """Images per optimiser step over all devices together."""
+    eval_batch_size: int | None = None
+    """Images per evaluation batch over all devices; null: batch_size."""
+    workers: int | None = None
+    """Loader processes per device; null: one per core, at most 8."""
+    timeout: float = 300.0
+    """Seconds without a batch after which a loader counts as hanging; 0: never."""
+    multilabel: bool = False
+    """Whether an image may have several labels or none."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """Whether the orientation that a photograph carries is applied."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Unreadable image: stop, or skip and count it (more than 1 % stop the run)."""
+    max_pixels: int = 64_000_000
+    """Larger images are refused."""
+    crop: Literal["resized", "pad", "center", "none"] = "resized"
+    """Training crop: resized (random area and aspect), pad (pad by an eighth, crop at random), center (as in evaluation), none (squash)."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area of a resized crop, as a share of the image."""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Aspect (width / height) of a resized crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    randaugment: RandAugmentConfig | None = None
+    """RandAugment, such as {num_ops: 2, magnitude: 9}; null: none."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation; 0: none."""
+    erasing: float = 0.0
+    """Probability of random erasing."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0: none."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0: none."""
+    vertical_flip: float = 0.0
+    """Probability of a vertical flip (detection, segmentation)."""
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """Range of a random factor on the letterboxed image, which is then cropped or padded (detection, segmentation)."""
+    mosaic: float = 0.0
+    """Probability that four images are set together as one (detection, segmentation)."""
+    close_mosaic: float = 0.0
+    """Epochs at the end of training without mosaic."""
+    repeat_threshold: float | None = None
+    """Images with a class that fewer images than this share have are repeated, by sqrt(threshold / share); null: none."""
+    batch_shape: Literal["fixed", "aspect"] = "fixed"
+    """Letterbox: fixed (all images at image_size), or aspect (batches of similar aspect ratio, padded no more than they need)."""
+    min_box: float = 1.0
+    """Training boxes with a side of fewer pixels after augmentation are left out (detection)."""
+    crowd: Literal["skip", "ignore"] = "skip"
+    """Crowd regions in training: skip, or ignore (what lies in them is not pushed to background either)."""
+    keep_empty: bool = True
+    """Whether images without objects are trained on (data sets of boxes and COCO masks)."""
+    allow_bad_boxes: bool = False
+    """Go on although more than 20 % of the boxes had to be dropped."""
+    limit_train: int | None = None
+    """Use only so many training images; null: all."""
+    limit_val: int | None = None
+    """Use only so many validation images; null: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("scale", "ratio", "scale_jitter"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise UserError(f"data.{name}", f"expected [low, high], got [{low}, {high}]", "swap the two")
+        tile = self.tile if isinstance(self.tile, tuple) else (self.tile,)
+        if self.tile is not None and self.tile_overlap >= min(side for side in tile if side is not None):
+            what = f"expected less than a tile, got {self.tile_overlap} pixels of tiles of {self.tile}"
+            raise UserError("data.tile_overlap", what, "lower it, or raise data.tile")
+        if self.multilabel and (self.mixup or self.cutmix):
+            raise UserError(
+                f"data.{'mixup' if self.mixup else 'cutmix'}", "does not go with data.multilabel", "set it to 0"
+            )

@@ -1,0 +1,92 @@
+"""The verb ``bench``: size, speed and memory of a model, here."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from effbackbones.contracts import ImageSizes
+from effbackbones.model import Model
+from tasks.engine import assembly
+from tasks.report.metricsfile import environment
+from tasks.settings.commandline import Extras
+from tasks.settings.sections import Config
+from tasks.spec import TaskSpec
+
+
+def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
+    """Parameters, multiply-adds, latency and peak memory of the configured model, here; JSON on standard output."""
+    device = assembly.run_device(config)
+    model = assembly.load_or_make(config, task, extras.checkpoint).to(device)
+    height, width = assembly.image_spec(config, model.image_spec).size
+    record: dict[str, Any] = {
+        "backbone": model.config["backbone"],
+        "head": model.config["head"],
+        "image_size": [height, width],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "multiply_adds": multiply_adds(model, height, width),
+        "precision": assembly.precision(config, device),
+        "threads": torch.get_num_threads(),
+        **environment(),
+        "latency": [],
+    }
+    variants: dict[str, Model] = {"plain": model, "for_inference": model.for_inference()}
+    if config.run.compile:
+        variants["for_inference, compiled"] = model.for_inference(compile=True)
+    for batch_size in (1, 16):
+        images = torch.randint(
+            0, 256, (batch_size, len(model.image_spec.mean), height, width), dtype=torch.uint8, device=device
+        )
+        images = images.contiguous(memory_format=torch.channels_last)
+        for name, variant in variants.items():
+
+            def call(variant: Model = variant, images: torch.Tensor = images) -> None:
+                with assembly.autocast(config, device):
+                    variant.predict(images)
+
+            milliseconds = latency(call, device)
+            rate = 1e3 * batch_size / milliseconds
+            record["latency"].append(
+                {"model": name, "batch": batch_size, "ms": milliseconds, "images_per_second": rate}
+            )
+    record["peak_memory_mb"] = peak_memory(device)
+    print(json.dumps(record, indent=1))
+    return 0
+
+
+def multiply_adds(model: Model, height: int, width: int) -> int:
+    """Multiply-adds of convolutions and matrix products for one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    images = torch.zeros(1, len(model.image_spec.mean), height, width, device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images, ImageSizes.of(images))
+    return int(counter.get_total_flops()) // 2
+
+
+def latency(call: Callable[[], None], device: torch.device, rounds: int = 10) -> float:
+    """Median milliseconds of a call, after a warm-up."""
+    times = []
+    for index in range(rounds + 2):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if index >= 2:
+            times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Megabytes at most in use: on the GPU since the start, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

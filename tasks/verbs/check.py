@@ -1,0 +1,82 @@
+"""The verb ``check``: data and model are looked at before a long run."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effbackbones.errors import UserError
+from tasks.data.check import check_dataset
+from tasks.data.sampling import Repeated
+from tasks.engine import assembly
+from tasks.settings.commandline import Extras
+from tasks.settings.sections import Config
+from tasks.spec import TaskSpec
+from tasks.telling import Teller
+
+
+def check(task: TaskSpec, config: Config, extras: Extras) -> int:
+    """Check data and model before a long run: every split, the label map, one training step without an update, and what the
+    task adds; ``--deep`` looks at all that takes minutes."""
+    if extras.deep and not task.looks_deep:
+        raise UserError("--deep", "looks at one task at a time", "use the command of each task")
+    tell, device = Teller(config.run.progress), assembly.run_device(config)
+    datasets = assembly.open_splits(config, task)
+    for split, dataset in datasets.items():
+        check_dataset(dataset, on_error=config.data.on_error, labels=task.labels(config))
+        print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
+    model = assembly.make_model(config, task, datasets["train"]).to(device)
+    train_set = task.view(config, datasets["train"])
+    keyed = assembly.keyed(config, task, train_set, model, train=True)
+    count = min(len(train_set), 4)
+    batch = task.collate(config, model)([keyed[0, index] for index in range(count)]).to(device)
+    images, targets = task.augment(config, batch, model.head.num_classes, 0)
+    losses = model.train().loss(images, targets, batch.sizes)
+    total = torch.stack(list(losses.values())).sum()
+    if not bool(torch.isfinite(total)):
+        raise UserError("model", f"the first loss is not finite: {losses}", "check the data and the head")
+    refuse_dead_parameters(model, total)
+    print(
+        f"model: {sum(p.numel() for p in model.parameters()):,} parameters, each reached by the loss; first loss {total.item():.4g}"
+    )
+    out = Path(extras.out or f"runs/{task.command}/check-{extras.config_name}")
+    task.inspect(config, model, datasets, out, tell, deep=extras.deep)
+    tell("no fault found")
+    return 0
+
+
+def refuse_dead_parameters(model: nn.Module, loss: Tensor) -> None:
+    """Raise :class:`UserError` naming trainable parameters that ``loss`` does not reach: DDP would stop on them later."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    dead = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+    if dead:
+        text = f"the loss does not reach {len(dead)} parameters, such as {dead[0]}"
+        raise UserError("model", text, "remove them, or use them in the loss")
+
+
+def _class_counts(dataset: Any, limit: int = 2000) -> str:
+    """How often each class occurs, over at most ``limit`` samples spread over the set; all of them, where it has a table."""
+    if hasattr(dataset, "table"):
+        return str(dataset.table.summary())
+    view = dataset if len(dataset) <= limit else Repeated(dataset, assembly.spread(len(dataset), limit))
+    counts: Counter[str] = Counter()
+    for index in range(len(view)):
+        try:
+            sample = view[index]
+        except UserError:  # `check_dataset` has decided whether that is allowed
+            continue
+        if sample.label is not None:
+            counts[dataset.classes[sample.label]] += 1
+        elif sample.labels is not None:
+            counts.update(dataset.classes[k] for k in sample.labels.nonzero()[0])
+        elif sample.box_labels is not None:
+            counts.update(dataset.classes[k] for k in sample.box_labels)
+        elif sample.mask is not None:
+            return "which are counted below"
+    shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(20))
+    missing = [name for name in dataset.classes if name not in counts]
+    looked = "" if view is dataset else f" of {len(view):,} looked at"
+    return f"{len(counts)} classes{looked}: {shown}" + (f"; none of {', '.join(missing[:10])}" if missing else "")

@@ -1,0 +1,133 @@
+"""What every command does around its verb: read the line, import plug-ins, and turn errors into one line and an exit code.
+
+Exit codes: 0 every planned step ran; 2 what the user can mend; 3 training diverged; 130 and 143 a signal, after a save;
+1 anything else. ``EFFBACKBONES_DEBUG=1`` shows tracebacks.
+"""
+
+import errno
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+
+from effbackbones.errors import UserError, nearest
+from effbackbones.registry import TASKS
+from tasks.settings.commandline import parse
+from tasks.spec import TaskSpec
+
+USER_ERROR, DIVERGED, FAILED = 2, 3, 1
+
+
+def run_command(command: str, argv: list[str]) -> int:
+    """Run ``argv`` of the command ``command`` (``classify``) and return its exit code. ``--help`` raises SystemExit."""
+    try:
+        verb, config, extras = parse(command, argv)
+        import_plugins(config.plugins)
+        task = TASKS.get(command)
+        assert isinstance(task, TaskSpec)
+        return _run(verb, task, config, extras)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if os.environ.get("EFFBACKBONES_DEBUG") == "1":
+            raise
+        line, code = explain(error)
+        print(f"error: {line}", file=sys.stderr)
+        return code
+
+
+def _run(verb: str, task: TaskSpec, config: object, extras: object) -> int:
+    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        raise UserError(
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "is set, so that opening a checkpoint could run code", "unset it"
+        )
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "passive"
+    )  # spinning threads starve the loaders; read when torch is imported
+    # torch comes in here
+    module = importlib.import_module("tasks.engine.training" if verb == "train" else f"tasks.verbs.{verb}")
+    code: int = getattr(module, verb)(task, config, extras)
+    return code
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One line for an error, and the exit code that it deserves."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UserError):
+        # What a loader process raised comes with its traceback in front; the last line is the message.
+        if "Original Traceback" in str(error):
+            text = re.split(r"\bUserError: ", text)[-1]
+        return text, USER_ERROR
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return (
+            f"{error.filename or 'output'}: {error.strerror}; make room, mend the permissions, or write elsewhere",
+            USER_ERROR,
+        )
+    name = type(error).__name__
+    if (
+        isinstance(error, MemoryError)
+        or name == "OutOfMemoryError"
+        or re.search("not enough memory|can't allocate memory", text)
+    ):
+        remedy = (
+            "lower data.batch_size (evaluation: data.eval_batch_size), raise optim.accumulate, or lower data.image_size"
+        )
+        return f"memory: {text[:200]}; {remedy}", USER_ERROR
+    if name == "DivergedError":
+        return f"training: {text}; lower optim.lr, lengthen optim.warmup_epochs, or set optim.clip_norm", DIVERGED
+    if "Original Traceback" in str(error):  # a mistake in code that ran in a loader process
+        text = str(error).strip().splitlines()[-1]
+        notes = " ".join(getattr(error, "__notes__", []))
+        return f"data loader: {text[:300]} {notes}; EFFBACKBONES_DEBUG=1 shows where", FAILED
+    if "DataLoader timed out" in text:
+        return (
+            f"data loader: {text[:200]}; raise data.timeout, or find the file that hangs with data.workers 0",
+            USER_ERROR,
+        )
+    if "DataLoader worker" in text:
+        return (
+            f"data loader: {text[:200]}; memory may have run out: lower data.workers, or set it to 0 to see the cause",
+            USER_ERROR,
+        )
+    return f"{name}: {text[:300]}; EFFBACKBONES_DEBUG=1 shows where", FAILED
+
+
+def import_plugins(plugins: tuple[str, ...]) -> None:
+    """Import modules and Python files, telling each: they run code."""
+    for plugin in plugins:
+        print(f"plug-in {plugin}", file=sys.stderr)
+        path = Path(plugin)
+        if path.suffix != ".py":
+            _import_module(plugin)
+        elif not path.is_file():
+            raise UserError(f"plugins: {plugin}", "no such file", "correct the path, relative to the working folder")
+        else:
+            _import_file(path.resolve())
+
+
+def _import_module(name: str) -> None:
+    if importlib.util.find_spec(name.partition(".")[0]) is None:
+        known = [path.stem for path in Path().glob("*.py")]
+        raise UserError(f"plugins: {name}", "no such module", f"install it, or name a file: {nearest(name, known)}")
+    importlib.import_module(name)
+
+
+def _import_file(path: Path) -> None:
+    # By its plain name and on the path, so that loader processes that start from nothing can import it too.
+    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) != str(path):
+        raise UserError(f"plugins: {path}", f"a module called {path.stem!r} is loaded already", "rename the file")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    if path.stem not in sys.modules:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[path.stem]
+            raise

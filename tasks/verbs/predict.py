@@ -1,0 +1,81 @@
+"""The verb ``predict``: classes, boxes or masks of images that have no labels."""
+
+import glob
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from effbackbones.errors import UserError
+from effbackbones.images.reading import SUFFIXES
+from tasks.data.files.reading import ImageReader
+from tasks.data.sample import Sample
+from tasks.engine import assembly
+from tasks.engine.evaluation import readable
+from tasks.settings.commandline import Extras
+from tasks.settings.sections import Config
+from tasks.spec import TaskSpec
+from tasks.telling import Teller
+from tasks.verbs.models import model_and_classes
+
+
+def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
+    """Predict files, folders and globs; writes the results into ``--out`` and tells the essential ones."""
+    files = image_files(extras.inputs)
+    tell, device = Teller(config.run.progress), assembly.run_device(config)
+    model, classes = model_and_classes(task, config, extras, require_classes=False)
+    model.to(device)
+    out = Path(extras.out or "predictions")
+    writer = task.writer(config, out, model, classes, print)
+    dataset = _Files(files, config, len(model.image_spec.mean), classes)
+    if len(files) > 1:  # one bad file in ten thousand spoils no others
+        config = replace(config, data=replace(config.data, on_error="skip"))
+    failed: dict[str, None] = {}
+    loader = assembly.evaluation_loader(config, task, dataset, model)
+    with torch.no_grad():
+        for batch in tell.watch(loader, "predict"):
+            moved = batch.to(device, non_blocking=True)
+            with assembly.autocast(config, device):
+                predictions = task.predict(config, model, moved)
+            failed |= dict.fromkeys(message for meta in batch.meta for message in meta.skipped[:1])
+            writer.update(*readable(moved, predictions))
+    writer.close()
+    tell(f"predictions of {len(files) - len(failed)} images in {out}")
+    if failed:
+        more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
+        raise UserError(f"{next(iter(failed))}{more}")
+    return 0
+
+
+def image_files(inputs: Sequence[str]) -> list[Path]:
+    """The images that files, folders (all below them) and globs name, sorted within each; a name without any raises
+    :class:`UserError`."""
+    if not inputs:
+        raise UserError("predict", "no input", "name files, folders or globs")
+    files: list[Path] = []
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        else:
+            found = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
+        if not found:
+            raise UserError(name, "no image found", f"images end in {', '.join(sorted(SUFFIXES))}")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+class _Files:
+    """Images to predict, as a data set without labels."""
+
+    def __init__(self, files: Sequence[Path], config: Config, channels: int, classes: tuple[str, ...]) -> None:
+        self.files, self.classes = files, classes
+        self.read = replace(ImageReader.of(config.data, "val"), channels=channels)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        path = self.files[index]
+        return Sample(image=self.read(str(path)), id=str(path), path=str(path))

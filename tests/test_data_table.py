@@ -1,0 +1,215 @@
+"""CSV tables of images and labels, and the way from COCO annotations to one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from effbackbones.errors import UserError
+from tasks.data.check import check_dataset
+from tasks.data.sets.coco_table import main
+from tasks.data.sets.table import TableDataset, table
+from tasks.settings.data import DataConfig
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three images, and one that is outside."""
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    for number, name in enumerate(["a.png", "b,c.png", "sub/d.png", "../outside.png"]):
+        Image.new("RGB", (5, 4), (number,) * 3).save(folder / name)
+    return folder
+
+
+def write(root: Path, *lines: str, name: str = "train.csv", encoding: str = "utf-8") -> Path:
+    path = root / name
+    path.write_text("".join(f"{line}\n" for line in lines), encoding=encoding)
+    return path
+
+
+def test_several_labels(root: Path) -> None:
+    dataset = TableDataset(
+        write(root, "file,labels", "a.png,dog;cat", '"b,c.png",', "sub/d.png, cat ; bird"), multilabel=True
+    )
+    assert dataset.classes == ("bird", "cat", "dog")
+    assert [dataset[index].labels.tolist() for index in range(3)] == [[0, 1, 1], [0, 0, 0], [1, 1, 0]]  # type: ignore[union-attr]
+    assert dataset[-1].id == "sub/d.png"
+    assert dataset[-3].labels.tolist() == [0, 1, 1]  # type: ignore[union-attr]  # it has labels
+    assert dataset[1].path == str(root / "b,c.png")
+    assert (dataset[1].image == 1).all()
+    check_dataset(dataset)
+
+
+def test_one_label_other_column_order_and_a_byte_order_mark(root: Path) -> None:
+    dataset = TableDataset(write(root, "labels, file", "dog,a.png", "", "cat,sub/d.png", encoding="utf-8-sig"))
+    assert dataset.classes == ("cat", "dog")
+    assert [dataset[index].label for index in range(2)] == [1, 0]
+    check_dataset(dataset)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "expected the columns file,labels"),
+        (["name,label", "a.png,x"], "expected the columns file,labels, got 'name,label'"),
+        (["a.png,x"], "expected the columns file,labels"),
+        (["file,labels"], "has no rows"),
+        (["file,labels", "a.png,x", "b,c.png,x"], r":3: expected 2 cells, got 3"),
+        (["file,labels", "a.png"], r":2: expected 2 cells, got 1"),
+        (["file,labels", "a.png,x", "missing.png,x"], r":3: there is no file .*missing\.png"),
+        (["file,labels", "sub,x"], r":2: .*sub is not a file"),
+        (["file,labels", ",x"], r":2: '' is not a path inside"),
+        (["file,labels", "a.png,x", "sub/d.png,x", "a.png,x"], r":4: 'a\.png' stands in line 2 already"),
+        (["file,labels", "a.png,"], r":2: expected one label, got 0"),
+        (["file,labels", "a.png,x;y"], r":2: expected one label, got 2.*data\.multilabel"),
+        (["file,labels", "a.png,x;;y"], r":2: a label is empty"),
+        (["file,labels", "a.png,x;x"], r":2: a label stands there twice"),
+        (["file,labels", 'a.png,"x'], "cannot be read as a CSV file"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(root: Path, lines: list[str], message: str) -> None:
+    path = write(root, *lines)
+    with pytest.raises(UserError, match=message) as caught:
+        TableDataset(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+ESCAPES = (
+    "../outside.png",
+    "sub/../../outside.png",
+    "/etc/hostname",
+    "..",
+    r"..\outside.png",
+    r"C:\a.png",
+    r"\a",
+    "link.png",
+    "links/o.png",
+)
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_no_way_leads_out_of_the_folder(root: Path, name: str) -> None:
+    (root / "link.png").symlink_to(root.parent / "outside.png")
+    (root.parent / "elsewhere").mkdir()
+    (root.parent / "elsewhere/o.png").touch()
+    (root / "links").symlink_to(root.parent / "elsewhere")
+    with pytest.raises(UserError, match=r"train\.csv:2: .*(not a path inside|a link that leaves)"):
+        TableDataset(write(root, "file,labels", f"{name},x"))
+
+
+def test_links_inside_the_folder_are_followed(root: Path) -> None:
+    (root / "link.png").symlink_to(root / "sub/d.png")
+    assert (TableDataset(write(root, "file,labels", "link.png,x"))[0].image == 2).all()
+
+
+def test_factory(root: Path) -> None:
+    write(root, "file,labels", "a.png,dog", "sub/d.png,cat")
+    write(root, "file,labels", "a.png,cat;dog", name="v.csv")
+    data = DataConfig(name="table", root=str(root), val="v.csv")
+    train = table(data, "train", None)
+    assert (train.classes, train[0].label) == (("cat", "dog"), 1)
+    several = table(DataConfig(name="table", root=str(root), val="v.csv", multilabel=True), "val", train.classes)
+    assert several[0].labels.tolist() == [1, 1]  # type: ignore[union-attr]  # it has labels
+    with pytest.raises(UserError, match=r"v\.csv:2: unknown class 'cat'.*known: dog, mouse"):
+        table(DataConfig(name="table", root=str(root), val="v.csv", multilabel=True), "val", ("dog", "mouse"))
+
+
+def test_classes_by_list_or_file_and_images_elsewhere(root: Path) -> None:
+    (root / "tables").mkdir()
+    write(root, "file,labels", "a.png,dog", name="tables/train.csv")
+    (root / "names.txt").write_text("zebra\ndog\n\n")
+    for classes in ("names.txt", ["zebra", "dog"]):
+        data = DataConfig(
+            name="table", root=str(root), train="tables/train.csv", options={"classes": classes, "image_root": "."}
+        )
+        assert table(data, "train", None).classes == ("zebra", "dog")
+    for options, message in (
+        ({"classes": "none.txt"}, r"none\.txt: cannot be read"),
+        ({"classes": ["dog", "dog"]}, r"data\.options\.classes: expected different"),
+        ({"classes": []}, r"data\.options\.classes"),
+        ({"image_root": "nowhere"}, r"data\.options\.image_root: there is no folder 'nowhere'"),
+        ({"image_rot": "."}, "did you mean image_root"),
+    ):
+        with pytest.raises(UserError, match=message):
+            table(DataConfig(name="table", root=str(root), train="tables/train.csv", options=options), "train", None)
+
+
+def test_missing_table(root: Path) -> None:
+    with pytest.raises(UserError, match=r"test\.csv: cannot be read as a CSV file"):
+        table(DataConfig(name="table", root=str(root)), "test", None)
+
+
+COCO = {
+    "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 90, "name": "eel"}],
+    "images": [{"id": 0, "file_name": "sub/d.png"}, {"id": 5, "file_name": "a.png"}],
+    "annotations": [
+        {"id": 1, "image_id": 0, "category_id": 90, "iscrowd": 1},
+        {"id": 2, "image_id": 0, "category_id": 3},
+        {"id": 3, "image_id": 0, "category_id": 3},
+    ],
+}
+
+
+def test_coco_becomes_a_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "c.json").write_text(json.dumps(COCO))
+    assert main([str(root / "c.json"), str(root), str(root / "train.csv")]) == 0
+    assert (root / "train.csv").read_text() == "file,labels\na.png,\nsub/d.png,dog;eel\n"
+    assert (root / "train.classes.txt").read_text() == "dog\ncat\neel\n"
+    assert "2 images" in capsys.readouterr().out
+    data = DataConfig(name="table", root=str(root), multilabel=True, options={"classes": "train.classes.txt"})
+    assert table(data, "train", None)[1].labels.tolist() == [1, 0, 1]  # type: ignore[union-attr]  # it has labels
+
+
+def test_names_are_relative_to_the_table_or_the_image_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "c.json").write_text(json.dumps(COCO))
+    assert main([str(root / "c.json"), str(root), str(root.parent / "out.csv")]) == 0
+    assert "data/a.png," in (root.parent / "out.csv").read_text()
+    assert "image_root" not in capsys.readouterr().out
+    assert main([str(root / "c.json"), str(root), str(root.parent / "new/out.csv")]) == 0
+    assert "\na.png," in (root.parent / "new/out.csv").read_text()
+    assert f"set data.options.image_root: {root}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "expected an object"),
+        (json.dumps(COCO | {"images": None}), "not sound COCO annotations"),
+        (
+            json.dumps(COCO | {"annotations": [{"image_id": 77, "category_id": 3}]}),
+            "not sound COCO annotations: KeyError 77",
+        ),
+        (
+            json.dumps(COCO | {"annotations": [{"image_id": 0, "category_id": 4}]}),
+            "not sound COCO annotations: KeyError 4",
+        ),
+        (json.dumps(COCO | {"categories": [{"id": i, "name": "a;b"} for i in (3, 90)]}), "cannot be a label"),
+        (json.dumps(COCO | {"categories": [{"id": i, "name": "a"} for i in (3, 90)]}), "cannot be a label"),
+    ],
+)
+def test_bad_annotations(root: Path, capsys: pytest.CaptureFixture[str], content: str, message: str) -> None:
+    (root / "c.json").write_text(content)
+    assert main([str(root / "c.json"), str(root), str(root / "train.csv")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith(f"error: {root / 'c.json'}: ")
+    assert error.count("\n") == 1
+
+
+def test_coco_mini(data_root: Path, tmp_path: Path) -> None:
+    coco = data_root / "coco_mini"
+    for split, count in (("train", 80), ("val", 79)):
+        out = tmp_path / f"{split}.csv"
+        assert main([str(coco / f"annotations/instances_{split}2017.json"), str(coco / f"{split}2017"), str(out)]) == 0
+        options = {"classes": "train.classes.txt", "image_root": str(coco / f"{split}2017")}
+        dataset = table(DataConfig(name="table", root=str(tmp_path), multilabel=True, options=options), split, None)
+        assert (len(dataset), len(dataset.classes)) == (count, 80)
+        check_dataset(dataset, limit=5)
+        truth = json.loads((coco / f"annotations/instances_{split}2017.json").read_text())
+        pairs = {(item["image_id"], item["category_id"]) for item in truth["annotations"]}
+        assert np.diff(dataset._ends, prepend=0).sum() == len(pairs)

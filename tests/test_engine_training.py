@@ -1,0 +1,477 @@
+"""The engine's promises on real runs of the command, small enough for seconds: exact resumption, skipped steps, exit codes."""
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests_support import TINY
+from torch import nn
+
+from effbackbones import UserError, build_model, load_model
+from effbackbones.weights.tensorfile import read_tensors
+from tasks.classification.task import TASK
+from tasks.classify import main
+from tasks.engine.engine import DIVERGED_AFTER, Engine, Plan
+from tasks.engine.optim import lr_factor
+from tasks.engine.resume import (
+    GlobalBatches,
+    Share,
+    flatten_optimizer,
+    load_state,
+    restore_optimizer,
+    save_state,
+    seed_step,
+    shuffled,
+)
+from tasks.engine.rundir import RunFolder, choose
+from tasks.engine.training import _Run
+from tasks.settings.commandline import parse
+from tasks.verbs.check import refuse_dead_parameters
+
+
+def run(folder: Path, *more: str) -> int:
+    return main([*TINY, "--run.out", str(folder), *more])
+
+
+def digest(folder: Path) -> str:
+    """Of every tensor of the newest state: weights, averages, optimiser."""
+    tensors, _ = read_tensors(sorted((folder / "checkpoints").glob("step-*.safetensors"))[-1])
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode() + tensors[name].numpy().tobytes())
+    return found.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    assert run(folder) == 0
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(whole: Path) -> None:
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["finished"]
+    assert {"raw", "ema"} <= metrics.keys()
+    assert metrics["best"] == "ema"
+    assert [row["step"] for row in metrics["history"]] == [4, 8]
+    assert 0 <= metrics[metrics["best"]]["top1"] <= 1
+    assert {"config.yaml", "report.html", "metrics.csv", "best.safetensors"} <= {path.name for path in whole.iterdir()}
+    assert not (whole / "lock").exists()
+    assert any(path.name.startswith("events.out.tfevents") for path in whole.iterdir())
+    model = load_model(whole / "best.safetensors")
+    assert model.classes == ("circle", "square", "triangle", "star", "cross", "ring")
+    assert not model.training
+
+
+def test_the_saved_config_repeats_the_run_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert main(["--config", str(whole / "config.yaml"), "--run.out", str(again)]) == 0
+    assert digest(again) == digest(whole)
+
+
+def test_another_seed_gives_other_weights(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "other", "--run.seed", "1") == 0
+    assert digest(tmp_path / "other") != digest(whole)
+
+
+class PowerFailsError(Exception):
+    """The power fails."""
+
+
+def stop_at(after: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a run that saves at every step and breaks off after ``after`` of them."""
+    update = Engine._update
+
+    def interrupted(self: Engine) -> None:
+        if self.step == after:
+            raise PowerFailsError
+        update(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_update", interrupted)
+        assert run(folder, "--run.save_minutes", "1e-9") == 1
+
+
+@pytest.mark.parametrize("after", [2, 4, 7])  # within an epoch, at its border, one before the end
+def test_stopped_and_continued_equals_never_stopped(
+    after: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "stopped"
+    stop_at(after, folder, monkeypatch)
+    assert run(folder) == 0
+    assert digest(folder) == digest(whole)
+    history = [json.loads((f / "metrics.json").read_text())["history"] for f in (folder, whole)]
+    for key in ("val_top1", "train_loss"):
+        assert [row[key] for row in history[0]] == [row[key] for row in history[1]]
+
+
+def test_the_training_loss_is_the_mean_of_the_steps_since_the_last_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: dict[int, float] = {}
+    report = _Run.on_step
+
+    def noted(self: Any, log: Any) -> None:
+        losses[log.step] = sum(log.losses.values())
+        report(self, log)
+
+    monkeypatch.setattr(_Run, "on_step", noted)
+    assert run(tmp_path / "run") == 0
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
+    wanted = [sum(losses[step] for step in steps) / 4 for steps in (range(1, 5), range(5, 9))]
+    assert [row["train_loss"] for row in history] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_an_unfinished_run_of_another_config_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse("classify", [*TINY, "--optim.lr", "0.001"]).config
+    told: list[str] = []
+    assert choose(config, "classify", "shapes", told.append) == Path("runs/classify/shapes")
+    with RunFolder(Path("runs/classify/shapes"), config):
+        pass
+    assert choose(config, "classify", "shapes", told.append) == Path("runs/classify/shapes")  # continued
+    assert told == []
+    other = parse("classify", [*TINY, "--optim.lr", "0.002"]).config
+    assert choose(other, "classify", "shapes", told.append) == Path("runs/classify/shapes-2")
+    (line,) = told
+    assert "shapes holds an unfinished run of another config (optim.lr differ)" in line
+    (tmp_path / "runs/classify/shapes/metrics.json").write_text('{"finished": true}')
+    assert choose(other, "classify", "shapes", told.append) == Path("runs/classify/shapes-2")
+    assert len(told) == 1
+
+
+def test_two_workers_give_the_same_run_as_none(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "workers", "--data.workers", "2") == 0
+    assert digest(tmp_path / "workers") == digest(whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_state(tmp_path, 1, {"a": torch.ones(3)}, {})
+    newest = save_state(tmp_path, 2, {"a": torch.zeros(3)}, {})
+    data = bytearray(newest.read_bytes())
+    data[-2] ^= 1
+    newest.write_bytes(data)
+    told: list[str] = []
+    found = load_state(tmp_path, told.append)
+    assert found is not None
+    assert found[1]["step"] == 1
+    assert newest.name in told[0]
+
+
+def test_only_two_states_are_kept(tmp_path: Path) -> None:
+    for step in range(4):
+        save_state(tmp_path, step, {"a": torch.ones(1)}, {})
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
+    ]
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make the images of some steps NaN, after the loader and before the network."""
+    augment = type(TASK).augment
+
+    def poisoned(self: Any, config: Any, batch: Any, num_classes: int, step: int) -> Any:
+        images, targets = augment(self, config, batch, num_classes, step)
+        return (images.float() * float("nan") if step in steps else images), targets
+
+    monkeypatch.setattr(type(TASK), "augment", poisoned)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop_tf"])
+def test_a_nan_step_is_skipped_and_told(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    states: list[dict[str, torch.Tensor]] = []
+    update = Engine._update
+
+    def watched(self: Engine) -> None:
+        update(self)
+        states.append({name: value.clone() for name, value in self.state().items()})
+
+    poison(monkeypatch, {2})
+    monkeypatch.setattr(Engine, "_update", watched)
+    assert run(tmp_path / "nan", "--optim.max_steps", "4", "--optim.name", optimizer, "--optim.lr", "0.001") == 0
+    for name, value in states[1].items():
+        assert torch.equal(value, states[2][name]), name
+    assert not torch.equal(states[2]["model.head.fc.weight"], states[3]["model.head.fc.weight"])
+    assert all(torch.isfinite(value).all() for value in states[3].values() if value.is_floating_point())
+    assert "step 3 was not finite" in capsys.readouterr().err
+    (row,) = [json.loads(line) for line in (tmp_path / "nan" / "nonfinite-0.jsonl").read_text().splitlines()]
+    assert row["step"] == 3
+    assert len(row["samples"]) == 8
+
+
+def test_many_nan_steps_end_the_run_with_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    poison(monkeypatch, set(range(2, 100)))
+    assert run(tmp_path / "nan", "--optim.epochs", "9") == 3
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: training: {DIVERGED_AFTER} steps in a row")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_signal_saves_and_the_same_command_continues(
+    workers: str, number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """Sent, as terminals and schedulers do, to the loader processes too; SIGUSR1 before it saves and does not stop."""
+    folder = tmp_path / "signal"
+    more = ["--optim.epochs", "400", "--run.log_every", "1", "--run.eval_every", "400", "--data.workers", workers]
+    command = [sys.executable, "-m", "tasks.classify", *TINY, "--run.out", str(folder), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 3/"):
+            os.killpg(process.pid, signal.SIGUSR1)
+        if list((folder / "checkpoints").glob("*.safetensors")):  # by then, for nothing else saves
+            os.killpg(process.pid, number)
+            break
+    start = time.monotonic()
+    rest = process.stderr.read()
+    assert process.wait(30) == code, rest
+    assert time.monotonic() - start < 10
+    found = load_state(folder / "checkpoints", print)
+    assert found is not None
+    assert f"after step {found[1]['step']}" in rest
+
+
+def terminate_at(batch: int, patch: pytest.MonkeyPatch) -> list[int]:
+    """Send SIGTERM while that evaluated batch, counted from 1, is scored; returns the sizes of the batches scored, as they come."""
+    scored, seen = type(TASK).scored, list[int]()
+
+    def signalled(self: Any, images: Any, predictions: Any) -> Any:
+        seen.append(len(images.meta))
+        if len(seen) == batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return scored(self, images, predictions)
+
+    patch.setattr(type(TASK), "scored", signalled)
+    return seen
+
+
+def test_a_signal_leaves_an_evaluation_which_is_made_when_the_run_continues(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder = tmp_path / "left"
+    # In the first evaluation; in the same, which is made up for before another step; in the last.
+    for batch, step, read in (
+        (1, 4, [8]),
+        (1, 4, [8]),
+        (3, 8, [8, 4, 8]),
+    ):  # of 12 images: the second batch was not read
+        with monkeypatch.context() as patch:
+            seen = terminate_at(batch, patch)
+            assert run(folder) == 143
+        assert f"stopped by SIGTERM after step {step}" in capsys.readouterr().err
+        assert seen == read
+        found = load_state(folder / "checkpoints", print)
+        assert found is not None
+        assert (found[1]["step"], len(found[1]["progress"]["history"])) == (step, step // 4 - 1)
+    assert run(folder) == 0
+    assert digest(folder) == digest(whole)
+    metrics = [json.loads((f / "metrics.json").read_text()) for f in (folder, whole)]
+    for key in ("val_top1", "train_loss"):
+        assert [row[key] for row in metrics[0]["history"]] == [row[key] for row in metrics[1]["history"]]
+    assert metrics[0]["ema"] == metrics[1]["ema"]
+
+
+def test_a_lock_that_its_owner_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, flock = parse("classify", TINY).config, fcntl.flock
+    attempts: list[int] = []
+
+    def late(file: Any, how: int) -> None:
+        if not attempts:
+            (tmp_path / "run" / "lock").unlink()  # between our opening and our locking
+        attempts.append(how)
+        flock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with RunFolder(tmp_path / "run", config):
+        assert len(attempts) == 2
+        with pytest.raises(UserError, match=f"process {os.getpid()}"), RunFolder(tmp_path / "run", config):
+            pass
+    assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_a_folder_in_use_or_finished_or_of_another_config_is_refused(whole: Path, tmp_path: Path, capsys: Any) -> None:
+    def error() -> str:
+        return str(capsys.readouterr().err.strip().splitlines()[-1])
+
+    assert run(whole) == 2
+    assert "finished" in error()
+    assert run(whole, "--optim.lr", "0.5") == 2
+    assert "optim.lr" in error()
+    with (tmp_path / "lock").open("w") as lock:
+        lock.write("process 7 elsewhere")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(tmp_path) == 2
+    assert "process 7 elsewhere" in error()
+
+
+def test_another_seed_or_other_data_does_not_continue_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder = tmp_path / "stopped"
+    stop_at(4, folder, monkeypatch)
+    assert run(folder, "--run.seed", "1") == 2
+    assert "run.seed" in capsys.readouterr().err
+    (folder / "config.yaml").write_text(
+        (folder / "config.yaml").read_text().replace("limit_train: 28", "limit_train: 27")
+    )
+    assert run(folder, "--data.limit_train", "27") == 2
+    assert "training samples were 28 and are now 27" in capsys.readouterr().err
+
+
+def test_early_stop_ends_as_planned(tmp_path: Path) -> None:
+    assert (
+        run(tmp_path / "early", "--optim.epochs", "30", "--optim.lr", "0", "--run.patience", "2", "--optim.ema", "null")
+        == 0
+    )
+    history = json.loads((tmp_path / "early" / "metrics.json").read_text())["history"]
+    assert len(history) == 3
+
+
+def test_freezing_and_thawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[dict[str, torch.Tensor]] = []
+    update = Engine._update
+
+    def watched(self: Engine) -> None:
+        update(self)
+        states.append({name: value.clone() for name, value in self.model.state_dict().items()})
+
+    monkeypatch.setattr(Engine, "_update", watched)
+    assert run(tmp_path / "frozen", "--model.freeze", "all", "--model.unfreeze_epoch", "1") == 0
+    before, thawed = states[3], states[-1]
+    for name, value in states[0].items():
+        if name.startswith("backbone."):
+            assert torch.equal(value, before[name]), name  # parameters and statistics
+    assert not torch.equal(before["head.fc.weight"], states[0]["head.fc.weight"])
+    assert not torch.equal(before["backbone.stem.conv.weight"], thawed["backbone.stem.conv.weight"])
+    assert not torch.equal(before["backbone.stem.bn.running_mean"], thawed["backbone.stem.bn.running_mean"])
+
+
+def test_global_batches_are_the_same_for_any_share() -> None:
+    def batches(world: int, accumulate: int) -> list[list[tuple[int, int]]]:
+        shares = [Share(rank, world, accumulate) for rank in range(world)]
+        pieces = [list(GlobalBatches(shuffled(21, 3), 21, 8, start=2, stop=7, share=share)) for share in shares]
+        joined = []
+        for step in range(5):
+            joined.append(
+                [key for a in range(accumulate) for rank in range(world) for key in pieces[rank][step * accumulate + a]]
+            )
+        return joined
+
+    alone = batches(1, 1)
+    assert batches(2, 1) == batches(1, 4) == batches(2, 2) == batches(4, 2) == alone
+    assert [keys[0][0] for keys in alone] == [0, 1, 1, 1, 2]  # three steps an epoch
+    epoch = [index for keys in alone[1:4] for _, index in keys]
+    assert set(epoch) == set(range(21))
+    assert epoch[21:] == epoch[:3]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    order = shuffled(50, 0)
+    assert np.array_equal(order(3), shuffled(50, 0)(3))
+    assert not np.array_equal(order(3), order(4))
+    assert not np.array_equal(order(3), shuffled(50, 1)(3))
+
+
+def test_seed_step_fixes_what_a_step_draws() -> None:
+    seed_step(0, 5)
+    first = torch.rand(3), np.random.rand(3)
+    seed_step(0, 5)
+    assert torch.equal(torch.rand(3), first[0])
+    assert np.array_equal(np.random.rand(3), first[1])
+    seed_step(0, 6)
+    assert not torch.equal(torch.rand(3), first[0])
+
+
+def test_optimizer_state_survives_as_plain_tensors() -> None:
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    again = torch.optim.AdamW(layer.parameters(), fused=True)
+    restore_optimizer(again, flatten_optimizer(optimizer))
+    for old, new in zip(optimizer.state_dict()["state"].values(), again.state_dict()["state"].values(), strict=True):
+        assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_plan_counts_steps_and_phases() -> None:
+    more = [
+        "--optim.epochs",
+        "1.5",
+        "--model.freeze",
+        "C2",
+        "--model.unfreeze_epoch",
+        "1",
+        "--optim.warmup_epochs",
+        "0.5",
+    ]
+    config = parse("classify", [*TINY, *more, "--optim.warmup_steps", "null"]).config
+    plan = Plan.of(config, 21)
+    assert plan == Plan(total=4, per_epoch=3, warmup=2, thaw=3)
+    assert list(plan.phases(0)) == [(0, 3), (3, 4)]
+    assert list(plan.phases(3)) == [(3, 4)]
+    assert list(plan.phases(4)) == []
+
+
+def test_learning_rates_follow_the_schedule_and_the_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[dict[str, float]] = []
+    update = Engine._update
+
+    def watched(self: Engine) -> None:
+        update(self)
+        rates.append({group["name"]: group["lr"] for group in self.optimizer.param_groups})
+
+    monkeypatch.setattr(Engine, "_update", watched)
+    more = [
+        "--optim.lr",
+        "0.1",
+        "--optim.base_batch",
+        "16",
+        "--optim.lr_scaling",
+        "linear",
+        "--optim.layer_decay",
+        "0.5",
+        "--optim.warmup_steps",
+        "2",
+        "--optim.schedule",
+        "cosine",
+    ]
+    assert run(tmp_path / "lr", *more) == 0
+    config = parse("classify", [*TINY, *more]).config
+    factors = [lr_factor(step, total=8, warmup=2, per_epoch=4, config=config.optim) for step in range(8)]
+    assert [rate["head/decay"] for rate in rates] == pytest.approx([0.05 * factor for factor in factors])
+    assert rates[3]["backbone.C5/decay"] == pytest.approx(0.5 * rates[3]["head/decay"])
+    assert rates[3]["backbone.stem/no_decay"] == pytest.approx(0.5**6 * rates[3]["head/decay"])
+
+
+def test_dead_parameters_are_named() -> None:
+    model = build_model("cls", "b0", num_classes=3, backbone_options={"width": 0.25, "depth": 0.3})
+    model.head.unused = nn.Parameter(torch.zeros(2))
+    loss = sum(model.loss(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])).values())
+    assert isinstance(loss, torch.Tensor)
+    with pytest.raises(Exception, match=r"head\.unused"):
+        refuse_dead_parameters(model, loss)
