@@ -562,7 +562,7 @@ def test_large_images_are_kept_reduced_and_boxes_with_them() -> None:
 def test_pictures_say_right_wrong_and_missed_in_words_and_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[tuple[str, str]] = []
     monkeypatch.setattr(
-        "tasks.report.boxes.draw_boxes",
+        "tasks.detection.examples.draw_boxes",
         lambda image, boxes, texts, labels, styles: said.extend(zip(texts, styles, strict=True)),
     )
     sample, row = scene("a", 1, 1, 1, crowd=True)
