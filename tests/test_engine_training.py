@@ -9,14 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests_support import TINY
+from tests_support import TINY, Synchronisations
 from torch import nn
 
 from effbackbones import UserError, build_model, load_model
@@ -221,6 +221,21 @@ def test_a_nan_step_is_skipped_and_told(
     (row,) = [json.loads(line) for line in (tmp_path / "nan" / "nonfinite-0.jsonl").read_text().splitlines()]
     assert row["step"] == 3
     assert len(row["samples"]) == 8
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop_tf"])
+def test_no_step_reads_a_value_on_the_host(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Synchronisations()
+
+    class Held(Watcher):
+        def step(self, state: RunState) -> AbstractContextManager[object]:
+            return counted if state.step else nullcontext()  # the first one makes the loader, which draws a seed
+
+    poison(monkeypatch, {2})
+    with watching(Held()):
+        more = ["--optim.clip_norm", "1", "--optim.accumulate", "2", "--optim.max_steps", "4"]
+        assert run(tmp_path / "run", "--optim.name", optimizer, *more) == 0
+    assert counted.seen == []
 
 
 def test_many_nan_steps_end_the_run_with_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -110,23 +110,14 @@ def checkpoint_file(name: str) -> Path:
     return path / BEST if path.is_dir() else path
 
 
-def peak_lr(config: Config) -> float:
-    """The learning rate of the head at its peak, for the whole batch."""
-    optim = config.optim
-    return scaled_lr(optim.lr, config.data.batch_size, optim.base_batch, optim.lr_scaling)
-
-
 def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
     """The state of a run before its first step. ``model`` is on its device; ``scaler`` is that of fp16."""
     optim, model = config.optim, model.to(memory_format=torch.channels_last)  # as the images come
+    lr = scaled_lr(optim.lr, config.data.batch_size, optim.base_batch, optim.lr_scaling)
     groups = model.param_groups(
-        peak_lr(config),
-        optim.weight_decay,
-        layer_decay=optim.layer_decay,
-        decay_norm_and_bias=optim.decay_norm_and_bias,
+        lr, optim.weight_decay, layer_decay=optim.layer_decay, decay_norm_and_bias=optim.decay_norm_and_bias
     )
-    ema = Ema(model, optim.ema) if optim.ema else None
-    return RunState(model, build_optimizer(optim, groups), ema, scaler)
+    return RunState(model, build_optimizer(optim, groups), Ema(model, optim.ema) if optim.ema else None, scaler)
 
 
 def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Model:

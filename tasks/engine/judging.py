@@ -74,14 +74,12 @@ class Judge:
         if progress.best is None or score > progress.best:
             progress.best, progress.best_weights, progress.since_best = score, weights, 0
             if processes.is_first():
+                provenance, figures = self.label_record | {"step": self.state.step}, _numbers(scores)
+                file = self.folder / BEST
                 with self.state.weights(weights):
-                    self._write_best(scores)
+                    save_model(self.state.model, file, classes=self.classes, metrics=figures, provenance=provenance)
         else:
             progress.since_best += 1
-
-    def _write_best(self, scores: Mapping[str, Any]) -> None:
-        model, provenance = self.state.model, self.label_record | {"step": self.state.step}
-        save_model(model, self.folder / BEST, classes=self.classes, metrics=_numbers(scores), provenance=provenance)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Evaluate the best weights on the test split (validation, if there is none), and write metrics and report."""

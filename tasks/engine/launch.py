@@ -16,16 +16,14 @@ from tasks.settings.sections import Config
 _MIXED: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-class Autocast(MixedPrecision):
+class _Autocast(MixedPrecision):
     """Mixed precision that leaves what goes into a model and comes out of it alone: images are normalised before they are cast,
     and losses are computed under autocast from what the head gave."""
 
     def convert_input(self, data: Any) -> Any:
-        """``data`` as it is."""
         return data
 
     def convert_output(self, data: Any) -> Any:
-        """``data`` as it is."""
         return data
 
 
@@ -44,7 +42,7 @@ def make_fabric(config: Config, device: torch.device) -> Fabric:
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     several = devices * nodes > 1
     precision = assembly.precision(config, device)
-    plugins: list[Any] = [Autocast(_MIXED[precision], device.type) if precision in _MIXED else Precision()]
+    plugins: list[Any] = [_Autocast(_MIXED[precision], device.type) if precision in _MIXED else Precision()]
     if several and "SLURM_NTASKS" in os.environ:
         plugins.append(SLURMEnvironment(auto_requeue=False))  # SIGUSR1 is ours: it saves
     return Fabric(

@@ -45,6 +45,16 @@ class RunState:
     step: int = 0
     progress: Progress = field(default_factory=Progress)
 
+    def __post_init__(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+
+    def set_lr(self, factor: float) -> float:
+        """Set the learning rates of the coming step, this share of their peaks; gives the head's."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        return float(self.optimizer.param_groups[-1]["lr"])
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of a run: ``model.*``, ``ema.*``, ``optimizer.*``, ``scaler.*``."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}

@@ -3,7 +3,8 @@
 Nothing in it makes the host wait for the device: a step that is not finite is skipped there, and its figures are read a step later.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,21 +51,17 @@ class StepLog:
 
 @dataclass
 class Stepper:
-    """Takes steps of ``state`` while the set of trained parameters stays the same.
-
-    ``lr`` is the peak of the head's learning rate and ``factor`` the share of it at a step; ``figures`` hands over what a step
-    gave, ``asked`` says which signal this process has got.
-    """
+    """Takes steps of ``state`` while the set of trained parameters stays the same: DDP knows it by that. ``figures`` hands over
+    what a step gave, ``asked`` says which signal this process has got."""
 
     fabric: Fabric
     state: RunState
     objective: Objective
     figures: "LateReader"
     asked: Callable[[], int]
+    lr_factor: Callable[[int], float]
+    clip_norm: float | None
     seed: int
-    lr: float
-    factor: Callable[[int], float]
-    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         self.model = self.fabric.setup_module(self.state.model)
@@ -72,13 +69,11 @@ class Stepper:
 
     def take(self, pieces: Iterable[Batch]) -> StepLog | None:
         """One step on this process's share of a global batch; gives the figures of the step before, if nobody has read them."""
-        factor = self.factor(self.state.step)
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = self.lr * group["lr_scale"] * factor
+        lr = self.state.set_lr(self.lr_factor(self.state.step))
         parts, ids = self._backward(pieces)
         losses = torch.stack(list(parts.values()))
         flags = self._update(losses.sum())
-        log = StepLog(self.state.step, dict.fromkeys(parts, 0.0), self.lr * factor, ids=ids)
+        log = StepLog(self.state.step, dict.fromkeys(parts, 0.0), lr, ids=ids)
         return self.figures.push(log, torch.cat([flags, losses]))
 
     def _backward(self, pieces: Iterable[Batch]) -> tuple[dict[str, Tensor], list[str]]:
@@ -152,3 +147,29 @@ class LateReader:
             event.synchronize()  # waits for the step before the one in flight
         bad, signal, *losses = values.tolist()
         return replace(log, nonfinite=bool(bad), signal=int(signal), losses=dict(zip(log.losses, losses, strict=True)))
+
+
+class Pace:
+    """Images per second and share of the time spent waiting for them, of the steps since :meth:`restart`."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Count anew, ``step`` steps being done."""
+        self._step, self._start, self._waited = step, time.monotonic(), 0.0
+
+    def at(self, step: int) -> tuple[float, float]:
+        """Images per second and share of the time waited, ``step`` steps being done."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        return (step - self._step) * self.batch_size / seconds, self._waited / seconds
+
+    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """``batches``; what they make wait is counted."""
+        source = iter(batches)
+        start = time.perf_counter()
+        for batch in source:
+            self._waited += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()

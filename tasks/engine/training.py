@@ -25,14 +25,13 @@ from tasks.engine.events import Events
 from tasks.engine.judging import Judge
 from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
-from tasks.engine.pace import Pace
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
 from tasks.engine.rundir import STATES, RunFolder, choose
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, stopped_by
-from tasks.engine.stepping import LateReader, StepLog, Stepper, supervised
+from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, supervised
 from tasks.engine.watching import WATCHERS
-from tasks.report.metricsfile import write_metrics
+from tasks.report.metricsfile import plain, write_metrics
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
@@ -74,8 +73,7 @@ class _Run:
             task.preflight(config, model, datasets, tell)
         self.train_set = task.view(config, datasets["train"])
         self.plan = Plan.of(config, len(self.train_set))
-        self.fabric = make_fabric(config, device)
-        self.lr, plan = assembly.peak_lr(config), self.plan
+        self.fabric, plan = make_fabric(config, device), self.plan
         self.lr_factor = partial(
             lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim
         )
@@ -89,8 +87,6 @@ class _Run:
         self.saved_at = self.started = time.monotonic()
         self.events = Events(folder, False)
 
-    # The run --------------------------------------------------------------------------------------------------------
-
     def go(self) -> int:
         """Train to the end, or to a signal."""
         state, optim = self.state, self.config.optim
@@ -98,6 +94,7 @@ class _Run:
             self.fabric.launch()
             state.share = Share(self.fabric.global_rank, self.fabric.world_size, optim.accumulate)
             self._resume()
+            self.pace.restart(state.step)
             self._tell_start()
             self.events = Events(self.folder, self.config.run.tensorboard and processes.is_first())
             with self.tell.bar(self.plan.total, state.step, "train", "step"):
@@ -124,16 +121,16 @@ class _Run:
         state, config = self.state, self.config
         if config.run.compile:
             state.model.compile()
+        objective = supervised(self.task, config)
         stepper = Stepper(
             self.fabric,
             state,
-            supervised(self.task, config),
+            objective,
             self.figures,
             self._asked,
-            seed=config.run.seed,
-            lr=self.lr,
-            factor=self.lr_factor,
-            clip_norm=config.optim.clip_norm,
+            self.lr_factor,
+            config.optim.clip_norm,
+            config.run.seed,
         )
         if self._is_due() and not self._evaluated():  # left when the run was stopped
             self._evaluate()
@@ -169,8 +166,6 @@ class _Run:
                 self.tell(f"skipped: {message}")
             yield batch
 
-    # When to do what ------------------------------------------------------------------------------------------------
-
     def _asked(self) -> int:
         """The signal that this process has got. That it is time to save is one too, so that all hear of it at the same step."""
         late = time.monotonic() - self.saved_at > 60 * self.config.run.save_minutes
@@ -195,8 +190,6 @@ class _Run:
     def _stopping(self) -> bool:
         return stopped_by(self.agreed) is not None or self._early()
 
-    # Telling --------------------------------------------------------------------------------------------------------
-
     def _tell_start(self) -> None:
         config, model = self.config, self.state.model
         count = sum(p.numel() for p in model.parameters())
@@ -204,7 +197,7 @@ class _Run:
         self.tell(
             f"{data}; {config.model.backbone} + {model.config['head']}, {count:,} parameters, on {self.fabric.device}"
         )
-        batch = f"batch {config.data.batch_size}, lr {self.lr:.3g} ({config.optim.lr:g} at {config.optim.base_batch}"
+        batch = f"batch {config.data.batch_size}, lr {self.state.set_lr(1.0):.3g} ({config.optim.lr:g} at {config.optim.base_batch}"
         self.tell(
             f"{batch}, {config.optim.lr_scaling} scaling), {self.plan.total} steps, {self.plan.per_epoch} an epoch"
         )
@@ -247,8 +240,6 @@ class _Run:
             f"step {log.step} was not finite and is skipped: losses {log.losses}, lr {log.lr:g}, samples {samples}"
         )
 
-    # Saving and resuming --------------------------------------------------------------------------------------------
-
     def _save(self) -> None:
         state, progress, now = self.state, self.state.progress, time.monotonic()
         self._heed(self.figures.flush())
@@ -276,16 +267,14 @@ class _Run:
 
     def _data(self) -> dict[str, Any]:
         """What must be the same when a run is continued: the label map and the number of samples."""
-        return {"classes": _plain(self.classes), "training samples": len(self.train_set)}
-
-    # Evaluating -----------------------------------------------------------------------------------------------------
+        return {"classes": plain(self.classes), "training samples": len(self.train_set)}
 
     def _evaluate(self) -> None:
         """Score the weights that will be kept (the averages, if there are any), as they were saved; keep them if they are the best
         so far."""
         state, progress = self.state, self.state.progress
         rate, waiting = self.pace.at(state.step)
-        epoch, lr = state.step / self.plan.per_epoch, self.lr * self.lr_factor(state.step)
+        epoch, lr = state.step / self.plan.per_epoch, state.set_lr(self.lr_factor(state.step))
         row: dict[str, Any] = {"epoch": epoch, "step": state.step, "lr": lr}
         if rate:  # not when the run was stopped just before
             row |= {"images_per_second": rate, "data_wait": waiting}
@@ -299,11 +288,8 @@ class _Run:
         progress.history.append(row)
         progress.loss_sum, progress.loss_steps = 0.0, 0
         self.events.write(state.step, row)
-        figures = {
-            name: value for name, value in row.items() if isinstance(value, float) and name not in ("epoch", "lr")
-        }
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.tell(f"epoch {epoch:g}: {shown}")
+        shown = [f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float)][2:]  # epoch and lr
+        self.tell(f"epoch {epoch:g}: {', '.join(shown)}")
         if waiting > MOST_WAITING:
             text = f"{waiting:.0%} of the time went into waiting for data: raise data.workers"
             self.tell(f"{text} (now {assembly.workers(self.config)}), or shrink the files")
@@ -311,11 +297,6 @@ class _Run:
             write_metrics(self.folder, results, progress.history)
         self._save()
         self.pace.restart(state.step)
-
-
-def _plain(classes: Any) -> Any:
-    """Names of classes as JSON has them."""
-    return {task: list(names) for task, names in classes.items()} if isinstance(classes, Mapping) else list(classes)
 
 
 def _counted(classes: Any) -> str:
