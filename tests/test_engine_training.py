@@ -23,6 +23,7 @@ from effbackbones import UserError, build_model, load_model
 from effbackbones.weights.tensorfile import read_tensors
 from tasks.classification.task import TASK
 from tasks.classify import main
+from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
 from tasks.engine.resume import (
@@ -236,6 +237,21 @@ def test_no_step_reads_a_value_on_the_host(optimizer: str, tmp_path: Path, monke
         more = ["--optim.clip_norm", "1", "--optim.accumulate", "2", "--optim.max_steps", "4"]
         assert run(tmp_path / "run", "--optim.name", optimizer, *more) == 0
     assert counted.seen == []
+
+
+def test_gradients_of_a_weight_that_is_used_twice_add_up_in_full_precision() -> None:
+    fabric = make_fabric(parse("classify", [*TINY, "--run.precision", "bf16"]).config, torch.device("cpu"))
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(64, 64, bias=False), torch.randn(2, 8, 64)
+
+    def gradient(*rows: int) -> torch.Tensor:
+        layer.zero_grad()
+        with fabric.autocast():
+            fabric.backward(torch.stack([layer(inputs[row]).square().sum() for row in rows]).sum())
+        assert layer.weight.grad is not None
+        return layer.weight.grad.clone()
+
+    assert torch.equal(gradient(0, 1), gradient(0) + gradient(1))
 
 
 def test_many_nan_steps_end_the_run_with_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

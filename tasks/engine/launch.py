@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,11 @@ _MIXED: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "f
 class _Autocast(MixedPrecision):
     """Mixed precision that leaves what goes into a model and comes out of it alone: images are normalised before they are cast,
     and losses are computed under autocast from what the head gave."""
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        # With the cache, the gradients of a weight that serves several levels would be summed in the lower precision.
+        dtype = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float16
+        return torch.autocast(self.device, dtype, cache_enabled=False)
 
     def convert_input(self, data: Any) -> Any:
         return data
