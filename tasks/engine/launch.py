@@ -36,7 +36,8 @@ class _Autocast(MixedPrecision):
 def make_fabric(config: Config, device: torch.device) -> Fabric:
     """Fabric for the processes that the launcher set up, else for those that the config says; :meth:`Fabric.launch` starts
     these. Seeds everything and sets what is deterministic."""
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # notices and tips stay off the terminal
+    for part in ("fabric", "pytorch"):  # notices and tips stay off the terminal; the first speak through the second
+        logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\.fabric\..*")
     torch.use_deterministic_algorithms(config.run.deterministic)
     if config.run.deterministic:
