@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 from effbackbones.errors import UserError, nearest
 
 Family = Literal["b", "lite"]
@@ -173,3 +174,13 @@ def scaled(phi: float, family: Family = "b") -> Scaling:
 
 def _geometric(low: float, high: float, weight: float) -> float:
     return float(low * (high / low) ** weight)
+
+
+def default_image_spec(config: Scaling, in_channels: int = 3) -> ImageSpec:
+    """Native size, bicubic, centre crop of size / (size + 32); ImageNet's mean and std for b, 0.5 for lite.
+
+    With other than three channels, each gets the average of the three.
+    """
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.family == "b" else ((0.5,) * 3, (0.5,) * 3)
+    side = config.resolution
+    return ImageSpec((side, side), mean, std, "bicubic", side / (side + 32), "center").for_channels(in_channels)

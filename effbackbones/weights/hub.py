@@ -189,7 +189,7 @@ def _receive(source: "WeightSource", url: str, file: IO[bytes], path: Path) -> t
 
 
 def _unreachable(source: "WeightSource", url: str, path: Path, why: str) -> UserError:
-    remedy = f"get {source.url} elsewhere and put it as {path}, or set EFFBACKBONES_MIRROR, or use weights=None"
+    remedy = f"get {source.url} elsewhere and put it as {path}, or set EFFBACKBONES_MIRROR, or do without: weights=None (null in a config)"
     return UserError(f"weights {source}", f"cannot download {url}: {why}", remedy)
 
 

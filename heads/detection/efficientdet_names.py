@@ -15,17 +15,16 @@ from torch import Tensor
 
 from effbackbones.errors import UserError
 from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
-from effbackbones.weights.dialects import TIMM, ZYLO117, Dialect
+from effbackbones.weights.dialects import TIMM, ZYLO117
+from effbackbones.weights.pretrained import Decided, ForeignHead, Pretrained, Remainder
 
-HEAD = "efficientdet"
-"""The registered head that these weights belong to."""
 CLASS_PREDICTOR = ("class_net.predict.pointwise.weight", "class_net.predict.pointwise.bias")
 BOX_PREDICTOR = "box_net.predict.pointwise.weight"
 _PREDICTORS = ("class_net.predict.pointwise.", "box_net.predict.pointwise.")
 
 
 @dataclass(frozen=True)
-class Detector:
+class Detector(ForeignHead):
     """The head of a detector's file.
 
     ``head`` has our names, ``unused`` theirs. ``options`` of our head give it these shapes. ``anchors`` of a cell,
@@ -41,10 +40,19 @@ class Detector:
     biased: bool
     ambiguous: bool
     unused: tuple[str, ...]
+    task: str = "det"
+
+    @property
+    def numerics(self) -> str:
+        return "tf" if self.biased else "torch"
+
+    @property
+    def numerics_remark(self) -> str:
+        models, have = ("tf_efficientdet", "have") if self.biased else ("efficientdet", "have no")
+        return f"numerics taken to be those of effdet's {models}_*, whose necks {have} biases; numerics= says otherwise"
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """In what our head differs from theirs, in sentences."""
         if self.layout == "zylo117":
             return (
                 "zylo117 pads its max-pooling with zeros, this head as TensorFlow does: outputs differ where features are negative",
@@ -74,15 +82,13 @@ class _Layout(NamedTuple):
     translate: Callable[[str, int], str | None]
 
 
-def read_detector(
-    state: Mapping[str, Tensor], dialect: Dialect, prefix: str, backbone: str, path: Path
-) -> Detector | None:
-    """The detector around a backbone that was found at ``prefix`` in ``dialect``, None if there is none.
+def read_detector(rest: Remainder) -> Detector | None:
+    """The detector around the backbone of a file, None if there is none.
 
-    ``state`` has the other entries of the file. Raises :class:`UserError` for a pyramid that is no BiFPN and for a head without
-    predictors.
+    Raises :class:`UserError` for a pyramid that is no BiFPN and for a head without predictors.
     """
-    layout = _LAYOUTS.get(dialect.name)
+    state, _, prefix, backbone, path = rest
+    layout = _LAYOUTS.get(rest.dialect)
     if layout is None or not prefix.endswith(layout.backbone):
         return None
     root = prefix.removesuffix(layout.backbone)
@@ -273,3 +279,55 @@ def fit_classes(detector: Detector, num_classes: int, anchors: int) -> Classes:
         None,
         f"the file has {of_file} classes, this head {num_classes}: the last layer of the class net starts anew",
     )
+
+
+_ANCHORS = ("anchor_scale", "num_scales", "aspect_ratios")
+
+
+def options_of(
+    detector: Detector,
+    weights: Pretrained,
+    options: Mapping[str, Any],
+    shapes: Callable[[Mapping[str, Any]], Mapping[str, Tensor]],
+) -> Decided:
+    """The options of a head that takes over ``detector``: those given (None: not given), and those that the weights decide where
+    they are not. ``shapes`` gives the state dict of a head with the options that it is told.
+
+    Raises :class:`UserError` where ``options`` name another variant than that of a published detector.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    decided, remarks = _published(weights, given) if weights.published else ({}, _ambiguous(detector, weights, given))
+    if detector.fits(shapes(decided | given)):
+        return Decided(decided | given, remarks)
+    listed = ", ".join(f"{key} {value}" for key, value in detector.options.items())
+    if "variant" in given or given.keys() & detector.options.keys():
+        remark = f"{weights.origin} has {listed}; head_options ask for another head: only what fits is loaded"
+        return Decided(decided | given, (*remarks, remark))
+    remarks += (f"head_options as {weights.origin} wants them: {listed}",)
+    decided |= detector.options
+    if not detector.fits(shapes(decided | given)):
+        remarks += (f"the pyramid of {weights.origin} reads maps of other channels: only what fits is loaded",)
+    return Decided(decided | given, remarks)
+
+
+def _published(weights: Pretrained, given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Options that a published detector decides, and where those given mean other anchors."""
+    decided = dict(weights.head_options)
+    variant = given.get("variant", decided.get("variant"))
+    if variant != decided.get("variant"):
+        what = f"are of {decided.get('variant')}, and head_options.variant is {variant!r}"
+        raise UserError(f"weights {weights.published}", what, "leave it out, or give other weights")
+    told = (
+        f"{weights.published} was trained with {name} {decided.get(name, 'as published')}, here it is {given[name]}: other anchors"
+        for name in _ANCHORS
+        if name in given and given[name] != decided.get(name)
+    )
+    return decided, tuple(told)
+
+
+def _ambiguous(detector: Detector, weights: Pretrained, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """A file that cannot say which variant it is decides nothing, and of D6, which may be D7, is told."""
+    if not detector.ambiguous or {"variant", "anchor_scale"} & given.keys():
+        return ()
+    text = f"{weights.origin} may be of D6 or of D7, which differ in the anchor scale alone: taken for D6 (scale 4)"
+    return (f'{text}; head_options={{"variant": "d7"}} says otherwise',)
