@@ -120,11 +120,6 @@ SCALINGS = {row.name: row for row in _ROWS}
 _BETWEEN = re.compile(r"(b|lite)(-?\d+\.\d+)")
 
 
-def in_between(name: str) -> bool:
-    """Whether ``name`` says a place between the rows, such as ``b2.5``."""
-    return _BETWEEN.fullmatch(name) is not None
-
-
 def scaling(name: str) -> Scaling:
     """The row called ``name`` (``b0``...``b7``, ``lite0``...``lite4``), or :func:`scaled` of a name such as ``b2.5``.
 
