@@ -19,7 +19,8 @@ from effbackbones.weights.pretrained import Adopted, Decided, Pretrained
 from heads.detection.anchor_fit import as_options, fit_ratios
 from heads.detection.anchors import anchor_grid, anchor_shapes, assign, decode, encode, pairwise_iou
 from heads.detection.bifpn import BiFPN, Source
-from heads.detection.efficientdet_names import CLASS_PREDICTOR, Detector, fit_classes, options_of
+from heads.detection.efficientdet_names import CLASS_PREDICTOR, Detector
+from heads.detection.efficientdet_weights import fit_classes, options_of
 from heads.detection.losses import IOU_LOSSES, IouLoss, focal_sum, huber_sum, iou_loss
 from heads.detection.nms import candidates, gaussian_nms, hard_nms
 from heads.detection.towers import Tower
