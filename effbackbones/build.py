@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -242,7 +243,10 @@ def build_model(
         for name, value in (("head", head), ("num_classes", num_classes), ("head_options", head_options))
     )
     explicit = dict(backbone_options or {})
-    plans = {t: _HeadPlan(t, chosen[t], counts[t], options[t], explicit) for t in tasks}
+    plans = {}
+    for t in tasks:
+        with _task_named(t, several):
+            plans[t] = _HeadPlan(t, chosen[t], counts[t], options[t], explicit)
     needs = combine_needs({plan.name: plan.needs for plan in plans.values()})
     default = BackboneNeeds()
     wanted = {"levels": needs.levels} | {
@@ -252,7 +256,10 @@ def build_model(
         weights = named_for(weights, plan.name, plan.options)
     own_tap = "seg" not in plans or any(plan.options.get("tap") for plan in plans.values())
     network, pretrained, settled = _create(backbone, weights, explicit, wanted, own_tap)
-    heads = {t: plan.build(network.feature_spec, pretrained) for t, plan in plans.items()}
+    heads = {}
+    for t, plan in plans.items():
+        with _task_named(t, several):
+            heads[t] = plan.build(network.feature_spec, pretrained)
     if isinstance(loss_weights, Mapping):
         by_task = _by_task("loss_weights", loss_weights, tasks, several)
         loss_weights = {t: factor for t, factor in by_task.items() if factor is not None}
@@ -278,6 +285,17 @@ def build_model(
 
 
 _NEEDS = ("output_stride", "tap")
+
+
+@contextmanager
+def _task_named(task: str, several: bool) -> Iterator[None]:
+    """Inside, what is wrong with an option of a head names the task too, where there are several."""
+    try:
+        yield
+    except UserError as error:
+        if several and str(error).startswith("head_options."):
+            raise UserError(str(error).replace("head_options", f"head_options[{task!r}]", 1)) from None
+        raise
 
 
 def _by_task(name: str, value: Any, tasks: Sequence[str], several: bool) -> dict[str, Any]:

@@ -340,4 +340,4 @@ def test_predictions_of_segmentation_are_restored_once(partly: None) -> None:
     assert all(isinstance(one, Segmented) for one in found["seg"])
     batch.meta[1].skipped = ("cannot be read",)
     kept, chosen = readable(batch, found)
-    assert (len(kept), len(chosen["seg"]), len(chosen["det"].count), len(chosen["cls"])) == (3, 3, 3, 3)
+    assert (len(kept), len(chosen["seg"]), len(chosen["det"]), len(chosen["cls"])) == (3, 3, 3, 3)

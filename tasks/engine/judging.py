@@ -14,6 +14,7 @@ from tasks.engine.engine import Engine
 from tasks.engine.evaluation import score_model
 from tasks.engine.rundir import BEST
 from tasks.report.metricsfile import environment, write_metrics
+from tasks.report.records import RunResults, Summary
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
@@ -57,7 +58,7 @@ class Judge:
         if self.classes != train.classes:  # what other splits are opened with
             self.label_record |= {"data_classes": list(train.classes)}
 
-    def validate(self, row: dict[str, Any]) -> dict[str, Any]:
+    def validate(self, row: dict[str, Any]) -> RunResults:
         """Score the weights that will be kept (the averages, if there are any) on the validation split, at the end the others
         too; keep them if they are the best so far. Puts the figures into ``row``; returns the scores for ``metrics.json``."""
         engine, state = self.engine, self.state
@@ -68,7 +69,7 @@ class Judge:
         if engine.ema and engine.step >= engine.plan.total:
             row |= {f"val_{name}_raw": value for name, value in _numbers(self._scores("raw")).items()}
         row["weights"] = main
-        return {"best": state.best_weights, state.best_weights: scores}
+        return RunResults({state.best_weights: scores}, state.best_weights)
 
     def _scores(self, weights: str) -> dict[str, Any]:
         with self._weights(weights):
@@ -117,20 +118,17 @@ class Judge:
             return
         best = load_model(self.folder / BEST).to(self.device)
         split = "test" if "test" in self.datasets else "val"
-        scores, observer = self._scored(best, split)
-        results = {"finished": True, "split": split, "best": self.state.best_weights, self.state.best_weights: scores}
+        scores, reporter = self._scored(best, split)
+        sets = {self.state.best_weights: scores}
         if self.engine.ema:
             other = "raw" if self.state.best_weights == "ema" else "ema"
             with self._weights(other):  # as they are at the end
-                results[other] = self._scored(self.engine.model.to(self.device), split, observe=False)[0]
-        summary = {
-            "config": to_mapping(self.config),
-            "history": self.state.history,
-            "results": results,
-            "facts": {**self._facts(best, split), **facts, **environment()},
-            "statistics": self.task.statistics(self.config, best, self.datasets["train"]),
-        }
-        report = self.task.report(self.folder, summary, observer)
+                sets[other] = self._scored(self.engine.model.to(self.device), split, observe=False)[0]
+        results = RunResults(sets, self.state.best_weights, split)
+        told = {**self._facts(best, split), **facts, **environment()}
+        title = f"{self.task.command}: {best.config['backbone']} + {best.config['head']}"
+        summary = Summary(title, to_mapping(self.config), self.state.history, results, told)
+        report = reporter.write(self.folder, summary, best, self.datasets["train"])
         write_metrics(self.folder, results, self.state.history)  # last: it says that the run is finished
         monitor, weights = self.task.monitor(self.config), self.state.best_weights
         reached = "is undefined" if scores[monitor] is None else f"{scores[monitor]:.4f}"
@@ -142,7 +140,6 @@ class Judge:
         origin = self.engine.model.provenance
         data = self.config.data
         return {
-            "title": f"{self.task.command}: {model.config['backbone']} + {model.config['head']}",
             "data": f"{data.name} {data.root or ''}: {len(self.datasets['train']):,} training samples; scores on {split}",
             "weights": origin.get("weights", "random"),
             "assumed": "; ".join(origin.get("assumed", [])) or "nothing",
