@@ -40,7 +40,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     failed: dict[str, None] = {}
     loader = assembly.evaluation_loader(config, task, dataset, model)
     with torch.no_grad():
-        for batch in tell.watch(_ahead(loader), "predict"):
+        for batch in tell.watch(_Ahead(loader), "predict"):
             moved = batch.to(device, non_blocking=True)
             with assembly.autocast(config, device):
                 predictions = task.predict(config, model, moved)
@@ -57,8 +57,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     return 0
 
 
-class _ahead:  # noqa: N801  # a function with a length, for the progress bar
-    """Batches, each read while the one before it is worked on."""
+class _Ahead:
+    """Batches, as many as there are (for the progress bar), each read while the one before it is worked on."""
 
     def __init__(self, batches: DataLoader[Batch]) -> None:
         self.batches = batches
