@@ -87,9 +87,8 @@ def bundled(task: str) -> dict[str, Path]:
 
 
 def _help(task: str) -> str:
-    usage = (
-        f"python -m tasks.{task} [{'|'.join(VERBS)}] --config NAME|FILE [--section.key VALUE ...] (predict: INPUT ...)"
-    )
+    with_inputs = "|".join(verb.name for verb in VERBS.values() if verb.inputs)
+    usage = f"python -m tasks.{task} [{'|'.join(VERBS)}] --config NAME|FILE [--section.key VALUE ...] ({with_inputs}: INPUT ...)"
     options = {name: f"{option.help} ({_verbs_with(name)})" for name, option in OPTIONS.items() if not option.flag}
     verbs = "; ".join(f"{verb.name}: {verb.help}" for verb in VERBS.values())
     flags = "; ".join(
