@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from effbackbones.backbones.convolution import Numerics
 from effbackbones.contracts import Backbone, BackboneNeeds, ImageSpec
 from effbackbones.errors import UserError, nearest
-from effbackbones.headplan import NEEDS, HeadPlan, build_heads, by_task, plan_head
+from effbackbones.headplan import NEEDS, HeadPlan, build_heads, by_task, plan_head, task_named
 from effbackbones.model import Model
 from effbackbones.multihead import LossWeights, combine_needs
 from effbackbones.registry import BACKBONES, TASKS
@@ -115,7 +115,10 @@ def build_model(
         for name, value in (("head", head), ("num_classes", num_classes), ("head_options", head_options))
     )
     explicit = dict(backbone_options or {})
-    plans = {t: plan_head(t, chosen[t], counts[t], options[t], explicit) for t in tasks}
+    plans = {}
+    for t in tasks:
+        with task_named(t, several):
+            plans[t] = plan_head(t, chosen[t], counts[t], options[t], explicit)
     for plan in plans.values():
         weights = plan.head.named_weights(weights, plan.options)
     built = _create(backbone, weights, explicit, _needs(plans), plans)

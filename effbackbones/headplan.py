@@ -1,6 +1,7 @@
 """The heads of a model: planned before their backbone exists, built on it, and given what a weight file holds for them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -81,6 +82,17 @@ def by_task(name: str, value: Any, tasks: Sequence[str], several: bool) -> dict[
     return {task: found.get(task) for task in tasks}
 
 
+@contextmanager
+def task_named(task: str, several: bool) -> Iterator[None]:
+    """Inside, what is wrong with an option of a head names the task too, where there are several."""
+    try:
+        yield
+    except UserError as error:
+        if several and str(error).startswith("head_options."):
+            raise UserError(str(error).replace("head_options", f"head_options[{task!r}]", 1)) from None
+        raise
+
+
 class BuiltHeads(NamedTuple):
     """The head of a model (of several tasks, a :class:`MultiHead`), the options that the heads were built with, by task, and what
     they took of the weights (None: nothing was there for them). ``untrained``: some head got nothing, or not all."""
@@ -102,7 +114,10 @@ def build_heads(
 ) -> BuiltHeads:
     """The heads of ``plans`` (by task) on a backbone of ``spec``. Of the weights takes over the head that knows most of their
     entries by name."""
-    built = {task: plan.build(spec, weights) for task, plan in plans.items()}
+    built = {}
+    for task, plan in plans.items():
+        with task_named(task, several):
+            built[task] = plan.build(spec, weights)
     heads = {task: head for task, (head, _) in built.items()}
     options = {task: decided.options for task, (_, decided) in built.items()}
     top = MultiHead(spec, heads, loss_weights) if several else next(iter(heads.values()))

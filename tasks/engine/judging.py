@@ -15,6 +15,7 @@ from tasks.engine.plan import Plan
 from tasks.engine.rundir import BEST
 from tasks.engine.state import RunState
 from tasks.report.metricsfile import environment, write_metrics
+from tasks.report.records import RunResults, Summary
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
@@ -45,7 +46,7 @@ class Judge:
         if self.classes != train.classes:  # what other splits are opened with
             self.label_record |= {"data_classes": list(train.classes)}
 
-    def validate(self, row: dict[str, Any]) -> dict[str, Any]:
+    def validate(self, row: dict[str, Any]) -> RunResults:
         """Score the weights that will be kept (the averages, if there are any) on the validation split, at the end the others
         too; keep them if they are the best so far. Puts the figures into ``row``; returns the scores for ``metrics.json``."""
         state = self.state
@@ -56,7 +57,7 @@ class Judge:
         if state.ema and state.step >= self.plan.total:
             row |= {f"val_{name}_raw": value for name, value in _numbers(self._scores("raw")).items()}
         row["weights"] = main
-        return {"best": state.progress.best_weights, state.progress.best_weights: scores}
+        return RunResults({state.progress.best_weights: scores}, state.progress.best_weights)
 
     def _scores(self, weights: str) -> dict[str, Any]:
         share, leave = self.state.share, self.leave
@@ -88,21 +89,18 @@ class Judge:
             return
         best = load_model(self.folder / BEST).to(self.device)
         split = "test" if "test" in self.datasets else "val"
-        scores, observer = self.score(best, dataset=self.datasets[split])
+        scores, reporter = self.score(best, dataset=self.datasets[split])
         progress, weights = self.state.progress, self.state.progress.best_weights
-        results = {"finished": True, "split": split, "best": weights, weights: scores}
+        sets = {weights: scores}
         if self.state.ema:
             other = "raw" if weights == "ema" else "ema"
             with self.state.weights(other):  # as they are at the end
-                results[other] = self.score(self.state.model, dataset=self.datasets[split], observe=False)[0]
-        summary = {
-            "config": to_mapping(self.config),
-            "history": progress.history,
-            "results": results,
-            "facts": {**self._facts(best, split), **facts, **environment()},
-            "statistics": self.task.statistics(self.config, best, self.datasets["train"]),
-        }
-        report = self.task.report(self.folder, summary, observer)
+                sets[other] = self.score(self.state.model, dataset=self.datasets[split], observe=False)[0]
+        results = RunResults(sets, weights, split)
+        told = {**self._facts(best, split), **facts, **environment()}
+        title = f"{self.task.command}: {best.config['backbone']} + {best.config['head']}"
+        summary = Summary(title, to_mapping(self.config), progress.history, results, told)
+        report = reporter.write(self.folder, summary, best, self.datasets["train"])
         write_metrics(self.folder, results, progress.history)  # last: it says that the run is finished
         monitor = self.task.monitor(self.config)
         reached = "is undefined" if scores[monitor] is None else f"{scores[monitor]:.4f}"
@@ -113,7 +111,6 @@ class Judge:
     def _facts(self, model: Model, split: str) -> dict[str, Any]:
         origin, progress, data = self.state.model.provenance, self.state.progress, self.config.data
         return {
-            "title": f"{self.task.command}: {model.config['backbone']} + {model.config['head']}",
             "data": f"{data.name} {data.root or ''}: {len(self.datasets['train']):,} training samples; scores on {split}",
             "weights": origin.get("weights", "random"),
             "assumed": "; ".join(origin.get("assumed", [])) or "nothing",
