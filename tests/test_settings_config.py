@@ -19,7 +19,7 @@ from tasks.settings.data import DataConfig, RandAugmentConfig
 from tasks.settings.keytypes import field_docs, leaves, members_of, section_of
 from tasks.settings.sections import Config, HeadConfig, ModelConfig, OptimConfig, RunConfig
 from tasks.settings.tree import changed_keys, dump, from_mapping, to_mapping
-from tasks.settings.yamlfile import read_value, write_value
+from tasks.strictyaml import read_value, write_value
 
 SECTIONS = (ModelConfig, HeadConfig, DataConfig, RandAugmentConfig, OptimConfig, RunConfig)
 BUNDLED = [(task, name) for task in ("classify", "detect", "segment", "joint") for name in sorted(bundled(task))]

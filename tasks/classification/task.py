@@ -43,9 +43,9 @@ class Classification(TaskSpec):
         }
 
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.transforms.images import ClassificationTransform
+        from tasks.data.door import class_transform
 
-        return ClassificationTransform(model.image_spec, model.image_spec.size, train, config.data)
+        return class_transform(config.data, model.image_spec, train=train)
 
     def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
         from tasks.data.collating import class_targets

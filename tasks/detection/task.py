@@ -64,9 +64,10 @@ class Detection(TaskSpec):
             deep_checks(self, config, datasets, tell, GOAL)
 
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.transforms.window import ViewTransform
+        from tasks.data.door import view_transform
 
-        return ViewTransform.of(config, model, train=train, epochs=epochs)
+        divisor = model.head.size_divisor
+        return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
 
     def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
         from tasks.data.collating import box_targets

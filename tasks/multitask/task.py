@@ -78,12 +78,13 @@ class Joint(TaskSpec):
             task.inspect(own, alone, labelled, out / task.command, told, deep=False)
 
     def transform(self, config: Config, model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.transforms.window import ViewTransform
+        from tasks.data.door import view_transform
 
         if config.data.mosaic and "label" in self.labels(config):
             what = "sets four images together, which then have no one label"
             raise UserError("data.mosaic", what, "set it to 0, or data.multilabel: true")
-        return ViewTransform.of(config, model, train=train, epochs=epochs)
+        divisor = model.head.size_divisor
+        return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
 
     def targets(self, config: Config) -> Callable[[Sequence["Sample"]], Any]:
         from tasks.data.collating import targets_by_task

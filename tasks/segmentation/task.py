@@ -92,7 +92,7 @@ class Segmentation(TaskSpec):
             deep_checks(self, config, datasets, tell, GOAL)
 
     def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.transforms.window import ViewTransform
+        from tasks.data.door import view_transform
 
         tile = _tile(config)
         if tile and min(tile) < model.head.min_size:
@@ -101,7 +101,8 @@ class Segmentation(TaskSpec):
                 f"{type(model.head).__name__} needs {model.head.min_size} pixels, got {list(tile)}",
                 "raise it",
             )
-        return ViewTransform.of(config, model, train=train, epochs=epochs)
+        divisor = model.head.size_divisor
+        return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
 
     def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
         from tasks.data.collating import mask_targets

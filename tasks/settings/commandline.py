@@ -17,7 +17,7 @@ from effbackbones.registry import TASKS
 from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
 from tasks.settings.sections import Config
 from tasks.settings.tree import SEVERAL, build, dump, merge
-from tasks.settings.yamlfile import Plain, Tree, read_tree, read_value
+from tasks.strictyaml import Plain, Tree, read_tree, read_value
 
 VERBS = ("train", "evaluate", "predict", "check", "bench")
 _OPTIONS = {  # options of the command itself: the verbs that take them, help

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser
 
 from tasks.settings.sections import Config
-from tasks.settings.yamlfile import Plain
+from tasks.strictyaml import Plain
 
 ANY = "TASK"
 """Stands in keys for the name of one section of several."""

@@ -9,7 +9,7 @@ from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.settings.keytypes import convert, describe, family_of, is_option, members_of, nearest_key, section_of
 from tasks.settings.sections import Config, HeadConfig
-from tasks.settings.yamlfile import Plain, Tree, write_value
+from tasks.strictyaml import Plain, Tree, write_value
 
 SEVERAL = "multi"
 """The word of the command that trains several tasks at once."""

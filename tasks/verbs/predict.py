@@ -9,7 +9,7 @@ import torch
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import SUFFIXES
-from tasks.data.files.reading import ImageReader
+from tasks.data.door import image_reader
 from tasks.data.sample import Sample
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
@@ -71,7 +71,7 @@ class _Files:
 
     def __init__(self, files: Sequence[Path], config: Config, channels: int, classes: tuple[str, ...]) -> None:
         self.files, self.classes = files, classes
-        self.read = replace(ImageReader.of(config.data, "val"), channels=channels)
+        self.read = replace(image_reader(config.data, "val"), channels=channels)
 
     def __len__(self) -> int:
         return len(self.files)
