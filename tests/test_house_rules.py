@@ -335,7 +335,6 @@ HEAVY = {
     "torchmetrics",
     "cv2",
     "scipy",
-    "jsonargparse",
 }
 
 
@@ -361,4 +360,4 @@ def test_commands_reach_their_help_without_torch() -> None:
     loaded = loaded_by(
         f"import tasks.classify, tasks.settings.commandline, {', '.join(f'tasks.{word}.task' for word in words)}"
     )
-    assert loaded & {*HEAVY - {"jsonargparse"}, "torch"} == set()
+    assert loaded & {*HEAVY, "torch"} == set()

@@ -174,7 +174,7 @@ def _leaf(tree: Tree, where: str, hint: Any, value: Plain, source: str) -> objec
                 what = f"expected a number, text, truth value or list, got {_shown(item)}"
                 raise UserError(_place(tree, f"{where}.{name}", source), what, "correct the value")
     try:
-        return convert(where, hint, value)
+        return convert(hint, value)
     except ValueError:
         raise UserError(
             _place(tree, where, source), f"expected {describe(hint)}, got {_shown(value)}", "correct the value"
