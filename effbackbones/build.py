@@ -137,6 +137,11 @@ def _factory(name: str) -> Any:
         raise
 
 
+def known_backbone_options(name: str) -> list[str]:
+    """Options that the backbone ``name`` can be given; an unknown name raises :class:`UserError`."""
+    return _options_of(_factory(BACKBONES.canonical(name)))
+
+
 def _options_of(factory: Any) -> list[str]:
     """Options that a factory names; one that takes any (``**options``) has those of :func:`create_backbone`."""
     parameters = inspect.signature(factory).parameters

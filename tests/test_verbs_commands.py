@@ -19,6 +19,7 @@ from effbackbones import load_model
 from effbackbones.registry import HEADS
 from tasks.classification.task import TASK
 from tasks.classify import main
+from tasks.strictyaml import read_tree
 
 HEAD = '''
 """A head in a file of its own, outside of the project."""
@@ -300,7 +301,7 @@ def test_multilabel_on_the_categories_of_coco(data_root: Path, tmp_path: Path) -
         main(
             [
                 "--config",
-                "coco",
+                "coco_mini",
                 "--data.root",
                 str(root),
                 "--model.backbone",
@@ -360,6 +361,75 @@ def train_folders(root: Path, out: Path, *more: str) -> int:
 def test_class_folders_train(class_folders: Path, tmp_path: Path) -> None:
     assert train_folders(class_folders, tmp_path / "run") == 0
     assert load_model(tmp_path / "run" / "best.safetensors").classes == ("cat", "dog")
+
+
+def test_the_config_of_a_run_works_from_any_working_directory(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_head.py").write_text(HEAD.replace('"outside"', '"carried"'))
+    monkeypatch.chdir(tmp_path)
+    own = (
+        "--plugins",
+        "own_head.py",
+        "--model.head",
+        "carried",
+        "--model.init_from",
+        "first",
+        "--optim.label_smoothing",
+        "0",
+    )
+    assert train_folders(Path("data"), Path("first")) == 0
+    assert train_folders(Path("data"), Path("run"), *own) == 0
+    config = read_tree(tmp_path / "run" / "config.yaml", "config.yaml").values
+    assert config["data"]["root"] == str(class_folders)
+    assert (config["model"]["init_from"], config["plugins"]) == (
+        str(tmp_path / "first"),
+        [str(tmp_path / "own_head.py")],
+    )
+    assert train_folders(Path("data"), Path("run")) == 2  # finished, and of another config
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["evaluate", "--checkpoint", "../run", "--plugins", "../own_head.py"]) == 0
+    assert main(["--config", "../run/config.yaml", "--run.out", "again"]) == 0
+    again = json.loads((elsewhere / "again" / "metrics.json").read_text())
+    assert (
+        again["history"][0]["train_loss"]
+        == json.loads(Path("../run/metrics.json").read_text())["history"][0]["train_loss"]
+    )
+
+
+def test_a_run_is_continued_by_whatever_path_its_data_have(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train_folders(Path("data"), Path("run")) == 0
+    capsys.readouterr()
+    assert train_folders(class_folders, Path("run")) == 2
+    assert "holds a finished run" in capsys.readouterr().err  # and not: of another config
+
+
+def test_options_of_a_bundled_config_that_another_backbone_lacks_are_left_out_and_told(
+    tmp_path: Path, capsys: Any
+) -> None:
+    line = [
+        "--config",
+        "cifar10",
+        "--model.backbone",
+        "timm:resnet18",
+        "--data.root",
+        str(tmp_path),
+        "--run.device",
+        "cpu",
+    ]
+    assert main(line) == 2  # there are no data
+    said = capsys.readouterr().err.splitlines()
+    lost = (
+        "model.backbone_options.stem_stride of the bundled config left out: backbone 'timm:resnet18' has no such option"
+    )
+    assert said[0] == lost
+    assert len(said) == 2
+    assert said[1].startswith(f"error: {tmp_path}/train: there is no such folder")
 
 
 def test_an_unreadable_image_is_skipped_and_left_out_of_the_scores(class_folders: Path, tmp_path: Path) -> None:

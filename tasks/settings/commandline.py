@@ -7,6 +7,7 @@ lists are replaced. Every mistake is one :class:`UserError` that names file and 
 import difflib
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
+from tasks.settings.lent import lent_options
 from tasks.settings.sections import Config
 from tasks.settings.tree import SEVERAL, build, dump, merge
 from tasks.strictyaml import Plain, Tree, read_tree, read_value
@@ -41,6 +43,8 @@ class Extras:
     split: str = "val"
     predictions: str | None = None
     deep: bool = False
+    lent: tuple[str, ...] = ()
+    """Options that were written for another backbone or head (:func:`tasks.settings.lent.lent_options`)."""
 
 
 class Command(NamedTuple):
@@ -83,7 +87,9 @@ def parse(task: str, argv: list[str]) -> Command:
     if "deep" in line.flags and line.verb != "check":
         raise UserError("--deep", f"does not go with {line.verb}", "it goes with check")
     out, predictions = line.options.get("out"), line.options.get("predictions")
-    extras = Extras(name, checkpoint, tuple(line.inputs), out, split, predictions, "deep" in line.flags)
+    extras = Extras(
+        name, checkpoint, tuple(line.inputs), out, split, predictions, "deep" in line.flags, lent_options(tree)
+    )
     return Command(line.verb, config, extras)
 
 
@@ -207,22 +213,23 @@ def _overrides(given: list[tuple[str, str]]) -> Tree:
     """Overrides as a tree; later ones win."""
     tree = Tree({}, {})
     for key, text in given:
-        value = _override(key, text)
+        value, inner = _override(key, text)
         *parents, last = key.split(".")
         branch: dict[str, Plain] = {last: value}
         for parent in reversed(parents):
             branch = {parent: branch}
-        tree = merge(tree, Tree(branch, {key: f"--{key}"}))
+        tree = merge(tree, Tree(branch, dict.fromkeys((key, *(f"{key}.{name}" for name in inner)), f"--{key}")))
     return tree
 
 
-def _override(key: str, text: str) -> Plain:
+def _override(key: str, text: str) -> tuple[Plain, Iterable[str]]:
+    """The value that ``text`` is for a key, and the keys inside of it."""
     members = members_of(hint_of(key))
     if str in members and members <= {str, NoneType}:  # text stays text: --run.out 12
-        return None if NoneType in members and text in ("null", "None") else text
+        return None if NoneType in members and text in ("null", "None") else text, ()
     if key == "plugins" and not text.startswith("["):
-        return [text]
-    return read_value(text, f"--{key}")[0]
+        return [text], ()
+    return read_value(text, f"--{key}")
 
 
 def _with_places(text: str, places: dict[str, str]) -> str:

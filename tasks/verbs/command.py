@@ -15,6 +15,8 @@ from pathlib import Path
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.settings.commandline import parse
+from tasks.settings.lent import without_unknown
+from tasks.settings.tree import absolute
 from tasks.spec import TaskSpec
 
 USER_ERROR, DIVERGED, FAILED = 2, 3, 1
@@ -25,6 +27,9 @@ def run_command(command: str, argv: list[str]) -> int:
     try:
         verb, config, extras = parse(command, argv)
         import_plugins(config.plugins)
+        config, told = without_unknown(absolute(config), extras.lent)  # registered names are known from here on
+        for line in told:
+            print(line, file=sys.stderr)
         task = TASKS.get(command)
         assert isinstance(task, TaskSpec)
         return _run(verb, task, config, extras)
