@@ -8,12 +8,13 @@ bin := $(VENV)/bin
 # Threads that spin while they wait starve the data loaders and each other.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test lint help
+.PHONY: demo test lint gpu help
 
 help:
 	@echo "make demo    train a detector on drawn shapes for about three minutes, evaluate, write a report"
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff and mypy"
+	@echo "make gpu     on a machine with a GPU: tests, steps, resumption, speed and accuracy; results in runs/drill"
 
 demo: $(VENV)/.demo
 	$(bin)/python -m tasks.detect --config shapes
@@ -25,6 +26,11 @@ lint: $(VENV)/.dev
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
+
+# Where no environment can be made, the machine's own packages do: make gpu PYTHON_GPU=python3.
+PYTHON_GPU ?= $(bin)/python
+gpu: $(if $(filter $(bin)/python,$(PYTHON_GPU)),$(VENV)/.dev)
+	$(PYTHON_GPU) benchmarks/drill.py $(DRILL)
 
 $(bin)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: effbackbones needs Python 3.11 or newer; make ... PYTHON=python3.12")'

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from drill_stages import ACCURACY, CHECKS, SPEED, STAGES
+from drill_stages import ACCURACY, CHECKS, COMPILED, SPEED, STAGES
 
 HERE = Path(__file__).resolve().parent
 
@@ -115,7 +115,7 @@ def main() -> int:
     for name in chosen:
         if name not in STAGES:
             parser.error(f"no stage {name!r}; there are {', '.join(STAGES)}")
-    for names, jobs in ((["device"], 1), (CHECKS, options.jobs), (SPEED, 1), (ACCURACY, options.jobs)):
+    for names, jobs in ((["device"], 1), (CHECKS, options.jobs), (SPEED, 1), (ACCURACY + COMPILED, options.jobs)):
         drill.group([name for name in names if name in chosen], jobs)
     bad = [name for name, result in drill.results.items() if result["status"] != "exit 0"]
     print(
