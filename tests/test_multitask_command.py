@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,11 +88,9 @@ class PartlyLabelled(ShapesDataset):
 
 
 @pytest.fixture
-def partly(monkeypatch: pytest.MonkeyPatch) -> None:
+def partly(lend: Any) -> None:
     """The data set ``partly``."""
-    monkeypatch.setitem(
-        DATASETS._registered, "partly", lambda data, split, classes: PartlyLabelled((64, 64), 12, split=split)
-    )
+    lend(DATASETS, {"partly": lambda data, split, classes: PartlyLabelled((64, 64), 12, split=split)})
 
 
 def test_shapes_train_evaluate_and_predict_as_three_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

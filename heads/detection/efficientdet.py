@@ -1,7 +1,7 @@
 """EfficientDet: the pyramid, a class net and a box net on every level, their loss and their detections."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,9 +13,14 @@ from torch.utils import _pytree as pytree
 from effbackbones.backbones.convolution import Activation
 from effbackbones.contracts import BackboneNeeds, BoxTargets, Detections, FeatureSpec, Head, ImageSizes, ImageSpec
 from effbackbones.errors import UserError
+from effbackbones.weights.classifiers import coco_name
+from effbackbones.weights.loading import load_state
+from effbackbones.weights.pretrained import Adopted, Decided, Pretrained
 from heads.detection.anchor_fit import as_options, fit_ratios
 from heads.detection.anchors import anchor_grid, anchor_shapes, assign, decode, encode, pairwise_iou
 from heads.detection.bifpn import BiFPN, Source
+from heads.detection.efficientdet_names import CLASS_PREDICTOR, Detector
+from heads.detection.efficientdet_weights import fit_classes, options_of
 from heads.detection.losses import IOU_LOSSES, IouLoss, focal_sum, huber_sum, iou_loss
 from heads.detection.nms import candidates, gaussian_nms, hard_nms
 from heads.detection.towers import Tower
@@ -155,6 +160,37 @@ class EfficientDetHead(Head):
         row = _customised("", variant=options.get("variant"), levels=options.get("levels"))
         return BackboneNeeds(levels=tuple(f"C{level}" for level in row.levels if level <= 5))
 
+    @classmethod
+    def named_weights(cls, weights: Any, options: Mapping[str, Any]) -> Any:
+        """``"coco"`` means the published detector of the ``variant``, if that is given."""
+        variant = options.get("variant")
+        return coco_name(str(variant)) if weights == "coco" and variant else weights
+
+    @classmethod
+    def options_with(
+        cls, weights: Pretrained, options: Mapping[str, Any], spec: FeatureSpec, num_classes: int
+    ) -> Decided:
+        """As :meth:`Head.options_with`: the file of a detector decides the variant, or the sizes of pyramid and nets."""
+        if not isinstance(weights.foreign, Detector):
+            return super().options_with(weights, options, spec, num_classes)
+
+        def shapes(wanted: Mapping[str, Any]) -> Mapping[str, Tensor]:
+            with torch.device("meta"):
+                return cls(spec, num_classes, **wanted).state_dict()
+
+        return options_of(weights.foreign, weights, options, shapes)
+
+    def adopt(self, weights: Pretrained) -> Adopted:
+        """As :meth:`Head.adopt`; of a detector's class predictor what serves the classes of this head."""
+        if not isinstance(weights.foreign, Detector):
+            return super().adopt(weights)
+        classes = fit_classes(weights.foreign, self.num_classes, self.row.anchors)
+        others = {name: tensor for name, tensor in weights.for_heads.items() if name not in CLASS_PREDICTOR}
+        left = () if classes.predictor else CLASS_PREDICTOR
+        what = f"head from {weights.origin}"
+        report = load_state(self, others | classes.predictor, what=what, allow_missing=True, unused=left)
+        return Adopted(report, (classes.remark,) if classes.remark else (), classes.names)
+
     def image_spec(self, spec: ImageSpec) -> ImageSpec:
         """The variant's published size, letterboxed, bilinear; mean and std of the backbone's weights."""
         size = (self.row.resolution, self.row.resolution)
@@ -213,14 +249,10 @@ class EfficientDetHead(Head):
     def diagnose(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
         """``best_anchor_iou`` float32 [B, M]: each box's IoU with the anchor that fits it best, -1 for padding and crowds."""
         boxes, labels, crowd = _at_least_one(targets)
-        image = (self._padded(sizes.batch[0]), self._padded(sizes.batch[1]))
+        image = (self.padded(sizes.batch[0]), self.padded(sizes.batch[1]))
         anchors = self._anchors(image, _map_sizes(image, self.neck.strides)).to(boxes)
         best = pairwise_iou(boxes, anchors).amax(2)
         return {"best_anchor_iou": torch.where((labels >= 0) & ~crowd, best, -1.0)[:, : targets.labels.shape[1]]}
-
-    def _padded(self, side: int) -> int:
-        """As the model pads for this head."""
-        return max(-(-side // self.size_divisor), -(-self.min_size // self.size_divisor)) * self.size_divisor
 
     def fit_to_data(self, box_sides: Tensor, image_size: tuple[int, int]) -> dict[str, Any]:
         """``aspect_ratios`` and ``anchor_scale`` that raise the boxes' mean IoU with their best anchor, centred on them, by
