@@ -231,6 +231,11 @@ def _family(name: str) -> _Family:
     return _Family(kind, make, takes, [key for key in takes if key != "pretrained"])
 
 
+def known_backbone_options(name: str) -> Collection[str]:
+    """Options that the backbone ``name`` can be given; an unknown name raises :class:`UserError`."""
+    return _family(BACKBONES.canonical(name)).known
+
+
 def _needs(plans: Mapping[str, HeadPlan]) -> dict[str, Any]:
     """What heads ask of their backbone, as its options."""
     needs, default = combine_needs({plan.name: plan.needs for plan in plans.values()}), BackboneNeeds()

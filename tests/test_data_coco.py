@@ -14,8 +14,8 @@ from PIL import Image
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.check import check_dataset
+from tasks.data.door import coco
 from tasks.data.files.images import check_files
-from tasks.data.sets.coco import coco
 from tasks.settings.data import DataConfig
 
 Content = dict[str, Any]
@@ -99,6 +99,16 @@ def test_real_files_hold_what_pycocotools_finds(data_root: Path, folder: str, fi
             assert truth.crowd.tolist() == [a["iscrowd"] == 1 for a in found]
             assert [table.category_ids[label] for label in truth.labels] == [a["category_id"] for a in found]
             assert table.sizes[index].tolist() == [theirs.imgs[int(id_)]["height"], theirs.imgs[int(id_)]["width"]]
+
+
+def test_image_labels_are_the_categories_that_an_image_has(data_root: Path) -> None:
+    for split, count in (("train", 80), ("val", 79)):
+        file = f"annotations/instances_{split}2017.json"
+        dataset = coco(DataConfig(name="coco", root=str(data_root / "coco_mini"), labels=("labels",)), split, None)
+        assert (len(dataset), len(dataset.classes)) == (count, 80)
+        truth = json.loads((data_root / "coco_mini" / file).read_text())
+        pairs = {(item["image_id"], item["category_id"]) for item in truth["annotations"]}
+        assert sum(int(dataset[index].labels.sum()) for index in range(len(dataset))) == len(pairs)
 
 
 def test_real_samples_keep_every_promise(data_root: Path) -> None:

@@ -15,7 +15,7 @@ from tests_support import one_line
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import resize_nearest
 from tasks.data.boxes.table import BoxDataset
-from tasks.data.sets.coco import coco
+from tasks.data.door import coco
 from tasks.data.sets.painting import PaintedDataset
 from tasks.settings.data import DataConfig
 
@@ -290,10 +290,10 @@ def test_labels_are_the_classes_present_and_label_that_of_the_largest(tmp_path: 
 
 
 def test_formats_without_masks_say_so(tmp_path: Path) -> None:
-    from tasks.data.boxes.annotations import open_boxes
+    from tasks.data.door import voc
 
     with pytest.raises(UserError) as caught:
-        open_boxes(None, tmp_path, DataConfig(name="voc", labels=("mask",)), "train", None, None)  # type: ignore[arg-type]
+        voc(DataConfig(name="voc", root=str(tmp_path), labels=("mask",)), "train", None)
     one_line(caught, "data set 'voc' has no masks", "use coco or masks")
 
 

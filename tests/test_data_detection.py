@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,20 +21,19 @@ from tasks.data.collating import box_targets, collate
 from tasks.data.sample import MixingTransform, Sample, Truth
 from tasks.data.sets.shapes import ShapesDataset
 from tasks.data.transforms.mosaic import mosaic
-from tasks.data.transforms.views import Jitter, jittered
+from tasks.data.transforms.views import Jitter, JitterRange, jittered
 from tasks.data.transforms.window import ViewTransform
 from tasks.engine.resume import GlobalBatches, shuffled
-from tasks.settings.data import DataConfig
 
 SPEC = ImageSpec(size=(64, 64), interpolation="bilinear")
-WILD = DataConfig(flip=0.5, vertical_flip=0.5, scale_jitter=(0.4, 2.0), mosaic=0.5, color_jitter=0.3)
+WILD = dict(flip=0.5, vertical_flip=0.5, scale_jitter=(0.4, 2.0), mosaic=0.5, color_jitter=0.3)
 CHANNELS = 12
 DARK = ImageSpec(mean=(0.1,) * CHANNELS, std=(0.2,) * CHANNELS, interpolation="bilinear")
 """For images of as many rectangles as channels; the padding is darker than any of them."""
 SIDES = st.tuples(st.integers(20, 150), st.integers(20, 150))
 ROOMS = st.tuples(st.integers(24, 130), st.integers(24, 130))
 DATA = st.builds(
-    DataConfig,
+    dict,
     flip=st.sampled_from((0.0, 0.5, 1.0)),
     vertical_flip=st.sampled_from((0.0, 0.5, 1.0)),
     scale_jitter=st.sampled_from(((1.0, 1.0), (0.5, 2.0), (2.5, 3.5), (0.4, 0.6))),
@@ -94,13 +94,13 @@ def check_together(sample: Sample, labels: Sequence[int], masked: Sequence[int],
 @given(SIDES, ROOMS, DATA, st.integers(0, 2**32 - 1))
 @settings(max_examples=150, deadline=None)
 def test_boxes_and_mask_stay_with_their_pixels(
-    original: tuple[int, int], size: tuple[int, int], data: DataConfig, seed: int
+    original: tuple[int, int], size: tuple[int, int], data: dict[str, Any], seed: int
 ) -> None:
     sample = rectangles(original, (0, 1, 2), seed)
-    transform = ViewTransform(DARK, size, True, replace(data, crowd="ignore"), size_divisor=8)
+    transform = ViewTransform(DARK, size, True, **data | {"crowd": "ignore"}, size_divisor=8)
     out = transform(sample, rng(seed))
     assert all(side <= room for side, room in zip(out.image.shape, size, strict=False))
-    check_together(out, (0, 1, 2), (2,), data.min_box)
+    check_together(out, (0, 1, 2), (2,), data["min_box"])
     height, width = out.plan.valid
     assert (out.image[height:] == 26).all()
     assert (out.image[:, width:] == 26).all()
@@ -113,19 +113,19 @@ def test_boxes_and_mask_stay_with_their_pixels(
 @given(st.lists(SIDES, min_size=4, max_size=4), ROOMS, DATA, st.integers(0, 2**32 - 1))
 @settings(max_examples=120, deadline=None)
 def test_boxes_and_masks_stay_with_their_pixels_in_a_mosaic(
-    originals: list[tuple[int, int]], size: tuple[int, int], data: DataConfig, seed: int
+    originals: list[tuple[int, int]], size: tuple[int, int], data: dict[str, Any], seed: int
 ) -> None:
     samples = [rectangles(original, (3 * i, 3 * i + 1, 3 * i + 2), seed) for i, original in enumerate(originals)]
-    transform = ViewTransform(DARK, size, True, replace(data, crowd="ignore"), size_divisor=8)
+    transform = ViewTransform(DARK, size, True, **data | {"crowd": "ignore"}, size_divisor=8)
     out = transform.combine(samples, rng(seed))
     assert (out.id, out.plan, out.original) == (samples[0].id, None, originals[0])
-    check_together(out, range(CHANNELS), range(2, CHANNELS, 3), data.min_box)
+    check_together(out, range(CHANNELS), range(2, CHANNELS, 3), data["min_box"])
 
 
 def test_those_rectangles_are_seen_often_enough_to_tell() -> None:
     """The two tests above would notice a box that is three pixels off, and most boxes are looked at."""
-    data = DataConfig(flip=0.5, scale_jitter=(0.5, 2.0), crowd="ignore")
-    transform = ViewTransform(DARK, (96, 96), True, data)
+    data = dict(flip=0.5, scale_jitter=(0.5, 2.0), crowd="ignore")
+    transform = ViewTransform(DARK, (96, 96), True, **data)
     kept = 0
     for seed in range(60):
         out = transform(rectangles((60, 90), (0, 1, 2), seed), rng(seed))
@@ -140,8 +140,8 @@ def test_those_rectangles_are_seen_often_enough_to_tell() -> None:
 @settings(max_examples=60, deadline=None)
 def test_evaluation_boxes_come_back(original: tuple[int, int], size: tuple[int, int], shape: str, seed: int) -> None:
     sample = rectangles(original, (0, 1, 2), seed)
-    data = DataConfig(batch_shape=shape, flip=1.0, mosaic=1.0, scale_jitter=(0.1, 9), min_box=500, crowd="skip")
-    transform = ViewTransform(DARK, size, False, data, size_divisor=8)
+    data = dict(batch_shape=shape, flip=1.0, mosaic=1.0, scale_jitter=(0.1, 9), min_box=500, crowd="skip")
+    transform = ViewTransform(DARK, size, False, **data, size_divisor=8)
     assert transform.partners(0, rng(seed)) == 0
     out = transform(sample, rng(seed))
     np.testing.assert_array_equal(out.image, transform(sample, rng(seed + 1)).image)
@@ -177,8 +177,8 @@ def photograph(channels: int = 3, dtype: type = np.uint8) -> Sample:
 def test_every_depth_and_channel_count(dtype: type, channels: int) -> None:
     sample = photograph(channels, dtype)
     spec = replace(SPEC, mean=(0.5,) * channels, std=(0.2,) * channels)
-    data = DataConfig(flip=0.5, vertical_flip=0.5, scale_jitter=(0.3, 3), mosaic=1.0)
-    transform = ViewTransform(spec, (64, 48), True, data)
+    data = dict(flip=0.5, vertical_flip=0.5, scale_jitter=(0.3, 3), mosaic=1.0)
+    transform = ViewTransform(spec, (64, 48), True, **data)
     for out in (transform(sample, rng(0)), transform.combine([sample] * 4, rng(0))):
         assert out.image.dtype == dtype
     batch = collate([transform(sample, rng(seed)) for seed in range(4)], targets=box_targets, fill=spec.mean)
@@ -189,40 +189,40 @@ def test_every_depth_and_channel_count(dtype: type, channels: int) -> None:
 def test_colours_of_four_channels_are_refused_in_one_line() -> None:
     spec = replace(SPEC, mean=(0.5,) * 4, std=(0.2,) * 4)
     with pytest.raises(UserError, match=r"data\.color_jitter: needs images of 1 or 3 channels, got 4"):
-        ViewTransform(spec, (64, 64), True, DataConfig(color_jitter=0.2))(photograph(4), rng(0))
+        ViewTransform(spec, (64, 64), True, color_jitter=0.2)(photograph(4), rng(0))
 
 
 def test_small_boxes_and_crowds_are_left_out_in_training_alone() -> None:
     sample = replace(photograph(), truth=Truth.of(photograph()))
     for data, labels in (
-        (DataConfig(min_box=0), [4, 6]),
-        (DataConfig(min_box=3), [4]),  # 64 / 100 of 3 pixels
-        (DataConfig(min_box=1, crowd="ignore"), [4, 5, 6]),
-        (DataConfig(min_box=3, crowd="ignore"), [4, 5]),
-        (DataConfig(min_box=1000), []),
+        (dict(min_box=0), [4, 6]),
+        (dict(min_box=3), [4]),  # 64 / 100 of 3 pixels
+        (dict(min_box=1, crowd="ignore"), [4, 5, 6]),
+        (dict(min_box=3, crowd="ignore"), [4, 5]),
+        (dict(min_box=1000), []),
     ):
-        plain = ViewTransform(SPEC, (64, 64), True, replace(data, flip=0.0))(sample, rng(0))
+        plain = ViewTransform(SPEC, (64, 64), True, **data | dict(flip=0.0))(sample, rng(0))
         assert plain.box_labels.tolist() == labels
         assert plain.crowd.tolist() == [label == 5 for label in labels]
         assert plain.truth is None  # nothing is scored in training
-        assert ViewTransform(SPEC, (64, 64), False, data)(sample, rng(0)).box_labels.tolist() == [4, 5, 6]
+        assert ViewTransform(SPEC, (64, 64), False, **data)(sample, rng(0)).box_labels.tolist() == [4, 5, 6]
 
 
 def test_what_is_cropped_away_has_no_box() -> None:
-    data = DataConfig(flip=0.0, scale_jitter=(4.0, 4.0), min_box=0)
+    data = dict(flip=0.0, scale_jitter=(4.0, 4.0), min_box=0)
     sample = replace(photograph(), crowd=None)
-    kept = [len(ViewTransform(SPEC, (64, 64), True, data)(sample, rng(seed)).boxes) for seed in range(60)]
+    kept = [len(ViewTransform(SPEC, (64, 64), True, **data)(sample, rng(seed)).boxes) for seed in range(60)]
     assert min(kept) == 0
     assert max(kept) > 0
 
 
 def test_the_letterbox_is_scaled_by_the_factor_and_cropped_anywhere() -> None:
     """Reference 2.9: factor uniform, crop offset uniform where the image is larger, top left where it is smaller."""
-    data, shares = (
-        DataConfig(flip=0.25, vertical_flip=0.5, scale_jitter=(0.1, 2.0)),
+    jitter, shares = (
+        JitterRange(flip=0.25, vertical_flip=0.5, scale=(0.1, 2.0)),
         np.array([0.05, 0.25, 0.5, 0.75, 0.95]),
     )
-    plans = [jittered((60, 100), (512, 512), (512, 512), Jitter.draw(data, rng(seed))) for seed in range(2000)]
+    plans = [jittered((60, 100), (512, 512), (512, 512), jitter.draw(rng(seed))) for seed in range(2000)]
     np.testing.assert_allclose(
         np.quantile([plan.scaled[1] / 512 for plan in plans], shares), 0.1 + 1.9 * shares, atol=0.08
     )
@@ -244,33 +244,31 @@ def test_the_letterbox_is_scaled_by_the_factor_and_cropped_anywhere() -> None:
 
 def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
     sample = replace(photograph(), crowd=None)
-    still = DataConfig(flip=0.0, min_box=0)
-    trained, evaluated = (ViewTransform(SPEC, (64, 64), train, still)(sample, rng(0)) for train in (True, False))
+    still = dict(flip=0.0, min_box=0)
+    trained, evaluated = (ViewTransform(SPEC, (64, 64), train, **still)(sample, rng(0)) for train in (True, False))
     np.testing.assert_array_equal(trained.image, evaluated.image)
     np.testing.assert_array_equal(trained.boxes, evaluated.boxes)
     assert trained.plan == evaluated.plan
 
 
 def test_a_crop_is_as_large_as_it_says_with_mosaics_too() -> None:
-    data = DataConfig(crop_size=(32, 48), mosaic=1.0, scale_jitter=(0.8, 1.5))
-    transform = ViewTransform(SPEC, (64, 96), True, data)
+    data = dict(crop_size=(32, 48), mosaic=1.0, scale_jitter=(0.8, 1.5))
+    transform = ViewTransform(SPEC, (64, 96), True, **data)
     assert transform(photograph(), rng(0)).image.shape[:2] == (32, 48)
     assert transform.combine([photograph()] * 4, rng(0)).image.shape[:2] == (32, 48)
-    assert ViewTransform(SPEC, (64, 96), False, data)(photograph(), rng(0)).image.shape[:2] == (64, 96)
+    assert ViewTransform(SPEC, (64, 96), False, **data)(photograph(), rng(0)).image.shape[:2] == (64, 96)
 
 
 @pytest.mark.parametrize("closed_from", [2.5, 3])
 def test_mosaic_closes_and_has_its_probability(closed_from: float) -> None:
-    transform = ViewTransform(SPEC, (64, 64), True, DataConfig(mosaic=0.3), closed_from=closed_from)
+    transform = ViewTransform(SPEC, (64, 64), True, mosaic=0.3, closed_from=closed_from)
     assert isinstance(transform, MixingTransform)
     for epoch, share in ((0, 0.3), (2, 0.3), (3, 0.0), (9, 0.0)):
         partners = [transform.partners(epoch, rng(epoch, index)) for index in range(2000)]
         assert set(partners) <= {0, 3}
         assert np.mean(np.array(partners) == 3) == pytest.approx(share, abs=0.04 if share else 0)
-    assert all(
-        ViewTransform(SPEC, (64, 64), True, DataConfig(mosaic=1.0)).partners(10**6, rng(i)) == 3 for i in range(20)
-    )
-    assert all(ViewTransform(SPEC, (64, 64), True, DataConfig()).partners(0, rng(i)) == 0 for i in range(20))
+    assert all(ViewTransform(SPEC, (64, 64), True, mosaic=1.0).partners(10**6, rng(i)) == 3 for i in range(20))
+    assert all(ViewTransform(SPEC, (64, 64), True).partners(0, rng(i)) == 0 for i in range(20))
 
 
 def test_a_mosaic_shows_all_four_images_around_a_point_of_the_middle() -> None:
@@ -278,7 +276,7 @@ def test_a_mosaic_shows_all_four_images_around_a_point_of_the_middle() -> None:
     spec = replace(SPEC, mean=(0.0,), std=(1.0,))
     cuts = []
     for seed in range(200):
-        image = mosaic(samples, (64, 100), DataConfig(), spec, rng(seed)).image[..., 0]
+        image = mosaic(samples, (64, 100), JitterRange(), spec, rng(seed)).image[..., 0]
         assert set(np.unique(image)) <= {0, 50, 100, 150, 200}
         seen = [extent(image == level) for level in (50, 100, 150, 200)]
         assert all(seen)
@@ -299,12 +297,12 @@ def test_images_that_differ_in_kind_are_no_mosaic() -> None:
         replace(plain, mask=np.zeros((60, 100), np.uint8)),
     ):
         with pytest.raises(UserError, match=r"b\.png: is .*, a\.png is uint8 with 3 channels and boxes:"):
-            mosaic([plain, plain, replace(odd, path="b.png"), plain], (64, 64), DataConfig(), SPEC, rng(0))
+            mosaic([plain, plain, replace(odd, path="b.png"), plain], (64, 64), JitterRange(), SPEC, rng(0))
 
 
-def keyed(data: DataConfig, seed: int = 5) -> KeyedDataset:
+def keyed(data: dict[str, Any], seed: int = 5) -> KeyedDataset:
     return KeyedDataset(
-        ShapesDataset((48, 72), 30, seed=3), ViewTransform(SPEC, (64, 64), True, data, closed_from=2), seed
+        ShapesDataset((48, 72), 30, seed=3), ViewTransform(SPEC, (64, 64), True, **data, closed_from=2), seed
     )
 
 
@@ -331,7 +329,7 @@ def test_batches_are_a_function_of_seed_epoch_and_index_for_any_number_of_worker
 def test_samples_are_not_changed_in_place() -> None:
     sample = photograph()
     before = pickle.dumps(sample)
-    transform = ViewTransform(SPEC, (64, 64), True, replace(WILD, crowd="ignore"))
+    transform = ViewTransform(SPEC, (64, 64), True, **WILD | dict(crowd="ignore"))
     for seed in range(20):
         transform(sample, rng(seed))
         transform.combine([sample] * 4, rng(seed))
@@ -347,8 +345,8 @@ def test_empty_images_of_any_size_never_raise() -> None:
         sample = Sample(
             np.zeros((height, width, 3), np.uint8), str(number), boxes=empty, box_labels=np.zeros(0, np.int64)
         )
-        data = replace(WILD, batch_shape=("fixed", "aspect")[number % 2], scale_jitter=(0.1, 2.0), mosaic=1.0)
-        transform = ViewTransform(SPEC, (64, 96), True, data, size_divisor=32)
+        data = WILD | dict(batch_shape=("fixed", "aspect")[number % 2], scale_jitter=(0.1, 2.0), mosaic=1.0)
+        transform = ViewTransform(SPEC, (64, 96), True, **data, size_divisor=32)
         samples.append(transform(sample, generator) if number % 3 else transform.combine([sample] * 4, generator))
     batch = collate(samples, targets=box_targets, size_divisor=32, fill=SPEC.mean)
     assert batch.images.shape == (200, 3, 64, 96)
@@ -396,7 +394,7 @@ def test_images_of_different_size_are_padded_to_the_largest() -> None:
 
 
 def test_meta_and_missing_labels() -> None:
-    transform = ViewTransform(SPEC, (64, 64), False, DataConfig())
+    transform = ViewTransform(SPEC, (64, 64), False)
     batch = collate([transform(photograph(), rng(0))], targets=box_targets, fill=SPEC.mean)
     assert isinstance(batch.meta[0], ImageMeta)
     assert batch.meta[0].plan.scaled == (38, 64)
@@ -416,9 +414,7 @@ def test_batches_by_aspect_carry_less_padding() -> None:
     shapes = {}
     for shape in ("fixed", "aspect"):
         for train, jitter in ((False, (1.0, 1.0)), (True, (0.5, 2.0))):
-            transform = ViewTransform(
-                SPEC, (128, 128), train, DataConfig(batch_shape=shape, scale_jitter=jitter), size_divisor=32
-            )
+            transform = ViewTransform(SPEC, (128, 128), train, batch_shape=shape, scale_jitter=jitter, size_divisor=32)
             samples = [transform(Sample(np.zeros((*size, 3), np.uint8), "a"), rng(i)) for i, size in enumerate(sizes)]
             shapes[shape, train] = tuple(
                 collate(samples, targets=box_targets, size_divisor=32, fill=SPEC.mean).images.shape[2:]
@@ -428,7 +424,7 @@ def test_batches_by_aspect_carry_less_padding() -> None:
 
 
 def test_aspect_windows_never_exceed_the_size() -> None:
-    transform = ViewTransform(SPEC, (100, 70), False, DataConfig(batch_shape="aspect"), size_divisor=64)
+    transform = ViewTransform(SPEC, (100, 70), False, batch_shape="aspect", size_divisor=64)
     for original, window in (
         ((500, 500), (100, 70)),
         ((100, 700), (64, 70)),
@@ -450,20 +446,20 @@ def darker(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 def test_own_steps_come_after_ours_in_training() -> None:
-    data = DataConfig(scale_jitter=(0.5, 2.0), color_jitter=0.3, crowd="ignore", min_box=0)
+    data = dict(scale_jitter=(0.5, 2.0), color_jitter=0.3, crowd="ignore", min_box=0)
     plain, added = (
-        ViewTransform(SPEC, (64, 64), True, data, extra=extra)(photograph(), rng(1)) for extra in ((), (darker,))
+        ViewTransform(SPEC, (64, 64), True, **data, extra=extra)(photograph(), rng(1)) for extra in ((), (darker,))
     )
     np.testing.assert_array_equal(added.image, plain.image // 2)
     assert len(added.boxes) <= 1
-    still = ViewTransform(SPEC, (64, 64), False, data, extra=[darker])(photograph(), rng(1))
+    still = ViewTransform(SPEC, (64, 64), False, **data, extra=[darker])(photograph(), rng(1))
     assert len(still.boxes) == 3
 
 
 def test_colours_change_neither_boxes_nor_padding() -> None:
-    data = DataConfig(flip=0.0, min_box=0, crowd="ignore")
+    data = dict(flip=0.0, min_box=0, crowd="ignore")
     plain, coloured = (
-        ViewTransform(SPEC, (64, 64), True, replace(data, color_jitter=strength))(photograph(), rng(2))
+        ViewTransform(SPEC, (64, 64), True, **data | dict(color_jitter=strength))(photograph(), rng(2))
         for strength in (0.0, 0.5)
     )
     np.testing.assert_array_equal(plain.boxes, coloured.boxes)
@@ -479,8 +475,7 @@ from effbackbones.contracts import ImageSpec
 from tasks.data.batch import Sample
 from tasks.data.collating import box_targets, collate
 from tasks.data.transforms.window import ViewTransform
-from tasks.settings.sections import DataConfig
-transform = ViewTransform(ImageSpec(), (32, 32), True, DataConfig(mosaic=1.0, scale_jitter=(0.1, 2.0)))
+transform = ViewTransform(ImageSpec(), (32, 32), True, mosaic=1.0, scale_jitter=(0.1, 2.0))
 sample = Sample(np.zeros((40, 40, 3), np.uint8), "a", boxes=np.zeros((0, 4), np.float32))
 collate([transform.combine([sample] * 4, np.random.default_rng(0))], targets=box_targets, fill=(0.5, 0.5, 0.5))
 print({"torchvision", "albumentations", "cv2", "lightning"} & set(sys.modules))

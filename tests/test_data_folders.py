@@ -12,8 +12,9 @@ from PIL import Image
 
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
+from tasks.data.door import folder
 from tasks.data.files.reading import ImageReader, PackedNames
-from tasks.data.sets.folders import FolderDataset, folder
+from tasks.data.sets.folders import FolderDataset
 from tasks.settings.data import DataConfig
 
 

@@ -13,10 +13,11 @@ from tests_support import one_line
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask
 from tasks.data.check import check_dataset
+from tasks.data.door import masks
 from tasks.data.masks.count import MaskStatistics, count_masks, median_frequency
 from tasks.data.masks.file import MaskReader, Stored, packed
 from tasks.data.sample import Sample
-from tasks.data.sets.masks import MaskDataset, masks
+from tasks.data.sets.masks import MaskDataset
 from tasks.settings.data import DataConfig
 
 FEW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

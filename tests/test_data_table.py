@@ -1,16 +1,14 @@
-"""CSV tables of images and labels, and the way from COCO annotations to one."""
+"""CSV tables of images and labels."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
-from tasks.data.sets.coco_table import main
-from tasks.data.sets.table import TableDataset, table
+from tasks.data.door import table
+from tasks.data.sets.table import TableDataset
 from tasks.settings.data import DataConfig
 
 
@@ -141,75 +139,3 @@ def test_classes_by_list_or_file_and_images_elsewhere(root: Path) -> None:
 def test_missing_table(root: Path) -> None:
     with pytest.raises(UserError, match=r"test\.csv: cannot be read as a CSV file"):
         table(DataConfig(name="table", root=str(root)), "test", None)
-
-
-COCO = {
-    "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 90, "name": "eel"}],
-    "images": [{"id": 0, "file_name": "sub/d.png"}, {"id": 5, "file_name": "a.png"}],
-    "annotations": [
-        {"id": 1, "image_id": 0, "category_id": 90, "iscrowd": 1},
-        {"id": 2, "image_id": 0, "category_id": 3},
-        {"id": 3, "image_id": 0, "category_id": 3},
-    ],
-}
-
-
-def test_coco_becomes_a_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (root / "c.json").write_text(json.dumps(COCO))
-    assert main([str(root / "c.json"), str(root), str(root / "train.csv")]) == 0
-    assert (root / "train.csv").read_text() == "file,labels\na.png,\nsub/d.png,dog;eel\n"
-    assert (root / "train.classes.txt").read_text() == "dog\ncat\neel\n"
-    assert "2 images" in capsys.readouterr().out
-    data = DataConfig(name="table", root=str(root), multilabel=True, options={"classes": "train.classes.txt"})
-    assert table(data, "train", None)[1].labels.tolist() == [1, 0, 1]  # type: ignore[union-attr]  # it has labels
-
-
-def test_names_are_relative_to_the_table_or_the_image_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (root / "c.json").write_text(json.dumps(COCO))
-    assert main([str(root / "c.json"), str(root), str(root.parent / "out.csv")]) == 0
-    assert "data/a.png," in (root.parent / "out.csv").read_text()
-    assert "image_root" not in capsys.readouterr().out
-    assert main([str(root / "c.json"), str(root), str(root.parent / "new/out.csv")]) == 0
-    assert "\na.png," in (root.parent / "new/out.csv").read_text()
-    assert f"set data.options.image_root: {root}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "cannot be read as JSON"),
-        ("[]", "expected an object"),
-        (json.dumps(COCO | {"images": None}), "not sound COCO annotations"),
-        (
-            json.dumps(COCO | {"annotations": [{"image_id": 77, "category_id": 3}]}),
-            "not sound COCO annotations: KeyError 77",
-        ),
-        (
-            json.dumps(COCO | {"annotations": [{"image_id": 0, "category_id": 4}]}),
-            "not sound COCO annotations: KeyError 4",
-        ),
-        (json.dumps(COCO | {"categories": [{"id": i, "name": "a;b"} for i in (3, 90)]}), "cannot be a label"),
-        (json.dumps(COCO | {"categories": [{"id": i, "name": "a"} for i in (3, 90)]}), "cannot be a label"),
-    ],
-)
-def test_bad_annotations(root: Path, capsys: pytest.CaptureFixture[str], content: str, message: str) -> None:
-    (root / "c.json").write_text(content)
-    assert main([str(root / "c.json"), str(root), str(root / "train.csv")]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.startswith(f"error: {root / 'c.json'}: ")
-    assert error.count("\n") == 1
-
-
-def test_coco_mini(data_root: Path, tmp_path: Path) -> None:
-    coco = data_root / "coco_mini"
-    for split, count in (("train", 80), ("val", 79)):
-        out = tmp_path / f"{split}.csv"
-        assert main([str(coco / f"annotations/instances_{split}2017.json"), str(coco / f"{split}2017"), str(out)]) == 0
-        options = {"classes": "train.classes.txt", "image_root": str(coco / f"{split}2017")}
-        dataset = table(DataConfig(name="table", root=str(tmp_path), multilabel=True, options=options), split, None)
-        assert (len(dataset), len(dataset.classes)) == (count, 80)
-        check_dataset(dataset, limit=5)
-        truth = json.loads((coco / f"annotations/instances_{split}2017.json").read_text())
-        pairs = {(item["image_id"], item["category_id"]) for item in truth["annotations"]}
-        assert np.diff(dataset._ends, prepend=0).sum() == len(pairs)

@@ -15,20 +15,19 @@ from effbackbones.errors import UserError
 from tasks.data.sample import Sample
 from tasks.data.transforms.colours import fill_of
 from tasks.data.transforms.images import ClassificationTransform, RandomErasing, random_area, seeded, shifted
-from tasks.settings.data import DataConfig, RandAugmentConfig
 
 SPEC = ImageSpec(size=(32, 32))
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 SAMPLE = Sample(IMAGE, "a", "a.jpg", label=1)
 RECIPES = {
-    "resized": DataConfig(),
-    "pad": DataConfig(crop="pad"),
-    "center": DataConfig(crop="center"),
-    "none": DataConfig(crop="none"),
-    "randaugment": DataConfig(crop="pad", randaugment=RandAugmentConfig(num_ops=2, magnitude=9)),
-    "jitter": DataConfig(color_jitter=0.4),
-    "erasing": DataConfig(erasing=1.0),
-    "all": DataConfig(randaugment=RandAugmentConfig(num_ops=3, magnitude=15), color_jitter=0.4, erasing=0.5),
+    "resized": dict(),
+    "pad": dict(crop="pad"),
+    "center": dict(crop="center"),
+    "none": dict(crop="none"),
+    "randaugment": dict(crop="pad", randaugment=(2, 9)),
+    "jitter": dict(color_jitter=0.4),
+    "erasing": dict(erasing=1.0),
+    "all": dict(randaugment=(3, 15), color_jitter=0.4, erasing=0.5),
 }
 
 
@@ -38,7 +37,7 @@ def rng(*key: int) -> np.random.Generator:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_function_of_the_generator_alone(name: str) -> None:
-    transform = ClassificationTransform(SPEC, (32, 32), True, RECIPES[name])
+    transform = ClassificationTransform(SPEC, (32, 32), True, **RECIPES[name])
     first = transform(SAMPLE, rng(0, 1, 2))
     torch.rand(5)
     _ = transform(SAMPLE, rng(9))
@@ -59,9 +58,9 @@ def test_a_function_of_the_generator_alone(name: str) -> None:
 def test_other_depths_and_channels(dtype: type, channels: int) -> None:
     image = (np.random.default_rng(0).random((40, 50, channels)) * (1 if dtype == np.float32 else 65535)).astype(dtype)
     spec = replace(SPEC, mean=(0.5,) * channels, std=(0.2,) * channels)
-    for augment in (DataConfig(crop="pad", erasing=1.0), DataConfig(erasing=1.0)):
+    for augment in (dict(crop="pad", erasing=1.0), dict(erasing=1.0)):
         for train in (True, False):
-            out = ClassificationTransform(spec, (32, 32), train, augment)(Sample(image, "a"), rng(1)).image
+            out = ClassificationTransform(spec, (32, 32), train, **augment)(Sample(image, "a"), rng(1)).image
             assert out.dtype == dtype
             assert out.shape == (32, 32, channels)
             assert 0 < out.mean() < (1 if dtype == np.float32 else 65535)
@@ -71,14 +70,14 @@ def test_boxes_and_mask_are_dropped_since_they_would_be_wrong() -> None:
     sample = replace(
         SAMPLE, boxes=np.zeros((1, 4), np.float32), box_labels=np.zeros(1, np.int64), mask=np.zeros((40, 50), np.int64)
     )
-    out = ClassificationTransform(SPEC, (32, 32), False, DataConfig())(sample, rng(0))
+    out = ClassificationTransform(SPEC, (32, 32), False)(sample, rng(0))
     assert out.boxes is out.box_labels is out.mask is None
     assert out.plan is not None
     assert out.plan.original == (40, 50)
 
 
 def test_evaluation_is_not_random_and_ignores_the_augmentation() -> None:
-    transforms = [ClassificationTransform(SPEC, (32, 32), False, augment) for augment in RECIPES.values()]
+    transforms = [ClassificationTransform(SPEC, (32, 32), False, **augment) for augment in RECIPES.values()]
     images = [transform(SAMPLE, rng(seed)).image for seed, transform in enumerate(transforms)]
     assert all(np.array_equal(images[0], image) for image in images)
 
@@ -94,7 +93,7 @@ def test_evaluation_equals_timm_on_photographs(data_root, mode: str, interpolati
     from effbackbones.images.reading import read_image
 
     spec = ImageSpec(size=(224, 224), crop_mode=mode, interpolation=interpolation)
-    ours = ClassificationTransform(spec, spec.size, False, DataConfig())
+    ours = ClassificationTransform(spec, spec.size, False)
     theirs = create_transform(
         (3, 224, 224), crop_pct=0.875, crop_mode=mode, interpolation=interpolation, normalize=False, use_prefetcher=True
     )
@@ -146,9 +145,7 @@ def test_random_area_has_the_distribution_of_torchvision() -> None:
 
 def test_flip_probability() -> None:
     for flip, expected in ((0.0, 0.0), (1.0, 1.0), (0.5, 0.5)):
-        transform = ClassificationTransform(
-            replace(SPEC, crop_fraction=1.0), (40, 50), True, DataConfig(crop="none", flip=flip)
-        )
+        transform = ClassificationTransform(replace(SPEC, crop_fraction=1.0), (40, 50), True, crop="none", flip=flip)
         flipped = [np.array_equal(transform(SAMPLE, rng(index)).image, IMAGE[:, ::-1]) for index in range(400)]
         assert np.mean(flipped) == pytest.approx(expected, abs=0.08 if flip == 0.5 else 0)
 
@@ -192,8 +189,8 @@ def test_randaugment_is_torchvisions(channels: int) -> None:
 
     image = np.ascontiguousarray(IMAGE[..., :channels])
     spec = replace(SPEC, mean=SPEC.mean[:channels], std=SPEC.std[:channels])
-    data = DataConfig(crop="none", flip=0, randaugment=RandAugmentConfig(num_ops=2, magnitude=9))
-    transform = ClassificationTransform(spec, (40, 50), True, data)
+    data = dict(crop="none", flip=0, randaugment=(2, 9))
+    transform = ClassificationTransform(spec, (40, 50), True, **data)
     policy = RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR, fill=[124, 116, 104][:channels])
     for seed in range(30):
         ours = transform(Sample(image, "a"), rng(seed)).image
@@ -207,13 +204,13 @@ def test_randaugment_is_torchvisions(channels: int) -> None:
 def test_randaugment_refuses_what_it_cannot_do() -> None:
     for image in (IMAGE.astype(np.uint16), np.dstack([IMAGE, IMAGE[..., :1]])):
         spec = replace(SPEC, mean=(0.5,) * image.shape[2], std=(0.2,) * image.shape[2])
-        transform = ClassificationTransform(spec, (32, 32), True, DataConfig(randaugment=RandAugmentConfig()))
+        transform = ClassificationTransform(spec, (32, 32), True, randaugment=(2, 9.0))
         with pytest.raises(UserError, match=r"data\.randaugment"):
             transform(Sample(image, "a"), rng(0))
 
 
 def test_jitter_changes_colours_and_keeps_places() -> None:
-    transform = ClassificationTransform(SPEC, (40, 50), True, DataConfig(crop="none", flip=0, color_jitter=0.4))
+    transform = ClassificationTransform(SPEC, (40, 50), True, crop="none", flip=0, color_jitter=0.4)
     grey = np.repeat(np.linspace(60, 180, 40).astype(np.uint8)[:, None, None], 50, 1).repeat(3, 2)
     images = [transform(Sample(grey, "a"), rng(seed)).image.astype(int) for seed in range(20)]
     assert np.std([image.mean() for image in images]) > 5
@@ -240,14 +237,14 @@ def darker(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 def test_own_transforms_are_added_in_training() -> None:
-    data = DataConfig(crop="none", flip=0)
+    data = dict(crop="none", flip=0)
     plain, added = (
-        ClassificationTransform(SPEC, (32, 32), True, data, extra)(SAMPLE, rng(0)).image for extra in ((), (darker,))
+        ClassificationTransform(SPEC, (32, 32), True, extra, **data)(SAMPLE, rng(0)).image for extra in ((), (darker,))
     )
     np.testing.assert_array_equal(added, plain // 2)
-    evaluation = ClassificationTransform(SPEC, (32, 32), False, data, [darker])(SAMPLE, rng(0)).image
+    evaluation = ClassificationTransform(SPEC, (32, 32), False, [darker], **data)(SAMPLE, rng(0)).image
     np.testing.assert_array_equal(
-        evaluation, ClassificationTransform(SPEC, (32, 32), False, data)(SAMPLE, rng(0)).image
+        evaluation, ClassificationTransform(SPEC, (32, 32), False, **data)(SAMPLE, rng(0)).image
     )
 
 
@@ -257,8 +254,7 @@ import sys, numpy as np
 from effbackbones.contracts import ImageSpec
 from tasks.data.batch import KeyedDataset, Sample
 from tasks.data.transforms.images import ClassificationTransform
-from tasks.settings.sections import DataConfig
-transform = ClassificationTransform(ImageSpec(), (32, 32), True, DataConfig(erasing=1.0))
+transform = ClassificationTransform(ImageSpec(), (32, 32), True, erasing=1.0)
 transform(Sample(np.zeros((40, 40, 3), np.uint8), "a"), np.random.default_rng(0))
 print({"torchvision", "albumentations", "cv2", "lightning"} & set(sys.modules))
 """
@@ -272,7 +268,7 @@ def test_letterbox_keeps_the_whole_image_and_fills_with_the_mean() -> None:
     """What a detector beside the classifier asks for (``crop_mode`` letterbox)."""
     spec = ImageSpec(size=(32, 32), mean=(0.2, 0.4, 0.6), crop_mode="letterbox")
     image = np.full((20, 40, 3), 255, np.uint8)
-    sample = ClassificationTransform(spec, spec.size, False, DataConfig())(Sample(image, "a"), np.random.default_rng(0))
+    sample = ClassificationTransform(spec, spec.size, False)(Sample(image, "a"), np.random.default_rng(0))
     assert sample.image.shape == (32, 32, 3)
     assert (sample.image[:16] == 255).all()
     assert (sample.image[16:] == [51, 102, 153]).all()

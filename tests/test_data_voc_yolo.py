@@ -14,9 +14,7 @@ from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.boxes.vocfile import read_voc
 from tasks.data.check import check_dataset
-from tasks.data.sets.coco import coco
-from tasks.data.sets.voc import voc
-from tasks.data.sets.yolo import yolo
+from tasks.data.door import coco, voc, yolo
 from tasks.settings.data import DataConfig
 
 SIZE = (100, 80)  # width, height

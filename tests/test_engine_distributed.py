@@ -23,7 +23,7 @@ PLUGIN = '''
 import os
 from pathlib import Path
 
-from tasks.data.sets.shapes import shapes
+from tasks.data.door import shapes
 from tasks.spec import register_dataset
 
 

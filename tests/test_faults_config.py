@@ -20,7 +20,7 @@ from tasks.settings.data import DataConfig, RandAugmentConfig
 from tasks.settings.keytypes import leaves, members_of
 from tasks.settings.sections import ModelConfig, OptimConfig, RunConfig
 from tasks.settings.tree import from_mapping
-from tasks.settings.yamlfile import MAX_BYTES, read_value
+from tasks.strictyaml import MAX_BYTES, read_value
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij")

@@ -12,7 +12,8 @@ from PIL import Image, ImageFile
 from tests_support import one_line
 
 from effbackbones.errors import UserError
-from tasks.data.sets.masks import MaskDataset, masks
+from tasks.data.door import masks
+from tasks.data.sets.masks import MaskDataset
 from tasks.settings.data import DataConfig
 
 NAMES = ["a", "b", "c"]

@@ -24,6 +24,7 @@ from tasks.data.dataset import DATASETS
 from tasks.data.sample import Sample
 from tasks.data.sets.shapes import ShapesDataset
 from tasks.data.transforms.mosaic import mosaic
+from tasks.data.transforms.views import JitterRange
 from tasks.engine.assembly import make_model
 from tasks.engine.evaluation import readable
 from tasks.joint import main
@@ -32,7 +33,6 @@ from tasks.multitask.parts import parts
 from tasks.multitask.task import TASK
 from tasks.segmentation.results import Segmented
 from tasks.settings.commandline import parse
-from tasks.settings.data import DataConfig
 
 QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
 SMALL = [
@@ -319,18 +319,18 @@ def test_deep_checks_are_refused_before_anything_is_read(
 
 
 def test_a_mosaic_has_the_labels_of_all_its_images_and_wants_them_alike() -> None:
-    config = DataConfig(mosaic=1.0)
+    jitter = JitterRange()
     spec, rng = ImageSpec(), np.random.default_rng(0)
     dataset = ShapesDataset((64, 64), 4)
     samples = [replace(dataset[index], label=None, labels=np.eye(6, dtype=np.float32)[index]) for index in range(4)]
-    whole = mosaic(samples, (64, 64), config, spec, rng)
+    whole = mosaic(samples, (64, 64), jitter, spec, rng)
     assert whole.labels.tolist() == [1, 1, 1, 1, 0, 0]
-    assert mosaic([dataset[index] for index in range(4)], (64, 64), config, spec, rng).label is None
+    assert mosaic([dataset[index] for index in range(4)], (64, 64), jitter, spec, rng).label is None
     with pytest.raises(
         UserError, match="with 3 channels and labels, mask, train-0 is uint8 with 3 channels and labels, boxes, mask"
     ):
         mosaic(
-            [samples[0], replace(samples[1], boxes=None, box_labels=None), *samples[2:]], (64, 64), config, spec, rng
+            [samples[0], replace(samples[1], boxes=None, box_labels=None), *samples[2:]], (64, 64), jitter, spec, rng
         )
 
 

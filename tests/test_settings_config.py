@@ -13,13 +13,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
+from effbackbones import Head, register_head
 from effbackbones.errors import UserError
 from tasks.settings.commandline import bundled, parse
 from tasks.settings.data import DataConfig, RandAugmentConfig
 from tasks.settings.keytypes import field_docs, leaves, members_of, section_of
+from tasks.settings.lent import without_unknown
 from tasks.settings.sections import Config, HeadConfig, ModelConfig, OptimConfig, RunConfig
 from tasks.settings.tree import changed_keys, dump, from_mapping, to_mapping
-from tasks.settings.yamlfile import read_value, write_value
+from tasks.strictyaml import read_value, write_value
 
 SECTIONS = (ModelConfig, HeadConfig, DataConfig, RandAugmentConfig, OptimConfig, RunConfig)
 BUNDLED = [(task, name) for task in ("classify", "detect", "segment", "joint") for name in sorted(bundled(task))]
@@ -468,3 +470,68 @@ def test_tiles_must_be_larger_than_what_they_share() -> None:
     assert parse(
         "segment", ["--config", "shapes", "--data.tile", "[64, 96]", "--data.tile_overlap", "63"]
     ).config.data.tile == (64, 96)
+
+
+# Options that were written for another backbone or head --------------------------------------------------------------
+
+
+def left(task: str, *argv: str) -> tuple[Config, list[str]]:
+    """The config of a command line without what its backbone and heads do not know, and what is said of that."""
+    _, config, extras = parse(task, list(argv))
+    config, told = without_unknown(config, extras.lent)
+    return config, [line.partition(" of the bundled config left out: ")[0] for line in told]
+
+
+def test_options_of_a_bundled_config_stay_with_its_own_backbone() -> None:
+    config, told = left("classify", "--config", "cifar10", "--model.backbone", "timm:resnet18")
+    assert (config.model.backbone_options, told) == ({"drop_path": 0.0}, ["model.backbone_options.stem_stride"])
+    config, told = left("classify", "--config", "imagenet", "--model.backbone", "timm:resnet18")
+    assert (config.model.numerics, told) == (None, ["model.numerics"])
+    for same in ("b0", "lite3"):
+        config, told = left("classify", "--config", "cifar10", "--model.backbone", same)
+        assert (config.model.backbone_options, told) == ({"stem_stride": 1, "drop_path": 0.0}, [])
+    assert left("classify", "--config", "cifar10") == (parse("classify", ["--config", "cifar10"]).config, [])
+
+
+@pytest.mark.parametrize(
+    "own",
+    [["--model.backbone_options.stem_stride", "2"], ["--model.backbone_options", "{stem_stride: 2}"]],
+)
+def test_the_users_own_options_are_left_for_the_backbone_to_refuse(own: list[str], tmp_path: Path) -> None:
+    config, told = left("classify", "--config", "cifar10", "--model.backbone", "timm:resnet18", *own)
+    assert (config.model.backbone_options["stem_stride"], told) == (2, [])
+    (tmp_path / "own.yaml").write_text(
+        "base: cifar10\nmodel: {backbone: timm:resnet18, backbone_options: {stem_stride: 2}}\n"
+    )
+    config, told = left("classify", "--config", str(tmp_path / "own.yaml"))
+    assert (config.model.backbone_options["stem_stride"], told) == (2, [])
+
+
+def test_options_of_a_bundled_config_stay_with_its_own_head(tmp_path: Path) -> None:
+    config, told = left("segment", "--config", "camvid", "--model.head", "fpn")
+    assert (config.model.head_options, told) == ({"loss": ["cross_entropy", "dice"]}, [])
+    (tmp_path / "own.yaml").write_text("base: imagenet\nmodel: {head: classification}\n")
+    assert left("classify", "--config", str(tmp_path / "own.yaml"))[1] == []
+
+    @register_head("without dropout")
+    class Plain(Head):
+        task = "cls"
+
+        def forward(self, features: Any, sizes: Any) -> Any: ...
+
+        def loss(self, raw: Any, targets: Any, sizes: Any) -> Any: ...
+
+        def predict(self, raw: Any, sizes: Any) -> Any: ...
+
+    config, told = left("classify", "--config", "cifar10", "--model.head", "without dropout")
+    assert (config.model.head_options, told) == ({}, ["model.head_options.dropout"])
+    with pytest.raises(UserError, match="no such name"):
+        left("classify", "--config", "cifar10", "--model.head", "nobody's")
+
+
+def test_an_option_that_a_value_on_the_command_line_holds_comes_from_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("classify", ["--config", "cifar10", "--model.backbone_options", "{drop_path: 0.1}", "--print-config"])
+    shown = capsys.readouterr().out
+    assert "    stem_stride: 1  # bundled cifar10.yaml:5\n" in shown
+    assert "    drop_path: 0.1  # --model.backbone_options\n" in shown

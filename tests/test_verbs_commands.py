@@ -19,6 +19,7 @@ from effbackbones import load_model
 from effbackbones.registry import HEADS
 from tasks.classification.task import TASK
 from tasks.classify import main
+from tasks.strictyaml import read_tree
 
 HEAD = '''
 """A head in a file of its own, outside of the project."""
@@ -298,22 +299,14 @@ def test_real_lite0_names_what_timm_names(data_root: Path, tmp_path: Path) -> No
 
 
 def test_multilabel_on_the_categories_of_coco(data_root: Path, tmp_path: Path) -> None:
-    from tasks.data.sets.coco_table import main as convert
-
-    coco, root = data_root / "coco_mini", tmp_path / "data"
-    for split in ("train", "val"):
-        annotations = coco / "annotations" / f"instances_{split}2017.json"
-        images = Path(shutil.copytree(coco / f"{split}2017", root / f"{split}2017"))
-        assert convert([str(annotations), str(images), str(root / f"{split}.csv")]) == 0
+    root = data_root / "coco_mini"
     assert (
         main(
             [
                 "--config",
-                "multilabel",
+                "coco_mini",
                 "--data.root",
                 str(root),
-                "--data.options",
-                "{classes: train.classes.txt}",
                 "--model.backbone",
                 "lite0",
                 "--model.weights",
@@ -371,6 +364,75 @@ def train_folders(root: Path, out: Path, *more: str) -> int:
 def test_class_folders_train(class_folders: Path, tmp_path: Path) -> None:
     assert train_folders(class_folders, tmp_path / "run") == 0
     assert load_model(tmp_path / "run" / "best.safetensors").classes == ("cat", "dog")
+
+
+def test_the_config_of_a_run_works_from_any_working_directory(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_head.py").write_text(HEAD.replace('"outside"', '"carried"'))
+    monkeypatch.chdir(tmp_path)
+    own = (
+        "--plugins",
+        "own_head.py",
+        "--model.head",
+        "carried",
+        "--model.init_from",
+        "first",
+        "--optim.label_smoothing",
+        "0",
+    )
+    assert train_folders(Path("data"), Path("first")) == 0
+    assert train_folders(Path("data"), Path("run"), *own) == 0
+    config = read_tree(tmp_path / "run" / "config.yaml", "config.yaml").values
+    assert config["data"]["root"] == str(class_folders)
+    assert (config["model"]["init_from"], config["plugins"]) == (
+        str(tmp_path / "first"),
+        [str(tmp_path / "own_head.py")],
+    )
+    assert train_folders(Path("data"), Path("run")) == 2  # finished, and of another config
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["evaluate", "--checkpoint", "../run", "--plugins", "../own_head.py"]) == 0
+    assert main(["--config", "../run/config.yaml", "--run.out", "again"]) == 0
+    again = json.loads((elsewhere / "again" / "metrics.json").read_text())
+    assert (
+        again["history"][0]["train_loss"]
+        == json.loads(Path("../run/metrics.json").read_text())["history"][0]["train_loss"]
+    )
+
+
+def test_a_run_is_continued_by_whatever_path_its_data_have(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train_folders(Path("data"), Path("run")) == 0
+    capsys.readouterr()
+    assert train_folders(class_folders, Path("run")) == 2
+    assert "holds a finished run" in capsys.readouterr().err  # and not: of another config
+
+
+def test_options_of_a_bundled_config_that_another_backbone_lacks_are_left_out_and_told(
+    tmp_path: Path, capsys: Any
+) -> None:
+    line = [
+        "--config",
+        "cifar10",
+        "--model.backbone",
+        "timm:resnet18",
+        "--data.root",
+        str(tmp_path),
+        "--run.device",
+        "cpu",
+    ]
+    assert main(line) == 2  # there are no data
+    said = capsys.readouterr().err.splitlines()
+    lost = (
+        "model.backbone_options.stem_stride of the bundled config left out: backbone 'timm:resnet18' has no such option"
+    )
+    assert said[0] == lost
+    assert len(said) == 2
+    assert said[1].startswith(f"error: {tmp_path}/train: there is no such folder")
 
 
 def test_an_unreadable_image_is_skipped_and_left_out_of_the_scores(class_folders: Path, tmp_path: Path) -> None:
@@ -527,7 +589,7 @@ def test_weights_of_another_variant_are_one_line(trained: Path, tmp_path: Path, 
 def faulty(folder: Path, name: str, fault: str) -> list[str]:
     """Arguments for a data set whose sample 13 does ``fault`` in a loader process."""
     (folder / f"{name}.py").write_text(
-        "import ctypes\nimport os\nfrom tasks.data.sets.shapes import shapes\nfrom tasks.spec import register_dataset\n\n"
+        "import ctypes\nimport os\nfrom tasks.data.door import shapes\nfrom tasks.spec import register_dataset\n\n"
         "lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n\n"
         f"@register_dataset({name!r})\ndef {name}(data, split, classes):\n    inner = shapes(data, split, classes)\n"
         "    read = type(inner).__getitem__\n    parent = os.getpid()\n"

@@ -20,8 +20,8 @@ from tasks.classification.results import stacked
 from tasks.data.batch import Batch
 from tasks.data.collating import class_targets, collate
 from tasks.data.dataset import Dataset
+from tasks.data.door import class_transform
 from tasks.data.sample import Sample, Transform
-from tasks.data.transforms.images import ClassificationTransform
 from tasks.data.transforms.mixing import mix
 from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
@@ -49,7 +49,7 @@ class Classification(TaskSpec):
         return told_of_head(self, config, dataset, {name: value for name, value in options if value})
 
     def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
-        return ClassificationTransform(model.image_spec, model.image_spec.size, train, config.data)
+        return class_transform(config.data, model.image_spec, train=train)
 
     def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
         # No padding: the head would not know it from the image.

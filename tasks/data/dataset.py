@@ -13,13 +13,13 @@ T = TypeVar("T")
 DATASETS = Registry(
     "dataset",
     {
-        "folder": "tasks.data.sets.folders:folder",
-        "table": "tasks.data.sets.table:table",
-        "shapes": "tasks.data.sets.shapes:shapes",
-        "coco": "tasks.data.sets.coco:coco",
-        "voc": "tasks.data.sets.voc:voc",
-        "yolo": "tasks.data.sets.yolo:yolo",
-        "masks": "tasks.data.sets.masks:masks",
+        "folder": "tasks.data.door:folder",
+        "table": "tasks.data.door:table",
+        "shapes": "tasks.data.door:shapes",
+        "coco": "tasks.data.door:coco",
+        "voc": "tasks.data.door:voc",
+        "yolo": "tasks.data.door:yolo",
+        "masks": "tasks.data.door:masks",
     },
 )
 

@@ -14,9 +14,9 @@ from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
 from tasks.data.batch import Batch
 from tasks.data.collating import box_targets
 from tasks.data.dataset import Dataset
+from tasks.data.door import view_transform
 from tasks.data.sample import Transform
 from tasks.data.sampling import Repeated, repeat_factors
-from tasks.data.transforms.window import ViewTransform
 from tasks.detection.check import GOAL, quick_checks, score_results
 from tasks.detection.files import DetectionFiles
 from tasks.detection.metrics import DetectionMetrics
@@ -63,7 +63,8 @@ class Detection(TaskSpec):
         return Repeated(dataset, repeat_factors(dataset, threshold, config.run.seed))
 
     def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
-        return ViewTransform.of(config, model, train=train, epochs=epochs)
+        divisor = model.head.size_divisor
+        return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
 
     def preflight(
         self, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, out: Path | None = None

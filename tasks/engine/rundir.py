@@ -15,7 +15,7 @@ from effbackbones.weights.tensorfile import write_atomically
 from tasks.engine import processes
 from tasks.settings.sections import Config
 from tasks.settings.tree import changed_keys, dump, from_mapping
-from tasks.settings.yamlfile import read_tree
+from tasks.strictyaml import read_tree
 
 try:
     import fcntl

@@ -15,9 +15,9 @@ from effbackbones.registry import TASKS
 from tasks.data.batch import Batch
 from tasks.data.collating import collate, targets_by_task
 from tasks.data.dataset import Dataset
+from tasks.data.door import view_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated
-from tasks.data.transforms.window import ViewTransform
 from tasks.engine import assembly
 from tasks.multitask.metrics import JointMetrics
 from tasks.multitask.parts import parts, parts_alone
@@ -88,7 +88,8 @@ class Joint(TaskSpec):
         if config.data.mosaic and "label" in self.labels(config):
             what = "sets four images together, which then have no one label"
             raise UserError("data.mosaic", what, "set it to 0, or data.multilabel: true")
-        return ViewTransform.of(config, model, train=train, epochs=epochs)
+        divisor = model.head.size_divisor
+        return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
 
     def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
         makers = {word: (task.labels(own), task.targets) for word, (task, own) in parts(config).items()}

@@ -14,8 +14,8 @@ from effbackbones.model import Model
 from tasks.data.batch import Batch
 from tasks.data.collating import mask_targets
 from tasks.data.dataset import Dataset
+from tasks.data.door import view_transform
 from tasks.data.sample import IGNORE, Transform
-from tasks.data.transforms.window import ViewTransform
 from tasks.report.masks import mask_sheet
 from tasks.report.outputs import Originals
 from tasks.segmentation.check import GOAL, quick_checks, score_folder
@@ -85,7 +85,8 @@ class Segmentation(TaskSpec):
                 f"{type(model.head).__name__} needs {model.head.min_size} pixels, got {list(tile)}",
                 "raise it",
             )
-        return ViewTransform.of(config, model, train=train, epochs=epochs)
+        divisor = model.head.size_divisor
+        return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
 
     def preflight(
         self, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, out: Path | None = None

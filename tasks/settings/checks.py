@@ -1,7 +1,7 @@
 """What the sections of a config share: plain values, checked as each instance is made."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -23,6 +23,12 @@ def _plain(where: str, value: object) -> None:
             _plain(where, item)
     elif value is not None and not isinstance(value, (int, float, str, bool)):
         raise UserError(where, f"expected a plain value, got a {type(value).__name__}", "use numbers, text, lists")
+
+
+def choice(where: str, value: object, choices: Sequence[object]) -> None:
+    """Refuse a ``value`` that is none of ``choices``."""
+    if value not in choices:
+        raise UserError(where, f"unknown value {str(value)[:60]!r}", nearest(str(value), map(str, choices)))
 
 
 def _within(where: str, value: object, interval: str) -> None:
@@ -60,7 +66,7 @@ class Section:
             choices = [
                 word for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)
             ]
-            if choices and value is not None and value not in choices:
-                raise UserError(where, f"unknown value {value!r}", nearest(str(value), choices))
+            if choices and value is not None:
+                choice(where, value, choices)
             if item.name in self.LIMITS:
                 _within(where, value, self.LIMITS[item.name])

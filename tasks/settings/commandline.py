@@ -7,6 +7,7 @@ lists are replaced. Every mistake is one :class:`UserError` that names file and 
 import difflib
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -15,9 +16,10 @@ from typing import NamedTuple
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
+from tasks.settings.lent import lent_options
 from tasks.settings.sections import Config
 from tasks.settings.tree import SEVERAL, build, dump, merge
-from tasks.settings.yamlfile import Plain, Tree, read_tree, read_value
+from tasks.strictyaml import Plain, Tree, read_tree, read_value
 from tasks.verbs.table import DEFAULT, OPTIONS, VERBS, Verb
 
 
@@ -32,6 +34,8 @@ class Extras:
     split: str = "val"
     predictions: str | None = None
     deep: bool = False
+    lent: tuple[str, ...] = ()
+    """Options that were written for another backbone or head (:func:`tasks.settings.lent.lent_options`)."""
 
 
 class Request(NamedTuple):
@@ -55,13 +59,13 @@ def parse(task: str, argv: list[str]) -> Request:
     source = line.options.pop("config", None)
     shown = "print-config" in line.flags
     flags = dict.fromkeys(line.flags - {"print-config"}, True)
-    config = _config(task, line, source, shown=shown) if line.verb.config != "none" else Config()
+    config, lent = _config(task, line, source, shown=shown) if line.verb.config != "none" else (Config(), ())
     name = Path(source).stem if source else "default"
-    return Request(line.verb.name, config, Extras(name, tuple(line.inputs), **line.options, **flags))  # type: ignore[arg-type]  # flags are its truth values
+    return Request(line.verb.name, config, Extras(name, tuple(line.inputs), lent=lent, **line.options, **flags))  # type: ignore[arg-type]  # flags are its truth values
 
 
-def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> Config:
-    """The config that a line says; if it is to be ``shown``, print it and raise ``SystemExit(0)``."""
+def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> tuple[Config, tuple[str, ...]]:
+    """The config that a line says, and its lent options; if it is to be ``shown``, print it and raise ``SystemExit(0)``."""
     checkpoint = line.options.get("checkpoint")
     of_run = None if source or not checkpoint else _run_config(Path(checkpoint))
     if not source and not of_run and line.verb.config == "needed":
@@ -78,7 +82,7 @@ def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> Con
     if shown:
         print(_with_places(dump(config), tree.places), end="")
         sys.exit(0)
-    return config
+    return config, lent_options(tree)
 
 
 def bundled(task: str) -> dict[str, Path]:
@@ -217,22 +221,23 @@ def _overrides(given: list[tuple[str, str]]) -> Tree:
     """Overrides as a tree; later ones win."""
     tree = Tree({}, {})
     for key, text in given:
-        value = _override(key, text)
+        value, inner = _override(key, text)
         *parents, last = key.split(".")
         branch: dict[str, Plain] = {last: value}
         for parent in reversed(parents):
             branch = {parent: branch}
-        tree = merge(tree, Tree(branch, {key: f"--{key}"}))
+        tree = merge(tree, Tree(branch, dict.fromkeys((key, *(f"{key}.{name}" for name in inner)), f"--{key}")))
     return tree
 
 
-def _override(key: str, text: str) -> Plain:
+def _override(key: str, text: str) -> tuple[Plain, Iterable[str]]:
+    """The value that ``text`` is for a key, and the keys inside of it."""
     members = members_of(hint_of(key))
     if str in members and members <= {str, NoneType}:  # text stays text: --run.out 12
-        return None if NoneType in members and text in ("null", "None") else text
+        return None if NoneType in members and text in ("null", "None") else text, ()
     if key == "plugins" and not text.startswith("["):
-        return [text]
-    return read_value(text, f"--{key}")[0]
+        return [text], ()
+    return read_value(text, f"--{key}")
 
 
 def _with_places(text: str, places: dict[str, str]) -> str:

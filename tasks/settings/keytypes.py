@@ -1,22 +1,19 @@
-"""The types of the keys, and what jsonargparse does for us: values to types, and the help page.
+"""The types of the keys: values to types, types in words, and the help page.
 
-It is given one key at a time, each of a plain type, and only numbers, truth values and lists of them: of a dataclass or a
-whole section it would open files and import modules on a config's word, and any text it would read as YAML once more.
+Nothing here opens a file or imports a module on a config's word, and no text is read twice.
 """
 
 import ast
 import difflib
 import inspect
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
-from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
-
 from tasks.settings.sections import Config
-from tasks.settings.yamlfile import Plain
+from tasks.strictyaml import Plain
 
 ANY = "TASK"
 """Stands in keys for the name of one section of several."""
@@ -72,45 +69,30 @@ def _hint(section: type, names: list[str]) -> Any:
     return value if len(rest) == 1 else _hint(value, rest[1:]) if family_of(hint) else None
 
 
-@cache
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    for key, hint, _ in leaves():
-        parser.add_argument(f"--{key}", type=hint)
-    return parser
-
-
-def convert(key: str, hint: Any, value: Plain) -> object:
-    """``value`` of the leaf ``key`` as its type; ValueError if it does not fit."""
+def convert(hint: Any, value: Plain) -> object:
+    """``value`` as the type ``hint``; ValueError if it does not fit. A whole number is a number too, a truth value is none."""
     members = members_of(hint)
-    if value is None:  # the library lets null pass everywhere
-        if NoneType not in members:
-            raise ValueError("null")
-        return None
-    if isinstance(value, str):
-        return _chosen(value, str in members or any(value in get_args(m) for m in members if get_origin(m) is Literal))
-    if isinstance(value, dict):
-        return _chosen(value, get_origin(hint) is dict and all(is_option(item) for item in value.values()))
-    if isinstance(value, list) and not all(isinstance(item, (int, float)) for item in value):
-        return tuple(_chosen(value, tuple[str, ...] in members and all(isinstance(item, str) for item in value)))
+    for kind in (NoneType, bool, str, int):
+        if kind in members and type(value) is kind:
+            return value
+    for member in members:
+        origin, inner = get_origin(member), get_args(member)
+        if member is float and type(value) in (int, float):
+            return _float(value)
+        if origin is Literal and value in inner:
+            return value
+        if origin is dict and isinstance(value, dict) and all(is_option(item) for item in value.values()):
+            return value
+        if origin is tuple and isinstance(value, list) and (inner[-1] is Ellipsis or len(inner) == len(value)):
+            return tuple(convert(inner[0], item) for item in value)
+    raise ValueError("another type")
+
+
+def _float(value: Any) -> float:
     try:
-        key = _general(key)
-        result = _parser().parse_object({key: value}, defaults=False)[key]
-    except (ArgumentError, OverflowError) as error:
+        return float(value)
+    except OverflowError as error:  # a whole number of hundreds of digits
         raise ValueError(str(error)) from None
-    return result
-
-
-def _general(key: str) -> str:
-    """The key with :data:`ANY` in place of the name of one section of several."""
-    top, _, rest = key.partition(".")
-    return f"{top}.{ANY}.{rest.partition('.')[2]}" if family_of(get_type_hints(Config)[top]) else key
-
-
-def _chosen(value: Any, fits: bool) -> Any:
-    if not fits:
-        raise ValueError("another type")
-    return value
 
 
 def is_option(value: Plain, depth: int = 0) -> bool:
@@ -177,9 +159,10 @@ def family_of(hint: Any) -> type | None:
 
 def help_page(usage: str, options: dict[str, str], epilog: str) -> str:
     """The help text: the command's own ``options`` (name to help), then every key of every section with type, range and default."""
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, usage=usage, epilog=epilog)
+    parser = ArgumentParser(usage=usage, epilog=epilog, add_help=False)
+    parser.add_argument("-h", "--help", action="help", help="Show this help message and exit.")
     for name, text in options.items():
-        parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
+        parser.add_argument(f"--{name}", metavar=name.upper(), help=f"{text} (default: null)")
     for top in fields(Config):
         hint = get_type_hints(Config)[top.name]
         section, family = section_of(hint), family_of(hint)
@@ -194,8 +177,9 @@ def help_page(usage: str, options: dict[str, str], epilog: str) -> str:
             for key, hint, item in leaves(owner, prefix):
                 if key == prefix + item.name and (prefix or key == top.name):
                     shown = f"{docs[item.name]} Range {limits[item.name]}." if item.name in limits else docs[item.name]
-                    group.add_argument(f"--{key}", type=hint, default=_default(item), help=shown.replace("%", "%%"))
-    return str(parser.format_help())
+                    shown += f" (type: {_shown_type(hint)}, default: {_shown_default(item)})"
+                    group.add_argument(f"--{key}", metavar=_metavar(item.name, hint), help=shown.replace("%", "%%"))
+    return parser.format_help()
 
 
 def _owners(section: type, prefix: str) -> Iterator[tuple[type, str]]:
@@ -207,5 +191,24 @@ def _owners(section: type, prefix: str) -> Iterator[tuple[type, str]]:
             yield from _owners(inner, f"{prefix}{name}.")
 
 
-def _default(item: Field[Any]) -> object:
-    return item.default_factory() if callable(item.default_factory) else item.default
+def _shown_default(item: Field[Any]) -> str:
+    default = item.default_factory() if callable(item.default_factory) else item.default
+    return "null" if default is None else str(default)
+
+
+def _shown_type(hint: Any) -> str:
+    """A type as its annotation writes it."""
+    return (
+        hint.__name__
+        if isinstance(hint, type) and not get_args(hint)
+        else str(hint).replace("typing.", "").replace("None", "null")
+    )
+
+
+def _metavar(name: str, hint: Any) -> str:
+    """What stands for the value behind a key's name."""
+    if hint is bool:
+        return "{true,false}"
+    if get_origin(hint) is Literal:
+        return f"{{{','.join(get_args(hint))}}}"
+    return "[ITEM,...]" if get_origin(hint) is tuple else name.upper()

@@ -1,5 +1,6 @@
 """Trees of plain values to a checked :class:`Config`, and back. Every mistake names the place where it was made."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, replace
 from types import NoneType
@@ -9,7 +10,7 @@ from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.settings.keytypes import convert, describe, family_of, is_option, members_of, nearest_key, section_of
 from tasks.settings.sections import Config, HeadConfig
-from tasks.settings.yamlfile import Plain, Tree, write_value
+from tasks.strictyaml import Plain, Tree, write_value
 
 SEVERAL = "multi"
 """The word of the command that trains several tasks at once."""
@@ -104,9 +105,22 @@ def from_mapping(mapping: Mapping[str, Plain], source: str = "") -> Config:
     return build(Tree(dict(mapping), {}), None, source)
 
 
+def absolute(config: Config) -> Config:
+    """The config with paths that mean the same in any working directory: ``data.root``, files of weights, plug-ins."""
+    model, data = config.model, config.data
+    weights = model.weights and (_absolute(model.weights) if os.path.isfile(model.weights) else model.weights)
+    plugins = tuple(_absolute(plugin) if plugin.endswith(".py") else plugin for plugin in config.plugins)
+    model = replace(model, weights=weights, init_from=model.init_from and _absolute(model.init_from))
+    return replace(config, model=model, data=replace(data, root=data.root and _absolute(data.root)), plugins=plugins)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def changed_keys(old: Config, new: Config) -> list[str]:
     """Dotted keys that differ between two configs, sorted; of ``run.*`` the seed alone, since the rest is not part of the result."""
-    before, after = (dict(_flat(to_mapping(config))) for config in (old, new))
+    before, after = (dict(_flat(to_mapping(absolute(config)))) for config in (old, new))
     changed = {key for key in before.keys() | after.keys() if before.get(key, MISSING) != after.get(key, MISSING)}
     return sorted(key for key in changed if not key.startswith("run.") or key == "run.seed")
 
@@ -174,7 +188,7 @@ def _leaf(tree: Tree, where: str, hint: Any, value: Plain, source: str) -> objec
                 what = f"expected a number, text, truth value or list, got {_shown(item)}"
                 raise UserError(_place(tree, f"{where}.{name}", source), what, "correct the value")
     try:
-        return convert(where, hint, value)
+        return convert(hint, value)
     except ValueError:
         raise UserError(
             _place(tree, where, source), f"expected {describe(hint)}, got {_shown(value)}", "correct the value"

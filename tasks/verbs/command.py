@@ -15,6 +15,8 @@ from pathlib import Path
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.settings.commandline import Request, parse
+from tasks.settings.lent import without_unknown
+from tasks.settings.tree import absolute
 from tasks.verbs.table import VERBS, Verb
 
 USER_ERROR, DIVERGED, FAILED = 2, 3, 1
@@ -46,9 +48,13 @@ def _run(verb: Verb, command: str, request: Request) -> int:
         function = getattr(importlib.import_module(verb.module), verb.name)
         return int(function(request.extras))
     import_plugins(request.config.plugins)
+    # Registered names are known from here on.
+    config, told = without_unknown(absolute(request.config), request.extras.lent)
+    for line in told:
+        print(line, file=sys.stderr)
     # torch comes in here
     function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
-    return int(function(task, request.config, request.extras))
+    return int(function(task, config, request.extras))
 
 
 def explain(error: Exception) -> tuple[str, int]:

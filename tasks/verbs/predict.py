@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from effbackbones.errors import UserError
 from effbackbones.images.reading import SUFFIXES
 from tasks.data.batch import Batch
-from tasks.data.files.reading import ImageReader
+from tasks.data.door import image_reader
 from tasks.data.sample import Sample
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
@@ -105,7 +105,7 @@ class _Files:
         originals: Originals | None,
     ) -> None:
         self.files, self.classes, self.originals = files, classes, originals
-        self.read = replace(ImageReader.of(config.data, "val"), channels=channels)
+        self.read = replace(image_reader(config.data, "val"), channels=channels)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -11,12 +11,8 @@ from effbackbones.errors import UserError, nearest
 from tasks.data.boxes.repairs import MIN_SIDE, RepairCount, Repairs, mend, refuse_bad_boxes
 from tasks.data.boxes.table import BoxDataset, BoxTable
 from tasks.data.files.images import header_sizes
-from tasks.data.files.reading import ImageReader, PackedNames
+from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
 from tasks.data.masks.outlines import Outlines
-from tasks.settings.data import DataConfig
-
-CLASS_OPTIONS = ("classes", "rename")
-"""Names in ``data.options`` that :meth:`Selection.of` reads."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,10 @@ class Selection:
     rename: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def of(cls, data: DataConfig) -> "Selection":
-        """The selection that ``data.options`` ask for."""
-        classes, rename = _names(data, "classes"), _names(data, "rename")
+    def of(cls, classes: tuple[str, ...] | None, renamed: Sequence[str] = ()) -> "Selection":
+        """From what the options say: ``renamed`` are texts ``old=new``."""
         pairs = []
-        for text in rename or ():
+        for text in renamed:
             old, equals, new = (part.strip() for part in text.partition("="))
             if not (old and equals and new):
                 raise UserError("data.options.rename", f"expected old=new, got {text!r}", "correct it")
@@ -91,16 +86,25 @@ class Selection:
         return np.array([k for k, name in enumerate(names) if self.classes is None or name in self.classes], np.int64)
 
 
-def _names(data: DataConfig, option: str) -> tuple[str, ...] | None:
-    """An option that is a list of different names."""
-    listed = data.options.get(option)
-    if listed is None:
-        return None
-    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) and name for name in listed):
-        raise UserError(f"data.options.{option}", f"expected a list of names, got {str(listed)[:60]}", "correct it")
-    if len(set(listed)) < len(listed):
-        raise UserError(f"data.options.{option}", "a name stands there twice", "remove one of the two")
-    return tuple(listed)
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of the annotations of the ``split`` train, val or test.
+
+    ``labels``: what is to be read of each image, as :class:`BoxDataset` has it, and ``mask`` where a format has masks;
+    ``training``: the classes of the training split, which this one must have, None if there is nothing to compare with;
+    ``selection``: the classes that are kept. ``keep_empty``: whether images without objects are trained on; ``allow_bad_boxes``:
+    go on although too many boxes had to be dropped; ``on_error`` ``skip``: go on past headers that cannot be read. ``read``: how
+    images are read.
+    """
+
+    split: str
+    labels: tuple[str, ...] = ("boxes",)
+    training: tuple[str, ...] | None = None
+    selection: Selection = Selection()
+    keep_empty: bool = True
+    allow_bad_boxes: bool = False
+    on_error: str = "stop"
+    read: ImageReader = DEFAULT_READER
 
 
 def refuse_other_classes(source: str, names: Sequence[str], training: Sequence[str]) -> None:
@@ -124,75 +128,62 @@ def _listed(names: set[str]) -> str:
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
 
 
-def open_boxes(
-    said: Annotations, root: Path, data: DataConfig, split: str, classes: tuple[str, ...] | None, selection: Selection
-) -> BoxDataset:
-    """The data set of a split: the classes selected, held against those of training (``classes``), with boxes and labels as
-    ``data.labels`` asks. ``root``: the folder of the images. Where masks are asked for it raises :class:`UserError`."""
-    if "mask" in data.labels:
-        raise UserError("data.name", f"data set {data.name!r} has no masks", "use coco or masks")
-    said = selected(said, root, data, classes, selection)
-    table, _, notes = open_table(said, root, data, split)
-    return BoxDataset(table, ImageReader.of(data, split), asked(data), notes)
+def open_boxes(said: Annotations, root: Path, wanted: Wanted) -> BoxDataset:
+    """The data set of a split, of whose images ``root`` is the folder: the classes selected, held against those of training, with
+    boxes and labels as wanted."""
+    table, _, notes = open_table(selected(said, root, wanted), root, wanted)
+    return BoxDataset(table, wanted.read, wanted.labels, notes)
 
 
-def asked(data: DataConfig) -> tuple[str, ...]:
-    """What is to be read of each image; boxes where nothing is said."""
-    return data.labels or ("boxes",)
-
-
-def selected(
-    said: Annotations, root: Path, data: DataConfig, classes: tuple[str, ...] | None, selection: Selection
-) -> Annotations:
-    """The same with ``categories`` as labels of the classes selected, -1 for others, which must be those of training
-    (``classes``), and with sizes that are unknown taken from the files."""
-    names = selection.renamed(said.names)
-    chosen = selection.positions(names)
-    wanted = tuple(names[k] for k in chosen.tolist())
-    if classes is not None:
-        refuse_other_classes(said.source, wanted, classes)
+def selected(said: Annotations, root: Path, wanted: Wanted) -> Annotations:
+    """The same with ``categories`` as labels of the classes selected, -1 for others, which must be those of training, and with
+    sizes that are unknown taken from the files."""
+    names = wanted.selection.renamed(said.names)
+    chosen = wanted.selection.positions(names)
+    kept = tuple(names[k] for k in chosen.tolist())
+    if wanted.training is not None:
+        refuse_other_classes(said.source, kept, wanted.training)
     if (said.sizes <= 0).any():
-        said = replace(said, sizes=_completed(said, root, data))
+        said = replace(said, sizes=_completed(said, root, wanted))
     labels = np.full(len(names) + 1, -1)  # the last is that of category -1
     labels[chosen] = np.arange(len(chosen))
     category_ids = tuple(said.category_ids[k] for k in chosen.tolist())
-    return replace(said, categories=labels[said.categories], names=wanted, category_ids=category_ids)
+    return replace(said, categories=labels[said.categories], names=kept, category_ids=category_ids)
 
 
-def open_table(
-    said: Annotations, root: Path, data: DataConfig, split: str
-) -> tuple[BoxTable, NDArray[np.int64], tuple[str, ...]]:
+def open_table(said: Annotations, root: Path, wanted: Wanted) -> tuple[BoxTable, NDArray[np.int64], tuple[str, ...]]:
     """The table of what was selected, boxes mended if they are asked for; the positions of its images among those of ``said``;
     and what is to be told of that.
 
-    Images without objects are left out of training if ``data.keep_empty`` is false, and everywhere if one label is asked for.
+    Images without objects are left out of training unless wanted, and everywhere if one label is asked for.
     Raises :class:`UserError` where too many boxes are bad, or no object is left to train on or to validate with.
     """
-    if "boxes" in asked(data):
+    training = wanted.split == "train"
+    if "boxes" in wanted.labels:
         # Scored boxes stay as thin as they are, as in COCO's own scorer; to train on less than a pixel makes no sense.
-        table = mended_table(said, root, allow_bad=data.allow_bad_boxes, min_side=MIN_SIDE if split == "train" else 0.0)
+        table = mended_table(said, root, allow_bad=wanted.allow_bad_boxes, min_side=MIN_SIDE if training else 0.0)
     else:
         table = plain_table(said, root)
-    if split in ("train", "val"):
-        _refuse_nothing(said, table, split)
+    if wanted.split in ("train", "val"):
+        _refuse_nothing(said, table, wanted.split)
     empty, notes = table.empty_images(), []
-    if "label" in asked(data) and len(empty):
+    if "label" in wanted.labels and len(empty):
         such = table.ids[int(empty[0])]
         notes.append(
             f"{len(empty):,} of {len(table):,} images have no object, so no label: left out (such as id {such})"
         )
-    if len(empty) and (notes or (split == "train" and not data.keep_empty)):
+    if len(empty) and (notes or (training and not wanted.keep_empty)):
         images = np.flatnonzero(table.objects())
         return table.take(images), images, tuple(notes)
     return table, np.arange(len(table)), ()
 
 
-def _completed(said: Annotations, root: Path, data: DataConfig) -> NDArray[np.int32]:
+def _completed(said: Annotations, root: Path, wanted: Wanted) -> NDArray[np.int32]:
     """Sizes with those that are unknown taken from the headers of the files."""
     sizes = said.sizes.copy()
     unknown = np.flatnonzero((sizes <= 0).any(1))
     sizes[unknown] = header_sizes(
-        [f"{root}/{said.files[image]}" for image in unknown.tolist()], data.exif, data.on_error
+        [f"{root}/{said.files[image]}" for image in unknown.tolist()], wanted.read.exif, wanted.on_error
     )
     return sizes
 

@@ -1,4 +1,4 @@
-"""What data sets of files share: a million names in two arrays, names that may not leave their folder, options."""
+"""What data sets of files share: a million names in two arrays, names that may not leave their folder, how images are read."""
 
 import os
 import re
@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from effbackbones.errors import UserError, nearest
+from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, Size
 from effbackbones.images.reading import MAX_PIXELS, read_image
-from tasks.settings.data import DataConfig
 
 
 class PackedNames(Sequence[str]):
@@ -69,26 +68,8 @@ class Confinement:
             raise UserError(where, f"{path} is a link that leaves {self.root}", "copy the files")
 
 
-def data_root(data: DataConfig) -> Path:
-    """``data.root`` as a folder that exists."""
-    if data.root is None:
-        raise UserError("data.root", f"data set {data.name!r} needs a folder", "set data.root")
-    root = Path(data.root).expanduser()
-    if not root.is_dir():
-        raise UserError("data.root", f"there is no folder {root}", "correct data.root")
-    return root
-
-
-def check_options(data: DataConfig, known: Sequence[str]) -> None:
-    """Refuse ``data.options`` that the data set does not have."""
-    for name in data.options:
-        if name not in known:
-            raise UserError(f"data.options.{name}", f"data set {data.name!r} has no such option", nearest(name, known))
-
-
-def listed_classes(data: DataConfig, root: Path) -> tuple[str, ...] | None:
-    """Classes by the option ``classes``: a list of names, or a text file with one on each line."""
-    listed = data.options.get("classes")
+def listed_classes(listed: object, root: Path) -> tuple[str, ...] | None:
+    """Classes by the option ``classes``: a list of names, or a text file below ``root`` with one on each line; or None."""
     if listed is None:
         return None
     where = "data.options.classes"
@@ -112,10 +93,6 @@ def listed_classes(data: DataConfig, root: Path) -> tuple[str, ...] | None:
     return tuple(listed)
 
 
-READ_OPTIONS = ("channels", "depth", "reduced")
-"""Names in ``data.options`` that :meth:`ImageReader.of` reads."""
-
-
 @dataclass(frozen=True)
 class ImageReader:
     """:func:`effbackbones.images.reading.read_image` with its options set; they are explained there."""
@@ -125,37 +102,6 @@ class ImageReader:
     exif: str = "apply"
     max_pixels: int = MAX_PIXELS
     at_least: Size | None = None
-
-    @classmethod
-    def of(cls, data: DataConfig, split: str) -> "ImageReader":
-        """By ``data.exif``, ``data.max_pixels`` and the options of :data:`READ_OPTIONS`: ``channels`` (3), ``depth`` (``8``
-        or ``native``), ``reduced`` (false; true: JPEGs of the training split may be decoded at 1/2, 1/4 or 1/8 as long as
-        both sides stay twice ``data.image_size``; evaluation always reads them whole)."""
-        channels, depth, reduced = (
-            data.options.get("channels", 3),
-            str(data.options.get("depth", "8")),
-            data.options.get("reduced", False),
-        )
-        if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
-            raise UserError(
-                "data.options.channels", f"expected a number of channels, got {channels!r}", "give 1, 3, 4, ..."
-            )
-        if depth not in ("8", "native"):
-            raise UserError("data.options.depth", f"unknown value {depth!r}", nearest(depth, ("8", "native")))
-        if not isinstance(reduced, bool) or (reduced and data.image_size is None):
-            raise UserError(
-                "data.options.reduced",
-                f"expected true or false, and true with data.image_size; got {reduced!r}",
-                "correct it",
-            )
-        height, width = (data.image_size,) * 2 if isinstance(data.image_size, int) else data.image_size or (0, 0)
-        return cls(
-            channels,
-            depth,
-            data.exif,
-            data.max_pixels,
-            (2 * height, 2 * width) if reduced and split == "train" else None,
-        )
 
     def __call__(self, path: str) -> Pixels:
         """Pixels [H, W, channels] of a file."""

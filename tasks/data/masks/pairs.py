@@ -9,10 +9,7 @@ from pathlib import Path
 from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name
 from tasks.data.files.images import check_files, images_below
-from tasks.settings.data import DataConfig
 
-PAIR_OPTIONS = ("images", "masks", "list", "image_suffix", "mask_suffix")
-"""Names in ``data.options`` that :meth:`Pairs.of` reads."""
 LAYOUTS = (("{split}/images", "{split}/masks"), ("images/{split}", "masks/{split}"))
 SPLIT = "{split}"
 
@@ -27,50 +24,52 @@ class Pairs:
     masks: tuple[str, ...]
     mask_folder: str
 
-    @classmethod
-    def of(cls, data: DataConfig, root: Path, split: str) -> "Pairs":
-        """Those of a split, by options in which ``{split}`` stands for ``data.train``, ``data.val`` or ``data.test``, by default
-        the split's own name:
 
-        * ``images`` and ``masks``: folders below ``root``, both looked through at any depth; default: the first there is of
-          ``{split}/images`` with ``{split}/masks`` and ``images/{split}`` with ``masks/{split}``;
-        * ``list``: a text file with one name on each line, ending or not; default: all images;
-        * ``image_suffix`` and ``mask_suffix``: what names have before the ending beyond what the two share; files without are
-          passed over.
+@dataclass(frozen=True)
+class Pairing:
+    """Where the images and masks of a data set lie below ``root``, and how they are paired.
 
-        A partner that is missing, two files for one name, and whatever leads out of ``root`` raise :class:`UserError`.
-        """
-        name = getattr(data, split) or split
+    In ``images``, ``masks`` and ``listing``, ``{split}`` stands for what ``names`` says for a split:
+
+    * ``images`` and ``masks``: folders, both looked through at any depth; default: the first there is of ``{split}/images``
+      with ``{split}/masks`` and ``images/{split}`` with ``masks/{split}``;
+    * ``listing``: a text file with one name on each line, ending or not; default: all images;
+    * ``image_suffix`` and ``mask_suffix``: what names have before the ending beyond what the two share; files without are
+      passed over.
+    """
+
+    root: Path
+    names: Mapping[str, str]
+    images: str | None = None
+    masks: str | None = None
+    listing: str | None = None
+    image_suffix: str | None = None
+    mask_suffix: str | None = None
+
+    def pairs(self, split: str) -> Pairs:
+        """Those of a split. A partner that is missing, two files for one name, and whatever leads out of ``root`` raise
+        :class:`UserError`."""
+        root, name = self.root, self.names[split]
         _inside(f"data.{split}", name)
-        texts = {option: _text(data, option) for option in PAIR_OPTIONS}
-        images_in, masks_in = _folders(root, texts, name, split)
-        if not any(SPLIT in (texts[option] or SPLIT) for option in ("images", "masks")) and SPLIT not in (
-            texts["list"] or ""
+        images_in, masks_in = _folders(root, (self.images, self.masks), name, split)
+        if not any(SPLIT in (text or SPLIT) for text in (self.images, self.masks)) and SPLIT not in (
+            self.listing or ""
         ):
             raise UserError(
                 "data.options", "images, masks and list are the same for all splits", f"write {SPLIT} into one of them"
             )
-        before, behind = texts["image_suffix"] or "", texts["mask_suffix"] or ""
+        before, behind = self.image_suffix or "", self.mask_suffix or ""
         images = _by_stem(root, images_in, before, behind if images_in == masks_in else "")
         masks = _by_stem(root, masks_in, behind)
-        if texts["list"]:
-            ids = _listed(
-                root, _inside("data.options.list", texts["list"].replace(SPLIT, name)), images, masks, before, split
-            )
+        if self.listing:
+            listing = _inside("data.options.list", self.listing.replace(SPLIT, name))
+            ids = _listed(root, listing, images, masks, before, split)
         else:
             ids = _complete(root, images, masks, images_in, masks_in)
-        pairs = cls(root, ids, tuple(images[id_] for id_ in ids), tuple(masks[id_] for id_ in ids), masks_in)
+        pairs = Pairs(root, ids, tuple(images[id_] for id_ in ids), tuple(masks[id_] for id_ in ids), masks_in)
         for files in (pairs.images, pairs.masks):
             check_files(root, files, lambda index, files=files: str(root / files[index]), "replace it")  # type: ignore[misc]
         return pairs
-
-
-def _text(data: DataConfig, option: str) -> str | None:
-    """An option that is a text."""
-    text = data.options.get(option)
-    if text is not None and not (isinstance(text, str) and text):
-        raise UserError(f"data.options.{option}", f"expected a text, got {str(text)[:60]!r}", "correct it")
-    return text
 
 
 def _inside(key: str, path: str) -> str:
@@ -80,9 +79,8 @@ def _inside(key: str, path: str) -> str:
     return path.strip("/")
 
 
-def _folders(root: Path, texts: Mapping[str, str | None], name: str, split: str) -> tuple[str, str]:
+def _folders(root: Path, said: tuple[str | None, str | None], name: str, split: str) -> tuple[str, str]:
     """Folders of images and of masks, which exist, below ``root``."""
-    said = (texts["images"], texts["masks"])
     if (said[0] is None) != (said[1] is None):
         option = "masks" if said[1] is None else "images"
         raise UserError(f"data.options.{option}", "is not given, and its counterpart is", "give both, or none")

@@ -1,4 +1,4 @@
-"""Class folders: ``root/{train,val,test}/CLASS/...``, one folder per class, images at any depth below it."""
+"""Data set ``folder``, class folders: ``root/{train,val,test}/CLASS/...``, one folder per class, images at any depth below it."""
 
 import os
 from collections.abc import Iterator
@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from effbackbones.errors import UserError, nearest
+from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name
-from tasks.data.files.reading import DEFAULT_READER, READ_OPTIONS, ImageReader, PackedNames, check_options, data_root
+from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
 from tasks.data.sample import Sample
-from tasks.settings.data import DataConfig
 
 
 class FolderDataset:
@@ -101,16 +100,3 @@ def _images(split: Path, name: str, ignore_others: bool) -> Iterator[str]:
                     "is not an image by its ending",
                     "remove it, or set data.options.other_files: ignore",
                 )
-
-
-def folder(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> FolderDataset:
-    """Data set ``folder``: split ``split`` lies in ``root/{data.train, data.val or data.test}``, by default its own name.
-
-    Options: ``other_files`` (``stop`` or ``ignore``) and those of :meth:`ImageReader.of`.
-    """
-    check_options(data, (*READ_OPTIONS, "other_files"))
-    others = str(data.options.get("other_files", "stop"))
-    if others not in ("stop", "ignore"):
-        raise UserError("data.options.other_files", f"unknown value {others!r}", nearest(others, ("stop", "ignore")))
-    where = data_root(data) / (getattr(data, split) or split)
-    return FolderDataset(where, classes, read=ImageReader.of(data, split), ignore_others=others == "ignore")

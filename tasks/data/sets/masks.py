@@ -1,19 +1,17 @@
 """Data set ``masks``: folders of images and of masks, paired by name."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, Size, resize_nearest
 from effbackbones.images.reading import image_size
 from tasks.data.boxes.annotations import refuse_other_classes
-from tasks.data.files.reading import DEFAULT_READER, READ_OPTIONS, ImageReader, PackedNames, check_options, data_root
+from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
+from tasks.data.masks.declared import Declared
 from tasks.data.masks.file import MaskReader, span
 from tasks.data.masks.format import Look, found_format
-from tasks.data.masks.options import MASK_OPTIONS, Declared
-from tasks.data.masks.pairs import PAIR_OPTIONS, Pairs
+from tasks.data.masks.pairs import Pairing, Pairs
 from tasks.data.sample import Sample
-from tasks.settings.data import DataConfig
 
 BINARY = ("background", "foreground")
 """Classes of binary masks where nobody names them."""
@@ -72,26 +70,24 @@ class MaskDataset:
         raise UserError(f"{self.root}/{self.masks[index]}", what, "both must have one size: replace one of the two")
 
 
-def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> MaskDataset:
-    """Data set ``masks``. Options, beside those of :meth:`tasks.data.masks.pairs.Pairs.of` (where the files are) and
-    :meth:`ImageReader.of`:
-
-    * ``classes``: a list of names, or a file in ``data.root`` with one on each line; default ``classes.txt`` there;
-    * ``format``: ``index``, ``palette``, ``rgb`` or ``binary`` as :class:`MaskReader` reads them; ``auto`` (default) looks at some
-      masks, takes what alone fits, which ``notes`` tell, and refuses all else;
-    * ``colors``, for ``rgb``: a list of ``name=red,green,blue``, which names the classes in their order; a name may come again;
-    * ``values``: the value of each class in the masks, where they are not 0, 1, ...;
-    * ``ignore``: a list of values (of colours, ``red,green,blue``) that are ignored; in ``index`` and ``palette`` 255 always is;
-    * ``other``: ``stop`` (default) or ``ignore``, for values that are no class.
-
-    ``classes``: those of the training split, which this one must have.
-    """
-    check_options(data, (*READ_OPTIONS, *PAIR_OPTIONS, *MASK_OPTIONS))
-    root = data_root(data)
-    declared, pairs = Declared.of(data, root), Pairs.of(data, root, split)
-    names = declared.names or classes
+def open_masks(
+    pairing: Pairing,
+    split: str,
+    declared: Declared,
+    *,
+    training: tuple[str, ...] | None = None,
+    on_error: str = "stop",
+    read: ImageReader = DEFAULT_READER,
+) -> MaskDataset:
+    """The pairs of a split, with masks as they are ``declared``; a format ``auto`` looks at some of them, takes what alone fits,
+    which ``notes`` tell, and refuses all else. ``training``: the classes of the training split, which this one must have.
+    ``on_error`` ``skip``: look past masks that cannot be read."""
+    root, pairs = pairing.root, pairing.pairs(split)
+    names = declared.names or training
     form, notes = (
-        (declared.format, []) if declared.format != "auto" else _found(data, declared, root, split, pairs, names)
+        (declared.format, [])
+        if declared.format != "auto"
+        else _found(pairing, pairs, split, declared, names, max_pixels=read.max_pixels, on_error=on_error)
     )
     names = names or (BINARY if form == "binary" else None)
     if names is None:
@@ -102,24 +98,31 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
         raise UserError(
             "data.options.classes", f"expected {expected}, got {len(names)}", "correct data.options.classes or format"
         )
-    if classes is not None:
-        refuse_other_classes("data.options.classes", names, classes)
+    if training is not None:
+        refuse_other_classes("data.options.classes", names, training)
     if form == "binary" and any(name.lower().endswith((".jpg", ".jpeg")) for name in pairs.masks):
         notes.append("JPEG masks do not keep values exactly: what is over half is the second class")
     if declared.others_ignored:
         notes.append("values that are no class are ignored (data.options.other)")
-    read_mask = declared.reader(form, len(names), data)
-    return MaskDataset(pairs, names, read_mask, ImageReader.of(data, split), tuple(notes))
+    return MaskDataset(pairs, names, declared.reader(form, len(names), read), read, tuple(notes))
 
 
 def _found(
-    data: DataConfig, declared: Declared, root: Path, split: str, pairs: Pairs, names: tuple[str, ...] | None
+    pairing: Pairing,
+    pairs: Pairs,
+    split: str,
+    declared: Declared,
+    names: tuple[str, ...] | None,
+    *,
+    max_pixels: int,
+    on_error: str,
 ) -> tuple[str, list[str]]:
     """The format that a look at the masks shows, and the note that says so. A split that looks otherwise than that of training
     raises :class:`UserError`: one and the same value would mean two things."""
+    root = pairing.root
 
     def looked(found: Pairs) -> tuple[str, Look]:
-        look = Look.at([f"{root}/{name}" for name in found.masks], max_pixels=data.max_pixels, on_error=data.on_error)
+        look = Look.at([f"{root}/{name}" for name in found.masks], max_pixels=max_pixels, on_error=on_error)
         numbers = declared.values is not None  # then 0 and 255 are values like others
         return found_format(
             look, None if names is None else len(names), str(root / found.mask_folder), numbers=numbers
@@ -128,7 +131,7 @@ def _found(
     form, look = looked(pairs)
     if split != "train":
         try:
-            training = Pairs.of(data, root, "train")
+            training = pairing.pairs("train")
         except UserError:  # only this split is here
             training = pairs
         first = form if training.masks == pairs.masks else looked(training)[0]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from effbackbones.errors import UserError, nearest
+from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, Size, resize_nearest
+from effbackbones.images.reading import MAX_PIXELS
 from tasks.data.boxes.table import BoxDataset, BoxTable
 from tasks.data.files.reading import ImageReader
 from tasks.data.masks.outlines import Outlines
@@ -15,12 +16,10 @@ from tasks.data.sample import IGNORE, Sample
 
 if TYPE_CHECKING:
     from tasks.data.boxes.annotations import Annotations
-    from tasks.settings.data import DataConfig
 
 BACKGROUND = "background"
-PAINT_OPTIONS = ("unlabelled", "no_segmentation")
-"""Names in ``data.options`` that :func:`painting_of` reads."""
-_CHOICES = {"unlabelled": (BACKGROUND, "ignore"), "no_segmentation": ("ignore", "box", "stop")}
+UNLABELLED, NO_SEGMENTATION = (BACKGROUND, "ignore"), ("ignore", "box", "stop")
+"""What :func:`painting_of` can do about pixels without an object, and about objects without an outline."""
 _ROUNDING = 1e-6  # pixels: sums of decimal fractions are off by less
 
 
@@ -72,34 +71,39 @@ def _touched(box: NDArray[np.float64], size: Size) -> tuple[int, int, int, int]:
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
-def painting_of(said: "Annotations", data: "DataConfig") -> tuple[Painting, tuple[str, ...], tuple[str, ...]]:
+def painting_of(
+    said: "Annotations",
+    *,
+    unlabelled: str = BACKGROUND,
+    no_segmentation: str = "ignore",
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[Painting, tuple[str, ...], tuple[str, ...]]:
     """How the objects that were selected are painted; the names of the values; and what is to be told of it.
 
-    First come crowds and, with the option ``no_segmentation: ignore`` (default), the boxes of objects without an outline, both
+    First come crowds and, with ``no_segmentation`` ``ignore``, the boxes of objects without an outline, both
     as :data:`IGNORE`: nobody knows what each of their pixels is, except where an object is drawn on top. Then the objects by falling
-    area, so that small ones lie on large ones; of equal ones the later in the file on top. ``no_segmentation: box`` paints such boxes
-    as if they were outlines, ``stop`` refuses them. Pixels without an object are class 0, ``background``, or with the option
-    ``unlabelled: ignore`` :data:`IGNORE`. Raises :class:`UserError` for outlines that are not of their image.
+    area, so that small ones lie on large ones; of equal ones the later in the file on top. ``box`` paints such boxes as if they were
+    outlines, ``stop`` refuses them. Pixels without an object are class 0, ``background``, or with ``unlabelled`` ``ignore``
+    :data:`IGNORE`. Raises :class:`UserError` for outlines that are not of their image.
     """
     outlines = said.outlines
     if outlines is None:
         raise ValueError("the annotations were read without outlines")
-    empty, missing_ones = _option(data, "unlabelled"), _option(data, "no_segmentation")
-    mask_classes = _mask_classes(said.names, with_background=empty == BACKGROUND)
-    clipped = _refuse_foreign(said, outlines, data.max_pixels)
+    mask_classes = _mask_classes(said.names, with_background=unlabelled == BACKGROUND)
+    clipped = _refuse_foreign(said, outlines, max_pixels)
     used = said.categories >= 0
     missing = outlines.missing & used
-    _refuse_unknown(said, missing, stop=missing_ones == "stop")
-    ignored = said.crowd | (missing & (missing_ones == "ignore"))
+    _refuse_unknown(said, missing, stop=no_segmentation == "stop")
+    ignored = said.crowd | (missing & (no_segmentation == "ignore"))
     values = np.where(ignored, IGNORE, said.categories + (len(mask_classes) - len(said.names)))
     order = np.lexsort(
         (-_areas(said, outlines), ~ignored, said.owner)
     )  # stable: of equal ones in the order of the file
     rows = order[used[order]]
     first = np.searchsorted(said.owner[rows], np.arange(len(said.files) + 1)).astype(np.int64)
-    unknown = 0 if empty == BACKGROUND else IGNORE
+    unknown = 0 if unlabelled == BACKGROUND else IGNORE
     painting = Painting(outlines, first, rows, values[rows].astype(np.uint8), said.boxes[rows], unknown)
-    boxes = "ignored" if missing_ones == "ignore" else "painted"
+    boxes = "ignored" if no_segmentation == "ignore" else "painted"
     told = (
         (missing, f"annotations without a segmentation: their boxes are {boxes}"),
         (outlines.thin & used, "annotations with polygons of fewer than three points: these are left out"),
@@ -110,14 +114,6 @@ def painting_of(said: "Annotations", data: "DataConfig") -> tuple[Painting, tupl
         mask_classes,
         tuple(f"{rows.sum():,} {what} ({_examples(said, rows)})" for rows, what in told if rows.any()),
     )
-
-
-def _option(data: "DataConfig", name: str) -> str:
-    """A word of ``data.options``, by default the first of its choices."""
-    word, choices = data.options.get(name, _CHOICES[name][0]), _CHOICES[name]
-    if word not in choices:
-        raise UserError(f"data.options.{name}", f"unknown value {str(word)[:60]!r}", nearest(str(word), choices))
-    return str(word)
 
 
 def _mask_classes(names: tuple[str, ...], *, with_background: bool) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Procedural images of simple shapes: class, boxes and mask at once, drawn from (seed, split, index); no files needed.
+"""Data set ``shapes``, procedural images of simple shapes: class, boxes and mask at once, drawn from (seed, split, index); no files needed.
 
 One large shape on a textured background, up to three smaller ones that may cover parts of it, noise over everything.
 Colours, sizes, positions and angles are random, so that only the outline tells the class.
@@ -10,11 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size, resize
-from tasks.data.files.reading import check_options
 from tasks.data.sample import Sample
-from tasks.settings.data import DataConfig
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 SPLITS = {"train": 4096, "val": 512, "test": 512}
@@ -153,37 +150,3 @@ def _tight_box(pixels: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """xyxy around the true pixels [H, W]; the far edges are those of the last pixel."""
     rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def shapes(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> ShapesDataset:
-    """Data set ``shapes``: images of ``data.image_size`` (64 when null), no files.
-
-    Options: ``train``, ``val``, ``test`` (numbers of images), ``objects`` (largest number of shapes in an image, 4),
-    ``seed`` (0).
-    """
-    check_options(data, (*SPLITS, "objects", "seed"))
-    size = data.image_size or 64
-    if classes is not None and classes != CLASSES:
-        raise UserError(
-            "classes",
-            f"the shapes are {', '.join(CLASSES)}; the model has {len(classes)} other classes",
-            "train a new model",
-        )
-    count, seed, objects = (
-        _number(data, split, SPLITS[split], 1),
-        _number(data, "seed", 0, 0),
-        _number(data, "objects", 4, 1),
-    )
-    return ShapesDataset(
-        (size, size) if isinstance(size, int) else size, count, seed=seed, split=split, objects=objects
-    )
-
-
-def _number(data: DataConfig, name: str, default: int, least: int) -> int:
-    """The option ``name``, a whole number."""
-    value = data.options.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(
-            f"data.options.{name}", f"expected a whole number of at least {least}, got {value!r}", "correct it"
-        )
-    return value

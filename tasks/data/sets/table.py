@@ -1,4 +1,4 @@
-"""A CSV file of images and their labels: columns ``file`` and ``labels``, several labels separated by ``;``."""
+"""Data set ``table``, a CSV file of images and their labels: columns ``file`` and ``labels``, several labels separated by ``;``."""
 
 import csv
 from collections.abc import Iterator
@@ -9,18 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
-from tasks.data.files.reading import (
-    DEFAULT_READER,
-    READ_OPTIONS,
-    Confinement,
-    ImageReader,
-    PackedNames,
-    check_options,
-    data_root,
-    listed_classes,
-)
+from tasks.data.files.reading import DEFAULT_READER, Confinement, ImageReader, PackedNames
 from tasks.data.sample import Sample
-from tasks.settings.data import DataConfig
 
 COLUMNS = ("file", "labels")
 
@@ -138,25 +128,3 @@ def _checked(rows: list[Row], root: Path, multilabel: bool) -> list[Row]:
                 row.where, f"expected one label, got {len(row.labels)}", "correct it, or set data.multilabel: true"
             )
     return rows
-
-
-def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> TableDataset:
-    """Data set ``table``: split ``split`` is the CSV file ``data.train``, ``data.val`` or ``data.test`` in ``data.root``,
-    by default ``train.csv`` and so on; ``data.multilabel`` says how many labels a row has.
-
-    Options: ``classes`` (a list, or a file in ``data.root`` with one name on each line; default: those of the training
-    table), ``image_root`` (folder that file names are relative to; default: the CSV's), and those of
-    :meth:`ImageReader.of`.
-    """
-    check_options(data, (*READ_OPTIONS, "classes", "image_root"))
-    root = data_root(data)
-    image_root = data.options.get("image_root")
-    if image_root is not None and not (isinstance(image_root, str) and (root / image_root).is_dir()):
-        raise UserError("data.options.image_root", f"there is no folder {image_root!r}", "correct it")
-    return TableDataset(
-        root / (getattr(data, split) or f"{split}.csv"),
-        classes or listed_classes(data, root),
-        multilabel=data.multilabel,
-        root=None if image_root is None else root / image_root,
-        read=ImageReader.of(data, split),
-    )

@@ -1,50 +1,40 @@
 """Data set ``voc``: Pascal VOC's layout (Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from effbackbones.errors import UserError, nearest
-from tasks.data.boxes.annotations import CLASS_OPTIONS, Annotations, Selection, open_boxes
+from tasks.data.boxes.annotations import Annotations, Selection, Wanted, open_boxes
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.boxes.vocfile import VocImage, read_voc
 from tasks.data.files.images import by_stem, check_files
-from tasks.data.files.reading import READ_OPTIONS, check_options, data_root
-from tasks.settings.data import DataConfig
 
 
-def voc(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDataset:
-    """Split ``split`` is the list ``ImageSets/Main/NAME.txt`` below ``data.root``, NAME being ``data.train``, ``data.val`` or
-    ``data.test``, by default the split's own; images are ``JPEGImages/ID.*``, annotations ``Annotations/ID.xml``.
+def open_voc(root: Path, wanted: Wanted, *, listing: str, ignore_difficult: bool = True) -> BoxDataset:
+    """The images of the list ``ImageSets/Main/LISTING.txt`` below ``root``: ``JPEGImages/ID.*`` with ``Annotations/ID.xml``.
 
     Corners are pixels counted from 1, both inclusive; boxes become continuous: (xmin - 1, ymin - 1, xmax, ymax). Objects
-    marked as difficult are, with the option ``difficult: ignore`` (default), trained and scored as crowds are: finding them
-    is neither right nor wrong (VOC's own scores differ in that one detection alone may match such an object); with ``keep``
-    they are objects like all others. Options ``classes`` (a list, labels in its order, other objects are left out; default:
-    the sorted names of the training split), ``rename`` (a list of ``old=new``) and those of :meth:`ImageReader.of`.
+    marked as difficult are, with ``ignore_difficult``, trained and scored as crowds are: finding them is neither right nor wrong
+    (VOC's own scores differ in that one detection alone may match such an object); without, they are objects like all others.
+    Labels are in the order of the classes wanted, of which other objects are left out; by default those of the training split,
+    sorted.
     """
-    check_options(data, (*READ_OPTIONS, *CLASS_OPTIONS, "difficult"))
-    difficult = str(data.options.get("difficult", "ignore"))
-    if difficult not in ("ignore", "keep"):
-        raise UserError(
-            "data.options.difficult", f"unknown value {difficult!r}", nearest(difficult, ("ignore", "keep"))
-        )
-    root = data_root(data)
-    listing = root / "ImageSets" / "Main" / f"{(getattr(data, split) or split).removesuffix('.txt')}.txt"
-    lines = _listed(listing, split)
+    path = root / "ImageSets" / "Main" / f"{listing.removesuffix('.txt')}.txt"
+    lines = _listed(path, wanted.split)
     ids, folder = list(lines), root / "JPEGImages"
     images = by_stem(folder)
     for id_, line in lines.items():
         if id_ not in images:
-            raise UserError(f"{listing}:{line}", f"there is no image {id_!r} in {folder}", "add it, or remove the line")
+            raise UserError(f"{path}:{line}", f"there is no image {id_!r} in {folder}", "add it, or remove the line")
     files = [images[id_] for id_ in ids]
-    check_files(folder, files, lambda image: f"{listing}:{lines[ids[image]]}", "add the image, or remove the line")
+    check_files(folder, files, lambda image: f"{path}:{lines[ids[image]]}", "add the image, or remove the line")
     read = [read_voc(root / "Annotations" / f"{id_}.xml") for id_ in ids]
-    said = _columns(
-        str(listing), ids, files, read, _labels(data, root, ids, read, classes), ignore=difficult == "ignore"
-    )
-    return open_boxes(said, folder, data, split, classes, Selection())
+    labels = _labels(wanted, root, ids, read)
+    said = _columns(str(path), ids, files, read, labels, ignore=ignore_difficult)
+    return open_boxes(said, folder, replace(wanted, selection=Selection()))
 
 
 def _listed(listing: Path, split: str) -> dict[str, int]:
@@ -70,28 +60,28 @@ def _listed(listing: Path, split: str) -> dict[str, int]:
 
 
 def _labels(
-    data: DataConfig, root: Path, ids: Sequence[str], read: Sequence[VocImage], classes: tuple[str, ...] | None
+    wanted: Wanted, root: Path, ids: Sequence[str], read: Sequence[VocImage]
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes, and the label of each name that the objects have, -1 of those that are left out.
 
     A name that is neither in the training split nor left out by the option ``classes`` raises :class:`UserError` with its
     file; so does a class asked for that no object of the training split has.
     """
-    selection = Selection.of(data)
+    selection, training = wanted.selection, wanted.training
     said = sorted({found.name for image in read for found in image.objects})
     new = {name: dict(selection.rename).get(name, name) for name in said}
-    wanted = classes or selection.classes or tuple(sorted(set(new.values())))
-    if classes is None:
+    classes = training or selection.classes or tuple(sorted(set(new.values())))
+    if training is None:
         for option, names, known in (
             ("rename", [old for old, _ in selection.rename], said),
-            ("classes", wanted, list(new.values())),
+            ("classes", classes, list(new.values())),
         ):
             for name in names:
                 if name not in known:
                     raise UserError(
                         f"data.options.{option}", f"no object is called {name!r}", nearest(name, set(known))[:200]
                     )
-    strange = {name for name in said if new[name] not in wanted}
+    strange = {name for name in said if new[name] not in classes}
     if strange and selection.classes is None:
         image, number, name = next(
             (image, number, found.name)
@@ -100,8 +90,8 @@ def _labels(
             if found.name in strange
         )
         where = f"{root / 'Annotations' / ids[image]}.xml: object {number}"
-        raise UserError(where, f"no object of the training split is called {name!r}", nearest(name, wanted)[:200])
-    return wanted, {name: -1 if name in strange else wanted.index(new[name]) for name in said}
+        raise UserError(where, f"no object of the training split is called {name!r}", nearest(name, classes)[:200])
+    return classes, {name: -1 if name in strange else classes.index(new[name]) for name in said}
 
 
 def _columns(

@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from tasks.data.boxes.annotations import CLASS_OPTIONS, Annotations, Selection, open_boxes
+from tasks.data.boxes.annotations import Annotations, Wanted, open_boxes
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.files.images import check_files, header_sizes, images_below
-from tasks.data.files.reading import READ_OPTIONS, check_options, data_root
-from tasks.settings.data import DataConfig
-from tasks.settings.yamlfile import read_tree
+from tasks.strictyaml import read_tree
 
 MAX_BYTES = 10_000_000
 """Larger label files are refused."""
@@ -34,26 +32,22 @@ class _Lines:
     corners: NDArray[np.float64]
 
 
-def yolo(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDataset:
-    """Split ``split`` is all images below ``images/NAME`` with label files of the same path below ``labels/NAME``, in
-    ``data.root``; or, where there is no such folder, ``NAME/images`` and ``NAME/labels``. NAME is ``data.train``, ``data.val``
-    or ``data.test``, by default the split's own. An image without a label file, or with an empty one, has no objects.
+def open_yolo(root: Path, wanted: Wanted, *, name: str, names: object = None) -> BoxDataset:
+    """All images below ``images/NAME`` with label files of the same path below ``labels/NAME``, in ``root``; or, where there is
+    no such folder, ``NAME/images`` and ``NAME/labels``. An image without a label file, or with an empty one, has no objects.
 
-    A line with more than five numbers is an outline, class x y x y ..., of which the box around it is taken. Class names are
-    those of the option ``names`` (a list) or of ``names`` in ``data.yaml`` (a list, or number: name); category ids are
-    the numbers in the files. Shares become pixels by the image's size, from its header. Options: ``names``; ``classes``
-    (names of those wanted), ``rename`` (a list of ``old=new``) and those of :meth:`ImageReader.of`.
+    A line with more than five numbers is an outline, class x y x y ..., of which the box around it is taken. Class names are the
+    list ``names``, or those of ``names`` in ``data.yaml`` (a list, or number: name); category ids are the numbers in the files.
+    Shares become pixels by the image's size, from its header.
     """
-    check_options(data, (*READ_OPTIONS, *CLASS_OPTIONS, "names"))
-    root = data_root(data)
-    images, labels = _folders(root, getattr(data, split) or split, split)
-    names = _class_names(data, root)
+    images, labels = _folders(root, name, wanted.split)
+    classes = _class_names(names, root)
     files = images_below(images)
     if not files:
-        raise UserError(str(images), "holds no image", f"fill it, or set data.{split}")
+        raise UserError(str(images), "holds no image", f"fill it, or set data.{wanted.split}")
     check_files(images, files, lambda image: str(images / files[image]), "copy the file there")
-    sizes = header_sizes([f"{images}/{file}" for file in files], data.exif, data.on_error)
-    return open_boxes(_columns(labels, files, sizes, names), images, data, split, classes, Selection.of(data))
+    sizes = header_sizes([f"{images}/{file}" for file in files], wanted.read.exif, wanted.on_error)
+    return open_boxes(_columns(labels, files, sizes, classes), images, wanted)
 
 
 def _folders(root: Path, name: str, split: str) -> tuple[Path, Path]:
@@ -73,14 +67,14 @@ def _folders(root: Path, name: str, split: str) -> tuple[Path, Path]:
     )
 
 
-def _class_names(data: DataConfig, root: Path) -> tuple[str, ...]:
+def _class_names(listed: object, root: Path) -> tuple[str, ...]:
     """Names of the classes, in the order of their numbers."""
-    where, listed = "data.options.names", data.options.get("names")
+    where = "data.options.names"
     if listed is None:
         file = root / "data.yaml"
         if not file.is_file():
             raise UserError(where, f"is not set, and there is no {file}", "list the names of the classes")
-        where, listed = f"{file}: names", read_tree(file, str(file)).values.get("names")  # type: ignore[assignment]  # checked below
+        where, listed = f"{file}: names", read_tree(file, str(file)).values.get("names")
     if isinstance(listed, dict):
         if sorted(listed) != sorted(map(str, range(len(listed)))):
             what = f"expected the numbers 0 to {len(listed) - 1}, got {', '.join(listed)[:80]}"

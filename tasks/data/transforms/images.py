@@ -16,7 +16,6 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, ResizePlan, Size, resize
 from tasks.data.sample import Sample, Transform
 from tasks.data.transforms.colours import fill_of, in_dtype
-from tasks.settings.data import DataConfig, RandAugmentConfig
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec
@@ -25,30 +24,44 @@ if TYPE_CHECKING:
 class ClassificationTransform:
     """Brings the image of a sample to ``size`` (H, W) by ``image_spec``; the label stays, boxes and mask are dropped.
 
-    Evaluation (``train`` False): resize and centre crop, the numbers of torchvision and timm on PIL images. Training, by the keys
-    of ``augment``, the section ``data``: crop, flip, RandAugment, colour jitter, the callables ``extra``, random erasing, in this
-    order.
+    Evaluation (``train`` False): resize and centre crop, the numbers of torchvision and timm on PIL images. Training, by
+    what is asked for, in this order: ``crop`` (``resized``: random area by ``scale`` and ``ratio``; ``pad``: by an eighth, then at
+    random; ``center``: as in evaluation; ``none``: squash), ``flip`` (probability), ``randaugment`` (operations, magnitude),
+    ``color_jitter`` (strength), the callables ``extra``, random ``erasing`` (probability).
     """
 
     def __init__(
-        self, image_spec: "ImageSpec", size: Size, train: bool, augment: DataConfig, extra: Sequence[Transform] = ()
+        self,
+        image_spec: "ImageSpec",
+        size: Size,
+        train: bool,
+        extra: Sequence[Transform] = (),
+        *,
+        crop: str = "resized",
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (0.75, 4 / 3),
+        flip: float = 0.5,
+        randaugment: tuple[int, float] | None = None,
+        color_jitter: float = 0.0,
+        erasing: float = 0.0,
     ) -> None:
-        self.image_spec, self.size, self.train, self.augment = image_spec, size, train, augment
+        self.image_spec, self.size, self.train = image_spec, size, train
+        self.crop, self.scale, self.ratio, self.flip = crop if train else "center", scale, ratio, flip
         self.steps: list[Transform] = []
-        if train and augment.randaugment is not None:
-            self.steps.append(RandAugment(augment.randaugment, image_spec))
-        if train and augment.color_jitter > 0:
-            self.steps.append(ColorJitter(augment.color_jitter))
+        if train and randaugment is not None:
+            self.steps.append(RandAugment(*randaugment, image_spec))
+        if train and color_jitter > 0:
+            self.steps.append(ColorJitter(color_jitter))
         if train:
             self.steps += extra
-        if train and augment.erasing > 0:
-            self.steps.append(RandomErasing(augment.erasing, image_spec))
+        if train and erasing > 0:
+            self.steps.append(RandomErasing(erasing, image_spec))
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The sample at ``size``."""
         height, width = sample.image.shape[:2]
         image, plan = self._crop(sample.image, rng)
-        if self.train and self.augment.flip > rng.random():
+        if self.train and self.flip > rng.random():
             image, plan = image[:, ::-1], None
         sample = replace(
             sample, image=image, original=(height, width), plan=plan, boxes=None, box_labels=None, crowd=None, mask=None
@@ -59,10 +72,10 @@ class ClassificationTransform:
 
     def _crop(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, ResizePlan | None]:
         """The image at ``size``, and the plan where the result is not random."""
-        spec, crop = self.image_spec, self.augment.crop if self.train else "center"
+        spec, crop = self.image_spec, self.crop
         height, width = image.shape[:2]
         if crop == "resized":
-            left, top, right, bottom = random_area((height, width), self.augment.scale, self.augment.ratio, rng)
+            left, top, right, bottom = random_area((height, width), self.scale, self.ratio, rng)
             return resize(image[top:bottom, left:right], self.size, spec.interpolation), None
         if crop == "center" and spec.crop_mode == "letterbox":
             plan = ResizePlan.letterbox((height, width), self.size)
@@ -116,11 +129,11 @@ def shifted(image: Pixels, rows: int, columns: int, fill: Pixels, rng: np.random
 class RandAugment:
     """torchvision's RandAugment (Cubuk et al. 2019), made a function of ``rng``. For uint8 images of 1 or 3 channels.
 
-    ``magnitude`` counts in the 31 steps of 0..30 of ``config``; areas moved in from outside take the mean colour.
+    ``num_ops`` operations for each image; ``magnitude`` counts in 31 steps, 0..30; areas moved in from outside take the mean colour.
     """
 
-    def __init__(self, config: RandAugmentConfig, image_spec: "ImageSpec") -> None:
-        self.config, self.image_spec = config, image_spec
+    def __init__(self, num_ops: int, magnitude: float, image_spec: "ImageSpec") -> None:
+        self.num_ops, self.magnitude, self.image_spec = num_ops, magnitude, image_spec
         self._policy: Any = None  # torchvision's module, made where it is used: it is slow to import
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,9 +161,7 @@ class RandAugment:
             what = f"needs uint8 images of 1 or 3 channels, got {sample.image.dtype} with {sample.image.shape[2]}"
             raise UserError("data.randaugment", what, "set it to null")
         fill = fill_of(sample.image, self.image_spec.mean).tolist()
-        return Policy(
-            self.config.num_ops, round(self.config.magnitude), interpolation=InterpolationMode.BILINEAR, fill=fill
-        )
+        return Policy(self.num_ops, round(self.magnitude), interpolation=InterpolationMode.BILINEAR, fill=fill)
 
 
 class ColorJitter:

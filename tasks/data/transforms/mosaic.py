@@ -9,8 +9,7 @@ import numpy as np
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, Size
 from tasks.data.sample import IGNORE, Sample, crowd_of, labels_of
-from tasks.data.transforms.views import Jitter, jittered, through
-from tasks.settings.data import DataConfig
+from tasks.data.transforms.views import JitterRange, jittered, through
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec
@@ -24,7 +23,7 @@ Tile = tuple[slice, slice]
 
 
 def mosaic(
-    samples: Sequence[Sample], canvas: Size, data: DataConfig, spec: "ImageSpec", rng: np.random.Generator
+    samples: Sequence[Sample], canvas: Size, jitter: JitterRange, spec: "ImageSpec", rng: np.random.Generator
 ) -> Sample:
     """Four samples around a random point of ``canvas`` (H, W), each jittered and mirrored on its own.
 
@@ -38,7 +37,7 @@ def mosaic(
     parts = []
     for sample, tile in zip(samples, _tiles(canvas, rng), strict=True):
         _check_alike(sample, first)
-        part = _in_tile(sample, tile, canvas, data, spec, rng)
+        part = _in_tile(sample, tile, canvas, jitter, spec, rng)
         image[tile] = part.image
         if mask is not None and part.mask is not None:
             mask[tile] = part.mask
@@ -66,14 +65,14 @@ def _tiles(canvas: Size, rng: np.random.Generator) -> list[Tile]:
 
 
 def _in_tile(
-    sample: Sample, tile: Tile, canvas: Size, data: DataConfig, spec: "ImageSpec", rng: np.random.Generator
+    sample: Sample, tile: Tile, canvas: Size, jitter: JitterRange, spec: "ImageSpec", rng: np.random.Generator
 ) -> Sample:
     """A sample as its tile shows it: image and mask of the tile's size, boxes in pixels of the canvas."""
     rows, columns = tile
     height, width = sample.image.shape[:2]
     window = (rows.stop - rows.start, columns.stop - columns.start)
     at_end = (rows.start == 0, columns.start == 0)
-    part = through(sample, jittered((height, width), canvas, window, Jitter.draw(data, rng), at_end), spec, exact=False)
+    part = through(sample, jittered((height, width), canvas, window, jitter.draw(rng), at_end), spec, exact=False)
     if part.boxes is None:
         return part
     return replace(part, boxes=part.boxes + np.array([columns.start, rows.start] * 2, np.float32))

@@ -11,7 +11,6 @@ import numpy as np
 from effbackbones.images.geometry import ResizePlan, Size
 from tasks.data.sample import Sample, crowd_of, labels_of
 from tasks.data.transforms.colours import fill_of
-from tasks.settings.data import DataConfig
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec
@@ -25,21 +24,24 @@ class Jitter(NamedTuple):
     place: tuple[float, float]
     mirrored: tuple[bool, bool]
 
-    @classmethod
-    def draw(cls, data: DataConfig, rng: np.random.Generator) -> "Jitter":
-        """By ``scale_jitter``, ``vertical_flip`` and ``flip`` of the config; always five numbers of ``rng``."""
-        low, high = data.scale_jitter
+
+class JitterRange(NamedTuple):
+    """What a :class:`Jitter` is drawn from: the range of the factor, and the probabilities of a vertical and a horizontal flip."""
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    vertical_flip: float = 0.0
+    flip: float = 0.5
+
+    def draw(self, rng: np.random.Generator) -> Jitter:
+        """One of them; always five numbers of ``rng``."""
+        low, high = self.scale
         scale, down, right, upside_down, left_to_right = rng.random(5).tolist()
-        return cls(
-            low + (high - low) * scale, (down, right), (upside_down < data.vertical_flip, left_to_right < data.flip)
-        )
+        mirrored = (upside_down < self.vertical_flip, left_to_right < self.flip)
+        return Jitter(low + (high - low) * scale, (down, right), mirrored)
 
 
-def room_of(original: Size, size: Size, data: DataConfig, divisor: int) -> Size:
-    """The window (H, W) that an image of size ``original`` gets: ``size``, or with ``batch_shape`` aspect what its letterbox
-    fills of that, rounded up to ``divisor`` where ``size`` allows."""
-    if data.batch_shape == "fixed":
-        return size
+def room_of(original: Size, size: Size, divisor: int) -> Size:
+    """What the letterbox (H, W) of an image of size ``original`` fills of ``size``, rounded up to ``divisor`` where that allows."""
     scaled = ResizePlan.letterbox(original, size).scaled
     height, width = (min(most, -(-side // divisor) * divisor) for side, most in zip(scaled, size, strict=True))
     return height, width

@@ -1,0 +1,293 @@
+"""The door of the data: what the section ``data`` of a config says, as plain arguments of readers and transforms.
+
+No other file of this room knows a config. The functions with the name of a data set are what ``data.name`` calls.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import Size
+from tasks.data.boxes.annotations import Selection, Wanted
+from tasks.data.boxes.table import BoxDataset
+from tasks.data.files.reading import ImageReader, listed_classes
+from tasks.data.masks.declared import Declared
+from tasks.data.masks.file import FORMATS
+from tasks.data.masks.pairs import Pairing
+from tasks.data.sets.coco import open_coco
+from tasks.data.sets.folders import FolderDataset
+from tasks.data.sets.masks import MaskDataset, open_masks
+from tasks.data.sets.painting import NO_SEGMENTATION, UNLABELLED
+from tasks.data.sets.shapes import CLASSES, SPLITS, ShapesDataset
+from tasks.data.sets.table import TableDataset
+from tasks.data.sets.voc import open_voc
+from tasks.data.sets.yolo import open_yolo
+from tasks.data.transforms.images import ClassificationTransform
+from tasks.data.transforms.window import ViewTransform
+from tasks.settings.checks import choice
+from tasks.settings.data import DataConfig
+from tasks.settings.options import DataOptions
+
+if TYPE_CHECKING:
+    from effbackbones.contracts import ImageSpec
+
+_READ = ("channels", "depth", "reduced")
+_CLASSES = ("classes", "rename")
+_IMAGES = ("train_images", "val_images", "test_images", "images")
+_PAIRS = ("images", "masks", "list", "image_suffix", "mask_suffix")
+
+
+def folder(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> FolderDataset:
+    """Data set ``folder``: split ``split`` lies in ``root/{data.train, data.val or data.test}``, by default its own name.
+
+    Options: ``other_files`` (``stop`` or ``ignore``) and those of :func:`image_reader`.
+    """
+    options = DataOptions(data.name, data.options, (*_READ, "other_files"))
+    ignore_others = options.word("other_files", ("stop", "ignore")) == "ignore"
+    where = _root(data) / _named(data, split)
+    return FolderDataset(where, classes, read=image_reader(data, split), ignore_others=ignore_others)
+
+
+def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> TableDataset:
+    """Data set ``table``: split ``split`` is the CSV file ``data.train``, ``data.val`` or ``data.test`` in ``data.root``,
+    by default ``train.csv`` and so on; ``data.multilabel`` says how many labels a row has.
+
+    Options: ``classes`` (a list, or a file in ``data.root`` with one name on each line; default: those of the training
+    table), ``image_root`` (folder that file names are relative to; default: the CSV's), and those of :func:`image_reader`.
+    """
+    DataOptions(data.name, data.options, (*_READ, "classes", "image_root"))
+    root = _root(data)
+    image_root = data.options.get("image_root")
+    if image_root is not None and not (isinstance(image_root, str) and (root / image_root).is_dir()):
+        raise UserError("data.options.image_root", f"there is no folder {image_root!r}", "correct it")
+    return TableDataset(
+        root / (getattr(data, split) or f"{split}.csv"),
+        classes or listed_classes(data.options.get("classes"), root),
+        multilabel=data.multilabel,
+        root=None if image_root is None else root / image_root,
+        read=image_reader(data, split),
+    )
+
+
+def shapes(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> ShapesDataset:
+    """Data set ``shapes``: images of ``data.image_size`` (64 when null), no files.
+
+    Options: ``train``, ``val``, ``test`` (numbers of images), ``objects`` (largest number of shapes in an image, 4),
+    ``seed`` (0).
+    """
+    options = DataOptions(data.name, data.options, (*SPLITS, "objects", "seed"))
+    if classes is not None and classes != CLASSES:
+        what = f"the shapes are {', '.join(CLASSES)}; the model has {len(classes)} other classes"
+        raise UserError("classes", what, "train a new model")
+    count, seed = options.whole(split, SPLITS[split], 1), options.whole("seed", 0, 0)
+    objects = options.whole("objects", 4, 1)
+    return ShapesDataset(sides(data.image_size) or (64, 64), count, seed=seed, split=split, objects=objects)
+
+
+def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDataset:
+    """Data set ``coco``: split ``split`` is the annotation file ``data.train``, ``data.val`` or ``data.test`` below
+    ``data.root``, by default that of COCO 2017; see :func:`tasks.data.sets.coco.open_coco`.
+
+    Options: ``images``, the folder that ``file_name`` is relative to, or one for each split (``train_images``, ...);
+    ``classes``, names of those wanted, whose boxes alone are kept; ``rename``, a list of ``old=new``, which comes before
+    ``classes``; those of :func:`image_reader`; and for masks ``unlabelled`` (``background`` or ``ignore``) and ``no_segmentation``
+    (``ignore``, ``box`` or ``stop``).
+
+    A sample has what ``data.labels`` asks for: ``boxes`` (as if nothing is asked), ``labels`` or ``label`` as in
+    :class:`BoxDataset`, ``mask``; any of them at once.
+    """
+    known = (*_READ, *_IMAGES, *_CLASSES, "unlabelled", "no_segmentation")
+    options, root = DataOptions(data.name, data.options, known), _root(data)
+    return open_coco(
+        root,
+        _wanted(data, split, classes, options),
+        file=getattr(data, split),
+        folder=_image_folder(data, split, root),
+        unlabelled=options.word("unlabelled", UNLABELLED),
+        no_segmentation=options.word("no_segmentation", NO_SEGMENTATION),
+    )
+
+
+def voc(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDataset:
+    """Data set ``voc``: split ``split`` is the list ``data.train``, ``data.val`` or ``data.test`` of ``ImageSets/Main`` below
+    ``data.root``, by default the split's own; see :func:`tasks.data.sets.voc.open_voc`.
+
+    Options: ``difficult`` (``ignore`` or ``keep``), ``classes`` (a list, labels in its order), ``rename`` (a list of
+    ``old=new``) and those of :func:`image_reader`.
+    """
+    options = DataOptions(data.name, data.options, (*_READ, *_CLASSES, "difficult"))
+    difficult = options.word("difficult", ("ignore", "keep"))
+    root, wanted = _root(data), _wanted(data, split, classes, options)
+    _refuse_masks(data)
+    return open_voc(root, wanted, listing=_named(data, split), ignore_difficult=difficult == "ignore")
+
+
+def yolo(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDataset:
+    """Data set ``yolo``: split ``split`` lies in the folders ``data.train``, ``data.val`` or ``data.test`` below ``data.root``,
+    by default the split's own; see :func:`tasks.data.sets.yolo.open_yolo`.
+
+    Options: ``names``; ``classes`` (names of those wanted), ``rename`` (a list of ``old=new``) and those of
+    :func:`image_reader`.
+    """
+    options = DataOptions(data.name, data.options, (*_READ, *_CLASSES, "names"))
+    root, wanted = _root(data), _wanted(data, split, classes, options)
+    _refuse_masks(data)
+    return open_yolo(root, wanted, name=_named(data, split), names=data.options.get("names"))
+
+
+def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> MaskDataset:
+    """Data set ``masks``: folders of images and of masks, paired by name. Options, beside those of :func:`image_reader`:
+
+    * ``images``, ``masks``, ``list``, ``image_suffix``, ``mask_suffix``: where the files are, as in :class:`Pairing`;
+      ``{split}`` stands for ``data.train``, ``data.val`` or ``data.test``, by default the split's own name;
+    * ``classes``: a list of names, or a file in ``data.root`` with one on each line; default ``classes.txt`` there;
+    * ``format``: ``index``, ``palette``, ``rgb`` or ``binary`` as :class:`tasks.data.masks.file.MaskReader` reads them; ``auto``
+      (default) looks at some masks;
+    * ``colors``, for ``rgb``: a list of ``name=red,green,blue``, which names the classes in their order; a name may come again;
+    * ``values``: the value of each class in the masks, where they are not 0, 1, ...;
+    * ``ignore``: a list of values (of colours, ``red,green,blue``) that are ignored; in ``index`` and ``palette`` 255 always is;
+    * ``other``: ``stop`` (default) or ``ignore``, for values that are no class.
+    """
+    known = (*_READ, *_PAIRS, "classes", "format", "colors", "values", "ignore", "other")
+    options, root = DataOptions(data.name, data.options, known), _root(data)
+    declared = _declared(options, root)
+    pairing = Pairing(
+        root,
+        {one: _named(data, one) for one in ("train", split)},
+        *(options.text(name) for name in _PAIRS),
+    )
+    read = image_reader(data, split)
+    return open_masks(pairing, split, declared, training=classes, on_error=data.on_error, read=read)
+
+
+def _declared(options: DataOptions, root: Path) -> Declared:
+    """What the options say of masks."""
+    form, others_ignored = (
+        options.word("format", ("auto", *FORMATS)),
+        options.word("other", ("stop", "ignore")) == "ignore",
+    )
+    colors = options.listed("colors")
+    if colors is None and form != "rgb":
+        named = options.given.get("classes", "classes.txt" if (root / "classes.txt").is_file() else None)
+        values, ignored = options.numbers("values"), options.numbers("ignore") or ()
+        return Declared.numbers(form, listed_classes(named, root), values, ignored, others_ignored)
+    if colors is None or form not in ("auto", "rgb"):
+        what = f"goes with format rgb and with no other, got format {form}"
+        raise UserError("data.options.colors", what, "give both or none")
+    for name in ("classes", "values"):
+        if name in options.given:
+            what = "does not go with colors, which name the classes themselves"
+            raise UserError(f"data.options.{name}", what, "remove it")
+    return Declared.colors(colors, options.listed("ignore") or (), others_ignored)
+
+
+def image_reader(data: DataConfig, split: str) -> ImageReader:
+    """By ``data.exif``, ``data.max_pixels`` and the options ``channels`` (3), ``depth`` (``8`` or ``native``), ``reduced``
+    (false; true: JPEGs of the training split may be decoded at 1/2, 1/4 or 1/8 as long as both sides stay twice
+    ``data.image_size``; evaluation always reads them whole)."""
+    channels, depth, reduced = (
+        data.options.get("channels", 3),
+        str(data.options.get("depth", "8")),
+        data.options.get("reduced", False),
+    )
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+        what = f"expected a number of channels, got {channels!r}"
+        raise UserError("data.options.channels", what, "give 1, 3, 4, ...")
+    choice("data.options.depth", depth, ("8", "native"))
+    size = sides(data.image_size)
+    if not isinstance(reduced, bool) or (reduced and size is None):
+        what = f"expected true or false, and true with data.image_size; got {reduced!r}"
+        raise UserError("data.options.reduced", what, "correct it")
+    at_least = (2 * size[0], 2 * size[1]) if size and reduced and split == "train" else None
+    return ImageReader(channels, depth, data.exif, data.max_pixels, at_least)
+
+
+def class_transform(data: DataConfig, spec: "ImageSpec", *, train: bool) -> ClassificationTransform:
+    """Images for a classifier that wants them as ``spec`` says."""
+    augment = data.randaugment
+    return ClassificationTransform(
+        spec,
+        spec.size,
+        train,
+        crop=data.crop,
+        scale=data.scale,
+        ratio=data.ratio,
+        flip=data.flip,
+        randaugment=None if augment is None else (augment.num_ops, augment.magnitude),
+        color_jitter=data.color_jitter,
+        erasing=data.erasing,
+    )
+
+
+def view_transform(
+    data: DataConfig, spec: "ImageSpec", *, train: bool, epochs: float, size_divisor: int
+) -> ViewTransform:
+    """Images with boxes and masks for a network that wants them as ``spec`` and ``size_divisor`` say, over so many ``epochs``."""
+    return ViewTransform(
+        spec,
+        spec.size,
+        train,
+        scale_jitter=data.scale_jitter,
+        vertical_flip=data.vertical_flip,
+        flip=data.flip,
+        crop_size=sides(data.crop_size),
+        mosaic=data.mosaic,
+        closed_from=epochs - data.close_mosaic,
+        color_jitter=data.color_jitter,
+        min_box=data.min_box,
+        crowd=data.crowd,
+        batch_shape=data.batch_shape,
+        size_divisor=size_divisor,
+        own_size=data.tile is not None,
+    )
+
+
+def sides(size: int | tuple[int, int] | None) -> Size | None:
+    """(H, W) of what a config says in one number or two."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _named(data: DataConfig, split: str) -> str:
+    """What the config calls a split; by default its own name."""
+    name: str | None = getattr(data, split)
+    return name or split
+
+
+def _root(data: DataConfig) -> Path:
+    """``data.root`` as a folder that exists."""
+    if data.root is None:
+        raise UserError("data.root", f"data set {data.name!r} needs a folder", "set data.root")
+    root = Path(data.root).expanduser()
+    if not root.is_dir():
+        raise UserError("data.root", f"there is no folder {root}", "correct data.root")
+    return root
+
+
+def _wanted(data: DataConfig, split: str, classes: tuple[str, ...] | None, options: DataOptions) -> Wanted:
+    """What is wanted of annotations; boxes where nothing is said."""
+    return Wanted(
+        split,
+        data.labels or ("boxes",),
+        classes,
+        Selection.of(options.names("classes"), options.names("rename") or ()),
+        data.keep_empty,
+        data.allow_bad_boxes,
+        data.on_error,
+        image_reader(data, split),
+    )
+
+
+def _refuse_masks(data: DataConfig) -> None:
+    if "mask" in data.labels:
+        raise UserError("data.name", f"data set {data.name!r} has no masks", "use coco or masks")
+
+
+def _image_folder(data: DataConfig, split: str, root: Path) -> Path | None:
+    """The folder of a split's images that the options name."""
+    name = f"{split}_images" if f"{split}_images" in data.options else "images"
+    asked = data.options.get(name)
+    if asked is None:
+        return None
+    if not isinstance(asked, str) or not (root / asked).is_dir():
+        raise UserError(f"data.options.{name}", f"there is no folder {asked!r} in {root}", "correct it")
+    return root / asked
