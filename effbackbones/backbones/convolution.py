@@ -24,6 +24,11 @@ _ACTIVATIONS: dict[Activation, type[nn.SiLU] | type[nn.ReLU6] | type[nn.ReLU]] =
 }
 
 
+def activation_layer(name: Activation) -> nn.Module:
+    """The activation called ``name``; it overwrites its input."""
+    return _ACTIVATIONS[name](inplace=True)
+
+
 @dataclass(frozen=True)
 class Numerics:
     """What a set of weights was trained with besides its values: padding, and epsilon and momentum of batch norm.
@@ -191,9 +196,7 @@ class ConvNorm(Foldable):
             nominal_size=nominal_size,
         )
         self.bn: nn.Module = nn.BatchNorm2d(out_channels, numerics.bn_eps, numerics.bn_momentum)
-        self.act = (
-            nn.Identity() if activation is None else _ACTIVATIONS[activation](inplace=True)
-        )  # on a tensor of our own
+        self.act = nn.Identity() if activation is None else activation_layer(activation)
         init_fan_out(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:

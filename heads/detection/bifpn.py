@@ -19,6 +19,7 @@ from effbackbones.backbones.convolution import (
     ConvNorm,
     Foldable,
     Numerics,
+    activation_layer,
     convolution,
     fold_into,
     same_padding,
@@ -29,17 +30,7 @@ from heads.detection.variants import Fusion
 NUMERICS = Numerics("same", 1e-3, 0.01)
 """Of neck and towers, whatever the backbone's are."""
 
-_ACTIVATIONS: dict[Activation, type[nn.SiLU] | type[nn.ReLU6] | type[nn.ReLU]] = {
-    "silu": nn.SiLU,
-    "relu6": nn.ReLU6,
-    "relu": nn.ReLU,
-}
 _EPSILON = 1e-4  # of the fast fusion's denominator (section 3.3)
-
-
-def activation_layer(name: Activation) -> nn.Module:
-    """The activation called ``name``; it overwrites its input."""
-    return _ACTIVATIONS[name](inplace=True)
 
 
 class Place(NamedTuple):

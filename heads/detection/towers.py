@@ -11,8 +11,8 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from effbackbones.backbones.convolution import Activation, Foldable, convolution, fold_into
-from heads.detection.bifpn import NUMERICS, SeparableConv, activation_layer
+from effbackbones.backbones.convolution import Activation, Foldable, activation_layer, convolution, fold_into
+from heads.detection.bifpn import NUMERICS, SeparableConv
 
 
 class Tower(Foldable):
