@@ -110,8 +110,6 @@ class MinedSoftmax:
         return evidence.exp()
 
 
-CLASS_LOSSES: dict[str, type[Focal] | type[MinedSoftmax]] = {"focal": Focal, "softmax": MinedSoftmax}
-
 DeltaLoss = Literal["huber", "smooth_l1", "l1"]
 DELTA_LOSSES: dict[DeltaLoss, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
     "huber": lambda deltas, targets, positive, limit: huber_sum(deltas, targets, limit),
