@@ -10,18 +10,42 @@ from typing import Any
 
 import torch
 
-from tasks.engine.engine import Engine
+from tasks.engine.state import RunState
+from tasks.engine.watching import Watcher, watching
 
 
 @dataclass
-class Seen:
-    """What was seen of a run's steps after the first few, which compile and choose kernels."""
+class Seen(Watcher):
+    """What was seen of a run's steps after the first few, which compile and choose kernels. With ``strict``, a later one that
+    makes the host wait for the GPU raises; after ``signal_at`` steps this process gets SIGTERM."""
 
     device: str
     after: int
+    strict: bool = False
+    signal_at: int | None = None
     times: list[float] = field(default_factory=list)
     peak: int = 0
     checked: int = 0
+
+    @contextmanager
+    def step(self, state: RunState) -> Iterator[None]:
+        """Look at a whole step: reading and transfer of its batches, objective, backward, update, report."""
+        on_gpu = self.device == "cuda"
+        check = self.strict and on_gpu and len(self.times) >= self.after
+        if check:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            if on_gpu:
+                torch.cuda.set_sync_debug_mode("default")
+        self.checked += check
+        if on_gpu and len(self.times) == self.after:
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+        self.peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+        if len(self.times) == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def summary(self) -> dict[str, Any]:
         """Steps, steps a second after the first few, bytes on the GPU at most; how many steps were held to not waiting."""
@@ -37,32 +61,9 @@ class Seen:
 
 @contextmanager
 def watch(device: str, *, strict: bool = False, signal_at: int | None = None, after: int = 10) -> Iterator[Seen]:
-    """Look at every step of the runs inside: with ``strict``, one after the first ``after`` that makes the host wait for the GPU
-    raises; after ``signal_at`` steps this process gets SIGTERM."""
-    seen, original = Seen(device, after), Engine.training_step
-    on_gpu = device == "cuda"
-
-    def step(self: Engine, batch: Any, batch_idx: int) -> None:
-        check = strict and on_gpu and len(seen.times) >= after
-        if check:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            original(self, batch, batch_idx)
-        finally:
-            if on_gpu:
-                torch.cuda.set_sync_debug_mode("default")
-        seen.checked += check
-        if on_gpu and len(seen.times) == after:
-            torch.cuda.synchronize()
-        seen.times.append(time.perf_counter())
-        seen.peak = torch.cuda.max_memory_allocated() if on_gpu else 0
-        if len(seen.times) == signal_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    if on_gpu:
+    """Look at every step of the runs inside, as :class:`Seen` says."""
+    seen = Seen(device, after, strict, signal_at)
+    if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    Engine.training_step = step  # type: ignore[method-assign]
-    try:
+    with watching(seen):
         yield seen
-    finally:
-        Engine.training_step = original  # type: ignore[method-assign]

@@ -97,11 +97,8 @@ def load_model(path: str | Path) -> Model:
     with _Budget(tensors):
         model = _build(about, path)
     _check_fit(model, tensors, path)
-    if (model.image_spec, model.classes) != (about.image_spec, about.classes):
-        model = Model(
-            model.backbone, model.head, image_spec=about.image_spec, config=model.config, classes=about.classes
-        )
-    model.provenance = about.provenance
+    model.use_image_spec(about.image_spec)
+    model.classes, model.provenance = about.classes, about.provenance
     model.load_state_dict(tensors)
     return model.eval()
 

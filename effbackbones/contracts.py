@@ -5,10 +5,12 @@ Boxes are ``xyxy`` in pixels everywhere; labels are ``0..K-1`` without a backgro
 """
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from torch.utils import _pytree as pytree
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.images.pixels import to_unit
+from effbackbones.weights.loading import load_state
+from effbackbones.weights.pretrained import Adopted, Decided, Pretrained
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
 TAPS = ("stage", "stem", "smp_b0")
@@ -102,6 +106,13 @@ class ImageSpec:
         ):
             if value not in allowed:
                 raise UserError(f"image_spec.{field}", f"unknown value {value!r}", nearest(value, allowed))
+
+    def for_channels(self, count: int) -> "ImageSpec":
+        """This spec for images of ``count`` channels: if that is another number, each gets the average of mean and std."""
+        if len(self.mean) == count:
+            return self
+        mean, std = ((sum(values) / len(values),) * count for values in (self.mean, self.std))
+        return replace(self, mean=mean, std=std)
 
 
 @dataclass(frozen=True)
@@ -210,6 +221,25 @@ class Backbone(nn.Module, ABC):
         mean, std = spec.to(images.device, non_blocking=True).unbind()  # the host does not wait
         return ((to_unit(images) - mean) / std).to(next(self.parameters()).dtype)
 
+    @classmethod
+    def read_weights(cls, weights: str | Path, name: str, options: Mapping[str, Any]) -> Pretrained | None:
+        """Read ``weights`` (a file, or the name of a source) for the network that is built as ``name`` with ``options``.
+
+        A family that knows weights of others overrides this; the ``options`` of its answer reach ``__init__`` where none are
+        given. Default, None: it knows none, and only files that ``save_model`` wrote fit.
+        """
+        return None
+
+    def adopt(self, weights: Pretrained) -> Adopted:
+        """Load what is the backbone's. Default: by name and shape. Too little that fits raises :class:`UserError`."""
+        what = f"backbone {weights.name} from {weights.origin}"
+        return Adopted(load_state(self, weights.backbone, what=what))
+
+    def settled(self) -> dict[str, Any]:
+        """Options that this network was not given and that a model file keeps, so that a rebuilt one agrees whatever was
+        decided here, by its weights or its head. Default: none."""
+        return {}
+
     def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:
         """The modules that each level adds to the ones before, in forward order, all parameters covered once.
 
@@ -285,6 +315,31 @@ class Head(nn.Module, ABC):
     def requires(cls, **options: Any) -> BackboneNeeds:
         """What this head, built with ``options``, needs of its backbone. Default: all levels, at stride 32."""
         return BackboneNeeds()
+
+    @classmethod
+    def named_weights(cls, weights: Any, options: Mapping[str, Any]) -> Any:
+        """The weights that ``weights`` means for this head with ``options``. Default: as given."""
+        return weights
+
+    @classmethod
+    def options_with(
+        cls, weights: Pretrained, options: Mapping[str, Any], spec: FeatureSpec, num_classes: int
+    ) -> Decided:
+        """The ``options``, with those that the weights decide where none are given. Default: as given. Options that contradict
+        the weights raise :class:`UserError`."""
+        return Decided(dict(options))
+
+    def adopt(self, weights: Pretrained) -> Adopted:
+        """Load what is the head's, which may be only a part of it. Default: by name and shape."""
+        what = f"head from {weights.origin}"
+        return Adopted(load_state(self, weights.for_heads, what=what, allow_missing=True))
+
+    def padded(self, side: int) -> int:
+        """The side in pixels, of ``side``, of images padded for this head: a multiple of ``size_divisor``, ``min_size`` at
+        least. A graph that is exported keeps it as a function of the side."""
+        divisor = self.size_divisor
+        least = math.ceil(self.min_size / divisor) * divisor
+        return cast(int, torch.sym_max((side + divisor - 1) // divisor * divisor, least))
 
     def image_spec(self, spec: ImageSpec) -> ImageSpec:
         """How images are prepared for this head on a backbone whose weights were trained with ``spec``. Default: as there."""

@@ -1,9 +1,8 @@
 """A backbone and a head made one module."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -67,18 +66,12 @@ class Model(nn.Module):
     def _pad(self, images: Tensor) -> Tensor:
         """Pad right and bottom to the head's ``min_size`` and ``size_divisor`` with the letterbox's colour."""
         height, width = images.shape[-2:]
-        grow = [self._padded(side) - side for side in (height, width)]
+        grow = [self.head.padded(side) - side for side in (height, width)]
         # An exported graph must serve every size, so there the (possibly empty) padding is always part of it.
         if not torch.compiler.is_exporting() and not any(grow):
             return images
         fill = self._fill.to(images.dtype)
         return F.pad(images - fill, (0, grow[1], 0, grow[0])) + fill
-
-    def _padded(self, side: int) -> int:
-        divisor = self.head.size_divisor
-        least = math.ceil(self.head.min_size / divisor) * divisor
-        rounded = (side + divisor - 1) // divisor * divisor
-        return cast(int, torch.sym_max(rounded, least))
 
     def forward(self, images: Tensor, sizes: ImageSizes | None = None, *, normalized: bool = False) -> Any:
         """Images [B, C, H, W], H and W from 1 up, to the head's raw output.

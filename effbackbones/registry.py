@@ -5,7 +5,9 @@ Looking up a name is all that happens here; building is the caller's, outside of
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,30 +43,69 @@ def import_built_in(target: str) -> Any:
 
 
 class Registry:
-    """One table of names. Order of lookup: registered in this process, built-in, entry point."""
+    """One table of names. Order of lookup: registered in this process, built-in, entry point; none of them twice.
 
-    def __init__(self, kind: str, built_in: Mapping[str, str] = {}, aliases: Mapping[str, str] = {}) -> None:
+    ``patterns`` are built-in too: regular expressions for names that cannot be listed.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        built_in: Mapping[str, str] = {},
+        aliases: Mapping[str, str] = {},
+        patterns: Mapping[str, str] = {},
+    ) -> None:
         self.kind = kind
         self.group = f"effbackbones.{kind}s"
         self._built_in = dict(built_in)
         self._aliases = dict(aliases)
+        self._patterns = dict(patterns)
         self._registered: dict[str, Any] = {}
 
-    def _entry_points(self) -> dict[str, EntryPoint]:
-        """Those of installed packages; one name for two things raises :class:`UserError` naming both."""
+    def _target(self, name: str) -> str | None:
+        """The import string of a built-in name."""
+        found = (target for pattern, target in self._patterns.items() if re.fullmatch(pattern, name))
+        return self._built_in.get(name) or next(found, None)
+
+    def _installed(self, name: str | None = None) -> dict[str, EntryPoint]:
+        """The entry points of installed packages (``name``: that one alone), by name.
+
+        A name that stands for two things raises :class:`UserError` naming both, so that none wins by the order of a search path.
+        """
         found: dict[str, EntryPoint] = {}
-        for entry in entry_points(group=self.group):
+        for entry in entry_points(group=self.group) if name is None else entry_points(group=self.group, name=name):
+            ours = self._target(self.canonical(entry.name))
+            theirs = self._registered.get(entry.name)
+            owner = ours or (None if theirs is None or _made_by(theirs, entry) else _owner(theirs))
             other = found.setdefault(entry.name, entry)
             if other.value != entry.value:
-                one, two = (f"{e.value} ({e.dist.name if e.dist else '?'})" for e in (other, entry))
-                raise UserError(
-                    f"{self.kind} {entry.name!r}", f"is both {one} and {two}", "uninstall one of these packages"
+                owner = _package(other)
+            if owner:
+                what = f"is both {owner} and {_package(entry)}"
+                remedy = (
+                    "uninstall one of these packages" if other is not entry else f"uninstall {_distribution(entry)}"
                 )
+                raise UserError(f"{self.kind} {entry.name!r}", what, remedy)
         return found
 
     def names(self) -> list[str]:
-        """All known names, sorted, without aliases."""
-        return sorted({*self._registered, *self._built_in, *self._entry_points()})
+        """All known names, sorted, without aliases and without those of ``patterns``."""
+        return sorted({*self._registered, *self._built_in, *self._installed()})
+
+    def is_built_in(self, name: str) -> bool:
+        """Whether ``get(name)`` gives a class of this distribution."""
+        name = self.canonical(name)
+        return name not in self._registered and self._target(name) is not None
+
+    @contextmanager
+    def temporary(self, things: Mapping[str, Any], *, alone: bool = False) -> Iterator[None]:
+        """Within, ``things`` are registered too, or (``alone``) instead of what was; afterwards all is as before. For tests."""
+        kept = self._registered
+        self._registered = {**({} if alone else kept), **things}
+        try:
+            yield
+        finally:
+            self._registered = kept
 
     def canonical(self, name: str) -> str:
         """``name`` with an alias resolved; nothing is looked up."""
@@ -78,7 +119,7 @@ class Registry:
         """
 
         def decorate(thing: T) -> T:
-            owner = self._built_in.get(self.canonical(name))
+            owner = self._target(self.canonical(name))
             if name in self._registered and not _redefined(self._registered[name], thing):
                 owner = _owner(self._registered[name])
             if owner:
@@ -95,17 +136,30 @@ class Registry:
     def get(self, name: str) -> Any:
         """The class or factory of ``name``; an unknown name raises :class:`UserError` with the nearest known ones."""
         name = self.canonical(name)
+        installed = self._installed(name)
         if name in self._registered:
             return self._registered[name]
-        if name in self._built_in:
-            return import_built_in(self._built_in[name])
-        installed = self._entry_points()
+        if target := self._target(name):
+            return import_built_in(target)
         if name in installed:
             return installed[name].load()
         known = nearest(name, self.names(), self._aliases)
         raise UserError(
             f"{self.kind} {name!r}", "no such name", f"{known}; your own must be imported first (`plugins:`)"
         )
+
+
+def _made_by(thing: Any, entry: EntryPoint) -> bool:
+    """Whether a registered object is the one that an entry point names: a package may use both doors."""
+    return entry.value == f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', '')}"
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "?"
+
+
+def _package(entry: EntryPoint) -> str:
+    return f"{entry.value} ({_distribution(entry)})"
 
 
 def _redefined(old: Any, new: Any) -> bool:
@@ -119,6 +173,10 @@ BACKBONES = Registry(
     "backbone",
     dict.fromkeys(_EFFICIENTNETS, "effbackbones.backbones.efficientnet:EfficientNet"),
     {f"efficientnet_{name}": name for name in _EFFICIENTNETS},
+    {
+        r"(b|lite)-?\d+\.\d+": "effbackbones.backbones.efficientnet:EfficientNet",  # in between, such as b2.5
+        r"timm:.*": "effbackbones.backbones.timm_backbone:TimmBackbone",
+    },
 )
 HEADS = Registry(
     "head",
@@ -149,6 +207,14 @@ TASKS = Registry(
         "multi": "tasks.multitask.task:TASK",
     },
     {"classify": "cls", "detect": "det", "segment": "seg", "joint": "multi"},
+)
+# How the heads of other libraries' files are recognised: functions of a `Remainder`, which answer with a `ForeignHead` or None.
+LAYOUTS = Registry(
+    "layout",
+    {
+        "efficientdet": "heads.detection.efficientdet_names:read_detector",
+        "smp": "heads.segmentation.smp_names:read_segmenter",
+    },
 )
 DEFAULT_HEADS = {"cls": "classification", "det": "efficientdet", "seg": "unet"}
 DEFAULT_CLASSES = {"cls": 1000, "det": 80, "seg": 21}

@@ -1,10 +1,15 @@
 """Shared fixtures. Tests on real data read the folder named by EFFBACKBONES_DATA and are skipped without it."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from effbackbones.registry import Registry
 
 torch.set_num_threads(int(os.environ.get("EFFBACKBONES_TEST_THREADS", "1")))
 
@@ -16,3 +21,14 @@ def data_root() -> Path:
     if not folder:
         pytest.skip("EFFBACKBONES_DATA is not set: no real data")
     return Path(folder).resolve()
+
+
+@pytest.fixture
+def lend() -> Iterator[Callable[..., None]]:
+    """``lend(registry, {name: thing}, alone=False)``: registered until the test ends, and so is what the test registers."""
+    with ExitStack() as stack:
+
+        def until_the_end(registry: Registry, things: dict[str, Any], *, alone: bool = False) -> None:
+            stack.enter_context(registry.temporary(things, alone=alone))
+
+        yield until_the_end

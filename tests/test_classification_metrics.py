@@ -157,6 +157,15 @@ def test_non_finite_predictions_never_raise_a_score(
         assert row["f1"] is before["f1"] is None or row["f1"] <= before["f1"]
 
 
+def test_predictions_that_are_all_nan_do_not_tie_into_a_good_score() -> None:
+    """Found by the test above: among few negatives, a ranking in which everything ties has a high average precision."""
+    probabilities, targets = draw(820, 1, 5, True)
+    clean = score(probabilities, targets, multilabel=True)
+    result = score(torch.full_like(probabilities, float("nan")), targets, multilabel=True)
+    assert clean["micro_ap"] == pytest.approx(0.5889, abs=1e-4)
+    assert (result["micro_ap"], result["map"], result["non_finite"]) == (0, 0, 5)
+
+
 def test_one_nan_among_good_samples_is_wrong_and_counted() -> None:
     probabilities, targets = torch.eye(8)[[0, 1, 2, 3]], torch.arange(4)
     probabilities[2, 5] = float("nan")

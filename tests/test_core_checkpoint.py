@@ -203,12 +203,12 @@ class Toy(Head):
         return raw.softmax(1)
 
 
-def test_plug_in_head_loads_when_registered_and_is_named_when_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(HEADS, "_registered", {**HEADS._registered, "toy": Toy})
+def test_plug_in_head_loads_when_registered_and_is_named_when_not(tmp_path, lend):
+    lend(HEADS, {"toy": Toy})
     path = tmp_path / "m.safetensors"
     save_model(build_model("cls", "b0", head="toy", num_classes=3, head_options={"gain": 2.0}), path)
     assert load_model(path).head.gain == 2.0
-    monkeypatch.setattr(HEADS, "_registered", {})
+    lend(HEADS, {}, alone=True)
     fails_with = pytest.raises(UserError, match="head 'toy': no such name")
     with fails_with as error:
         load_model(path)
@@ -216,11 +216,11 @@ def test_plug_in_head_loads_when_registered_and_is_named_when_not(tmp_path, monk
     assert str(path) in str(error.value)
 
 
-def test_several_heads_round_trip(tmp_path, monkeypatch):
+def test_several_heads_round_trip(tmp_path, lend):
     class Other(Toy):
         task: ClassVar[str] = "other"
 
-    monkeypatch.setattr(HEADS, "_registered", {**HEADS._registered, "toy": Toy, "other": Other})
+    lend(HEADS, {"toy": Toy, "other": Other})
     model = build_model(
         ("cls", "other"),
         "lite0",
@@ -266,6 +266,19 @@ def test_foreign_backbone_round_trips_with_its_image_spec(tmp_path):
     assert torch.equal(found.predict(images()), model.predict(images()))
     pretrained = read_weights(tmp_path / "m.safetensors", "timm:resnet10t")
     assert set(pretrained.backbone) == set(model.backbone.state_dict())
+
+
+def test_a_model_is_made_once(tmp_path, monkeypatch):
+    """Also where its images are prepared in another way than its backbone's, and its classes have names."""
+    model = small()
+    model.use_image_spec(ImageSpec((48, 48), (0.1,) * 3, (0.9,) * 3))
+    save_model(model, tmp_path / "m.safetensors", classes=["a", "b", "c"])
+    made, honest = [], Model.__init__
+    monkeypatch.setattr(Model, "__init__", lambda self, *a, **k: made.append(self) or honest(self, *a, **k))
+    found = load_model(tmp_path / "m.safetensors")
+    assert made == [found]
+    assert (found.image_spec, found.classes) == (model.image_spec, ("a", "b", "c"))
+    assert torch.equal(found.predict(images()), model.eval().predict(images()))
 
 
 def test_model_without_a_config_is_not_written(tmp_path):

@@ -75,9 +75,8 @@ class StrideHead(ToyHead):
 
 
 @pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    registered = {**HEADS._registered, "toy": ToyHead, "other": OtherHead, "stride": StrideHead}
-    monkeypatch.setattr(HEADS, "_registered", registered)
+def toys(lend: Any) -> None:
+    lend(HEADS, {"toy": ToyHead, "other": OtherHead, "stride": StrideHead})
 
 
 def toy(**more: Any) -> Model:
@@ -104,7 +103,6 @@ def test_normalisation_is_that_of_the_image_spec() -> None:
 @settings(max_examples=12, deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 def test_padding_by_hand_equals_padding_inside(height: int, width: int) -> None:
-    HEADS._registered.setdefault("toy", ToyHead)
     model = toy()
     images = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
     tall, wide = (max(32, -(-side // 16) * 16) for side in (height, width))
@@ -340,11 +338,11 @@ def test_a_place_between_the_rows_is_a_name_too(tmp_path: Path) -> None:
     assert torch.equal(load_model(tmp_path / "between.safetensors")(images), model(images))
 
 
-def test_a_registered_backbone_builds_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_backbone_builds_saves_and_loads(tmp_path: Path, lend: Any) -> None:
     from effbackbones.backbones.efficientnet import EfficientNet
     from effbackbones.registry import BACKBONES
 
-    monkeypatch.setattr(BACKBONES, "_registered", {})
+    lend(BACKBONES, {}, alone=True)
 
     @register_backbone("fine")
     def fine() -> EfficientNet:  # takes no options: always the same maps

@@ -508,12 +508,12 @@ def test_classes_by_task_need_several_tasks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [Path("x"), {1, 2}, math.inf, [0.0, {"deep": math.nan}]], ids=str)
-def test_options_that_no_file_holds_are_refused_before_training(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_no_file_holds_are_refused_before_training(value: Any, lend: Any) -> None:
     class AnyGain(SelectsThem):
         def __init__(self, spec: FeatureSpec, num_classes: int, *, gain: Any = None, **options: Any) -> None:
             super().__init__(spec, num_classes, **options)
 
-    monkeypatch.setattr(HEADS, "_registered", {**HEADS._registered, "any": AnyGain})
+    lend(HEADS, {"any": AnyGain})
     with pytest.raises(UserError) as error:
         build_model("cls", "lite0", head="any", num_classes=2, backbone_options=NARROW, head_options={"gain": value})
     one_line(error, "head_options.gain", "a model file")

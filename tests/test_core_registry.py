@@ -31,3 +31,60 @@ def test_one_name_of_two_packages_is_refused_naming_both(tmp_path: Path, monkeyp
         toys.get("net")
     one_line(error, "toy 'net'", "os.path:join (first-nets)", "os.path:split (second-nets)")
     assert toys.get("built")("a", ["a"])  # needs no installed package
+
+
+def test_an_installed_thing_that_takes_a_name_is_refused_naming_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a built-in, and of what this process registered; a package that uses both doors for one thing is no second owner."""
+    install(
+        tmp_path,
+        "eager-nets",
+        "built = os.path:join",
+        "x1.5 = os.path:join",
+        "own = os.path:split",
+        "both = tests_support:one_line",
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    toys = Registry(
+        "toy", {"built": "effbackbones.errors:nearest"}, patterns={r"x\d\.\d": "effbackbones.errors:nearest"}
+    )
+    for name in ("built", "x1.5"):
+        with pytest.raises(UserError) as error:
+            toys.get(name)
+        one_line(
+            error, f"toy '{name}'", "effbackbones.errors:nearest", "os.path:join (eager-nets)", "uninstall eager-nets"
+        )
+    with pytest.raises(UserError, match="eager-nets"):
+        toys.names()
+    own = Registry("toy")
+    with own.temporary({"own": one_line}):
+        with pytest.raises(UserError) as error:
+            own.get("own")
+        one_line(error, "toy 'own'", "tests_support.py:one_line", "os.path:split (eager-nets)")
+    with own.temporary({"both": one_line}):
+        assert own.get("both") is one_line
+
+
+def test_names_of_a_pattern_are_built_in() -> None:
+    toys = Registry("toy", patterns={r"x\d\.\d": "effbackbones.errors:nearest"})
+    assert toys.get("x1.5")("a", ["a"])
+    assert toys.names() == []
+    assert toys.is_built_in("x1.5")
+    with pytest.raises(UserError, match="no such name"):
+        toys.get("x1")
+    with pytest.raises(UserError, match=r"belongs to effbackbones\.errors"):
+        toys.register("x1.5")(one_line)
+
+
+def test_what_is_registered_for_a_while_is_gone_afterwards() -> None:
+    toys = Registry("toy")
+    toys.register("a")(one_line)
+    with toys.temporary({"b": install}):
+        assert toys.names() == ["a", "b"]
+        with toys.temporary({}, alone=True):
+            toys.register("a")(install)
+            assert toys.get("a") is install
+        toys.register("c")(Path)
+    assert toys.names() == ["a"]
+    assert toys.get("a") is one_line

@@ -19,7 +19,8 @@ from effbackbones.model import Model
 from tasks.data.boxes.table import BoxTable
 from tasks.data.sampling import Repeated
 from tasks.detect import main
-from tasks.detection.check import GOAL, check_headers, check_scores, quick_checks, statistics, truth_as_predictions
+from tasks.detection.check import GOAL, check_headers, check_scores, quick_checks, truth_as_predictions
+from tasks.detection.statistics import statistics
 from tasks.detection.task import TASK
 from tasks.engine.assembly import make_model, open_dataset, open_splits
 from tasks.settings.commandline import parse
@@ -233,7 +234,7 @@ def test_poor_anchor_coverage_is_told_with_a_remedy(tmp_path: Path, capsys: pyte
 
 def test_statistics_see_boxes_as_the_network_does(tmp_path: Path) -> None:
     config, model, datasets = loaded(coco_folder(tmp_path))
-    found = statistics(TASK, config, model, datasets["train"])
+    found = statistics(config, model, datasets["train"])
     assert sorted(map(tuple, found.original.tolist())) == sorted([(12.0, 44.0)] * 3 + [(40.0, 30.0)] * 3)
     np.testing.assert_allclose(
         found.network, found.original * [0.64, 38 / 60], rtol=1e-6

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from test_report_page import NASTY, Page
+from tests_support import results_of
 
 from effbackbones.contracts import Detections, ImageSizes
 from effbackbones.errors import UserError
@@ -26,6 +27,7 @@ from tasks.detection.statistics import BoxStatistics
 from tasks.report.boxes import COLOURS, draw_boxes, grid, rgb, sample_sheet
 from tasks.report.drawings import box_histogram, coverage_figure, curves, precision_recall
 from tasks.report.extremes import Extremes
+from tasks.report.records import Summary
 
 GREY = np.full((400, 500, 3), 90, np.uint8)
 
@@ -313,7 +315,7 @@ def predict_into(
     writer = DetectionFiles(out, ["cat", "dog"], [3, 90], told.append, **more)
     for sample, row in zip(samples, rows, strict=True):
         batch = batch_of([sample], (64, 64))
-        writer.update(batch, detections(batch, [row]))
+        writer.update(batch, restore(batch, detections(batch, [row])))
     writer.close()
     return told
 
@@ -434,9 +436,9 @@ def test_a_batch_of_which_nothing_could_be_read_leaves_nothing(tmp_path: Path) -
         torch.zeros(0, 3, 64, 64, dtype=torch.uint8), ImageSizes((64, 64), torch.zeros(0, 2, dtype=torch.int64))
     )
     writer, examples = DetectionFiles(tmp_path / "out", ["cat"], [1], print), DetectionExamples(["cat"])
-    writer.update(empty, none)
+    writer.update(empty, restore(empty, none))
     writer.close()
-    examples.update(empty, none)
+    examples.update(empty, restore(empty, none))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
     assert examples.worst() == examples.best() == []
 
@@ -485,7 +487,7 @@ def examples_of(
     for start in range(0, len(scenes), batch_size):
         samples, rows = zip(*scenes[start : start + batch_size], strict=True)
         batch = batch_of(list(samples), size)
-        examples.update(batch, detections(batch, list(rows)))
+        examples.update(batch, restore(batch, detections(batch, list(rows))))
     return examples
 
 
@@ -579,7 +581,7 @@ def test_images_without_truth_or_content_are_passed_over() -> None:
     batch = batch_of([sample], (96, 128))
     batch.meta[0].truth = None
     examples = DetectionExamples(["cat", "dog"])
-    examples.update(batch, detections(batch, [row]))
+    examples.update(batch, restore(batch, detections(batch, [row])))
     assert examples.best() == examples.worst() == []
 
 
@@ -600,7 +602,9 @@ REPAIRS = [{"boxes": 3, "what": "reach out of their image: clipped", "such as": 
 
 
 def report(folder: Path, **given: Any) -> Page:
-    path = detection_report(folder, **{"config": {}, "history": [], "facts": {}} | given)
+    told = {"title": "Detection", "config": {}, "history": [], "facts": {}} | given
+    more = {key: told.pop(key) for key in ("examples", "boxes") if key in told}
+    path = detection_report(folder, Summary(**told | {"results": results_of(told["results"])}), **more)
     assert path == folder / "report.html"
     return Page(path)
 
@@ -616,7 +620,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
             {"epoch": e, "train_loss": 2.0 / e, "val_AP": 0.1 * e, "val_AP_small": 0.2, "lr": 0.1} for e in (1, 2, 3)
         ],
         results={"best": "ema", "ema": results(), "raw": results(2)},
-        facts={"title": NASTY, "weights": "imagenet"},
+        title=NASTY,
+        facts={"weights": "imagenet"},
         examples=examples_of([scene(NASTY, 2, 1, 1), scene("b", 0, 1, 0)]),
         boxes=BoxStatistics(
             rng.uniform(5, 300, (50, 2)), rng.uniform(3, 200, (50, 2)), rng.uniform(0.2, 1, 50), REPAIRS

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tests_support import TINY
 
@@ -48,10 +49,11 @@ def noted(data, split, classes):
 
 WATCH = """
 import hashlib
+from contextlib import contextmanager
 
-from tasks.engine.engine import Engine
+from tasks.engine.watching import WATCHERS, Watcher
 
-update, rank = Engine._update, os.environ.get("RANK", 0)
+rank = os.environ.get("RANK", 0)
 Path(os.environ["NOTES"], f"pid-{rank}").write_text(str(os.getpid()))
 
 
@@ -62,15 +64,21 @@ def digest(module):
     return found.hexdigest()
 
 
-def watched(self):
-    update(self)
-    with open(Path(os.environ["NOTES"], f"weights-{rank}"), "a") as file:
-        print(digest(self.model.backbone), digest(self.model.head), file=file)
+class Notes(Watcher):
+    @contextmanager
+    def step(self, state):
+        yield
+        with open(Path(os.environ["NOTES"], f"weights-{rank}"), "a") as file:
+            print(digest(state.model.backbone), digest(state.model.head), file=file)
+
+    def log(self, state, log):
+        with open(Path(os.environ["NOTES"], f"losses-{rank}"), "a") as file:
+            print(sum(log.losses.values()), file=file)
 
 
-Engine._update = watched
+WATCHERS.append(Notes())
 """
-"""Code of a plug-in that notes the weights of each process after each step."""
+"""Code of a plug-in that notes the weights of each process after each step, and its loss."""
 
 
 def command(processes: int, folder: Path, *more: str, plugin: str = PLUGIN) -> tuple[list[str], dict[str, str]]:
@@ -131,6 +139,16 @@ def test_two_processes_share_the_batches_and_the_scores_of_one(tmp_path: Path) -
     tensors, record = read_tensors(sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))[-1])
     assert json.loads(record["record"])["step"] == 8
     assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
+
+
+def test_the_training_loss_is_the_mean_over_the_processes(tmp_path: Path) -> None:
+    done = launch(2, tmp_path, "--run.save_minutes", "1e-9", plugin=PLUGIN + WATCH)  # saves agree on the loss so far
+    assert done.returncode == 0, done.stderr
+    losses = [[float(line) for line in (tmp_path / f"losses-{rank}").read_text().split()] for rank in range(2)]
+    assert losses[0] != losses[1]
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
+    wanted = [sum(losses[0][part] + losses[1][part]) / 8 for part in (slice(0, 4), slice(4, 8))]
+    assert [row["train_loss"] for row in history] == pytest.approx(wanted, rel=1e-12)
 
 
 def test_two_processes_stay_equal_when_the_backbone_thaws(tmp_path: Path) -> None:

@@ -8,21 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests_support import TINY
+from tests_support import TINY, Synchronisations
 from torch import nn
 
 from effbackbones import UserError, build_model, load_model
 from effbackbones.weights.tensorfile import read_tensors
 from tasks.classification.task import TASK
 from tasks.classify import main
-from tasks.engine.engine import DIVERGED_AFTER, Engine, Plan
+from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
+from tasks.engine.plan import Plan
 from tasks.engine.resume import (
     GlobalBatches,
     Share,
@@ -34,7 +37,10 @@ from tasks.engine.resume import (
     shuffled,
 )
 from tasks.engine.rundir import RunFolder, choose
-from tasks.engine.training import _Run
+from tasks.engine.state import RunState
+from tasks.engine.stepping import StepLog
+from tasks.engine.training import DIVERGED_AFTER
+from tasks.engine.watching import Watcher, watching
 from tasks.settings.commandline import parse
 from tasks.verbs.check import refuse_dead_parameters
 
@@ -86,30 +92,37 @@ def test_another_seed_gives_other_weights(whole: Path, tmp_path: Path) -> None:
     assert digest(tmp_path / "other") != digest(whole)
 
 
+class After(Watcher):
+    """Calls ``look`` with the state of the run after each step."""
+
+    def __init__(self, look: Callable[[RunState], object]) -> None:
+        self.look = look
+
+    @contextmanager
+    def step(self, state: RunState) -> Iterator[None]:
+        yield
+        self.look(state)
+
+
 class PowerFailsError(Exception):
     """The power fails."""
 
 
-def stop_at(after: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start a run that saves at every step and breaks off after ``after`` of them."""
-    update = Engine._update
+def stop_at(after: int, folder: Path) -> None:
+    """Start a run that saves at every second step and breaks off in the step after ``after`` of them."""
 
-    def interrupted(self: Engine) -> None:
-        if self.step == after:
+    def fail(state: RunState) -> None:
+        if state.step == after + 1:
             raise PowerFailsError
-        update(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_update", interrupted)
+    with watching(After(fail)):
         assert run(folder, "--run.save_minutes", "1e-9") == 1
 
 
 @pytest.mark.parametrize("after", [2, 4, 7])  # within an epoch, at its border, one before the end
-def test_stopped_and_continued_equals_never_stopped(
-    after: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_and_continued_equals_never_stopped(after: int, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
-    stop_at(after, folder, monkeypatch)
+    stop_at(after, folder)
     assert run(folder) == 0
     assert digest(folder) == digest(whole)
     history = [json.loads((f / "metrics.json").read_text())["history"] for f in (folder, whole)]
@@ -118,17 +131,16 @@ def test_stopped_and_continued_equals_never_stopped(
 
 
 def test_the_training_loss_is_the_mean_of_the_steps_since_the_last_evaluation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     losses: dict[int, float] = {}
-    report = _Run.on_step
 
-    def noted(self: Any, log: Any) -> None:
-        losses[log.step] = sum(log.losses.values())
-        report(self, log)
+    class Noted(Watcher):
+        def log(self, state: RunState, log: StepLog) -> None:
+            losses[log.step] = sum(log.losses.values())
 
-    monkeypatch.setattr(_Run, "on_step", noted)
-    assert run(tmp_path / "run") == 0
+    with watching(Noted()):
+        assert run(tmp_path / "run") == 0
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
     wanted = [sum(losses[step] for step in steps) / 4 for steps in (range(1, 5), range(5, 9))]
     assert [row["train_loss"] for row in history] == pytest.approx(wanted, rel=1e-12)
@@ -195,15 +207,13 @@ def test_a_nan_step_is_skipped_and_told(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     states: list[dict[str, torch.Tensor]] = []
-    update = Engine._update
 
-    def watched(self: Engine) -> None:
-        update(self)
-        states.append({name: value.clone() for name, value in self.state().items()})
+    def copied(state: RunState) -> None:
+        states.append({name: value.clone() for name, value in state.tensors().items()})
 
     poison(monkeypatch, {2})
-    monkeypatch.setattr(Engine, "_update", watched)
-    assert run(tmp_path / "nan", "--optim.max_steps", "4", "--optim.name", optimizer, "--optim.lr", "0.001") == 0
+    with watching(After(copied)):
+        assert run(tmp_path / "nan", "--optim.max_steps", "4", "--optim.name", optimizer, "--optim.lr", "0.001") == 0
     for name, value in states[1].items():
         assert torch.equal(value, states[2][name]), name
     assert not torch.equal(states[2]["model.head.fc.weight"], states[3]["model.head.fc.weight"])
@@ -212,6 +222,36 @@ def test_a_nan_step_is_skipped_and_told(
     (row,) = [json.loads(line) for line in (tmp_path / "nan" / "nonfinite-0.jsonl").read_text().splitlines()]
     assert row["step"] == 3
     assert len(row["samples"]) == 8
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop_tf"])
+def test_no_step_reads_a_value_on_the_host(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Synchronisations()
+
+    class Held(Watcher):
+        def step(self, state: RunState) -> AbstractContextManager[object]:
+            return counted if state.step else nullcontext()  # the first one makes the loader, which draws a seed
+
+    poison(monkeypatch, {2})
+    with watching(Held()):
+        more = ["--optim.clip_norm", "1", "--optim.accumulate", "2", "--optim.max_steps", "4"]
+        assert run(tmp_path / "run", "--optim.name", optimizer, *more) == 0
+    assert counted.seen == []
+
+
+def test_gradients_of_a_weight_that_is_used_twice_add_up_in_full_precision() -> None:
+    fabric = make_fabric(parse("classify", [*TINY, "--run.precision", "bf16"]).config, torch.device("cpu"))
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(64, 64, bias=False), torch.randn(2, 8, 64)
+
+    def gradient(*rows: int) -> torch.Tensor:
+        layer.zero_grad()
+        with fabric.autocast():
+            fabric.backward(torch.stack([layer(inputs[row]).square().sum() for row in rows]).sum())
+        assert layer.weight.grad is not None
+        return layer.weight.grad.clone()
+
+    assert torch.equal(gradient(0, 1), gradient(0) + gradient(1))
 
 
 def test_many_nan_steps_end_the_run_with_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -329,11 +369,9 @@ def test_a_folder_in_use_or_finished_or_of_another_config_is_refused(whole: Path
     assert "process 7 elsewhere" in error()
 
 
-def test_another_seed_or_other_data_does_not_continue_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_another_seed_or_other_data_does_not_continue_a_run(tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "stopped"
-    stop_at(4, folder, monkeypatch)
+    stop_at(4, folder)
     assert run(folder, "--run.seed", "1") == 2
     assert "run.seed" in capsys.readouterr().err
     (folder / "config.yaml").write_text(
@@ -352,16 +390,14 @@ def test_early_stop_ends_as_planned(tmp_path: Path) -> None:
     assert len(history) == 3
 
 
-def test_freezing_and_thawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freezing_and_thawing(tmp_path: Path) -> None:
     states: list[dict[str, torch.Tensor]] = []
-    update = Engine._update
 
-    def watched(self: Engine) -> None:
-        update(self)
-        states.append({name: value.clone() for name, value in self.model.state_dict().items()})
+    def copied(state: RunState) -> None:
+        states.append({name: value.clone() for name, value in state.model.state_dict().items()})
 
-    monkeypatch.setattr(Engine, "_update", watched)
-    assert run(tmp_path / "frozen", "--model.freeze", "all", "--model.unfreeze_epoch", "1") == 0
+    with watching(After(copied)):
+        assert run(tmp_path / "frozen", "--model.freeze", "all", "--model.unfreeze_epoch", "1") == 0
     before, thawed = states[3], states[-1]
     for name, value in states[0].items():
         if name.startswith("backbone."):
@@ -437,15 +473,12 @@ def test_plan_counts_steps_and_phases() -> None:
     assert list(plan.phases(4)) == []
 
 
-def test_learning_rates_follow_the_schedule_and_the_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learning_rates_follow_the_schedule_and_the_layers(tmp_path: Path) -> None:
     rates: list[dict[str, float]] = []
-    update = Engine._update
 
-    def watched(self: Engine) -> None:
-        update(self)
-        rates.append({group["name"]: group["lr"] for group in self.optimizer.param_groups})
+    def noted(state: RunState) -> None:
+        rates.append({group["name"]: group["lr"] for group in state.optimizer.param_groups})
 
-    monkeypatch.setattr(Engine, "_update", watched)
     more = [
         "--optim.lr",
         "0.1",
@@ -460,7 +493,8 @@ def test_learning_rates_follow_the_schedule_and_the_layers(tmp_path: Path, monke
         "--optim.schedule",
         "cosine",
     ]
-    assert run(tmp_path / "lr", *more) == 0
+    with watching(After(noted)):
+        assert run(tmp_path / "lr", *more) == 0
     config = parse("classify", [*TINY, *more]).config
     factors = [lr_factor(step, total=8, warmup=2, per_epoch=4, config=config.optim) for step in range(8)]
     assert [rate["head/decay"] for rate in rates] == pytest.approx([0.05 * factor for factor in factors])

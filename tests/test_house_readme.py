@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -24,15 +25,15 @@ COMMANDS = [
 
 
 def test_python_blocks_run_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lend: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from effbackbones.registry import HEADS
     from tasks.data.dataset import DATASETS
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(HEADS, "_registered", {})
+    lend(HEADS, {}, alone=True)
     assert len(PYTHON) == 4
-    monkeypatch.setattr(DATASETS, "_registered", {})
+    lend(DATASETS, {}, alone=True)
     Path("my_head.py").write_text(PYTHON[1], encoding="utf-8")
     names: dict[str, object] = {"__name__": "__main__"}
     for number, block in enumerate(PYTHON):
@@ -95,7 +96,7 @@ def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(("module", "block"), [("my_head", 1), ("my_data", 3)])
 def test_custom_parts_train_from_the_command_line(
-    module: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lend: Any
 ) -> None:
     from effbackbones.registry import HEADS
     from tasks.classify import main
@@ -103,7 +104,7 @@ def test_custom_parts_train_from_the_command_line(
 
     monkeypatch.chdir(tmp_path)
     for registry in (HEADS, DATASETS):
-        monkeypatch.setattr(registry, "_registered", {})
+        lend(registry, {}, alone=True)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setitem(sys.modules, module, ModuleType(module))  # so that what is imported is taken out at the end
     del sys.modules[module]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,11 +88,9 @@ class PartlyLabelled(ShapesDataset):
 
 
 @pytest.fixture
-def partly(monkeypatch: pytest.MonkeyPatch) -> None:
+def partly(lend: Any) -> None:
     """The data set ``partly``."""
-    monkeypatch.setitem(
-        DATASETS._registered, "partly", lambda data, split, classes: PartlyLabelled((64, 64), 12, split=split)
-    )
+    lend(DATASETS, {"partly": lambda data, split, classes: PartlyLabelled((64, 64), 12, split=split)})
 
 
 def test_shapes_train_evaluate_and_predict_as_three_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +228,8 @@ def test_a_task_reads_its_own_section() -> None:
         (["--model.task", "[det, seg, cls, sag]"], ("task 'sag'",)),
         (["--heads.seg.weight", "-1"], ("heads.seg.weight", "[0, 1000]")),
         (["--heads.seg.wieght", "1"], ("heads.seg.wieght", "weight")),
-        (["--heads.seg.options", "{chanels: 3}"], ("chanels", "channels")),
+        (["--heads.seg.options", "{chanels: 3}"], ("error: heads.seg.options.chanels: ", "channels")),
+        (["--heads.seg.options", "{ignore_index: 3}"], ("error: heads.seg.options.ignore_index: ",)),
         (["--model.head", "unet"], ("heads.TASK",)),
         (["--data.tile", "64"], ("data.tile",)),
         (["--data.mixup", "0.1"], ("data.mixup",)),
@@ -340,4 +340,4 @@ def test_predictions_of_segmentation_are_restored_once(partly: None) -> None:
     assert all(isinstance(one, Segmented) for one in found["seg"])
     batch.meta[1].skipped = ("cannot be read",)
     kept, chosen = readable(batch, found)
-    assert (len(kept), len(chosen["seg"]), len(chosen["det"].count), len(chosen["cls"])) == (3, 3, 3, 3)
+    assert (len(kept), len(chosen["seg"]), len(chosen["det"]), len(chosen["cls"])) == (3, 3, 3, 3)

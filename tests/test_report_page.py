@@ -14,16 +14,18 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from tests_support import results_of
 
 from effbackbones import UserError
 from effbackbones.contracts import ImageSizes
-from tasks.classification.examples import KEPT, ConfidentMistakes
+from tasks.classification.examples import KEPT, ConfidentMistakes, Mistake
 from tasks.classification.metrics import ClassificationMetrics
-from tasks.classification.report import Mistake, classification_report
+from tasks.classification.report import classification_report
 from tasks.data.batch import Batch, ImageMeta
 from tasks.report.drawings import curves, reliability
-from tasks.report.metricsfile import environment, plain, score_sets, write_metrics
+from tasks.report.metricsfile import environment, plain, write_metrics
 from tasks.report.page import Report, picture, show
+from tasks.report.records import EvaluationResults, Results, RunResults, Summary
 
 NASTY = "<script>alert(1)</script> & \"co\" 'x' {{ 7 * 7 }}"
 
@@ -80,14 +82,14 @@ def write(
     epochs: int = 3,
     title: str = "Shapes",
 ) -> Page:
-    path = classification_report(
-        folder,
+    summary = Summary(
+        title,
         config={"model": {"backbone": "b0", "head": None}, "data": {"scale": (0.3, 1.0)}},
         history=history(epochs),
-        results=results,
-        mistakes=mistakes or [],
-        facts={"title": title, "assumed": ["mean/std of ImageNet"], **environment()},
+        results=results_of(results),
+        facts={"assumed": ["mean/std of ImageNet"], **environment()},
     )
+    path = classification_report(folder, summary, mistakes or [])
     assert path == folder / "report.html"
     return Page(path)
 
@@ -220,16 +222,17 @@ def test_multilabel_and_empty_results_can_be_shown(tmp_path: Path) -> None:
 
 
 def test_metrics_files(tmp_path: Path) -> None:
-    results = {"best": "raw", "raw": scores(["cat, big", "dog"], 2), "seconds": np.float32(1.5)}
+    results = {"best": "raw", "raw": scores(["cat, big", "dog"], 2)}
+    results["raw"]["seconds"] = np.float32(1.5)
     epochs = [
         {"epoch": 1, "val/loss": float("nan"), "val/top1": torch.tensor(0.5)},
         {"epoch": 2, "val/loss": 1.0, "val/top1": 0.75},
     ]
-    write_metrics(tmp_path, results, epochs)
+    write_metrics(tmp_path, results_of(results), epochs)
     text = (tmp_path / "metrics.json").read_text()
     loaded = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert loaded["raw"] == results["raw"]
-    assert loaded["seconds"] == 1.5
+    assert loaded["raw"]["seconds"] == 1.5
     assert loaded["history"][0] == {"epoch": 1, "val/loss": None, "val/top1": 0.5}
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open(newline="")))
     found = {(r["weights"], r["epoch"], r["class"], r["metric"]): float(r["value"]) for r in rows}
@@ -239,6 +242,27 @@ def test_metrics_files(tmp_path: Path) -> None:
     assert found["", "1", "", "val/top1"] == 0.5
     assert ("", "1", "", "val/loss") not in found
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "metrics.json"]
+
+
+@pytest.mark.parametrize(
+    ("results", "head"),
+    [
+        (RunResults({"ema": {}, "raw": {}}, "ema"), {"best": "ema"}),
+        (
+            RunResults({"ema": {}, "raw": {}}, "ema", "test"),
+            {"finished": True, "split": "test", "best": "ema"},
+        ),
+        (EvaluationResults({"model": {}}, split="val"), {"split": "val", "checkpoint": None}),
+        (EvaluationResults({"model": {}}, split="val", checkpoint="m"), {"split": "val", "checkpoint": "m"}),
+        (EvaluationResults({"model": {}}, split="val", predictions="p"), {"split": "val", "predictions": "p"}),
+    ],
+)
+def test_the_file_of_each_kind_of_results_says_what_it_always_said(
+    results: Results, head: dict[str, Any], tmp_path: Path
+) -> None:
+    write_metrics(tmp_path, results, [])
+    loaded = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(loaded.items()) == [*head.items(), *results.sets.items(), ("history", [])]
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +282,8 @@ def test_names_that_are_not_utf8_do_not_stop_a_report(tmp_path: Path) -> None:
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
     page = write(tmp_path, scores([name, "b"], 2), mistakes=[Mistake(np.zeros((4, 4, 3), np.uint8), name, 0.5, name)])
     assert r"caf\udce9.png" in page.seen
-    write_metrics(tmp_path, scores([name, "b"], 2), [])
-    assert json.loads((tmp_path / "metrics.json").read_text())["per_class"][name]
+    write_metrics(tmp_path, results_of(scores([name, "b"], 2)), [])
+    assert json.loads((tmp_path / "metrics.json").read_text())["model"]["per_class"][name]
 
 
 @pytest.mark.parametrize(
@@ -329,4 +353,3 @@ def test_small_things() -> None:
         "x",
     ]
     assert plain({1: (np.int64(3), float("inf")), "path": Path("a")}) == {"1": [3, None], "path": "a"}
-    assert score_sets({"top1": 0.5, "per_class": {}}) == ("model", {"model": {"top1": 0.5, "per_class": {}}})

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from test_report_page import NASTY, Page
-from tests_support import PEAK_MEMORY, one_line
+from tests_support import PEAK_MEMORY, one_line, results_of
 
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
@@ -27,11 +27,12 @@ from tasks.report.boxes import COLOURS
 from tasks.report.drawings import class_shares
 from tasks.report.masks import WRONG, colored, errors, fitted, legend, mask_sheet, overlay, palette, palette_of
 from tasks.report.outputs import OutputNames, is_free
+from tasks.report.records import Summary
 from tasks.segmentation.examples import KEPT, SegmentationExamples
 from tasks.segmentation.files import SegmentationFiles
 from tasks.segmentation.metrics import SegmentationMetrics, image_iou
 from tasks.segmentation.report import segmentation_report
-from tasks.segmentation.results import Segmented
+from tasks.segmentation.results import Segmented, restore
 
 FEW = settings(max_examples=25, deadline=None)
 CLASSES = ["road", "car", "tree"]
@@ -391,7 +392,7 @@ def test_probabilities_are_restored_before_they_are_written(tmp_path: Path) -> N
     scores = torch.zeros(1, 3, 64, 64)
     scores[:, 1, :, :32], scores[:, 2, :, 32:] = 1, 1
     writer = SegmentationFiles(tmp_path / "out", CLASSES, lambda text: None)
-    writer.update(batch, scores)
+    writer.update(batch, restore(batch, scores))
     index = stored(tmp_path / "out/index/a.png")[1]
     assert index.shape == (50, 97)
     assert (index[:, :47] == 1).all()
@@ -522,14 +523,14 @@ def history(epochs: int) -> list[dict[str, Any]]:
 def write(folder: Path, results: dict[str, Any], epochs: int = 3, **more: Any) -> Page:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        path = segmentation_report(
-            folder,
+        summary = Summary(
+            "CamVid",
             config={"model": {"backbone": "b0"}},
             history=history(epochs),
-            results=results,
-            facts={"title": "CamVid", "assumed": ["mean/std of ImageNet"]},
-            **more,
+            results=results_of(results),
+            facts={"assumed": ["mean/std of ImageNet"]},
         )
+        path = segmentation_report(folder, summary, **more)
     assert path == folder / "report.html"
     return Page(path)
 

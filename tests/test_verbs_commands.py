@@ -69,7 +69,10 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[-1]
 
 
-def test_a_head_outside_the_project_trains_and_reloads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_head_outside_the_project_trains_and_reloads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lend: Any
+) -> None:
+    lend(HEADS, {})
     (tmp_path / "outside_head.py").write_text(HEAD)
     config = tmp_path / "mine.yaml"
     config.write_text(
@@ -84,7 +87,7 @@ def test_a_head_outside_the_project_trains_and_reloads(tmp_path: Path, capsys: p
     model = load_model(best)
     assert type(model.head).__name__ == "OutsideHead"
     assert model.backbone.feature_spec.names == ("C4",)
-    HEADS._registered.pop("outside")  # as in a process that has not imported it
+    lend(HEADS, {}, alone=True)  # as in a process that has not imported it
     with pytest.raises(Exception, match=r"'outside'.*plugins"):
         load_model(best)
 

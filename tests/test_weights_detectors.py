@@ -85,6 +85,12 @@ def effdet_state(name: str, **settings: Any) -> dict[str, Tensor]:
     return numbered(effdet_network(name, device="meta", **settings))
 
 
+def sorted_out(state: dict[str, Tensor], backbone: str) -> tuple[Any, Any]:
+    """Backbone and detector of a file, under our names."""
+    parts = reading._translate(state, Path("x.pth"), backbone)
+    return parts, reading._foreign_head(parts, state, Path("x.pth"), backbone)
+
+
 def written(folder: Path, state: object) -> Path:
     torch.save(state, folder / "w.pth")
     return folder / "w.pth"
@@ -209,16 +215,16 @@ NAMES = [f"tf_efficientdet_{v}" for v in (*ENTRIES, "lite0", "lite1", "lite2", "
 def test_every_entry_of_a_published_detector_has_a_place(name, tmp_path):
     state, variant = effdet_state(name), name.rpartition("_")[2]
     assert len(state) == ENTRIES.get(variant, len(state))
-    parts = reading._translate(state, Path("x.pth"), backbone_of(name))
-    assert parts.label == "effdet"
-    assert parts.unused == ()
+    parts, detector = sorted_out(state, backbone_of(name))
+    assert detector.layout == "effdet"
+    assert detector.unused == ()
     options = {} if variant == "lite3x" else {"variant": variant}
     model = on_meta(backbone_of(name), num_classes=90, weights=written(tmp_path, state), head_options=options)
     assert shapes(parts.backbone) == shapes(model.backbone.state_dict())
-    assert shapes(dict(parts.detector.head)) == shapes(model.head.state_dict())
-    numbers = [int(tensor.flatten()[0]) for part in (parts.backbone, parts.detector.head) for tensor in part.values()]
+    assert shapes(dict(detector.head)) == shapes(model.head.state_dict())
+    numbers = [int(tensor.flatten()[0]) for part in (parts.backbone, detector.head) for tensor in part.values()]
     assert sorted(numbers) == list(range(len(state)))
-    assert counts(model) == [[len(parts.backbone), 0, 0], [len(parts.detector.head), 0, 0]]
+    assert counts(model) == [[len(parts.backbone), 0, 0], [len(detector.head), 0, 0]]
 
 
 def assert_equal_outputs(network: nn.Module, model: nn.Module, images: Tensor, tolerance: float = 1e-4) -> None:
@@ -293,7 +299,7 @@ def test_wrappers_and_the_prefix_of_a_bench_are_opened(d0, wrap, tmp_path):
 @pytest.mark.peer
 def test_batch_norms_by_level_first_are_understood(tmp_path):
     network = effdet_network("tf_efficientdet_d0", device="meta")
-    before = reading._translate(numbered(network), Path("x.pth"), "b0").detector.head
+    before = sorted_out(numbered(network), "b0")[1].head
     swapped = {}
     for key, tensor in numbered(network).items():
         net, *rest = key.split(".")
@@ -302,7 +308,7 @@ def test_batch_norms_by_level_first_are_understood(tmp_path):
         swapped[key] = tensor
     network.toggle_head_bn_level_first()
     assert set(swapped) == set(network.state_dict())
-    after = reading._translate(swapped, Path("x.pth"), "b0").detector.head
+    after = sorted_out(swapped, "b0")[1].head
     assert set(before) == set(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -398,11 +404,11 @@ def test_zylo117_names_mean_what_effdets_mean(variant):
         else {}
     )
     backbone = backbone_of(variant)
-    ours, expected = (reading._translate(s, Path("x.pth"), backbone) for s in (theirs | idle, state))
-    assert ours.label == "zylo117"
-    assert set(ours.unused) == set(idle)
-    assert ours.detector.options == expected.detector.options
-    for got, wanted in ((ours.backbone, expected.backbone), (ours.detector.head, expected.detector.head)):
+    (ours, our_head), (expected, head) = (sorted_out(s, backbone) for s in (theirs | idle, state))
+    assert our_head.layout == "zylo117"
+    assert set(our_head.unused) == set(idle)
+    assert our_head.options == head.options
+    for got, wanted in ((ours.backbone, expected.backbone), (our_head.head, head.head)):
         assert set(got) == set(wanted)
         assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 

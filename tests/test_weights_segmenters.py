@@ -18,7 +18,7 @@ from effbackbones.conformance import check_backbone, enforce
 from effbackbones.conformance.backbone import BACKBONE_PROMISES
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from effbackbones.weights.smp_names import Segmenter, read_segmenter
+from heads.segmentation.smp_names import Segmenter
 
 SMP = {
     "unet": "Unet",
@@ -322,8 +322,8 @@ def test_every_decoder_is_known_by_its_head(head: str, naming: str) -> None:
     with torch.device("meta"):
         state = getattr(smp, SMP[head])(naming + "b0", encoder_weights=None, classes=5).state_dict()
         parts = reading._translate(state, Path("x.pth"), "b0")
-        found = read_segmenter({key: state[key] for key in parts.unused}, parts.dialect, parts.prefix, "b0")
-        assert found is not None
+        found = reading._foreign_head(parts, state, Path("x.pth"), "b0")
+        assert isinstance(found, Segmenter)
         assert (found.kind, found.unused) == (head, ())
         own = build_model("seg", "b0", head=head, num_classes=5, backbone_options={"tap": found.tap}).head.state_dict()
     assert found.entries_for(own) == (dict(found.head), "")

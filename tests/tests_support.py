@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from effbackbones.errors import UserError
+from tasks.report.records import Results
 
 TINY = [
     "--config",
@@ -39,6 +40,14 @@ TINY = [
     "cpu",
 ]
 """The smallest run of the command: four steps an epoch, the last of each filled up; dropout, drop path, augmentation and EMA are on."""
+
+
+def results_of(scores: dict[str, Any]) -> Results:
+    """Results of sets of scores, ``best`` being the name of one of them; or of bare scores."""
+    best = scores.get("best")
+    return (
+        Results({"model": scores}) if best is None else Results({k: v for k, v in scores.items() if k != "best"}, best)
+    )
 
 
 def one_line(error: pytest.ExceptionInfo[UserError], *words: str) -> None:

@@ -196,7 +196,7 @@ class ConvNorm(Foldable):
             nominal_size=nominal_size,
         )
         self.bn: nn.Module = nn.BatchNorm2d(out_channels, numerics.bn_eps, numerics.bn_momentum)
-        self.act = nn.Identity() if activation is None else activation_layer(activation)
+        self.act = nn.Identity() if activation is None else activation_layer(activation)  # on a tensor of our own
         init_fan_out(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:

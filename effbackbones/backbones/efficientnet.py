@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import accumulate
 from operator import mul
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,21 @@ from effbackbones.backbones.scaling import (
     LEVEL_STAGES,
     STAGES,
     Scaling,
+    default_image_spec,
     scaling,
     stage_channels,
     stage_layers,
     stem_channels,
 )
-from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, LEVELS, TAPS, Backbone, FeatureSpec, ImageSpec
+from effbackbones.contracts import LEVELS, TAPS, Backbone, FeatureSpec, ImageSpec
 from effbackbones.errors import UserError, nearest
+from effbackbones.weights.loading import adapt_stem, load_state
+from effbackbones.weights.pretrained import Adopted, Pretrained
+from effbackbones.weights.reading import read_weights
 
 DEFAULT_NUMERICS = {"b": "torch", "lite": "tf"}
+_MAPS: Mapping[str, Any] = {"stem_stride": 2, "tap": "stage", "output_stride": 32}
+"""Options that change the maps and not the weights, with their defaults."""
 
 
 class EfficientNet(Backbone):
@@ -89,6 +96,7 @@ class EfficientNet(Backbone):
         self.checkpointing = checkpointing
         self.tap = tap
         self.in_channels = in_channels
+        self._map_options = {"stem_stride": stem_stride, "tap": tap, "output_stride": output_stride}
         names = _ordered_levels(config.name, levels)
         self._blocks_below = _blocks_below(config, tap)
         activation: Activation = "relu6" if config.family == "lite" else "silu"
@@ -155,6 +163,38 @@ class EfficientNet(Backbone):
         recomputed: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
         return recomputed
 
+    @classmethod
+    def read_weights(cls, weights: str | Path, name: str, options: Mapping[str, Any]) -> Pretrained:
+        """Any published source, the files of six libraries, and our own."""
+        read = read_weights(weights, name, numerics=options.get("numerics"), image_spec=options.get("image_spec"))
+        spec = read.image_spec.for_channels(options.get("in_channels", 3))
+        return replace(read, options={**read.options, "image_spec": spec})
+
+    def adopt(self, weights: Pretrained) -> Adopted:
+        """As :meth:`Backbone.adopt`, the stem adapted to ``in_channels``; where the head of these weights was trained on other
+        maps, that is said."""
+        stem = "stem.conv.weight"
+        state = {
+            key: adapt_stem(tensor, self.in_channels) if key == stem else tensor
+            for key, tensor in weights.backbone.items()
+        }
+        report = load_state(self, state, what=f"backbone {weights.name} from {weights.origin}")
+        of_file: Mapping[str, Any] = weights.foreign.maps if weights.foreign else {}
+        if weights.config:
+            saved = weights.config.get("backbone_options") or {}
+            of_file = {name: saved.get(name) or default for name, default in _MAPS.items()}
+        differ = (
+            f"{weights.origin} was trained with {name} {of_file[name]}, here it is {now}: the same weights, other maps"
+            for name, now in self._map_options.items()
+            if of_file.get(name, now) != now
+        )
+        return Adopted(report, tuple(differ))
+
+    def settled(self) -> dict[str, Any]:
+        """Numerics and image spec, and what a head asked for: whoever loads these weights elsewhere can then be told."""
+        asked = {name: value for name, value in self._map_options.items() if value != _MAPS[name]}
+        return {"numerics": asdict(self.numerics), "image_spec": asdict(self.image_spec), **asked}
+
     def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:
         pieces: dict[str, tuple[nn.Module, ...]] = {"stem": (self.stem,)}
         blocks, done = self._blocks(), 0
@@ -163,20 +203,6 @@ class EfficientNet(Backbone):
                 pieces[level] = tuple(blocks[done:upto])
                 done = upto
         return pieces
-
-
-def default_image_spec(config: Scaling, in_channels: int = 3) -> ImageSpec:
-    """Native size, bicubic, centre crop of size / (size + 32); ImageNet's mean and std for b, 0.5 for lite.
-
-    With other than three channels, each gets the average of the three.
-    """
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.family == "b" else ((0.5,) * 3, (0.5,) * 3)
-    if in_channels != 3:
-        mean, std = (sum(mean) / 3,) * in_channels, (sum(std) / 3,) * in_channels
-    side = config.resolution
-    return ImageSpec((side, side), mean, std, "bicubic", side / (side + 32), "center")
 
 
 def _blocks_below(config: Scaling, tap: str) -> dict[str, int]:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 from effbackbones.errors import UserError, nearest
 
 Family = Literal["b", "lite"]
@@ -119,11 +120,6 @@ SCALINGS = {row.name: row for row in _ROWS}
 _BETWEEN = re.compile(r"(b|lite)(-?\d+\.\d+)")
 
 
-def in_between(name: str) -> bool:
-    """Whether ``name`` says a place between the rows, such as ``b2.5``."""
-    return _BETWEEN.fullmatch(name) is not None
-
-
 def scaling(name: str) -> Scaling:
     """The row called ``name`` (``b0``...``b7``, ``lite0``...``lite4``), or :func:`scaled` of a name such as ``b2.5``.
 
@@ -173,3 +169,13 @@ def scaled(phi: float, family: Family = "b") -> Scaling:
 
 def _geometric(low: float, high: float, weight: float) -> float:
     return float(low * (high / low) ** weight)
+
+
+def default_image_spec(config: Scaling, in_channels: int = 3) -> ImageSpec:
+    """Native size, bicubic, centre crop of size / (size + 32); ImageNet's mean and std for b, 0.5 for lite.
+
+    With other than three channels, each gets the average of the three.
+    """
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.family == "b" else ((0.5,) * 3, (0.5,) * 3)
+    side = config.resolution
+    return ImageSpec((side, side), mean, std, "bicubic", side / (side + 32), "center").for_channels(in_channels)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from effbackbones.contracts import LEVELS, Backbone, FeatureSpec, ImageSpec
 from effbackbones.errors import UserError, nearest
+from effbackbones.images.pixels import top_left
+from effbackbones.weights.loading import LoadReport
+from effbackbones.weights.pretrained import Adopted, Pretrained
 
 _STRIDES: dict[str, int] = {level: 2**i for i, level in enumerate(LEVELS, 1)}
 
@@ -88,9 +92,30 @@ class TimmBackbone(Backbone):
             maps = [m.permute(0, 3, 1, 2) for m in maps]
         if uneven:
             maps = [
-                _cut(m, -(-height // s), -(-width // s)) for m, s in zip(maps, self.feature_spec.strides, strict=True)
+                top_left(m, (-(-height // s), -(-width // s)))
+                for m, s in zip(maps, self.feature_spec.strides, strict=True)
             ]
         return maps
+
+    @classmethod
+    def read_weights(cls, weights: str | Path, name: str, options: Mapping[str, Any]) -> Pretrained | None:
+        """``"imagenet"``: timm's own weights for the name and tag, which timm fetches itself as the network is built."""
+        if weights != "imagenet":
+            return None
+        import timm
+
+        timm_name = name.removeprefix("timm:")
+        _check_name(timm_name)
+        stated = timm.get_pretrained_cfg(timm_name)
+        tagged = ".".join(filter(None, (stated.architecture, stated.tag))) if stated else timm_name
+        licence = (stated.license if stated else None) or "unknown"
+        return Pretrained(name, f"timm {tagged}", "timm", licence, options={"pretrained": True})
+
+    def adopt(self, weights: Pretrained) -> Adopted:
+        """As :meth:`Backbone.adopt`; timm has loaded its own weights already."""
+        if weights.dialect != "timm":
+            return super().adopt(weights)
+        return Adopted(LoadReport(f"backbone {self.name} from timm", loaded=tuple(self.state_dict())))
 
     def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:
         """As the base class says, where the network is a chain whose links timm names; else one piece, the last level."""
@@ -222,7 +247,7 @@ def _build(name: str, options: Mapping[str, Any], pretrained: bool = False) -> A
         raise UserError(
             f"backbone 'timm:{name}'",
             what,
-            "connect once to fill its cache, choose a tag that has weights, or weights=None",
+            "connect once to fill its cache, choose a tag that has weights, or none: weights=None (null in a config)",
         ) from error
 
 
@@ -309,18 +334,10 @@ def _remove(net: nn.Module, dead: frozenset[str]) -> nn.Module:
     return net
 
 
-def _cut(x: Tensor, height: int, width: int) -> Tensor:
-    """The top left [B, C, height, width]; by index, since a slice would make an exported graph refuse sizes."""
-    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-    return x.index_select(2, rows).index_select(3, columns)
-
-
 def _image_spec(config: Mapping[str, Any], in_channels: int) -> ImageSpec:
     """timm's statement of how images are prepared for a network; what this project cannot say becomes the nearest it can."""
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    if in_channels != len(mean):
-        mean, std = ((sum(values) / len(values),) * in_channels for values in (mean, std))
     interpolation = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
     mode = "squash" if config["crop_mode"] == "squash" else "center"
     height, width = config["input_size"][-2:]
-    return ImageSpec((height, width), mean, std, interpolation, config["crop_pct"], mode)
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return ImageSpec((height, width), mean, std, interpolation, config["crop_pct"], mode).for_channels(in_channels)

@@ -38,3 +38,13 @@ def refuse_bytes(images: Tensor) -> None:
     largest = float(images.max())
     if largest > MOST:
         raise UserError("images", f"expected floating point in 0..1, found {largest:g}", "give uint8, or divide by 255")
+
+
+def top_left(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """The top left [B, C, H, W] of larger maps, ``size`` being (H, W)."""
+    height, width = size
+    if not torch.compiler.is_exporting():
+        return maps[..., :height, :width]
+    # A slice would make an exported graph refuse half of the sizes.
+    rows, columns = torch.arange(height, device=maps.device), torch.arange(width, device=maps.device)
+    return maps.index_select(2, rows).index_select(3, columns)

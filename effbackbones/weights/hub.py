@@ -59,6 +59,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# Pins: two publishers state no hash beforehand (hugging face tells one at download, zylo117 none at all). What was first fetched
+# is therefore written down beside the file, so that a file that changes later, on the disk or at its source, is refused, and so
+# that a cached file that is given by its path is still known for what it is. No hub client offers both for all our publishers.
 def pinned(path: Path) -> dict[str, str]:
     """What the cache knows of ``path`` since its first fetch: ``sha256``, ``source``, ``backbone``; empty if nothing."""
     try:
@@ -189,7 +192,7 @@ def _receive(source: "WeightSource", url: str, file: IO[bytes], path: Path) -> t
 
 
 def _unreachable(source: "WeightSource", url: str, path: Path, why: str) -> UserError:
-    remedy = f"get {source.url} elsewhere and put it as {path}, or set EFFBACKBONES_MIRROR, or use weights=None"
+    remedy = f"get {source.url} elsewhere and put it as {path}, or set EFFBACKBONES_MIRROR, or do without: weights=None (null in a config)"
     return UserError(f"weights {source}", f"cannot download {url}: {why}", remedy)
 
 

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from effbackbones.backbones.convolution import Numerics
-from effbackbones.backbones.efficientnet import default_image_spec
-from effbackbones.backbones.scaling import Scaling, scaling
+from effbackbones.backbones.scaling import Scaling, default_image_spec, scaling
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
+from effbackbones.registry import LAYOUTS
 from effbackbones.weights import dialects, hub
 from effbackbones.weights.classifiers import find_source, recognise, sources_for
-from effbackbones.weights.efficientdet_names import Detector, read_detector
 from effbackbones.weights.loading import LoadReport
-from effbackbones.weights.pretrained import Pretrained
+from effbackbones.weights.pretrained import ForeignHead, Pretrained, Remainder
 from effbackbones.weights.record import FORMAT, Description, parse_record
-from effbackbones.weights.smp_names import read_segmenter
 from effbackbones.weights.source import WeightSource
 from effbackbones.weights.tensorfile import PICKLED, read_tensors
 
@@ -44,36 +42,31 @@ def read_weights(
         return _own(parse_record(metadata, path), state, path, backbone, given, image_spec)
     source = source or _recognised(path, backbone)
     parts = _translate(state, path, backbone)
-    assumed = _drop_background(parts.tail)
-    settled, sentences = _numerics(parts, source, given, path, backbone)
+    foreign = _foreign_head(parts, state, path, backbone)
+    tail, dropped = _without_background(parts.tail)
+    settled, remarks = _numerics(parts, foreign, source, given, path, backbone)
     spec = image_spec or (source.image_spec if source else None)
     if spec is None:
         spec = default_image_spec(scaling(backbone))
-        sentences += (
+        remarks += (
             f"{path} does not say its mean and std: assumed {spec.mean} and {spec.std}; image_spec= says otherwise",
         )
     if source and not source.verifiable:
-        sentences += (f"no hash of {source.file} is published: it is held to what was first fetched",)
-    if parts.detector:
-        sentences += parts.detector.remarks
-    segmenter = read_segmenter({key: state[key] for key in parts.unused}, parts.dialect, parts.prefix, backbone)
-    unused = segmenter.unused if segmenter else parts.unused
-    reports = [LoadReport(f"file {path.name}", unused=unused)] if unused else []
-    origin, licence = (str(source), source.licence) if source else (str(path), "unknown")
+        remarks += (f"no hash of {source.file} is published: it is held to what was first fetched",)
+    unused = foreign.unused if foreign else parts.unused
     return Pretrained(
+        backbone,
+        str(source or path),
+        foreign.layout if foreign else parts.label,
+        source.licence if source else "unknown",
         parts.backbone,
-        parts.tail,
-        {},
-        settled,
-        spec,
-        origin,
-        parts.label,
-        licence,
-        assumed + sentences,
-        reports,
-        detector=parts.detector,
-        segmenter=segmenter,
-        source=source,
+        tail,
+        foreign=foreign,
+        unread=LoadReport(f"file {path.name}", unused=unused) if unused else None,
+        options={"numerics": settled, "image_spec": spec},
+        published=source.name if source else "",
+        head_options=dict(source.head_options) if source else {},
+        assumed=(*dropped, *remarks, *(foreign.remarks if foreign else ())),
     )
 
 
@@ -121,16 +114,15 @@ def _own(
         raise UserError(str(path), f"its numerics are {about.numerics}", "save the model again") from None
     differ = numerics is not None and own is not None and numerics != own
     return Pretrained(
-        parts["backbone"],
-        {},
-        parts["head"],
-        numerics or own,
-        spec or about.image_spec,
+        backbone,
         str(path),
         "effbackbones",
         about.licence,
-        (f"numerics as given, though these weights were trained with {own}",) if differ else (),
+        parts["backbone"],
+        head=parts["head"],
+        options={"numerics": numerics or own, "image_spec": spec or about.image_spec},
         config=about.config,
+        assumed=(f"numerics as given, though these weights were trained with {own}",) if differ else (),
     )
 
 
@@ -143,13 +135,10 @@ class _Parts:
     backbone: dict[str, Tensor] = field(default_factory=dict)
     tail: dict[str, Tensor] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
-    detector: Detector | None = None
 
     @property
     def label(self) -> str:
-        """The dialect, for people: ``smp`` where the network is the encoder of something, ``effdet`` that of a detector."""
-        if self.detector:
-            return self.detector.layout
+        """The dialect, for people: ``smp`` where the network is the encoder of something."""
         return "smp" if "encoder." in self.prefix else self.dialect.name
 
     @property
@@ -177,12 +166,21 @@ def _translate(state: Mapping[str, Tensor], path: Path, backbone: str) -> _Parts
         else:
             named[ours] = _flat(ours, tensor)
     _check_variant(named, path, expected)
-    detector = read_detector({key: state[key] for key in unused}, dialect, prefix, backbone, path)
-    parts = _Parts(dialect, prefix, unused=detector.unused if detector else tuple(unused), detector=detector)
+    parts = _Parts(dialect, prefix, unused=tuple(unused))
     for key, tensor in _with_counters(named).items():
         name = dialects.restage(key, expected)
         (parts.backbone if name.startswith(("stem.", "stages.")) else parts.tail)[name] = tensor
     return parts
+
+
+def _foreign_head(parts: _Parts, state: Mapping[str, Tensor], path: Path, backbone: str) -> ForeignHead | None:
+    """The head behind the backbone, as the first layout says that knows it; None if none does."""
+    if not parts.unused:
+        return None
+    rest = {key: state[key] for key in parts.unused}
+    remainder = Remainder(rest, parts.dialect.name, parts.prefix, backbone, path)
+    found = (LAYOUTS.get(name)(remainder) for name in LAYOUTS.names())
+    return next((head for head in found if head is not None), None)
 
 
 def _row(path: Path, backbone: str) -> Scaling:
@@ -219,24 +217,30 @@ def _with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{name}num_batches_tracked": torch.tensor(0) for name in means} | state
 
 
-def _drop_background(tail: dict[str, Tensor]) -> tuple[str, ...]:
-    """TensorFlow's ImageNet classifiers may have 1001 classes, the first of them background: keep the other 1000."""
+def _without_background(tail: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """TensorFlow's ImageNet classifiers may have 1001 classes, the first of them background: keep the other 1000, and say so."""
     if "fc.weight" not in tail or tail["fc.weight"].shape[0] != 1001:
-        return ()
-    tail |= {name: tail[name][1:] for name in ("fc.weight", "fc.bias") if name in tail}
-    return ("the classifier has 1001 classes: class 0 taken for TensorFlow's background and dropped",)
+        return tail, ()
+    kept = {name: tensor[1:] if name.startswith("fc.") else tensor for name, tensor in tail.items()}
+    return kept, ("the classifier has 1001 classes: class 0 taken for TensorFlow's background and dropped",)
 
 
 def _numerics(
-    parts: _Parts, source: WeightSource | None, given: Numerics | None, path: Path, backbone: str
+    parts: _Parts,
+    foreign: ForeignHead | None,
+    source: WeightSource | None,
+    given: Numerics | None,
+    path: Path,
+    backbone: str,
 ) -> tuple[Numerics, tuple[str, ...]]:
     """The numerics that go with the weights, and what had to be assumed."""
-    name, sentences = (source.numerics, ()) if source else _implied(parts, backbone)
+    name, sentences = (source.numerics, ()) if source else _implied(parts, backbone, foreign)
     if given is not None:
         differ = name is not None and given != Numerics.named(name)
         return given, (f"numerics as given, though these weights go with {name}",) if differ else ()
     if name is None:
-        what = f"the keys of a {parts.label} file cannot say which padding and batch norm the weights were trained with"
+        label = foreign.layout if foreign else parts.label
+        what = f"the keys of a {label} file cannot say which padding and batch norm the weights were trained with"
         if parts.dialect is dialects.TIMM:
             remedy = 'give numerics: "tf" if they are of a tf_efficientnet, "torch" if of an efficientnet'
         else:
@@ -245,7 +249,7 @@ def _numerics(
     return Numerics.named(name), sentences
 
 
-def _implied(parts: _Parts, backbone: str) -> tuple[str | None, tuple[str, ...]]:
+def _implied(parts: _Parts, backbone: str, foreign: ForeignHead | None = None) -> tuple[str | None, tuple[str, ...]]:
     """Name of the numerics that the layout of a file implies (None: it implies none), and what that assumes."""
     lite = backbone.startswith("lite")
     if parts.dialect is dialects.TORCHVISION:
@@ -254,12 +258,8 @@ def _implied(parts: _Parts, backbone: str) -> tuple[str | None, tuple[str, ...]]
         return ("tf" if lite else "same_static"), ()
     if parts.dialect is dialects.ZYLO117:
         return "tf_original", ()  # SAME padding by the size of each input, whatever its class is called
-    if parts.detector:
-        biased = parts.detector.biased
-        name, models, have = ("tf", "tf_efficientdet", "have") if biased else ("torch", "efficientdet", "have no")
-        return name, (
-            f"numerics taken to be those of effdet's {models}_*, whose necks {have} biases; numerics= says otherwise",
-        )
+    if foreign and foreign.numerics:
+        return foreign.numerics, (foreign.numerics_remark,)
     if parts.dialect is dialects.TIMM and parts.prefix.endswith("encoder.") and parts.has_decoder:
         return "torch", ()  # the `timm-` encoders of segmentation-models-pytorch, lite ones included
     if parts.dialect is dialects.TIMM and lite:

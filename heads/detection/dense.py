@@ -159,13 +159,9 @@ class DenseHead(Head):
         if not isinstance(self.matching, IouMatching):
             return {}
         boxes, labels, crowd = _at_least_one(targets)
-        image = (self._padded(sizes.batch[0]), self._padded(sizes.batch[1]))
+        image = (self.padded(sizes.batch[0]), self.padded(sizes.batch[1]))
         best = pairwise_iou(boxes, self._grid(image, map_sizes(image, self.strides)).to(boxes)).amax(2)
         return {"best_anchor_iou": torch.where((labels >= 0) & ~crowd, best, -1.0)[:, : targets.labels.shape[1]]}
-
-    def _padded(self, side: int) -> int:
-        """As the model pads for this head."""
-        return max(-(-side // self.size_divisor), -(-self.min_size // self.size_divisor)) * self.size_divisor
 
 
 def joint_evidence(logits: Tensor, quality: Tensor) -> Tensor:

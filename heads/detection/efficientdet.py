@@ -1,7 +1,7 @@
 """EfficientDet: the pyramid, a class net and a box net on every level, and its numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from effbackbones.backbones.convolution import Activation
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, ImageSizes, ImageSpec
 from effbackbones.errors import UserError
+from effbackbones.weights.classifiers import coco_name
+from effbackbones.weights.loading import load_state
+from effbackbones.weights.pretrained import Adopted, Decided, Pretrained
 from heads.detection.anchor_fit import as_options, fit_ratios
 from heads.detection.anchors import Deltas, anchor_shapes
 from heads.detection.bifpn import BiFPN, Source
 from heads.detection.criteria import BoxLosses, Focal, Matched
 from heads.detection.dense import DenseHead, DetRaw, map_sizes
+from heads.detection.efficientdet_names import CLASS_PREDICTOR, Detector
+from heads.detection.efficientdet_weights import fit_classes, options_of
 from heads.detection.nms import Selection
 from heads.detection.towers import Tower
 from heads.detection.variants import Fusion, Variant, named_variant, variant_for
@@ -104,6 +109,37 @@ class EfficientDetHead(DenseHead):
         """The maps of the pyramid's levels up to C5."""
         row = Network(variant=options.get("variant"), levels=options.get("levels")).row("")
         return BackboneNeeds(levels=tuple(f"C{level}" for level in row.levels if level <= 5))
+
+    @classmethod
+    def named_weights(cls, weights: Any, options: Mapping[str, Any]) -> Any:
+        """``"coco"`` means the published detector of the ``variant``, if that is given."""
+        variant = options.get("variant")
+        return coco_name(str(variant)) if weights == "coco" and variant else weights
+
+    @classmethod
+    def options_with(
+        cls, weights: Pretrained, options: Mapping[str, Any], spec: FeatureSpec, num_classes: int
+    ) -> Decided:
+        """As :meth:`Head.options_with`: the file of a detector decides the variant, or the sizes of pyramid and nets."""
+        if not isinstance(weights.foreign, Detector):
+            return super().options_with(weights, options, spec, num_classes)
+
+        def shapes(wanted: Mapping[str, Any]) -> Mapping[str, Tensor]:
+            with torch.device("meta"):
+                return cls(spec, num_classes, **wanted).state_dict()
+
+        return options_of(weights.foreign, weights, options, shapes)
+
+    def adopt(self, weights: Pretrained) -> Adopted:
+        """As :meth:`Head.adopt`; of a detector's class predictor what serves the classes of this head."""
+        if not isinstance(weights.foreign, Detector):
+            return super().adopt(weights)
+        classes = fit_classes(weights.foreign, self.num_classes, self.row.anchors)
+        others = {name: tensor for name, tensor in weights.for_heads.items() if name not in CLASS_PREDICTOR}
+        left = () if classes.predictor else CLASS_PREDICTOR
+        what = f"head from {weights.origin}"
+        report = load_state(self, others | classes.predictor, what=what, allow_missing=True, unused=left)
+        return Adopted(report, (classes.remark,) if classes.remark else (), classes.names)
 
     def image_spec(self, spec: ImageSpec) -> ImageSpec:
         """The variant's published size, letterboxed, bilinear; mean and std of the backbone's weights."""

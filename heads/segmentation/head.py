@@ -1,6 +1,5 @@
 """What all segmentation heads share: sizes, losses, predictions, and the checking of options. Their decoders are elsewhere."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
@@ -10,8 +9,12 @@ from torch import Tensor, nn
 
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec
 from effbackbones.errors import UserError
+from effbackbones.images.pixels import top_left
+from effbackbones.weights.loading import load_state
+from effbackbones.weights.pretrained import Adopted, Pretrained
 from heads.options import choice, number, whole
 from heads.segmentation import losses
+from heads.segmentation.smp_names import Segmenter
 
 
 class SegmentationHead(Head):
@@ -99,7 +102,7 @@ class SegmentationHead(Head):
             raise UserError(
                 "batch of 1 image", f"{name} has a batch norm that needs at least 2 in training", "raise the batch size"
             )
-        return _cut(self.segmentation_head(self._decode(features, sizes)), sizes.batch)
+        return top_left(self.segmentation_head(self._decode(features, sizes)), sizes.batch)
 
     def _decode(self, features: list[Tensor], sizes: ImageSizes) -> Tensor:
         """The decoder's map of the padded image."""
@@ -114,6 +117,16 @@ class SegmentationHead(Head):
             name: factor * losses.LOSSES[name](pixels, class_weights, **self._loss_options.get(name, {}))
             for name, factor in self.loss_weights.items()
         }
+
+    def adopt(self, weights: Pretrained) -> Adopted:
+        """As :meth:`Head.adopt`; of a whole model of smp only what belongs to this decoder, and what differs is said."""
+        if not isinstance(weights.foreign, Segmenter):
+            return super().adopt(weights)
+        taken, remark = weights.foreign.entries_for(self.state_dict())
+        what, entries = f"head from {weights.origin}", {**weights.tail, **taken}
+        left = tuple(name for name in weights.foreign.head if name not in taken)
+        report = load_state(self, entries, what=what, allow_missing=True, unused=left)
+        return Adopted(report, (f"{weights.origin}: {remark}",) if remark else ())
 
     def predict(self, raw: Tensor, sizes: ImageSizes) -> Tensor:
         """Probabilities float32 [B, K, H, W]: softmax over the classes, or a sigmoid each."""
@@ -141,20 +154,8 @@ class SegmentationHead(Head):
         ``cells`` on the finest map tell the latter. They are no more than a lower bound: static SAME padding loses a cell on
         odd sizes.
         """
-        divisor, stride = self.size_divisor, self.spec.strides[0]
-        least = math.ceil(self.min_size / divisor) * divisor
-        padded = torch.sym_max((side + divisor - 1) // divisor * divisor, least)
+        padded, stride = self.padded(side), self.spec.strides[0]
         return cast(int, torch.sym_max(padded, cells * stride - -padded % stride))
-
-
-def _cut(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """The top left [B, K, H, W]."""
-    height, width = size
-    if not torch.compiler.is_exporting():
-        return logits[..., :height, :width]
-    # A slice would make an exported graph refuse half of the sizes.
-    rows, columns = torch.arange(height, device=logits.device), torch.arange(width, device=logits.device)
-    return logits.index_select(2, rows).index_select(3, columns)
 
 
 def _place(level: str) -> int:

@@ -3,17 +3,29 @@
 import heapq
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.classification.report import Mistake
+from tasks.classification.results import stacked
 from tasks.data.batch import Batch
 
 KEPT = 24
 """Mistakes shown in a report."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong prediction to show: ``image`` [H, W, C] as :func:`tasks.report.page.picture` takes it, ``what`` is wrong, and the
+    ``confidence`` in it, 0..1."""
+
+    image: NDArray[Any]
+    what: str
+    confidence: float
+    id: str = ""
 
 
 class ConfidentMistakes:
@@ -25,8 +37,9 @@ class ConfidentMistakes:
         self._worst: list[tuple[float, int, Mistake]] = []
         self._seen = 0
 
-    def update(self, batch: Batch, predictions: Tensor) -> None:
-        probabilities = predictions.float().cpu().numpy()
+    def update(self, batch: Batch, predictions: Sequence[Tensor]) -> None:
+        """See the images of a batch with their probabilities, float [K] each; those without a label are passed over."""
+        probabilities = stacked(predictions).float().cpu().numpy()
         for row, meta in enumerate(batch.meta):
             self._seen += 1  # breaks ties, so that mistakes are never compared
             found = None if meta.label is None else self._mistake(probabilities[row], meta.label)

@@ -4,13 +4,12 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-    from tasks.data.batch import Batch
-
+from tasks.classification.results import stacked
+from tasks.data.batch import Batch
 
 SHOWN = 5
 """Classes told for each predicted image."""
@@ -19,12 +18,15 @@ SHOWN = 5
 class PredictionFiles:
     """``predictions.json`` (top classes of each file) and ``predictions.csv`` (file, rank, class, probability)."""
 
+    draws = False
+
     def __init__(self, out: Path, classes: Sequence[str], multilabel: bool, tell: Callable[[str], None]) -> None:
         self.out, self.classes, self.multilabel, self.tell = out, classes, multilabel, tell
         self.rows: list[dict[str, Any]] = []
 
-    def update(self, batch: "Batch", predictions: "Tensor") -> None:
-        top = predictions.float().topk(min(SHOWN, len(self.classes)), dim=1)
+    def update(self, batch: Batch, predictions: Sequence[Tensor]) -> None:
+        """Note the images of a batch with their probabilities, float [K] each."""
+        top = stacked(predictions).float().topk(min(SHOWN, len(self.classes)), dim=1)
         for meta, scores, labels in zip(batch.meta, top.values.tolist(), top.indices.tolist(), strict=True):
             pairs = zip(scores, labels, strict=True)
             found = [{"class": self.classes[label], "label": label, "probability": score} for score, label in pairs]

@@ -75,8 +75,10 @@ class ClassificationMetrics(Metric):
             self.scores, self.labels = [empty], [empty.bool()]
 
     def update(self, probabilities: Tensor, targets: Tensor) -> None:
-        """Count a batch; nothing is copied to the host."""
+        """Count a batch; nothing is copied to the host. An empty one adds nothing, whatever its form."""
         batch, k = len(probabilities), len(self.classes)
+        if not batch:
+            return
         expected = (batch, k) if self.multilabel else (batch,)
         if (
             probabilities.shape != (batch, k)
@@ -120,7 +122,7 @@ class ClassificationMetrics(Metric):
         finite = probabilities.isfinite()
         self.non_finite = self.non_finite + (~finite).sum()
         self.calibration = counted(self.calibration, probabilities.flatten(), positive.flatten(), finite.flatten())
-        worst = torch.where(positive, -1.0, 2.0)  # below, or above, every probability
+        worst = torch.where(positive, -torch.inf, 2.0)  # never found, or above every probability
         self.scores.append(torch.where(finite, probabilities, worst))
         self.labels.append(positive)
 
@@ -195,13 +197,14 @@ class ClassificationMetrics(Metric):
 def average_precision(scores: Tensor, positive: Tensor) -> float | None:
     """Average precision of one ranking: ``scores`` float [N], ``positive`` bool [N]; None without a positive.
 
-    ``sum_n (R_n - R_{n-1}) P_n`` over the distinct scores, falling: no interpolation, ties share one threshold.
+    ``sum_n (R_n - R_{n-1}) P_n`` over the distinct scores, falling: no interpolation, ties share one threshold. A positive of
+    score -inf is never found, at no threshold: at the lowest one all would be, and among few negatives that is no bad score.
     """
     total = int(positive.sum())
     if not total:
         return None
     falling, order = scores.sort(descending=True)
-    hits = positive[order].cumsum(0).double()
+    hits = (positive & (scores > -torch.inf))[order].cumsum(0).double()
     ends = torch.cat([falling[1:] != falling[:-1], torch.ones(1, dtype=torch.bool)])
     hits, ranks = hits[ends], torch.arange(1, len(scores) + 1)[ends]
     gained = torch.diff(hits, prepend=torch.zeros(1, dtype=torch.float64))

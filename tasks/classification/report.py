@@ -1,15 +1,13 @@
 """The page that a classification run leaves: scores, curves, confusions, calibration, and the most confident mistakes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from tasks.report.drawings import curves
-from tasks.report.metricsfile import score_sets
-from tasks.report.skeleton import add_calibration, add_classes, add_confusion, begun, finished, percent
+from effbackbones.model import Model
+from tasks.classification.examples import ConfidentMistakes, Mistake
+from tasks.data.dataset import Dataset
+from tasks.report.records import Summary
+from tasks.report.skeleton import add_calibration, add_classes, add_confusion, add_training, begun, finished, percent
 
 # One line each, in the order in which they are shown.
 _MEANING = {
@@ -24,43 +22,26 @@ _MEANING = {
 }
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong prediction to show: ``image`` [H, W, C] as :func:`tasks.report.page.picture` takes it, ``what`` is wrong, and the
-    ``confidence`` in it, 0..1."""
+class ClassificationReporter(ConfidentMistakes):
+    """Keeps the most confident mistakes of the last evaluation, and writes the report."""
 
-    image: np.ndarray
-    what: str
-    confidence: float
-    id: str = ""
+    def write(self, folder: Path, summary: Summary, model: Model, dataset: Dataset) -> Path:
+        """Write ``report.html`` into ``folder``; returns its path."""
+        return classification_report(folder, summary, self.mistakes())
 
 
-def classification_report(
-    folder: Path,
-    *,
-    config: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
-    results: Mapping[str, Any],
-    mistakes: Sequence[Mistake],
-    facts: Mapping[str, Any],
-) -> Path:
-    """Write ``report.html`` into ``folder``; returns its path.
-
-    ``config`` is the resolved config (nested), ``facts`` what else is worth knowing (weights and their origin, what was
-    assumed, machine, versions, duration), shown as it comes. ``mistakes`` are shown in falling confidence.
-    """
-    best, sets = score_sets(results)
-    scores = sets[best]
-    report = begun("Classification", ("top1", "top5", "map", "macro_f1"), facts, results, _MEANING)
-    if len(history) > 1:
-        report.figure("Training", curves(history), "One point per evaluation.")
+def classification_report(folder: Path, summary: Summary, mistakes: Sequence[Mistake] = ()) -> Path:
+    """Write ``report.html`` into ``folder``; returns its path. ``mistakes`` are shown in falling confidence."""
+    scores = summary.results.scores
+    report = begun(summary, ("top1", "top5", "map", "macro_f1"), _MEANING)
+    add_training(report, summary.history)
     add_confusion(report, scores)
     add_calibration(report, scores)
     add_classes(report, scores)
     if mistakes:
         worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)
         report.gallery("Most confident mistakes", [(m.image, _mistake_text(m)) for m in worst])
-    return finished(report, config, folder)
+    return finished(report, summary.config, folder)
 
 
 def _mistake_text(mistake: Mistake) -> str:

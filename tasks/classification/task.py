@@ -1,23 +1,31 @@
 """Image classification, one label or several per image: what it adds to the engine."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from tasks.data.dataset import Dataset
-from tasks.spec import Observer, TaskSpec, Writer
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torchmetrics import Metric
-
-    from effbackbones.model import Model
-    from tasks.data.batch import Batch
-    from tasks.data.sample import Sample, Transform
-    from tasks.settings.sections import Config
+from effbackbones.images.pixels import to_unit
+from effbackbones.model import Model
 from tasks.classification.files import PredictionFiles
+from tasks.classification.metrics import ClassificationMetrics
+from tasks.classification.report import ClassificationReporter
+from tasks.classification.results import stacked
+from tasks.data.batch import Batch
+from tasks.data.collating import class_targets, collate
+from tasks.data.dataset import Dataset
+from tasks.data.sample import Sample, Transform
+from tasks.data.transforms.images import ClassificationTransform
+from tasks.data.transforms.mixing import mix
+from tasks.report.outputs import Originals
+from tasks.settings.sections import Config
+from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
 
 
 class Classification(TaskSpec):
@@ -25,46 +33,32 @@ class Classification(TaskSpec):
 
     name: ClassVar[str] = "cls"
     command: ClassVar[str] = "classify"
+    targets = staticmethod(class_targets)
 
-    def monitor(self, config: "Config") -> str:
+    def monitor(self, config: Config) -> str:
         return "map" if config.data.multilabel else "top1"
 
-    def labels(self, config: "Config") -> tuple[str, ...]:
+    def labels(self, config: Config) -> tuple[str, ...]:
         return ("labels",) if config.data.multilabel else ("label",)
 
-    def head_options(self, config: "Config", dataset: Dataset | None) -> dict[str, Any]:
+    def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
         # Mixed targets are smoothed where they are mixed; all others in the loss.
         smoothing = 0.0 if config.data.mixup or config.data.cutmix else config.optim.label_smoothing
         # What is off is not said, so that a head of the user's need not know it.
-        return {
-            name: value
-            for name, value in (("multilabel", config.data.multilabel), ("label_smoothing", smoothing))
-            if value
-        }
+        options = (("multilabel", config.data.multilabel), ("label_smoothing", smoothing))
+        return told_of_head(self, config, dataset, {name: value for name, value in options if value})
 
-    def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.transforms.images import ClassificationTransform
-
+    def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
         return ClassificationTransform(model.image_spec, model.image_spec.size, train, config.data)
 
-    def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
-        from tasks.data.collating import class_targets
-
-        return class_targets
-
-    def collate(self, config: "Config", model: "Model") -> Callable[[Sequence["Sample"]], "Batch"]:
-        from tasks.data.collating import class_targets, collate
-
+    def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
         # No padding: the head would not know it from the image.
         return partial(collate, targets=class_targets, size_divisor=None, fill=model.image_spec.mean)
 
-    def augment(self, config: "Config", batch: "Batch", num_classes: int, step: int) -> tuple["Tensor", Any]:
+    def augment(self, config: Config, batch: Batch, num_classes: int, step: int) -> tuple[Tensor, Any]:
         data = config.data
         if not (data.mixup or data.cutmix):
             return batch.images, batch.targets
-        from effbackbones.images.pixels import to_unit
-        from tasks.data.transforms.mixing import mix
-
         return mix(
             to_unit(batch.images),
             batch.targets,
@@ -76,49 +70,45 @@ class Classification(TaskSpec):
             step=step,
         )
 
-    def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
-        from tasks.classification.metrics import ClassificationMetrics
+    def restored(self, batch: Batch, predictions: Tensor) -> list[Tensor]:
+        return list(predictions)
 
+    def scored(self, batch: Batch, predictions: Sequence[Tensor]) -> tuple[Any, Any]:
+        found = [row for row, meta in enumerate(batch.meta) if meta.label is not None]
+        labels = torch.from_numpy(np.array([batch.meta[row].label for row in found]))
+        together = stacked(predictions)
+        return together[found], labels.to(together.device)
+
+    def metrics(self, config: Config, classes: Sequence[str]) -> Metric:
         return ClassificationMetrics(classes, multilabel=config.data.multilabel)
 
-    def scored(self, batch: "Batch", predictions: "Tensor") -> tuple[Any, Any]:
-        import numpy as np
-        import torch
-
-        rows = [row for row, meta in enumerate(batch.meta) if meta.label is not None]
-        labels = torch.from_numpy(np.array([batch.meta[row].label for row in rows]))
-        return predictions[rows], labels.to(predictions.device)
-
-    def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:
-        from tasks.classification.examples import ConfidentMistakes
-
-        return ConfidentMistakes(classes, config.data.multilabel)
-
-    def report(self, folder: Path, summary: Mapping[str, Any], observer: Observer | None) -> Path:
-        from tasks.classification.examples import ConfidentMistakes
-        from tasks.classification.report import classification_report
-
-        mistakes = observer.mistakes() if isinstance(observer, ConfidentMistakes) else []
-        return classification_report(
-            folder, mistakes=mistakes, **{key: value for key, value in summary.items() if key != "statistics"}
-        )
+    def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
+        return ClassificationReporter(classes, config.data.multilabel)
 
     def writer(
-        self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]
+        self,
+        config: Config,
+        out: Path,
+        model: Model,
+        classes: Sequence[str],
+        tell: Callable[[str], None],
+        originals: Originals | None = None,
     ) -> Writer:
         return PredictionFiles(out, classes, bool(getattr(model.head, "multilabel", False)), tell)
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
         if num_classes != 1000:
             return None
-        from torchvision.models import EfficientNet_B0_Weights  # its record of the ImageNet names; nothing is loaded
+        # torchvision's record of the ImageNet names; nothing is loaded. Its models take seconds to import.
+        from torchvision.models import EfficientNet_B0_Weights
 
         return tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"])
 
     def data_names(self, classes: Sequence[str], found: Callable[[], Sequence[str]]) -> Sequence[str]:
         if tuple(classes) != self.default_classes(len(classes)):
             return classes
-        from timm.data.imagenet_info import ImageNetInfo  # the synsets that ImageNet's own folders are named by
+        # The synsets that ImageNet's own folders are named by; timm takes seconds to import.
+        from timm.data.imagenet_info import ImageNetInfo
 
         synsets = tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]  # timm is untyped
         return synsets if set(found()) <= set(synsets) else classes

@@ -63,7 +63,7 @@ class Curves(NamedTuple):
     recall: NDArray[np.float64]
 
 
-def curves(found: FoundColumns, truth: TruthColumns, classes: int, max_dets: Sequence[int]) -> Curves:
+def precision_and_recall(found: FoundColumns, truth: TruthColumns, classes: int, max_dets: Sequence[int]) -> Curves:
     """Precision and recall over a whole set, with at most ``max_dets[m]`` (rising) detections per class and image.
 
     A detection that is not finite is right about nothing: it counts as a false positive in every area, at its score, or, if that

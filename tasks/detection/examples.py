@@ -3,22 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.images.geometry import resize
+from tasks.data.batch import Batch, ImageMeta
 from tasks.data.boxes.table import xyxy
 from tasks.data.sample import Truth
 from tasks.detection.metrics import CONFIDENT, Matches, match_image
-from tasks.detection.results import ImageDetections, finite_rows, restore
+from tasks.detection.results import ImageDetections, finite_rows
 from tasks.report.boxes import Picture, Style, draw_boxes, rgb
 from tasks.report.extremes import Extremes
-
-if TYPE_CHECKING:
-    from effbackbones.contracts import Detections
-    from tasks.data.batch import Batch, ImageMeta
 
 GOOD_IOU = 0.5
 """IoU from which a detection of the right class is right."""
@@ -82,9 +78,9 @@ class DetectionExamples:
         self.classes = classes
         self._kept = Extremes[Example](KEPT)
 
-    def update(self, batch: "Batch", predictions: "Detections") -> None:
+    def update(self, batch: Batch, predictions: Sequence[ImageDetections]) -> None:
         """See the images of a batch; those without truth are passed over."""
-        for row, detections in enumerate(restore(batch, predictions)):
+        for row, detections in enumerate(predictions):
             truth = batch.meta[row].truth
             if truth is not None:
                 self._consider(batch, row, truth, confident(detections))
@@ -97,7 +93,7 @@ class DetectionExamples:
         """Images with something right, best first; none that :meth:`worst` tells."""
         return self._kept.best()
 
-    def _consider(self, batch: "Batch", row: int, truth: Truth, found: ImageDetections) -> None:
+    def _consider(self, batch: Batch, row: int, truth: Truth, found: ImageDetections) -> None:
         matches = match_image(found, truth, GOOD_IOU)
         right, wrong, missed = tally(matches, truth.crowd)
         if right + wrong + missed == 0:
@@ -108,7 +104,7 @@ class DetectionExamples:
         )
 
     def _example(
-        self, batch: "Batch", row: int, truth: Truth, found: ImageDetections, matches: Matches, f1: float
+        self, batch: Batch, row: int, truth: Truth, found: ImageDetections, matches: Matches, f1: float
     ) -> Example:
         """Image and boxes in the pixels of the resized image, which is reduced where it is larger than a page needs."""
         meta, (height, width) = batch.meta[row], batch.sizes.valid[row].tolist()
@@ -146,6 +142,6 @@ def confident(found: ImageDetections, threshold: float = CONFIDENT) -> ImageDete
     return replace(found, boxes=found.boxes[rows], scores=found.scores[rows], labels=found.labels[rows])
 
 
-def _in_window(boxes: NDArray[np.float64], meta: "ImageMeta") -> NDArray[np.float64]:
+def _in_window(boxes: NDArray[np.float64], meta: ImageMeta) -> NDArray[np.float64]:
     """Boxes [n, 4] x, y, width, height in original pixels as xyxy in those of the image that the network saw."""
     return xyxy(boxes) if meta.plan is None else meta.plan.apply_boxes(xyxy(boxes))

@@ -5,24 +5,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from effbackbones.images.geometry import Pixels
-from effbackbones.images.reading import MAX_PIXELS, read_image
 from effbackbones.weights.tensorfile import write_atomically
+from tasks.data.batch import Batch
 from tasks.data.boxes.table import xyxy
 from tasks.detection.examples import confident
 from tasks.detection.metrics import CONFIDENT
-from tasks.detection.results import ImageDetections, restore, write_results
+from tasks.detection.results import ImageDetections, write_results
 from tasks.report.boxes import Picture, draw_boxes
-from tasks.report.outputs import OutputNames, make_folder
-
-if TYPE_CHECKING:
-    from effbackbones.contracts import Detections
-    from tasks.data.batch import Batch
+from tasks.report.outputs import Originals, OutputNames, make_folder
 
 _MARK = "detections drawn by effbackbones"
 _LARGEST = 65_500  # pixels on a side of a JPEG file
@@ -31,11 +26,14 @@ _LARGEST = 65_500  # pixels on a side of a JPEG file
 class DetectionFiles:
     """Writes ``OUT/NAME.jpg`` for each image and, at the end, ``OUT/predictions.json``; tells a line for each image.
 
-    The pictures are those of the files (read with ``exif``), in original size (tiny ones enlarged, see :func:`draw_boxes`), with
-    boxes of a score of at least ``threshold``. The results file has all boxes, in original pixels, with ``category_ids`` (the id
-    of each label) and with ``image_ids`` (by path) or what :func:`tasks.detection.results.write_results` makes of the path.
-    Images of one name get numbers (``NAME-2.jpg``); a file that is not such a picture of an earlier run is never overwritten.
+    The pictures are those of the files (``originals``, or read with ``exif``), in original size (tiny ones enlarged, see
+    :func:`draw_boxes`), with boxes of a score of at least ``threshold``. The results file has all boxes, in original pixels, with
+    ``category_ids`` (the id of each label) and with ``image_ids`` (by path) or what
+    :func:`tasks.detection.results.write_results` makes of the path. Images of one name get numbers (``NAME-2.jpg``); a file that
+    is not such a picture of an earlier run is never overwritten.
     """
+
+    draws = True
 
     def __init__(
         self,
@@ -46,23 +44,22 @@ class DetectionFiles:
         image_ids: Mapping[str, str] | None = None,
         threshold: float = CONFIDENT,
         exif: str = "apply",
+        originals: Originals | None = None,
     ) -> None:
         self.out, self.classes, self.category_ids, self.tell = out, classes, category_ids, tell
-        self.image_ids, self.threshold, self.exif = image_ids or {}, threshold, exif
+        self.image_ids, self.threshold = image_ids or {}, threshold
+        self.originals = originals or Originals(exif)
         self._detections: list[ImageDetections] = []
         self._names = OutputNames(lambda name: [out / f"{name}.jpg"], _MARK)
         make_folder(out)
 
-    def update(self, batch: "Batch", predictions: "Detections") -> None:
-        channels = batch.images.shape[1]
-        limit = max(
-            [MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta))]
-        )  # read before
-        for meta, found in zip(batch.meta, restore(batch, predictions), strict=True):
+    def update(self, batch: Batch, predictions: Sequence[ImageDetections]) -> None:
+        """Draw the images of a batch, and keep what was found for the results file."""
+        for meta, found in zip(batch.meta, predictions, strict=True):
             self._detections.append(replace(found, id=self.image_ids.get(meta.path, found.id)))
             path = self.out / f"{self._names.take(Path(meta.path or meta.id).stem)}.jpg"
             shown = confident(found, self.threshold)
-            image = read_image(meta.path, channels=channels, exif=self.exif, max_pixels=limit)
+            image = self.originals.read(batch, meta)
             buffer = io.BytesIO()
             Image.fromarray(self._drawn(image, shown)).save(buffer, "JPEG", quality=92, comment=_MARK.encode())
             write_atomically(path, buffer.getvalue())

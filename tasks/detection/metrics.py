@@ -14,11 +14,20 @@ from torchmetrics.utilities import dim_zero_cat
 
 from effbackbones.errors import UserError
 from tasks.data.sample import Truth
-from tasks.detection.coco_scores import AREAS, IOUS, RECALLS, Curves, FoundColumns, TruthColumns, curves, overlaps
+from tasks.detection.coco_scores import (
+    AREAS,
+    IOUS,
+    RECALLS,
+    Curves,
+    FoundColumns,
+    TruthColumns,
+    overlaps,
+    precision_and_recall,
+)
 from tasks.detection.results import ImageDetections, finite_rows
 
 CONFIDENT = 0.3
-"""Score from which a detection on an image without objects is a false alarm."""
+"""Score from which a detection is taken seriously: drawn, judged in examples, and a false alarm on an image without objects."""
 _IOU50, _IOU75 = IOUS.index(0.5), IOUS.index(0.75)
 _DIGITS = 4  # of curves for drawing
 
@@ -39,7 +48,7 @@ class DetectionMetrics(Metric):
       ``iou`` (mean of all ten); ``precision_recall_per_class``: name -> precision for IoU 0.5. Four digits: for drawing.
 
     A detection that is not finite is dropped from the matching, counted, and wrong: it can lower a score but never raise it
-    (see :func:`tasks.detection.coco_scores.curves`). The result depends neither on batches nor on the order of images.
+    (see :func:`tasks.detection.coco_scores.precision_and_recall`). The result depends neither on batches nor on the order of images.
 
     The state is four tables that grow by rows. Processes are joined by appending theirs in the order of ranks, the same for
     all four; so the rows of an image are found by counting, and no image needs a number that is unique across processes.
@@ -116,7 +125,7 @@ class DetectionMetrics(Metric):
     def compute(self) -> dict[str, Any]:
         """The scores of all images so far. An image that was added twice raises :class:`UserError`."""
         found, truth, images = self._columns()
-        scored = curves(found, truth, len(self.classes), self.max_dets)
+        scored = precision_and_recall(found, truth, len(self.classes), self.max_dets)
         fine = finite_rows(found.boxes, found.scores)
         return {
             **self._summary(scored),

@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from effbackbones.model import Model
+from tasks.data.dataset import Dataset
 from tasks.detection.examples import GOOD_IOU, DetectionExamples, Example
 from tasks.detection.metrics import CONFIDENT
-from tasks.detection.statistics import BoxStatistics
-from tasks.report.drawings import COCO_BORDERS, COVERED, box_histogram, coverage_figure, curves, precision_recall
-from tasks.report.metricsfile import score_sets
+from tasks.detection.statistics import BoxStatistics, statistics
+from tasks.report.drawings import COCO_BORDERS, COVERED, box_histogram, coverage_figure, precision_recall
 from tasks.report.page import Report
-from tasks.report.skeleton import add_classes, begun, finished, percent
+from tasks.report.records import Summary
+from tasks.report.skeleton import add_classes, add_training, begun, finished, percent
+from tasks.settings.sections import Config
 
 _SMALL, _LARGE = COCO_BORDERS
 _PER_IMAGE = "false_positives_on_empty"
@@ -41,26 +44,28 @@ _MOST_LINES = 8  # classes; more lines cannot be told apart
 _PRECISION = {"iou50": "IoU 0.50", "iou75": "IoU 0.75", "iou": "mean over IoU 0.50 to 0.95"}
 
 
+class DetectionReporter(DetectionExamples):
+    """Keeps the worst and the best images of the last evaluation, and writes the report."""
+
+    def __init__(self, config: Config, classes: Sequence[str]) -> None:
+        super().__init__(classes)
+        self.config = config
+
+    def write(self, folder: Path, summary: Summary, model: Model, dataset: Dataset) -> Path:
+        """Write ``report.html`` into ``folder``; returns its path. What the boxes of ``dataset`` are like is shown too."""
+        return detection_report(folder, summary, examples=self, boxes=statistics(self.config, model, dataset))
+
+
 def detection_report(
-    folder: Path,
-    *,
-    config: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
-    results: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    examples: DetectionExamples | None = None,
-    boxes: BoxStatistics | None = None,
+    folder: Path, summary: Summary, *, examples: DetectionExamples | None = None, boxes: BoxStatistics | None = None
 ) -> Path:
     """Write ``report.html`` into ``folder``; returns its path.
 
-    ``config`` is the resolved config (nested), ``facts`` what else is worth knowing, shown as it comes; ``examples`` what the
-    evaluation collected, ``boxes`` what the training data is like.
+    ``examples``: what the evaluation collected, ``boxes``: what the training data is like.
     """
-    best, sets = score_sets(results)
-    scores = sets[best]
-    report = begun("Detection", ("AP", "AP50"), facts, results, _MEANING, {_PER_IMAGE})
-    if len(history) > 1:
-        report.figure("Training", curves(history, _CURVES), "One point per evaluation.")
+    scores = summary.results.scores
+    report = begun(summary, ("AP", "AP50"), _MEANING, {_PER_IMAGE})
+    add_training(report, summary.history, _CURVES)
     _precision_recall(report, scores)
     add_classes(report, scores)
     if examples is not None:
@@ -68,7 +73,7 @@ def detection_report(
         _examples(report, "Best images", examples.best())
     if boxes is not None:
         _boxes(report, boxes)
-    return finished(report, config, folder)
+    return finished(report, summary.config, folder)
 
 
 def _precision_recall(report: Report, scores: Mapping[str, Any]) -> None:

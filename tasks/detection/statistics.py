@@ -1,11 +1,27 @@
 """What the boxes of a data set are like."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from effbackbones.contracts import BoxTargets, Head, ImageSizes
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import ResizePlan, Size
+from effbackbones.model import Model
+from tasks.data.boxes.table import BoxTable, xyxy
+from tasks.data.dataset import Dataset
+from tasks.engine import assembly
+from tasks.settings.sections import Config
+
+LOOKED_AT = 1000
+"""Images whose boxes are held against the anchors."""
+READ = 32
+"""Images that are read where a data set has no table."""
+_CHUNK = 64  # boxes, padding included, that are compared with all anchors at once: 0.3 GB at D7x
 
 
 @dataclass(frozen=True)
@@ -18,3 +34,86 @@ class BoxStatistics:
     network: NDArray[np.float64]
     best_iou: NDArray[np.float64]
     repairs: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+
+def statistics(config: Config, model: Model, dataset: Dataset) -> BoxStatistics:
+    """Sides of the boxes in original pixels and as the network sees them, and the IoU of each with its best anchor (empty
+    where the head cannot say); over at most :data:`LOOKED_AT` images, crowds left out."""
+    originals, resized, ious = [], [], []
+    size, table = model.image_spec.size, getattr(dataset, "table", None)
+    limit = LOOKED_AT if isinstance(table, BoxTable) else READ
+    for chunk in _chunks(dataset, size, min(limit, max(READ, _budget(size))), config.data.on_error):
+        boxes = np.concatenate([plan.apply_boxes(boxes) for plan, boxes in chunk])
+        resized.append(boxes[:, 2:] - boxes[:, :2])
+        originals.append(np.concatenate([boxes[:, 2:] - boxes[:, :2] for _, boxes in chunk]))
+        ious.append(_best_ious(model.head, chunk, size))
+    repairs = table.repairs.rows() if isinstance(table, BoxTable) else []
+    none, sides = np.zeros(0), np.zeros((0, 2))
+    return BoxStatistics(
+        original=np.concatenate([sides, *originals]),
+        network=np.concatenate([sides, *resized]),
+        best_iou=np.concatenate([none, *ious]),
+        repairs=repairs,
+    )
+
+
+_Chunk = list[tuple[ResizePlan, NDArray[np.float32]]]
+
+
+def _budget(size: Size) -> int:
+    """Images whose boxes can be compared with all anchors of a size in seconds: all of :data:`LOOKED_AT` up to 640 pixels."""
+    return LOOKED_AT * 640 * 640 // (size[0] * size[1])
+
+
+def _chunks(dataset: Dataset, size: Size, limit: int, on_error: str) -> Iterator[_Chunk]:
+    """Boxes [m, 4] xyxy of images spread over the data set, with their letterbox, at most :data:`_CHUNK` boxes at a time, none
+    empty; images without boxes, and with ``on_error`` ``skip`` unreadable ones, are left out."""
+    chunk: _Chunk = []
+    for index in assembly.spread(len(dataset), limit).tolist():
+        try:
+            boxes, original = _boxes_of(dataset, index)
+        except UserError:
+            if on_error == "stop":
+                raise
+            continue
+        plan = ResizePlan.letterbox(original, size)
+        for part in np.array_split(boxes, -(-len(boxes) // _CHUNK)) if len(boxes) else ():
+            if chunk and (len(chunk) + 1) * max(len(part), *(len(found) for _, found in chunk)) > _CHUNK:
+                yield chunk
+                chunk = []
+            chunk.append((plan, part))
+    if chunk:
+        yield chunk
+
+
+def _boxes_of(dataset: Dataset, index: int) -> tuple[NDArray[np.float32], Size]:
+    """Boxes float32 [m, 4] xyxy of one image, crowds left out, and its size; from the table where that knows the size."""
+    table = getattr(dataset, "table", None)
+    if isinstance(table, BoxTable) and (table.sizes[index] > 0).all():
+        rows = table.rows(index)
+        return xyxy(table.boxes[rows][~table.crowd[rows]]).astype(np.float32), (
+            int(table.sizes[index, 0]),
+            int(table.sizes[index, 1]),
+        )
+    sample = dataset[index]
+    height, width = sample.image.shape[:2]
+    if sample.boxes is None:
+        return np.zeros((0, 4), np.float32), (height, width)
+    return (sample.boxes if sample.crowd is None else sample.boxes[~sample.crowd]), (height, width)
+
+
+def _best_ious(head: Head, chunk: _Chunk, size: Size) -> NDArray[np.float64]:
+    """IoU of each box of a chunk with its best anchor, as the head says; empty if it says nothing."""
+    most = max(len(boxes) for _, boxes in chunk)
+    boxes, labels = torch.zeros(len(chunk), most, 4), torch.full((len(chunk), most), -1)
+    for row, (plan, found) in enumerate(chunk):
+        boxes[row, : len(found)] = torch.from_numpy(plan.apply_boxes(found))
+        labels[row, : len(found)] = 0
+    valid = torch.tensor([plan.valid for plan, _ in chunk])
+    device = next(head.parameters()).device
+    targets = BoxTargets(boxes.to(device), labels.to(device), torch.zeros_like(labels, dtype=torch.bool, device=device))
+    figures = head.diagnose(targets, ImageSizes(size, valid.to(device)))
+    if "best_anchor_iou" not in figures:
+        return np.zeros(0)
+    ious: NDArray[np.float64] = figures["best_anchor_iou"].cpu()[labels >= 0].double().numpy()
+    return ious

@@ -3,22 +3,31 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from torchmetrics import Metric
+
+from effbackbones.contracts import Detections
 from effbackbones.errors import UserError
+from effbackbones.model import Model
 from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
+from tasks.data.batch import Batch
+from tasks.data.collating import box_targets
 from tasks.data.dataset import Dataset
-from tasks.spec import Observer, TaskSpec, Writer
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
-
-    from effbackbones.contracts import Detections
-    from effbackbones.model import Model
-    from tasks.data.batch import Batch
-    from tasks.data.sample import Sample, Transform
-    from tasks.settings.sections import Config
-    from tasks.telling import Teller
+from tasks.data.sample import Transform
+from tasks.data.sampling import Repeated, repeat_factors
+from tasks.data.transforms.window import ViewTransform
+from tasks.detection.check import GOAL, quick_checks, score_results
+from tasks.detection.files import DetectionFiles
+from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.report import DetectionReporter
+from tasks.detection.results import ImageDetections, restore
+from tasks.report.boxes import sample_sheet
+from tasks.report.outputs import Originals
+from tasks.settings.sections import Config
+from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
+from tasks.telling import Teller
+from tasks.verbs.samples import draw_samples
 
 
 class Detection(TaskSpec):
@@ -26,114 +35,75 @@ class Detection(TaskSpec):
 
     name: ClassVar[str] = "det"
     command: ClassVar[str] = "detect"
+    targets = staticmethod(box_targets)
+    goal = GOAL
 
-    def monitor(self, config: "Config") -> str:
+    def monitor(self, config: Config) -> str:
         return "AP"
 
-    def labels(self, config: "Config") -> tuple[str, ...]:
+    def labels(self, config: Config) -> tuple[str, ...]:
         return ("boxes",)
 
-    def head_options(self, config: "Config", dataset: Dataset | None) -> dict[str, Any]:
-        # What is off is not said, so that a head of the user's need not know it.
-        options = (("crowd_ignore", config.data.crowd == "ignore"), ("label_smoothing", config.optim.label_smoothing))
-        return {name: value for name, value in options if value}
-
-    def preflight(self, config: "Config", model: "Model", datasets: Mapping[str, Dataset], tell: "Teller") -> None:
-        from tasks.detection.check import quick_checks
-
-        quick_checks(self, config, model, datasets, tell)
-
-    def inspect(
-        self,
-        config: "Config",
-        model: "Model",
-        datasets: Mapping[str, Dataset],
-        out: Path,
-        tell: "Teller",
-        *,
-        deep: bool,
-    ) -> None:
-        from tasks.detection.check import draw_samples, quick_checks
-
-        tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out)}")
-        quick_checks(self, config, model, datasets, tell)
-        if deep:
-            from tasks.detection.check import GOAL
-            from tasks.verbs.deep_check import deep_checks
-
-            deep_checks(self, config, datasets, tell, GOAL)
-
-    def transform(self, config: "Config", model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.transforms.window import ViewTransform
-
-        return ViewTransform.of(config, model, train=train, epochs=epochs)
-
-    def targets(self, config: "Config") -> Callable[[Sequence["Sample"]], Any]:
-        from tasks.data.collating import box_targets
-
-        return box_targets
-
-    def view(self, config: "Config", dataset: Dataset) -> Dataset:
-        threshold = config.data.repeat_threshold
-        if threshold is None:
-            return dataset
-        from tasks.data.sampling import Repeated, repeat_factors
-
-        return Repeated(dataset, repeat_factors(dataset, threshold, config.run.seed))
-
-    def metrics(self, config: "Config", classes: Sequence[str]) -> "Metric":
-        from tasks.detection.metrics import DetectionMetrics
-
-        most = config.model.head_options.get("max_detections", 100)
-        return DetectionMetrics(classes, max_dets=most if isinstance(most, int) else 100)
-
-    def scored(self, batch: "Batch", predictions: "Detections") -> tuple[Any, Any]:
-        from tasks.detection.results import restore
-
-        pairs = zip(restore(batch, predictions), (meta.truth for meta in batch.meta), strict=True)
-        known = [(found, truth) for found, truth in pairs if truth is not None]
-        return [found for found, _ in known], [truth for _, truth in known]
-
-    def score_file(self, path: Path, config: "Config", dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
-        from tasks.detection.check import score_results
-
-        return score_results(self, config, path, dataset, tell)
-
-    def label_record(self, config: "Config", dataset: Dataset) -> dict[str, Any]:
+    def label_record(self, config: Config, dataset: Dataset) -> dict[str, Any]:
         return {"category_ids": list(category_ids(dataset))}
-
-    def observer(self, config: "Config", classes: Sequence[str]) -> Observer | None:
-        from tasks.detection.examples import DetectionExamples
-
-        return DetectionExamples(classes)
-
-    def statistics(self, config: "Config", model: "Model", dataset: Dataset) -> Any:
-        from tasks.detection.check import statistics
-
-        return statistics(self, config, model, dataset)
-
-    def report(self, folder: Path, summary: Mapping[str, Any], observer: Observer | None) -> Path:
-        from tasks.detection.examples import DetectionExamples
-        from tasks.detection.report import detection_report
-
-        examples = observer if isinstance(observer, DetectionExamples) else None
-        given = {key: value for key, value in summary.items() if key != "statistics"}
-        return detection_report(folder, examples=examples, boxes=summary.get("statistics"), **given)
-
-    def writer(
-        self, config: "Config", out: Path, model: "Model", classes: Sequence[str], tell: Callable[[str], None]
-    ) -> Writer:
-        from tasks.detection.files import DetectionFiles
-
-        coco = (
-            list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None
-        )  # published weights for its 80 classes
-        ids = model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)
-        return DetectionFiles(out, classes, [int(number) for number in ids], tell, exif=config.data.exif)
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
         known = (RAW_NAMES, tuple(COCO_NAMES.values()))
         return next((names for names in known if len(names) == num_classes), None)
+
+    def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
+        # What is off is not said, so that a head of the user's need not know it.
+        options = (("crowd_ignore", config.data.crowd == "ignore"), ("label_smoothing", config.optim.label_smoothing))
+        return told_of_head(self, config, dataset, {name: value for name, value in options if value})
+
+    def view(self, config: Config, dataset: Dataset) -> Dataset:
+        threshold = config.data.repeat_threshold
+        if threshold is None:
+            return dataset
+        return Repeated(dataset, repeat_factors(dataset, threshold, config.run.seed))
+
+    def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
+        return ViewTransform.of(config, model, train=train, epochs=epochs)
+
+    def preflight(
+        self, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, out: Path | None = None
+    ) -> None:
+        if out is not None:
+            tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out, sample_sheet)}")
+        quick_checks(self, config, model, datasets, tell)
+
+    def restored(self, batch: Batch, predictions: Detections) -> list[ImageDetections]:
+        return restore(batch, predictions)
+
+    def scored(self, batch: Batch, predictions: Sequence[ImageDetections]) -> tuple[Any, Any]:
+        pairs = zip(predictions, (meta.truth for meta in batch.meta), strict=True)
+        known = [(found, truth) for found, truth in pairs if truth is not None]
+        return [found for found, _ in known], [truth for _, truth in known]
+
+    def metrics(self, config: Config, classes: Sequence[str]) -> Metric:
+        most = config.model.head_options.get("max_detections", 100)
+        return DetectionMetrics(classes, max_dets=most if isinstance(most, int) else 100)
+
+    def score_file(self, path: Path, config: Config, dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
+        return score_results(self, config, path, dataset, tell)
+
+    def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
+        return DetectionReporter(config, classes)
+
+    def writer(
+        self,
+        config: Config,
+        out: Path,
+        model: Model,
+        classes: Sequence[str],
+        tell: Callable[[str], None],
+        originals: Originals | None = None,
+    ) -> Writer:
+        # Published weights for its 80 classes keep COCO's ids.
+        coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None
+        ids = model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)
+        numbers = [int(number) for number in ids]
+        return DetectionFiles(out, classes, numbers, tell, exif=config.data.exif, originals=originals)
 
 
 def category_ids(dataset: Dataset) -> tuple[int, ...]:

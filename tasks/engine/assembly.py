@@ -21,9 +21,12 @@ from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
+from tasks.engine.ema import Ema
+from tasks.engine.optim import build_optimizer, scaled_lr
 from tasks.engine.resume import shuffled, steps_per_epoch
 from tasks.engine.rundir import BEST
 from tasks.engine.signals import leave_to_parent
+from tasks.engine.state import RunState
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 
@@ -105,6 +108,16 @@ def checkpoint_file(name: str) -> Path:
     """The model file that ``name`` says: itself, or the best one of a run folder."""
     path = Path(name)
     return path / BEST if path.is_dir() else path
+
+
+def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
+    """The state of a run before its first step. ``model`` is on its device; ``scaler`` is that of fp16."""
+    optim, model = config.optim, model.to(memory_format=torch.channels_last)  # as the images come
+    lr = scaled_lr(optim.lr, config.data.batch_size, optim.base_batch, optim.lr_scaling)
+    groups = model.param_groups(
+        lr, optim.weight_decay, layer_decay=optim.layer_decay, decay_norm_and_bias=optim.decay_norm_and_bias
+    )
+    return RunState(model, build_optimizer(optim, groups), Ema(model, optim.ema) if optim.ema else None, scaler)
 
 
 def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Model:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,8 @@ class Ema:
 
     After step n (from 1): ``average = d average + (1 - d) value`` with the ramped ``d = min(decay, (1 + n) / (10 + n))``,
     so that a short run is not left with its initial weights. Integer buffers are copied. The ramp is that of
-    ``tf.train.ExponentialMovingAverage(num_updates=step)``, which the published EfficientNets were trained with.
+    ``tf.train.ExponentialMovingAverage(num_updates=step)``, which the published EfficientNets were trained with. By hand, although
+    torch and timm have one: theirs cannot leave out a step on the device, and would take in its NaN for ever.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -86,11 +86,6 @@ class Ema:
                     f"average of {name}: expected shape {tuple(tensor.shape)}, got {tuple(state[name].shape)}"
                 )
             tensor.copy_(state[name])
-
-    def to(self, device: torch.device) -> Self:
-        """Move the averages."""
-        self._packed.flat = {dtype: flat.to(device) for dtype, flat in self._packed.flat.items()}
-        return self
 
 
 class BufferGuard:

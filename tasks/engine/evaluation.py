@@ -6,8 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 from torchmetrics import Metric
 
 from effbackbones.contracts import ImageSizes
@@ -48,6 +46,8 @@ def evaluate(
                 predictions = task.predict(config, model, batch)
             skips.add(batch.meta)
             batch, predictions = readable(batch, predictions)
+            if not len(batch):
+                continue
             metric.update(*task.scored(batch, predictions))
             for observer in observers:
                 observer.update(batch, predictions)
@@ -57,18 +57,17 @@ def evaluate(
 
 
 def readable(batch: Batch, predictions: Any) -> tuple[Batch, Any]:
-    """Both without the rows that stand in for a sample that could not be read (``data.on_error: skip``); targets are left out
-    then, for what predictions are scored against is in the batch's ``meta``."""
+    """Both without the rows that stand in for a sample that could not be read (``data.on_error: skip``); ``predictions`` as
+    :meth:`TaskSpec.restored` gives them. Targets are left out then, for what predictions are scored against is in the batch's
+    ``meta``."""
     rows = [row for row, meta in enumerate(batch.meta) if not meta.skipped]
     if len(rows) == len(batch.meta):
         return batch, predictions
 
-    def chosen(tree: Any) -> Any:
-        if isinstance(tree, list):  # by image
-            return [tree[row] for row in rows]
-        if isinstance(tree, dict):
-            return {key: chosen(branch) for key, branch in tree.items()}
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor[rows], tree)
+    def chosen(found: Any) -> Any:
+        if isinstance(found, dict):  # by task
+            return {key: chosen(branch) for key, branch in found.items()}
+        return [found[row] for row in rows]
 
     sizes = ImageSizes(batch.sizes.batch, batch.sizes.valid[rows])
     return Batch(batch.images[rows], sizes, None, [batch.meta[row] for row in rows]), chosen(predictions)

@@ -1,8 +1,8 @@
 """Judging weights: scored during a run, the best of them kept, and at the end the best ones' scores on the test split."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ from effbackbones.checkpoint import load_model, save_model
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.engine import assembly, processes
-from tasks.engine.engine import Engine
 from tasks.engine.evaluation import score_model
+from tasks.engine.plan import Plan
 from tasks.engine.rundir import BEST
+from tasks.engine.state import RunState
 from tasks.report.metricsfile import environment, write_metrics
+from tasks.report.records import RunResults, Summary
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
@@ -21,94 +23,64 @@ from tasks.telling import Teller
 
 
 @dataclass
-class Progress:
-    """What a run knows beside its tensors; the record of every state file."""
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: float | None = None
-    best_weights: str = "raw"
-    since_best: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-    loss_sum: float = 0.0
-    """Of the finite steps since the last evaluation, ``loss_steps``."""
-    loss_steps: int = 0
-
-
-@dataclass
 class Judge:
-    """Scores the weights of a run; ``datasets`` by split (train, val, perhaps test), ``state`` is the run's own, ``leave`` says
-    when a validation is to be left, with :class:`tasks.engine.evaluation.EvaluationLeftError`."""
+    """Scores the weights of a run; ``datasets`` by split (train, val, perhaps test), ``leave`` says when a validation is to be
+    left, with :class:`tasks.engine.evaluation.EvaluationLeftError`."""
 
     task: TaskSpec
     config: Config
-    engine: Engine
+    state: RunState
+    plan: Plan
     datasets: Mapping[str, Dataset]
     folder: Path
     tell: Teller
-    state: Progress
     leave: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        self.device = assembly.run_device(self.config)
-        train = self.datasets["train"]
+        train, self.device = self.datasets["train"], assembly.run_device(self.config)
         self.classes = self.task.classes(self.config, train)
+        self.score = partial(
+            score_model, self.task, self.config, classes=self.classes, device=self.device, tell=self.tell
+        )
         self.label_record = self.task.label_record(self.config, train)
         if self.classes != train.classes:  # what other splits are opened with
             self.label_record |= {"data_classes": list(train.classes)}
 
-    def validate(self, row: dict[str, Any]) -> dict[str, Any]:
+    def validate(self, row: dict[str, Any]) -> RunResults:
         """Score the weights that will be kept (the averages, if there are any) on the validation split, at the end the others
         too; keep them if they are the best so far. Puts the figures into ``row``; returns the scores for ``metrics.json``."""
-        engine, state = self.engine, self.state
-        main = "ema" if engine.ema else "raw"
+        state = self.state
+        main = "ema" if state.ema else "raw"
         scores = self._scores(main)
         self._keep_if_best(scores, main)
         row |= {f"val_{name}": value for name, value in _numbers(scores).items()}
-        if engine.ema and engine.step >= engine.plan.total:
+        if state.ema and state.step >= self.plan.total:
             row |= {f"val_{name}_raw": value for name, value in _numbers(self._scores("raw")).items()}
         row["weights"] = main
-        return {"best": state.best_weights, state.best_weights: scores}
+        return RunResults({state.progress.best_weights: scores}, state.progress.best_weights)
 
     def _scores(self, weights: str) -> dict[str, Any]:
-        with self._weights(weights):
-            return self._scored(self.engine.model, "val", share=self.engine.share, observe=False, leave=self.leave)[0]
-
-    def _scored(self, model: Model, split: str, **how: Any) -> tuple[dict[str, Any], Any]:
-        dataset = self.datasets[split]
-        return score_model(
-            self.task,
-            self.config,
-            model,
-            dataset=dataset,
-            classes=self.classes,
-            device=self.device,
-            tell=self.tell,
-            **how,
-        )
-
-    def _weights(self, name: str) -> AbstractContextManager[None]:
-        """Inside, the model has the weights called ``ema`` or ``raw``."""
-        return self.engine.ema.applied(self.engine.model) if name == "ema" and self.engine.ema else nullcontext()
+        share, leave = self.state.share, self.leave
+        with self.state.weights(weights):
+            return self.score(self.state.model, dataset=self.datasets["val"], share=share, observe=False, leave=leave)[
+                0
+            ]
 
     def _keep_if_best(self, scores: Mapping[str, Any], weights: str) -> None:
-        score = scores.get(self.task.monitor(self.config))
+        progress, score = self.state.progress, scores.get(self.task.monitor(self.config))
         if (
             score is None
         ):  # undefined, as average precision without a positive: worse than any score, better than no weights
-            score = -1.0 if self.state.best is None else self.state.best
-        if self.state.best is None or score > self.state.best:
-            self.state.best, self.state.best_weights, self.state.since_best = score, weights, 0
+            score = -1.0 if progress.best is None else progress.best
+        if progress.best is None or score > progress.best:
+            progress.best, progress.best_weights, progress.since_best = score, weights, 0
             if processes.is_first():
-                with self._weights(weights):
-                    self._write_best(scores)
+                provenance, figures = self.label_record | {"step": self.state.step}, _numbers(scores)
+                file = self.folder / BEST
+                with self.state.weights(weights):
+                    save_model(self.state.model, file, classes=self.classes, metrics=figures, provenance=provenance)
         else:
-            self.state.since_best += 1
-
-    def _write_best(self, scores: Mapping[str, Any]) -> None:
-        model = self.engine.model
-        provenance = self.label_record | {"step": self.engine.step}
-        save_model(model, self.folder / BEST, classes=self.classes, metrics=_numbers(scores), provenance=provenance)
+            progress.since_best += 1
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Evaluate the best weights on the test split (validation, if there is none), and write metrics and report."""
@@ -117,39 +89,35 @@ class Judge:
             return
         best = load_model(self.folder / BEST).to(self.device)
         split = "test" if "test" in self.datasets else "val"
-        scores, observer = self._scored(best, split)
-        results = {"finished": True, "split": split, "best": self.state.best_weights, self.state.best_weights: scores}
-        if self.engine.ema:
-            other = "raw" if self.state.best_weights == "ema" else "ema"
-            with self._weights(other):  # as they are at the end
-                results[other] = self._scored(self.engine.model.to(self.device), split, observe=False)[0]
-        summary = {
-            "config": to_mapping(self.config),
-            "history": self.state.history,
-            "results": results,
-            "facts": {**self._facts(best, split), **facts, **environment()},
-            "statistics": self.task.statistics(self.config, best, self.datasets["train"]),
-        }
-        report = self.task.report(self.folder, summary, observer)
-        write_metrics(self.folder, results, self.state.history)  # last: it says that the run is finished
-        monitor, weights = self.task.monitor(self.config), self.state.best_weights
+        scores, reporter = self.score(best, dataset=self.datasets[split])
+        progress, weights = self.state.progress, self.state.progress.best_weights
+        sets = {weights: scores}
+        if self.state.ema:
+            other = "raw" if weights == "ema" else "ema"
+            with self.state.weights(other):  # as they are at the end
+                sets[other] = self.score(self.state.model, dataset=self.datasets[split], observe=False)[0]
+        results = RunResults(sets, weights, split)
+        told = {**self._facts(best, split), **facts, **environment()}
+        title = f"{self.task.command}: {best.config['backbone']} + {best.config['head']}"
+        summary = Summary(title, to_mapping(self.config), progress.history, results, told)
+        report = reporter.write(self.folder, summary, best, self.datasets["train"])
+        write_metrics(self.folder, results, progress.history)  # last: it says that the run is finished
+        monitor = self.task.monitor(self.config)
         reached = "is undefined" if scores[monitor] is None else f"{scores[monitor]:.4f}"
-        self.tell(f"{split} {monitor} {reached} with the best ({weights}) weights; skipped steps: {self.state.skipped}")
+        self.tell(f"{split} {monitor} {reached} with the best ({weights}) weights; skipped steps: {progress.skipped}")
         self.tell(f"report {report}")
         self.tell(f"run folder {self.folder}")
 
     def _facts(self, model: Model, split: str) -> dict[str, Any]:
-        origin = self.engine.model.provenance
-        data = self.config.data
+        origin, progress, data = self.state.model.provenance, self.state.progress, self.config.data
         return {
-            "title": f"{self.task.command}: {model.config['backbone']} + {model.config['head']}",
             "data": f"{data.name} {data.root or ''}: {len(self.datasets['train']):,} training samples; scores on {split}",
             "weights": origin.get("weights", "random"),
             "assumed": "; ".join(origin.get("assumed", [])) or "nothing",
             "images": str(model.image_spec),
-            "best": f"{self.state.best_weights} weights",
-            "steps": f"{self.engine.step:,} of {self.engine.plan.total:,}, {self.state.skipped} skipped",
-            "duration": f"{self.state.seconds / 60:.1f} minutes",
+            "best": f"{progress.best_weights} weights",
+            "steps": f"{self.state.step:,} of {self.plan.total:,}, {progress.skipped} skipped",
+            "duration": f"{progress.seconds / 60:.1f} minutes",
             "seed": self.config.run.seed,
         }
 

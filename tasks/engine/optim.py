@@ -97,7 +97,8 @@ class RMSpropTF(Optimizer):
     Against ``torch.optim.RMSprop``: eps is added inside of the root, the mean square starts at 1, and the learning rate
     enters the momentum buffer (so a falling rate does not shrink what is already in it). With g = gradient + wd * p:
     ``s += (1 - alpha) (g^2 - s)``; ``b = momentum b + lr g / sqrt(s + eps)``; ``p -= b``.
-    Source: TensorFlow's ``ApplyRMSProp`` kernel and ``tf.compat.v1.train.RMSPropOptimizer``.
+    Source: TensorFlow's ``ApplyRMSProp`` kernel and ``tf.compat.v1.train.RMSPropOptimizer``. By hand, although timm has it: its
+    step cannot be skipped on the device, the host would have to read the flag first.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then hands over found_inf, and does not read it on the host

@@ -1,11 +1,8 @@
-"""Which of a run's processes this is. Launching them is torchrun's, SLURM's or Lightning's business."""
+"""Which of a run's processes this is. Launching them is torchrun's, SLURM's or Lightning's business (``launch.py``)."""
 
 import os
-from typing import Any
 
 import torch
-
-from tasks.settings.sections import Config
 
 
 def rank() -> int:
@@ -31,18 +28,3 @@ def part() -> None:
     """Leave the process group, if there is one: no process waits for another from here on."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def layout(config: Config) -> dict[str, Any]:
-    """Trainer arguments ``devices``, ``num_nodes`` and ``strategy``: what the launcher set up, else what the config says."""
-    devices, nodes = config.run.devices, config.run.nodes
-    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    several = devices * nodes > 1
-    environment: dict[str, Any] = {"devices": devices, "num_nodes": nodes, "strategy": "ddp" if several else "auto"}
-    if "SLURM_NTASKS" in os.environ and several:
-        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-
-        environment["plugins"] = [SLURMEnvironment(auto_requeue=False)]  # SIGUSR1 is ours: it saves
-    return environment

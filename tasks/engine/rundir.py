@@ -4,11 +4,11 @@ import itertools
 import json
 import os
 import socket
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
+from uuid import uuid4
 
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import write_atomically
@@ -131,8 +131,8 @@ class RunFolder:
         """Make the folder with its config inside in one step: another process of the run sees all of it or nothing."""
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
-            draft.chmod(0o777 & ~_umask())
+            draft = self.path.parent / f".{self.path.name}-{uuid4().hex}"
+            draft.mkdir()
             (draft / CONFIG).write_text(dump(self.config), encoding="utf-8")
             draft.rename(self.path)
         self.states.mkdir(parents=True, exist_ok=True)
@@ -165,9 +165,3 @@ def _is_at(file: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,8 +1,10 @@
-"""The tasks that are trained together, each with the config that it would have alone."""
+"""The tasks that are trained together, each with the config and the model that it would have alone."""
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from effbackbones.model import Model
 from effbackbones.registry import TASKS
 from tasks.settings.sections import Config, HeadConfig
 from tasks.spec import TaskSpec
@@ -28,3 +30,17 @@ def parts(config: Config) -> dict[str, Part]:
             own = replace(own, data=replace(own.data, multilabel=False))
         found[word] = Part(task, own)
     return found
+
+
+def parts_alone(config: Config, model: Model) -> Iterator[tuple[str, Part, Model]]:
+    """Each task by its word, with the model that it would be alone: the same backbone, and its own head."""
+    for word, part in parts(config).items():
+        head: Any = model.head
+        named = {key: model.config[key][word] for key in ("head", "num_classes", "head_options")}
+        alone = Model(
+            model.backbone,
+            head.heads[word],
+            image_spec=model.image_spec,
+            config={**model.config, "task": word, **named},
+        )
+        yield word, part, alone.train(model.training)

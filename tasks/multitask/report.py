@@ -1,54 +1,58 @@
 """The pages that a run of several tasks leaves: one with the scores and curves of all, and each task's own beside it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tasks.multitask.parts import parts
-from tasks.report.drawings import curves
-from tasks.report.metricsfile import score_sets
-from tasks.report.skeleton import begun, finished
-from tasks.settings.tree import from_mapping
-from tasks.spec import Observer
+from effbackbones.model import Model
+from tasks.data.batch import Batch
+from tasks.data.dataset import Dataset
+from tasks.multitask.parts import parts, parts_alone
+from tasks.report.records import Summary
+from tasks.report.skeleton import add_training, begun, finished
+from tasks.settings.sections import Config
+from tasks.spec import Reporter
 
 _MEANING = {"mean": "mean of the scores by which each task is judged; chooses the best weights"}
 
 
-def joint_report(folder: Path, summary: Mapping[str, Any], observers: Mapping[str, Observer | None]) -> Path:
-    """Write ``report.html`` into ``folder``, and below it ``COMMAND/report.html`` of each task; returns the path of the first.
+class JointReporter:
+    """Lets the reporter of each task see its task's predictions, and write its report below that of all."""
 
-    ``summary`` as for every task, ``statistics`` a dict by task; ``observers`` by task.
-    """
-    config, history, results = summary["config"], summary["history"], summary["results"]
-    found, monitors = parts(from_mapping(config)), {}
-    for word, (task, own) in found.items():
-        monitors[f"{word}/{task.monitor(own)}"] = f"by which {task.command} is judged"
-        facts = {**summary["facts"], "title": f"{task.command}, trained jointly: {summary['facts'].get('title', '')}"}
-        alone = {
-            "config": config,
-            "history": [_own(row, word, "val_") for row in history],
-            "results": _own_sets(results, word),
-            "facts": facts,
-            "statistics": (summary.get("statistics") or {}).get(word),
-        }
-        task.report(folder / task.command, alone, observers.get(word))
-    facts = {**summary["facts"], "reports of each task": [f"{task.command}/report.html" for task, _ in found.values()]}
-    report = begun("Joint training", ("mean", *monitors), facts, results, _MEANING | monitors)
-    if len(history) > 1:
-        report.figure(
-            "Training",
-            curves(history, ["val_mean", *(f"val_{name}" for name in monitors)]),
-            "One point per evaluation.",
-        )
-    return finished(report, config, folder)
+    def __init__(self, config: Config, parts: Mapping[str, Reporter]) -> None:
+        self.config, self.parts = config, parts
+
+    def update(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
+        """``predictions`` by task."""
+        for word, part in self.parts.items():
+            part.update(batch, predictions[word])
+
+    def write(self, folder: Path, summary: Summary, model: Model, dataset: Dataset) -> Path:
+        """Write ``report.html`` into ``folder``, and below it ``COMMAND/report.html`` of each task; returns the path of the first."""
+        for word, part, alone in parts_alone(self.config, model):
+            own = replace(
+                summary,
+                title=f"{part.task.command}, trained jointly: {summary.title}",
+                history=[_own(row, word, "val_") for row in summary.history],
+                results=summary.results.each(partial(_own, word=word)),
+            )
+            self.parts[word].write(folder / part.task.command, own, alone, dataset)
+        return _overview(folder, summary, self.config)
 
 
-def _own_sets(results: Mapping[str, Any], word: str) -> dict[str, Any]:
-    """The results with the scores of one task, under their own names."""
-    best, sets = score_sets(results)
-    return {**{key: value for key, value in results.items() if key not in sets}, "best": best} | {
-        name: _own(scores, word) for name, scores in sets.items()
+def _overview(folder: Path, summary: Summary, config: Config) -> Path:
+    """The page of all tasks."""
+    found = parts(config)
+    monitors = {
+        f"{word}/{task.monitor(own)}": f"by which {task.command} is judged" for word, (task, own) in found.items()
     }
+    pages = [f"{task.command}/report.html" for task, _ in found.values()]
+    summary = replace(summary, facts={**summary.facts, "reports of each task": pages})
+    report = begun(summary, ("mean", *monitors), _MEANING | monitors)
+    add_training(report, summary.history, ["val_mean", *(f"val_{name}" for name in monitors)])
+    return finished(report, summary.config, folder)
 
 
 def _own(row: Mapping[str, Any], word: str, before: str = "") -> dict[str, Any]:

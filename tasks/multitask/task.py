@@ -1,25 +1,31 @@
 """Several tasks on one backbone, trained together: what that adds to the engine."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
+from torchmetrics import Metric
 
 from effbackbones.errors import UserError
+from effbackbones.model import Model
 from effbackbones.registry import TASKS
+from tasks.data.batch import Batch
+from tasks.data.collating import collate, targets_by_task
 from tasks.data.dataset import Dataset
-from tasks.multitask.parts import Part, parts
+from tasks.data.sample import Sample, Transform
+from tasks.data.sampling import Repeated
+from tasks.data.transforms.window import ViewTransform
+from tasks.engine import assembly
+from tasks.multitask.metrics import JointMetrics
+from tasks.multitask.parts import parts, parts_alone
+from tasks.multitask.report import JointReporter
+from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
-from tasks.spec import Observer, TaskSpec, Writer
+from tasks.spec import Reporter, TaskSpec, Writer
 from tasks.telling import Teller
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
-
-    from effbackbones.model import Model
-    from tasks.data.batch import Batch
-    from tasks.data.sample import Sample, Transform
 
 LOOKED_AT = 64
 """Samples of a split in which labels of each task are looked for before a run."""
@@ -50,7 +56,12 @@ class Joint(TaskSpec):
             raise UserError(
                 "model", "head, head_options and num_classes are those of a single task", "write them below heads.TASK"
             )
-        told = {word: task.heads(own, dataset) for word, (task, own) in parts(config).items()}
+        told = {}
+        for word, (task, own) in parts(config).items():
+            try:
+                told[word] = task.heads(own, dataset)
+            except UserError as error:
+                raise UserError(_in_section(word, str(error))) from None
         gathered = {
             key: {word: one[key] for word, one in told.items()} for key in ("head", "num_classes", "head_options")
         }
@@ -66,41 +77,30 @@ class Joint(TaskSpec):
                 )
         return {"task": list(told), "loss_weights": "uncertainty", **gathered}
 
-    def preflight(self, config: Config, model: "Model", datasets: Mapping[str, Dataset], tell: Teller) -> None:
-        for word, ((task, own), alone) in _by_word(config, model):
-            task.preflight(own, alone, _with_labels(datasets, task.labels(own)), _PartTeller(tell, word, task.command))
-
-    def inspect(
-        self, config: Config, model: "Model", datasets: Mapping[str, Dataset], out: Path, tell: Teller, *, deep: bool
+    def preflight(
+        self, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, out: Path | None = None
     ) -> None:
-        for word, ((task, own), alone) in _by_word(config, model):
+        for word, (task, own), alone in parts_alone(config, model):
             labelled, told = _with_labels(datasets, task.labels(own)), _PartTeller(tell, word, task.command)
-            task.inspect(own, alone, labelled, out / task.command, told, deep=False)
+            task.preflight(own, alone, labelled, told, None if out is None else out / task.command)
 
-    def transform(self, config: Config, model: "Model", *, train: bool, epochs: float = math.inf) -> "Transform":
-        from tasks.data.transforms.window import ViewTransform
-
+    def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
         if config.data.mosaic and "label" in self.labels(config):
             what = "sets four images together, which then have no one label"
             raise UserError("data.mosaic", what, "set it to 0, or data.multilabel: true")
         return ViewTransform.of(config, model, train=train, epochs=epochs)
 
-    def targets(self, config: Config) -> Callable[[Sequence["Sample"]], Any]:
-        from tasks.data.collating import targets_by_task
-
-        return partial(
-            targets_by_task,
-            makers={word: (task.labels(own), task.targets(own)) for word, (task, own) in parts(config).items()},
-        )
+    def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
+        makers = {word: (task.labels(own), task.targets) for word, (task, own) in parts(config).items()}
+        targets, divisor = partial(targets_by_task, makers=makers), model.head.size_divisor
+        return partial(collate, targets=targets, size_divisor=divisor, fill=model.image_spec.mean)
 
     def view(self, config: Config, dataset: Dataset) -> Dataset:
         for task, own in parts(config).values():
             dataset = task.view(own, dataset)
         return dataset
 
-    def metrics(self, config: Config, classes: Any) -> "Metric":
-        from tasks.multitask.metrics import JointMetrics
-
+    def metrics(self, config: Config, classes: Any) -> Metric:
         found = {
             word: (task.metrics(own, classes[word]), task.monitor(own)) for word, (task, own) in parts(config).items()
         }
@@ -108,63 +108,40 @@ class Joint(TaskSpec):
             {word: metric for word, (metric, _) in found.items()}, {word: name for word, (_, name) in found.items()}
         )
 
-    def restored(self, batch: "Batch", predictions: Mapping[str, Any]) -> dict[str, Any]:
+    def restored(self, batch: Batch, predictions: Mapping[str, Any]) -> dict[str, Any]:
         return {word: TASKS.get(word).restored(batch, found) for word, found in predictions.items()}
 
-    def scored(self, batch: "Batch", predictions: Mapping[str, Any]) -> tuple[Any, Any]:
+    def scored(self, batch: Batch, predictions: Mapping[str, Any]) -> tuple[Any, Any]:
         pairs = {word: TASKS.get(word).scored(batch, found) for word, found in predictions.items()}
         return {word: pair[0] for word, pair in pairs.items()}, {word: pair[1] for word, pair in pairs.items()}
 
-    def observer(self, config: Config, classes: Any) -> Observer:
-        return Observers({word: task.observer(own, classes[word]) for word, (task, own) in parts(config).items()})
+    def observer(self, config: Config, classes: Any) -> Reporter:
+        reporters = {word: task.observer(own, classes[word]) for word, (task, own) in parts(config).items()}
+        return JointReporter(config, reporters)
 
     def label_record(self, config: Config, dataset: Dataset) -> dict[str, Any]:
         records = [task.label_record(own, dataset) for task, own in parts(config).values()]
         return {name: value for record in records for name, value in record.items()}
 
-    def statistics(self, config: Config, model: "Model", dataset: Dataset) -> dict[str, Any]:
-        return {
-            word: part.task.statistics(part.config, alone, dataset) for word, (part, alone) in _by_word(config, model)
-        }
-
-    def report(self, folder: Path, summary: Mapping[str, Any], observer: Observer | None) -> Path:
-        from tasks.multitask.report import joint_report
-
-        observers = observer.parts if isinstance(observer, Observers) else {}
-        return joint_report(folder, summary, observers)
-
-    def writer(self, config: Config, out: Path, model: "Model", classes: Any, tell: Callable[[str], None]) -> Writer:
+    def writer(
+        self,
+        config: Config,
+        out: Path,
+        model: Model,
+        classes: Any,
+        tell: Callable[[str], None],
+        originals: Originals | None = None,
+    ) -> Writer:
         made = {
-            word: part.task.writer(part.config, out / part.task.command, alone, classes[word], tell)
-            for word, (part, alone) in _by_word(config, model)
+            word: task.writer(own, out / task.command, alone, classes[word], tell, originals)
+            for word, (task, own), alone in parts_alone(config, model)
         }
         return Writers(made)
-
-
-def _by_word(config: Config, model: "Model") -> Iterator[tuple[str, tuple[Part, "Model"]]]:
-    """Each task by its word, with the model that it would be alone: the same backbone, and its own head."""
-    from effbackbones.model import Model
-
-    for word, part in parts(config).items():
-        head: Any = model.head
-        named = {key: model.config[key][word] for key in ("head", "num_classes", "head_options")}
-        alone = Model(
-            model.backbone,
-            head.heads[word],
-            image_spec=model.image_spec,
-            config={**model.config, "task": word, **named},
-        )
-        yield word, (part, alone.train(model.training))
 
 
 def _with_labels(datasets: Mapping[str, Dataset], fields: Sequence[str]) -> dict[str, Dataset]:
     """Each split, or where some of the samples looked at lack all of the labels ``fields``, the others of these alone. A split
     without any raises :class:`UserError`."""
-    import numpy as np
-
-    from tasks.data.sampling import Repeated
-    from tasks.engine import assembly
-
     found = {}
     for split, dataset in datasets.items():
         looked_at = assembly.spread(len(dataset), LOOKED_AT)
@@ -193,28 +170,21 @@ class _PartTeller(Teller):
         self.word, self.command = word, command
 
     def __call__(self, line: str) -> None:
-        super().__call__(f"{self.command}: {line.replace('--model.head_options.', f'--heads.{self.word}.options.')}")
+        super().__call__(f"{self.command}: {_in_section(self.word, line)}")
 
 
-class Observers:
-    """Observers by task, each of which sees its task's predictions."""
-
-    def __init__(self, parts: Mapping[str, Observer | None]) -> None:
-        self.parts = parts
-
-    def update(self, batch: "Batch", predictions: Mapping[str, Any]) -> None:
-        for word, part in self.parts.items():
-            if part is not None:
-                part.update(batch, predictions[word])
+def _in_section(word: str, text: str) -> str:
+    """A text that names options of a head as they are named where there are several."""
+    return text.replace("model.head_options.", f"heads.{word}.options.")
 
 
 class Writers:
     """Writers by task."""
 
     def __init__(self, parts: Mapping[str, Writer]) -> None:
-        self.parts = parts
+        self.parts, self.draws = parts, any(part.draws for part in parts.values())
 
-    def update(self, batch: "Batch", predictions: Mapping[str, Any]) -> None:
+    def update(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
         for word, part in self.parts.items():
             part.update(batch, predictions[word])
 

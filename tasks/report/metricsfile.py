@@ -1,10 +1,6 @@
 """The scores of a run as files: ``metrics.json`` and ``metrics.csv``.
 
-``results`` holds the scores of each set of weights and which of them is best::
-
-    {"best": "ema", "raw": {"top1": 0.71, "per_class": {...}, ...}, "ema": {...}}
-
-where each set is what a metric's ``compute()`` gave; with one set, ``best`` may be left out. ``history`` has one dict of
+Each set of scores in the :class:`tasks.report.records.Results` is what a metric's ``compute()`` gave. ``history`` has one dict of
 numbers per evaluation: ``epoch``, ``lr``, losses (names that contain ``loss``), scores (``val...``) and whatever else.
 """
 
@@ -21,18 +17,20 @@ from typing import Any
 
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.report.drawings import is_number
+from tasks.report.records import EvaluationResults, Results, RunResults
 
 
-def write_metrics(folder: Path, results: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+def write_metrics(folder: Path, results: Results, history: Sequence[Mapping[str, Any]]) -> None:
     """Write into ``folder``, which is made: ``metrics.json`` (all of it; what is not finite becomes null) and
     ``metrics.csv`` (a row for each figure: weights, epoch, class, metric, value)."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = plain({**results, "history": list(history)})
+    whole = plain({**_head(results), **results.sets, "history": history})
     write_atomically(folder / "metrics.json", (_json(whole) + "\n").encode())
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["weights", "epoch", "class", "metric", "value"])
-    for weights, scores in score_sets({name: value for name, value in whole.items() if name != "history"})[1].items():
+    for weights in results.sets:
+        scores = whole[weights]
         writer.writerows([weights, "", "", name, value] for name, value in scores.items() if is_number(value))
         for key, classes in scores.items():
             task, slash, last = key.rpartition("/")  # "det/per_class" where several tasks are scored
@@ -49,12 +47,19 @@ def write_metrics(folder: Path, results: Mapping[str, Any], history: Sequence[Ma
     write_atomically(folder / "metrics.csv", out.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def score_sets(results: Mapping[str, Any]) -> tuple[str, dict[str, Mapping[str, Any]]]:
-    """The best set's name, and the scores by set; bare scores of one set are the set ``model``."""
-    sets = {name: scores for name, scores in results.items() if isinstance(scores, Mapping) and name != "per_class"}
-    if not sets:
-        return "model", {"model": results}
-    return str(results.get("best", next(iter(sets)))), sets
+def _head(results: Results) -> dict[str, Any]:
+    """What the file says before the scores; a run that is ``finished`` is never continued."""
+    match results:
+        case RunResults(split=None):
+            return {"best": results.best}
+        case RunResults():
+            return {"finished": True, "split": results.split, "best": results.best}
+        case EvaluationResults(predictions=None):
+            return {"split": results.split, "checkpoint": results.checkpoint}
+        case EvaluationResults():
+            return {"split": results.split, "predictions": results.predictions}
+        case _:
+            return {"best": results.best}
 
 
 def _version(package: str) -> str:

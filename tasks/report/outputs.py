@@ -1,14 +1,20 @@
-"""Names of the files that ``predict`` writes for each image: none is used twice, and nothing of others is overwritten."""
+"""What ``predict`` writes for each image: names that are used once and overwrite nothing of others, and images to draw on."""
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from effbackbones.errors import UserError
+from effbackbones.images.geometry import Pixels
+from effbackbones.images.reading import MAX_PIXELS, read_image
+from tasks.data.batch import Batch, ImageMeta
 
+KEPT_BYTES = 2**28
+"""So much of images that results are drawn on is kept in memory; what does not fit is read from its file a second time."""
 _LONGEST = 200  # bytes of a file name, with room for a number
 
 
@@ -36,6 +42,38 @@ class OutputNames:
             ):
                 self._taken[name.casefold()] |= 1
                 return name
+
+
+class Originals:
+    """The images of files, in original size, that results are drawn on: as they were kept by :meth:`keep`, or read from their
+    files with ``exif``."""
+
+    def __init__(self, exif: str = "apply") -> None:
+        self.exif = exif
+        self._kept: dict[str, Pixels] = {}
+
+    def keep(self, path: str, image: Pixels) -> None:
+        """Keep an image that was just decoded, if there is room; only of 8 bits, for others are read in another depth here."""
+        if (
+            image.dtype == np.uint8
+            and image.nbytes + sum(kept.nbytes for kept in list(self._kept.values())) <= KEPT_BYTES
+        ):
+            self._kept[path] = image
+
+    def read(self, batch: Batch, meta: ImageMeta) -> Pixels:
+        """The image [H, W, C] that ``meta`` of ``batch`` is of, with the channels that the network got."""
+        kept = self._kept.get(meta.path)
+        if kept is not None:
+            return kept
+        limit = max(
+            [MAX_PIXELS, *(height * width for height, width in (one.original for one in batch.meta))]
+        )  # read before
+        return read_image(meta.path, channels=batch.images.shape[1], exif=self.exif, max_pixels=limit)
+
+    def forget(self, batch: Batch) -> None:
+        """Keep the images of ``batch`` no longer."""
+        for meta in batch.meta:
+            self._kept.pop(meta.path, None)
 
 
 def is_free(path: Path, mark: str) -> bool:

@@ -6,31 +6,31 @@ from typing import Any
 
 import numpy as np
 
-from tasks.report.drawings import is_number, reliability
-from tasks.report.metricsfile import flatten, score_sets
+from tasks.report.drawings import curves, is_number, reliability
+from tasks.report.metricsfile import flatten
 from tasks.report.page import Report, show
+from tasks.report.records import Summary
 
 _LARGEST_MATRIX = 50  # classes; above, the confused pairs alone are readable
 _PAIRS = 20
 
 
-def begun(
-    title: str,
-    headline: Sequence[str],
-    facts: Mapping[str, Any],
-    results: Mapping[str, Any],
-    meaning: Mapping[str, str],
-    rates: Container[str] = (),
-) -> Report:
-    """A page with what every task's begins with: the scores named in ``headline``, ``facts`` (whose ``title`` replaces ``title``)
-    and a table of all scores, those first that ``meaning`` explains, in its order. ``rates``: names of those that are numbers
-    with a fraction but no shares, so not told in percent."""
-    best, sets = score_sets(results)
-    report = Report(str(facts.get("title", title)), _headline(sets[best], headline, best if len(sets) > 1 else ""))
-    report.facts({name: value for name, value in facts.items() if name != "title"}, "What was run")
+def begun(summary: Summary, headline: Sequence[str], meaning: Mapping[str, str], rates: Container[str] = ()) -> Report:
+    """A page with what every task's begins with: the scores named in ``headline``, the facts, and a table of all scores, those
+    first that ``meaning`` explains, in its order. ``rates``: names of those that are numbers with a fraction but no shares, so
+    not told in percent."""
+    best, sets = summary.results.best, summary.results.sets
+    report = Report(summary.title, _headline(sets[best], headline, best if len(sets) > 1 else ""))
+    report.facts(summary.facts, "What was run")
     caption = f"Best: the {best} weights." if len(sets) > 1 else ""
     report.table("Scores", ["", *sets, "what it is"], _score_rows(sets, meaning, rates), caption)
     return report
+
+
+def add_training(report: Report, history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = None) -> None:
+    """The curves of a run, of all its scores or of those named, if it was evaluated more than once."""
+    if len(history) > 1:
+        report.figure("Training", curves(history, scores), "One point per evaluation.")
 
 
 def add_classes(report: Report, scores: Mapping[str, Any]) -> None:

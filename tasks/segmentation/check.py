@@ -14,23 +14,20 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.data.batch import ImageMeta, SkipCount
 from tasks.data.dataset import Dataset
-from tasks.data.masks.count import MaskStatistics, count_masks, median_frequency
+from tasks.data.masks.count import MaskStatistics
 from tasks.data.masks.file import MaskReader
 from tasks.data.sample import IGNORE
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
-from tasks.report.masks import mask_sheet
 from tasks.segmentation.files import written_for
 from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.results import Segmented
+from tasks.segmentation.statistics import statistics
 from tasks.settings.sections import Config
-from tasks.spec import TaskSpec
+from tasks.spec import Goal, TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.deep_check import Goal
 
-COUNTED = 2000
-"""Masks that are read before a run, spread over the set; the verb ``check`` reads all."""
 READ = 16
 """Images that go through the whole path to the scores."""
 POOR = 0.5
@@ -42,8 +39,8 @@ GOAL = Goal("miou", 0.75, lambda sample: sample.mask is not None and bool((sampl
 def quick_checks(
     task: TaskSpec, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, *, whole: bool = False
 ) -> None:
-    """Read masks (at most :data:`COUNTED` of a split, all if ``whole``), tell what is in them, and send the truth through loader,
-    resizing, restoration and scores.
+    """Read masks (all if ``whole``, see :func:`tasks.segmentation.statistics.statistics`), tell what is in them, and send the truth
+    through loader, resizing, restoration and scores.
 
     The first fault raises :class:`UserError`, which names the file.
     """
@@ -51,7 +48,7 @@ def quick_checks(
         for note in getattr(dataset, "notes", ()):
             tell(f"{split}: {note}")
         watch = partial(tell.watch, name=f"masks of {split}")
-        found = count_masks(dataset, None if whole else COUNTED, config.data.on_error, watch)
+        found = statistics(dataset, config.data.on_error, watch, whole=whole)
         tell_frequencies(found, split, tell)
     best = truth_score(task, config, model, datasets["val"])
     if best is not None and best < POOR:
@@ -90,9 +87,13 @@ def truth_score(task: TaskSpec, config: Config, model: Model, dataset: Dataset) 
     config = replace(config, data=replace(config.data, workers=0))
     for batch in assembly.evaluation_loader(config, task, view, model):
         if batch.targets is not None:
-            # Images that are read in tiles come alone, without padding.
+            # Images that are read in tiles come alone, without padding, at their own size.
             tiled = config.data.tile is not None
-            made = [_predicted(mask) for mask in batch.targets] if tiled else _one_hot(batch.targets, len(classes))
+            made = (
+                [_predicted(mask) for mask in batch.targets]
+                if tiled
+                else task.restored(batch, _one_hot(batch.targets, len(classes)))
+            )
             metric.update(*task.scored(*readable(batch, made)))
     score: float | None = metric.compute()["miou"]
     return score
@@ -108,28 +109,6 @@ def _predicted(labels: torch.Tensor) -> Segmented:
     """A mask [H, W] as a prediction, certain but where it is :data:`IGNORE`: of that there is none."""
     unknown = labels == IGNORE
     return Segmented(labels.masked_fill(unknown, 0), torch.where(unknown, torch.nan, 1.0))
-
-
-def statistics(dataset: Dataset, on_error: str = "stop") -> MaskStatistics:
-    """What a report shows of the training masks."""
-    return count_masks(dataset, COUNTED, on_error)
-
-
-def class_weights(dataset: Dataset, on_error: str = "stop") -> list[float]:
-    """Median-frequency weights of the classes, over at most :data:`COUNTED` masks."""
-    return median_frequency(count_masks(dataset, COUNTED, on_error))
-
-
-def draw_samples(task: TaskSpec, config: Config, model: Model, dataset: Dataset, out: Path, count: int = 12) -> Path:
-    """Draw augmented training samples with their masks into ``out/samples.jpg``."""
-    from PIL import Image
-
-    keyed = assembly.keyed(config, task, dataset, model, train=True)
-    samples = [keyed[0, index] for index in assembly.spread(len(dataset), count).tolist()]
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "samples.jpg"
-    Image.fromarray(mask_sheet(samples, task.classes(config, dataset))).save(path, quality=90)
-    return path
 
 
 def score_folder(

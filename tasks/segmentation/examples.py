@@ -3,22 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from effbackbones.images.geometry import Mask
+from tasks.data.batch import Batch
 from tasks.data.sample import IGNORE
 from tasks.report.boxes import Picture, rgb
 from tasks.report.extremes import Extremes
 from tasks.report.masks import errors, fitted, overlay
 from tasks.segmentation.metrics import image_iou
-from tasks.segmentation.results import Segmented, restore
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tasks.data.batch import Batch
+from tasks.segmentation.results import Segmented
 
 KEPT = 8
 """So many of the worst and of the best images are kept."""
@@ -58,9 +53,9 @@ class SegmentationExamples:
         self.classes = classes
         self._kept = Extremes[Example](KEPT)
 
-    def update(self, batch: "Batch", predictions: "Tensor | list[Segmented]") -> None:
+    def update(self, batch: Batch, predictions: Sequence[Segmented]) -> None:
         """See the images of a batch."""
-        for row, found in enumerate(restore(batch, predictions)):
+        for row, found in enumerate(predictions):
             mask = batch.meta[row].mask
             if mask is None:
                 continue
@@ -79,7 +74,7 @@ class SegmentationExamples:
         """Images with something right, best first; none that :meth:`worst` tells."""
         return self._kept.best()
 
-    def _example(self, batch: "Batch", row: int, labels: Mask, mask: Mask, iou: float) -> Example:
+    def _example(self, batch: Batch, row: int, labels: Mask, mask: Mask, iou: float) -> Example:
         """All three as the network saw them: what a crop cut off is not shown, nor is padding."""
         meta, (height, width) = batch.meta[row], batch.sizes.valid[row].tolist()
         image = rgb(batch.images[row, :, :height, :width].permute(1, 2, 0).cpu().numpy())

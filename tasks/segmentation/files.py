@@ -5,25 +5,19 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from effbackbones.errors import UserError
-from effbackbones.images.geometry import Mask
-from effbackbones.images.reading import MAX_PIXELS, read_image
+from effbackbones.images.geometry import Mask, Pixels
 from effbackbones.weights.tensorfile import write_atomically
+from tasks.data.batch import Batch, ImageMeta
 from tasks.data.sample import IGNORE
 from tasks.report.masks import overlay, palette_of
-from tasks.report.outputs import OutputNames, make_folder
-from tasks.segmentation.results import Segmented, restore
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tasks.data.batch import Batch, ImageMeta
+from tasks.report.outputs import Originals, OutputNames, make_folder
+from tasks.segmentation.results import Segmented
 
 _MARK = "segmentation by effbackbones"
 _LARGEST = 65_500  # pixels on a side of a JPEG file
@@ -39,13 +33,24 @@ class SegmentationFiles:
     """Writes ``OUT/index/NAME.png``, ``OUT/color/NAME.png`` and ``OUT/overlay/NAME.jpg`` for each image, of its size, and at the
     end ``OUT/classes.json``, which says what the values are and of which image each NAME is; tells the largest classes of each image.
 
-    A pixel whose prediction was not finite has the value 255, which is no class. The overlay lies on the image of the file,
-    read with ``exif``, and is reduced where JPEG cannot hold its size. Images of one name get numbers (``NAME-2``); a file that
-    is not one of an earlier run is never overwritten, and where ``classes.json`` is such a file, a :class:`UserError` says so.
+    A pixel whose prediction was not finite has the value 255, which is no class. The overlay lies on the image of the file
+    (``originals``, or read with ``exif``), and is reduced where JPEG cannot hold its size. Images of one name get numbers
+    (``NAME-2``); a file that is not one of an earlier run is never overwritten, and where ``classes.json`` is such a file, a
+    :class:`UserError` says so.
     """
 
-    def __init__(self, out: Path, classes: Sequence[str], tell: Callable[[str], None], exif: str = "apply") -> None:
-        self.out, self.classes, self.tell, self.exif = out, classes, tell, exif
+    draws = True
+
+    def __init__(
+        self,
+        out: Path,
+        classes: Sequence[str],
+        tell: Callable[[str], None],
+        exif: str = "apply",
+        originals: Originals | None = None,
+    ) -> None:
+        self.out, self.classes, self.tell = out, classes, tell
+        self.originals = originals or Originals(exif)
         self._colours = palette_of(classes)
         self._images: dict[str, str] = {}
         self._names = OutputNames(lambda name: self._places(name).values(), _MARK)
@@ -56,14 +61,11 @@ class SegmentationFiles:
                 str(out / "classes.json"), "is there, and was not written by predict", "name another folder with --out"
             )
 
-    def update(self, batch: "Batch", predictions: "Tensor | list[Segmented]") -> None:
-        channels = batch.images.shape[1]
-        limit = max(
-            [MAX_PIXELS, *(height * width for height, width in (meta.original for meta in batch.meta))]
-        )  # read before
-        for meta, found in zip(batch.meta, restore(batch, predictions), strict=True):
+    def update(self, batch: Batch, predictions: Sequence[Segmented]) -> None:
+        """Write the files of the images of a batch."""
+        for meta, found in zip(batch.meta, predictions, strict=True):
             labels = found.labels.masked_fill(found.confidence.isnan(), IGNORE).cpu().numpy()
-            self._write(meta, labels, channels, limit)
+            self._write(meta, labels, self.originals.read(batch, meta))
 
     def close(self) -> None:
         colours = [f"#{bytes(colour).hex()}" for colour in self._colours]
@@ -72,7 +74,7 @@ class SegmentationFiles:
         record = {"about": _MARK, "files": _FILES, "classes": classes, "undefined": undefined, "images": self._images}
         write_atomically(self.out / "classes.json", (json.dumps(record, indent=2) + "\n").encode())
 
-    def _write(self, meta: "ImageMeta", labels: Mask, channels: int, limit: int) -> None:
+    def _write(self, meta: ImageMeta, labels: Mask, image: Pixels) -> None:
         name = self._names.take(Path(meta.path or meta.id).stem)
         self._images[name] = os.path.abspath(meta.path or meta.id)
         places = self._places(name)
@@ -83,7 +85,6 @@ class SegmentationFiles:
         write_atomically(places["index"], _encoded(drawn, "PNG", pnginfo=comment))
         drawn.putpalette(self._colours.tobytes())
         write_atomically(places["color"], _encoded(drawn, "PNG", pnginfo=comment))
-        image = read_image(meta.path, channels=channels, exif=self.exif, max_pixels=limit)
         picture = Image.fromarray(overlay(image, labels, self.classes, at_most=_LARGEST))
         write_atomically(places["overlay"], _encoded(picture, "JPEG", quality=92, comment=_MARK.encode()))
         reduced = f"; overlay reduced to {picture.width} x {picture.height}" if max(image.shape[:2]) > _LARGEST else ""

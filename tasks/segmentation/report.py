@@ -1,22 +1,29 @@
 """The page that a segmentation run leaves: scores, curves, classes, examples beside their truth, and what the masks are like."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.data.masks.count import median_frequency
+from effbackbones.model import Model
+from tasks.data.dataset import Dataset
+from tasks.data.masks.count import MaskStatistics, median_frequency
 from tasks.data.sample import IGNORE
-from tasks.report.drawings import class_shares, curves
+from tasks.report.drawings import class_shares
 from tasks.report.masks import WRONG, has_background, palette_of
-from tasks.report.metricsfile import score_sets
 from tasks.report.page import Report
-from tasks.report.skeleton import add_calibration, add_classes, add_confusion, begun, finished, percent
+from tasks.report.records import Summary
+from tasks.report.skeleton import (
+    add_calibration,
+    add_classes,
+    add_confusion,
+    add_training,
+    begun,
+    finished,
+    percent,
+)
 from tasks.segmentation.examples import Example, SegmentationExamples
-
-if TYPE_CHECKING:
-    from tasks.data.masks.count import MaskStatistics
+from tasks.segmentation.statistics import statistics
 
 _MEANING = {
     "miou": "mean IoU over the classes that occur; IoU: of the pixels that truth or prediction give a class, the share that both do",
@@ -33,26 +40,28 @@ _MOST_BARS = 50  # classes; more are in the table alone
 _HATCHED = "repeating-linear-gradient(135deg, #80868e 0 2px, #d5d9de 2px 5px)"
 
 
+class SegmentationReporter(SegmentationExamples):
+    """Keeps the worst and the best images of the last evaluation, and writes the report."""
+
+    def __init__(self, classes: Sequence[str], on_error: str = "stop") -> None:
+        super().__init__(classes)
+        self.on_error = on_error
+
+    def write(self, folder: Path, summary: Summary, model: Model, dataset: Dataset) -> Path:
+        """Write ``report.html`` into ``folder``; returns its path. What the masks of ``dataset`` are like is shown too."""
+        return segmentation_report(folder, summary, examples=self, masks=statistics(dataset, self.on_error))
+
+
 def segmentation_report(
-    folder: Path,
-    *,
-    config: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
-    results: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    examples: SegmentationExamples | None = None,
-    masks: "MaskStatistics | None" = None,
+    folder: Path, summary: Summary, *, examples: SegmentationExamples | None = None, masks: MaskStatistics | None = None
 ) -> Path:
     """Write ``report.html`` into ``folder``; returns its path.
 
-    ``config`` is the resolved config (nested), ``facts`` what else is worth knowing, shown as it comes; ``examples`` what the
-    evaluation collected, ``masks`` what the training data is like.
+    ``examples``: what the evaluation collected, ``masks``: what the training data is like.
     """
-    best, sets = score_sets(results)
-    scores = sets[best]
-    report = begun("Segmentation", ("miou", "pixel_accuracy", "dice", "boundary_iou"), facts, results, _MEANING)
-    if len(history) > 1:
-        report.figure("Training", curves(history, _CURVES), "One point per evaluation.")
+    scores = summary.results.scores
+    report = begun(summary, ("miou", "pixel_accuracy", "dice", "boundary_iou"), _MEANING)
+    add_training(report, summary.history, _CURVES)
     add_classes(report, scores)
     add_confusion(report, scores, "pixels")
     add_calibration(report, scores)
@@ -61,7 +70,7 @@ def segmentation_report(
         _examples(report, "Best images", examples.best())
     if masks is not None:
         _masks(report, masks)
-    return finished(report, config, folder)
+    return finished(report, summary.config, folder)
 
 
 def _examples(report: Report, title: str, examples: Sequence[Example]) -> None:
@@ -90,7 +99,7 @@ def _legend(examples: Sequence[Example]) -> list[tuple[str, str]]:
     return [*entries, ("wrong", "rgb({} {} {})".format(*WRONG))]
 
 
-def _masks(report: Report, masks: "MaskStatistics") -> None:
+def _masks(report: Report, masks: MaskStatistics) -> None:
     """How often classes occur in the training data, rarest first, and the weights that would make up for it."""
     if not masks.pixels.any():
         return

@@ -29,15 +29,12 @@ class Segmented:
     confidence: Tensor
 
 
-def restore(batch: Batch, predictions: Tensor | list[Segmented]) -> list[Segmented]:
-    """One per image of a batch, from probabilities float [B, K, H, W] in pixels of its images; K = 1: of the foreground. A list,
-    as :func:`predict_tiled` gives it, passes through.
+def restore(batch: Batch, predictions: Tensor) -> list[Segmented]:
+    """One per image of a batch, from probabilities float [B, K, H, W] in pixels of its images; K = 1: of the foreground.
 
     Bilinear in float32, antialiased when shrinking, a band of rows at a time. Raises :class:`UserError` for an image that was
     transformed in a way that cannot be undone, and for one of which the network saw a part alone: the rest has no class.
     """
-    if isinstance(predictions, list):
-        return predictions
     restored = []
     for row, (scores, meta) in enumerate(zip(predictions.detach(), batch.meta, strict=True)):
         plan = meta.plan or _unchanged(batch, row)

@@ -18,53 +18,55 @@ from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
 from tasks.settings.sections import Config
 from tasks.settings.tree import SEVERAL, build, dump, merge
 from tasks.settings.yamlfile import Plain, Tree, read_tree, read_value
-
-VERBS = ("train", "evaluate", "predict", "check", "bench")
-_OPTIONS = {  # options of the command itself: the verbs that take them, help
-    "config": (VERBS, "bundled name or YAML file; a file wins"),
-    "checkpoint": (VERBS[1:], "model file or run folder; a run's own config is used when --config is not given"),
-    "split": (("evaluate",), "train, val or test"),
-    "out": (("evaluate", "predict", "check"), "folder for the results"),
-    "predictions": (("evaluate",), "file of predictions to score in place of a model"),
-}
-_FLAGS = {"-h": "help", "--help": "help", "--print-config": "print-config", "--deep": "deep"}
+from tasks.verbs.table import DEFAULT, OPTIONS, VERBS, Verb
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What a command line says besides the config. ``config_name`` names run folders."""
+    """What a command line says besides the config: the values of a verb's options. ``config_name`` names run folders."""
 
     config_name: str = "default"
-    checkpoint: str | None = None
     inputs: tuple[str, ...] = ()
+    checkpoint: str | None = None
     out: str | None = None
     split: str = "val"
     predictions: str | None = None
     deep: bool = False
 
 
-class Command(NamedTuple):
-    """A command line, read: ``verb`` is one of :data:`VERBS`."""
+class Request(NamedTuple):
+    """A command line, read: ``verb`` is one of :data:`tasks.verbs.table.VERBS`; ``config`` is the default one where the verb works
+    on none."""
 
     verb: str
     config: Config
     extras: Extras
 
 
-def parse(task: str, argv: list[str]) -> Command:
+def parse(task: str, argv: list[str]) -> Request:
     """Read ``argv`` of the command ``task`` (``classify``, ``detect``, ``segment``).
 
     ``--help`` and ``--print-config`` print and raise ``SystemExit(0)``; every mistake raises :class:`UserError`.
     """
     line = _Line.read(argv)
-    if "help" in line.flags:
+    if line.help:
         print(_help(task))
         sys.exit(0)
-    source, checkpoint = line.options.get("config"), line.options.get("checkpoint")
+    source = line.options.pop("config", None)
+    shown = "print-config" in line.flags
+    flags = dict.fromkeys(line.flags - {"print-config"}, True)
+    config = _config(task, line, source, shown=shown) if line.verb.config != "none" else Config()
+    name = Path(source).stem if source else "default"
+    return Request(line.verb.name, config, Extras(name, tuple(line.inputs), **line.options, **flags))  # type: ignore[arg-type]  # flags are its truth values
+
+
+def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> Config:
+    """The config that a line says; if it is to be ``shown``, print it and raise ``SystemExit(0)``."""
+    checkpoint = line.options.get("checkpoint")
     of_run = None if source or not checkpoint else _run_config(Path(checkpoint))
-    if not source and not of_run and line.verb in ("train", "check"):
+    if not source and not of_run and line.verb.config == "needed":
         raise UserError(
-            "--config", f"{line.verb} needs a config", f"bundled: {', '.join(bundled(task))}; or name a YAML file"
+            "--config", f"{line.verb.name} needs a config", f"bundled: {', '.join(bundled(task))}; or name a YAML file"
         )
     tree = _load(task, source or of_run)
     if checkpoint and not tree.values and TASKS.canonical(task) == SEVERAL:
@@ -73,18 +75,10 @@ def parse(task: str, argv: list[str]) -> Command:
         tree.values.pop("plugins", None)  # a stranger's run names no code to run here; --plugins does
     tree = merge(tree, _overrides(line.overrides))
     config = build(tree, TASKS.canonical(task))
-    if "print-config" in line.flags:
+    if shown:
         print(_with_places(dump(config), tree.places), end="")
         sys.exit(0)
-    split = line.options.get("split", "val")
-    if split not in ("train", "val", "test"):
-        raise UserError("--split", f"unknown split {split!r}", nearest(split, ("train", "val", "test")))
-    name = Path(source).stem if source else "default"
-    if "deep" in line.flags and line.verb != "check":
-        raise UserError("--deep", f"does not go with {line.verb}", "it goes with check")
-    out, predictions = line.options.get("out"), line.options.get("predictions")
-    extras = Extras(name, checkpoint, tuple(line.inputs), out, split, predictions, "deep" in line.flags)
-    return Command(line.verb, config, extras)
+    return config
 
 
 def bundled(task: str) -> dict[str, Path]:
@@ -93,22 +87,29 @@ def bundled(task: str) -> dict[str, Path]:
 
 
 def _help(task: str) -> str:
-    usage = (
-        f"python -m tasks.{task} [{'|'.join(VERBS)}] --config NAME|FILE [--section.key VALUE ...] (predict: INPUT ...)"
+    with_inputs = "|".join(verb.name for verb in VERBS.values() if verb.inputs)
+    usage = f"python -m tasks.{task} [{'|'.join(VERBS)}] --config NAME|FILE [--section.key VALUE ...] ({with_inputs}: INPUT ...)"
+    options = {name: f"{option.help} ({_verbs_with(name)})" for name, option in OPTIONS.items() if not option.flag}
+    verbs = "; ".join(f"{verb.name}: {verb.help}" for verb in VERBS.values())
+    flags = "; ".join(
+        f"--{name}: {option.help} ({_verbs_with(name)})" for name, option in OPTIONS.items() if option.flag
     )
-    options = {
-        name: f"{text} ({', '.join(verbs) if verbs != VERBS else 'all'})" for name, (verbs, text) in _OPTIONS.items()
-    }
-    flags = "--print-config shows each value and where it comes from; check --deep also looks at what takes minutes"
-    epilog = f"Without a verb: train. Bundled configs: {', '.join(bundled(task))}. {flags}."
+    epilog = f"Verbs: {verbs}. Without a verb: {DEFAULT}. Bundled configs: {', '.join(bundled(task))}. {flags}."
     return help_page(usage, options, epilog)
+
+
+def _verbs_with(option: str) -> str:
+    """The verbs that an option goes with."""
+    names = [verb.name for verb in VERBS.values() if verb.takes(option)]
+    return "all" if len(names) == len(VERBS) else ", ".join(names)
 
 
 @dataclass
 class _Line:
     """A command line in its parts. ``overrides``: dotted key and text."""
 
-    verb: str
+    verb: Verb
+    help: bool = False
     options: dict[str, str] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
     overrides: list[tuple[str, str]] = field(default_factory=list)
@@ -118,46 +119,55 @@ class _Line:
     def read(cls, argv: list[str]) -> "_Line":
         """Split ``argv``; unknown verbs and options, and missing values, raise :class:`UserError`."""
         rest = list(argv)
-        line = cls(rest.pop(0) if rest and not rest[0].startswith("-") else "train")
-        if line.verb not in VERBS:
-            raise UserError(f"command {line.verb!r}", "no such verb", nearest(line.verb, VERBS))
+        name = rest.pop(0) if rest and not rest[0].startswith("-") else DEFAULT
+        if name not in VERBS:
+            raise UserError(f"command {name!r}", "no such verb", nearest(name, VERBS))
+        line = cls(VERBS[name])
         while rest:
             word = rest.pop(0)
             if word == "--":
                 line.inputs, rest = line.inputs + rest, []
-            elif word in _FLAGS:
-                line.flags.add(_FLAGS[word])
+            elif word in ("-h", "--help"):
+                line.help = True
             elif word.startswith("-") and word != "-":
                 line._option(word, rest)
             else:
                 line.inputs.append(word)
-        if line.inputs and line.verb != "predict":
+        if line.inputs and not line.verb.inputs:
+            takers = ", ".join(verb.name for verb in VERBS.values() if verb.inputs)
             raise UserError(
                 f"argument {line.inputs[0]!r}",
-                f"{line.verb} takes none",
-                "options start with --; inputs go with predict",
+                f"{name} takes none",
+                f"options start with --; inputs go with {takers}",
             )
         return line
 
     def _option(self, word: str, rest: list[str]) -> None:
         name, given, value = word.removeprefix("--").partition("=")
-        if name in _OPTIONS and self.verb not in _OPTIONS[name][0]:
-            raise UserError(
-                f"--{name}", f"does not go with {self.verb}", f"it goes with {', '.join(_OPTIONS[name][0])}"
-            )
-        if not word.startswith("--") or (name not in _OPTIONS and hint_of(name) is None):
-            close = difflib.get_close_matches(name, _OPTIONS, n=1)
+        option, of_config = OPTIONS.get(name), hint_of(name) is not None
+        if not word.startswith("--") or (option is None and not of_config):
+            close = difflib.get_close_matches(name, OPTIONS, n=1)
             raise UserError(
                 word.partition("=")[0], "no such option", f"did you mean --{close[0]}?" if close else nearest_key(name)
             )
+        if not self.verb.takes(name if option else "config"):
+            fits = _verbs_with(name if option else "config")
+            raise UserError(f"--{name}", f"does not go with {self.verb.name}", f"it goes with {fits}")
+        if option and option.flag:
+            if given:
+                raise UserError(f"--{name}", "takes no value", f"write --{name}")
+            self.flags.add(name)
+            return
         if not given:
             if not rest or rest[0].startswith("--"):
                 raise UserError(word, "needs a value", f"write {word} VALUE")
             value = rest.pop(0)
-        if name in _OPTIONS:
-            self.options[name] = value
-        else:
+        if option is None:
             self.overrides.append((name, value))
+        elif option.values and value not in option.values:
+            raise UserError(f"--{name}", f"unknown {name} {value!r}", nearest(value, option.values))
+        else:
+            self.options[name] = value
 
 
 def _run_config(checkpoint: Path) -> str | None:

@@ -1,9 +1,12 @@
 """The verb ``bench``: size, speed and memory of a model, here."""
 
 import json
+import re
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +55,7 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
             record["latency"].append(
                 {"model": name, "batch": batch_size, "ms": milliseconds, "images_per_second": rate}
             )
-    record["peak_memory_mb"] = peak_memory(device)
+    record["peak_memory_mb"], record["peak_memory_of"] = peak_memory(device)
     print(json.dumps(record, indent=1))
     return 0
 
@@ -83,10 +86,19 @@ def latency(call: Callable[[], None], device: torch.device, rounds: int = 10) ->
     return statistics.median(times)
 
 
-def peak_memory(device: torch.device) -> float:
-    """Megabytes at most in use: on the GPU since the start, else of the whole process."""
+def peak_memory(device: torch.device) -> tuple[float, str]:
+    """Megabytes at most in use, and of what: on a GPU allocated by PyTorch since the start, else resident in the process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
+        return torch.cuda.max_memory_allocated(device) / 2**20, "allocated on the GPU"
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:  # not Linux
+        status = ""
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    if found:
+        return int(found[1]) / 1024, "of the process"
+    # On Linux this would start at the peak of the process that started this one.
+    import resource  # Windows has none
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, "of the process; may be that of what started it"

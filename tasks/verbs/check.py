@@ -15,6 +15,7 @@ from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
+from tasks.verbs.deep_check import deep_checks
 
 
 def check(task: TaskSpec, config: Config, extras: Extras) -> int:
@@ -42,7 +43,9 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
         f"model: {sum(p.numel() for p in model.parameters()):,} parameters, each reached by the loss; first loss {total.item():.4g}"
     )
     out = Path(extras.out or f"runs/{task.command}/check-{extras.config_name}")
-    task.inspect(config, model, datasets, out, tell, deep=extras.deep)
+    task.preflight(config, model, datasets, tell, out)
+    if extras.deep and task.goal:
+        deep_checks(task, config, datasets, tell, task.goal)
     tell("no fault found")
     return 0
 

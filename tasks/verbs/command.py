@@ -14,8 +14,8 @@ from pathlib import Path
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
-from tasks.settings.commandline import parse
-from tasks.spec import TaskSpec
+from tasks.settings.commandline import Request, parse
+from tasks.verbs.table import VERBS, Verb
 
 USER_ERROR, DIVERGED, FAILED = 2, 3, 1
 
@@ -23,11 +23,8 @@ USER_ERROR, DIVERGED, FAILED = 2, 3, 1
 def run_command(command: str, argv: list[str]) -> int:
     """Run ``argv`` of the command ``command`` (``classify``) and return its exit code. ``--help`` raises SystemExit."""
     try:
-        verb, config, extras = parse(command, argv)
-        import_plugins(config.plugins)
-        task = TASKS.get(command)
-        assert isinstance(task, TaskSpec)
-        return _run(verb, task, config, extras)
+        request = parse(command, argv)
+        return _run(VERBS[request.verb], command, request)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -38,18 +35,20 @@ def run_command(command: str, argv: list[str]) -> int:
         return code
 
 
-def _run(verb: str, task: TaskSpec, config: object, extras: object) -> int:
+def _run(verb: Verb, command: str, request: Request) -> int:
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         raise UserError(
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "is set, so that opening a checkpoint could run code", "unset it"
         )
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "passive"
-    )  # spinning threads starve the loaders; read when torch is imported
+    # Spinning threads starve the loaders; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if verb.config == "none":
+        function = getattr(importlib.import_module(verb.module), verb.name)
+        return int(function(request.extras))
+    import_plugins(request.config.plugins)
     # torch comes in here
-    module = importlib.import_module("tasks.engine.training" if verb == "train" else f"tasks.verbs.{verb}")
-    code: int = getattr(module, verb)(task, config, extras)
-    return code
+    function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
+    return int(function(task, request.config, request.extras))
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -59,7 +58,8 @@ def explain(error: Exception) -> tuple[str, int]:
         # What a loader process raised comes with its traceback in front; the last line is the message.
         if "Original Traceback" in str(error):
             text = re.split(r"\bUserError: ", text)[-1]
-        return text, USER_ERROR
+        # An argument of `build_model` by the name that it has in a config of several tasks.
+        return re.sub(r"^head_options\['(\w+)'\]", r"heads.\1.options", text), USER_ERROR
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return (
             f"{error.filename or 'output'}: {error.strerror}; make room, mend the permissions, or write elsewhere",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from tasks.data.sample import Sample
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
 from tasks.settings.sections import Config
-from tasks.spec import TaskSpec
+from tasks.spec import Goal, TaskSpec
 from tasks.telling import Teller
 
 EIGHT, LARGEST_SIDE, MINUTES = 8, 256, 5.0
@@ -30,15 +30,6 @@ EIGHT, LARGEST_SIDE, MINUTES = 8, 256, 5.0
 SAME_BITS, SAME_LEVELS = 4, 3.0
 """Two images are the same if their hashes differ in at most so many of 64 bits, and their thumbnails on average by so many levels."""
 _THUMB = 16  # side of the grey thumbnails that are compared, pixels
-
-
-class Goal(NamedTuple):
-    """What shows, on eight images learnt by heart, that data, targets, loss and decoding agree: a ``score`` over ``least`` on
-    images of which ``has`` says that they have what is learnt."""
-
-    score: str
-    least: float
-    has: Callable[[Sample], bool]
 
 
 def deep_checks(task: TaskSpec, config: Config, datasets: Mapping[str, Dataset], tell: Teller, goal: Goal) -> None:
@@ -207,5 +198,5 @@ def _scores(task: TaskSpec, config: Config, model: Model, batches: Sequence[Batc
     metric = task.metrics(config, task.classes(config, dataset))
     model.eval()
     for batch in batches:
-        metric.update(*task.scored(batch, model.predict(batch.images, batch.sizes)))
+        metric.update(*task.scored(batch, task.predict(config, model, batch)))
     return dict(metric.compute())

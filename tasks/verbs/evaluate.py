@@ -1,13 +1,12 @@
 """The verb ``evaluate``: a model, or a file of predictions, scored on a split."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from effbackbones.errors import UserError
 from tasks.engine import assembly
 from tasks.engine.evaluation import score_model
 from tasks.report.metricsfile import environment, write_metrics
+from tasks.report.records import EvaluationResults, Scores, Summary
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
@@ -24,29 +23,28 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     model, classes = model_and_classes(task, config, extras, require_classes=True)
     dataset = assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
     assembly.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
-    scores, observer = score_model(
+    scores, reporter = score_model(
         task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell
     )
     folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
-    results = {"split": extras.split, "checkpoint": extras.checkpoint, "model": scores}
+    results = EvaluationResults({"model": scores}, split=extras.split, checkpoint=extras.checkpoint)
     write_metrics(folder, results, [])
     facts = {
-        "title": f"{task.command}: {model.config['backbone']} + {model.config['head']} on {extras.split}",
         "checkpoint": extras.checkpoint or config.model.weights or "none: random weights",
         "assumed": "; ".join(model.provenance.get("assumed", [])) or "nothing",
         "data": f"{config.data.name} {config.data.root or ''}: {len(dataset):,} samples",
         **environment(),
     }
-    summary = {"config": to_mapping(config), "history": [], "results": results, "facts": facts}
-    task.report(folder, summary | {"statistics": task.statistics(config, model, dataset)}, observer)
+    title = f"{task.command}: {model.config['backbone']} + {model.config['head']} on {extras.split}"
+    reporter.write(folder, Summary(title, to_mapping(config), [], results, facts), model, dataset)
     _print_scores(scores)
     tell(f"report {folder / 'report.html'}")
     _refuse_undefined(task, config, scores, extras.split)
     return 0
 
 
-def _print_scores(scores: Mapping[str, Any]) -> None:
+def _print_scores(scores: Scores) -> None:
     for name, value in scores.items():
         if value is None:
             print(f"{name} undefined")
@@ -64,14 +62,14 @@ def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller)
     )
     scores = task.score_file(path, config, dataset, tell)
     folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"
-    write_metrics(folder, {"split": extras.split, "predictions": str(path), "model": scores}, [])
+    write_metrics(folder, EvaluationResults({"model": scores}, split=extras.split, predictions=str(path)), [])
     _print_scores(scores)
     tell(f"scores {folder / 'metrics.json'}")
     _refuse_undefined(task, config, scores, extras.split)
     return 0
 
 
-def _refuse_undefined(task: TaskSpec, config: Config, scores: Mapping[str, Any], split: str) -> None:
+def _refuse_undefined(task: TaskSpec, config: Config, scores: Scores, split: str) -> None:
     """An evaluation whose score does not exist is none: what waits for its exit code must not take it for a success."""
     name = task.monitor(config)
     if scores[name] is None:

@@ -33,11 +33,11 @@ def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require
         where = extras.checkpoint or "model.weights"
         raise UserError(where, "the names of its classes are not known", "evaluate a model that was saved with them")
     return model, classes or (
-        {word: _numbers(count) for word, count in counts.items()} if several else _numbers(int(counts))
+        {word: _unnamed(count) for word, count in counts.items()} if several else _unnamed(int(counts))
     )
 
 
-def _numbers(count: int) -> tuple[str, ...]:
+def _unnamed(count: int) -> tuple[str, ...]:
     """Names of classes that have none."""
     return tuple(str(label) for label in range(count))
 

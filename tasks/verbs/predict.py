@@ -1,18 +1,22 @@
 """The verb ``predict``: classes, boxes or masks of images that have no labels."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import SUFFIXES
+from tasks.data.batch import Batch
 from tasks.data.files.reading import ImageReader
 from tasks.data.sample import Sample
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
+from tasks.report.outputs import Originals
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
@@ -26,26 +30,49 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     tell, device = Teller(config.run.progress), assembly.run_device(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     model.to(device)
-    out = Path(extras.out or "predictions")
-    writer = task.writer(config, out, model, classes, print)
-    dataset = _Files(files, config, len(model.image_spec.mean), classes)
+    out, originals = Path(extras.out or "predictions"), Originals(config.data.exif)
+    writer = task.writer(config, out, model, classes, print, originals)
+    if writer.draws:  # images in original size are too much to be sent between processes
+        config = replace(config, data=replace(config.data, workers=0))
     if len(files) > 1:  # one bad file in ten thousand spoils no others
         config = replace(config, data=replace(config.data, on_error="skip"))
+    dataset = _Files(files, config, len(model.image_spec.mean), classes, originals if writer.draws else None)
     failed: dict[str, None] = {}
     loader = assembly.evaluation_loader(config, task, dataset, model)
     with torch.no_grad():
-        for batch in tell.watch(loader, "predict"):
+        for batch in tell.watch(_Ahead(loader), "predict"):
             moved = batch.to(device, non_blocking=True)
             with assembly.autocast(config, device):
                 predictions = task.predict(config, model, moved)
             failed |= dict.fromkeys(message for meta in batch.meta for message in meta.skipped[:1])
-            writer.update(*readable(moved, predictions))
+            known, found = readable(moved, predictions)
+            if len(known):
+                writer.update(known, found)
+            originals.forget(batch)
     writer.close()
     tell(f"predictions of {len(files) - len(failed)} images in {out}")
     if failed:
         more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
         raise UserError(f"{next(iter(failed))}{more}")
     return 0
+
+
+class _Ahead:
+    """Batches, as many as there are (for the progress bar), each read while the one before it is worked on."""
+
+    def __init__(self, batches: DataLoader[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.batches)
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = reader.submit(next, batches, None)
+                yield batch
 
 
 def image_files(inputs: Sequence[str]) -> list[Path]:
@@ -67,15 +94,25 @@ def image_files(inputs: Sequence[str]) -> list[Path]:
 
 
 class _Files:
-    """Images to predict, as a data set without labels."""
+    """Images to predict, as a data set without labels. They are decoded once: ``originals``, if there are any, keep them."""
 
-    def __init__(self, files: Sequence[Path], config: Config, channels: int, classes: tuple[str, ...]) -> None:
-        self.files, self.classes = files, classes
+    def __init__(
+        self,
+        files: Sequence[Path],
+        config: Config,
+        channels: int,
+        classes: tuple[str, ...],
+        originals: Originals | None,
+    ) -> None:
+        self.files, self.classes, self.originals = files, classes, originals
         self.read = replace(ImageReader.of(config.data, "val"), channels=channels)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        path = self.files[index]
-        return Sample(image=self.read(str(path)), id=str(path), path=str(path))
+        path = str(self.files[index])
+        image = self.read(path)
+        if self.originals:
+            self.originals.keep(path, image)
+        return Sample(image=image, id=path, path=path)

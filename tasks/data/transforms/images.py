@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class ClassificationTransform:
     """Brings the image of a sample to ``size`` (H, W) by ``image_spec``; the label stays, boxes and mask are dropped.
 
-    Evaluation (``train`` False): resize and centre crop, the numbers of torchvision and timm on PIL images. Training, by
-    the section ``augment``: crop, flip, RandAugment, colour jitter, the callables ``extra``, random erasing, in this order.
+    Evaluation (``train`` False): resize and centre crop, the numbers of torchvision and timm on PIL images. Training, by the keys
+    of ``augment``, the section ``data``: crop, flip, RandAugment, colour jitter, the callables ``extra``, random erasing, in this
+    order.
     """
 
     def __init__(

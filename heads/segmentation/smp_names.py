@@ -6,10 +6,12 @@ segmentation heads have smp's names, so that nothing but the prefix of a wrapped
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from effbackbones.weights.dialects import LUKEMELAS, TIMM, Dialect
+from effbackbones.weights.dialects import LUKEMELAS, TIMM
+from effbackbones.weights.pretrained import ForeignHead, Remainder
 
 DECODER, LAST = "decoder.", "segmentation_head."
 _LAST_WEIGHT = f"{LAST}0.weight"
@@ -30,7 +32,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Segmenter:
+class Segmenter(ForeignHead):
     """What a file of smp holds behind its encoder.
 
     ``head`` has the entries of decoder and last convolution under our names, ``unused`` the file's names of the rest. ``kind`` is
@@ -41,6 +43,12 @@ class Segmenter:
     tap: str
     head: Mapping[str, Tensor]
     unused: tuple[str, ...]
+    layout: str = "smp"
+    task: str = "seg"
+
+    @property
+    def maps(self) -> Mapping[str, Any]:
+        return {"tap": self.tap}
 
     def entries_for(self, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         """The entries to load into a head whose state dict is ``own``, and what does not fit, in a sentence, or "".
@@ -68,15 +76,12 @@ class Segmenter:
         return dict(self.head), f"it has {classes} classes, this head {wanted}: the last convolution starts anew"
 
 
-def read_segmenter(state: Mapping[str, Tensor], dialect: Dialect, prefix: str, backbone: str) -> Segmenter | None:
-    """The decoder around an encoder that was found at ``prefix`` in ``dialect``, None if there is none that smp makes.
-
-    ``state`` has the other entries of the file.
-    """
-    tap = _tap(dialect, prefix, backbone)
+def read_segmenter(rest: Remainder) -> Segmenter | None:
+    """The decoder around the encoder of a file, None if there is none that smp makes."""
+    tap, state = _tap(rest.dialect, rest.prefix, rest.backbone), rest.tensors
     if tap is None:
         return None
-    root = prefix.removesuffix("model.").removesuffix("encoder.")
+    root = rest.prefix.removesuffix("model.").removesuffix("encoder.")
     head = {key.removeprefix(root): key for key in state if key.startswith((f"{root}{DECODER}", f"{root}{LAST}"))}
     kind = next(
         (kind for start, kind in _KINDS.items() if any(name.startswith(DECODER + start) for name in head)), None
@@ -91,13 +96,13 @@ def read_segmenter(state: Mapping[str, Tensor], dialect: Dialect, prefix: str, b
     )
 
 
-def _tap(dialect: Dialect, prefix: str, backbone: str) -> str | None:
+def _tap(dialect: str, prefix: str, backbone: str) -> str | None:
     """Where the encoder of that naming takes its maps: ``tu-`` as timm does, ``timm-`` and smp's own with C1 from the stem."""
-    if dialect is TIMM and prefix.endswith("encoder.model."):
+    if dialect == TIMM.name and prefix.endswith("encoder.model."):
         return "stage"
-    if dialect not in (TIMM, LUKEMELAS) or not prefix.endswith("encoder."):
+    if dialect not in (TIMM.name, LUKEMELAS.name) or not prefix.endswith("encoder."):
         return None
-    return "smp_b0" if dialect is LUKEMELAS and backbone == "b0" else "stem"
+    return "smp_b0" if dialect == LUKEMELAS.name and backbone == "b0" else "stem"
 
 
 def _counts(name: str) -> bool:

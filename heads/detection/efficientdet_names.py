@@ -10,22 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from effbackbones.errors import UserError
-from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
-from effbackbones.weights.dialects import TIMM, ZYLO117, Dialect
+from effbackbones.weights.dialects import TIMM, ZYLO117
+from effbackbones.weights.pretrained import ForeignHead, Remainder
 
-HEAD = "efficientdet"
-"""The registered head that these weights belong to."""
 CLASS_PREDICTOR = ("class_net.predict.pointwise.weight", "class_net.predict.pointwise.bias")
 BOX_PREDICTOR = "box_net.predict.pointwise.weight"
 _PREDICTORS = ("class_net.predict.pointwise.", "box_net.predict.pointwise.")
 
 
 @dataclass(frozen=True)
-class Detector:
+class Detector(ForeignHead):
     """The head of a detector's file.
 
     ``head`` has our names, ``unused`` theirs. ``options`` of our head give it these shapes. ``anchors`` of a cell,
@@ -41,10 +38,19 @@ class Detector:
     biased: bool
     ambiguous: bool
     unused: tuple[str, ...]
+    task: str = "det"
+
+    @property
+    def numerics(self) -> str:
+        return "tf" if self.biased else "torch"
+
+    @property
+    def numerics_remark(self) -> str:
+        models, have = ("tf_efficientdet", "have") if self.biased else ("efficientdet", "have no")
+        return f"numerics taken to be those of effdet's {models}_*, whose necks {have} biases; numerics= says otherwise"
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """In what our head differs from theirs, in sentences."""
         if self.layout == "zylo117":
             return (
                 "zylo117 pads its max-pooling with zeros, this head as TensorFlow does: outputs differ where features are negative",
@@ -74,15 +80,13 @@ class _Layout(NamedTuple):
     translate: Callable[[str, int], str | None]
 
 
-def read_detector(
-    state: Mapping[str, Tensor], dialect: Dialect, prefix: str, backbone: str, path: Path
-) -> Detector | None:
-    """The detector around a backbone that was found at ``prefix`` in ``dialect``, None if there is none.
+def read_detector(rest: Remainder) -> Detector | None:
+    """The detector around the backbone of a file, None if there is none.
 
-    ``state`` has the other entries of the file. Raises :class:`UserError` for a pyramid that is no BiFPN and for a head without
-    predictors.
+    Raises :class:`UserError` for a pyramid that is no BiFPN and for a head without predictors.
     """
-    layout = _LAYOUTS.get(dialect.name)
+    state, _, prefix, backbone, path = rest
+    layout = _LAYOUTS.get(rest.dialect)
     if layout is None or not prefix.endswith(layout.backbone):
         return None
     root = prefix.removesuffix(layout.backbone)
@@ -231,45 +235,3 @@ def _with_biases(head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name.removesuffix("weight") for name, tensor in head.items() if tensor.ndim == 4 and ".depthwise." not in name
     ]
     return {f"{name}bias": head[f"{name}weight"].new_zeros(len(head[f"{name}weight"])) for name in dense} | dict(head)
-
-
-class Classes(NamedTuple):
-    """What becomes of a file's classes: entries of the class predictor, their names where known, and a sentence, or ""."""
-
-    predictor: dict[str, Tensor]
-    names: tuple[str, ...] | None
-    remark: str
-
-
-def fit_classes(detector: Detector, num_classes: int, anchors: int) -> Classes:
-    """The class predictor for ``num_classes`` at ``anchors`` of a cell.
-
-    90 classes are taken for COCO's category ids, and its 80 categories are picked from them. Other numbers that differ leave
-    nothing to load.
-    """
-    found = {name: detector.head[name] for name in CLASS_PREDICTOR}
-    raw, of_file = detector.num_classes == len(RAW_NAMES), detector.num_classes
-    if anchors != detector.anchors:
-        return Classes(
-            {},
-            None,
-            f"the file has {detector.anchors} anchors in a cell, this head {anchors}: its predictors start anew",
-        )
-    if num_classes == of_file:
-        return (
-            Classes(found, RAW_NAMES, "its 90 classes are taken for COCO's category ids 1 to 90")
-            if raw
-            else Classes(found, None, "")
-        )
-    if raw and num_classes == len(COCO_NAMES):
-        channels = torch.tensor(list(COCO_NAMES)) - 1
-        rows = (torch.arange(anchors)[:, None] * of_file + channels).flatten()
-        picked = {name: tensor[rows] for name, tensor in found.items()}
-        return Classes(
-            picked, tuple(COCO_NAMES.values()), "of its 90 classes the 80 of COCO are taken, in the order of their ids"
-        )
-    return Classes(
-        {},
-        None,
-        f"the file has {of_file} classes, this head {num_classes}: the last layer of the class net starts anew",
-    )

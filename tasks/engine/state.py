@@ -1,0 +1,95 @@
+"""The state of a run, one object: all that a checkpoint holds, and nothing else decides how the run goes on."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from effbackbones.model import Model
+from tasks.engine.ema import Ema
+from tasks.engine.resume import Share, flatten_optimizer, restore_optimizer
+
+
+@dataclass
+class Progress:
+    """What a run knows beside its tensors; the record of every state file."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float | None = None
+    best_weights: str = "raw"
+    since_best: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    loss_sum: float = 0.0
+    """Of the finite steps since the last evaluation, ``loss_steps``: of this process's share, after :meth:`RunState.agree` the
+    mean over all processes."""
+    loss_steps: int = 0
+
+
+@dataclass
+class RunState:
+    """A run after ``step`` steps, in the process that has this ``share`` of each batch. Everything random follows from ``step``.
+
+    ``model`` is on its device, and ``optimizer`` and ``ema`` were made there: so what :meth:`restore` puts back is there too.
+    """
+
+    model: Model
+    optimizer: Optimizer
+    ema: Ema | None
+    scaler: "torch.amp.GradScaler | None"
+    share: Share = field(default_factory=Share)
+    step: int = 0
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+
+    def set_lr(self, factor: float) -> float:
+        """Set the learning rates of the coming step, this share of their peaks; gives the head's."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        return float(self.optimizer.param_groups[-1]["lr"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of a run: ``model.*``, ``ema.*``, ``optimizer.*``, ``scaler.*``."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= flatten_optimizer(self.optimizer)
+        if self.ema:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        if self.scaler:
+            tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Continue from :meth:`tensors` and a record of ``step`` and ``progress``."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "scaler": {}, "optimizer": {}}
+        for key, value in tensors.items():
+            root, _, name = key.partition(".")
+            parts[root][name] = value
+        self.model.load_state_dict(parts["model"])
+        restore_optimizer(self.optimizer, dict(tensors))
+        if self.ema:
+            self.ema.load_state_dict(parts["ema"])
+        if self.scaler:
+            self.scaler.load_state_dict({name: value.item() for name, value in parts["scaler"].items()})
+        self.step, self.progress = record["step"], Progress(**record["progress"])
+
+    def agree(self) -> None:
+        """Give all processes the first one's batch-norm statistics, which are those that are saved, and the mean of their losses."""
+        if self.share.world > 1:
+            averages = [] if self.ema is None else list(self.ema.state_dict().values())
+            for tensor in [*self.model.buffers(), *averages]:
+                torch.distributed.broadcast(tensor, 0)
+            device = next(self.model.parameters()).device
+            losses = torch.tensor(self.progress.loss_sum, dtype=torch.float64, device=device)
+            torch.distributed.all_reduce(losses)
+            self.progress.loss_sum = losses.item() / self.share.world
+
+    def weights(self, name: str) -> AbstractContextManager[None]:
+        """Inside, the model has the weights called ``ema`` or ``raw``."""
+        return self.ema.applied(self.model) if name == "ema" and self.ema else nullcontext()

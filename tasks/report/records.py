@@ -1,0 +1,53 @@
+"""What a run or an evaluation has found, as records: :mod:`tasks.report.metricsfile` writes them, reports show them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+Scores = Mapping[str, Any]
+"""What a metric's ``compute()`` gave: names to numbers, None where undefined; ``per_class``, ``confusion`` and the like."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Scores by set of weights: ``raw`` and ``ema`` of a run, ``model`` of anything else; ``best`` names the set that counts."""
+
+    sets: Mapping[str, Scores]
+    best: str = "model"
+
+    @property
+    def scores(self) -> Scores:
+        """Those of the best set."""
+        return self.sets[self.best]
+
+    def each(self, change: Callable[[Scores], Scores]) -> Self:
+        """The same of the scores that ``change`` makes of each set."""
+        return replace(self, sets={name: change(scores) for name, scores in self.sets.items()})
+
+
+@dataclass(frozen=True)
+class RunResults(Results):
+    """Of a run: finished, with scores on ``split``, or not yet (None), with those on the validation split."""
+
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationResults(Results):
+    """Of a model (from ``checkpoint``; None: published weights) or of a file of ``predictions``, on ``split``."""
+
+    split: str = "val"
+    checkpoint: str | None = None
+    predictions: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a report tells of every task: its ``title``, the resolved ``config`` (nested), the ``history`` (a row of figures for each
+    evaluation of a run), ``results``, and ``facts``, whatever else is worth knowing, shown as it comes."""
+
+    title: str
+    config: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+    results: Results
+    facts: Mapping[str, Any]

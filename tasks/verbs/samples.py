@@ -1,0 +1,34 @@
+"""Training samples as they go into the network, drawn on one sheet."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from effbackbones.model import Model
+from tasks.data.dataset import Dataset
+from tasks.data.sample import Sample
+from tasks.engine import assembly
+from tasks.report.boxes import Picture
+from tasks.settings.sections import Config
+from tasks.spec import TaskSpec
+
+COUNT = 12
+"""Samples on a sheet, spread over the set."""
+
+
+def draw_samples(
+    task: TaskSpec,
+    config: Config,
+    model: Model,
+    dataset: Dataset,
+    out: Path,
+    sheet: Callable[[Sequence[Sample], Sequence[str]], Picture],
+) -> Path:
+    """Draw augmented training samples into ``out/samples.jpg``; ``sheet`` draws samples and the names of their classes."""
+    keyed = assembly.keyed(config, task, dataset, model, train=True)
+    samples = [keyed[0, index] for index in assembly.spread(len(dataset), COUNT).tolist()]
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "samples.jpg"
+    Image.fromarray(sheet(samples, task.classes(config, dataset))).save(path, quality=90)
+    return path

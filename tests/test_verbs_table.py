@@ -1,0 +1,130 @@
+"""The table of verbs is what the command line is built from: rows that name what is there, and rows added from outside."""
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from effbackbones.errors import UserError
+from tasks.detect import main
+from tasks.settings.commandline import Extras, parse
+from tasks.verbs.bench import peak_memory
+from tasks.verbs.command import explain
+from tasks.verbs.table import OPTIONS, VERBS, Verb
+
+TOY = '''"""A verb that reads neither config nor task."""
+seen = []
+
+
+def join(extras):
+    """Notes what it was called with."""
+    seen.append(extras)
+    return 7
+'''
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=lambda verb: verb.name)
+def test_a_row_names_a_function_and_options_that_exist(verb: Verb) -> None:
+    function = getattr(importlib.import_module(verb.module), verb.name)
+    assert list(inspect.signature(function).parameters) == ["task", "config", "extras"]
+    assert set(verb.options) <= set(OPTIONS)
+    assert verb.help
+
+
+def test_every_option_reaches_a_verb() -> None:
+    fields = set(Extras.__dataclass_fields__)
+    assert set(OPTIONS) - {"config", "print-config"} <= fields
+    for name in OPTIONS:
+        assert any(verb.takes(name) for verb in VERBS.values()), name
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Extras]]:
+    """A verb added from outside by a file and a row; what it was called with."""
+    (tmp_path / "toy_verb.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(
+        VERBS, "join", Verb("join", "toy_verb", "say nothing about anything", ("out",), config="none", inputs=True)
+    )
+    yield importlib.import_module("toy_verb").seen
+    del sys.modules["toy_verb"]
+
+
+def test_a_verb_without_config_and_task_is_a_file_and_a_row(
+    toy: list[Extras], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("effbackbones.registry.Registry.get", lambda *_: pytest.fail("a task was loaded"))
+    assert main(["join", "runs/a", "--out=there", "runs/b"]) == 7
+    assert toy == [Extras(inputs=("runs/a", "runs/b"), out="there")]
+    for argv, text in {
+        ("--config", "shapes"): "--config: does not go with join; it goes with train, evaluate, predict, check, bench",
+        ("--data.root", "x"): "--data.root: does not go with join; it goes with train",
+        ("--print-config",): "--print-config: does not go with join",
+        ("--split", "val"): "--split: does not go with join; it goes with evaluate",
+    }.items():
+        assert main(["join", *argv]) == 2
+        assert f"error: {text}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "|join]" in shown
+    assert "join: say nothing about anything" in shown
+    assert "folder for the results (evaluate, predict, check, join)" in shown
+
+
+def test_inputs_and_flags_go_with_the_verbs_that_take_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, text in {
+        ("bench", "a.jpg"): "argument 'a.jpg': bench takes none; options start with --; inputs go with predict",
+        ("--config", "shapes", "--deep"): "--deep: does not go with train; it goes with check",
+        ("check", "--config", "shapes", "--deep=1"): "--deep: takes no value; write --deep",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            parse("detect", list(argv))
+        assert str(caught.value) == text
+    assert parse("detect", ["check", "--config", "shapes", "--deep"]).extras.deep
+
+
+def test_a_verb_of_this_process_alone_loads_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "toy_verb.py").write_text(TOY)
+    code = (
+        "import sys; from tasks.verbs.table import VERBS, Verb; from tasks.detect import main\n"
+        "VERBS['join'] = Verb('join', 'toy_verb', 'x', config='none', inputs=True)\n"
+        "code = main(['join', 'a']); print(code, 'torch' in sys.modules)"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(root)!r}, {str(tmp_path)!r}]\n{code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == ["7", "False"]
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
+    """``ru_maxrss`` of a small child of a large process begins at the large one's."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("not Linux")
+    import torch
+
+    here, what = peak_memory(torch.device("cpu"))
+    assert what == "of the process"
+    ballast = b"x" * (int(2 * here) << 20)
+    code = "import json, torch; from tasks.verbs.bench import peak_memory; print(json.dumps(peak_memory(torch.device('cpu'))))"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert json.loads(done.stdout)[0] < peak_memory(torch.device("cpu"))[0] - len(ballast) / 2**21
+
+
+def test_options_of_a_head_are_named_as_in_a_config_of_several_tasks() -> None:
+    assert (
+        explain(UserError("head_options['seg'].chanels", "no such option"))[0]
+        == "heads.seg.options.chanels: no such option"
+    )
+    assert explain(UserError("head_options.chanels", "no such option"))[0] == "head_options.chanels: no such option"
