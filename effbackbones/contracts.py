@@ -8,7 +8,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
@@ -294,6 +294,8 @@ class Head(nn.Module, ABC):
     """
 
     task: ClassVar[str]
+    option_records: ClassVar[tuple[str, ...]] = ()
+    """Attributes that hold dataclasses; their fields are options too, as the head's ``__init__`` sees to."""
     size_divisor: int = 1
     """Images are padded at the right and bottom to a multiple of this many pixels."""
     min_size: int = 32
@@ -371,8 +373,9 @@ class Head(nn.Module, ABC):
 
 
 def head_options(head: type[Head]) -> dict[str, Any]:
-    """Options that a head's ``__init__`` names, with their defaults, through all its base classes."""
-    options: dict[str, Any] = {}
+    """Options that a head's ``__init__`` and its records name, with their defaults, through all its base classes."""
+    records = [getattr(head, name) for name in head.option_records]
+    options = {field.name: getattr(record, field.name) for record in records for field in fields(record)}
     for cls in reversed(head.__mro__):
         if "__init__" in vars(cls) and issubclass(cls, Head) and cls is not Head:
             parameters = list(inspect.signature(cls.__init__).parameters.values())[3:]  # self, spec, num_classes

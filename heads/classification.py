@@ -9,6 +9,7 @@ from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics
 from effbackbones.backbones.scaling import Scaling, head_channels, scaling
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes
 from effbackbones.errors import UserError
+from heads.options import number
 
 
 class ClassificationHead(Head):
@@ -39,9 +40,8 @@ class ClassificationHead(Head):
         published = _published(spec.backbone)
         if dropout is None:
             dropout = published.dropout if published else 0.2
-        for name, value in (("dropout", dropout), ("label_smoothing", label_smoothing)):
-            if not 0 <= value < 1:
-                raise UserError(f"head_options.{name}", f"expected a number in [0, 1), got {value}", "correct it")
+        number("dropout", dropout, 0, below=1)
+        number("label_smoothing", label_smoothing, 0, below=1)
         if channels is None:
             channels = _published_channels(spec, published) if published else 0
         self.multilabel = multilabel

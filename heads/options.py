@@ -1,64 +1,70 @@
-"""Checks of option values: each returns the value, or raises :class:`UserError` with the option's name."""
+"""Checks of option values: each raises :class:`UserError` with the option's name, or returns the value; and records of options."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeVar, cast
 
 from effbackbones.errors import UserError, nearest
 
+Record = TypeVar("Record")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area", "nearest-exact")
 
 
+def require(name: str, value: Any, holds: bool, expected: str, remedy: str = "correct it") -> None:
+    """Raise :class:`UserError` unless ``holds``."""
+    if not holds:
+        raise UserError(f"head_options.{name}", f"expected {expected}, got {value!r}", remedy)
+
+
 def choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:
-    """``value``, which must be among ``allowed``."""
+    """``value``, which must be among ``allowed``; otherwise the nearest is named."""
     if value not in allowed:
         raise UserError(f"head_options.{name}", f"unknown value {value!r}", nearest(str(value), map(str, allowed)))
     return value
 
 
-def number(name: str, value: Any, least: float, below: float = math.inf) -> float:
-    """``value``, a number in [least, below)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < below:
-        what = f"expected a number of at least {least}" + (f" and below {below}" if below < math.inf else "")
-        raise UserError(f"head_options.{name}", f"{what}, got {value!r}", "correct it")
+def number(
+    name: str,
+    value: Any,
+    least: float | None = None,
+    *,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> float:
+    """``value``, a finite number of at least ``least`` or above ``above``, and at most ``most`` or below ``below``."""
+    bounds = ((least, "of at least"), (above, "above"), (most, "at most"), (below, "below"))
+    expected = " and ".join(f"{words} {bound}" for bound, words in bounds if bound is not None)
+    holds = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    )
+    require(name, value, holds, f"a number {expected}")
     return float(value)
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
     """``value``, an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"head_options.{name}", f"expected an integer of at least {least}, got {value!r}", "correct it")
-    return value
+    holds = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(name, value, holds, f"an integer of at least {least}")
+    return int(value)
 
 
 def wholes(name: str, value: Any, least: int = 1) -> list[int]:
     """``value``, a list of integers of at least ``least``."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        raise UserError(
-            f"head_options.{name}", f"expected a list of integers, got {value!r}", "write it like [256, 128, 64]"
-        )
+    holds = isinstance(value, Sequence) and not isinstance(value, str) and bool(value)
+    require(name, value, holds, "a list of integers", "write it like [256, 128, 64]")
     return [whole(name, item, least) for item in value]
 
 
-def require(option: str, value: Any, holds: bool, expected: str) -> None:
-    """Raise :class:`UserError` naming a head's option unless ``holds``."""
-    if not holds:
-        raise UserError(f"head_options.{option}", f"expected {expected}, got {value!r}", "correct it")
-
-
-def choose(option: str, value: Any, allowed: Sequence[str]) -> None:
-    """Raise :class:`UserError` naming the nearest choice unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise UserError(f"head_options.{option}", f"unknown value {value!r}", nearest(str(value), allowed))
-
-
-def is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(is_positive, value))
-
-
-def is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf
+def taken(record: Record, options: dict[str, Any]) -> Record:
+    """``record``, a frozen dataclass, with those of its fields that ``options`` name; they are taken out of ``options``."""
+    own = cast(Any, record)
+    changed: Record = replace(own, **{f.name: options.pop(f.name) for f in fields(own) if f.name in options})
+    return changed

@@ -780,7 +780,7 @@ def test_the_backbone_chooses_the_variant(backbone: str, name: str) -> None:
         ({"aspect_ratios": [1.0, 2.0]}, "pairs"),
         ({"aspect_ratios": [[1.0, -2.0]]}, "pairs"),
         ({"aspect_ratios": []}, "pairs"),
-        ({"channels": 0}, "channels: expected a whole number from 1 up, got 0"),
+        ({"channels": 0}, "channels: expected an integer of at least 1, got 0"),
         ({"cells": 1.5}, "cells"),
         ({"anchor_scale": 0}, "anchor_scale"),
         ({"prior": 1.0}, "prior"),

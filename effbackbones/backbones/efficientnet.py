@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any, cast
 
@@ -227,44 +228,64 @@ def _stages(
 ) -> Iterator[list[MBConv]]:
     """The first ``count`` blocks, by stage.
 
-    A stride that would pass ``output_stride`` becomes dilation, which sets in behind the block that would have had the
-    stride (as timm does it, so that its dilated weights fit). Given ``smp_levels``, the blocks below each level, it holds for
-    all blocks of a level (as smp does it).
+    A stride that would pass ``output_stride`` becomes dilation: as timm does it, or, given ``smp_levels``, the blocks below
+    each level, as smp does it.
     """
     inputs = (stem_channels(config), *stage_channels(config))
-    nominal, stride, dilation = -(-config.resolution // stem_stride), 2, 1
     layers = stage_layers(config)
-    index, total = 0, sum(layers)
+    asked = [row.stride if layer == 0 else 1 for row, n in zip(STAGES, layers, strict=True) for layer in range(n)]
+    strides = _kept_strides(asked, output_stride)
+    sizes = _nominal_sizes(strides, -(-config.resolution // stem_stride))
+    dilations = (
+        _dilations_of_levels(len(asked), smp_levels, output_stride) if smp_levels else _dilations_behind(asked, strides)
+    )
+    index = 0
     for number, row in enumerate(STAGES):
         blocks = []
         for layer in range(min(layers[number], count - index)):
-            step = row.stride if layer == 0 else 1
-            dilated = stride * step > output_stride
-            if smp_levels:
-                level = 1 + sum(below <= index for below in smp_levels)
-                dilation = max(1, 2**level // output_stride)
-            blocks.append(
-                MBConv(
-                    inputs[number] if layer == 0 else inputs[number + 1],
-                    inputs[number + 1],
-                    row.kernel,
-                    stride=1 if dilated else step,
-                    dilation=dilation,
-                    expand=row.expand,
-                    squeeze_excite=config.family == "b",
-                    activation="relu6" if config.family == "lite" else "silu",
-                    numerics=numerics,
-                    drop_path=drop_path * index / total,
-                    nominal_size=nominal,
-                )
+            block = MBConv(
+                inputs[number] if layer == 0 else inputs[number + 1],
+                inputs[number + 1],
+                row.kernel,
+                stride=strides[index],
+                dilation=dilations[index],
+                expand=row.expand,
+                squeeze_excite=config.family == "b",
+                activation="relu6" if config.family == "lite" else "silu",
+                numerics=numerics,
+                drop_path=drop_path * index / len(asked),
+                nominal_size=sizes[index],
             )
+            blocks.append(block)
             index += 1
-            if dilated:
-                dilation *= step
-            else:
-                stride, nominal = stride * step, -(-nominal // step)
         if blocks:
             yield blocks
+
+
+def _kept_strides(asked: Sequence[int], output_stride: int) -> list[int]:
+    """The strides ``asked`` for by the blocks behind the stem, where all together stay within ``output_stride``; else 1."""
+    kept, total = [], 2
+    for step in asked:
+        kept.append(step if total * step <= output_stride else 1)
+        total *= kept[-1]
+    return kept
+
+
+def _nominal_sizes(strides: Sequence[int], size: int) -> list[int]:
+    """The side of each block's input, that of the first being ``size``."""
+    return list(accumulate(strides[:-1], lambda side, stride: -(-side // stride), initial=size))
+
+
+def _dilations_behind(asked: Sequence[int], kept: Sequence[int]) -> list[int]:
+    """timm's: a stride that is not kept dilates the blocks behind its own, so that timm's dilated weights fit."""
+    lost = [wanted // stride for wanted, stride in zip(asked, kept, strict=True)]
+    return list(accumulate(lost[:-1], mul, initial=1))
+
+
+def _dilations_of_levels(count: int, below: Sequence[int], output_stride: int) -> list[int]:
+    """smp's: all blocks of a level are dilated by what its stride lacks. ``below``: blocks below each level."""
+    levels = [1 + sum(blocks <= index for blocks in below) for index in range(count)]
+    return [max(1, 2**level // output_stride) for level in levels]
 
 
 @contextmanager

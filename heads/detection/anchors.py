@@ -1,18 +1,19 @@
-"""Anchors: the grid, boxes written relative to them, and which ground truth each of them is to predict.
+"""Anchors: the grid, boxes written relative to them, and which ground truth each of them is to predict by its overlap.
 
 Pure functions on tensors. Boxes are xyxy in pixels; deltas are (ty, tx, th, tw). Sources: Lin et al., "Focal loss for dense
 object detection", 2017, section 4; constants and order as released (effdet ``anchors.py``, ``object_detection/``).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from heads.options import choice, number, require
+
 _EPSILON = 1e-7  # added to sides before they divide or a logarithm is taken (effdet ``box_coder.py``)
-POSITIVE_IOU = 0.5
-"""An anchor that overlaps a box this much is to predict it; there is no band of anchors left out below."""
 _MOST_PAIRS = 2**28  # boxes times anchors whose overlaps are held at once: 1 GB each
 CROWD_SHARE = 0.5
 """An anchor that lies in a crowd with more than this share of its area says nothing about the background."""
@@ -26,27 +27,29 @@ def anchor_shapes(
     return [(side * x, side * y) for side in sides for x, y in aspect_ratios]
 
 
-def anchor_grid(image: tuple[int, int], maps: Sequence[Sequence[int]], shapes: Tensor) -> Tensor:
+def anchor_grid(image: tuple[int, int], maps: Sequence[Sequence[int]], shapes: Tensor | Sequence[Tensor]) -> Tensor:
     """Anchors float32 [A, 4] of an image of (H, W) pixels whose levels have ``maps`` (h, w) cells, finest first.
 
-    ``shapes``: float [S, 2], (width, height) in strides, on the device where the anchors are wanted and of the precision to
-    compute in: beyond 1,000 pixels float32 is 1e-4 off. A stride is H / h by W / w, which need be no whole number; anchors
-    sit in the middle of their cell and may reach out of the image. Level by level, row by row, cell by cell, S to each.
+    ``shapes``: float [S, 2], (width, height) in strides, of all levels or one for each, on the device where the anchors are
+    wanted and of the precision to compute in: beyond 1,000 pixels float32 is 1e-4 off. A stride is H / h by W / w, which need
+    be no whole number; anchors sit in the middle of their cell and may reach out of the image. Level by level, row by row, cell
+    by cell, S to each.
     """
     levels = []
-    for height, width in maps:
+    each = [shapes] * len(maps) if isinstance(shapes, Tensor) else shapes
+    for (height, width), own in zip(maps, each, strict=True):
         ys, xs = (
-            (torch.arange(cells, dtype=shapes.dtype, device=shapes.device) + 0.5) * side / cells
+            (torch.arange(cells, dtype=own.dtype, device=own.device) + 0.5) * side / cells
             for cells, side in ((height, image[0]), (width, image[1]))
         )
         centers = torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)], -1)
-        strides = torch.stack([shapes.new_ones(()) * image[1] / width, shapes.new_ones(()) * image[0] / height])
-        half = shapes * strides / 2
+        strides = torch.stack([own.new_ones(()) * image[1] / width, own.new_ones(()) * image[0] / height])
+        half = own * strides / 2
         levels.append(torch.cat([centers[:, :, None] - half, centers[:, :, None] + half], -1).reshape(-1, 4))
     return torch.cat(levels).float()
 
 
-def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+def center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Centers and sizes, each [..., 2] as (x, y), of boxes [..., 4]."""
     low, high = boxes[..., :2], boxes[..., 2:]
     size = high - low
@@ -55,17 +58,46 @@ def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Boxes [..., 4] relative to anchors [..., 4]: ((y - ya) / ha, (x - xa) / wa, ln(h / ha), ln(w / wa))."""
-    (center, size), (anchor_center, anchor_size) = _center_size(boxes), _center_size(anchors)
+    (center, size), (anchor_center, anchor_size) = center_size(boxes), center_size(anchors)
     size, anchor_size = size + _EPSILON, anchor_size + _EPSILON
     return torch.cat([((center - anchor_center) / anchor_size).flip(-1), (size / anchor_size).log().flip(-1)], -1)
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     """The inverse of :func:`encode`: deltas [..., 4] at anchors [..., 4] to boxes [..., 4]. Sizes are not bounded."""
-    center, size = _center_size(anchors)
+    center, size = center_size(anchors)
     center = deltas[..., :2].flip(-1) * size + center
     half = deltas[..., 2:].flip(-1).exp() * size / 2
     return torch.cat([center - half, center + half], -1)
+
+
+@dataclass(frozen=True)
+class Deltas:
+    """Boxes as centers and logarithms of sizes relative to anchors, by :func:`encode` and :func:`decode`.
+
+    ``order``: of both pairs, ``xy`` or, as EfficientDet's, ``yx``. ``center`` and ``size``: the unit of each pair; SSD's
+    "variances" are 0.1 and 0.2 (Liu et al., "SSD", 2016, as released).
+    """
+
+    order: Literal["xy", "yx"] = "xy"
+    center: float = 1.0
+    size: float = 1.0
+
+    def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes [..., 4] relative to anchors [..., 4]: deltas [..., 4]."""
+        return self._scaled(self._ordered(encode(boxes, anchors)), 1 / self.center, 1 / self.size)
+
+    def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """The inverse."""
+        return decode(self._ordered(self._scaled(deltas, self.center, self.size)), anchors)
+
+    def _ordered(self, deltas: Tensor) -> Tensor:
+        return deltas if self.order == "yx" else torch.cat([deltas[..., :2].flip(-1), deltas[..., 2:].flip(-1)], -1)
+
+    def _scaled(self, deltas: Tensor, center: float, size: float) -> Tensor:
+        if center == size == 1:
+            return deltas
+        return torch.cat([deltas[..., :2] * center, deltas[..., 2:] * size], -1)
 
 
 def intersections(boxes: Tensor, others: Tensor) -> Tensor:
@@ -98,37 +130,100 @@ class Assignment(NamedTuple):
     ignored: Tensor | None = None
 
 
+Force = Literal["claim", "lift", "none"]
+
+
+@dataclass(frozen=True)
+class IouMatching:
+    """Anchors get the boxes that they overlap: :func:`assign` with other numbers.
+
+    ``positive_iou``: an anchor that overlaps a box this much is to predict it. ``negative_iou``: below it an anchor is
+    background; between the two it is ignored (RetinaNet: 0.5 and 0.4; equal: no such band).
+    ``force``, for boxes that no anchor overlaps so much: ``claim`` gives each box the anchor that overlaps it most, even if that
+    one has another match (EfficientDet, SSD); ``lift`` lets anchors that are the best of any box, ties included, keep the box
+    that they themselves overlap most (RetinaNet, Faster R-CNN: ``allow_low_quality_matches``); ``none``.
+    """
+
+    positive_iou: float = 0.5
+    negative_iou: float = 0.5
+    force: Force = "claim"
+
+    def __post_init__(self) -> None:
+        number("positive_iou", self.positive_iou, above=0, most=1)
+        number("negative_iou", self.negative_iou, 0, most=1)
+        ordered = self.negative_iou <= self.positive_iou
+        require("negative_iou", self.negative_iou, ordered, f"at most positive_iou, {self.positive_iou}")
+        choice("force", self.force, get_args(Force))
+
+    def __call__(self, anchors: Tensor, boxes: Tensor, usable: Tensor, crowd: Tensor | None = None) -> Assignment:
+        return assign(anchors, boxes, usable, crowd, self)
+
+
+_PUBLISHED = IouMatching()  # EfficientDet's
+
+
 @torch.no_grad()
-def assign(anchors: Tensor, boxes: Tensor, usable: Tensor, crowd: Tensor | None = None) -> Assignment:
+def assign(
+    anchors: Tensor, boxes: Tensor, usable: Tensor, crowd: Tensor | None = None, rule: IouMatching = _PUBLISHED
+) -> Assignment:
     """Match anchors [A, 4] to boxes [B, M, 4], M from 1 up, of which only the ``usable`` (bool [B, M]) count.
 
-    An anchor takes the box that it overlaps most if their IoU is at least 0.5, the first of equals. Each usable box also gets
-    the anchor that overlaps it most, however little, even if that one has another match; of boxes that ask for the same
-    anchor the first gets it. Anchors without a match that lie in a ``crowd`` box (bool [B, M]) are ignored.
+    An anchor takes the box that it overlaps most if their IoU is at least ``rule.positive_iou``, the first of equals. With
+    ``rule.force`` ``claim`` each usable box also gets the anchor that overlaps it most, however little, even if that one has
+    another match; of boxes that ask for the same anchor the first gets it. Anchors without a match that lie in a ``crowd`` box
+    (bool [B, M]), or in the band of ``rule``, are ignored.
 
     Memory: three float tensors [b, M, A], of as many images b at once as keep each below :data:`_MOST_PAIRS` values.
     """
+    return in_groups(lambda b, u, c: _assign(anchors, b, u, c, rule), anchors, boxes, usable, crowd)
+
+
+def in_groups(
+    match: Callable[[Tensor, Tensor, Tensor | None], Assignment],
+    anchors: Tensor,
+    boxes: Tensor,
+    usable: Tensor,
+    crowd: Tensor | None,
+) -> Assignment:
+    """What ``match`` makes of boxes, usable and crowd, of as many images at once as memory allows."""
     at_once = max(1, _MOST_PAIRS // (boxes.shape[1] * len(anchors)))
     if len(boxes) <= at_once:
-        return _assign(anchors, boxes, usable, crowd)
+        return match(boxes, usable, crowd)
     groups = [slice(first, first + at_once) for first in range(0, len(boxes), at_once)]
-    parts = [_assign(anchors, boxes[rows], usable[rows], None if crowd is None else crowd[rows]) for rows in groups]
+    parts = [match(boxes[rows], usable[rows], None if crowd is None else crowd[rows]) for rows in groups]
     ignored = [part.ignored for part in parts if part.ignored is not None]
     return Assignment(torch.cat([part.match for part in parts]), torch.cat(ignored) if ignored else None)
 
 
-def _assign(anchors: Tensor, boxes: Tensor, usable: Tensor, crowd: Tensor | None) -> Assignment:
+def _assign(anchors: Tensor, boxes: Tensor, usable: Tensor, crowd: Tensor | None, rule: IouMatching) -> Assignment:
     """As :func:`assign`, all images at once."""
     iou = pairwise_iou(boxes, anchors)
     iou.masked_fill_(~usable[..., None], -1.0)
     overlap, nearest = iou.max(1)
-    match = torch.where(overlap >= POSITIVE_IOU, nearest, -1)
-    count, rows = len(anchors), torch.arange(boxes.shape[1], device=boxes.device).expand(boxes.shape[:2])
+    match = torch.where(overlap >= rule.positive_iou, nearest, -1)
+    if rule.force == "claim":
+        match = _claimed(match, iou, usable)
+    elif rule.force == "lift":
+        best = iou.amax(2, keepdim=True)
+        match = torch.where(((iou == best) & (best > 0)).any(1), nearest, match)
+    ignored = None if crowd is None else in_crowds(anchors, boxes, crowd) & (match < 0)
+    if rule.negative_iou < rule.positive_iou:
+        band = (overlap >= rule.negative_iou) & (match < 0)
+        ignored = band if ignored is None else band | ignored
+    return Assignment(match, ignored)
+
+
+def _claimed(match: Tensor, iou: Tensor, usable: Tensor) -> Tensor:
+    """``match`` where each usable box has got the anchor that overlaps it most."""
+    count, boxes = iou.shape[2], iou.shape[1]
+    rows = torch.arange(boxes, device=iou.device).expand(usable.shape)
     wanted = torch.where(usable, iou.argmax(2), count)  # the anchor behind the last takes the wishes of the unusable
-    asking = torch.full((len(boxes), count + 1), boxes.shape[1], device=boxes.device)
+    asking = torch.full((len(iou), count + 1), boxes, device=iou.device)
     asking = asking.scatter_reduce(1, wanted, rows, "amin")[:, :count]
-    match = torch.where(asking < boxes.shape[1], asking, match)
-    if crowd is None:
-        return Assignment(match)
+    return torch.where(asking < boxes, asking, match)
+
+
+def in_crowds(anchors: Tensor, boxes: Tensor, crowd: Tensor) -> Tensor:
+    """Anchors, bool [B, A], that lie in one of the ``crowd`` boxes (bool [B, M]) with more than half of their area."""
     share = intersections(boxes, anchors).div_(areas(anchors)).masked_fill_(~crowd[..., None], 0.0).amax(1)
-    return Assignment(match, (share > CROWD_SHARE) & (match < 0))
+    return share > CROWD_SHARE

@@ -100,11 +100,27 @@ def huber_sum(deltas: Tensor, targets: Tensor, delta: float = 0.1) -> Tensor:
     return F.huber_loss(error, torch.zeros_like(error), reduction="sum", delta=delta)
 
 
+def smooth_l1_sum(deltas: Tensor, targets: Tensor, positive: Tensor, beta: float) -> Tensor:
+    """Sum of the smooth L1 loss, Huber's divided by its ``beta`` (0: of |e|), over the entries of ``positive`` anchors [B, A]."""
+    error = torch.where(positive[..., None], deltas - targets, 0.0)
+    return F.smooth_l1_loss(error, torch.zeros_like(error), reduction="sum", beta=beta)
+
+
+def quality_sum(quality: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """Sum of the binary cross-entropy of logits [B, A] (centerness, objectness) with ``targets`` in 0..1, over those
+    ``counted``, bool [B, A]."""
+    logits = torch.where(counted, quality, 0.0)
+    cost = F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none")
+    return torch.where(counted, cost, 0.0).sum()
+
+
 def iou_loss(boxes: Tensor, targets: Tensor, kind: IouLoss) -> Tensor:
     """1 - IoU, made aware of distance, of each pair of boxes [..., 4] (xyxy): [...], 0..2 (``ciou`` above).
 
     ``giou``: Rezatofighi et al., 2019; ``diou`` and ``ciou``: Zheng et al., "Distance-IoU loss", 2020, equations 7 and 10.
     """
+    # Not torchvision's: they take the pairs that overlap out by a mask, for which the host waits for the device (0.29,
+    # ``_loss_inter_union``), and the gradient of their complete IoU is not finite for a box without extent.
     size, target_size = (b[..., 2:] - b[..., :2] for b in (boxes, targets))
     shared = (torch.minimum(boxes[..., 2:], targets[..., 2:]) - torch.maximum(boxes[..., :2], targets[..., :2])).clamp(
         min=0

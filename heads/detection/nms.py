@@ -1,5 +1,7 @@
 """From scored boxes to detections: candidates, non-maximum suppression class by class, output of fixed shape."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -8,7 +10,8 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from effbackbones.contracts import Detections
-from heads.detection.anchors import decode, pairwise_iou
+from heads.detection.anchors import pairwise_iou
+from heads.options import choice, number, whole
 
 
 class Candidates(NamedTuple):
@@ -43,26 +46,68 @@ def top_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _largest(values: Tensor, count: int) -> Tensor:
     """Columns int64 [B, n] of the ``count`` largest of each row of [B, N], rising; of equals the first, which ``topk`` alone
-    does not promise."""
+    does not promise. The host waits for nothing."""
     count = min(count, values.shape[1])
-    least = values.topk(count).values[:, -1:]
-    above, equal = values > least, values == least
-    room = count - above.sum(1, keepdim=True)
-    return (above | (equal & (equal.cumsum(1) <= room))).nonzero()[:, 1].view(-1, count)
+    top, columns = values.topk(count)
+    least = top[:, -1:]
+    turn = torch.arange(1, count + 1, device=values.device) - (top > least).sum(1, keepdim=True)
+    seen = (values == least).cumsum(1, dtype=torch.int32)  # where this first reaches n stands the n-th of the least
+    tied = torch.searchsorted(seen, turn.int())
+    return torch.where(turn > 0, tied, columns).sort(1).values
 
 
-def candidates(logits: Tensor, deltas: Tensor, anchors: Tensor, valid: Tensor, count: int) -> Candidates:
-    """The ``count`` best pairs as boxes clipped to the ``valid`` (H, W) of each image, int [B, 2].
+def candidates(
+    evidence: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
+    valid: Tensor,
+    count: int,
+    *,
+    decode: Callable[[Tensor, Tensor], Tensor],
+    probability: Callable[[Tensor], Tensor],
+) -> Candidates:
+    """The ``count`` pairs of most ``evidence`` [B, A, K] as boxes clipped to the ``valid`` (H, W) of each image, int [B, 2].
 
-    Boxes that clipping leaves without extent and boxes that are not finite are no candidates.
+    ``decode``: deltas [B, n, 4] at anchors [B, n, 4] to boxes; ``probability``: evidence [B, n] to scores. Boxes that clipping
+    leaves without extent and boxes that are not finite are no candidates.
     """
-    values, where, labels = top_pairs(logits, count)
+    values, where, labels = top_pairs(evidence, count)
     boxes = decode(deltas.gather(1, where[..., None].expand(-1, -1, 4)), anchors[where])
     limit = valid.to(boxes).flip(1).repeat(1, 2)[:, None]
     clipped = torch.minimum(boxes.clamp(min=0), limit)
     sides = clipped[..., 2:] - clipped[..., :2]
     real = boxes.isfinite().all(2) & (sides > 0).all(2) & values.isfinite()
-    return Candidates(torch.where(real[..., None], clipped, 0.0), torch.where(real, values.sigmoid(), -1.0), labels)
+    return Candidates(torch.where(real[..., None], clipped, 0.0), torch.where(real, probability(values), -1.0), labels)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which candidates become detections, as options of a head.
+
+    ``max_detections`` per image, of scores above ``score_threshold``; ``pre_nms``: anchor-class pairs that are looked at;
+    ``nms``: ``hard``, with ``nms_iou``, or ``gaussian``, with ``sigma``.
+    """
+
+    max_detections: int = 100
+    score_threshold: float = 0.05
+    nms: str = "hard"
+    nms_iou: float = 0.5
+    sigma: float = 0.5
+    pre_nms: int = 5000
+
+    def __post_init__(self) -> None:
+        whole("max_detections", self.max_detections)
+        number("score_threshold", self.score_threshold, 0, below=1)
+        choice("nms", self.nms, ("hard", "gaussian"))
+        number("nms_iou", self.nms_iou, 0, most=1)
+        number("sigma", self.sigma, above=0)
+        whole("pre_nms", self.pre_nms)
+
+    def __call__(self, found: Candidates) -> Detections:
+        """Detections of fixed shape, ``max_detections`` rows per image."""
+        if self.nms == "hard":
+            return hard_nms(found, iou=self.nms_iou, threshold=self.score_threshold, most=self.max_detections)
+        return gaussian_nms(found, sigma=self.sigma, threshold=self.score_threshold, most=self.max_detections)
 
 
 def hard_nms(found: Candidates, *, iou: float, threshold: float, most: int) -> Detections:

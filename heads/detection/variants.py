@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from effbackbones.backbones.convolution import Activation
 from effbackbones.errors import UserError, nearest
-from heads.options import choose, is_pair, is_positive, is_whole, require
+from heads.options import choice, number, require, whole
 
 Fusion = Literal["fast", "sum", "softmax"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
@@ -39,20 +39,16 @@ class Variant:
 
     def __post_init__(self) -> None:
         for option in ("channels", "cells", "repeats", "num_scales"):
-            require(option, getattr(self, option), is_whole(getattr(self, option), 1), "a whole number from 1 up")
-        require("anchor_scale", self.anchor_scale, is_positive(self.anchor_scale), "a positive number")
-        pairs = bool(self.aspect_ratios) and all(map(is_pair, self.aspect_ratios))
+            whole(option, getattr(self, option))
+        number("anchor_scale", self.anchor_scale, above=0)
+        pairs = bool(self.aspect_ratios) and all(map(_is_pair, self.aspect_ratios))
         require("aspect_ratios", self.aspect_ratios, pairs, "pairs [x, y] of positive numbers")
         chain = tuple(range(self.levels[0], self.levels[0] + len(self.levels))) if self.levels else ()
         known = len(chain) > 1 and self.levels == chain and 1 <= chain[0] <= 5 and chain[-1] <= 10
-        require(
-            "levels",
-            self.levels,
-            known,
-            "at least two consecutive levels, the first one of 1 to 5, such as [3, 4, 5, 6, 7]",
-        )
-        choose("fusion", self.fusion, FUSIONS)
-        choose("activation", self.activation, get_args(Activation))
+        consecutive = "at least two consecutive levels, the first one of 1 to 5, such as [3, 4, 5, 6, 7]"
+        require("levels", self.levels, known, consecutive)
+        choice("fusion", self.fusion, FUSIONS)
+        choice("activation", self.activation, get_args(Activation))
 
     def customised(self, **options: Any) -> "Variant":
         """This row with the ``options`` that are not None; a wrong value raises :class:`UserError`."""
@@ -68,6 +64,11 @@ class Variant:
     def anchors(self) -> int:
         """Anchors of a cell."""
         return self.num_scales * len(self.aspect_ratios)
+
+
+def _is_pair(value: Any) -> bool:
+    pair = isinstance(value, tuple) and len(value) == 2
+    return pair and all(isinstance(side, int | float) and 0 < side < math.inf for side in value)
 
 
 def _lite(name: str, resolution: int, channels: int, cells: int, repeats: int, anchor_scale: float) -> Variant:

@@ -1,0 +1,182 @@
+"""What all dense detectors share: from raw output to losses and detections. A head adds its network and its numbers.
+
+A detector is dense if every cell of its maps says something of every class: with anchors (RetinaNet, SSD, EfficientDet) or
+without (FCOS, YOLOX), whose points are then anchors of one stride's side. What differs between them are six attributes of
+:class:`DenseHead`, and for those that rate their boxes or match by what they predict, methods that are a few lines each.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from effbackbones.contracts import BoxTargets, Detections, FeatureSpec, Head, ImageSizes
+from heads.detection.anchors import Assignment, Deltas, IouMatching, anchor_grid, pairwise_iou
+from heads.detection.criteria import BoxLosses, ClassLoss, Coder, Focal, Matched
+from heads.detection.nms import Selection, candidates
+from heads.options import taken
+
+_FIXED_POINT = 2.0**32  # units of the anchor shapes, so that `.half()` cannot round them
+Matching = Callable[[Tensor, Tensor, Tensor, Tensor | None], Assignment]
+"""Anchors [A, 4], boxes [B, M, 4], usable bool [B, M] and crowds, bool [B, M] or None, to what each anchor is to predict."""
+
+
+class DetRaw(NamedTuple):
+    """Raw output: ``logits`` [B, A, K], ``deltas`` [B, A, 4] as the head's coder writes them (EfficientDet: ty, tx, th, tw),
+    ``anchors`` float32 [A, 4] xyxy pixels."""
+
+    logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+
+
+class RatedRaw(NamedTuple):
+    """As :class:`DetRaw`, and a logit [B, A] of each box's ``quality``: centerness, objectness."""
+
+    logits: Tensor
+    deltas: Tensor
+    quality: Tensor
+    anchors: Tensor
+
+
+pytree._register_namedtuple(DetRaw, serialized_type_name="heads.DetRaw")
+pytree._register_namedtuple(RatedRaw, serialized_type_name="heads.RatedRaw")
+
+
+class DenseHead(Head):
+    """A head whose raw output is :class:`DetRaw` or :class:`RatedRaw`. Its numbers are attributes, of a class or of an object:
+
+    * ``matching``: which box each anchor is to predict. ``coder``: how boxes are written relative to anchors.
+    * ``class_loss``, ``box_losses``: what trains the two; ``selection``: which pairs become detections.
+    * ``option_records``: which of these are options of the head, under the names of their fields, defaults as set.
+
+    A subclass builds its network, calls :meth:`place` with the anchors of its levels, and gives :meth:`anchors` as the last
+    part of its raw output. An option of all: ``crowd_ignore``, whether anchors inside crowds are left out of the class loss.
+    Crowds are never positives.
+    """
+
+    task: ClassVar[str] = "det"
+    option_records: ClassVar[tuple[str, ...]] = ("class_loss", "box_losses", "selection")
+    matching: Matching = IouMatching()
+    coder: Coder = Deltas()
+    class_loss: ClassLoss = Focal()
+    box_losses: BoxLosses = BoxLosses()
+    selection: Selection = Selection()
+
+    def __init__(self, spec: FeatureSpec, num_classes: int, *, crowd_ignore: bool = False, **options: Any) -> None:
+        records = {name: taken(getattr(self, name), options) for name in self.option_records}
+        super().__init__(spec, num_classes, **options)
+        self.crowd_ignore = crowd_ignore
+        for name, record in records.items():
+            setattr(self, name, record)
+
+    # --- anchors -----------------------------------------------------------------------------------------------------
+
+    def place(self, strides: Sequence[int], shapes: Sequence[Sequence[tuple[float, float]]]) -> None:
+        """Say where anchors are: the ``strides`` of the levels in pixels, finest first, and for each level the ``shapes`` of the
+        anchors of a cell, (width, height) in strides. Images are padded to the coarsest stride."""
+        self.strides = tuple(strides)
+        self.size_divisor = self.strides[-1]
+        self._counts = [len(level) for level in shapes]
+        flat = torch.tensor([shape for level in shapes for shape in level], dtype=torch.float64)
+        self.register_buffer("_shapes", (flat * _FIXED_POINT).round().long(), persistent=False)
+
+    def anchors(self, features: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
+        """Anchors float32 [A, 4] of the cells of ``maps``, one per level, made of the backbone's ``features``."""
+        height, width = (cells * self.spec.strides[0] for cells in features[0].shape[-2:])
+        return self._grid((height, width), [m.shape[-2:] for m in maps])
+
+    def _grid(self, image: tuple[int, int], maps: Sequence[Sequence[int]]) -> Tensor:
+        shapes = cast(Tensor, self._shapes)
+        precise = torch.float32 if shapes.device.type == "mps" else torch.float64  # which Apple's GPUs lack
+        return anchor_grid(image, maps, torch.split(shapes.to(precise) / _FIXED_POINT, self._counts))
+
+    # --- the loss ----------------------------------------------------------------------------------------------------
+
+    def loss(self, raw: Any, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
+        """``class``: the sum of the class loss; ``box`` and ``iou``, those asked for: the sums of the losses of positive anchors'
+        boxes; all divided by :meth:`normaliser`. Computed in float32."""
+        return self.losses(raw, self.matched(raw, targets))
+
+    def losses(self, raw: Any, matched: Matched, share: Tensor | None = None) -> dict[str, Tensor]:
+        """Those of :meth:`loss`; ``share`` [B, A] weighs the boxes (:meth:`BoxLosses.terms`)."""
+        logits, deltas, count = raw.logits.float(), raw.deltas.float(), self.normaliser(matched)
+        scores = {"class": self.class_loss.sum(logits, matched.labels, matched.ignored) / count}
+        return scores | self.box_losses.terms(deltas, raw.anchors, matched, self.coder, count, share)
+
+    def normaliser(self, matched: Matched) -> Tensor:
+        """What losses are divided by: the number of positive anchors in the batch, at least 1."""
+        return matched.positive.sum().clamp(min=1).float()
+
+    def matched(self, raw: Any, targets: BoxTargets) -> Matched:
+        """What each anchor is to say."""
+        targets = _at_least_one(targets)
+        boxes, labels, _ = targets
+        match, ignored = self.assignment(raw, targets)
+        positive, index = match >= 0, match.clamp(min=0)
+        own = torch.where(positive[..., None], boxes.gather(1, index[..., None].expand(-1, -1, 4)), raw.anchors)
+        return Matched(positive, own, torch.where(positive, labels.gather(1, index), -1), ignored)
+
+    def assignment(self, raw: Any, targets: BoxTargets) -> Assignment:
+        """The box of each anchor, by ``matching``. A head that matches by what it predicts (SimOTA) overrides this; targets have
+        at least one row."""
+        boxes, labels, crowd = targets
+        return self.matching(raw.anchors, boxes, (labels >= 0) & ~crowd, crowd if self.crowd_ignore else None)
+
+    def select(self, raw: Any, rows: Tensor) -> Any:
+        """Rows of all but the anchors, which are those of every image."""
+        parts = {name: part.index_select(0, rows) for name, part in raw._asdict().items() if name != "anchors"}
+        return raw._replace(**parts)
+
+    # --- the detections ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self, raw: Any, sizes: ImageSizes) -> Detections:
+        """``max_detections`` rows per image, clipped to its valid extent before suppression. Anchors whose output is not finite
+        are passed over. Computed in float32."""
+        evidence, deltas, count = self.evidence(raw), raw.deltas.float(), self.selection.pre_nms
+        decode, probability = self.coder.decode, self.probability
+        found = candidates(evidence, deltas, raw.anchors, sizes.valid, count, decode=decode, probability=probability)
+        return self.selection(found)
+
+    def evidence(self, raw: Any) -> Tensor:
+        """Values float32 [B, A, K] by which anchor-class pairs are ranked."""
+        return self.class_loss.evidence(raw.logits.float())
+
+    def probability(self, evidence: Tensor) -> Tensor:
+        """Scores of such values, rising with them. A head that overrides :meth:`evidence` overrides this too."""
+        return self.class_loss.probability(evidence)
+
+    # --- the data ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def diagnose(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
+        """``best_anchor_iou`` float32 [B, M]: each box's IoU with the anchor that fits it best, -1 for padding and crowds.
+        Nothing for a head that does not match by overlap."""
+        if not isinstance(self.matching, IouMatching):
+            return {}
+        boxes, labels, crowd = _at_least_one(targets)
+        image = (self.padded(sizes.batch[0]), self.padded(sizes.batch[1]))
+        best = pairwise_iou(boxes, self._grid(image, map_sizes(image, self.strides)).to(boxes)).amax(2)
+        return {"best_anchor_iou": torch.where((labels >= 0) & ~crowd, best, -1.0)[:, : targets.labels.shape[1]]}
+
+
+def joint_evidence(logits: Tensor, quality: Tensor) -> Tensor:
+    """Logarithm of sigmoid(``logits``) [B, A, K] times sigmoid(``quality``) [B, A]: float32 [B, A, K]."""
+    return F.logsigmoid(logits.float()) + F.logsigmoid(quality.float())[..., None]
+
+
+def map_sizes(image: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    """Cells (h, w) of each level of an image of (H, W) pixels."""
+    return [(-(-image[0] // stride), -(-image[1] // stride)) for stride in strides]
+
+
+def _at_least_one(targets: BoxTargets) -> BoxTargets:
+    """The same targets with a row of padding if they have no row at all."""
+    if targets.labels.shape[1]:
+        return targets
+    boxes, labels, crowd = targets
+    return BoxTargets(F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1), F.pad(crowd, (0, 1)))
