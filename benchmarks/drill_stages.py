@@ -217,7 +217,7 @@ def cifar(stage: Stage) -> None:
     if not archive.is_file():
         return stage.found(skipped=f"no {archive}")
     stage.run(["tar", "-xJf", str(archive), "-C", str(stage.folder)])
-    more = ["--optim.epochs", "10", "--run.eval_every", "5"]
+    more = ["--optim.epochs", "5", "--run.eval_every", "5"]
     more += ["--data.limit_train", "256", "--data.limit_val", "64", "--optim.max_steps", "2"] if stage.dry else []
     return _accuracy(stage, "cls", "cifar10", stage.folder / "cifar10", *more)
 

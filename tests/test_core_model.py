@@ -308,7 +308,7 @@ class Case:
         ),
         Case(
             {"task": "cls", "backbone": "b0", "head_options": {"dropout": 2.0}},
-            r"head_options.dropout: expected .* \[0, 1\), got 2.0",
+            r"head_options.dropout: expected .* at least 0 and below 1, got 2.0",
         ),
         Case(
             {"task": "cls", "backbone": "b0", "backbone_options": {"dropp_path": 0.1}},
