@@ -6,8 +6,10 @@ Looking up a name is all that happens here; building is the caller's, outside of
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,30 +69,28 @@ class Registry:
         found = (target for pattern, target in self._patterns.items() if re.fullmatch(pattern, name))
         return self._built_in.get(name) or next(found, None)
 
-    def _installed(self, name: str | None = None) -> dict[str, EntryPoint]:
-        """The entry points of installed packages (``name``: that one alone), by name.
+    def _entry(self, name: str) -> EntryPoint | None:
+        """The entry point of an installed package that stands for ``name``.
 
         A name that stands for two things raises :class:`UserError` naming both, so that none wins by the order of a search path.
         """
-        found: dict[str, EntryPoint] = {}
-        for entry in entry_points(group=self.group) if name is None else entry_points(group=self.group, name=name):
-            ours = self._target(self.canonical(entry.name))
-            theirs = self._registered.get(entry.name)
-            owner = ours or (None if theirs is None or _made_by(theirs, entry) else _owner(theirs))
-            other = found.setdefault(entry.name, entry)
-            if other.value != entry.value:
-                owner = _package(other)
+        entries = [entry for entry in _installed(self.group) if self.canonical(entry.name) == name]
+        theirs = self._registered.get(name)
+        for entry in entries:
+            owner = self._target(name) or (None if theirs is None or _made_by(theirs, entry) else _owner(theirs))
+            remedy = f"uninstall {_distribution(entry)}"
+            if entry.value != entries[0].value:
+                owner, remedy = _package(entries[0]), "uninstall one of these packages"
             if owner:
-                what = f"is both {owner} and {_package(entry)}"
-                remedy = (
-                    "uninstall one of these packages" if other is not entry else f"uninstall {_distribution(entry)}"
-                )
-                raise UserError(f"{self.kind} {entry.name!r}", what, remedy)
-        return found
+                raise UserError(f"{self.kind} {name!r}", f"is both {owner} and {_package(entry)}", remedy)
+        return entries[0] if entries else None
 
     def names(self) -> list[str]:
-        """All known names, sorted, without aliases and without those of ``patterns``."""
-        return sorted({*self._registered, *self._built_in, *self._installed()})
+        """All known names, sorted, without aliases and without those of ``patterns``; also one of two owners, which :meth:`get`
+        refuses."""
+        _read_installed.cache_clear()  # a notebook may have installed something
+        installed = {self.canonical(entry.name) for entry in _installed(self.group)}
+        return sorted({*self._registered, *self._built_in, *(name for name in installed if not self._target(name))})
 
     def is_built_in(self, name: str) -> bool:
         """Whether ``get(name)`` gives a class of this distribution."""
@@ -136,17 +136,28 @@ class Registry:
     def get(self, name: str) -> Any:
         """The class or factory of ``name``; an unknown name raises :class:`UserError` with the nearest known ones."""
         name = self.canonical(name)
-        installed = self._installed(name)
+        entry = self._entry(name)
         if name in self._registered:
             return self._registered[name]
         if target := self._target(name):
             return import_built_in(target)
-        if name in installed:
-            return installed[name].load()
-        known = nearest(name, self.names(), self._aliases)
+        known = "" if entry else nearest(name, self.names(), self._aliases)
+        entry = entry or self._entry(name)  # of what was installed meanwhile
+        if entry:
+            return entry.load()
         raise UserError(
             f"{self.kind} {name!r}", "no such name", f"{known}; your own must be imported first (`plugins:`)"
         )
+
+
+@cache
+def _read_installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Entry points of a group on a search path. Kept, for they take milliseconds to read, and names are asked for in every batch."""
+    return tuple(entry_points(group=group))
+
+
+def _installed(group: str) -> tuple[EntryPoint, ...]:
+    return _read_installed(group, tuple(map(str, sys.path)))
 
 
 def _made_by(thing: Any, entry: EntryPoint) -> bool:

@@ -2,11 +2,14 @@
 
 import os
 import sys
+from importlib import invalidate_caches
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 
 import pytest
 from tests_support import one_line
 
+from effbackbones import registry
 from effbackbones.errors import UserError
 from effbackbones.registry import Registry
 
@@ -55,8 +58,9 @@ def test_an_installed_thing_that_takes_a_name_is_refused_naming_both(
         one_line(
             error, f"toy '{name}'", "effbackbones.errors:nearest", "os.path:join (eager-nets)", "uninstall eager-nets"
         )
-    with pytest.raises(UserError, match="eager-nets"):
-        toys.names()
+    assert toys.names() == ["both", "built", "own"]  # what nobody asks for stops nobody
+    with pytest.raises(UserError, match=r"no such name; .*known: both, built, own"):
+        toys.get("bulit")
     own = Registry("toy")
     with own.temporary({"own": one_line}):
         with pytest.raises(UserError) as error:
@@ -64,6 +68,37 @@ def test_an_installed_thing_that_takes_a_name_is_refused_naming_both(
         one_line(error, "toy 'own'", "tests_support.py:one_line", "os.path:split (eager-nets)")
     with own.temporary({"both": one_line}):
         assert own.get("both") is one_line
+
+
+def test_an_installed_thing_that_takes_an_alias_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "eager-nets", "short = os.path:join")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    toys = Registry("toy", {"built": "effbackbones.errors:nearest"}, {"short": "built"})
+    assert toys.names() == ["built"]
+    for name in ("short", "built"):
+        with pytest.raises(UserError, match="eager-nets"):
+            toys.get(name)
+
+
+def test_metadata_of_packages_are_read_once_but_what_is_installed_meanwhile_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+
+    def reading(group: str) -> EntryPoints:
+        reads.append(group)
+        return entry_points(group=group)
+
+    monkeypatch.setattr(registry, "entry_points", reading)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    toys = Registry("toy", {"built": "effbackbones.errors:nearest"})
+    for _ in range(5):
+        assert toys.get("built")
+    assert len(reads) == 1
+    install(tmp_path, "late-nets", "late = os.path:join")
+    invalidate_caches()
+    assert toys.get("late") is os.path.join
+    assert toys.names() == ["built", "late"]
 
 
 def test_names_of_a_pattern_are_built_in() -> None:
