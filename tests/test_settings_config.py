@@ -20,7 +20,7 @@ from tasks.settings.data import DataConfig, RandAugmentConfig
 from tasks.settings.keytypes import field_docs, leaves, members_of, section_of
 from tasks.settings.lent import without_unknown
 from tasks.settings.sections import Config, HeadConfig, ModelConfig, OptimConfig, RunConfig
-from tasks.settings.tree import changed_keys, dump, from_mapping, to_mapping
+from tasks.settings.tree import absolute, changed_keys, dump, from_mapping, to_mapping
 from tasks.strictyaml import read_value, write_value
 
 SECTIONS = (ModelConfig, HeadConfig, DataConfig, RandAugmentConfig, OptimConfig, RunConfig)
@@ -267,6 +267,22 @@ def test_changed_keys(tmp_path: Path) -> None:
         "optim.lr",
         "run.seed",
     ]
+
+
+def test_relative_paths_of_an_older_run_are_no_change_and_addresses_are_no_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").touch()
+    old = read(tmp_path, "model: {weights: w.pth}\ndata: {root: photos}\nplugins: [mine.py, module]\n")
+    new = absolute(old)
+    assert (new.model.weights, new.data.root) == (str(tmp_path / "w.pth"), str(tmp_path / "photos"))
+    assert new.plugins == (str(tmp_path / "mine.py"), "module")
+    assert changed_keys(old, new) == changed_keys(new, old) == []
+    named = read(tmp_path, "model: {weights: imagenet}\ndata: {root: 's3://bucket/photos'}\n")
+    assert absolute(named) == named
+    monkeypatch.chdir(tmp_path.parent)
+    assert changed_keys(new, old) == ["data.root", "model.weights", "plugins"]
 
 
 def test_print_config_shows_places_and_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

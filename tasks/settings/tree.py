@@ -115,6 +115,8 @@ def absolute(config: Config) -> Config:
 
 
 def _absolute(path: str) -> str:
+    if "://" in path:  # where a registered data set reads from
+        return path
     return os.path.abspath(os.path.expanduser(path))
 
 
