@@ -184,3 +184,38 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> 
     assert steps[0] == steps[1]
     (state,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert state.name == f"step-{steps[0]:08}.safetensors"
+
+
+def test_a_state_that_is_not_finite_ends_all_processes(tmp_path: Path) -> None:
+    spoil = """
+import torch
+from contextlib import contextmanager
+
+import tasks.engine.training as training
+from tasks.engine.watching import WATCHERS, Watcher
+
+
+class Spoiled(Watcher):
+    @contextmanager
+    def step(self, state):
+        yield
+        with torch.no_grad():
+            next(state.model.head.parameters()).fill_(float("inf"))
+
+
+def save(self, honest=training._Run._save):
+    try:
+        honest(self)
+    except training.DivergedError as error:
+        Path(os.environ["NOTES"], f"diverged-{os.environ['RANK']}").write_text(str(error))
+        raise
+
+
+training._Run._save = save
+WATCHERS.append(Spoiled())
+"""
+    done = launch(2, tmp_path, "--optim.max_steps", "1", plugin=PLUGIN + spoil)
+    assert done.returncode != 0
+    ends = [(tmp_path / f"diverged-{rank}").read_text() for rank in range(2)]
+    assert ends[0] == ends[1]
+    assert "is not finite after step 1" in ends[0]

@@ -246,12 +246,12 @@ class _Run:
         state.agree()
         progress.seconds += now - self.started
         self.started = self.saved_at = now
-        if not processes.is_first():
-            return
-        tensors = state.tensors()
+        tensors = state.tensors()  # alike in all processes, so that all stop here or none
         for name, value in tensors.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise DivergedError(f"{name} is not finite after step {state.step}; the checkpoint before is kept")
+        if not processes.is_first():
+            return
         save_state(self.folder / STATES, state.step, tensors, {"progress": vars(progress), "data": self._data()})
 
     def _resume(self) -> None:
