@@ -43,8 +43,8 @@ READER = "effbackbones/weights/tensorfile.py"
 ONLY_IN = {"torch.load": (READER, "read_pickled")}
 NAMELESS = {"utils.py", "util.py", "base.py", "common.py", "helpers.py", "misc.py", "setup.py"}
 
-# Every room, from top to bottom: one imports those of its own layer and below, and no circle closes, also not through imports
-# inside functions and for types. A file that lies in none of these has no place yet.
+# Every room, from top to bottom: one imports those of its own layer and below, and no circle closes, neither of rooms nor of files
+# within one, also not through imports inside functions and for types. A file that lies in none of these has no place yet.
 LAYERS = (
     "tasks.classify tasks.detect tasks.segment tasks.joint",
     "tasks.verbs tasks.multitask tasks.classification tasks.detection tasks.segmentation",
@@ -277,14 +277,15 @@ def known(name: str, names: Collection[str]) -> str:
 
 
 def house(layers: Sequence[str], sources: Mapping[str, str]) -> tuple[set[str], set[str], list[str]]:
-    """Modules without a room, arrows between modules that point upward, and the rooms of a circle (empty if there is none),
-    the upward arrows aside."""
+    """Modules without a room, arrows between modules that point upward, and the rooms or modules of a circle (empty if there is
+    none), the upward arrows aside."""
     height = {room: -depth for depth, layer in enumerate(layers) for room in layer.split()}
     homeless = {
         module for module in sources if module not in (*ROOMS, "tasks.data") and known(module, height) in ("", *ROOMS)
     }
     upward: set[str] = set()
     below: dict[str, set[str]] = {room: set() for room in height}
+    within: dict[str, set[str]] = {}
     for module, source in sources.items():
         for target in {known(name, sources) for name in imports_of(source)} - {module}:
             here, there = known(module, height), known(target, height)
@@ -293,8 +294,11 @@ def house(layers: Sequence[str], sources: Mapping[str, str]) -> tuple[set[str], 
                     upward.add(f"{module} -> {target}")
                 else:
                     below[here].add(there)
+            elif here and there:
+                within.setdefault(module, set()).add(target)
     try:
         TopologicalSorter(below).prepare()
+        TopologicalSorter(within).prepare()
     except CycleError as circle:
         return homeless, upward, circle.args[1]
     return homeless, upward, []
@@ -315,11 +319,18 @@ def test_imports_point_downward_and_in_no_circle() -> None:
         ("def f():\n    from tasks.verbs import check", {"tasks.data.x -> tasks.verbs.check"}, False),
         ("if TYPE_CHECKING:\n    import tasks.verbs.check as c", {"tasks.data.x -> tasks.verbs.check"}, False),
         ("from tasks.report.page import Page", set(), True),
+        ("def f():\n    from tasks.report import page", set(), True),
+        ("if TYPE_CHECKING:\n    from tasks.report.page import Page", set(), True),
+        ("from tasks.data.y import name", set(), False),
+        ("def f():\n    from tasks.data.z import name", set(), True),
+        ("if TYPE_CHECKING:\n    from tasks.data import z", set(), True),
     ],
 )
 def test_a_wrong_arrow_is_seen(source: str, upward: set[str], circle: bool) -> None:
     names = dict.fromkeys(("tasks.verbs.check", "tasks.engine.loop"), "") | {
-        "tasks.report.page": "from tasks.data import x"
+        "tasks.report.page": "from tasks.data import x",
+        "tasks.data.y": "",
+        "tasks.data.z": "from tasks.data.x import f",
     }
     found = house(("tasks.verbs", "tasks.data tasks.report", "tasks.engine"), {**names, "tasks.data.x": source})
     assert (found[1], bool(found[2])) == (upward, circle)
