@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from effbackbones.registry import HEADS
 from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.strictyaml import read_tree
+from tasks.verbs import predict
 
 HEAD = '''
 """A head in a file of its own, outside of the project."""
@@ -185,6 +187,29 @@ def test_a_bad_file_is_named_and_the_others_are_predicted(
     assert [Path(row["file"]).name for row in record["images"]] == ["a.png", "b.jpg"]
     assert main([*line, str(bad)]) == 2
     assert error_of(capsys).startswith(f"error: {bad}: cannot be read")
+
+
+def test_a_file_that_hangs_is_named_where_predict_reads_in_its_own_process(
+    trained: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, honest = Event(), predict._Files.__getitem__
+
+    def read(files: Any, index: int) -> Any:
+        sample = honest(files, index)
+        if sample.path.endswith("b.jpg"):
+            released.wait(60)
+        return sample
+
+    monkeypatch.setattr(predict._Files, "__getitem__", read)
+    line = ["predict", "--checkpoint", str(trained), "--out", str(tmp_path / "out"), "--run.progress", "false"]
+    line += ["--data.workers", "0", "--data.batch_size", "1"]
+    try:
+        assert main([*line, "--data.timeout", "2", str(photographs)]) == 2
+        error = error_of(capsys)
+        assert error.startswith(f"error: {photographs / 'b.jpg'}: no batch came within 2 seconds; raise data.timeout")
+    finally:
+        released.set()
+    assert main([*line, "--data.timeout", "0", str(photographs)]) == 0
 
 
 def test_evaluate_repeats_the_scores_of_the_run(trained: Path, tmp_path: Path, capsys: Any) -> None:

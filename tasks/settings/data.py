@@ -88,7 +88,7 @@ class DataConfig(Section):
     eval_batch_size: int | None = None
     """Images per evaluation batch over all devices; null: batch_size."""
     workers: int | None = None
-    """Loader processes per device; null: one per core, at most 8."""
+    """Loader processes per device; null: one per core, at most 8. Where predict draws, a thread reads ahead instead."""
     timeout: float = 300.0
     """Seconds without a batch after which a loader counts as hanging; 0: never."""
     multilabel: bool = False

@@ -1,10 +1,12 @@
 """The verb ``predict``: classes, boxes or masks of images that have no labels."""
 
 import glob
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import torch
 from torch.utils.data import DataLoader
@@ -39,8 +41,9 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     dataset = _Files(files, config, len(model.image_spec.mean), classes, originals if writer.draws else None)
     failed: dict[str, None] = {}
     loader = assembly.evaluation_loader(config, task, dataset, model)
+    timeout = 0.0 if assembly.workers(config) else config.data.timeout  # loader processes are watched by the loader
     with torch.no_grad():
-        for batch in tell.watch(_Ahead(loader), "predict"):
+        for batch in tell.watch(_Ahead(loader, timeout, lambda: dataset.reading), "predict"):
             moved = batch.to(device, non_blocking=True)
             with assembly.autocast(config, device):
                 predictions = task.predict(config, model, moved)
@@ -58,21 +61,41 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
 
 
 class _Ahead:
-    """Batches, as many as there are (for the progress bar), each read while the one before it is worked on."""
+    """Batches, as many as there are (for the progress bar), each read while the one before it is worked on. One that is not there
+    after ``timeout`` seconds (0: never) raises :class:`UserError` that names what ``reading`` says."""
 
-    def __init__(self, batches: DataLoader[Batch]) -> None:
-        self.batches = batches
+    def __init__(self, batches: DataLoader[Batch], timeout: float, reading: Callable[[], str]) -> None:
+        self.batches, self.timeout, self.reading = batches, timeout, reading
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self.batches)
-        with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(next, batches, None)
-            while (batch := coming.result()) is not None:
-                coming = reader.submit(next, batches, None)
-                yield batch
+        following = partial(next, iter(self.batches), None)
+        coming = _begun(following)
+        while True:
+            if wait([coming], self.timeout or None).not_done:
+                what = f"no batch came within {self.timeout:g} seconds"
+                raise UserError(self.reading(), what, "raise data.timeout, or leave the file out")
+            batch = coming.result()
+            if batch is None:
+                return
+            coming = _begun(following)
+            yield batch
+
+
+def _begun(read: Callable[[], Batch | None]) -> "Future[Batch | None]":
+    """``read`` in a thread of its own, one that does not keep the process alive when it hangs."""
+    future: Future[Batch | None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(read())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def image_files(inputs: Sequence[str]) -> list[Path]:
@@ -105,13 +128,15 @@ class _Files:
         originals: Originals | None,
     ) -> None:
         self.files, self.classes, self.originals = files, classes, originals
+        self.reading = ""
+        """The file that is being read, in this process."""
         self.read = replace(image_reader(config.data, "val"), channels=channels)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        path = str(self.files[index])
+        path = self.reading = str(self.files[index])
         image = self.read(path)
         if self.originals:
             self.originals.keep(path, image)
