@@ -25,7 +25,7 @@ from tasks.data.masks.count import MaskStatistics
 from tasks.data.sample import Sample
 from tasks.report.boxes import COLOURS
 from tasks.report.drawings import class_shares
-from tasks.report.masks import WRONG, colored, errors, fitted, legend, mask_sheet, overlay, palette, palette_of
+from tasks.report.masks import WRONG, errors, fitted, legend, mask_sheet, overlay, palette, palette_of
 from tasks.report.outputs import OutputNames, is_free
 from tasks.report.records import Summary
 from tasks.segmentation.examples import KEPT, SegmentationExamples
@@ -91,8 +91,8 @@ def test_colours_differ_visibly(count: int, least: int) -> None:
 @pytest.mark.parametrize("name", ["background", "Background", "_background_"])
 def test_a_background_is_black_in_pictures_of_classes_and_bare_in_overlays(name: str) -> None:
     labels = stripes(60, 80, [0, 1])
-    assert (colored(labels, [name, "cat"])[:, :40] == 0).all()
-    assert (colored(labels, [name, "cat"])[:, 40:] == COLOURS[0]).all()
+    assert (palette_of([name, "cat"])[labels][:, :40] == 0).all()
+    assert (palette_of([name, "cat"])[labels][:, 40:] == COLOURS[0]).all()
     assert (overlay(GREY, labels, [name, "cat"])[:, :40] == 90).all()
     assert (overlay(GREY, labels, ["road", "cat"])[:, :38] != 90).any(-1).all()
 

@@ -34,7 +34,7 @@ def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", 
             continue
         where = _name(dataset, index, sample)
         for what in _violations(sample, len(dataset.classes), len(getattr(dataset, "mask_classes", dataset.classes))):
-            raise UserError(where, what, "see Sample in tasks/data/batch.py")
+            raise UserError(where, what, "see Sample in tasks/data/sample.py")
         if sample.id in seen:
             raise UserError(
                 where, f"id {sample.id!r} belongs to sample {seen[sample.id]} too", "give each sample its own id"

@@ -20,8 +20,7 @@ class Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.getsignal(number) for number in _RANK}
-        self.install()
+        self._before = {number: signal.signal(number, self._receive) for number in _RANK}
         return self
 
     def __exit__(
@@ -29,11 +28,6 @@ class Signals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def install(self) -> None:
-        """Take the signals; again after somebody else took them."""
-        for number in _RANK:
-            signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.level >= _RANK[signal.SIGINT]:

@@ -51,11 +51,6 @@ def has_background(classes: Sequence[str]) -> bool:
     return bool(classes) and classes[0].strip("_ ").casefold() == "background"
 
 
-def colored(labels: Mask, classes: Sequence[str] = ()) -> Picture:
-    """``labels`` [H, W] in the colours of the classes: RGB [H, W, 3]."""
-    return palette_of(classes)[labels]
-
-
 def overlay(
     image: NDArray[np.generic],
     labels: Mask,
