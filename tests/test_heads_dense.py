@@ -384,6 +384,12 @@ def test_records_are_options_with_the_defaults_of_the_head() -> None:
         ToySSD(spec, 3, negatives="many")
 
 
+def test_boxes_that_nothing_would_train_are_refused() -> None:
+    with pytest.raises(UserError, match=r"head_options\.delta_loss: .*nothing would train the boxes"):
+        BoxLosses(None)
+    assert BoxLosses(None, iou_loss="ciou").iou_loss == "ciou"
+
+
 def test_overlap_is_diagnosed_where_it_decides() -> None:
     spec, sizes = (
         FeatureSpec("b0", ("C3", "C4", "C5"), (40, 112, 320), (8, 16, 32)),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from heads.detection.losses import IOU_LOSSES, IouLoss, focal_sum, huber_sum, iou_loss, smooth_l1_sum
-from heads.options import choice, number
+from heads.options import choice, number, require
 
 _LEAST_SHARE = 1e-6  # of all weights together, so that a batch without boxes divides 0 by something
 
@@ -149,6 +149,8 @@ class BoxLosses:
         number("huber_delta", self.huber_delta, above=0)
         number("box_weight", self.box_weight, 0)
         choice("iou_loss", self.iou_loss, (None, *IOU_LOSSES))
+        some = self.delta_loss is not None or self.iou_loss is not None
+        require("delta_loss", self.delta_loss, some, "one, as there is no iou_loss: nothing would train the boxes")
         number("iou_weight", self.iou_weight, 0)
 
     def terms(
