@@ -186,6 +186,40 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> 
     assert state.name == f"step-{steps[0]:08}.safetensors"
 
 
+def test_processes_that_lightning_starts_wait_for_the_save_when_a_signal_stops_them(tmp_path: Path) -> None:
+    """Its launcher looks every 5 seconds whether another process has ended, and then kills the first one."""
+    slow = """
+import signal
+import time
+from contextlib import contextmanager
+
+import tasks.engine.training as training
+from tasks.engine.watching import WATCHERS, Watcher
+
+
+class Stop(Watcher):
+    @contextmanager
+    def step(self, state):
+        yield
+        if state.step == 2 and state.share.rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def save(*given, honest=training.save_state):
+    time.sleep(8)
+    honest(*given)
+
+
+training.save_state = save
+WATCHERS.append(Stop())
+"""
+    more = ["--run.devices", "2", "--optim.epochs", "400", "--run.eval_every", "400"]
+    done = launch(1, tmp_path, *more, plugin=PLUGIN + slow)
+    assert done.returncode == 143, done.stderr[-2000:]
+    assert "which is saved" in done.stderr
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
 def test_a_state_that_is_not_finite_ends_all_processes(tmp_path: Path) -> None:
     spoil = """
 import torch

@@ -105,6 +105,8 @@ class _Run:
                         state.model.backbone.unfreeze()
                     self._train(stop)
             self.events.close()
+        if stopped_by(self.agreed) is not None:
+            self.fabric.barrier()  # Lightning's launcher kills the first process, which may still save, when another has ended
         signal = stopped_by(max(self.agreed, self.signals.level))
         if signal is not None:
             self.tell(f"stopped by {signal.name} after step {state.step}, which is saved; the same command continues")
