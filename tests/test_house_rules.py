@@ -55,7 +55,7 @@ LAYERS = (
     "tasks.data.batch",
     "tasks.data.dataset",
     "tasks.data.sample tasks.data.files",
-    "tasks.settings tasks.verbs.table tasks.scoring tasks.telling tasks.configs",
+    "tasks.settings tasks.scoring tasks.telling tasks.configs",
     "tasks.strictyaml",
     "heads.classification heads.detection heads.segmentation",
     "heads.options",

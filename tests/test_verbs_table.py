@@ -13,9 +13,9 @@ from tests_support import ROOT, printed_by
 from effbackbones.errors import UserError
 from tasks.detect import main
 from tasks.settings.commandline import Extras, parse
+from tasks.settings.verbs import OPTIONS, VERBS, Verb
 from tasks.verbs.bench import peak_memory
 from tasks.verbs.command import explain
-from tasks.verbs.table import OPTIONS, VERBS, Verb
 
 TOY = '''"""A verb that reads neither config nor task."""
 seen = []
@@ -92,7 +92,7 @@ def test_inputs_and_flags_go_with_the_verbs_that_take_them(capsys: pytest.Captur
 def test_a_verb_of_this_process_alone_loads_no_torch(tmp_path: Path) -> None:
     (tmp_path / "toy_verb.py").write_text(TOY)
     code = (
-        "import sys; from tasks.verbs.table import VERBS, Verb; from tasks.detect import main\n"
+        "import sys; from tasks.settings.verbs import VERBS, Verb; from tasks.detect import main\n"
         "VERBS['join'] = Verb('join', 'toy_verb', 'x', config='none', inputs=True)\n"
         "code = main(['join', 'a']); print(code, 'torch' in sys.modules)"
     )

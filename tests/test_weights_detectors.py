@@ -16,7 +16,7 @@ from effbackbones.backbones.convolution import Numerics
 from effbackbones.backbones.scaling import SCALINGS
 from effbackbones.contracts import IMAGENET_MEAN
 from effbackbones.errors import UserError
-from effbackbones.weights import hub, reading
+from effbackbones.weights import foreign, hub, reading
 from effbackbones.weights.classifiers import SOURCES, find_source
 from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
 from effbackbones.weights.source import HALF, WeightSource
@@ -80,8 +80,8 @@ def effdet_state(name: str, **settings: Any) -> dict[str, Tensor]:
 
 def sorted_out(state: dict[str, Tensor], backbone: str) -> tuple[Any, Any]:
     """Backbone and detector of a file, under our names."""
-    parts = reading._translate(state, Path("x.pth"), backbone)
-    return parts, reading._foreign_head(parts, state, Path("x.pth"), backbone)
+    parts = foreign._translate(state, Path("x.pth"), backbone)
+    return parts, foreign._foreign_head(parts, state, Path("x.pth"), backbone)
 
 
 def written(folder: Path, state: object) -> Path:

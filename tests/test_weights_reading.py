@@ -16,7 +16,7 @@ from effbackbones.backbones.efficientnet import EfficientNet
 from effbackbones.backbones.scaling import SCALINGS, head_channels, scaling, stage_channels
 from effbackbones.contracts import IMAGENET_MEAN, ImageSpec
 from effbackbones.errors import UserError
-from effbackbones.weights import dialects, hub, reading
+from effbackbones.weights import dialects, foreign, hub
 from effbackbones.weights.classifiers import SOURCES, find_source, recognise, sources_for
 from effbackbones.weights.loading import LoadReport, adapt_stem, load_state, load_table
 from effbackbones.weights.reading import read_weights
@@ -196,7 +196,7 @@ CASES = [(dialect, name) for dialect in ("torchvision", "timm", "lukemelas") for
 @pytest.mark.parametrize(("dialect", "name"), CASES)
 def test_key_maps_are_complete_and_exact(dialect, name):
     state = numbered(reference(dialect, name))
-    parts = reading._translate(state, Path("x.pth"), name)
+    parts = foreign._translate(state, Path("x.pth"), name)
     assert parts.label == dialect
     assert parts.unused == ()
     assert {key: tuple(t.shape) for key, t in parts.backbone.items()} == our_shapes(name)
@@ -214,7 +214,7 @@ def test_key_maps_are_complete_and_exact(dialect, name):
 def test_whole_smp_models_give_their_encoder(dialect, name):
     model = reference(dialect, name)
     for module, decoder in ((model, True), (model.encoder, False)):
-        parts = reading._translate(numbered(module), Path("x.pth"), name)
+        parts = foreign._translate(numbered(module), Path("x.pth"), name)
         assert {key: tuple(t.shape) for key, t in parts.backbone.items()} == our_shapes(name)
         assert [int(parts.backbone[key].flatten()[0]) for key in our_shapes(name)] == list(range(len(our_shapes(name))))
         assert set(parts.tail) == (set() if "tu-" in dialect else set(tail_shapes(name)) - {"fc.weight", "fc.bias"})
@@ -227,9 +227,9 @@ def test_whole_smp_models_give_their_encoder(dialect, name):
 @pytest.mark.parametrize("name", LITE)
 def test_smp_lite_models_give_their_encoder(name):
     model = reference("smp:timm-tf_efficientnet_", name)
-    parts = reading._translate(numbered(model), Path("x.pth"), name)
+    parts = foreign._translate(numbered(model), Path("x.pth"), name)
     assert {key: tuple(t.shape) for key, t in parts.backbone.items()} == our_shapes(name)
-    assert reading._implied(parts, name) == ("torch", ())
+    assert foreign._implied(parts, name) == ("torch", ())
 
 
 @pytest.mark.peer
@@ -413,8 +413,8 @@ def test_our_bare_state_dict_must_be_told_its_numerics(tmp_path):
     ],
 )
 def test_what_a_layout_implies(dialect, prefix, decoder, backbone, expected):
-    parts = reading._Parts(dialect, prefix, unused=("decoder.blocks.0.conv1.0.weight",) if decoder else ())
-    assert reading._implied(parts, backbone)[0] == expected
+    parts = foreign._Parts(dialect, prefix, unused=("decoder.blocks.0.conv1.0.weight",) if decoder else ())
+    assert foreign._implied(parts, backbone)[0] == expected
 
 
 def test_given_numerics_win_and_the_difference_is_said(tmp_path, torchvision_b0):

@@ -277,12 +277,12 @@ def test_every_decoder_is_known_by_its_head(head: str, naming: str) -> None:
     """The whole head of ours, by name and shape, on no more than shapes."""
     import segmentation_models_pytorch as smp
 
-    from effbackbones.weights import reading
+    from effbackbones.weights import foreign
 
     with torch.device("meta"):
         state = getattr(smp, SMP[head])(naming + "b0", encoder_weights=None, classes=5).state_dict()
-        parts = reading._translate(state, Path("x.pth"), "b0")
-        found = reading._foreign_head(parts, state, Path("x.pth"), "b0")
+        parts = foreign._translate(state, Path("x.pth"), "b0")
+        found = foreign._foreign_head(parts, state, Path("x.pth"), "b0")
         assert isinstance(found, Segmenter)
         assert (found.kind, found.unused) == (head, ())
         own = build_model("seg", "b0", head=head, num_classes=5, backbone_options={"tap": found.tap}).head.state_dict()

@@ -19,8 +19,8 @@ from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
 from tasks.settings.lent import lent_options
 from tasks.settings.sections import Config
 from tasks.settings.tree import SEVERAL, build, dump, merge
+from tasks.settings.verbs import DEFAULT, OPTIONS, VERBS, Verb
 from tasks.strictyaml import Plain, Tree, read_tree, read_value
-from tasks.verbs.table import DEFAULT, OPTIONS, VERBS, Verb
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Extras:
 
 
 class Request(NamedTuple):
-    """A command line, read: ``verb`` is one of :data:`tasks.verbs.table.VERBS`; ``config`` is the default one where the verb works
+    """A command line, read: ``verb`` is one of :data:`tasks.settings.verbs.VERBS`; ``config`` is the default one where the verb works
     on none."""
 
     verb: str

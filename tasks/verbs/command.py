@@ -17,7 +17,7 @@ from effbackbones.registry import TASKS
 from tasks.settings.commandline import Request, parse
 from tasks.settings.lent import without_unknown
 from tasks.settings.tree import absolute
-from tasks.verbs.table import VERBS, Verb
+from tasks.settings.verbs import VERBS, Verb
 
 USER_ERROR, DIVERGED, FAILED = 2, 3, 1
 
