@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from tests_support import on_two_processes
+from tests_support import class_names, on_two_processes
 from torch import Tensor
 
 from effbackbones import UserError
@@ -17,11 +17,7 @@ from tasks.classification.metrics import ClassificationMetrics, average_precisio
 SCORES = {False: ("top1", "top5", "macro_f1"), True: ("map", "micro_ap", "macro_f1", "micro_f1")}
 
 
-def names(k: int) -> list[str]:
-    return [f"class {i}" for i in range(k)]
-
-
-def draw(seed: int, n: int, k: int, multilabel: bool = False) -> tuple[Tensor, Tensor]:
+def probabilities_and_targets(seed: int, n: int, k: int, multilabel: bool = False) -> tuple[Tensor, Tensor]:
     """Probabilities that are better than chance, and targets; classes thin out, so that the last ones may be absent."""
     rng = torch.Generator().manual_seed(seed)
     logits = torch.randn(n, k, generator=rng)
@@ -34,7 +30,7 @@ def draw(seed: int, n: int, k: int, multilabel: bool = False) -> tuple[Tensor, T
 
 
 def score(probabilities: Tensor, targets: Tensor, *, multilabel: bool = False, batch: int = 7) -> dict[str, Any]:
-    metric = ClassificationMetrics(names(probabilities.shape[1]), multilabel)
+    metric = ClassificationMetrics(class_names(probabilities.shape[1]), multilabel)
     for start in range(0, len(targets), batch):
         metric.update(probabilities[start : start + batch], targets[start : start + batch])
     return metric.compute()
@@ -60,7 +56,7 @@ def test_single_label_equals_references(k: int) -> None:
     from sklearn import metrics as reference
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-    probabilities, targets = draw(k, 400, k)
+    probabilities, targets = probabilities_and_targets(k, 400, k)
     result = score(probabilities, targets)
     present = sorted(set(targets.tolist()))
     predicted = probabilities.argmax(1)
@@ -86,7 +82,7 @@ def test_multilabel_equals_references(rounded: bool) -> None:
     from sklearn import metrics as reference
     from torchmetrics.functional.classification import binary_calibration_error
 
-    probabilities, targets = draw(1, 300, 12, multilabel=True)
+    probabilities, targets = probabilities_and_targets(1, 300, 12, multilabel=True)
     if rounded:  # many equal scores
         probabilities = (probabilities * 8).round() / 8
     result = score(probabilities, targets, multilabel=True)
@@ -124,7 +120,7 @@ def test_multilabel_equals_references(rounded: bool) -> None:
     multilabel=st.booleans(),
 )
 def test_batches_and_order_do_not_matter(seed: int, n: int, k: int, batch: int, multilabel: bool) -> None:
-    probabilities, targets = draw(seed, n, k, multilabel)
+    probabilities, targets = probabilities_and_targets(seed, n, k, multilabel)
     whole = score(probabilities, targets, multilabel=multilabel, batch=n)
     shuffle = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     assert score(probabilities[shuffle], targets[shuffle], multilabel=multilabel, batch=batch) == whole
@@ -143,7 +139,7 @@ def test_batches_and_order_do_not_matter(seed: int, n: int, k: int, batch: int, 
 def test_non_finite_predictions_never_raise_a_score(
     seed: int, n: int, k: int, share: float, multilabel: bool, value: float
 ) -> None:
-    probabilities, targets = draw(seed, n, k, multilabel)
+    probabilities, targets = probabilities_and_targets(seed, n, k, multilabel)
     clean = score(probabilities, targets, multilabel=multilabel)
     bad = torch.rand(n, k, generator=torch.Generator().manual_seed(seed)) < share
     result = score(probabilities.masked_fill(bad, value), targets, multilabel=multilabel)
@@ -159,7 +155,7 @@ def test_non_finite_predictions_never_raise_a_score(
 
 def test_predictions_that_are_all_nan_do_not_tie_into_a_good_score() -> None:
     """Found by the test above: among few negatives, a ranking in which everything ties has a high average precision."""
-    probabilities, targets = draw(820, 1, 5, True)
+    probabilities, targets = probabilities_and_targets(820, 1, 5, True)
     clean = score(probabilities, targets, multilabel=True)
     result = score(torch.full_like(probabilities, float("nan")), targets, multilabel=True)
     assert clean["micro_ap"] == pytest.approx(0.5889, abs=1e-4)
@@ -191,14 +187,14 @@ def test_average_precision_of_small_rankings() -> None:
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_an_empty_split_is_undefined_not_zero(multilabel: bool) -> None:
-    result = ClassificationMetrics(names(7), multilabel).compute()
+    result = ClassificationMetrics(class_names(7), multilabel).compute()
     assert result["samples"] == 0
     assert [result[key] for key in (*SCORES[multilabel], "ece")] == [None] * (len(SCORES[multilabel]) + 1)
 
 
 def test_reset_starts_again_even_under_inference_mode() -> None:
-    probabilities, targets = draw(0, 20, 6)
-    metric = ClassificationMetrics(names(6))
+    probabilities, targets = probabilities_and_targets(0, 20, 6)
+    metric = ClassificationMetrics(class_names(6))
     with torch.inference_mode():
         metric.update(probabilities.flip(0), targets)
         metric.reset()
@@ -235,8 +231,8 @@ def _score_share(rank: int) -> list[Any]:
     results = []
     for multilabel in (False, True):
         for share in (slice(rank, None, 2), slice(0, None if rank == 0 else 0)):
-            probabilities, targets = draw(3, 51, 7, multilabel)
-            metric = ClassificationMetrics(names(7), multilabel)
+            probabilities, targets = probabilities_and_targets(3, 51, 7, multilabel)
+            metric = ClassificationMetrics(class_names(7), multilabel)
             if len(targets[share]):
                 metric.update(probabilities[share], targets[share])
             results.append(metric.compute())
@@ -245,7 +241,9 @@ def _score_share(rank: int) -> list[Any]:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    single, multi = (score(*draw(3, 51, 7, multilabel), multilabel=multilabel) for multilabel in (False, True))
+    single, multi = (
+        score(*probabilities_and_targets(3, 51, 7, multilabel), multilabel=multilabel) for multilabel in (False, True)
+    )
     assert on_two_processes(_score_share, tmp_path) == [[single, single, multi, multi]] * 2
 
 
@@ -253,8 +251,8 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_update_never_waits_for_the_device(multilabel: bool) -> None:
-    probabilities, targets = draw(5, 64, 9, multilabel)
-    metric = ClassificationMetrics(names(9), multilabel).to("cuda")
+    probabilities, targets = probabilities_and_targets(5, 64, 9, multilabel)
+    metric = ClassificationMetrics(class_names(9), multilabel).to("cuda")
     moved = probabilities.cuda(), targets.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:

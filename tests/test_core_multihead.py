@@ -3,16 +3,14 @@
 import json
 import math
 import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from tests_support import one_line
+from tests_support import ONE_THREAD, one_line, two_processes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -333,22 +331,10 @@ destroy_process_group()
 @pytest.mark.slow
 def test_two_processes_that_lack_different_labels_agree(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     root = Path(__file__).parent
     path = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(port),
-        "script.py",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [*two_processes(), "script.py"]
+    environment = ONE_THREAD | {"PYTHONPATH": path}
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300, check=False
     )

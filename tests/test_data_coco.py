@@ -46,7 +46,7 @@ def content(images: int = 2, ids: tuple[int, ...] = (3, 7, 90)) -> Content:
     }
 
 
-def write(root: Path, what: Content, split: str = "train") -> DataConfig:
+def write_coco(root: Path, what: Content, split: str = "train") -> DataConfig:
     """``what`` as the annotations of a split, with its images, in COCO's layout."""
     folder = root / f"{split}2017"
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def write(root: Path, what: Content, split: str = "train") -> DataConfig:
 
 
 def opened(root: Path, what: Content, split: str = "train", **data: Any) -> BoxDataset:
-    write(root, what, split)
+    write_coco(root, what, split)
     return coco(DataConfig(name="coco", root=str(root), **data), split, None)
 
 
@@ -239,7 +239,7 @@ def test_a_subset_and_new_names_by_config(tmp_path: Path) -> None:
     assert dataset[0].truth.boxes.tolist() == [[0, 0, 100, 80], [50.25, 3, 12, 60]]  # type: ignore[union-attr]
     assert dataset.table.repairs.counts == {"other_class": 2}
     assert dataset.table.repairs.dropped == 0
-    write(tmp_path, content(), "val")
+    write_coco(tmp_path, content(), "val")
     assert coco(DataConfig(name="coco", root=str(tmp_path), options=options), "val", dataset.classes).category_ids == (
         7,
         90,
@@ -295,7 +295,7 @@ def test_other_categories_than_in_training_are_told_name_by_name(
     train = opened(tmp_path, content())
     what = content(ids=ids)
     change(what)
-    data = write(tmp_path, what, "val")
+    data = write_coco(tmp_path, what, "val")
     with pytest.raises(UserError, match=says):
         coco(data, "val", train.classes)
 
@@ -365,7 +365,7 @@ def test_names_with_folders_are_relative_to_whatever_holds_them(tmp_path: Path) 
 
 
 def test_missing_annotation_files_are_told_with_those_that_there_are(tmp_path: Path) -> None:
-    data = write(tmp_path, content())
+    data = write_coco(tmp_path, content())
     with pytest.raises(
         UserError, match=r"data.val: there is no file .*; there are annotations/instances_train2017\.json"
     ):
@@ -417,7 +417,7 @@ def test_exif_is_applied_when_the_annotations_say_so(tmp_path: Path, orientation
     what["annotations"] = [annotation(1, 1, 3, [0, 0, 40, 40])]
     for size in ((100, 80), (80, 100)):
         what["images"][0].update(width=size[0], height=size[1])
-        write(tmp_path, what)
+        write_coco(tmp_path, what)
         turned(tmp_path / "train2017" / "1.png", orientation)
         dataset = coco(DataConfig(name="coco", root=str(tmp_path), exif=exif), "train", None)  # type: ignore[arg-type]
         swaps = orientation > 4
@@ -440,7 +440,7 @@ def test_exif_is_applied_when_the_annotations_say_so(tmp_path: Path, orientation
 
 def test_another_size_than_the_file_has_is_refused_with_both(tmp_path: Path) -> None:
     what = content(1)
-    write(tmp_path, what)
+    write_coco(tmp_path, what)
     what["images"][0].update(width=90)
     dataset = opened(tmp_path, what, allow_bad_boxes=True)
     with pytest.raises(
@@ -451,7 +451,7 @@ def test_another_size_than_the_file_has_is_refused_with_both(tmp_path: Path) -> 
 
 def test_sizes_that_are_absent_come_from_the_files(tmp_path: Path) -> None:
     what = content(2)
-    write(tmp_path, what)
+    write_coco(tmp_path, what)
     turned(tmp_path / "train2017" / "2.png", 6)
     for image in what["images"]:
         del image["width"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from numpy.typing import NDArray
-from test_data_coco import Content, annotation, content, turned, write
+from test_data_coco import Content, annotation, content, turned, write_coco
 from tests_support import one_line
 
 from effbackbones.errors import UserError
@@ -23,7 +23,7 @@ W, H = 100, 80
 
 
 def opened(root: Path, what: Content, split: str = "train", **data: Any) -> BoxDataset:
-    write(root, what, split)
+    write_coco(root, what, split)
     return coco(DataConfig(name="coco", root=str(root), **{"labels": ("mask",), **data}), split, None)
 
 
@@ -303,7 +303,7 @@ def test_formats_without_masks_say_so(tmp_path: Path) -> None:
 def test_masks_follow_turned_and_reduced_images(tmp_path: Path) -> None:
     what = {**content(1), "annotations": [outline(1, 3, [rectangle(0, 0, 40, 30)], 1200)]}
     what["images"][0].update(width=80, height=100)
-    write(tmp_path, what)
+    write_coco(tmp_path, what)
     turned(tmp_path / "train2017" / "1.png", 6)
     for exif in ("apply", "ignore"):  # the annotations speak of the upright image
         sample = coco(DataConfig(name="coco", root=str(tmp_path), labels=("mask",), exif=exif), "train", None)[0]  # type: ignore[arg-type]
@@ -325,7 +325,7 @@ def test_masks_follow_turned_and_reduced_images(tmp_path: Path) -> None:
 
 def test_sizes_that_are_absent_come_from_the_files(tmp_path: Path) -> None:
     what = {**content(2), "annotations": [outline(1, 3, [rectangle(0, 0, 40, 30)], 1200)]}
-    write(tmp_path, what)
+    write_coco(tmp_path, what)
     for image in what["images"]:
         del image["width"]
     dataset = opened(tmp_path, what)

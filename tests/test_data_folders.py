@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scenes import write_picture
 
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
@@ -18,19 +19,13 @@ from tasks.data.sets.folders import FolderDataset
 from tasks.settings.data import DataConfig
 
 
-def draw(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (value, value, value)).save(path)
-    return path
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two splits of three classes, with nested folders and hidden files."""
     for number, name in enumerate(["cat/b.png", "cat/a.jpg", "bird/deep/er/x.PNG", "bird/y.webp", "Dog/z.bmp"]):
-        draw(tmp_path / "train" / name, number * 10)
-    draw(tmp_path / "val/cat/v.png", 99)
-    draw(tmp_path / "val/bird/w.png", 98)
+        write_picture(tmp_path / "train" / name, (6, 8), number * 10)
+    write_picture(tmp_path / "val/cat/v.png", (6, 8), 99)
+    write_picture(tmp_path / "val/bird/w.png", (6, 8), 98)
     (tmp_path / "train/cat/.DS_Store").write_bytes(b"x")
     (tmp_path / "train/.cache").mkdir()
     (tmp_path / "train/notes.txt").write_text("beside the classes, not in one")
@@ -54,8 +49,8 @@ def test_label_map_is_that_of_torchvision(root: Path) -> None:
     from torchvision.datasets import ImageFolder
 
     (root / "train/.cache").rmdir()  # torchvision takes it for a class
-    draw(root / "train/10/a.png")
-    draw(root / "train/9/a.png")
+    write_picture(root / "train/10/a.png")
+    write_picture(root / "train/9/a.png")
     theirs, ours = ImageFolder(root / "train"), FolderDataset(root / "train")
     assert tuple(theirs.classes) == ours.classes
     assert {(path, label) for path, label in theirs.samples} == {
@@ -88,14 +83,14 @@ def test_reading_options_reach_the_reader(root: Path) -> None:
     data = DataConfig(root=str(root), options={"channels": 1, "depth": "native"}, max_pixels=48)
     images = {sample.id: sample.image for sample in map(folder(data, "val", None).__getitem__, range(3))}
     np.testing.assert_array_equal(images["cat/deep.png"][..., 0], deep)
-    draw(root / "val/cat/large.png", size=(9, 9))
+    write_picture(root / "val/cat/large.png", (9, 9))
     with pytest.raises(UserError, match=r"large\.png: the header announces 9 x 9"):
         folder(data, "val", None)[2]
 
 
 def test_reduced_decoding_is_for_training_alone(root: Path) -> None:
     for split in ("train", "val"):
-        draw(root / split / "cat/0.jpg", 100, (800, 640))
+        write_picture(root / split / "cat/0.jpg", (640, 800), 100)
     data = DataConfig(root=str(root), image_size=(100, 60), options={"reduced": True})
     train, val = folder(data, "train", None), folder(data, "val", None)
     images = [dataset[list(dataset.names).index("cat/0.jpg")].image for dataset in (train, val)]
@@ -120,7 +115,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
         "train/fish: the class folder holds no image",
     ),
     "class of hidden files": (
-        lambda root: draw(root / "train/fish/.a.png"),
+        lambda root: write_picture(root / "train/fish/.a.png"),
         "train/fish: the class folder holds no image",
     ),
     "other file": (
@@ -144,13 +139,13 @@ def test_mistakes_are_named(root: Path, name: str) -> None:
 
 
 def test_split_without_class_folders(root: Path) -> None:
-    draw(root / "test/a.png")
+    write_picture(root / "test/a.png")
     with pytest.raises(UserError, match=r"holds no class folders: expected .*test/CLASS/IMAGE"):
         folder(DataConfig(root=str(root)), "test", None)
 
 
 def test_class_that_training_lacks_is_named(root: Path) -> None:
-    draw(root / "val/fish/a.png")
+    write_picture(root / "val/fish/a.png")
     with pytest.raises(UserError, match=r"val/fish: class 'fish' is not in the training data"):
         folder(DataConfig(root=str(root)), "val", folder(DataConfig(root=str(root)), "train", None).classes)
 

@@ -22,7 +22,7 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def write(root: Path, *lines: str, name: str = "train.csv", encoding: str = "utf-8") -> Path:
+def write_table(root: Path, *lines: str, name: str = "train.csv", encoding: str = "utf-8") -> Path:
     path = root / name
     path.write_text("".join(f"{line}\n" for line in lines), encoding=encoding)
     return path
@@ -30,7 +30,7 @@ def write(root: Path, *lines: str, name: str = "train.csv", encoding: str = "utf
 
 def test_several_labels(root: Path) -> None:
     dataset = TableDataset(
-        write(root, "file,labels", "a.png,dog;cat", '"b,c.png",', "sub/d.png, cat ; bird"), multilabel=True
+        write_table(root, "file,labels", "a.png,dog;cat", '"b,c.png",', "sub/d.png, cat ; bird"), multilabel=True
     )
     assert dataset.classes == ("bird", "cat", "dog")
     assert [dataset[index].labels.tolist() for index in range(3)] == [[0, 1, 1], [0, 0, 0], [1, 1, 0]]  # type: ignore[union-attr]
@@ -42,7 +42,7 @@ def test_several_labels(root: Path) -> None:
 
 
 def test_one_label_other_column_order_and_a_byte_order_mark(root: Path) -> None:
-    dataset = TableDataset(write(root, "labels, file", "dog,a.png", "", "cat,sub/d.png", encoding="utf-8-sig"))
+    dataset = TableDataset(write_table(root, "labels, file", "dog,a.png", "", "cat,sub/d.png", encoding="utf-8-sig"))
     assert dataset.classes == ("cat", "dog")
     assert [dataset[index].label for index in range(2)] == [1, 0]
     check_dataset(dataset)
@@ -69,7 +69,7 @@ def test_one_label_other_column_order_and_a_byte_order_mark(root: Path) -> None:
     ],
 )
 def test_mistakes_are_named_with_their_line(root: Path, lines: list[str], message: str) -> None:
-    path = write(root, *lines)
+    path = write_table(root, *lines)
     with pytest.raises(UserError, match=message) as caught:
         TableDataset(path)
     assert str(caught.value).startswith(str(path))
@@ -96,17 +96,17 @@ def test_no_way_leads_out_of_the_folder(root: Path, name: str) -> None:
     (root.parent / "elsewhere/o.png").touch()
     (root / "links").symlink_to(root.parent / "elsewhere")
     with pytest.raises(UserError, match=r"train\.csv:2: .*(not a path inside|a link that leaves)"):
-        TableDataset(write(root, "file,labels", f"{name},x"))
+        TableDataset(write_table(root, "file,labels", f"{name},x"))
 
 
 def test_links_inside_the_folder_are_followed(root: Path) -> None:
     (root / "link.png").symlink_to(root / "sub/d.png")
-    assert (TableDataset(write(root, "file,labels", "link.png,x"))[0].image == 2).all()
+    assert (TableDataset(write_table(root, "file,labels", "link.png,x"))[0].image == 2).all()
 
 
 def test_factory(root: Path) -> None:
-    write(root, "file,labels", "a.png,dog", "sub/d.png,cat")
-    write(root, "file,labels", "a.png,cat;dog", name="v.csv")
+    write_table(root, "file,labels", "a.png,dog", "sub/d.png,cat")
+    write_table(root, "file,labels", "a.png,cat;dog", name="v.csv")
     data = DataConfig(name="table", root=str(root), val="v.csv")
     train = table(data, "train", None)
     assert (train.classes, train[0].label) == (("cat", "dog"), 1)
@@ -118,7 +118,7 @@ def test_factory(root: Path) -> None:
 
 def test_classes_by_list_or_file_and_images_elsewhere(root: Path) -> None:
     (root / "tables").mkdir()
-    write(root, "file,labels", "a.png,dog", name="tables/train.csv")
+    write_table(root, "file,labels", "a.png,dog", name="tables/train.csv")
     (root / "names.txt").write_text("zebra\ndog\n\n")
     for classes in ("names.txt", ["zebra", "dog"]):
         data = DataConfig(

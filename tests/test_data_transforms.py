@@ -1,14 +1,13 @@
 """Classification transforms: the published evaluation numbers, and training augmentation that is a function of its key."""
 
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from tests_support import printed_by
 
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
@@ -258,10 +257,7 @@ transform = ClassificationTransform(ImageSpec(), (32, 32), True, erasing=1.0)
 transform(Sample(np.zeros((40, 40, 3), np.uint8), "a"), np.random.default_rng(0))
 print({"torchvision", "albumentations", "cv2", "lightning"} & set(sys.modules))
 """
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        == "set()"
-    )
+    assert printed_by(code) == "set()"
 
 
 def test_letterbox_keeps_the_whole_image_and_fills_with_the_mean() -> None:

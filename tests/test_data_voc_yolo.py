@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from scenes import write_picture
 
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxDataset
@@ -17,17 +17,12 @@ from tasks.data.check import check_dataset
 from tasks.data.door import coco, voc, yolo
 from tasks.settings.data import DataConfig
 
-SIZE = (100, 80)  # width, height
+SIZE = (80, 100)  # height, width
 OBJECTS = {  # id: name, xyxy in continuous pixels, difficult
     "a": [("cat", (9, 19, 50, 60), 0), ("dog", (0, 0, 100, 80), 0)],
     "b": [("cat", (30, 10, 41, 77), 1)],
     "c": [],
 }
-
-
-def draw(path: Path, size: tuple[int, int] = SIZE) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size).save(path)
 
 
 def xml(
@@ -44,7 +39,7 @@ def xml(
 def voc_folder(root: Path, split: str = "train", **texts: str) -> DataConfig:
     """The three images in VOC's layout; ``texts`` replace annotation files."""
     for id_, objects in OBJECTS.items():
-        draw(root / "JPEGImages" / f"{id_}.png")
+        write_picture(root / "JPEGImages" / f"{id_}.png", SIZE)
         (root / "Annotations").mkdir(exist_ok=True)
         (root / "Annotations" / f"{id_}.xml").write_text(texts.get(id_, xml(objects)))
     (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
@@ -56,7 +51,7 @@ def yolo_folder(root: Path, split: str = "train", names: str = "names: [cat, dog
     """The three images in YOLO's layout; ``texts`` replace label files."""
     (root / "labels" / split).mkdir(parents=True, exist_ok=True)
     for id_, objects in OBJECTS.items():
-        draw(root / "images" / split / f"{id_}.png")
+        write_picture(root / "images" / split / f"{id_}.png", SIZE)
         lines = [
             f"{('cat', 'dog').index(name)} {(x0 + x1) / 200:.6f} {(y0 + y1) / 160:.6f} {(x1 - x0) / 100:.6f} {(y1 - y0) / 80:.6f}\n"
             for name, (x0, y0, x1, y1), _ in objects
@@ -69,7 +64,7 @@ def yolo_folder(root: Path, split: str = "train", names: str = "names: [cat, dog
 
 def coco_folder(root: Path) -> DataConfig:
     names = {"cat": 1, "dog": 2}
-    images = [{"id": id_, "file_name": f"{id_}.png", "width": SIZE[0], "height": SIZE[1]} for id_ in OBJECTS]
+    images = [{"id": id_, "file_name": f"{id_}.png", "width": SIZE[1], "height": SIZE[0]} for id_ in OBJECTS]
     annotations = [
         {
             "image_id": id_,
@@ -87,7 +82,7 @@ def coco_folder(root: Path) -> DataConfig:
         "categories": [{"id": id_, "name": name} for name, id_ in names.items()],
     }
     for id_ in OBJECTS:
-        draw(root / "images" / f"{id_}.png")
+        write_picture(root / "images" / f"{id_}.png", SIZE)
     (root / "train.json").write_text(json.dumps(content))
     return DataConfig(name="coco", root=str(root), train="train.json")
 
@@ -191,7 +186,7 @@ def test_voc_lists_are_read_line_by_line(tmp_path: Path) -> None:
     listing.write_text("a\n")
     other = DataConfig(name="voc", root=str(tmp_path), val="train")
     assert len(voc(other, "val", ("cat", "dog"))) == 1
-    draw(tmp_path / "JPEGImages" / "a.jpg")
+    write_picture(tmp_path / "JPEGImages" / "a.jpg", SIZE)
     with pytest.raises(UserError, match=r"a\.jpg and a\.png differ in their ending alone"):
         voc(data, "train", None)
 
@@ -302,7 +297,7 @@ def test_yolo_subset_keeps_the_numbers_of_the_files(tmp_path: Path) -> None:
 
 def test_images_without_a_label_file_are_empty_and_folders_nest(tmp_path: Path) -> None:
     data = yolo_folder(tmp_path)
-    draw(tmp_path / "images" / "train" / "deep" / "er.er" / "d.png", (40, 20))
+    write_picture(tmp_path / "images" / "train" / "deep" / "er.er" / "d.png", (20, 40))
     (tmp_path / "labels" / "train" / "deep" / "er.er").mkdir(parents=True)
     (tmp_path / "labels" / "train" / "deep" / "er.er" / "d.txt").write_text(
         "\ufeff1 0.5 0.5 0.5 0.5\r\n\r\n", encoding="utf-8"
@@ -373,7 +368,7 @@ def test_yolo_faults_of_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b\.txt: cannot be read: not UTF-8 text"):
         yolo(data, "train", None)
     (tmp_path / "labels" / "train" / "b.txt").unlink()
-    draw(tmp_path / "images" / "train" / "a.jpg")
+    write_picture(tmp_path / "images" / "train" / "a.jpg", SIZE)
     with pytest.raises(UserError, match=r"a\.txt: two images differ in their ending alone"):
         yolo(data, "train", None)
     (tmp_path / "images" / "train" / "a.jpg").unlink()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests_support import Synchronisations, guarded_step
+from tests_support import QUIET, Synchronisations, error_of, guarded_step, small_line
 
 from effbackbones import BoxTargets, ImageSizes, load_model
 from effbackbones.model import Model
@@ -28,32 +28,9 @@ from tasks.telling import Teller
 from tasks.verbs import deep_check
 from tasks.verbs.deep_check import Fingerprints, fingerprint, learn_eight, same_images
 
-QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
-SMALL = [
-    *QUIET,
-    "--model.backbone",
-    "b0",
-    "--model.weights",
-    "null",
-    "--model.backbone_options",
-    "{width: 0.25, depth: 0.3}",
-    "--model.head_options",
-    "{channels: 16, cells: 1, repeats: 1}",
-    "--data.batch_size",
-    "4",
-    "--data.eval_batch_size",
-    "4",
-]
+SMALL = small_line("--model.head_options", "{channels: 16, cells: 1, repeats: 1}")
 """The smallest detector; images stay as the config has them."""
 TINY = [*SMALL, "--data.image_size", "64", "--data.limit_train", "12", "--data.limit_val", "8", "--optim.epochs", "1"]
-
-
-def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """The last line on standard error, which must be the one line of the error."""
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("error: ")
-    assert "Traceback" not in "\n".join(lines)
-    return lines[-1]
 
 
 def validation_images(coco: Path) -> list[str]:

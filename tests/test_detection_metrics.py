@@ -13,32 +13,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from tests_support import on_two_processes
+from tests_support import COCO_SCORES, class_names, on_two_processes
 
 from effbackbones import UserError
 from tasks.data.sample import Truth
 from tasks.detection.metrics import CONFIDENT, DetectionMetrics, match_image
 from tasks.detection.results import ImageDetections
 
-LINES = (
-    "AP",
-    "AP50",
-    "AP75",
-    "AP_small",
-    "AP_medium",
-    "AP_large",
-    "AR_1",
-    "AR_10",
-    "AR_100",
-    "AR_small",
-    "AR_medium",
-    "AR_large",
-)
 Images = list[tuple[ImageDetections, Truth]]
-
-
-def names(k: int) -> list[str]:
-    return [f"class {i}" for i in range(k)]
 
 
 def found(id_: str, rows: Sequence[Sequence[float]]) -> ImageDetections:
@@ -55,14 +37,14 @@ def truth(rows: Sequence[Sequence[float]], area: Sequence[float] | None = None) 
 
 
 def score(images: Images, classes: int, max_dets: int = 100, batch: int = 3) -> dict[str, Any]:
-    metric = DetectionMetrics(names(classes), max_dets)
+    metric = DetectionMetrics(class_names(classes), max_dets)
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         metric.update([mine for mine, _ in part], [objects for _, objects in part])
     return metric.compute()
 
 
-def draw(seed: int, n: int, k: int, *, levels: int = 10, odd_areas: bool = True, most: int = 8) -> Images:
+def random_images(seed: int, n: int, k: int, *, levels: int = 10, odd_areas: bool = True, most: int = 8) -> Images:
     """Images whose ids have gaps, some of them empty, with objects, crowds, areas unlike their boxes, and detections near and far
     from them. On whole pixels and with few score levels, so that IoUs and scores tie."""
     rng = np.random.default_rng(seed)
@@ -131,7 +113,7 @@ def reference(
         *(recall[..., 0, m] for m in range(len(max_dets))),
         *(recall[..., a, -1] for a in (1, 2, 3)),
     ]
-    lines = [*LINES[:6], *(f"AR_{most}" for most in max_dets), *LINES[9:]]
+    lines = [*COCO_SCORES[:6], *(f"AR_{most}" for most in max_dets), *COCO_SCORES[9:]]
     means = [float(value[value > -1].mean()) if (value > -1).any() else None for value in values]
     if list(max_dets) == [1, 10, 100]:
         assert [-1 if mean is None else mean for mean in means] == run.stats.tolist()
@@ -201,7 +183,7 @@ def test_real_annotations_with_crowds_equal_pycocotools(
     odd_areas=st.booleans(),
 )
 def test_made_up_sets_equal_pycocotools(seed: int, n: int, k: int, levels: int, max_dets: int, odd_areas: bool) -> None:
-    images = draw(seed, n, k, levels=levels, odd_areas=odd_areas)
+    images = random_images(seed, n, k, levels=levels, odd_areas=odd_areas)
     limits = sorted({1, 10, max_dets} if max_dets >= 10 else {1, max_dets})
     assert_equal(score(images, k, max_dets), reference(images, k, limits)[0])
 
@@ -266,11 +248,11 @@ def test_second_box_on_one_object_is_wrong() -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_undefined_is_not_zero_and_nothing_found_is() -> None:
-    nothing = DetectionMetrics(names(2)).compute()
+    nothing = DetectionMetrics(class_names(2)).compute()
     unannotated = score([(found("1", [[0, 0, 9, 9, 0.9, 0]]), truth([]))], 2)
     only_crowd = score([(found("1", [[0, 0, 9, 9, 0.9, 0]]), truth([[0, 0, 50, 50, 0, 1]]))], 2)
     for result in (nothing, unannotated, only_crowd):
-        assert [result[line] for line in LINES] == [None] * 12
+        assert [result[line] for line in COCO_SCORES] == [None] * 12
         assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert (nothing["images"], nothing["false_positives_on_empty"]) == (0, None)
     assert unannotated["false_positives_on_empty"] == 1.0
@@ -304,7 +286,7 @@ def test_ids_that_are_numbers_are_sorted_as_numbers() -> None:
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 9), k=st.integers(1, 4), batch=st.integers(1, 9))
 def test_batches_and_order_do_not_matter(seed: int, n: int, k: int, batch: int) -> None:
-    images = draw(seed, n, k, levels=3)
+    images = random_images(seed, n, k, levels=3)
     shuffled = [images[index] for index in np.random.default_rng(seed).permutation(n)]
     assert score(shuffled, k, batch=batch) == score(images, k, batch=n)
 
@@ -313,7 +295,7 @@ def figures(result: dict[str, Any]) -> dict[str, float | None]:
     """Everything in a result that should be high."""
     per_class = {f"{name} {key}": row[key] for name, row in result["per_class"].items() for key in ("ap", "ap50", "ar")}
     alarms = result["false_positives_on_empty"]
-    return {line: result[line] for line in LINES} | per_class | {"quiet": None if alarms is None else -alarms}
+    return {line: result[line] for line in COCO_SCORES} | per_class | {"quiet": None if alarms is None else -alarms}
 
 
 def injected(images: Images, rng: np.random.Generator) -> tuple[Images, int]:
@@ -334,7 +316,7 @@ def test_non_finite_detections_never_raise_a_score() -> None:
     rng = np.random.default_rng(0)
     lowered = 0
     for round_ in range(20):
-        images = draw(round_, 6, 2, levels=20, odd_areas=round_ % 2 == 1)
+        images = random_images(round_, 6, 2, levels=20, odd_areas=round_ % 2 == 1)
         clean = figures(score(images, 2))
         for _ in range(50):
             changed, count = injected(images, rng)
@@ -393,8 +375,8 @@ def test_impossible_settings_are_refused() -> None:
 
 
 def test_reset_starts_again_even_under_inference_mode() -> None:
-    images = draw(3, 6, 2)
-    metric = DetectionMetrics(names(2))
+    images = random_images(3, 6, 2)
+    metric = DetectionMetrics(class_names(2))
     with torch.inference_mode():
         metric.update(*map(list, zip(*images, strict=True)))
         metric.reset()
@@ -407,8 +389,8 @@ def _score_share(rank: int) -> list[Any]:
     """Process ``rank`` of 2 scores its share; for one of the sets the second process has no image at all."""
     results = []
     for share in (slice(rank, None, 2), slice(0, None if rank == 0 else 0)):
-        metric = DetectionMetrics(names(3))
-        for mine, objects in draw(5, 11, 3, levels=3)[share]:
+        metric = DetectionMetrics(class_names(3))
+        for mine, objects in random_images(5, 11, 3, levels=3)[share]:
             metric.update([mine], [objects])
         results.append(metric.compute())
     return results
@@ -416,7 +398,7 @@ def _score_share(rank: int) -> list[Any]:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    whole = score(draw(5, 11, 3, levels=3), 3)
+    whole = score(random_images(5, 11, 3, levels=3), 3)
     assert 0 < whole["AP"] < 1
     assert on_two_processes(_score_share, tmp_path) == [[whole, whole]] * 2
 
@@ -450,7 +432,7 @@ def test_matching_of_one_image_by_hand() -> None:
 def test_matching_of_one_image_equals_pycocotools() -> None:
     right = ignored = 0
     for seed in range(15):
-        images = draw(seed, 6, 2, levels=1000)
+        images = random_images(seed, 6, 2, levels=1000)
         _, run = reference(images, 2)
         cells = {
             (cell["image_id"], cell["category_id"]): cell for cell in run.evalImgs if cell and cell["aRng"] == [0, 1e10]

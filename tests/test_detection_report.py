@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from scenes import letterboxed, write_picture
 from test_report_page import NASTY, Page
-from tests_support import results_of
+from tests_support import COCO_SCORES, results_of
 
 from effbackbones.contracts import Detections, ImageSizes
 from effbackbones.errors import UserError
-from effbackbones.images.geometry import ResizePlan
 from effbackbones.images.reading import read_image
-from tasks.data.batch import Batch, ImageMeta
-from tasks.data.sample import Sample, Truth
+from tasks.data.batch import Batch
+from tasks.data.sample import Sample
 from tasks.detection.examples import KEPT, DetectionExamples
 from tasks.detection.files import DetectionFiles
 from tasks.detection.metrics import DetectionMetrics
@@ -30,6 +30,7 @@ from tasks.report.extremes import Extremes
 from tasks.report.records import Summary
 
 GREY = np.full((400, 500, 3), 90, np.uint8)
+WIDE = (400, 600)
 
 
 def is_colour(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
@@ -271,18 +272,6 @@ def test_curves_draw_chosen_scores_alone() -> None:
 # --- what predict writes ---
 
 
-def batch_of(samples: list[Sample], size: tuple[int, int]) -> Batch:
-    """Samples letterboxed as an evaluation does it, truth kept in original pixels."""
-    rows, metas, valid = [], [], []
-    for sample in samples:
-        original = sample.image.shape[:2]
-        plan = ResizePlan.letterbox(original, size)
-        rows.append(torch.from_numpy(plan.apply_image(sample.image, "bilinear", 0).copy()).permute(2, 0, 1))
-        metas.append(ImageMeta(sample.id, sample.path, original, plan, truth=sample.truth or Truth.of(sample)))
-        valid.append(plan.valid)
-    return Batch(torch.stack(rows), ImageSizes(size, torch.tensor(valid)), None, metas)
-
-
 def detections(batch: Batch, rows: list[list[tuple[list[float], float, int]]]) -> Detections:
     """(box xyxy in original pixels, score, label) for each image, brought into the pixels of the batch."""
     most = max(1, *(len(row) for row in rows))
@@ -314,20 +303,14 @@ def predict_into(
     told: list[str] = []
     writer = DetectionFiles(out, ["cat", "dog"], [3, 90], told.append, **more)
     for sample, row in zip(samples, rows, strict=True):
-        batch = batch_of([sample], (64, 64))
+        batch = letterboxed([sample])
         writer.update(batch, restore(batch, detections(batch, [row])))
     writer.close()
     return told
 
 
-def write_picture(path: Path, size: tuple[int, int] = (400, 600), level: int = 90) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*size, 3), level, np.uint8)).save(path)
-    return path
-
-
 def test_predict_draws_confident_boxes_and_writes_all_in_original_pixels(tmp_path: Path) -> None:
-    file = write_picture(tmp_path / "000000000139.png")
+    file = write_picture(tmp_path / "000000000139.png", WIDE)
     found = [([150.0, 75.0, 450.0, 300.0], 0.9, 1), ([0.0, 0.0, 60.0, 60.0], 0.2, 0)]
     told = predict_into(tmp_path / "out", [file], [found])
     assert told == [f"{file}: 1 dog"]
@@ -342,7 +325,7 @@ def test_predict_draws_confident_boxes_and_writes_all_in_original_pixels(tmp_pat
 
 
 def test_predict_says_when_nothing_is_found_and_the_threshold_is_an_option(tmp_path: Path) -> None:
-    file = write_picture(tmp_path / "a.png")
+    file = write_picture(tmp_path / "a.png", WIDE)
     rows = [
         [
             ([10.0, 10.0, 50.0, 50.0], 0.2, 1),
@@ -359,7 +342,7 @@ def test_predict_says_when_nothing_is_found_and_the_threshold_is_an_option(tmp_p
 def test_names_that_collide_get_numbers_and_all_pictures_are_kept(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a/x.png", "x-2.png", "b/x.png", "c/X.png", "d/x.jpg", "e/x-2.png")]
     for level, file in enumerate(files):
-        write_picture(file, level=20 + 40 * level)
+        write_picture(file, WIDE, level=20 + 40 * level)
     predict_into(tmp_path / "out", files, [[]] * 6)
     pictures = {path.name: np.asarray(Image.open(path)).mean() for path in (tmp_path / "out").glob("*.jpg")}
     assert len({name.casefold() for name in pictures}) == 6
@@ -368,7 +351,7 @@ def test_names_that_collide_get_numbers_and_all_pictures_are_kept(tmp_path: Path
 
 def test_predict_overwrites_its_own_pictures_but_never_a_photograph(tmp_path: Path) -> None:
     """OUT may be the folder of the images themselves."""
-    photo, file = write_picture(tmp_path / "a.jpg", level=200), write_picture(tmp_path / "a.png", level=50)
+    photo, file = write_picture(tmp_path / "a.jpg", WIDE, level=200), write_picture(tmp_path / "a.png", WIDE, level=50)
     before = photo.read_bytes()
     for _ in range(2):
         predict_into(tmp_path, [file, photo], [[([10.0, 10.0, 200.0, 200.0], 0.9, 0)]] * 2)
@@ -407,7 +390,7 @@ def test_predict_draws_images_of_any_channels_and_depth(tmp_path: Path, kind: st
 
 
 def test_predict_takes_image_ids_of_a_data_set_and_leaves_out_what_is_not_finite(tmp_path: Path) -> None:
-    file, nan = write_picture(tmp_path / "a.png"), float("nan")
+    file, nan = write_picture(tmp_path / "a.png", WIDE), float("nan")
     rows = [[([0.0, 0.0, 60.0, 60.0], 0.9, 0), ([0.0, nan, 60.0, 60.0], 0.9, 0), ([0.0, 0.0, 60.0, 60.0], nan, 0)]]
     told = predict_into(tmp_path / "out", [file], rows, image_ids={str(file): "77"})
     assert told == [f"{file}: 1 cat", "2 detections are not finite and were left out of predictions.json"]
@@ -486,7 +469,7 @@ def examples_of(
     examples = DetectionExamples(["cat", "dog"])
     for start in range(0, len(scenes), batch_size):
         samples, rows = zip(*scenes[start : start + batch_size], strict=True)
-        batch = batch_of(list(samples), size)
+        batch = letterboxed(list(samples), size)
         examples.update(batch, restore(batch, detections(batch, list(rows))))
     return examples
 
@@ -578,7 +561,7 @@ def test_pictures_say_right_wrong_and_missed_in_words_and_lines(monkeypatch: pyt
 
 def test_images_without_truth_or_content_are_passed_over() -> None:
     sample, row = scene("a", 1, 0, 0)
-    batch = batch_of([sample], (96, 128))
+    batch = letterboxed([sample], (96, 128))
     batch.meta[0].truth = None
     examples = DetectionExamples(["cat", "dog"])
     examples.update(batch, restore(batch, detections(batch, [row])))
@@ -593,7 +576,7 @@ def results(examples: int = 3) -> dict[str, Any]:
     metric = DetectionMetrics(["cat", NASTY])
     scenes = [scene(f"{k}", 2, k % 2, 1) for k in range(examples)]
     for sample, row in scenes:
-        batch = batch_of([sample], (96, 128))
+        batch = letterboxed([sample], (96, 128))
         metric.update(restore(batch, detections(batch, [row])), [meta.truth for meta in batch.meta])
     return metric.compute()
 
@@ -656,22 +639,9 @@ def test_the_page_shows_the_figures_that_were_given(page: Page) -> None:
     ]
     assert [line for line in page.seen.splitlines() if line in wanted] == wanted
     assert f"AP {100 * scores['AP']:.1f} %, AP50 {100 * scores['AP50']:.1f} % of 3 images (ema weights)" in page.seen
-    lines = [
-        "AP",
-        "AP50",
-        "AP75",
-        "AP_small",
-        "AP_medium",
-        "AP_large",
-        "AR_1",
-        "AR_10",
-        "AR_100",
-        "AR_small",
-        "AR_medium",
-        "AR_large",
-    ]
     table = [line for line in page.seen.split("Scores\n")[1].split("Training\n")[0].splitlines() if line.strip()]
-    assert [line for line in table if line in lines] == lines  # all twelve, in order, also the undefined ones
+    # All twelve, in order, also the undefined ones.
+    assert [line for line in table if line in COCO_SCORES] == list(COCO_SCORES)
     assert scores["AP_large"] is None
     assert table[table.index("AP_large") + 1 :][:2] == ["—", "—"]
     assert "F1 0.67: 2 right, 1 wrong, 1 missed" in page.seen
@@ -698,7 +668,7 @@ def test_rates_are_not_told_in_percent(tmp_path: Path) -> None:
 
 def test_a_page_of_next_to_nothing(tmp_path: Path) -> None:
     metric = DetectionMetrics(["cat"])
-    batch = batch_of([scene("a", 0, 0, 0)[0]], (96, 128))
+    batch = letterboxed([scene("a", 0, 0, 0)[0]], (96, 128))
     metric.update(restore(batch, detections(batch, [[]])), [meta.truth for meta in batch.meta])
     none = BoxStatistics(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0))
     for more in ({}, {"boxes": none, "examples": DetectionExamples(["cat"])}):

@@ -40,7 +40,7 @@ def same(one: ImageDetections, other: ImageDetections) -> bool:
     return one.id == other.id and all(np.array_equal(a, b, equal_nan=True) for a, b in columns)
 
 
-def batch_of(
+def batch_and_detections(
     plans: Sequence[ResizePlan | None], boxes: Tensor, count: Sequence[int], original: Size
 ) -> tuple[Batch, Detections]:
     scores, labels = (
@@ -57,7 +57,7 @@ def test_restored_boxes_lie_in_the_original_image() -> None:
     """Letterbox of 100 x 200 (H, W) to 64 x 64: scale 0.32; what reaches into the padding is cut off."""
     plan = ResizePlan.letterbox((100, 200), (64, 64))
     boxes = torch.tensor([[[16.0, 8, 32, 24], [32, 16, 80, 60], [1, 2, 3, 4]]]).repeat(2, 1, 1)
-    first, second = restore(*batch_of([plan, plan], boxes, [2, 0], (100, 200)))
+    first, second = restore(*batch_and_detections([plan, plan], boxes, [2, 0], (100, 200)))
     np.testing.assert_allclose(first.boxes, [[50, 25, 50, 50], [100, 50, 100, 50]])
     assert (first.id, first.size, first.file) == ("0", (100, 200), "0.jpg")
     assert first.labels.tolist() == [0, 1]
@@ -70,17 +70,17 @@ def test_restoring_leaves_what_is_not_finite_for_the_scores_to_count() -> None:
     boxes = torch.tensor(
         [[[0.0, 0, float("inf"), 10], [float("nan"), 0, 5, 5], [-float("inf"), 0, float("inf"), 5], [-5, -5, 5, 5]]]
     )
-    (restored,) = restore(*batch_of([plan], boxes, [4], (100, 200)))
+    (restored,) = restore(*batch_and_detections([plan], boxes, [4], (100, 200)))
     assert np.isfinite(restored.boxes).all(1).tolist() == [False, False, False, True]
     assert restored.boxes[3].tolist() == [0.0, 0.0, 15.625, 15.625]
 
 
 def test_images_without_a_plan_are_as_they_were_or_are_refused() -> None:
     boxes = torch.tensor([[[1.0, 2, 30, 40]]])
-    (restored,) = restore(*batch_of([None], boxes, [1], (64, 64)))
+    (restored,) = restore(*batch_and_detections([None], boxes, [1], (64, 64)))
     assert restored.boxes.tolist() == [[1, 2, 29, 38]]
     with pytest.raises(UserError, match=r"0\.jpg: is \[64, 64\] pixels large and was \[100, 64\]"):
-        restore(*batch_of([None], boxes, [1], (100, 64)))
+        restore(*batch_and_detections([None], boxes, [1], (100, 64)))
 
 
 class Copies(torch.utils._python_dispatch.TorchDispatchMode):
@@ -97,7 +97,7 @@ class Copies(torch.utils._python_dispatch.TorchDispatchMode):
 
 def test_restoring_reads_no_single_values() -> None:
     plan = ResizePlan.letterbox((100, 200), (64, 64))
-    given = batch_of([plan] * 8, torch.rand(8, 5, 4) * 60, [5] * 8, (100, 200))
+    given = batch_and_detections([plan] * 8, torch.rand(8, 5, 4) * 60, [5] * 8, (100, 200))
     with Copies() as watch:
         restore(*given)
     assert watch.scalars == 0

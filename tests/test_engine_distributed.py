@@ -3,20 +3,16 @@
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests_support import TINY
+from tests_support import ONE_THREAD, ROOT, TINY, two_processes
 
 from effbackbones.weights.tensorfile import read_tensors
 from tasks.engine.resume import shuffled
-
-ROOT = Path(__file__).parent.parent
 
 PLUGIN = '''
 """A data set that notes which samples it is asked for, by process."""
@@ -81,17 +77,9 @@ WATCHERS.append(Notes())
 """Code of a plug-in that notes the weights of each process after each step, and its loss."""
 
 
-def command(processes: int, folder: Path, *more: str, plugin: str = PLUGIN) -> tuple[list[str], dict[str, str]]:
-    """Line and environment of the tiny training, noting samples in ``folder``."""
+def command(folder: Path, *more: str, plugin: str = PLUGIN) -> tuple[list[str], dict[str, str]]:
+    """Line and environment of the tiny training in two processes, noting samples in ``folder``."""
     (folder / "noted.py").write_text(plugin)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    runner = (
-        ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
-        if processes > 1
-        else []
-    )
     line = [
         *TINY,
         "--data.name",
@@ -104,16 +92,12 @@ def command(processes: int, folder: Path, *more: str, plugin: str = PLUGIN) -> t
         str(folder / "run"),
         *more,
     ]
-    return [sys.executable, *runner, "-m", "tasks.classify", *line], {
-        **os.environ,
-        "NOTES": str(folder),
-        "OMP_NUM_THREADS": "1",
-    }
+    return [*two_processes(), "-m", "tasks.classify", *line], ONE_THREAD | {"NOTES": str(folder)}
 
 
-def launch(processes: int, folder: Path, *more: str, plugin: str = PLUGIN) -> subprocess.CompletedProcess[str]:
+def launch(folder: Path, *more: str, plugin: str = PLUGIN) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
-    line, environment = command(processes, folder, *more, plugin=plugin)
+    line, environment = command(folder, *more, plugin=plugin)
     return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300, check=False)
 
 
@@ -122,7 +106,7 @@ def notes(folder: Path, split: str, rank: int) -> list[int]:
 
 
 def test_two_processes_share_the_batches_and_the_scores_of_one(tmp_path: Path) -> None:
-    done = launch(2, tmp_path, "--optim.accumulate", "2")
+    done = launch(tmp_path, "--optim.accumulate", "2")
     assert done.returncode == 0, done.stderr
     order = shuffled(28, 0)
     wanted = np.concatenate([np.append(order(epoch), order(epoch)[:4]) for epoch in range(2)]).reshape(8, 2, 2, 2)
@@ -142,7 +126,7 @@ def test_two_processes_share_the_batches_and_the_scores_of_one(tmp_path: Path) -
 
 
 def test_the_training_loss_is_the_mean_over_the_processes(tmp_path: Path) -> None:
-    done = launch(2, tmp_path, "--run.save_minutes", "1e-9", plugin=PLUGIN + WATCH)  # saves agree on the loss so far
+    done = launch(tmp_path, "--run.save_minutes", "1e-9", plugin=PLUGIN + WATCH)  # saves agree on the loss so far
     assert done.returncode == 0, done.stderr
     losses = [[float(line) for line in (tmp_path / f"losses-{rank}").read_text().split()] for rank in range(2)]
     assert losses[0] != losses[1]
@@ -152,7 +136,7 @@ def test_the_training_loss_is_the_mean_over_the_processes(tmp_path: Path) -> Non
 
 
 def test_two_processes_stay_equal_when_the_backbone_thaws(tmp_path: Path) -> None:
-    done = launch(2, tmp_path, "--model.freeze", "all", "--model.unfreeze_epoch", "1", plugin=PLUGIN + WATCH)
+    done = launch(tmp_path, "--model.freeze", "all", "--model.unfreeze_epoch", "1", plugin=PLUGIN + WATCH)
     assert done.returncode == 0, done.stderr
     first, second = (
         [line.split() for line in (tmp_path / f"weights-{rank}").read_text().splitlines()] for rank in range(2)
@@ -166,7 +150,7 @@ def test_two_processes_stay_equal_when_the_backbone_thaws(tmp_path: Path) -> Non
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> None:
     more = ["--optim.epochs", "400", "--run.log_every", "1", "--run.eval_every", "400"]
-    line, environment = command(2, tmp_path, *more, plugin=PLUGIN + WATCH)
+    line, environment = command(tmp_path, *more, plugin=PLUGIN + WATCH)
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
     assert process.stderr is not None
     for text in process.stderr:

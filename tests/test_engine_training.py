@@ -10,19 +10,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests_support import TINY, Synchronisations
+from tests_support import ONE_THREAD, ROOT, TINY, Synchronisations, shapes_line, small_line
 from torch import nn
 
 from effbackbones import UserError, build_model, load_model
 from effbackbones.weights.tensorfile import read_tensors
 from tasks.classification.task import TASK
 from tasks.classify import main
+from tasks.detect import main as detect
 from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
@@ -254,6 +256,36 @@ def test_gradients_of_a_weight_that_is_used_twice_add_up_in_full_precision() -> 
     assert torch.equal(gradient(0, 1), gradient(0) + gradient(1))
 
 
+def test_a_step_of_efficientdet_adds_up_the_levels_in_full_precision(tmp_path: Path) -> None:
+    """A gradient that comes from one place has the digits of bfloat16; the sum over the levels that share a weight has more."""
+    gradients: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        gradients[name] = parameter.grad.clone()
+
+    class OneStep(Watcher):
+        @contextmanager
+        def step(self, state: RunState) -> Iterator[None]:
+            for name, parameter in state.model.head.named_parameters():
+                parameter.register_post_accumulate_grad_hook(partial(keep, name))
+            yield
+            raise InterruptedError("one step is enough")
+
+    line = shapes_line(small_line("--model.head_options", "{channels: 16, cells: 1, repeats: 1}"))
+    with watching(OneStep()):
+        assert detect([*line, "--run.precision", "bf16", "--run.out", str(tmp_path)]) == 1
+
+    def exact_share(name: str) -> float:
+        gradient = gradients[name]
+        assert gradient.dtype == torch.float32
+        return float((gradient == gradient.bfloat16()).float().mean())
+
+    assert exact_share("neck.cells.0.nodes.0.conv.pointwise.weight") == 1
+    for layer in ("depthwise", "pointwise"):
+        assert exact_share(f"class_net.{layer}.0.weight") < 0.5
+
+
 def test_many_nan_steps_end_the_run_with_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     poison(monkeypatch, set(range(2, 100)))
     assert run(tmp_path / "nan", "--optim.epochs", "9") == 3
@@ -270,13 +302,12 @@ def test_a_signal_saves_and_the_same_command_continues(
     folder = tmp_path / "signal"
     more = ["--optim.epochs", "400", "--run.log_every", "1", "--run.eval_every", "400", "--data.workers", workers]
     command = [sys.executable, "-m", "tasks.classify", *TINY, "--run.out", str(folder), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
-        cwd=Path(__file__).parent.parent,
+        env=ONE_THREAD,
+        cwd=ROOT,
         start_new_session=True,
     )
     assert process.stderr is not None

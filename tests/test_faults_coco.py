@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from test_data_coco import annotation, content, opened, write
+from test_data_coco import annotation, content, opened, write_coco
 
 from effbackbones.errors import UserError
 from tasks.data.boxes.repairs import RepairCount, mend
@@ -190,7 +190,7 @@ STOPPED: dict[str, tuple[Callable[[Content], Any], str]] = {
 
 def refusal(root: Path, what: Content, *labels: str) -> str:
     """The line that refuses the file, written beside images that are sound; at most 300 characters, in less than five seconds."""
-    write(root, sound())
+    write_coco(root, sound())
     (root / "annotations" / "instances_train2017.json").write_text(json.dumps(what))
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
@@ -219,7 +219,7 @@ def test_the_case_that_nothing_is_wrong_with_passes(tmp_path: Path) -> None:
 
 
 def test_numbers_beyond_the_largest_are_not_finite(tmp_path: Path) -> None:
-    write(tmp_path, sound())
+    write_coco(tmp_path, sound())
     file = tmp_path / "annotations" / "instances_train2017.json"
     for box in ("[0, 0, 1e999, 1]", "[-1e999, 0, 10, 10]"):
         file.write_text(json.dumps(sound()).replace("[5, 5, 40, 40]", box, 1))
@@ -231,7 +231,7 @@ def test_many_offenders_are_counted_and_the_first_three_named(tmp_path: Path) ->
     what = content(30)
     for number, record in enumerate(what["annotations"][:50]):
         record["image_id"] = 1000 + number // 10
-    write(tmp_path, content(30))
+    write_coco(tmp_path, content(30))
     line = refusal(tmp_path, what)
     assert "image_id 1000 is not among the images; in all 50 records with 5 unknown ids (1000, 1001, 1002, ...)" in line
     what = content(30)
@@ -259,7 +259,7 @@ def test_many_offenders_are_counted_and_the_first_three_named(tmp_path: Path) ->
     ],
 )
 def test_files_that_are_not_json_are_named_with_the_line(tmp_path: Path, text: str, says: str) -> None:
-    write(tmp_path, sound())
+    write_coco(tmp_path, sound())
     (tmp_path / "annotations" / "instances_train2017.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=FILE + f"({says})") as caught:
         coco(DataConfig(name="coco", root=str(tmp_path)), "train", None)
@@ -268,7 +268,7 @@ def test_files_that_are_not_json_are_named_with_the_line(tmp_path: Path, text: s
 
 def test_any_cut_is_named(tmp_path: Path) -> None:
     """A file cut off at any place, over several lines."""
-    write(tmp_path, sound())
+    write_coco(tmp_path, sound())
     file = tmp_path / "annotations" / "instances_train2017.json"
     text = json.dumps(sound(), indent=1)
     for length in range(0, len(text) - 1, 7):
@@ -401,7 +401,7 @@ def test_outlines_are_checked_before_anything_is_drawn(tmp_path: Path, case: tup
 @pytest.mark.parametrize("box", ["[0, 0, 1, 1]", None])
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_polygons_that_are_not_finite_are_named(tmp_path: Path, word: str, box: str | None) -> None:
-    write(tmp_path, sound())
+    write_coco(tmp_path, sound())
     file = tmp_path / "annotations" / "instances_train2017.json"
     text = json.dumps(sound())
     at = text.rindex("[[10, 10, 30")
@@ -449,7 +449,7 @@ def test_whatever_outline_stands_in_the_file_it_is_painted_or_refused_in_one_lin
     tmp_path: Path, segmentation: Any, unlabelled: str
 ) -> None:
     if not (tmp_path / "annotations").exists():
-        write(tmp_path, sound())
+        write_coco(tmp_path, sound())
     what = sound()
     what["annotations"][0]["segmentation"] = segmentation
     (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps(what))
@@ -553,7 +553,7 @@ def test_boxes_that_look_like_corners_are_said_to(tmp_path: Path) -> None:
     what = crowded()
     for row in what["annotations"]:
         row["bbox"] = [40, 40, 95, 75]  # x0, y0, x1, y1 in 100 x 80
-    write(tmp_path, what)
+    write_coco(tmp_path, what)
     says = "60 of 60 boxes reach out of their image, such as id 100; these look like corner boxes (x0, y0, x1, y1)"
     assert says in refusal(tmp_path, what)
     assert opened(tmp_path, what, allow_bad_boxes=True).table.repairs.counts == {"clipped": 60}
@@ -573,7 +573,7 @@ def test_no_usable_box_stops_training_and_validation_but_not_a_test(tmp_path: Pa
     for split in ("train", "val"):
         with pytest.raises(UserError, match=f"split {split} has no object: there are no annotations"):
             opened(tmp_path, what, split)
-    write(tmp_path, what, "test")
+    write_coco(tmp_path, what, "test")
     dataset = coco(
         DataConfig(name="coco", root=str(tmp_path), test="annotations/instances_test2017.json"), "test", ("x", "y")
     )
@@ -664,7 +664,7 @@ def test_whatever_stands_in_the_file_it_is_read_or_refused_in_one_line(
     tmp_path: Path, place: tuple[Any, ...], value: Any, split: str, allow: bool
 ) -> None:
     if not (tmp_path / "annotations").exists():
-        write(tmp_path, sound())
+        write_coco(tmp_path, sound())
     what: Any = sound()
     holder = what
     for key in place[:-1]:

@@ -4,8 +4,6 @@ import io
 import os
 import random
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
-from tests_support import PEAK_MEMORY
+from tests_support import PEAK_MEMORY, printed_by
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import image_size, read_image
@@ -215,5 +213,4 @@ def test_peak_memory_of_a_small_file(tmp_path: Path, kind: int) -> None:
     assert path.stat().st_size < 1_000_000
     code = f"{PEAK_MEMORY}\nimport sys; from effbackbones.images.reading import read_image; "
     code += "image = read_image(sys.argv[1]); assert image.shape == (8000, 8000, 3); print(peak_memory())"
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1e9
+    assert int(printed_by(code, str(path))) < 1e9

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from weight_files import SMP, smp_model
 
 from effbackbones import build_model, list_heads
 from effbackbones.build import create_backbone
@@ -365,40 +366,11 @@ def test_pyramid_pooling_needs_channels_by_four() -> None:
 
 # ---- equal to smp --------------------------------------------------------------------------------------------------
 
-SMP = {
-    "unet": "Unet",
-    "unetplusplus": "UnetPlusPlus",
-    "manet": "MAnet",
-    "linknet": "Linknet",
-    "segformer": "Segformer",
-    "fpn": "FPN",
-    "upernet": "UPerNet",
-    "pspnet": "PSPNet",
-    "deeplabv3": "DeepLabV3",
-    "deeplabv3plus": "DeepLabV3Plus",
-    "pan": "PAN",
-}
 NAMINGS = [
     ("tu-tf_efficientnet_", "tf", "stage"),
     ("timm-efficientnet-", "torch", "stem"),
     ("efficientnet-", "same_static", "stem"),
 ]
-
-
-def smp_model(head: str, encoder: str, **options: Any) -> nn.Module:
-    """smp's network with random weights, and batch-norm statistics of a batch, under which every layer matters; in eval mode."""
-    import segmentation_models_pytorch as smp
-
-    torch.manual_seed(0)
-    model: nn.Module = getattr(smp, SMP[head])(encoder, encoder_weights=None, classes=5, **options)
-    for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.uniform_(part.weight, 0.8, 1.2)
-            nn.init.normal_(part.bias, 0, 0.2)
-            part.momentum = 1.0
-    with torch.no_grad():
-        model.train()(torch.randn(4, 3, 256, 256))
-    return model.eval().requires_grad_(False)
 
 
 def transplant(reference: nn.Module, backbone: Backbone, head: str, **options: Any) -> Model:
@@ -435,7 +407,7 @@ def test_unet_equals_smp(name: str, prefix: str, numerics: str, tap: str) -> Non
 
     smp's own B0 reads C4 elsewhere than everybody else; ours has a tap for that.
     """
-    reference = smp_model("unet", prefix + name)
+    reference = smp_model(prefix + name, side=256)
     taken = "smp_b0" if prefix + name == "efficientnet-b0" else tap
     ours = transplant(reference, create_backbone(name, numerics=numerics, tap=taken), "unet", tap=tap)
     for size in ((64, 64), (65, 98), (33, 97)):
@@ -448,7 +420,7 @@ def test_unet_equals_smp(name: str, prefix: str, numerics: str, tap: str) -> Non
 def test_siblings_equal_smp(head: str) -> None:
     """At the sizes that smp takes, and at others on images padded as we pad them."""
     needs = HEADS.get(head).requires()
-    reference = smp_model(head, "tu-tf_efficientnet_b0")
+    reference = smp_model("tu-tf_efficientnet_b0", head, side=256)
     backbone = create_backbone("b0", numerics="tf", levels=needs.levels, output_stride=needs.output_stride)
     ours = transplant(reference, backbone, head)
     side = ours.head.min_size
@@ -510,7 +482,7 @@ def test_siblings_equal_smp(head: str) -> None:
 )
 def test_options_equal_smps(head: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     needs = HEADS.get(head).requires(**ours)
-    reference = smp_model(head, "tu-tf_efficientnet_b0", **theirs)
+    reference = smp_model("tu-tf_efficientnet_b0", head, side=256, **theirs)
     backbone = create_backbone("b0", numerics="tf", levels=needs.levels, output_stride=needs.output_stride)
     model = transplant(reference, backbone, head, **ours)
     images = images_of((model.head.min_size, model.head.min_size))
@@ -520,7 +492,7 @@ def test_options_equal_smps(head: str, ours: dict[str, Any], theirs: dict[str, A
 @pytest.mark.peer
 @pytest.mark.parametrize("head", ["unet", "unetplusplus", "manet", "linknet", "segformer"])
 def test_backbones_without_c1_equal_smp(head: str) -> None:
-    reference = smp_model(head, "tu-convnext_atto")
+    reference = smp_model("tu-convnext_atto", head, side=256)
     levels = ("C2", "C3", "C4", "C5")
     model = transplant(reference, create_backbone("timm:convnext_atto", levels=levels), head, levels=[2, 3, 4, 5])
     images = images_of((64, 96))

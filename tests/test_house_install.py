@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tests_support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("effbackbones", "heads", "tasks", "pyproject.toml", "README.md", "LICENSE")
 QUIET = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-index")
 

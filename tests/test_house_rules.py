@@ -1,15 +1,13 @@
 """Rules of the house that no reader should have to check: who imports whom, and what is never called."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from tests_support import ROOT, printed_by
 
-ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("effbackbones", "heads", "tasks")
 FILES = sorted(path for room in (*ROOMS, "benchmarks") for path in (ROOT / room).rglob("*.py"))
 
@@ -253,7 +251,7 @@ def test_tests_are_flat_and_prefixed_by_room() -> None:
         "faults",
     }
     prefixes = tuple(f"test_{room}_" for room in rooms)
-    helpers = {"conftest.py", "tests_support.py"}
+    helpers = {"conftest.py", "tests_support.py", "scenes.py", "weight_files.py"}
     assert [
         path.name for path in tests.glob("*.py") if path.name not in helpers and not path.name.startswith(prefixes)
     ] == []
@@ -352,10 +350,7 @@ HEAVY = {
 def loaded_by(statement: str) -> set[str]:
     """Top-level packages in memory after ``statement`` in a fresh process."""
     code = f"{statement}\nimport sys\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
-    )
-    return set(done.stdout.split())
+    return set(printed_by(code).split())
 
 
 def test_importing_the_core_costs_nothing_beyond_torch() -> None:

@@ -1,8 +1,6 @@
 """Right pixels from every kind of image: golden values that follow from the formats, not from our decoder."""
 
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from tests_support import printed_by
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import image_size, is_image_name, read_image
@@ -221,10 +220,7 @@ def test_names_of_images() -> None:
 
 def test_decoding_imports_neither_torch_nor_opencv() -> None:
     code = "import sys, effbackbones.images.reading; print({'torch', 'cv2', 'torchvision'} & set(sys.modules))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        == "set()"
-    )
+    assert printed_by(code) == "set()"
 
 
 @pytest.mark.peer

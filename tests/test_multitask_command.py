@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests_support import Synchronisations, guarded_step
+from tests_support import QUIET, STILL, Synchronisations, error_of, guarded_step, shapes_line, small_line
 
 from effbackbones import ImageSpec, build_model, load_model, save_model
 from effbackbones.contracts import BoxTargets, Labelled
@@ -34,45 +34,17 @@ from tasks.multitask.task import TASK
 from tasks.segmentation.results import Segmented
 from tasks.settings.commandline import parse
 
-QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
-SMALL = [
-    *QUIET,
-    "--model.backbone",
-    "b0",
-    "--model.weights",
-    "null",
-    "--model.backbone_options",
-    "{width: 0.25, depth: 0.3, drop_path: 0.0}",
+SMALL = small_line(
     "--heads.det.options",
     "{channels: 16, cells: 1, repeats: 1}",
     "--heads.seg.options",
     "{channels: [16, 16, 8, 8, 8]}",
     "--heads.cls.options",
     "{channels: 32, dropout: 0.0}",
-    "--data.batch_size",
-    "4",
-    "--data.eval_batch_size",
-    "4",
-]
-TINY = [
-    "--config",
-    "shapes",
-    *SMALL,
-    "--data.image_size",
-    "64",
-    "--data.options",
-    "{train: 12, val: 8, test: 8}",
-    "--optim.epochs",
-    "1",
-]
+    backbone=STILL,
+)
+TINY = shapes_line(SMALL)
 MAKERS = {"det": (("boxes",), box_targets), "seg": (("mask",), mask_targets), "cls": (("label",), class_targets)}
-
-
-def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """The last line on standard error, which must be the one line of the error."""
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("error: ")
-    return lines[-1]
 
 
 class PartlyLabelled(ShapesDataset):

@@ -74,7 +74,7 @@ def history(epochs: int) -> list[dict[str, Any]]:
     ]
 
 
-def write(
+def classification_page(
     folder: Path,
     results: dict[str, Any],
     *,
@@ -98,7 +98,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     names = [NASTY, "b", "c"]
     rng = np.random.default_rng(0)
     mistake = Mistake(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), f"{NASTY}, taken for b", 0.9, "folder/<b>.png")
-    page = write(
+    page = classification_page(
         tmp_path, {"best": "ema", "raw": scores(names, 1), "ema": scores(names, 3)}, mistakes=[mistake], title=NASTY
     )
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "form", "base", "b"} == set()
@@ -122,7 +122,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
 
 
 def test_drawings_take_the_colour_of_the_page(tmp_path: Path) -> None:
-    page = write(tmp_path, scores(["a", "b"], 2))
+    page = classification_page(tmp_path, scores(["a", "b"], 2))
     assert len(page.all("svg")) == 2
     text = (tmp_path / "report.html").read_text()
     assert "currentColor" in text
@@ -132,7 +132,7 @@ def test_drawings_take_the_colour_of_the_page(tmp_path: Path) -> None:
 def test_figures_and_facts_are_those_given(tmp_path: Path) -> None:
     names = ["cat", "dog", "emu"]
     raw, ema = scores(names, 0.5), scores(names, 3)
-    page = write(tmp_path, {"best": "ema", "raw": raw, "ema": ema})
+    page = classification_page(tmp_path, {"best": "ema", "raw": raw, "ema": ema})
     for result in (raw, ema):
         assert f"{100 * result['top1']:.1f} %" in page.seen
     assert f"top1 {100 * ema['top1']:.1f} %" in page.seen
@@ -148,7 +148,7 @@ def test_figures_and_facts_are_those_given(tmp_path: Path) -> None:
 
 def test_mistakes_come_in_falling_confidence(tmp_path: Path) -> None:
     image = np.zeros((8, 8, 3), np.uint8)
-    page = write(
+    page = classification_page(
         tmp_path,
         scores(["a", "b"], 2),
         mistakes=[Mistake(image, "a, taken for b", c, f"id{c}") for c in (0.5, 0.9, 0.7)],
@@ -194,7 +194,7 @@ def test_of_several_labels_the_one_that_is_most_wrong_is_shown() -> None:
 @pytest.mark.parametrize(("k", "matrix"), [(2, True), (50, True), (51, False), (1000, False)])
 def test_many_classes_give_pairs_in_place_of_a_matrix(tmp_path: Path, k: int, matrix: bool) -> None:
     result = scores([f"class {i}" for i in range(k)], 1.0)
-    page = write(tmp_path, result)
+    page = classification_page(tmp_path, result)
     assert ("Confusion matrix" in page.seen) is matrix
     assert ("Most confused" in page.seen) is (k > 2)
     assert (tmp_path / "report.html").stat().st_size < 1_500_000
@@ -206,19 +206,19 @@ def test_most_confused_pairs_are_the_largest_counts(tmp_path: Path) -> None:
     assert result["top1"] == 1.0
     for true, predicted, count in ((3, 7, 5), (9, 1, 8)):
         result["confusion"][true][predicted] = count
-    page = write(tmp_path, result)
+    page = classification_page(tmp_path, result)
     after = page.seen.split("Most confused")[1].split("Calibration")[0]
     assert re.findall(r"c\d+", after) == ["c9", "c1", "c3", "c7"]
 
 
 def test_multilabel_and_empty_results_can_be_shown(tmp_path: Path) -> None:
-    page = write(tmp_path / "multi", scores(["a", "b", "c"], 2, multilabel=True), epochs=1)
+    page = classification_page(tmp_path / "multi", scores(["a", "b", "c"], 2, multilabel=True), epochs=1)
     assert "Confusion matrix" not in page.seen
     assert "Training" not in page.seen
     assert "average precision" in page.seen
     with pytest.warns(UserWarning, match="before"):
         empty = ClassificationMetrics(["a", "b"]).compute()
-    assert "Scores" in write(tmp_path / "empty", empty, epochs=0).seen
+    assert "Scores" in classification_page(tmp_path / "empty", empty, epochs=0).seen
 
 
 def test_metrics_files(tmp_path: Path) -> None:
@@ -266,21 +266,23 @@ def test_the_file_of_each_kind_of_results_says_what_it_always_said(
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, scores(["a", "b"], 2), title="old")
+    classification_page(tmp_path, scores(["a", "b"], 2), title="old")
 
     def fail(source: Any, target: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(UserError, match=r"report\.html"):
-        write(tmp_path, scores(["a", "b"], 2), title="new")
+        classification_page(tmp_path, scores(["a", "b"], 2), title="new")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert "old" in Page(tmp_path / "report.html").seen
 
 
 def test_names_that_are_not_utf8_do_not_stop_a_report(tmp_path: Path) -> None:
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
-    page = write(tmp_path, scores([name, "b"], 2), mistakes=[Mistake(np.zeros((4, 4, 3), np.uint8), name, 0.5, name)])
+    page = classification_page(
+        tmp_path, scores([name, "b"], 2), mistakes=[Mistake(np.zeros((4, 4, 3), np.uint8), name, 0.5, name)]
+    )
     assert r"caf\udce9.png" in page.seen
     write_metrics(tmp_path, results_of(scores([name, "b"], 2)), [])
     assert json.loads((tmp_path / "metrics.json").read_text())["model"]["per_class"][name]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests_support import QUIET, STILL, error_of, shapes_line, small_line
 
 from effbackbones import load_model
 from effbackbones.errors import UserError
@@ -24,34 +25,9 @@ from tasks.telling import Teller
 from tasks.verbs import deep_check
 from tasks.verbs.deep_check import learn_eight
 
-QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
-SMALL = [
-    *QUIET,
-    "--model.backbone",
-    "b0",
-    "--model.weights",
-    "null",
-    "--model.backbone_options",
-    "{width: 0.25, depth: 0.3, drop_path: 0.0}",
-    "--model.head_options",
-    "{channels: [16, 16, 8, 8, 8]}",
-    "--data.batch_size",
-    "4",
-    "--data.eval_batch_size",
-    "4",
-]
+SMALL = small_line("--model.head_options", "{channels: [16, 16, 8, 8, 8]}", backbone=STILL)
 """The smallest U-Net."""
-TINY = [
-    "--config",
-    "shapes",
-    *SMALL,
-    "--data.image_size",
-    "64",
-    "--data.options",
-    "{train: 12, val: 8, test: 8}",
-    "--optim.epochs",
-    "1",
-]
+TINY = shapes_line(SMALL)
 CLASSES = ("ground", "thing", "rim")
 
 
@@ -75,14 +51,6 @@ def mask_folder(
             Image.fromarray(mask).save(root / split / "masks" / f"{number}.png")
     (root / "classes.txt").write_text("\n".join(CLASSES))
     return root
-
-
-def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """The last line on standard error, which must be the one line of the error."""
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("error: ")
-    assert "Traceback" not in "\n".join(lines)
-    return lines[-1]
 
 
 def config_of(*argv: str) -> Config:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from tests_support import on_two_processes, one_line
+from tests_support import class_names, on_two_processes, one_line
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask
@@ -21,16 +21,12 @@ MEANS = ("miou", "pixel_accuracy", "dice", "boundary_iou")
 KEYS = ["images", "pixels", "non_finite", *MEANS, "ece", "per_class", "confusion", "reliability"]
 
 
-def names(k: int) -> list[str]:
-    return [f"class {i}" for i in range(k)]
-
-
 def segmented(labels: Any, confidence: Any = 0.75) -> Segmented:
     classes = torch.as_tensor(labels, dtype=torch.uint8)
     return Segmented(classes, torch.as_tensor(confidence, dtype=torch.float32).expand(classes.shape))
 
 
-def draw(seed: int, k: int, sides: int = 40) -> tuple[Segmented, Mask]:
+def random_regions(seed: int, k: int, sides: int = 40) -> tuple[Segmented, Mask]:
     """An image of regions with a prediction that is right in most; some pixels are ignored; the last classes are rare."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(1, sides, 2)
@@ -42,7 +38,7 @@ def draw(seed: int, k: int, sides: int = 40) -> tuple[Segmented, Mask]:
 
 
 def score(images: list[tuple[Segmented, Mask]], k: int, batch: int = 100) -> dict[str, Any]:
-    metric = SegmentationMetrics(names(k))
+    metric = SegmentationMetrics(class_names(k))
     for start in range(0, len(images), batch):
         some = images[start : start + batch]
         metric.update([found for found, _ in some], [mask for _, mask in some])
@@ -62,7 +58,7 @@ def test_a_case_counted_by_hand() -> None:
     assert result["confusion"] == [[2, 1, 0, 0, 0], [0, 2, 0, 1, 0], *[[0] * 5] * 3]
     assert (result["images"], result["pixels"], result["non_finite"]) == (1, 6, 0)
     rows = result["per_class"]
-    assert list(rows) == names(5)
+    assert list(rows) == class_names(5)
     # Every pixel is in a band: the image is two pixels high.
     assert rows["class 0"] == {
         "iou": 2 / 3,
@@ -119,7 +115,7 @@ def reference_band(mask: np.ndarray, reach: int) -> np.ndarray:
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 6), chunk=st.sampled_from([1, 700, 2**20]))
 def test_boundary_iou_equals_erosion(seed: int, k: int, chunk: int) -> None:
-    images = [draw(seed + i, k, sides=240) for i in range(2)]
+    images = [random_regions(seed + i, k, sides=240) for i in range(2)]
     counts = np.zeros((2, k), np.int64)
     for found, mask in images:
         reach = max(1, round(0.02 * math.sqrt(mask.shape[0] ** 2 + mask.shape[1] ** 2)))
@@ -154,7 +150,7 @@ def test_equals_references(k: int) -> None:
     from sklearn import metrics as reference
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    images = [draw(seed, k) for seed in range(6)]
+    images = [random_regions(seed, k) for seed in range(6)]
     result = score(images, k)
     labels = np.concatenate([found.labels.flatten() for found, _ in images])
     masks = np.concatenate([mask.flatten() for _, mask in images])
@@ -191,7 +187,7 @@ def test_equals_references(k: int) -> None:
     chunk=st.sampled_from([1, 99, 2**20]),
 )
 def test_batches_order_and_chunks_do_not_matter(seed: int, n: int, k: int, batch: int, chunk: int) -> None:
-    images = [draw(seed + i, k) for i in range(n)]
+    images = [random_regions(seed + i, k) for i in range(n)]
     whole = score(images, k)
     order = np.random.default_rng(seed).permutation(n)
     with pytest.MonkeyPatch.context() as patch:
@@ -205,7 +201,7 @@ def test_batches_order_and_chunks_do_not_matter(seed: int, n: int, k: int, batch
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), k=st.integers(2, 5), share=st.floats(0, 1) | st.floats(0, 0.02))
 def test_lost_pixels_never_raise_a_score(seed: int, k: int, share: float) -> None:
-    found, mask = draw(seed, k, sides=80)
+    found, mask = random_regions(seed, k, sides=80)
     bad = torch.rand(found.labels.shape, generator=torch.Generator().manual_seed(seed)) < share
     clean, result = score([(found, mask)], k), score([(spoil(found, bad, k), mask)], k)
     assert result["non_finite"] == int((bad & (torch.from_numpy(mask) != 255)).sum())
@@ -232,14 +228,14 @@ def test_a_lost_pixel_makes_no_border() -> None:
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 5))
 def test_what_is_predicted_on_ignored_pixels_changes_nothing(seed: int, k: int) -> None:
-    found, mask = draw(seed, k, sides=80)
+    found, mask = random_regions(seed, k, sides=80)
     ignored = torch.from_numpy(mask) == 255
     assert score([(spoil(found, ignored, k), mask)], k) == score([(found, mask)], k)
 
 
 def test_images_without_truth_and_ignored_ones() -> None:
-    found, mask = draw(3, 4)
-    metric = SegmentationMetrics(names(4))
+    found, mask = random_regions(3, 4)
+    metric = SegmentationMetrics(class_names(4))
     metric.update([found, found], [None, mask])
     assert metric.compute() == score([(found, mask)], 4)
     blank = score([(found, np.full_like(mask, 255))], 4)
@@ -250,14 +246,14 @@ def test_images_without_truth_and_ignored_ones() -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_an_empty_split_is_undefined_not_zero() -> None:
-    result = SegmentationMetrics(names(3)).compute()
+    result = SegmentationMetrics(class_names(3)).compute()
     assert result["images"] == result["pixels"] == 0
     assert [result[key] for key in (*MEANS, "ece")] == [None] * 5
 
 
 def test_reset_starts_again_even_under_inference_mode() -> None:
-    images = [draw(seed, 4) for seed in range(3)]
-    metric = SegmentationMetrics(names(4))
+    images = [random_regions(seed, 4) for seed in range(3)]
+    metric = SegmentationMetrics(class_names(4))
     with torch.inference_mode():
         metric.update([images[0][0]], [images[0][1]])
         metric.reset()
@@ -286,7 +282,7 @@ def test_impossible_input_is_named() -> None:
             score(images, 3)
         one_line(error, *words)
     with pytest.raises(UserError) as error:
-        SegmentationMetrics(names(3)).update([segmented(mask)], [])
+        SegmentationMetrics(class_names(3)).update([segmented(mask)], [])
     one_line(error, "1 predicted", "0 masks")
     for labels, true, words in ((mask[:, :3], mask, ("[3, 4]", "[3, 3]")), (mask, mask, ("none of 3",))):
         with pytest.raises(UserError) as error:
@@ -294,7 +290,7 @@ def test_impossible_input_is_named() -> None:
         one_line(error, *words)
 
 
-@pytest.mark.parametrize("classes", [["a", "b", "a"], [], names(256)])
+@pytest.mark.parametrize("classes", [["a", "b", "a"], [], class_names(256)])
 def test_class_names_must_differ_and_fit(classes: list[str]) -> None:
     with pytest.raises(UserError) as error:
         SegmentationMetrics(classes)
@@ -303,21 +299,21 @@ def test_class_names_must_differ_and_fit(classes: list[str]) -> None:
 
 def _score_share(rank: int) -> list[Any]:
     """Process ``rank`` of 2 scores its share; of one of the sets the second process has no image at all."""
-    images = [draw(seed, 4) for seed in range(5)]
+    images = [random_regions(seed, 4) for seed in range(5)]
     return [score(images[share], 4, 1) for share in (slice(rank, None, 2), slice(0, None if rank == 0 else 0))]
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    single = score([draw(seed, 4) for seed in range(5)], 4)
+    single = score([random_regions(seed, 4) for seed in range(5)], 4)
     assert on_two_processes(_score_share, tmp_path) == [[single, single]] * 2
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_update_never_waits_for_the_device() -> None:
-    found, mask = draw(5, 4)
-    metric = SegmentationMetrics(names(4)).to("cuda")
+    found, mask = random_regions(5, 4)
+    metric = SegmentationMetrics(class_names(4)).to("cuda")
     moved = Segmented(found.labels.cuda(), found.confidence.cuda())
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from scenes import letterboxed, write_picture
 from test_report_page import NASTY, Page
-from tests_support import PEAK_MEMORY, one_line, results_of
+from tests_support import PEAK_MEMORY, one_line, printed_by, results_of
 
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
@@ -49,18 +48,6 @@ def segmented(labels: Mask, lost: np.ndarray | None = None) -> Segmented:
     if lost is not None:
         confidence[torch.from_numpy(lost)] = torch.nan
     return Segmented(torch.from_numpy(labels.copy()), confidence)
-
-
-def batch_of(samples: list[Sample], size: tuple[int, int] = (64, 64)) -> Batch:
-    """Samples letterboxed as an evaluation does it, masks kept in original pixels."""
-    rows, metas, valid = [], [], []
-    for sample in samples:
-        original = sample.image.shape[:2]
-        plan = ResizePlan.letterbox(original, size)
-        rows.append(torch.from_numpy(plan.apply_image(sample.image, "bilinear", 0).copy()).permute(2, 0, 1))
-        metas.append(ImageMeta(sample.id, sample.path, original, plan, mask=sample.mask))
-        valid.append(plan.valid)
-    return Batch(torch.stack(rows), ImageSizes(size, torch.tensor(valid)), None, metas)
 
 
 # --- colours ---
@@ -197,8 +184,7 @@ labels = np.repeat(np.repeat((np.arange(2400).reshape(40, 60) % 21).astype(np.ui
 overlay(image, labels)
 print(used() - before)
 """
-    run = subprocess.run([sys.executable, "-c", PEAK_MEMORY + code], capture_output=True, text=True, check=True)
-    assert float(run.stdout) < 400
+    assert float(printed_by(PEAK_MEMORY + code)) < 400
 
 
 # --- legends and sheets ---
@@ -273,16 +259,10 @@ def predict_into(
     told: list[str] = []
     writer = SegmentationFiles(out, classes, told.append, **more)
     for file, values in zip(files, labels, strict=True):
-        batch = batch_of([Sample(image=read_image(file), id=str(file), path=str(file))])
+        batch = letterboxed([Sample(image=read_image(file), id=str(file), path=str(file))])
         writer.update(batch, [segmented(values, lost)])
     writer.close()
     return told
-
-
-def write_picture(path: Path, size: tuple[int, int] = (60, 80), level: int = 90) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*size, 3), level, np.uint8)).save(path)
-    return path
 
 
 def stored(path: Path) -> tuple[str, np.ndarray]:
@@ -388,7 +368,7 @@ def test_pictures_lie_upright_as_they_were_predicted(tmp_path: Path) -> None:
 
 def test_probabilities_are_restored_before_they_are_written(tmp_path: Path) -> None:
     file = write_picture(tmp_path / "a.png", (50, 97))
-    batch = batch_of([Sample(image=read_image(file), id="a", path=str(file))])
+    batch = letterboxed([Sample(image=read_image(file), id="a", path=str(file))])
     scores = torch.zeros(1, 3, 64, 64)
     scores[:, 1, :, :32], scores[:, 2, :, 32:] = 1, 1
     writer = SegmentationFiles(tmp_path / "out", CLASSES, lambda text: None)
@@ -414,7 +394,7 @@ def examples_of(scenes: list[tuple[Sample, Segmented]], size: tuple[int, int] = 
     examples = SegmentationExamples(CLASSES)
     for start in range(0, len(scenes), 3):
         samples, found = zip(*scenes[start : start + 3], strict=True)
-        examples.update(batch_of(list(samples), size), list(found))
+        examples.update(letterboxed(list(samples), size), list(found))
     return examples
 
 
@@ -520,7 +500,7 @@ def history(epochs: int) -> list[dict[str, Any]]:
     return [dict(zip(keys, (e, 0.1 / e, 2 / e, 1 - 1 / e, None, None), strict=True)) for e in range(1, epochs + 1)]
 
 
-def write(folder: Path, results: dict[str, Any], epochs: int = 3, **more: Any) -> Page:
+def segmentation_page(folder: Path, results: dict[str, Any], epochs: int = 3, **more: Any) -> Page:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         summary = Summary(
@@ -543,9 +523,9 @@ def test_the_page_shows_scores_classes_examples_and_frequencies(tmp_path: Path, 
     labels[:, :10] = 1
     scores = scores_of(classes, [(labels, mask)])
     examples = SegmentationExamples(classes)
-    examples.update(batch_of([Sample(image=GREY, id="val/<i>.png", mask=mask)]), [segmented(labels)])
+    examples.update(letterboxed([Sample(image=GREY, id="val/<i>.png", mask=mask)]), [segmented(labels)])
     masks = statistics(classes, [10 * k for k in range(count)])
-    page = write(tmp_path, {"best": "ema", "raw": scores, "ema": scores}, examples=examples, masks=masks)
+    page = segmentation_page(tmp_path, {"best": "ema", "raw": scores, "ema": scores}, examples=examples, masks=masks)
     assert {tag for tag, _ in page.tags} & {"script", "b", "link", "iframe"} == set()
     for word in (
         f"miou {100 * scores['miou']:.1f} %",
@@ -571,7 +551,7 @@ def test_the_page_shows_scores_classes_examples_and_frequencies(tmp_path: Path, 
 def test_classes_are_told_weakest_first_and_confusion_as_shares(tmp_path: Path) -> None:
     mask, labels = stripes(90, 90, [0, 0, 0, 1, 1, 2]), stripes(90, 90, [0, 0, 0, 1, 0, 0])
     scores = scores_of([*CLASSES, "absent"], [(labels, mask)])
-    page = write(tmp_path, scores)
+    page = segmentation_page(tmp_path, scores)
     text = page.seen.partition("Weakest first")[0].rpartition("Classes")[2]
     places = [text.index(f"{name}\n") for name in ("tree", "car", "road", "absent")]
     assert places == sorted(places)
@@ -586,7 +566,7 @@ def test_undefined_scores_and_missing_parts_are_survived(tmp_path: Path, empty: 
     void = np.full((10, 10), 255, np.uint8)
     scores = scores_of(CLASSES, [] if empty else [(np.zeros((10, 10), np.uint8), void)])
     assert scores["miou"] is None
-    page = write(
+    page = segmentation_page(
         tmp_path, scores, epochs=1, examples=SegmentationExamples(CLASSES), masks=statistics(CLASSES, [0, 0, 0])
     )
     assert "miou" in page.seen

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests_support import TINY
+from tests_support import ROOT, TINY, error_of
 
 from effbackbones import load_model
 from effbackbones.registry import HEADS
@@ -60,16 +60,6 @@ installed = "outside_heads:OutsideHead"
 [tool.setuptools]
 py-modules = ["outside_heads"]
 """
-ROOT = Path(__file__).parent.parent
-
-
-def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """The last line on standard error, which must be the one line of the error."""
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("error: ")
-    assert "Traceback" not in "\n".join(lines)
-    assert len(lines[-1]) <= 600
-    return lines[-1]
 
 
 def test_a_head_outside_the_project_trains_and_reloads(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_multitask_command import QUIET, SMALL, TINY
+from test_multitask_command import SMALL, TINY
+from tests_support import QUIET
 
 from effbackbones import save_model
 from effbackbones.contracts import ImageSizes

@@ -3,12 +3,12 @@
 import importlib
 import inspect
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests_support import ROOT, printed_by
 
 from effbackbones.errors import UserError
 from tasks.detect import main
@@ -96,15 +96,8 @@ def test_a_verb_of_this_process_alone_loads_no_torch(tmp_path: Path) -> None:
         "VERBS['join'] = Verb('join', 'toy_verb', 'x', config='none', inputs=True)\n"
         "code = main(['join', 'a']); print(code, 'torch' in sys.modules)"
     )
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(root)!r}, {str(tmp_path)!r}]\n{code}"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout.split() == ["7", "False"]
+    said = printed_by(f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]\n{code}")
+    assert said.split() == ["7", "False"]
 
 
 def test_peak_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
@@ -117,9 +110,7 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
     assert what == "of the process"
     ballast = b"x" * (int(2 * here) << 20)
     code = "import json, torch; from tasks.verbs.bench import peak_memory; print(json.dumps(peak_memory(torch.device('cpu'))))"
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert json.loads(done.stdout)[0] < peak_memory(torch.device("cpu"))[0] - len(ballast) / 2**21
+    assert json.loads(printed_by(code))[0] < peak_memory(torch.device("cpu"))[0] - len(ballast) / 2**21
 
 
 def test_options_of_a_head_are_named_as_in_a_config_of_several_tasks() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests_support import one_line
 from torch import Tensor, nn
+from weight_files import numbered
 
 from effbackbones import build_model, create_backbone, save_model
 from effbackbones.backbones.convolution import Numerics
@@ -71,14 +72,6 @@ def calmed(network: nn.Module, images: Tensor) -> nn.Module:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return network.eval()
-
-
-def numbered(network: nn.Module) -> dict[str, Tensor]:
-    """A state dict whose n-th entry is filled with n, without taking memory."""
-    return {
-        key: torch.full((), float(n)).expand(tensor.shape)
-        for n, (key, tensor) in enumerate(network.state_dict().items())
-    }
 
 
 def effdet_state(name: str, **settings: Any) -> dict[str, Tensor]:

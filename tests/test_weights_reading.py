@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from tests_support import one_line
 from torch import Tensor, nn
+from weight_files import numbered, write_weights
 
 from effbackbones import build_model
 from effbackbones.backbones.convolution import Numerics
@@ -175,14 +175,6 @@ def reference(dialect: str, name: str) -> nn.Module:
         return smp.Unet(f"{dialect.removeprefix('smp:')}{name}", encoder_weights=None, classes=2)
 
 
-def numbered(module: nn.Module) -> dict[str, Tensor]:
-    """A state dict whose n-th entry is filled with n, without taking memory."""
-    return {
-        key: torch.full((), float(n)).expand(tensor.shape)
-        for n, (key, tensor) in enumerate(module.state_dict().items())
-    }
-
-
 def tail_shapes(name: str, classes: int = 1000) -> dict[str, tuple[int, ...]]:
     width, inputs = head_channels(scaling(name)), stage_channels(scaling(name))[-1]
     bn = {f"conv.bn.{leaf}": (width,) for leaf in ("weight", "bias", "running_mean", "running_var")}
@@ -309,18 +301,9 @@ def timm_b0() -> dict[str, Tensor]:
     return in_dialect(dialects.TIMM, "b0")
 
 
-def write(path: Path, state: object) -> Path:
-    if path.suffix == ".safetensors":
-        assert isinstance(state, dict)
-        save_file({key: tensor.clone() for key, tensor in state.items()}, path)
-    else:
-        torch.save(state, path)
-    return path
-
-
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
 def test_every_kind_of_file_gives_the_same_values(tmp_path, torchvision_b0, suffix):
-    found = read_weights(write(tmp_path / f"w{suffix}", torchvision_b0), "b0")
+    found = read_weights(write_weights(tmp_path / f"w{suffix}", torchvision_b0), "b0")
     expected = our_state()
     assert set(found.backbone) == set(expected)
     assert all(torch.equal(found.backbone[key], tensor) for key, tensor in expected.items())
@@ -343,21 +326,21 @@ def test_every_kind_of_file_gives_the_same_values(tmp_path, torchvision_b0, suff
     ],
 )
 def test_wrappers_and_prefixes_are_opened(tmp_path, torchvision_b0, wrap):
-    found = read_weights(write(tmp_path / "w.pth", wrap(torchvision_b0)), "b0")
+    found = read_weights(write_weights(tmp_path / "w.pth", wrap(torchvision_b0)), "b0")
     assert set(found.backbone) == set(our_state())
     assert set(found.tail) == set(tail_shapes("b0"))
 
 
 def test_background_class_is_dropped_and_said(tmp_path):
     state = in_dialect(dialects.TORCHVISION, "b0", classes=1001)
-    found = read_weights(write(tmp_path / "w.pth", state), "b0")
+    found = read_weights(write_weights(tmp_path / "w.pth", state), "b0")
     assert torch.equal(found.tail["fc.weight"], state["classifier.1.weight"][1:])
     assert found.tail["fc.bias"].shape == (1000,)
     assert any("1001 classes" in sentence for sentence in found.assumed)
 
 
 def test_weights_of_another_variant_name_both(tmp_path, torchvision_b0):
-    path = write(tmp_path / "w.pth", torchvision_b0)
+    path = write_weights(tmp_path / "w.pth", torchvision_b0)
     for wanted in ("b2", "b1", "lite0", "lite1"):
         with pytest.raises(UserError) as error:
             read_weights(path, wanted)
@@ -365,7 +348,7 @@ def test_weights_of_another_variant_name_both(tmp_path, torchvision_b0):
 
 
 def test_lite_is_told_from_b_by_its_missing_squeeze_excite(tmp_path):
-    path = write(tmp_path / "w.pth", in_dialect(dialects.TIMM, "lite0"))
+    path = write_weights(tmp_path / "w.pth", in_dialect(dialects.TIMM, "lite0"))
     assert read_weights(path, "lite0").numerics == Numerics.named("tf")
     with pytest.raises(UserError, match="holds weights of lite0, not of b0"):
         read_weights(path, "b0")
@@ -374,7 +357,7 @@ def test_lite_is_told_from_b_by_its_missing_squeeze_excite(tmp_path):
 def test_beginning_of_a_network_is_accepted(tmp_path, timm_b0):
     deep = ("blocks.5", "blocks.6", "conv_head", "bn2", "classifier")
     shallow = {key: tensor for key, tensor in timm_b0.items() if not key.startswith(deep)}
-    found = read_weights(write(tmp_path / "w.pth", shallow), "b0", numerics="tf")
+    found = read_weights(write_weights(tmp_path / "w.pth", shallow), "b0", numerics="tf")
     report = load_state(EfficientNet("b0", levels=("C2", "C4")), found.backbone, what="b0")
     assert not report.reinitialised
     assert not report.unused
@@ -384,7 +367,7 @@ def test_beginning_of_a_network_is_accepted(tmp_path, timm_b0):
 def test_other_networks_are_refused(tmp_path):
     torchvision = pytest.importorskip("torchvision")
     for name in ("mobilenet_v2", "efficientnet_v2_s", "resnet18"):
-        path = write(tmp_path / f"{name}.pth", torchvision.models.get_model(name, weights=None).state_dict())
+        path = write_weights(tmp_path / f"{name}.pth", torchvision.models.get_model(name, weights=None).state_dict())
         with pytest.raises(UserError) as error:
             read_weights(path, "b0")
         one_line(error, str(path))
@@ -394,7 +377,7 @@ def test_other_networks_are_refused(tmp_path):
 
 
 def test_a_bare_timm_file_must_be_told_its_numerics(tmp_path, timm_b0):
-    path = write(tmp_path / "w.safetensors", timm_b0)
+    path = write_weights(tmp_path / "w.safetensors", timm_b0)
     with pytest.raises(UserError) as error:
         read_weights(path, "b0")
     one_line(error, str(path), '"tf"', '"torch"')
@@ -403,7 +386,7 @@ def test_a_bare_timm_file_must_be_told_its_numerics(tmp_path, timm_b0):
 
 
 def test_our_bare_state_dict_must_be_told_its_numerics(tmp_path):
-    path = write(tmp_path / "w.safetensors", our_state())
+    path = write_weights(tmp_path / "w.safetensors", our_state())
     with pytest.raises(UserError, match="give numerics"):
         read_weights(path, "b0")
     found = read_weights(path, "b0", numerics="same_static", image_spec=ImageSpec((64, 64)))
@@ -435,7 +418,7 @@ def test_what_a_layout_implies(dialect, prefix, decoder, backbone, expected):
 
 
 def test_given_numerics_win_and_the_difference_is_said(tmp_path, torchvision_b0):
-    path = write(tmp_path / "w.pth", torchvision_b0)
+    path = write_weights(tmp_path / "w.pth", torchvision_b0)
     found = read_weights(path, "b0", numerics="tf")
     assert found.numerics == Numerics.named("tf")
     assert any("go with torch" in sentence for sentence in found.assumed)
@@ -496,7 +479,7 @@ def no_network(monkeypatch):
 
 
 def test_files_never_touch_the_network(tmp_path, torchvision_b0, no_network):
-    read_weights(write(tmp_path / "w.pth", torchvision_b0), "b0")
+    read_weights(write_weights(tmp_path / "w.pth", torchvision_b0), "b0")
     with pytest.raises(UserError, match="no such file"):
         read_weights("missing.pth", "b0")
 
@@ -509,7 +492,7 @@ def test_faults_of_files_are_one_line(tmp_path, torchvision_b0, monkeypatch):
     (tmp_path / "weights.h5").write_text("x")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     torch.save([1, 2], tmp_path / "list.pt")
-    whole = write(tmp_path / "whole.pth", torchvision_b0).read_bytes()
+    whole = write_weights(tmp_path / "whole.pth", torchvision_b0).read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     for name in (
         "missing.pth",

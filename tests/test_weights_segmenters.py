@@ -1,14 +1,13 @@
 """Files of whole smp models: the same logits through the file, in all namings, and nothing that differs goes unsaid."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from weight_files import SMP, smp_model, write_weights
 
 from effbackbones import build_model, load_model, save_model
 from effbackbones.backbones.efficientnet import EfficientNet
@@ -20,48 +19,9 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from heads.segmentation.smp_names import Segmenter
 
-SMP = {
-    "unet": "Unet",
-    "unetplusplus": "UnetPlusPlus",
-    "manet": "MAnet",
-    "linknet": "Linknet",
-    "segformer": "Segformer",
-    "fpn": "FPN",
-    "upernet": "UPerNet",
-    "pspnet": "PSPNet",
-    "deeplabv3": "DeepLabV3",
-    "deeplabv3plus": "DeepLabV3Plus",
-    "pan": "PAN",
-}
 NATIVE, TIMM, UNIVERSAL = "efficientnet-", "timm-efficientnet-", "tu-tf_efficientnet_"
 NAMINGS = (NATIVE, TIMM, UNIVERSAL)
 B = [f"b{i}" for i in range(8)]
-
-
-def smp_model(encoder: str, head: str = "unet", **options: Any) -> nn.Module:
-    """smp's network in eval mode, its random batch norms with the statistics of a batch, so that every layer matters to the logits:
-    with others signals die away on the way down, where nothing wrong would show, or roundings grow to the size of the logits."""
-    import segmentation_models_pytorch as smp
-
-    torch.manual_seed(0)
-    model: nn.Module = getattr(smp, SMP[head])(encoder, encoder_weights=None, **{"classes": 5, **options})
-    model.requires_grad_(False)
-    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.weight.uniform_(0.8, 1.2)
-        norm.bias.normal_(0, 0.2)
-        norm.momentum = 1.0
-    model.train()(torch.randn(4, 3, 128, 128))
-    return model.eval()
-
-
-def write(folder: Path, state: Mapping[str, Any], name: str = "w.pth") -> Path:
-    path = folder / name
-    if path.suffix == ".safetensors":
-        save_file({key: tensor.clone() for key, tensor in state.items()}, path)
-    else:
-        torch.save(dict(state), path)
-    return path
 
 
 def build(path: Path, encoder: str, head: str = "unet", classes: int = 5, **backbone_options: Any) -> Model:
@@ -105,7 +65,7 @@ def remarks(model: Model) -> list[str]:
 def test_a_unet_file_gives_smps_logits(name: str, naming: str, tmp_path: Path) -> None:
     """At even, odd and oblong sizes, and smp's own encoders at the nominal one, for which their padding is fixed."""
     reference = smp_model(naming + name)
-    model = build(write(tmp_path, reference.state_dict()), naming + name)
+    model = build(write_weights(tmp_path / "w.pth", reference.state_dict()), naming + name)
     assert [row[1] for row in table(model)] == ["0", "0"]  # nothing starts anew
     assert remarks(model) == []
     sizes = [(64, 64), (65, 98), (33, 97)]
@@ -118,7 +78,7 @@ def test_a_unet_file_gives_smps_logits(name: str, naming: str, tmp_path: Path) -
 @pytest.mark.parametrize("name", ["lite0", *(pytest.param(f"lite{i}", marks=pytest.mark.slow) for i in range(1, 5))])
 def test_a_lite_file_gives_smps_logits(name: str, naming: str, tmp_path: Path) -> None:
     reference = smp_model(naming + name)
-    model = build(write(tmp_path, reference.state_dict()), naming + name)
+    model = build(write_weights(tmp_path / "w.pth", reference.state_dict()), naming + name)
     assert remarks(model) == []
     for size in ((64, 64), (65, 98)):
         assert distance(model, reference, size) < 1e-4
@@ -132,7 +92,7 @@ def test_a_lite_file_gives_smps_logits(name: str, naming: str, tmp_path: Path) -
 def test_files_of_the_siblings_give_smps_logits(head: str, naming: str, tmp_path: Path) -> None:
     """Those that dilate the encoder included, which smp does otherwise than timm, and from block 9 on in its own B0."""
     reference = smp_model(naming + "b0", head)
-    model = build(write(tmp_path, reference.state_dict()), naming + "b0", head)
+    model = build(write_weights(tmp_path / "w.pth", reference.state_dict()), naming + "b0", head)
     assert table(model)[-1][1] == "0"
     assert remarks(model) == []
     side = max(64, model.head.min_size)
@@ -145,7 +105,7 @@ def test_files_of_the_siblings_give_smps_logits(head: str, naming: str, tmp_path
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_output_stride_8_equals_smp(name: str, naming: str, tmp_path: Path) -> None:
     reference = smp_model(naming + name, "deeplabv3plus", encoder_output_stride=8)
-    path = write(tmp_path, reference.state_dict())
+    path = write_weights(tmp_path / "w.pth", reference.state_dict())
     options = {"numerics": "tf"} if naming == UNIVERSAL else {}
     head_options = {"output_stride": 8}
     model = build_model(
@@ -180,14 +140,14 @@ def test_files_may_be_wrapped(wrapped: str, native: nn.Module, tmp_path: Path) -
     elif wrapped in ("lightning", "parallel"):
         prefix = "model." if wrapped == "lightning" else "module."
         state = {prefix + key: tensor for key, tensor in state.items()}
-    path = write(tmp_path, state, "w.safetensors" if wrapped == "safetensors" else "w.pth")
+    path = write_weights(tmp_path / ("w.safetensors" if wrapped == "safetensors" else "w.pth"), state)
     assert distance(build(path, NATIVE + "b0"), native, (64, 64)) < 1e-4
 
 
 @pytest.mark.parametrize("encoder", ["tu-tf_efficientnet_b0", "tu-tf_efficientnet_lite0"])
 def test_a_universal_encoder_may_be_wrapped_and_must_be_told_its_numerics(encoder: str, tmp_path: Path) -> None:
     reference = smp_model(encoder)
-    path = write(tmp_path, {f"model.{key}": tensor for key, tensor in reference.state_dict().items()})
+    path = write_weights(tmp_path / "w.pth", {f"model.{key}": tensor for key, tensor in reference.state_dict().items()})
     assert distance(build(path, encoder), reference, (64, 64)) < 1e-4
     if encoder.endswith("b0"):
         with pytest.raises(UserError, match="give numerics"):
@@ -195,7 +155,7 @@ def test_a_universal_encoder_may_be_wrapped_and_must_be_told_its_numerics(encode
 
 
 def test_unused_layers_of_the_encoder_are_reported_and_no_cause_for_alarm(native: nn.Module, tmp_path: Path) -> None:
-    model = build(write(tmp_path, entries(native)), NATIVE + "b0")
+    model = build(write_weights(tmp_path / "w.pth", entries(native)), NATIVE + "b0")
     backbone, head = table(model)
     assert backbone[:3] == ["352", "0", "0"]
     assert head[:3] == ["62", "0", "6"]
@@ -205,7 +165,7 @@ def test_unused_layers_of_the_encoder_are_reported_and_no_cause_for_alarm(native
 
 
 def test_other_classes_renew_the_last_convolution_alone(native: nn.Module, tmp_path: Path) -> None:
-    model = build(write(tmp_path, entries(native)), NATIVE + "b0", classes=3)
+    model = build(write_weights(tmp_path / "w.pth", entries(native)), NATIVE + "b0", classes=3)
     head = table(model)[-1]
     assert head[:2] == ["60", "2"]
     assert "re-initialised segmentation_head.0.weight, segmentation_head.0.bias" in head[3]
@@ -216,7 +176,7 @@ def test_other_classes_renew_the_last_convolution_alone(native: nn.Module, tmp_p
 
 
 def test_what_the_file_decided_is_saved(native: nn.Module, tmp_path: Path) -> None:
-    save_model(build(write(tmp_path, entries(native)), NATIVE + "b0"), tmp_path / "m.safetensors")
+    save_model(build(write_weights(tmp_path / "w.pth", entries(native)), NATIVE + "b0"), tmp_path / "m.safetensors")
     again = load_model(tmp_path / "m.safetensors")
     assert again.config["backbone_options"]["tap"] == "smp_b0"
     assert distance(again.requires_grad_(False), native, (65, 98)) < 1e-4
@@ -224,7 +184,7 @@ def test_what_the_file_decided_is_saved(native: nn.Module, tmp_path: Path) -> No
 
 def test_a_second_task_does_not_take_the_decoders_place(native: nn.Module, tmp_path: Path) -> None:
     """The encoder's unused convolution fits a classifier, the decoder the segmentation head: that knows more of the file."""
-    path = write(tmp_path, entries(native))
+    path = write_weights(tmp_path / "w.pth", entries(native))
     model = build_model(("cls", "seg"), "b0", num_classes={"cls": 2, "seg": 5}, weights=path).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -238,7 +198,7 @@ def test_a_second_task_does_not_take_the_decoders_place(native: nn.Module, tmp_p
 @pytest.mark.parametrize("tap", ["stage", "stem"])
 @pytest.mark.parametrize("said_of", ["backbone", "head"])
 def test_a_given_tap_wins_and_is_told(tap: str, said_of: str, native: nn.Module, tmp_path: Path) -> None:
-    path = write(tmp_path, entries(native))
+    path = write_weights(tmp_path / "w.pth", entries(native))
     options: dict[str, Any] = {f"{said_of}_options": {"tap": tap}}
     model = build_model("seg", "b0", num_classes=5, weights=path, **options).eval().requires_grad_(False)
     assert model.backbone.tap == tap
@@ -253,7 +213,7 @@ def test_a_given_tap_wins_and_is_told(tap: str, said_of: str, native: nn.Module,
 
 
 def test_the_tap_of_smps_b0_may_be_asked_of_the_head(native: nn.Module, tmp_path: Path) -> None:
-    path = write(tmp_path, entries(native))
+    path = write_weights(tmp_path / "w.pth", entries(native))
     model = (
         build_model("seg", "b0", num_classes=5, weights=path, head_options={"tap": "smp_b0"})
         .eval()
@@ -265,7 +225,7 @@ def test_the_tap_of_smps_b0_may_be_asked_of_the_head(native: nn.Module, tmp_path
 
 
 def test_other_numerics_are_told_and_differ(native: nn.Module, tmp_path: Path) -> None:
-    model = build(write(tmp_path, entries(native)), NATIVE + "b0", numerics="torch")
+    model = build(write_weights(tmp_path / "w.pth", entries(native)), NATIVE + "b0", numerics="torch")
     assert any("these weights go with same_static" in said for said in remarks(model))
     assert distance(model, native, (64, 64)) > 1e-3
 
@@ -273,7 +233,7 @@ def test_other_numerics_are_told_and_differ(native: nn.Module, tmp_path: Path) -
 def test_a_missing_tensor_is_told(native: nn.Module, tmp_path: Path) -> None:
     state = entries(native)
     del state["decoder.blocks.2.conv1.0.weight"]
-    model = build(write(tmp_path, state), NATIVE + "b0")
+    model = build(write_weights(tmp_path / "w.pth", state), NATIVE + "b0")
     assert table(model)[-1][:2] == ["61", "1"]
     assert (
         "1 entries of its decoder do not fit this head: decoder.blocks.2.conv1.0.weight is absent, here [64, "
@@ -283,7 +243,7 @@ def test_a_missing_tensor_is_told(native: nn.Module, tmp_path: Path) -> None:
 
 def test_a_tensor_that_the_head_has_no_place_for_is_told(tmp_path: Path) -> None:
     """All that this head has is in the file, and still the outputs would differ."""
-    path = write(tmp_path, smp_model(NATIVE + "b0", decoder_attention_type="scse").state_dict())
+    path = write_weights(tmp_path / "w.pth", smp_model(NATIVE + "b0", decoder_attention_type="scse").state_dict())
     model = build(path, NATIVE + "b0")
     assert table(model)[-1][1] == "0"
     assert any("attention1" in said and "here absent" in said for said in remarks(model))
@@ -292,7 +252,7 @@ def test_a_tensor_that_the_head_has_no_place_for_is_told(tmp_path: Path) -> None
 @pytest.mark.parametrize("head", ["fpn", "manet", "unetplusplus"])
 def test_the_decoder_of_another_head_is_left_out(head: str, native: nn.Module, tmp_path: Path) -> None:
     """Encoder yes; nothing else, where no entry fits: not even a last convolution that happens to have the same shape."""
-    model = build(write(tmp_path, entries(native)), NATIVE + "b0", head)
+    model = build(write_weights(tmp_path / "w.pth", entries(native)), NATIVE + "b0", head)
     assert table(model)[0][0] == "352"
     assert all(said.startswith(str(tmp_path)) for said in remarks(model))
     if head == "manet":  # a few layers are alike
@@ -306,7 +266,7 @@ def test_the_decoder_of_another_head_is_left_out(head: str, native: nn.Module, t
 
 
 def test_a_backbone_alone_keeps_its_own_maps_and_says_so(native: nn.Module, tmp_path: Path) -> None:
-    backbone = create_backbone("b0", weights=write(tmp_path, entries(native)))
+    backbone = create_backbone("b0", weights=write_weights(tmp_path / "w.pth", entries(native)))
     assert backbone.feature_spec.channels == (16, 24, 40, 112, 320)
     assert any("was trained with tap smp_b0, here it is stage" in said for said in backbone.provenance["assumed"])
 

@@ -1,7 +1,10 @@
 """What several test files share."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from effbackbones.errors import UserError
 from tasks.report.records import Results
 
+ROOT = Path(__file__).resolve().parent.parent
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""The environment of a process that leaves the other cores alone."""
 TINY = [
     "--config",
     "shapes",
@@ -42,6 +48,42 @@ TINY = [
 """The smallest run of the command: four steps an epoch, the last of each filled up; dropout, drop path, augmentation and EMA are on."""
 
 
+QUIET = ["--run.progress", "false", "--run.device", "cpu", "--data.workers", "0"]
+STILL = "{width: 0.25, depth: 0.3, drop_path: 0.0}"
+"""Options of a narrow backbone that drops no path."""
+COCO_SCORES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_1",
+    "AR_10",
+    "AR_100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
+"""The twelve lines, in COCO's order."""
+
+
+def small_line(*head: str, backbone: str = "{width: 0.25, depth: 0.3}") -> list[str]:
+    """A quiet run on the CPU in batches of four: a narrow B0 with random weights, under a head that the words ``head`` make small."""
+    model = ["--model.backbone", "b0", "--model.weights", "null", "--model.backbone_options", backbone, *head]
+    return [*QUIET, *model, "--data.batch_size", "4", "--data.eval_batch_size", "4"]
+
+
+def shapes_line(small: list[str]) -> list[str]:
+    """An epoch of ``small`` on a dozen shapes of 64 x 64."""
+    shapes = ["--data.image_size", "64", "--data.options", "{train: 12, val: 8, test: 8}"]
+    return ["--config", "shapes", *small, *shapes, "--optim.epochs", "1"]
+
+
+def class_names(k: int) -> list[str]:
+    return [f"class {i}" for i in range(k)]
+
+
 def results_of(scores: dict[str, Any]) -> Results:
     """Results of sets of scores, ``best`` being the name of one of them; or of bare scores."""
     best = scores.get("best")
@@ -50,13 +92,22 @@ def results_of(scores: dict[str, Any]) -> Results:
     )
 
 
-def one_line(error: pytest.ExceptionInfo[UserError], *words: str) -> None:
+def one_line(error: pytest.ExceptionInfo[UserError], *words: str, longest: int = 300) -> None:
     """The error is one short line that says ``words``."""
     text = str(error.value)
     assert "\n" not in text, text
-    assert len(text) <= 300, text
+    assert len(text) <= longest, text
     for word in words:
-        assert word in text
+        assert word in text, text
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on standard error, which must be the one line of the error."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert "Traceback" not in "\n".join(lines)
+    assert len(lines[-1]) <= 600
+    return lines[-1]
 
 
 class Synchronisations(TorchDispatchMode):
@@ -93,12 +144,30 @@ def guarded_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, t
     return loss.detach()
 
 
-def on_two_processes(work: Callable[[int], Any], folder: Path) -> list[Any]:
-    """What ``work(rank)``, a function of a module, gives in each of two processes under gloo, JSON-like."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_one_of_two, args=(work, port, str(folder)), nprocs=2)
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def two_processes() -> list[str]:
+    """What a line begins with that runs a script, or ``-m`` a module, in two processes."""
+    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    return [sys.executable, "-m", *launcher]
+
+
+def printed_by(code: str, *arguments: str, timeout: float = 300) -> str:
+    """What Python prints that runs ``code`` in a fresh process, in the folder of the project."""
+    line = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def on_two_processes(work: Callable[[int], Any], folder: Path) -> list[Any]:
+    """What ``work(rank)``, a function of a module, gives in each of two processes under gloo, JSON-like."""
+    mp.spawn(_one_of_two, args=(work, free_port(), str(folder)), nprocs=2)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
