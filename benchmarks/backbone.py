@@ -17,7 +17,8 @@ import torch
 from interleaved import arguments
 from torch import Tensor, nn
 
-from effbackbones.backbones.efficientnet import EfficientNet, fold_batch_norm
+from effbackbones.backbones.convolution import fold_batch_norm
+from effbackbones.backbones.efficientnet import EfficientNet
 
 
 def loss(network: nn.Module, images: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def main() -> None:
             f"{prefix}efficientnet_{bench.name}", features_only=True, out_indices=(4,), drop_path_rate=0.2
         )
         ours = EfficientNet(bench.name, levels=("C5",), numerics=numerics)
-        networks = [network.to(bench.device, memory_format=torch.channels_last) for network in (ours, reference)]
+        networks = [network.to(bench.device).to(memory_format=torch.channels_last) for network in (ours, reference)]
         side = bench.side or ours.image_spec.size[0]
         images = _images(bench.batch, side, bench.device)
         small = _images(2 * bench.batch, side * 4 // 7, bench.device)

@@ -81,7 +81,8 @@ def ours(images: Images, classes: int, max_dets: int) -> tuple[list[float], dict
 
 def theirs(images: Images, classes: int) -> tuple[list[float], list[float]]:
     """Seconds of indexing and of ``evaluate`` with ``accumulate``, and the twelve lines."""
-    truths, founds = [], []
+    truths: list[dict[str, Any]] = []
+    founds: list[dict[str, Any]] = []
     for found, truth in images:
         id_ = int(found.id)
         rows = (column.tolist() for column in (truth.boxes, truth.labels, truth.crowd.astype(int), truth.area))

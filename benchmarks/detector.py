@@ -13,6 +13,7 @@ quoted; on a busy one differences under 5 % mean nothing, and without the waitin
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import effdet
 import torch
@@ -34,7 +35,7 @@ def networks(name: str) -> tuple[Model, nn.Module]:
     config.num_classes = CLASSES
     theirs = effdet.EfficientDet(config, pretrained_backbone=False)
     backbone = config.backbone_name.removeprefix("tf_efficientnet_")
-    options = {"backbone_options": {"numerics": "tf"}, "head_options": {"variant": name}}
+    options: dict[str, Any] = {"backbone_options": {"numerics": "tf"}, "head_options": {"variant": name}}
     ours = build_model("det", backbone, num_classes=CLASSES, **options)
     with torch.no_grad():
         for weight in (
@@ -71,7 +72,8 @@ def main() -> None:
     bench = arguments(__doc__, "d0", batch=2)
     side = bench.side or VARIANTS[bench.name].resolution
     print(f"effdet {version('effdet')}, {side} pixels")
-    ours, theirs = (network.to(bench.device) for network in networks(bench.name))
+    ours, theirs = networks(bench.name)
+    ours, theirs = ours.to(bench.device), theirs.to(bench.device)
     pixels = torch.randint(0, 256, (bench.batch, 3, side, side), dtype=torch.uint8, device=bench.device)
     normalised, half = ours.normalize(pixels), max(1, bench.batch // 2)
     for layout in ("contiguous", "channels_last"):

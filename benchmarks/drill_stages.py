@@ -61,9 +61,13 @@ def device(stage: Stage) -> None:
     target = torch.empty_like(source)
     product, copied = _seconds(lambda: a @ b), _seconds(lambda: target.copy_(source))
     stage.found(
-        **versions, device=card.name, memory_gb=card.total_memory / 1e9, processors=card.multi_processor_count,
-        bf16_tflops=2 * side**3 / product / 1e12, copy_tb_per_s=2 * source.nbytes / copied / 1e12,
-    )  # fmt: skip
+        **versions,
+        device=card.name,
+        memory_gb=card.total_memory / 1e9,
+        processors=card.multi_processor_count,
+        bf16_tflops=2 * side**3 / product / 1e12,
+        copy_tb_per_s=2 * source.nbytes / copied / 1e12,
+    )
     return None
 
 
@@ -71,9 +75,9 @@ def _seconds(run: Callable[[], object], rounds: int = 10) -> float:
     """Median seconds of ``run`` on the GPU."""
     import torch
 
-    times = []
+    times: list[float] = []
     for number in range(rounds + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch gives it no types
         start.record()
         run()
         end.record()
@@ -103,11 +107,30 @@ def command_of(stage: Stage, task: str, out: str, *more: str) -> list[str]:
     side, batch = (64, 4) if stage.dry else FULL[task]
     steps = 8 if stage.dry else STEPS
     return [
-        "--config", "shapes", "--model.weights", "null", "--data.image_size", str(side), "--data.batch_size", str(batch),
-        "--data.options", f"{{train: {batch * steps}, val: 16, test: 16}}", "--data.workers", str(min(8, os.cpu_count() or 1)),
-        "--optim.max_steps", str(steps), "--run.device", "gpu" if stage.device == "cuda" else "cpu", "--run.progress", "false",
-        "--run.eval_every", "1000", "--run.out", str(stage.folder / out), *more,
-    ]  # fmt: skip
+        "--config",
+        "shapes",
+        "--model.weights",
+        "null",
+        "--data.image_size",
+        str(side),
+        "--data.batch_size",
+        str(batch),
+        "--data.options",
+        f"{{train: {batch * steps}, val: 16, test: 16}}",
+        "--data.workers",
+        str(min(8, os.cpu_count() or 1)),
+        "--optim.max_steps",
+        str(steps),
+        "--run.device",
+        "gpu" if stage.device == "cuda" else "cpu",
+        "--run.progress",
+        "false",
+        "--run.eval_every",
+        "1000",
+        "--run.out",
+        str(stage.folder / out),
+        *more,
+    ]
 
 
 def steps(stage: Stage, task: str, compiled: bool, precisions: Sequence[str] = PRECISIONS) -> None:

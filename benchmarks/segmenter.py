@@ -39,12 +39,11 @@ def main() -> None:
     print(f"smp {smp.__version__}")
     theirs = smp.Unet(f"efficientnet-{bench.name}", encoder_weights=None, classes=CLASSES).to(bench.device)
     as_smp: dict[str, Any] = {"backbone_options": {"numerics": "same_static"}, "head_options": {"tap": "stem"}}
-    ours = build_model("seg", bench.name, num_classes=CLASSES, **as_smp).to(
-        bench.device, memory_format=torch.channels_last
-    )
-    square = (bench.batch, bench.side, bench.side)
-    pixels = torch.randint(0, 256, (bench.batch, 3, *square[1:]), dtype=torch.uint8, device=bench.device)
-    masks = torch.randint(CLASSES, square, device=bench.device)
+    ours = build_model("seg", bench.name, num_classes=CLASSES, **as_smp)
+    ours = ours.to(bench.device).to(memory_format=torch.channels_last)
+    side = bench.side or ours.image_spec.size[0]
+    pixels = torch.randint(0, 256, (bench.batch, 3, side, side), dtype=torch.uint8, device=bench.device)
+    masks = torch.randint(CLASSES, (bench.batch, side, side), device=bench.device)
     normalised = ours.normalize(pixels)
     for layout in ("contiguous", "channels_last"):
         kind = torch.channels_last if layout == "channels_last" else torch.contiguous_format
