@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests_support import ROOT, TINY, error_of
+from tests_support import ROOT, TINY, error_of, one_line
 
 from effbackbones import load_model
+from effbackbones.errors import UserError
 from effbackbones.registry import HEADS
 from tasks.classification.task import TASK
 from tasks.classify import main
@@ -549,6 +550,16 @@ def test_wrong_words_are_one_line_and_exit_2(more: list[str], words: list[str], 
     line = error_of(capsys)
     assert all(word in line for word in words), line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("nothere.jpg", "no such file or folder"), ("*.jpg", "no image found"), ("", "no image found")],
+)
+def test_an_input_without_an_image_says_what_is_wrong_with_it(name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        predict.image_files([str(tmp_path / name)])
+    one_line(caught, str(tmp_path / name))
 
 
 def _flipped(path: Path) -> None:

@@ -326,7 +326,7 @@ def find_source(name: str, backbone: str) -> WeightSource:
     where = f"weights {name!r}"
     if others:
         raise UserError(where, f"are for {', '.join(others)}, not {backbone}", nearest(name, known))
-    remedy = nearest(name, ["imagenet", "coco", *known]) if known else "give a file"
+    remedy = nearest(name, ["imagenet", "coco", *known]) if known else "give a file, or no weights (null in a config)"
     raise UserError(where, f"neither a file nor a source for {backbone}", remedy)
 
 

@@ -110,6 +110,8 @@ def image_files(inputs: Sequence[str]) -> list[Path]:
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         else:
             found = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
+        if not found and not path.is_dir() and not glob.has_magic(name):
+            raise UserError(name, "no such file or folder", "correct the path, relative to the working folder")
         if not found:
             raise UserError(name, "no image found", f"images end in {', '.join(sorted(SUFFIXES))}")
         files += found
