@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +79,10 @@ WATCHERS.append(Notes())
 """Code of a plug-in that notes the weights of each process after each step, and its loss."""
 
 
-def command(folder: Path, *more: str, plugin: str = PLUGIN) -> tuple[list[str], dict[str, str]]:
-    """Line and environment of the tiny training in two processes, noting samples in ``folder``."""
+def command(
+    folder: Path, *more: str, plugin: str = PLUGIN, start: Sequence[str] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Line and environment of the tiny training in two processes (or as ``start`` has it), noting samples in ``folder``."""
     (folder / "noted.py").write_text(plugin)
     line = [
         *TINY,
@@ -92,12 +96,14 @@ def command(folder: Path, *more: str, plugin: str = PLUGIN) -> tuple[list[str], 
         str(folder / "run"),
         *more,
     ]
-    return [*two_processes(), "-m", "tasks.classify", *line], ONE_THREAD | {"NOTES": str(folder)}
+    return [*(start or two_processes()), "-m", "tasks.classify", *line], ONE_THREAD | {"NOTES": str(folder)}
 
 
-def launch(folder: Path, *more: str, plugin: str = PLUGIN) -> subprocess.CompletedProcess[str]:
+def launch(
+    folder: Path, *more: str, plugin: str = PLUGIN, start: Sequence[str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
-    line, environment = command(folder, *more, plugin=plugin)
+    line, environment = command(folder, *more, plugin=plugin, start=start)
     return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300, check=False)
 
 
@@ -198,7 +204,7 @@ training.save_state = save
 WATCHERS.append(Stop())
 """
     more = ["--run.devices", "2", "--optim.epochs", "400", "--run.eval_every", "400"]
-    done = launch(1, tmp_path, *more, plugin=PLUGIN + slow)
+    done = launch(tmp_path, *more, plugin=PLUGIN + slow, start=[sys.executable])  # Lightning starts the second
     assert done.returncode == 143, done.stderr[-2000:]
     assert "which is saved" in done.stderr
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
@@ -232,7 +238,7 @@ def save(self, honest=training._Run._save):
 training._Run._save = save
 WATCHERS.append(Spoiled())
 """
-    done = launch(2, tmp_path, "--optim.max_steps", "1", plugin=PLUGIN + spoil)
+    done = launch(tmp_path, "--optim.max_steps", "1", plugin=PLUGIN + spoil)
     assert done.returncode != 0
     ends = [(tmp_path / f"diverged-{rank}").read_text() for rank in range(2)]
     assert ends[0] == ends[1]
