@@ -22,6 +22,7 @@ FORMATS = ("index", "palette", "rgb", "binary")
 Numbers = NDArray[np.uint8 | np.uint16 | np.uint32]
 
 _LOSSY = ("JPEG", "MPO", "AVIF")
+_ANIMATED = ("GIF", "PNG", "WEBP")
 _NEAR = 64
 """So far apart may the channels of a grey be in a file that does not keep values exactly."""
 
@@ -187,13 +188,16 @@ def read_stored(path: str | Path, *, max_pixels: int = MAX_PIXELS, exif: str = "
 
 
 def _decoded(path: str, file_image: ImageFile.ImageFile, exif: str) -> Stored:
-    """The pixels of the first frame, turned as ``exif`` says."""
+    """The pixels of the only frame, turned as ``exif`` says."""
     deep, orientation, white, lossy = (
         is_deep(file_image),
         orientation_of(file_image),
         _white(file_image),
         file_image.format in _LOSSY,
     )
+    if file_image.format in _ANIMATED and getattr(file_image, "n_frames", 1) > 1:
+        what = f"has {file_image.n_frames} frames: which of them is the mask?"  # type: ignore[attr-defined]  # those formats have it
+        raise UserError(path, what, "store one mask in each file")
     file_image.load()
     image = turned(file_image, orientation, exif)
     mode = image.mode
