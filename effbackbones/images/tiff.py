@@ -6,7 +6,7 @@ through tifffile, where that is installed.
 
 import warnings
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,8 +131,8 @@ def _decoded(path: str | Path, file: IO[bytes], layout: Layout) -> list[NDArray[
         raise UserError(str(path), what, "pip install 'effbackbones[tiff]', or store it as a .npy file") from None
     try:
         with tifffile.TiffFile(file) as tiff:
-            found = []
-            for page in (page for page in tiff.pages if not int(page.subfiletype) & _NO_PAGE):
+            found, every_page = [], cast(Any, tiff.pages)
+            for page in (page for page in every_page if not int(page.subfiletype) & _NO_PAGE):
                 array = page.asarray()
                 separate = array.ndim == 3 and int(page.planarconfig) == 2
                 found.append(np.moveaxis(array, 0, 2) if separate else array)
@@ -149,7 +149,7 @@ def _bands(path: str | Path, page: NDArray[np.generic]) -> Pixels:
     if page.ndim != 3 or page.dtype not in (np.uint8, np.uint16, np.float32):
         what = f"holds {page.dtype} {list(page.shape)}; expected bands of uint8, uint16 or float32"
         raise UserError(str(path), what, "convert it")
-    pixels: Pixels = page.astype(page.dtype.newbyteorder("="), copy=False)  # type: ignore[assignment]  # checked above
+    pixels: Pixels = page.astype(page.dtype.newbyteorder("="), copy=False)
     return pixels
 
 

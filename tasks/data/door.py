@@ -10,6 +10,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
 from tasks.data.boxes.annotations import Selection, Wanted
 from tasks.data.boxes.table import BoxDataset
+from tasks.data.files.csvfile import COLUMNS, TableFormat
 from tasks.data.files.reading import ImageReader, listed_classes
 from tasks.data.masks.declared import Declared
 from tasks.data.masks.file import FORMATS
@@ -40,12 +41,18 @@ _PAIRS = ("images", "masks", "list", "image_suffix", "mask_suffix")
 def folder(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> FolderDataset:
     """Data set ``folder``: split ``split`` lies in ``root/{data.train, data.val or data.test}``, by default its own name.
 
-    Options: ``other_files`` (``stop`` or ``ignore``) and those of :func:`image_reader`.
+    Options: ``other_files`` (``stop`` or ``ignore``), ``rename`` (a list of ``folder=class``; several may be of one class) and those
+    of :func:`image_reader`.
     """
-    options = DataOptions(data.name, data.options, (*_READ, "other_files"))
-    ignore_others = options.word("other_files", ("stop", "ignore")) == "ignore"
-    where = _root(data) / _named(data, split)
-    return FolderDataset(where, classes, read=image_reader(data, split), ignore_others=ignore_others)
+    options = DataOptions(data.name, data.options, (*_READ, "other_files", "rename"))
+    return FolderDataset(
+        _root(data) / _named(data, split),
+        classes,
+        read=image_reader(data, split),
+        ignore_others=options.word("other_files", ("stop", "ignore")) == "ignore",
+        rename=options.renames(),
+        least=2 if classes is None and split == "train" else 1,
+    )
 
 
 def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> TableDataset:
@@ -53,10 +60,14 @@ def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Tabl
     by default ``train.csv`` and so on; ``data.multilabel`` says how many labels a row has.
 
     Options: ``classes`` (a list, or a file in ``data.root`` with one name on each line; default: those of the training
-    table), ``image_root`` (folder that file names are relative to; default: the CSV's), and those of :func:`image_reader`.
+    table), ``rename`` (a list of ``old=new``, which comes first; several may become one), ``image_root`` (folder that file names
+    are relative to; default: the CSV's), ``suffix`` (added to file names without the ending of an image), ``columns`` (the names of
+    the columns of files and of labels), ``group`` (that of a third one, whose rows of one value stay together where ``data.val`` is
+    a share), ``delimiter`` (between cells; default: found from the header), ``separator`` (between labels, ``;``), and those of
+    :func:`image_reader`.
     """
-    DataOptions(data.name, data.options, (*_READ, "classes", "image_root"))
-    root = _root(data)
+    known = (*_READ, *_CLASSES, "image_root", "suffix", "columns", "group", "delimiter", "separator")
+    options, root = DataOptions(data.name, data.options, known), _root(data)
     image_root = data.options.get("image_root")
     if image_root is not None and not (isinstance(image_root, str) and (root / image_root).is_dir()):
         raise UserError("data.options.image_root", f"there is no folder {image_root!r}", "correct it")
@@ -66,7 +77,21 @@ def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Tabl
         multilabel=data.multilabel,
         root=None if image_root is None else root / image_root,
         read=image_reader(data, split),
+        form=_table_format(options),
+        suffix=options.text("suffix") or "",
+        rename=options.renames(),
     )
+
+
+def _table_format(options: DataOptions) -> TableFormat:
+    """How the options say that a table is written."""
+    columns, delimiter = options.names("columns") or COLUMNS, options.text("delimiter")
+    if len(columns) != 2:
+        what = f"expected two names, of the columns of files and of labels, got {len(columns)}"
+        raise UserError("data.options.columns", what, "write [file, labels]")
+    if delimiter is not None and len(delimiter) != 1:
+        raise UserError("data.options.delimiter", f"expected one character, got {delimiter!r}", "correct it")
+    return TableFormat((columns[0], columns[1]), options.text("group"), delimiter, options.text("separator"))
 
 
 def shapes(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> ShapesDataset:
