@@ -90,13 +90,13 @@ def _class_folders(folder: Path) -> tuple[list[str], tuple[str, ...]]:
         remedy = "move the classes there, or name the splits' folders by data.train, data.val, data.test"
         raise UserError(str(folder), f"there is no such folder: {shape}, {there}", remedy)
     with os.scandir(folder) as entries:
-        beside = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
-    found = sorted(name for name, is_folder in beside if is_folder)
+        inside = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    found = sorted(name for name, is_folder in inside if is_folder)
     if not found:
         raise UserError(
             str(folder), f"holds no class folders: {shape}", "put the images of each class into a folder of its own"
         )
-    loose = sorted(name for name, is_folder in beside if not is_folder and is_image_name(name))
+    loose = sorted(name for name, is_folder in inside if not is_folder and is_image_name(name))
     if not loose:
         return found, ()
     shown = ", ".join(loose[:3]) + (", ..." if len(loose) > 3 else "")
