@@ -24,7 +24,7 @@ def drawable(text: str, size: int, number: int | None = None) -> tuple[str, Imag
     if found is not None:
         return text, _loaded(found, size)
     instead = "?" if number is None else f"#{number}"
-    missing |= {letter for letter in text if unicodedata.category(letter) == "Cf" or letter == "\ufe0f"}  # join pictures
+    missing |= {letter for letter in text if unicodedata.category(letter) == "Cf" or letter == "\ufe0f"}
     kept = "".join(letter if letter not in missing else "\0" for letter in text)
     return re.sub("\0[\0 ]*\0|\0", instead, kept), font(size)
 
