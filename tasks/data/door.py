@@ -13,7 +13,7 @@ from tasks.data.boxes.table import BoxDataset
 from tasks.data.files.csvfile import COLUMNS, TableFormat
 from tasks.data.files.reading import ImageReader, listed_classes
 from tasks.data.masks.declared import Declared
-from tasks.data.masks.file import FORMATS
+from tasks.data.masks.file import FORMATS, OTHERS
 from tasks.data.masks.pairs import Pairing
 from tasks.data.sets.coco import open_coco
 from tasks.data.sets.folders import FolderDataset
@@ -166,16 +166,18 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
     * ``images``, ``masks``, ``list``, ``image_suffix``, ``mask_suffix``: where the files are, as in :class:`Pairing`;
       ``{split}`` stands for ``data.train``, ``data.val`` or ``data.test``, by default the split's own name;
     * ``classes``: a list of names, or a file in ``data.root`` with one on each line; default ``classes.txt`` there;
+    * ``rename``: a list of ``old=new``; several classes may become one;
     * ``format``: ``index``, ``palette``, ``rgb`` or ``binary`` as :class:`tasks.data.masks.file.MaskReader` reads them; ``auto``
       (default) looks at some masks;
     * ``colors``, for ``rgb``: a list of ``name=red,green,blue``, which names the classes in their order; a name may come again;
     * ``values``: the value of each class in the masks, where they are not 0, 1, ...;
-    * ``ignore``: a list of values (of colours, ``red,green,blue``) that are ignored; in ``index`` and ``palette`` 255 always is;
-    * ``other``: ``stop`` (default) or ``ignore``, for values that are no class.
+    * ``ignore``: a list of values (of colours, ``red,green,blue``) that are ignored; in ``index`` and ``palette`` 255 is, unless
+      it is in ``values``;
+    * ``other``: for values that are no class: ``stop`` (default), ``ignore``, or ``nearest``, what the nearest known value is.
     """
-    known = (*_READ, *_PAIRS, "classes", "format", "colors", "values", "ignore", "other")
+    known = (*_READ, *_PAIRS, *_CLASSES, "format", "colors", "values", "ignore", "other")
     options, root = DataOptions(data.name, data.options, known), _root(data)
-    declared = _declared(options, root)
+    declared = _declared(options, root).renamed(options.renames())
     pairing = Pairing(
         root,
         {one: _named(data, one) for one in ("train", split)},
@@ -187,15 +189,15 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
 
 def _declared(options: DataOptions, root: Path) -> Declared:
     """What the options say of masks."""
-    form, others_ignored = (
+    form, others = (
         options.word("format", ("auto", *FORMATS)),
-        options.word("other", ("stop", "ignore")) == "ignore",
+        options.word("other", OTHERS),
     )
     colors = options.listed("colors")
     if colors is None and form != "rgb":
         named = options.given.get("classes", "classes.txt" if (root / "classes.txt").is_file() else None)
         values, ignored = options.numbers("values"), options.numbers("ignore") or ()
-        return Declared.numbers(form, listed_classes(named, root), values, ignored, others_ignored)
+        return Declared.numbers(form, listed_classes(named, root), values, ignored, others)
     if colors is None or form not in ("auto", "rgb"):
         what = f"goes with format rgb and with no other, got format {form}"
         raise UserError("data.options.colors", what, "give both or none")
@@ -203,7 +205,7 @@ def _declared(options: DataOptions, root: Path) -> Declared:
         if name in options.given:
             what = "does not go with colors, which name the classes themselves"
             raise UserError(f"data.options.{name}", what, "remove it")
-    return Declared.colors(colors, options.listed("ignore") or (), others_ignored)
+    return Declared.colors(colors, options.listed("ignore") or (), others)
 
 
 def image_reader(data: DataConfig, split: str) -> ImageReader:

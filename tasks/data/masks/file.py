@@ -19,6 +19,7 @@ from effbackbones.images.reading import MAX_PIXELS, is_deep, opened_image, orien
 from tasks.data.sample import IGNORE
 
 FORMATS = ("index", "palette", "rgb", "binary")
+OTHERS = ("stop", "ignore", "nearest")
 Numbers = NDArray[np.uint8 | np.uint16 | np.uint32]
 
 _LOSSY = ("JPEG", "MPO", "AVIF")
@@ -80,17 +81,21 @@ class MaskReader:
     * ``binary``: the value is 0 or 255, the latter also for the largest number of another depth; formats that do not keep values
       exactly, as JPEG, are cut half-way and allowed here alone.
 
-    ``codes``: (value, class) of each value that is a class, ``ignored``: values that are ignored; all others raise
-    :class:`UserError` naming file, value and a pixel, unless ``others_ignored``. So does whatever cannot be read whole, or has
-    more than ``max_pixels``. ``exif``: whether an orientation in the mask's own file is applied, as for the image.
+    ``codes``: (value, class) of each value that is a class, ``ignored``: values that are ignored; all ``others`` raise
+    :class:`UserError` naming file, value and a pixel (``stop``), are ignored (``ignore``), or are what the ``nearest`` of the
+    known values is. So does whatever cannot be read whole, or has more than ``max_pixels``. ``exif``: whether an orientation in the
+    mask's own file is applied, as for the image. ``palette``: (index, colour) as palette files should have them; one that has
+    another colour at an index that occurs raises. ``remedy``: what to do about values that are no class, where that is known.
     """
 
     format: str
     codes: tuple[tuple[int, int], ...]
     ignored: tuple[int, ...] = ()
-    others_ignored: bool = False
+    others: str = "stop"
     max_pixels: int = MAX_PIXELS
     exif: str = "apply"
+    palette: tuple[tuple[int, int], ...] = ()
+    remedy: str = ""
 
     def __call__(self, path: str | Path) -> Mask:
         """The classes in a file."""
@@ -100,7 +105,7 @@ class MaskReader:
         """The classes in what was read from ``path``."""
         numbers = self._numbers(stored, path)
         labels, unknown = self._looked_up(numbers)
-        if not self.others_ignored and unknown.any():
+        if self.others == "stop" and unknown.any():
             y, x = divmod(int(unknown.argmax()), unknown.shape[1])
             raise self._stranger(path, int(numbers[y, x]), f"at x {x}, y {y}")
         return labels
@@ -118,6 +123,8 @@ class MaskReader:
                 f"is no palette file but of kind {stored.kind}",
                 "set data.options.format: index, or rgb with colors",
             )
+        if self.palette and stored.palette is not None:
+            self._check_palette(stored.pixels, stored.palette, path)
         numbers = stored.grey(path)
         if self.format != "binary":
             return numbers
@@ -131,6 +138,10 @@ class MaskReader:
         if self.format == "rgb":
             place = np.searchsorted(values, numbers).clip(max=len(values) - 1)
             unknown = values[place] != numbers
+            if self.others == "nearest" and unknown.any():
+                odd, where = np.unique(numbers[unknown], return_inverse=True)
+                place[unknown] = _nearest_colours(odd, values)[where]
+                return classes[place], unknown
             return np.where(unknown, np.uint8(IGNORE), classes[place]), unknown
         labels: Mask = table.take(numbers)
         unknown = labels == IGNORE
@@ -146,25 +157,53 @@ class MaskReader:
         )
         table, known = np.full(65536, IGNORE, np.uint8), np.zeros(65536, np.bool_)
         if self.format != "rgb":
+            if self.others == "nearest":
+                edges = (values[:-1] + values[1:]) // 2  # up to it the lower of two neighbours is as near
+                table[:] = classes[np.searchsorted(edges, np.arange(len(table)))]
             table[values], known[values] = classes, True
         return values, classes, table, known
+
+    def _check_palette(self, pixels: NDArray[np.integer], colours: NDArray[np.uint8], path: str) -> None:
+        """Raise :class:`UserError` for a palette that has another colour at an index that occurs."""
+        expected, found = dict(self.palette), packed(colours)
+        for index in np.bincount(pixels.ravel()).nonzero()[0].tolist():
+            if expected.get(index, found[index]) != found[index]:
+                what = (
+                    f"has the colour {words(int(found[index]))} at index {index}, other masks {words(expected[index])}"
+                )
+                raise UserError(
+                    path, what, "correct it, or set data.options.colors, or format: index if the numbers are right"
+                )
 
     def _stranger(self, path: str, value: int, place: str) -> UserError:
         """What to say of a value that is no class."""
         if self.format == "rgb":
-            color = ",".join(str(value >> shift & 255) for shift in (16, 8, 0))
-            remedy = "add it to data.options.colors or ignore, or set data.options.other: ignore"
-            return UserError(path, f"colour {color} {place} is no class", remedy)
+            remedy = "add it to data.options.colors or ignore, or set data.options.other: ignore or nearest"
+            return UserError(path, f"colour {words(value)} {place} is no class", self.remedy or remedy)
         if self.format == "binary":
             return UserError(
                 path,
                 f"value {value} {place} is neither 0 nor 255",
-                "for masks of 0 and 1 set data.options.format: index",
+                "for masks of 0 and 1 set data.options.format: index; for soft edges other: nearest",
             )
-        remedy = "correct the mask, or data.options.classes, values, ignore or other"
+        remedy = self.remedy or "correct the mask, or data.options.classes, values, ignore or other"
         return UserError(
             path, f"value {value} {place} is no class; expected {span([code for code, _ in self.codes])}", remedy
         )
+
+
+def _nearest_colours(odd: NDArray[np.uint32], known: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """The place in ``known`` of the nearest colour to each of ``odd``, by the sum of squared differences of the channels."""
+    ours, theirs = (
+        np.stack([colours >> shift & 255 for shift in (16, 8, 0)], 1).astype(np.int64) for colours in (odd, known)
+    )
+    nearest: NDArray[np.int64] = ((ours[:, None] - theirs) ** 2).sum(2).argmin(1)
+    return nearest
+
+
+def words(colour: int) -> str:
+    """A packed colour as ``red,green,blue``."""
+    return ",".join(str(colour >> shift & 255) for shift in (16, 8, 0))
 
 
 def span(values: list[int]) -> str:

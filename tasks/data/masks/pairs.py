@@ -9,6 +9,7 @@ from pathlib import Path
 from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name
 from tasks.data.files.images import check_files, images_below
+from tasks.data.files.names import normalised
 
 LAYOUTS = (("{split}/images", "{split}/masks"), ("images/{split}", "masks/{split}"))
 SPLIT = "{split}"
@@ -106,12 +107,12 @@ def _by_stem(root: Path, folder: str, suffix: str, other_suffix: str = "") -> di
     folder without suffix and ending."""
     found: dict[str, str] = {}
     for name in images_below(root / folder):
-        stem = name.rpartition(".")[0]
+        stem = normalised(name.rpartition(".")[0])
         if not stem.endswith(suffix) or (other_suffix and stem.endswith(other_suffix)):
             continue
         path = f"{folder}/{name}"
         if found.setdefault(stem.removesuffix(suffix), path) != path:
-            what = f"{found[stem.removesuffix(suffix)]} and {path} differ in their ending alone"
+            what = f"{found[stem.removesuffix(suffix)]} and {path} differ in their ending alone, or in how accents are written"
             raise UserError(str(root), what, "rename or remove one of the two")
     if not found:
         ending = f" that ends in {suffix}" if suffix else ""
@@ -146,7 +147,7 @@ def _listed(
         raise UserError(str(path), f"cannot be read: {reason}", f"correct data.options.list or data.{split}") from None
     found: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        stem = line.strip().replace("\\", "/")
+        stem = normalised(line.strip().replace("\\", "/"))
         if not stem:
             continue
         if stem not in images:
