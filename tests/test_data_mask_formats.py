@@ -163,3 +163,66 @@ def test_accents_are_one_name(tmp_path: Path, form: Any) -> None:
     pair(tmp_path, "train", unicodedata.normalize(other, "Straße_ä"), Image.fromarray(TRUTH[0]))
     with pytest.raises(UserError, match="how accents are written"):
         opened(tmp_path)
+
+
+def lay_classes(root: Path, *, pattern: str = "{name}_{class}", split: str = "train") -> Path:
+    """The same masks in a black and white file for each class but the first."""
+    for number, mask in enumerate(TRUTH):
+        (root / split / "images").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", mask.shape[::-1]).save(root / split / "images" / f"{number}.png")
+        for label in np.unique(mask[mask > 0]).tolist():
+            file = (
+                root
+                / split
+                / "masks"
+                / f"{pattern.replace('{name}', str(number)).replace('{class}', NAMES[label])}.png"
+            )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.where(mask == label, 255, 0).astype(np.uint8)).save(file)
+    return root
+
+
+@pytest.mark.parametrize("pattern", ["{name}_{class}", "{class}/{name}", "{class}-of-{name}"])
+def test_one_mask_for_each_class(tmp_path: Path, pattern: str) -> None:
+    dataset = opened(lay_classes(tmp_path, pattern=pattern), mask_names=pattern)
+    assert dataset.classes == tuple(NAMES)
+    for index, mask in enumerate(TRUTH):
+        np.testing.assert_array_equal(dataset.mask(index), mask)
+        np.testing.assert_array_equal(dataset[index].mask, mask)
+    assert dataset.notes == (
+        "one mask for each class; pixels that none covers are other",
+        "2 of 8 masks are not there: no pixel of the class in the image",
+    )
+    check_dataset(dataset)
+
+
+def test_classes_that_overlap(tmp_path: Path) -> None:
+    root = lay_classes(tmp_path)
+    Image.fromarray(np.array([[0, 255, 255, 0]], np.uint8)).save(root / "train/masks/0_road.png")
+    with pytest.raises(UserError, match=r"0_sky\.png: covers 25\.0% .*at x 2, y 0; set data\.options\.overlap: last"):
+        opened(root, mask_names="{name}_{class}").mask(0)
+    found = {
+        word: opened(root, mask_names="{name}_{class}", overlap=word).mask(0).tolist() for word in ("first", "last")
+    }
+    assert found == {"first": [[0, 1, 1, 2]], "last": [[0, 1, 2, 2]]}
+
+
+def test_masks_of_classes_that_do_not_belong(tmp_path: Path) -> None:
+    root, pattern = lay_classes(tmp_path), "{name}_{class}"
+    (root / "train/masks/2_sky.png").rename(root / "spare.png")
+    with pytest.raises(UserError, match=r"images/2\.png: has no mask of any class .*without_masks: background"):
+        opened(root, mask_names=pattern)
+    assert opened(root, mask_names=pattern, without_masks="background").mask(2).tolist() == [[0, 0, 0, 0]]
+    (root / "spare.png").rename(root / "train/masks/2_skye.png")
+    with pytest.raises(UserError, match=r"2_skye\.png: belongs to no image and class by '\{name\}_\{class\}'"):
+        opened(root, mask_names=pattern)
+    (root / "train/masks/2_skye.png").rename(root / "train/masks/2_sky.png")
+    with pytest.raises(UserError, match="has no mask of other, sea; one class may be what no mask covers"):
+        opened(root, mask_names=pattern, names=[*NAMES, "sea"])
+    for options, message in (
+        ({"mask_names": "{name}"}, "mask_names: expected {name} and {class}"),
+        ({"mask_names": pattern, "rename": ["sky=road"]}, "rename: does not go with"),
+        ({"overlap": "last"}, "overlap: goes with mask_names alone"),
+    ):
+        with pytest.raises(UserError, match=message):
+            opened(root, **options)

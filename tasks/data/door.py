@@ -15,9 +15,10 @@ from tasks.data.files.reading import ImageReader, listed_classes
 from tasks.data.masks.declared import Declared
 from tasks.data.masks.file import FORMATS, OTHERS
 from tasks.data.masks.pairs import Pairing
+from tasks.data.masks.perclass import CLASS, NAME, OVERLAPS
 from tasks.data.sets.coco import open_coco
 from tasks.data.sets.folders import FolderDataset
-from tasks.data.sets.masks import MaskDataset, open_masks
+from tasks.data.sets.masks import MaskDataset, open_class_masks, open_masks
 from tasks.data.sets.painting import NO_SEGMENTATION, UNLABELLED
 from tasks.data.sets.shapes import CLASSES, SPLITS, ShapesDataset
 from tasks.data.sets.table import TableDataset
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _READ = ("channels", "depth", "reduced")
 _CLASSES = ("classes", "rename")
 _IMAGES = ("train_images", "val_images", "test_images", "images")
+_PER_CLASS = ("mask_names", "overlap", "without_masks")
 _PAIRS = ("images", "masks", "list", "image_suffix", "mask_suffix")
 
 
@@ -173,9 +175,12 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
     * ``values``: the value of each class in the masks, where they are not 0, 1, ...;
     * ``ignore``: a list of values (of colours, ``red,green,blue``) that are ignored; in ``index`` and ``palette`` 255 is, unless
       it is in ``values``;
+    * ``mask_names``: where each class has a mask file of its own, how these are called: ``{name}_{class}``, ``{class}/{name}``; a class
+      without files is what no mask covers. ``overlap``: ``stop`` (default), ``first`` or ``last`` of the classes that a pixel has;
+      ``without_masks``: ``stop`` (default) or ``background``, for images without any;
     * ``other``: for values that are no class: ``stop`` (default), ``ignore``, or ``nearest``, what the nearest known value is.
     """
-    known = (*_READ, *_PAIRS, *_CLASSES, "format", "colors", "values", "ignore", "other")
+    known = (*_READ, *_PAIRS, *_CLASSES, *_PER_CLASS, "format", "colors", "values", "ignore", "other")
     options, root = DataOptions(data.name, data.options, known), _root(data)
     declared = _declared(options, root).renamed(options.renames())
     pairing = Pairing(
@@ -183,8 +188,33 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
         {one: _named(data, one) for one in ("train", split)},
         *(options.text(name) for name in _PAIRS),
     )
-    read = image_reader(data, split)
+    read, pattern = image_reader(data, split), options.text("mask_names")
+    if pattern is not None:
+        return _class_masks(options, pairing, split, declared, pattern, classes, read)
+    for name in _PER_CLASS[1:]:
+        if name in options.given:
+            raise UserError(f"data.options.{name}", "goes with mask_names alone", "remove it")
     return open_masks(pairing, split, declared, training=classes, on_error=data.on_error, read=read)
+
+
+def _class_masks(
+    options: DataOptions,
+    pairing: Pairing,
+    split: str,
+    declared: Declared,
+    pattern: str,
+    classes: tuple[str, ...] | None,
+    read: ImageReader,
+) -> MaskDataset:
+    """Masks of one file for each class."""
+    if NAME not in pattern or CLASS not in pattern:
+        what = f"expected {NAME} and {CLASS} in it, got {pattern!r}"
+        raise UserError("data.options.mask_names", what, f"write such as '{NAME}_{CLASS}' or '{CLASS}/{NAME}'")
+    overlap = options.word("overlap", OVERLAPS)
+    bare = options.word("without_masks", ("stop", "background")) == "background"
+    return open_class_masks(
+        pairing, split, declared, pattern, overlap=overlap, without_masks=bare, training=classes, read=read
+    )
 
 
 def _declared(options: DataOptions, root: Path) -> Declared:

@@ -15,6 +15,7 @@ from tasks.data.masks.file import MaskReader, span
 from tasks.data.masks.format import Look, found_format, remedy_for_strangers
 from tasks.data.masks.pairs import Pairing, Pairs
 from tasks.data.masks.palettes import by_colour, common
+from tasks.data.masks.perclass import ClassFiles, class_files, combined
 from tasks.data.sample import Sample
 
 BINARY = ("background", "foreground")
@@ -52,7 +53,7 @@ class MaskDataset:
         return f"{self.root}/{self.images[index]}"
 
     def __getitem__(self, index: int) -> Sample:
-        path, mask = f"{self.root}/{self.images[index]}", self.read_mask(f"{self.root}/{self.masks[index]}")
+        path, mask = self.path(index), self._stored(index)
         image = self.read(path)
         if image.shape[:2] != mask.shape:
             exif = self._fitting(index, mask)
@@ -62,9 +63,15 @@ class MaskDataset:
 
     def mask(self, index: int) -> Mask:
         """The mask of one image, of which nothing but the header is read."""
-        mask = self.read_mask(f"{self.root}/{self.masks[index]}")
+        mask = self._stored(index)
         self._fitting(index, mask)
         return mask
+
+    def _stored(self, index: int) -> Mask:
+        return self.read_mask(self._mask_path(index))
+
+    def _mask_path(self, index: int) -> str:
+        return f"{self.root}/{self.masks[index]}"
 
     def _fitting(self, index: int, mask: Mask) -> str:
         """How the image is to be read, ``apply`` or ``ignore``, so that it has the size of its mask."""
@@ -75,7 +82,68 @@ class MaskDataset:
             if sizes[-1] == mask.shape:
                 return exif
         what = f"has {mask.shape[1]} x {mask.shape[0]} pixels (width x height), its image {sizes[0][1]} x {sizes[0][0]}"
-        raise UserError(f"{self.root}/{self.masks[index]}", what, "both must have one size: replace one of the two")
+        raise UserError(self._mask_path(index), what, "both must have one size: replace one of the two")
+
+
+class ClassMaskDataset(MaskDataset):
+    """The same, with a mask made of one file for each class (:mod:`tasks.data.masks.perclass`)."""
+
+    def __init__(
+        self,
+        found: ClassFiles,
+        classes: tuple[str, ...],
+        read_mask: MaskReader,
+        read: ImageReader = DEFAULT_READER,
+        *,
+        overlap: str = "stop",
+    ) -> None:
+        super().__init__(found.pairs, classes, read_mask, read, found.notes)
+        self.labels, self.empty, self.overlap = found.labels, found.empty, overlap
+        self.files = PackedNames(found.files)
+
+    def _stored(self, index: int) -> Mask:
+        paths = self._paths(range(len(self))[index])
+        size = None if paths else image_size(self.path(index), exif=self.read.exif)
+        return combined(paths, self.read_mask, size, empty=self.empty, overlap=self.overlap)
+
+    def _paths(self, index: int) -> dict[int, str]:
+        """The mask files of an image, by class."""
+        count = len(self.labels)
+        names = (self.files[index * count + place] for place in range(count))
+        return {label: f"{self.root}/{name}" for label, name in zip(self.labels, names, strict=True) if name}
+
+    def _mask_path(self, index: int) -> str:
+        paths = self._paths(range(len(self))[index])
+        return min(paths.values()) if paths else self.path(index)
+
+
+def open_class_masks(
+    pairing: Pairing,
+    split: str,
+    declared: Declared,
+    pattern: str,
+    *,
+    overlap: str = "stop",
+    without_masks: bool = False,
+    training: tuple[str, ...] | None = None,
+    read: ImageReader = DEFAULT_READER,
+) -> ClassMaskDataset:
+    """A split with one mask file for each class, called by ``pattern``: black and white, or 0 and 1 where ``declared`` says format
+    ``index``. Arguments as of :func:`open_masks` and :func:`tasks.data.masks.perclass.class_files`."""
+    names = declared.names or training
+    if names is None or declared.merged is not None or pairing.listing:
+        wrong = "rename" if declared.merged is not None else "list" if pairing.listing else "classes"
+        what = (
+            "is needed where each class has masks of its own"
+            if names is None
+            else "does not go with data.options.mask_names"
+        )
+        raise UserError(f"data.options.{wrong}", what, "name all classes" if names is None else "remove it")
+    if training is not None:
+        refuse_other_classes("data.options.classes", names, training)
+    form = "index" if declared.format == "index" else "binary"
+    found = class_files(pairing, split, pattern, names, without_masks=without_masks)
+    return ClassMaskDataset(found, names, declared.reader(form, 2, read), read, overlap=overlap)
 
 
 def open_masks(
