@@ -1,18 +1,20 @@
 """Image classification, one label or several per image: what it adds to the engine."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
 from effbackbones.images.pixels import to_unit
 from effbackbones.model import Model
+from tasks.classification.examples import label_sheet
 from tasks.classification.files import PredictionFiles
 from tasks.classification.metrics import ClassificationMetrics
 from tasks.classification.report import ClassificationReporter
@@ -26,6 +28,8 @@ from tasks.data.transforms.mixing import mix
 from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
 from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
+from tasks.telling import Teller
+from tasks.verbs.samples import draw_samples
 
 
 class Classification(TaskSpec):
@@ -69,6 +73,15 @@ class Classification(TaskSpec):
             seed=config.run.seed,
             step=step,
         )
+
+    def sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.uint8]:
+        return label_sheet(samples, classes)
+
+    def preflight(
+        self, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, out: Path | None = None
+    ) -> None:
+        if out is not None:
+            tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out, label_sheet)}")
 
     def restored(self, batch: Batch, predictions: Tensor) -> list[Tensor]:
         return list(predictions)

@@ -19,6 +19,7 @@ from lightning.fabric import Fabric
 from effbackbones.errors import UserError
 from tasks.data.batch import Batch, SkipCount
 from tasks.data.check import check_dataset
+from tasks.data.door import told_of_listed
 from tasks.engine import assembly, processes
 from tasks.engine.evaluation import EvaluationLeftError
 from tasks.engine.events import Events
@@ -64,6 +65,8 @@ class _Run:
         self.task, self.config, self.folder, self.tell = task, config, folder, tell
         device = assembly.run_device(config)
         Fabric.seed_everything(config.run.seed, workers=False, verbose=False)
+        for line in told_of_listed(config.data, task.labels(config)):
+            tell(line)
         datasets = assembly.open_splits(config, task)
         for dataset in datasets.values():  # now, not after hours of training
             check_dataset(dataset, limit=16, on_error=config.data.on_error, labels=task.labels(config))
