@@ -51,9 +51,12 @@ def train(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Train, evaluate the best weights, write the report; returns the exit code. All processes of a run call it."""
     tell = Teller(config.run.progress, quiet=not processes.is_first())
     path = choose(config, task.command, extras.config_name, tell)
-    run = _Run(task, config, path, tell)  # what is wrong with data or model shows here, before there is a folder
+    divided = assembly.with_division(config, path)  # of a run that is continued
+    run = _Run(task, divided, path, tell)  # what is wrong with data or model shows here, before there is a folder
     tell(f"run folder {path}")
     with RunFolder(path, config) if processes.is_first() else nullcontext():
+        if processes.is_first():
+            assembly.write_division(path, run.judge.datasets["train"])
         return run.go()
 
 

@@ -51,7 +51,7 @@ class FolderDataset:
                 raise UserError(str(self.folder / name), "the class folder holds no image", "fill it or remove it")
             names += images
             counts.append(len(images))
-        self.names = PackedNames(names)
+        self.names = self.ids = PackedNames(names)
         positions = {name: position for position, name in enumerate(self.classes)}
         labels = np.array([positions[class_of[name]] for name in found], np.int64)
         self.labels: NDArray[np.int64] = np.repeat(labels, counts)
