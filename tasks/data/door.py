@@ -3,7 +3,6 @@
 No other file of this room knows a config. The functions with the name of a data set are what ``data.name`` calls.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,12 +187,10 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
     known = (*_READ, *_PAIRS, *_CLASSES, *_PER_CLASS, "format", "colors", "values", "ignore", "other")
     options, root = DataOptions(data.name, data.options, known), _root(data)
     declared = _declared(options, root).renamed(options.renames())
-    pairs = Pairing(
-        root,
-        {one: _named(data, one) for one in ("train", split)},
-        *(options.text(name) for name in _PAIRS),
-    )
-    pairing = replace(pairs, single=bool(data.shares))
+    images, masks_in, listing, before, behind = (options.text(name) for name in _PAIRS)
+    names = {one: _named(data, one) for one in ("train", split)}
+    single = bool(data.shares)
+    pairing = Pairing(root, names, images, masks_in, listing, before, behind, single)
     read, pattern = image_reader(data, split), options.text("mask_names")
     if pattern is not None:
         return _class_masks(options, pairing, split, declared, pattern, classes, read)
