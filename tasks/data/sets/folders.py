@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
+from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 
 
@@ -56,6 +57,10 @@ class FolderDataset:
         name = self.names[index]
         path = f"{self.folder}/{name}"
         return Sample(self.read(path), name, path, label=int(self.labels[index]))
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        return Known(name := self.names[index], self.labels[index].tobytes(), f"{self.folder}/{name}")
 
 
 def _class_folders(folder: Path) -> list[str]:

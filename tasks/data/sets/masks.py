@@ -7,6 +7,7 @@ from effbackbones.images.geometry import Mask, Size, resize_nearest
 from effbackbones.images.reading import image_size
 from tasks.data.boxes.annotations import refuse_other_classes
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
+from tasks.data.fingerprint import Known
 from tasks.data.masks.declared import Declared
 from tasks.data.masks.file import MaskReader, span
 from tasks.data.masks.format import Look, found_format
@@ -39,6 +40,7 @@ class MaskDataset:
         self.classes = self.mask_classes = classes
         self.ids, self.images, self.masks = PackedNames(pairs.ids), PackedNames(pairs.images), PackedNames(pairs.masks)
         self.read, self.read_mask = read, read_mask
+        self._meaning = repr(replace(read_mask, max_pixels=0)).encode()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,6 +53,11 @@ class MaskDataset:
             image = image if exif == self.read.exif else replace(self.read, exif=exif)(path)
             mask = resize_nearest(mask, (image.shape[0], image.shape[1]))
         return Sample(image, self.ids[index], path, mask=mask)
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        image, mask = f"{self.root}/{self.images[index]}", f"{self.root}/{self.masks[index]}"
+        return Known(self.ids[index], self._meaning, image, mask)
 
     def mask(self, index: int) -> Mask:
         """The mask of one image, of which nothing but the header is read."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
 from tasks.data.files.reading import DEFAULT_READER, Confinement, ImageReader, PackedNames
+from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 
 COLUMNS = ("file", "labels")
@@ -67,13 +68,20 @@ class TableDataset:
 
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
-        path = f"{self.root}/{name}"
-        present = self._labels[self._ends[index - 1] if index % len(self) else 0 : self._ends[index]]
+        path, present = f"{self.root}/{name}", self._present(index)
         if not self.multilabel:
             return Sample(self.read(path), name, path, label=int(present[0]))
         labels = np.zeros(len(self.classes), np.float32)
         labels[present] = 1
         return Sample(self.read(path), name, path, labels=labels)
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        return Known(name := self.names[index], self._present(index).tobytes(), f"{self.root}/{name}")
+
+    def _present(self, index: int) -> NDArray[np.int32]:
+        """The labels of a row."""
+        return self._labels[self._ends[index - 1] if index % len(self) else 0 : self._ends[index]]
 
 
 def _rows(table: Path) -> Iterator[Row]:
