@@ -27,12 +27,12 @@ _TAIL = 4096
 
 
 class Known(NamedTuple):
-    """What is known of a sample without decoding it: ``label``, any bytes that differ when its labels do, the paths of its files."""
+    """What is known of a sample without decoding it: ``label``, any bytes that differ when its labels do; ``files``, the paths of
+    its image and masks."""
 
     id: str
     label: bytes = b""
-    image: str = ""
-    mask: str = ""
+    files: tuple[str, ...] = ()
 
 
 def fingerprint(dataset: "Dataset") -> dict[str, Any]:
@@ -48,7 +48,7 @@ def fingerprint(dataset: "Dataset") -> dict[str, Any]:
         ids.update(f"{known.id}\0".encode("utf-8", "surrogateescape"))
         labels.update(len(known.label).to_bytes(8, "little") + known.label)
         if index in looked_at:
-            files.update(_file(known.image) + _file(known.mask))
+            files.update(b"".join(map(_file, known.files)))
     return {"samples": count, "ids": ids.hexdigest(), "labels": labels.hexdigest(), "files": files.hexdigest()}
 
 
@@ -70,8 +70,6 @@ def _spread(count: int, most: int) -> Sequence[int]:
 
 def _file(path: str) -> bytes:
     """Size of a file and its last bytes; a file that cannot be read is one of no size, which the loader will tell."""
-    if not path:
-        return b""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -88,4 +86,4 @@ def _read(dataset: "Dataset", index: int) -> Known:
         return Known(str(index))
     fields = (sample.label, sample.labels, sample.boxes, sample.box_labels, sample.crowd, sample.mask)
     label = b"".join(b"-" if field is None else np.asarray(field).tobytes() + b";" for field in fields)
-    return Known(sample.id, label, sample.path)
+    return Known(sample.id, label, (sample.path,) if sample.path else ())

@@ -10,22 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from effbackbones.build import build_model
 from effbackbones.checkpoint import load_model
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from tasks.data.batch import Batch, KeyedDataset
+from tasks.data.batch import KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
 from tasks.engine.ema import Ema
+from tasks.engine.loading import Loader
 from tasks.engine.optim import build_optimizer, scaled_lr
 from tasks.engine.resume import shuffled, steps_per_epoch
 from tasks.engine.rundir import BEST
-from tasks.engine.signals import leave_to_parent
 from tasks.engine.state import RunState
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
@@ -204,18 +203,16 @@ def keyed(config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, tra
     return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
 
 
-def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, batches: Any) -> DataLoader[Batch]:
-    """A loader of ``batches`` (lists of keys). Its generator is its own, so that it draws nothing from the run's."""
-    count = workers(config)
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # its samples are collated into batches
-        batch_sampler=batches,
-        num_workers=count,
-        collate_fn=task.collate(config, model),
-        pin_memory=run_device(config).type == "cuda",
-        timeout=config.data.timeout if count else 0,
-        worker_init_fn=leave_to_parent,
-        generator=torch.Generator().manual_seed(config.run.seed),
+def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, batches: Any) -> Loader:
+    """A loader of ``batches`` (lists of keys)."""
+    return Loader(
+        dataset,
+        batches,
+        task.collate(config, model),
+        workers=workers(config),
+        timeout=config.data.timeout,
+        pin=run_device(config).type == "cuda",
+        seed=config.run.seed,
     )
 
 
@@ -236,7 +233,7 @@ class EvaluationBatches:
 
 def evaluation_loader(
     config: Config, task: TaskSpec, dataset: Dataset, model: Model, rank: int = 0, world: int = 1
-) -> DataLoader[Batch]:
+) -> Loader:
     """A loader over all of ``dataset``, this process's share of it."""
     # Files to predict do not know their aspects; batches of mixed ones are only padded more.
     similar = config.data.batch_shape == "aspect" and hasattr(dataset, "aspects")

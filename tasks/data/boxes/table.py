@@ -176,7 +176,7 @@ class BoxDataset:
 
     def known(self, index: int) -> Known:
         """What is known of a sample without decoding it."""
-        return Known(self.table.ids[index], self.table.known(index), self.table.path(index))
+        return Known(self.table.ids[index], self.table.known(index), (self.table.path(index),))
 
     def _image(self, path: str, claimed: Size) -> Pixels:
         image = self.reader(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name
 from tasks.data.files.images import check_files, images_below
+from tasks.data.files.names import normalised
 
 LAYOUTS = (("{split}/images", "{split}/masks"), ("images/{split}", "masks/{split}"))
 SPLIT = "{split}"
@@ -50,6 +51,27 @@ class Pairing:
         """Those of a split. A partner that is missing, two files for one name, and whatever leads out of ``root`` raise
         :class:`UserError`."""
         root, name = self.root, self.names[split]
+        images, masks, images_in, masks_in, before = self._sides(split)
+        if self.listing:
+            listing = _inside("data.options.list", self.listing.replace(SPLIT, name))
+            ids = _listed(root, listing, images, masks, before, split)
+        else:
+            ids = _complete(root, images, masks, images_in, masks_in)
+        pairs = Pairs(root, ids, tuple(images[id_] for id_ in ids), tuple(masks[id_] for id_ in ids), masks_in)
+        for files in (pairs.images, pairs.masks):
+            check_files(root, files, lambda index, files=files: str(root / files[index]), "replace it")  # type: ignore[misc]
+        return pairs
+
+    def sides(self, split: str) -> tuple[dict[str, str], dict[str, str], str]:
+        """All images and all masks of a split by their names, not paired, and the folder of the masks. A list is not looked at."""
+        images, masks, _, masks_in, _ = self._sides(split)
+        for files in (images, masks):
+            paths = list(files.values())
+            check_files(self.root, paths, lambda index, paths=paths: str(self.root / paths[index]), "replace it")  # type: ignore[misc]
+        return images, masks, masks_in
+
+    def _sides(self, split: str) -> tuple[dict[str, str], dict[str, str], str, str, str]:
+        root, name = self.root, self.names[split]
         _inside(f"data.{split}", name)
         images_in, masks_in = _folders(root, (self.images, self.masks), name, split)
         if not any(SPLIT in (text or SPLIT) for text in (self.images, self.masks)) and SPLIT not in (
@@ -60,16 +82,7 @@ class Pairing:
             )
         before, behind = self.image_suffix or "", self.mask_suffix or ""
         images = _by_stem(root, images_in, before, behind if images_in == masks_in else "")
-        masks = _by_stem(root, masks_in, behind)
-        if self.listing:
-            listing = _inside("data.options.list", self.listing.replace(SPLIT, name))
-            ids = _listed(root, listing, images, masks, before, split)
-        else:
-            ids = _complete(root, images, masks, images_in, masks_in)
-        pairs = Pairs(root, ids, tuple(images[id_] for id_ in ids), tuple(masks[id_] for id_ in ids), masks_in)
-        for files in (pairs.images, pairs.masks):
-            check_files(root, files, lambda index, files=files: str(root / files[index]), "replace it")  # type: ignore[misc]
-        return pairs
+        return images, _by_stem(root, masks_in, behind), images_in, masks_in, before
 
 
 def _inside(key: str, path: str) -> str:
@@ -106,12 +119,12 @@ def _by_stem(root: Path, folder: str, suffix: str, other_suffix: str = "") -> di
     folder without suffix and ending."""
     found: dict[str, str] = {}
     for name in images_below(root / folder):
-        stem = name.rpartition(".")[0]
+        stem = normalised(name.rpartition(".")[0])
         if not stem.endswith(suffix) or (other_suffix and stem.endswith(other_suffix)):
             continue
         path = f"{folder}/{name}"
         if found.setdefault(stem.removesuffix(suffix), path) != path:
-            what = f"{found[stem.removesuffix(suffix)]} and {path} differ in their ending alone"
+            what = f"{found[stem.removesuffix(suffix)]} and {path} differ in their ending alone, or in how accents are written"
             raise UserError(str(root), what, "rename or remove one of the two")
     if not found:
         ending = f" that ends in {suffix}" if suffix else ""
@@ -146,7 +159,7 @@ def _listed(
         raise UserError(str(path), f"cannot be read: {reason}", f"correct data.options.list or data.{split}") from None
     found: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        stem = line.strip().replace("\\", "/")
+        stem = normalised(line.strip().replace("\\", "/"))
         if not stem:
             continue
         if stem not in images:
