@@ -13,6 +13,7 @@ from scenes import write_picture
 
 from effbackbones.errors import UserError
 from tasks.classification.task import TASK as CLS
+from tasks.data import fingerprint
 from tasks.data.division import Division, divided
 from tasks.data.knowledge import ids_of, occurrences, paths_of
 from tasks.data.sampling import Repeated
@@ -28,6 +29,9 @@ class Known:
     def __init__(self, labels: list[int], classes: int) -> None:
         self.labels, self.classes = np.array(labels, np.int64), tuple(f"c{k}" for k in range(classes))
         self.ids = [f"g{index % 7}_{index}" for index in range(len(labels))]
+
+    def known(self, index: int) -> fingerprint.Known:
+        return fingerprint.Known(self.ids[index])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -142,7 +146,7 @@ def test_every_reader_of_one_list(tmp_path: Path, train: str, val: float) -> Non
     config = Config(data=DataConfig(name=name, root=str(tmp_path), train=train, val=val))
     datasets = open_splits(config, CLS)
     assert [Counter(dataset[index].label for index in range(4)) for dataset in datasets.values()] == [{0: 2, 1: 2}] * 2
-    paths = [path for dataset in datasets.values() for path in paths_of(dataset) or ()]
+    paths = [path for dataset in datasets.values() for path in paths_of(dataset)]
     assert sorted(paths) == [str(tmp_path / f"{number}.png") for number in range(8)]
 
 

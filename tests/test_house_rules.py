@@ -54,6 +54,7 @@ LAYERS = (
     "tasks.data.boxes tasks.data.transforms",
     "tasks.data.masks",
     "tasks.data.batch",
+    "tasks.data.fingerprint",
     "tasks.data.dataset",
     "tasks.data.sample tasks.data.files",
     "tasks.settings tasks.scoring tasks.telling tasks.configs",

@@ -1,6 +1,5 @@
 """What a data set knows of its images without reading them: their ids, files, classes and groups, and how files are read."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,19 +22,21 @@ def unwrapped(dataset: Dataset) -> tuple[Any, Indices]:
 
 
 def ids_of(dataset: Dataset) -> list[str]:
-    """The id of each sample; its number where the data set cannot say it."""
+    """The id of each sample; its number where the data set has no method ``known``."""
     base, indices = unwrapped(dataset)
-    table = getattr(base, "table", None)
-    known: Sequence[str] | None = table.ids if isinstance(table, BoxTable) else getattr(base, "ids", None)
-    return [str(index) if known is None else known[index] for index in indices.tolist()]
+    if isinstance(table := getattr(base, "table", None), BoxTable):
+        return [table.ids[index] for index in indices.tolist()]
+    tell = getattr(base, "known", None)
+    return [tell(index).id if tell else str(index) for index in indices.tolist()]
 
 
-def paths_of(dataset: Dataset) -> list[str] | None:
-    """The file of each sample; None where the data set cannot say it."""
+def paths_of(dataset: Dataset) -> list[str]:
+    """The image file of each sample; empty where the data set has no method ``known``, or no files."""
     base, indices = unwrapped(dataset)
-    table = getattr(base, "table", None)
-    owner = table if isinstance(table, BoxTable) else base
-    return [owner.path(index) for index in indices.tolist()] if hasattr(owner, "path") else None
+    if isinstance(table := getattr(base, "table", None), BoxTable):
+        return [table.path(index) for index in indices.tolist()]
+    tell = getattr(base, "known", None)
+    return [(*tell(index).files, "")[0] if tell else "" for index in indices.tolist()]
 
 
 def groups_of(dataset: Dataset) -> list[str] | None:

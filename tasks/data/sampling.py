@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
+from tasks.data.fingerprint import Known
 from tasks.data.knowledge import occurrences
 
 if TYPE_CHECKING:
@@ -42,6 +43,13 @@ class Repeated:
 
     def __getitem__(self, index: int) -> "Sample":
         return self.dataset[int(self.indices[index])]
+
+    @property
+    def known(self) -> Callable[[int], Known]:
+        """Tells of a sample without decoding it; missing where the data set cannot."""
+        inner: Any = self.dataset
+        tell: Callable[[int], Known] = inner.known
+        return lambda index: tell(int(self.indices[index]))
 
     @property
     def aspects(self) -> NDArray[np.float64]:

@@ -191,17 +191,33 @@ def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Mode
 
 
 def run_device(config: Config) -> torch.device:
-    """The device of this process. A GPU that was asked for and is not there raises :class:`UserError`."""
-    available = torch.cuda.is_available()
-    if config.run.device == "gpu" and not available:
-        raise UserError(
-            "run.device", "gpu was asked for, and PyTorch sees none here", "check the driver, or set run.device auto"
-        )
-    return (
-        torch.device("cuda", processes.local_rank())
-        if available and config.run.device != "cpu"
-        else torch.device("cpu")
-    )
+    """The device of this process. One that was asked for and is not there raises :class:`UserError`."""
+    asked, listed = config.run.device, config.run.devices
+    if asked == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("run.device", "mps was asked for, and PyTorch sees none here", "set run.device auto")
+        return torch.device("mps")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "cpu" or (asked == "auto" and not there and isinstance(listed, int)):
+        return torch.device("cpu")
+    where, wanted = ("run.device", asked) if isinstance(listed, int) else ("run.devices", str(list(listed)))
+    if not there:
+        what = f"{wanted} was asked for, and PyTorch sees no GPU here"
+        raise UserError(where, what, "check the driver, or set run.device cpu and run.devices to a count")
+    indices = device_indices(config, processes.here().local_world)
+    chosen = indices if isinstance(indices, list) else list(range(indices))
+    if max(chosen) >= there:
+        what = f"GPU {max(chosen)} was asked for, and PyTorch sees {there} (0 to {there - 1})"
+        raise UserError(where, what, "correct the number, or CUDA_VISIBLE_DEVICES")
+    return torch.device("cuda", chosen[processes.local_rank() % len(chosen)])
+
+
+def device_indices(config: Config, count: int) -> list[int] | int:
+    """The GPUs of this machine's ``count`` processes, by number; ``count`` where nobody names them."""
+    asked, listed = config.run.device, config.run.devices
+    if isinstance(listed, tuple):
+        return list(listed[:count])
+    return [int(asked.partition(":")[2])] if ":" in asked else count
 
 
 def precision(config: Config, device: torch.device) -> str:
@@ -254,7 +270,7 @@ def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, 
         task.collate(config, model),
         workers=workers(config),
         timeout=config.data.timeout,
-        pin=torch.cuda.is_available() and config.run.device != "cpu",
+        pin=run_device(config).type == "cuda",
         seed=config.run.seed,
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from effbackbones.errors import UserError
 from tasks.engine import assembly
 from tasks.engine.evaluation import score_model
+from tasks.engine.identity import told_of_other_data
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import EvaluationResults, Scores, Summary
 from tasks.settings.commandline import Extras
@@ -24,6 +25,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     model, classes = model_and_classes(task, config, extras, require_classes=True)
     dataset = assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
     assembly.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
+    told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
     scores, reporter = score_model(
         task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError, nearest
 from effbackbones.images.reading import is_image_name
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
+from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 
 
@@ -51,7 +52,7 @@ class FolderDataset:
                 raise UserError(str(self.folder / name), "the class folder holds no image", "fill it or remove it")
             names += images
             counts.append(len(images))
-        self.names = self.ids = PackedNames(names)
+        self.names = PackedNames(names)
         positions = {name: position for position, name in enumerate(self.classes)}
         labels = np.array([positions[class_of[name]] for name in found], np.int64)
         self.labels: NDArray[np.int64] = np.repeat(labels, counts)
@@ -60,17 +61,17 @@ class FolderDataset:
     def __len__(self) -> int:
         return len(self.names)
 
-    def path(self, index: int) -> str:
-        """The file of an image."""
-        return f"{self.folder}/{self.names[index]}"
-
     def occurrences(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Image and class of every label, int64 [P] each."""
         return np.arange(len(self)), self.labels
 
     def __getitem__(self, index: int) -> Sample:
-        path = self.path(index)
+        path = f"{self.folder}/{self.names[index]}"
         return Sample(self.read(path), self.names[index], path, label=int(self.labels[index]))
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        return Known(name := self.names[index], self.labels[index].tobytes(), (f"{self.folder}/{name}",))
 
 
 def _class_folders(folder: Path) -> tuple[list[str], tuple[str, ...]]:
