@@ -105,8 +105,9 @@ class DataConfig(Section):
     """Unreadable image: stop, or skip and count it (more than 1 % stop the run)."""
     max_pixels: int = 64_000_000
     """Larger images are refused."""
-    crop: Literal["resized", "pad", "center", "none"] = "resized"
-    """Training crop: resized (random area and aspect), pad (pad by an eighth, crop at random), center (as in evaluation), none (squash)."""
+    crop: Literal["resized", "pad", "center", "none", "whole"] = "resized"
+    """Training crop: resized (random area and aspect), pad (pad by an eighth, crop at random), center (as in evaluation), none (squash);
+    whole: the whole image, squashed, in training and evaluation."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area of a resized crop, as a share of the image."""
     ratio: tuple[float, float] = (0.75, 4 / 3)
