@@ -28,7 +28,7 @@ from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
-from tasks.engine.rundir import BEST, STATES, keep_config, own_folder
+from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, trained
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, stopped_by
 from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, supervised
 from tasks.engine.watching import WATCHERS
@@ -59,6 +59,8 @@ def train(task: TaskSpec, config: Config, extras: Extras) -> int:
     with own_folder(config, task.command, extras.config_name, tell) if first else nullcontext(Path()) as path:
         run = _Run(task, config, path, tell)
         tell(f"run folder {path}")
+        if first:
+            assembly.write_division(path, run.judge.datasets["train"])
         return run.go()
 
 
@@ -69,7 +71,8 @@ class _Run:
         self.task, self.config, self.folder, self.tell = task, config, folder, tell
         device = assembly.run_device(config)
         Fabric.seed_everything(config.run.seed, workers=False, verbose=False)
-        datasets = assembly.open_splits(config, task)
+        continued = processes.is_first() and trained(folder)  # it keeps its division; other processes draw the same one
+        datasets = assembly.open_splits(assembly.with_division(config, folder) if continued else config, task)
         for dataset in datasets.values():  # now, not after hours of training
             check_dataset(dataset, limit=16, on_error=config.data.on_error, labels=task.labels(config))
         self.classes = task.classes(config, datasets["train"])

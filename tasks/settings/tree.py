@@ -111,7 +111,8 @@ def absolute(config: Config) -> Config:
     weights = model.weights and (_absolute(model.weights) if os.path.isfile(model.weights) else model.weights)
     plugins = tuple(_absolute(plugin) if plugin.endswith(".py") else plugin for plugin in config.plugins)
     model = replace(model, weights=weights, init_from=model.init_from and _absolute(model.init_from))
-    return replace(config, model=model, data=replace(data, root=data.root and _absolute(data.root)), plugins=plugins)
+    data = replace(data, root=data.root and _absolute(data.root), division=data.division and _absolute(data.division))
+    return replace(config, model=model, data=data, plugins=plugins)
 
 
 def _absolute(path: str) -> str:

@@ -19,6 +19,7 @@ from tasks.verbs.models import data_classes, model_and_classes
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Score a model on a split; writes ``metrics.json`` and ``report.html`` into ``--out``, or beside the run."""
     tell, device = Teller(config.run.progress), assembly.run_device(config)
+    config = assembly.with_division(config, _beside(extras.checkpoint))
     if extras.predictions:
         return _evaluate_file(task, config, extras, tell)
     model, classes = model_and_classes(task, config, extras, require_classes=True)

@@ -61,16 +61,12 @@ class FolderDataset:
     def __len__(self) -> int:
         return len(self.names)
 
-    def path(self, index: int) -> str:
-        """The file of an image."""
-        return f"{self.folder}/{self.names[index]}"
-
     def occurrences(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Image and class of every label, int64 [P] each."""
         return np.arange(len(self)), self.labels
 
     def __getitem__(self, index: int) -> Sample:
-        path = self.path(index)
+        path = f"{self.folder}/{self.names[index]}"
         return Sample(self.read(path), self.names[index], path, label=int(self.labels[index]))
 
     def known(self, index: int) -> Known:
