@@ -1,14 +1,13 @@
 """Classification scores: equal to reference libraries, independent of batches, order and processes, never raised by NaN."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from tests_support import class_names, on_two_processes
+from tests_support import class_names
 from torch import Tensor
 
 from effbackbones import UserError
@@ -226,7 +225,7 @@ def test_class_names_must_differ() -> None:
         ClassificationMetrics(["cat", "dog", "cat"])
 
 
-def _score_share(rank: int) -> list[Any]:
+def score_share(rank: int) -> list[Any]:
     """Process ``rank`` of 2 scores its share; for one of the sets the second process has no sample at all."""
     results = []
     for multilabel in (False, True):
@@ -239,12 +238,12 @@ def _score_share(rank: int) -> list[Any]:
     return results
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+def score_whole() -> list[Any]:
+    """What each process of :func:`score_share` has to find."""
     single, multi = (
         score(*probabilities_and_targets(3, 51, 7, multilabel), multilabel=multilabel) for multilabel in (False, True)
     )
-    assert on_two_processes(_score_share, tmp_path) == [[single, single, multi, multi]] * 2
+    return [single, single, multi, multi]
 
 
 @pytest.mark.gpu

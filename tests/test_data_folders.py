@@ -215,3 +215,45 @@ def test_real_pictures(data_root: Path, tmp_path: Path) -> None:
     assert len(dataset) == 40
     assert dataset[0].image.shape == (32, 32, 3)
     check_dataset(dataset)
+
+
+def test_images_beside_the_class_folders_are_counted(root: Path) -> None:
+    assert FolderDataset(root / "train").notes == ()  # a text file is no image
+    for name in ("l2.jpg", "l0.jpg", "l1.png", "l3.png", ".l4.png"):
+        write_picture(root / "train" / name)
+    dataset = FolderDataset(root / "train")
+    assert len(dataset) == 5
+    assert dataset.notes == (
+        "4 images beside the class folders belong to none and are not used: l0.jpg, l1.png, l2.jpg, ...",
+    )
+
+
+def test_one_class_is_no_task(root: Path) -> None:
+    (root / "train").rename(root / "photos")
+    (root / "train").mkdir()
+    (root / "photos").rename(root / "train/photos")
+    message = r"train: holds the class folder photos alone.*the folders in it, Dog, bird, cat, set .*: train/photos"
+    with pytest.raises(UserError, match=message):
+        folder(DataConfig(root=str(root)), "train", None)
+    assert folder(DataConfig(root=str(root), train="train/photos"), "train", None).classes == ("Dog", "bird", "cat")
+    alone = DataConfig(root=str(root / "train/photos"), train="bird", options={"other_files": "ignore"})
+    with pytest.raises(UserError, match=r"bird: holds the class folder deep alone.*if the classes.*er, set"):
+        folder(alone, "train", None)
+    assert folder(DataConfig(root=str(root), val="val"), "val", None).classes == (
+        "bird",
+        "cat",
+    )  # a split may lack some
+
+
+def test_folders_are_renamed_and_merged(root: Path) -> None:
+    data = DataConfig(root=str(root), options={"rename": ["Dog=pet", "cat=pet"]})
+    train = folder(data, "train", None)
+    assert (train.classes, train.labels.tolist()) == (("bird", "pet"), [1, 0, 0, 1, 1])
+    val = folder(data, "val", train.classes)  # without a folder Dog
+    assert [val[index].label for index in range(2)] == [0, 1]
+    for rename, message in (
+        (["dog=pet"], r"no class folder 'dog'.*did you mean Dog"),
+        (["Dog=x", "cat=x", "bird=x"], "makes one class, 'x'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            folder(DataConfig(root=str(root), options={"rename": rename}), "train", None)

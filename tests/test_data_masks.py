@@ -196,11 +196,11 @@ def test_binary_jpeg_is_cut_half_way_and_told(tmp_path: Path) -> None:
     ignored=st.sets(st.integers(0, 400), max_size=3),
     pixels=st.lists(st.integers(0, 400), min_size=1, max_size=40),
     form=st.sampled_from(["index", "rgb"]),
-    others=st.booleans(),
+    others=st.sampled_from(["stop", "ignore", "nearest"]),
 )
 @settings(max_examples=100, deadline=None)
 def test_the_lookup_is_the_naive_one(
-    codes: list[int], ignored: set[int], pixels: list[int], form: str, others: bool
+    codes: list[int], ignored: set[int], pixels: list[int], form: str, others: str
 ) -> None:
     ignored -= set(codes)
     numbers = np.array([pixels], np.uint16)
@@ -209,10 +209,20 @@ def test_the_lookup_is_the_naive_one(
     stored = Stored("colour", wide) if form == "rgb" else Stored("grey", numbers, 65535)
     reader = MaskReader(form, tuple((code, label) for label, code in enumerate(codes)), tuple(ignored), others)
     bad = next((x for x, value in enumerate(pixels) if value not in codes and value not in ignored), None)
-    if bad is None or others:
+    if bad is None or others == "ignore":
         assert reader.decode(stored, "f").tolist() == [
             [codes.index(value) if value in codes else 255 for value in pixels]
         ]
+    elif others == "nearest":
+        found = reader.decode(stored, "f")[0].tolist()
+        known = sorted({*codes, *ignored})
+        apart = (
+            (lambda a, b: ((a >> 8) - (b >> 8)) ** 2 + ((a & 255) - (b & 255)) ** 2)
+            if form == "rgb"
+            else (lambda a, b: abs(a - b))
+        )
+        nearest = [min(known, key=lambda code, value=value: (apart(value, code), code)) for value in pixels]  # type: ignore[misc]
+        assert found == [codes.index(code) if code in codes else 255 for code in nearest]
     else:
         with pytest.raises(UserError, match=f"f: .* at x {bad}, y 0 is no class"):
             reader.decode(stored, "f")

@@ -1,9 +1,11 @@
 """CSV tables of images and labels."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from scenes import write_picture
 
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
@@ -139,3 +141,109 @@ def test_classes_by_list_or_file_and_images_elsewhere(root: Path) -> None:
 def test_missing_table(root: Path) -> None:
     with pytest.raises(UserError, match=r"test\.csv: cannot be read as a CSV file"):
         table(DataConfig(name="table", root=str(root)), "test", None)
+
+
+def opened(root: Path, *, multilabel: bool = False, **options: object) -> TableDataset:
+    return table(DataConfig(name="table", root=str(root), multilabel=multilabel, options=options), "train", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_is_found(root: Path, delimiter: str) -> None:
+    write_table(
+        root, delimiter.join(("file", "labels")), delimiter.join(("a.png", "7")), delimiter.join(("sub/d.png", "3"))
+    )
+    dataset = opened(root)
+    assert (dataset.classes, dataset[0].label, dataset[1].label) == (("3", "7"), 1, 0)
+
+
+def test_other_columns_need_no_second_guess(root: Path) -> None:
+    """The first line that is refused names all options that the table needs."""
+    write_table(root, "when,id_code,diagnosis", "x,d,0", "y,e,1", "z,f,1")
+    for name in ("e", "f"):
+        write_picture(root / f"sub/{name}.png")
+    with pytest.raises(UserError) as caught:
+        opened(root)
+    said = dict(
+        part.removeprefix("data.options.").split(": ")
+        for part in str(caught.value).rpartition("; set ")[2].split(", data.options.")
+    )
+    assert said == {"columns": "[id_code, diagnosis]", "image_root": str(root / "sub"), "suffix": ".png"}
+    said["columns"] = said["columns"].strip("[]").split(", ")
+    dataset = opened(root, **said)
+    assert (dataset.classes, len(dataset), dataset[0].id, dataset[0].path) == (
+        ("0", "1"),
+        3,
+        "d",
+        str(root / "sub/d.png"),
+    )
+    assert dataset.notes == ("columns passed over: when",)
+    with pytest.raises(
+        UserError, match=r"there is no file .*/d; set data\.options\.image_root: .*sub and .*suffix: \.png"
+    ):
+        opened(root, columns=["id_code", "diagnosis"])
+    with pytest.raises(UserError, match=r"there is no column 'diagnose'; did you mean diagnosis"):
+        opened(root, columns=["id_code", "diagnose"])
+    with pytest.raises(UserError, match=r"data\.options\.columns: expected two names"):
+        opened(root, columns=["id_code"])
+
+
+JOINED = {
+    "|": ("scab", "scab|rust", "rust", "well"),
+    ",": ('"scab,rust"', '"rust,mould"', "well", "well"),
+    " ": ("scab", "scab rust", "rust", "well"),
+}
+
+
+@pytest.mark.parametrize("character", JOINED)
+def test_labels_joined_by_another_character_are_asked_for(root: Path, character: str) -> None:
+    for name in ("e", "f"):
+        write_picture(root / f"{name}.png")
+    files = ("a.png", "sub/d.png", "e.png", "f.png")
+    write_table(root, "file,labels", *map(",".join, zip(files, JOINED[character], strict=True)))
+    with pytest.raises(UserError, match=r"no row has ';'.*look like several.*data\.options\.separator") as caught:
+        opened(root, multilabel=True)
+    assert repr(character) in str(caught.value)
+    several = opened(root, multilabel=True, separator=character)
+    assert set(several.classes) <= {"scab", "rust", "mould", "well"}
+    assert len(opened(root, separator=";").classes) == len(set(JOINED[character]))
+
+
+def test_class_names_with_spaces_are_no_lists(root: Path) -> None:
+    write_table(root, "file,labels", "a.png,traffic light", "sub/d.png,traffic sign")
+    assert opened(root).classes == ("traffic light", "traffic sign")
+
+
+def test_backslashes_and_accents(root: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Prüfung.png") for form in ("NFC", "NFD"))
+    write_picture(root / "sub" / decomposed, level=9)
+    write_table(root, "file,labels", rf"sub\{composed},x", r"sub\d.png,y")
+    dataset = opened(root)
+    assert [int(dataset[index].image[0, 0, 0]) for index in range(2)] == [9, 2]
+    write_table(root, "file,labels", rf"sub\{composed},x", f"sub/{decomposed},x")
+    with pytest.raises(UserError, match="stands in line 2 already"):
+        opened(root)
+
+
+def test_labels_are_renamed_and_merged(root: Path) -> None:
+    write_table(root, "file,labels", "a.png,car;bus", "sub/d.png,tree")
+    dataset = opened(root, multilabel=True, rename=["car=vehicle", "bus=vehicle"])
+    assert dataset.classes == ("tree", "vehicle")
+    assert [dataset[index].labels.tolist() for index in range(2)] == [[0, 1], [1, 0]]  # type: ignore[union-attr]  # it has labels
+    with pytest.raises(UserError, match=r"data\.options\.rename: there is no label 'cart'.*did you mean car"):
+        opened(root, multilabel=True, rename=["cart=vehicle"])
+    with pytest.raises(UserError, match=r"'car' is renamed twice"):
+        opened(root, multilabel=True, rename=["car=vehicle", "car=auto"])
+
+
+def test_whole_numbers_are_names(root: Path) -> None:
+    write_table(root, "file,labels", "a.png,2", "sub/d.png,0")
+    assert opened(root, classes=[2, 1, 0]).classes == ("2", "1", "0")
+    for classes, message in (([0, 0], "'0' stands there twice"), ([0, True], "in quotes"), ([], "at least one")):
+        with pytest.raises(UserError, match=message):
+            opened(root, classes=classes)
+
+
+def test_groups(root: Path) -> None:
+    write_table(root, "file,labels,patient", "a.png,x,p1", "sub/d.png,y,p2")
+    assert opened(root, group="patient").groups == ("p1", "p2")
+    assert opened(root).notes == ("columns passed over: patient",)

@@ -334,7 +334,7 @@ def test_lists(root: Path) -> None:
         ({"ignore": [70000]}, ("data.options.ignore", "70000")),
         ({"values": [1, 2]}, ("data.options.values", "got 2 for 3 classes")),
         ({"values": [1, 2, 2]}, ("data.options.values", "twice")),
-        ({"values": [0, 1, 255]}, ("data.options.ignore", "255 is ignored", "binary")),
+        ({"values": [0, 1, 255], "ignore": [255]}, ("data.options.ignore", "255 is ignored", "binary")),
         ({"list": 5}, ("data.options.list", "text")),
         ({"channels": 0}, ("data.options.channels",)),
     ],

@@ -19,7 +19,7 @@ NEVER = {
 }
 # What a room imports inside functions only.
 LATE = {
-    "effbackbones": {"timm", "onnx", "onnxruntime", "matplotlib", "segmentation_models_pytorch"},
+    "effbackbones": {"timm", "tifffile", "onnx", "onnxruntime", "matplotlib", "segmentation_models_pytorch"},
     "tasks": {"matplotlib", "jinja2", "albumentations"},
 }
 RUNS_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -49,10 +49,12 @@ LAYERS = (
     "tasks.engine",
     "tasks.spec tasks.report",
     "tasks.data.door",
-    "tasks.data.sets tasks.data.check tasks.data.collating tasks.data.sampling",
+    "tasks.data.sets tasks.data.check tasks.data.collating tasks.data.sampling tasks.data.division tasks.data.pixels",
+    "tasks.data.knowledge",
     "tasks.data.boxes tasks.data.transforms",
     "tasks.data.masks",
     "tasks.data.batch",
+    "tasks.data.fingerprint",
     "tasks.data.dataset",
     "tasks.data.sample tasks.data.files",
     "tasks.settings tasks.scoring tasks.telling tasks.configs",

@@ -2,14 +2,13 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from tests_support import class_names, on_two_processes, one_line
+from tests_support import class_names, one_line
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask
@@ -297,16 +296,15 @@ def test_class_names_must_differ_and_fit(classes: list[str]) -> None:
     one_line(error, "distinct", "255")
 
 
-def _score_share(rank: int) -> list[Any]:
+def score_share(rank: int) -> list[Any]:
     """Process ``rank`` of 2 scores its share; of one of the sets the second process has no image at all."""
     images = [random_regions(seed, 4) for seed in range(5)]
     return [score(images[share], 4, 1) for share in (slice(rank, None, 2), slice(0, None if rank == 0 else 0))]
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    single = score([random_regions(seed, 4) for seed in range(5)], 4)
-    assert on_two_processes(_score_share, tmp_path) == [[single, single]] * 2
+def score_whole() -> list[Any]:
+    """What each process of :func:`score_share` has to find."""
+    return [score([random_regions(seed, 4) for seed in range(5)], 4)] * 2
 
 
 @pytest.mark.gpu

@@ -137,7 +137,8 @@ class EfficientNet(Backbone):
         ceil(W / stride)] per level, finest first. Anything else raises :class:`UserError`."""
         if images.ndim != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
             what = f"expected normalised float [B, {self.in_channels}, H, W], got {images.dtype} {list(images.shape)}"
-            raise UserError("images", what, "normalise them, or build the backbone with that in_channels")
+            remedy = "normalise them, or build the backbone with backbone_options in_channels of as many as they have"
+            raise UserError("images", what, remedy)
         x = self.stem(images)
         wanted = [self._blocks_below[level] for level in self.feature_spec.names]
         maps = {0: x}

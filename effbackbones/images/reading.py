@@ -2,20 +2,17 @@
 
 PIL decodes everything: OpenCV fills up truncated files in silence and unpacks decompression bombs, and torchvision's PNG
 decoder crashes the process on damaged files. Anything that is not a whole, sane image raises a :class:`UserError`
-naming the file.
+naming the file. (TIFF files of bands that are no colours go through tifffile, :mod:`effbackbones.images.tiff`.)
 
 What comes out, by kind of file: EXIF orientation is applied; CMYK, palette, 1-bit and grey become what ``channels`` asks
 for; alpha and palette transparency are dropped, not composited, as the loaders did that published weights were trained
-with; an animation gives its first frame; 16-bit grey is scaled to 8 bits (``>> 8``, not clipped) or kept by option.
+with; an animation gives its first frame, a TIFF file of several pages is refused or read as bands; 16-bit grey is scaled to
+8 bits (``>> 8``, not clipped) or kept by option.
 Embedded colour profiles are not applied.
 """
 
-import os
-import stat
-import struct
-import tokenize
+import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,12 +23,19 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from effbackbones.errors import UserError
+from effbackbones.images.arrays import array_size, read_array
 from effbackbones.images.geometry import Pixels, Size
+from effbackbones.images.opening import (
+    DAMAGE,
+    FORMATS,
+    FORMATS_AT_ONCE,
+    MAX_PIXELS as MAX_PIXELS,
+    check_pixels,
+    opened_file,
+    unreadable,
+)
+from effbackbones.images.tiff import Layout, layout_of, read_bands
 
-MAX_PIXELS = 64_000_000
-# Closed: among the others that PIL knows is one that starts another program (EPS).
-_FORMATS_AT_ONCE = ("JPEG", "PNG", "GIF", "BMP", "PPM")
-FORMATS = (*_FORMATS_AT_ONCE, "WEBP", "TIFF", "JPEG2000", "AVIF")
 SUFFIXES = frozenset(
     [
         ".jpg",
@@ -68,23 +72,6 @@ _TURNS = {
 """What brings an image of each EXIF orientation upright (TIFF 6.0, tag Orientation)."""
 _UNDO = {6: 8, 8: 6}
 """Orientations whose turn is not its own inverse."""
-_DAMAGE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    tokenize.TokenError,
-)
-"""What PIL's and NumPy's parsers raise on damaged files, from fuzzing and from reading them."""
 
 
 def read_image(
@@ -99,7 +86,8 @@ def read_image(
     """Pixels [H, W, channels] of an image file: uint8, or uint16 where ``depth`` is ``native`` and the file has 16 bits.
 
     ``channels``: 1 grey (ITU-R 601-2 luma), 2 grey and alpha, 3 RGB, 4 RGB and alpha (255 where the file has none). A
-    ``.npy`` file holds [H, W] or [H, W, C] uint8, uint16 or float32 in 0..1, any C, which must equal ``channels``.
+    ``.npy`` file holds [H, W] or [H, W, C] uint8, uint16 or float32 in 0..1, any C, which must equal ``channels``; so must the
+    bands of a TIFF file that are not colours and alpha alone (:func:`effbackbones.images.tiff.read_bands`).
     ``exif``: ``apply`` turns the image upright, ``ignore`` gives it as stored. ``at_least`` (H, W): a JPEG may be decoded
     at 1/2, 1/4 or 1/8 of its size as long as neither side falls below; twice what is needed leaves a later antialiased
     resize good. Raises :class:`UserError` for anything that cannot be read whole, and above ``max_pixels``, which is
@@ -110,18 +98,31 @@ def read_image(
             f"exif must be apply or ignore, depth 8 or native, channels positive; got {exif!r}, {depth!r}, {channels}"
         )
     if str(path).lower().endswith(".npy"):
-        return _read_array(path, channels, max_pixels, depth)
+        return read_array(path, channels, max_pixels, depth)
+    with opened_file(path) as file:
+        layout = layout_of(file)
+        if layout and not _by_pil(layout, channels, depth):
+            try:
+                return read_bands(path, file, layout, channels, exif=exif, max_pixels=max_pixels, depth=depth)
+            except DAMAGE as error:
+                raise unreadable(path, error) from error
     if channels not in _BANDS:
         raise UserError(
             str(path),
-            f"an image file gives 1 to 4 channels, asked for are {channels}",
-            "store more channels as a .npy file",
+            f"has 1 to 4 channels, asked for are {channels}",
+            "set data.options.channels, or store the others too, as TIFF or .npy",
         )
     with opened_image(path, max_pixels) as image:
         if at_least is not None and image.format in ("JPEG", "MPO"):
             height, width = at_least
             image.draft(None, (height, width) if orientation_of(image) > 4 and exif == "apply" else (width, height))
         return _decode(path, image, exif, channels, depth)
+
+
+def _by_pil(layout: Layout, channels: int, depth: str) -> bool:
+    """Whether PIL gives all that a TIFF file has."""
+    deep = depth == "native" and layout.bits == 16 and layout.samples > 1 and channels == layout.samples
+    return layout.plain and not deep
 
 
 @contextmanager
@@ -132,32 +133,32 @@ def opened_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:  # some other code's doing: PIL would then fill up truncated files in silence
         raise UserError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", "is on, which hides damaged images", "switch it off")
-    with _opened(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on damaged EXIF and the like, without the file's name
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with opened_file(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on damaged EXIF and the like, without the file's name; and PIL's own limit
+        layout = layout_of(file)
+        if layout and not layout.plain:
+            raise layout.refusal(path)
         try:
             image = _identified(file)
-            _check_pixels(path, image.size, max_pixels)
+            check_pixels(path, image.size, max_pixels)
             yield image
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise _too_large(
-                path, f"more than PIL's own limit of {Image.MAX_IMAGE_PIXELS:,} pixels", max_pixels
-            ) from error
-        except _DAMAGE as error:
-            raise _unreadable(path, error) from error
+        except (*DAMAGE, Image.DecompressionBombError) as error:
+            raise unreadable(path, error) from error
 
 
 def image_size(path: str | Path, *, exif: str = "apply") -> Size:
     """(H, W) that :func:`read_image` will give, from the header alone. Raises as :func:`read_image` does."""
     if str(path).lower().endswith(".npy"):
-        height, width, _ = _array_header(path)[0]
-        return height, width
-    with _opened(path) as file, warnings.catch_warnings():
+        return array_size(path)
+    with opened_file(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        layout = layout_of(file)
+        if layout:
+            return layout.size[::-1] if layout.orientation > 4 and exif == "apply" else layout.size
         try:
             return _upright_size(_identified(file), exif)
-        except (*_DAMAGE, Image.DecompressionBombError) as error:
-            raise _unreadable(path, error) from error
+        except (*DAMAGE, Image.DecompressionBombError) as error:
+            raise unreadable(path, error) from error
 
 
 def is_image_name(name: str) -> bool:
@@ -165,59 +166,29 @@ def is_image_name(name: str) -> bool:
     return name[name.rfind(".") :].lower() in SUFFIXES if "." in name else False
 
 
-def _opened(path: str | Path) -> IO[bytes]:
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode) and not Path(path).is_dir():  # opening a pipe would wait for ever
-            raise OSError("not a regular file")
-        return open(path, "rb")
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise _unreadable(path, error) from error
+_LIMIT = threading.Lock()
 
 
 def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
-    """The image with its header read, its pixels not yet."""
+    """The image with its header read, its pixels not yet. What PIL itself thinks too large is let through: our caller looks."""
     try:
-        return Image.open(file, formats=_FORMATS_AT_ONCE)
+        return _opened_by_pil(file)
+    except Image.DecompressionBombError:
+        with _LIMIT:  # it is one number for the whole process
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                return _opened_by_pil(file)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+
+
+def _opened_by_pil(file: IO[bytes]) -> ImageFile.ImageFile:
+    file.seek(0)
+    try:
+        return Image.open(file, formats=FORMATS_AT_ONCE)
     except UnidentifiedImageError:
         Image.init()  # loads the rarer formats: 50 ms, once; builds of PIL differ in which they have
         return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
-
-
-def _unreadable(path: str | Path, error: BaseException) -> UserError:
-    if isinstance(error, UserError):
-        return error
-    return UserError(
-        str(path), f"cannot be read as an image: {_reason(path, error)}", "replace the file, or take it out of the data"
-    )
-
-
-def _reason(path: str | Path, error: BaseException) -> str:
-    """One line on what is wrong with a file."""
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, IsADirectoryError) or Path(path).is_dir():
-        return "it is a folder"
-    if isinstance(error, PermissionError):
-        return "no permission"
-    if Path(path).is_file() and Path(path).stat().st_size == 0:
-        return "the file is empty"
-    if isinstance(error, UnidentifiedImageError):
-        return f"not in one of the formats {', '.join(FORMATS)}"
-    return " ".join(f"{type(error).__name__} {error}".split())[:160]
-
-
-def _check_pixels(path: str | Path, size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise _too_large(path, f"{width} x {height} = {width * height:,} pixels", max_pixels)
-
-
-def _too_large(path: str | Path, found: str, max_pixels: int) -> UserError:
-    return UserError(
-        str(path),
-        f"the header announces {found}; allowed are {max_pixels:,} pixels",
-        "shrink the image, or raise max_pixels",
-    )
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -259,7 +230,9 @@ def _decode(path: str | Path, file_image: ImageFile.ImageFile, exif: str, channe
         )
     if depth == "native" and deep:
         raise UserError(
-            str(path), "16-bit colour cannot be read at full depth", "store it as a .npy file [H, W, C] of uint16"
+            str(path),
+            "16-bit colour cannot be read at full depth",
+            "store it as TIFF of as many channels as are asked for, or as .npy",
         )
     pixels: NDArray[np.uint8] = np.array(_converted(image, _BANDS[channels]))
     return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -292,39 +265,3 @@ def _from_grey(grey: NDArray[np.uint8] | NDArray[np.uint16], channels: int) -> P
     if channels in (2, 4):
         pixels[..., -1] = np.iinfo(grey.dtype).max
     return pixels
-
-
-def _array_header(path: str | Path) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape [H, W, C] and dtype of a ``.npy`` file, from its header."""
-    with _opened(path) as file:
-        try:
-            major, _ = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file, max_header_size=10_000)
-        except _DAMAGE as error:
-            raise _unreadable(path, error) from error
-    shape = (*shape, 1) if len(shape) == 2 else shape
-    if len(shape) != 3 or min(shape) < 1 or dtype not in (np.uint8, np.uint16, np.float32):
-        raise UserError(
-            str(path),
-            f"expected [H, W] or [H, W, C] of uint8, uint16 or float32; got {list(shape)} of {dtype}",
-            "convert it",
-        )
-    return shape, dtype
-
-
-def _read_array(path: str | Path, channels: int, max_pixels: int, depth: str) -> Pixels:
-    """The array of a ``.npy`` file as [H, W, C]."""
-    shape, dtype = _array_header(path)
-    _check_pixels(path, (shape[1], shape[0]), max_pixels)
-    if shape[2] != channels:
-        raise UserError(
-            str(path), f"the array has {shape[2]} channels, asked for are {channels}", "ask for as many as the data has"
-        )
-    try:
-        array: Pixels = np.load(path, allow_pickle=False).reshape(shape)
-    except _DAMAGE as error:
-        raise _unreadable(path, error) from error
-    if dtype == np.float32 and not (array.min() >= 0 and array.max() <= 1):  # NaN fails too
-        raise UserError(str(path), "float pixels must lie in 0..1", "divide them by their largest possible value")
-    return (array // 256).astype(np.uint8) if dtype == np.uint16 and depth == "8" else array

@@ -10,13 +10,15 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
 from tasks.data.boxes.annotations import Selection, Wanted
 from tasks.data.boxes.table import BoxDataset
+from tasks.data.files.csvfile import COLUMNS, TableFormat
 from tasks.data.files.reading import ImageReader, listed_classes
 from tasks.data.masks.declared import Declared
-from tasks.data.masks.file import FORMATS
+from tasks.data.masks.file import FORMATS, OTHERS
 from tasks.data.masks.pairs import Pairing
+from tasks.data.masks.perclass import CLASS, NAME, OVERLAPS
 from tasks.data.sets.coco import open_coco
 from tasks.data.sets.folders import FolderDataset
-from tasks.data.sets.masks import MaskDataset, open_masks
+from tasks.data.sets.masks import MaskDataset, open_class_masks, open_masks
 from tasks.data.sets.painting import NO_SEGMENTATION, UNLABELLED
 from tasks.data.sets.shapes import CLASSES, SPLITS, ShapesDataset
 from tasks.data.sets.table import TableDataset
@@ -34,18 +36,29 @@ if TYPE_CHECKING:
 _READ = ("channels", "depth", "reduced")
 _CLASSES = ("classes", "rename")
 _IMAGES = ("train_images", "val_images", "test_images", "images")
+_PER_CLASS = ("mask_names", "overlap", "without_masks")
 _PAIRS = ("images", "masks", "list", "image_suffix", "mask_suffix")
 
 
 def folder(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> FolderDataset:
-    """Data set ``folder``: split ``split`` lies in ``root/{data.train, data.val or data.test}``, by default its own name.
+    """Data set ``folder``: split ``split`` lies in ``root/{data.train, data.val or data.test}``, by default its own name; where
+    ``data.val`` is a share and there is no folder ``train``, all lies in ``root``.
 
-    Options: ``other_files`` (``stop`` or ``ignore``) and those of :func:`image_reader`.
+    Options: ``other_files`` (``stop`` or ``ignore``), ``rename`` (a list of ``folder=class``; several may be of one class) and those
+    of :func:`image_reader`.
     """
-    options = DataOptions(data.name, data.options, (*_READ, "other_files"))
-    ignore_others = options.word("other_files", ("stop", "ignore")) == "ignore"
+    options = DataOptions(data.name, data.options, (*_READ, "other_files", "rename"))
     where = _root(data) / _named(data, split)
-    return FolderDataset(where, classes, read=image_reader(data, split), ignore_others=ignore_others)
+    if data.shares and data.train is None and not where.is_dir():  # one set of class folders, not divided yet
+        where = _root(data)
+    return FolderDataset(
+        where,
+        classes,
+        read=image_reader(data, split),
+        ignore_others=options.word("other_files", ("stop", "ignore")) == "ignore",
+        rename=options.renames(),
+        least=2 if classes is None and split == "train" else 1,
+    )
 
 
 def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> TableDataset:
@@ -53,10 +66,14 @@ def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Tabl
     by default ``train.csv`` and so on; ``data.multilabel`` says how many labels a row has.
 
     Options: ``classes`` (a list, or a file in ``data.root`` with one name on each line; default: those of the training
-    table), ``image_root`` (folder that file names are relative to; default: the CSV's), and those of :func:`image_reader`.
+    table), ``rename`` (a list of ``old=new``, which comes first; several may become one), ``image_root`` (folder that file names
+    are relative to; default: the CSV's), ``suffix`` (added to file names without the ending of an image), ``columns`` (the names of
+    the columns of files and of labels), ``group`` (that of a third one, whose rows of one value stay together where ``data.val`` is
+    a share), ``delimiter`` (between cells; default: found from the header), ``separator`` (between labels, ``;``), and those of
+    :func:`image_reader`.
     """
-    DataOptions(data.name, data.options, (*_READ, "classes", "image_root"))
-    root = _root(data)
+    known = (*_READ, *_CLASSES, "image_root", "suffix", "columns", "group", "delimiter", "separator")
+    options, root = DataOptions(data.name, data.options, known), _root(data)
     image_root = data.options.get("image_root")
     if image_root is not None and not (isinstance(image_root, str) and (root / image_root).is_dir()):
         raise UserError("data.options.image_root", f"there is no folder {image_root!r}", "correct it")
@@ -66,7 +83,21 @@ def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Tabl
         multilabel=data.multilabel,
         root=None if image_root is None else root / image_root,
         read=image_reader(data, split),
+        form=_table_format(options),
+        suffix=options.text("suffix") or "",
+        rename=options.renames(),
     )
+
+
+def _table_format(options: DataOptions) -> TableFormat:
+    """How the options say that a table is written."""
+    columns, delimiter = options.names("columns") or COLUMNS, options.text("delimiter")
+    if len(columns) != 2:
+        what = f"expected two names, of the columns of files and of labels, got {len(columns)}"
+        raise UserError("data.options.columns", what, "write [file, labels]")
+    if delimiter is not None and len(delimiter) != 1:
+        raise UserError("data.options.delimiter", f"expected one character, got {delimiter!r}", "correct it")
+    return TableFormat((columns[0], columns[1]), options.text("group"), delimiter, options.text("separator"))
 
 
 def shapes(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> ShapesDataset:
@@ -141,36 +172,65 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
     * ``images``, ``masks``, ``list``, ``image_suffix``, ``mask_suffix``: where the files are, as in :class:`Pairing`;
       ``{split}`` stands for ``data.train``, ``data.val`` or ``data.test``, by default the split's own name;
     * ``classes``: a list of names, or a file in ``data.root`` with one on each line; default ``classes.txt`` there;
+    * ``rename``: a list of ``old=new``; several classes may become one;
     * ``format``: ``index``, ``palette``, ``rgb`` or ``binary`` as :class:`tasks.data.masks.file.MaskReader` reads them; ``auto``
       (default) looks at some masks;
     * ``colors``, for ``rgb``: a list of ``name=red,green,blue``, which names the classes in their order; a name may come again;
     * ``values``: the value of each class in the masks, where they are not 0, 1, ...;
-    * ``ignore``: a list of values (of colours, ``red,green,blue``) that are ignored; in ``index`` and ``palette`` 255 always is;
-    * ``other``: ``stop`` (default) or ``ignore``, for values that are no class.
+    * ``ignore``: a list of values (of colours, ``red,green,blue``) that are ignored; in ``index`` and ``palette`` 255 is, unless
+      it is in ``values``;
+    * ``mask_names``: where each class has a mask file of its own, how these are called: ``{name}_{class}``, ``{class}/{name}``; a class
+      without files is what no mask covers. ``overlap``: ``stop`` (default), ``first`` or ``last`` of the classes that a pixel has;
+      ``without_masks``: ``stop`` (default) or ``background``, for images without any;
+    * ``other``: for values that are no class: ``stop`` (default), ``ignore``, or ``nearest``, what the nearest known value is.
     """
-    known = (*_READ, *_PAIRS, "classes", "format", "colors", "values", "ignore", "other")
+    known = (*_READ, *_PAIRS, *_CLASSES, *_PER_CLASS, "format", "colors", "values", "ignore", "other")
     options, root = DataOptions(data.name, data.options, known), _root(data)
-    declared = _declared(options, root)
-    pairing = Pairing(
-        root,
-        {one: _named(data, one) for one in ("train", split)},
-        *(options.text(name) for name in _PAIRS),
-    )
-    read = image_reader(data, split)
+    declared = _declared(options, root).renamed(options.renames())
+    images, masks_in, listing, before, behind = (options.text(name) for name in _PAIRS)
+    names = {one: _named(data, one) for one in ("train", split)}
+    single = bool(data.shares)
+    pairing = Pairing(root, names, images, masks_in, listing, before, behind, single)
+    read, pattern = image_reader(data, split), options.text("mask_names")
+    if pattern is not None:
+        return _class_masks(options, pairing, split, declared, pattern, classes, read)
+    for name in _PER_CLASS[1:]:
+        if name in options.given:
+            raise UserError(f"data.options.{name}", "goes with mask_names alone", "remove it")
     return open_masks(pairing, split, declared, training=classes, on_error=data.on_error, read=read)
+
+
+def _class_masks(
+    options: DataOptions,
+    pairing: Pairing,
+    split: str,
+    declared: Declared,
+    pattern: str,
+    classes: tuple[str, ...] | None,
+    read: ImageReader,
+) -> MaskDataset:
+    """Masks of one file for each class."""
+    if NAME not in pattern or CLASS not in pattern:
+        what = f"expected {NAME} and {CLASS} in it, got {pattern!r}"
+        raise UserError("data.options.mask_names", what, f"write such as '{NAME}_{CLASS}' or '{CLASS}/{NAME}'")
+    overlap = options.word("overlap", OVERLAPS)
+    bare = options.word("without_masks", ("stop", "background")) == "background"
+    return open_class_masks(
+        pairing, split, declared, pattern, overlap=overlap, without_masks=bare, training=classes, read=read
+    )
 
 
 def _declared(options: DataOptions, root: Path) -> Declared:
     """What the options say of masks."""
-    form, others_ignored = (
+    form, others = (
         options.word("format", ("auto", *FORMATS)),
-        options.word("other", ("stop", "ignore")) == "ignore",
+        options.word("other", OTHERS),
     )
     colors = options.listed("colors")
     if colors is None and form != "rgb":
         named = options.given.get("classes", "classes.txt" if (root / "classes.txt").is_file() else None)
         values, ignored = options.numbers("values"), options.numbers("ignore") or ()
-        return Declared.numbers(form, listed_classes(named, root), values, ignored, others_ignored)
+        return Declared.numbers(form, listed_classes(named, root), values, ignored, others)
     if colors is None or form not in ("auto", "rgb"):
         what = f"goes with format rgb and with no other, got format {form}"
         raise UserError("data.options.colors", what, "give both or none")
@@ -178,7 +238,7 @@ def _declared(options: DataOptions, root: Path) -> Declared:
         if name in options.given:
             what = "does not go with colors, which name the classes themselves"
             raise UserError(f"data.options.{name}", what, "remove it")
-    return Declared.colors(colors, options.listed("ignore") or (), others_ignored)
+    return Declared.colors(colors, options.listed("ignore") or (), others)
 
 
 def image_reader(data: DataConfig, split: str) -> ImageReader:

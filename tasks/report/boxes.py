@@ -6,18 +6,19 @@ nothing is lost to the colour-blind or in print.
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from effbackbones.images.geometry import resize
+from tasks.report.fonts import drawable
 from tasks.report.page import eight_bits
 
 if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+
     from tasks.data.sample import Sample
 
 Picture = NDArray[np.uint8]
@@ -63,11 +64,12 @@ def draw_boxes(
         place = _rectangle(scaled[row], width, height)
         if place is None:
             continue
-        colour = COLOURS[int(labels[row]) % len(COLOURS)] if len(labels) else COLOURS[0]
+        number = int(labels[row]) if len(labels) else None
+        colour = COLOURS[(number or 0) % len(COLOURS)]
         canvas.outline(place, colour, styles[row] if len(styles) else "solid")
-        tags.append((place, colour, texts[row] if len(texts) else ""))
-    for place, colour, text in tags:
-        canvas.tag(place, colour, text)
+        tags.append((place, colour, texts[row] if len(texts) else "", number))
+    for tag in tags:
+        canvas.tag(*tag)
     return np.array(canvas.picture)
 
 
@@ -130,21 +132,13 @@ def _rectangle(box: NDArray[np.float64], width: int, height: int) -> Rectangle |
     return left, top, max(min(round(box[2]), width), left + 1), max(min(round(box[3]), height), top + 1)
 
 
-@lru_cache(maxsize=32)
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows the scripts of Europe."""
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
-
-
 class _Canvas:
     """A picture with a pen for its size, which remembers where tags lie."""
 
     def __init__(self, picture: Image.Image) -> None:
         self.picture, self.draw = picture, ImageDraw.Draw(picture)
         mean = math.sqrt(picture.width * picture.height)
-        self.line, self.font = max(2, round(mean * _LINE)), font(max(12, round(mean * _LETTER)))
+        self.line, self.letter = max(2, round(mean * _LINE)), max(12, round(mean * _LETTER))
         self.tags: list[Rectangle] = []
 
     def outline(self, place: Rectangle, colour: tuple[int, int, int], style: Style) -> None:
@@ -169,14 +163,14 @@ class _Canvas:
             pen.line((start, height, start + height, 0), fill=150, width=max(1, self.line // 2))
         self.picture.paste(Image.new("RGB", mask.size, colour), (left, top), mask)
 
-    def tag(self, place: Rectangle, colour: tuple[int, int, int], text: str) -> None:
-        """``text`` on a filled tag at ``place``, where it hides no other tag if that can be had."""
+    def tag(self, place: Rectangle, colour: tuple[int, int, int], text: str, number: int | None = None) -> None:
+        """``text`` on a filled tag at ``place``, where it hides no other tag if that can be had; ``#number`` stands in it for letters
+        that no font has."""
         margin = max(2, self.line)
-        text = self._shortened(
-            " ".join(text.encode("utf-8", "replace").decode().split()), self.picture.width - 2 * margin
-        )
-        ascent, descent = self.font.getmetrics()
-        width, height = math.ceil(self.font.getlength(text)) + 2 * margin, ascent + descent
+        text, letters = drawable(text, self.letter, number)
+        text = _shortened(text, self.picture.width - 2 * margin, letters)
+        ascent, descent = letters.getmetrics()
+        width, height = math.ceil(letters.getlength(text)) + 2 * margin, ascent + descent
         if not text or height > self.picture.height:
             return
         spots = [self._inside(x, y, width, height) for x, y in _corners(place, width, height)]
@@ -184,18 +178,19 @@ class _Canvas:
         self.tags.append(spot)
         self.draw.rectangle((spot[0], spot[1], spot[2] - 1, spot[3] - 1), fill=colour)
         luminance = (0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]) / 255
-        self.draw.text((spot[0] + margin, spot[1]), text, font=self.font, fill=_DARK if luminance > 0.45 else _LIGHT)
-
-    def _shortened(self, text: str, room: float) -> str:
-        """The longest beginning of ``text`` that fits, with an ellipsis; nothing where not even that does."""
-        if self.font.getlength(text) <= room:
-            return text
-        fitting = (text[:end].rstrip() + "…" for end in range(len(text) - 1, 0, -1))
-        return next((short for short in fitting if self.font.getlength(short) <= room), "")
+        self.draw.text((spot[0] + margin, spot[1]), text, font=letters, fill=_DARK if luminance > 0.45 else _LIGHT)
 
     def _inside(self, x: int, y: int, width: int, height: int) -> Rectangle:
         left, top = max(0, min(x, self.picture.width - width)), max(0, min(y, self.picture.height - height))
         return left, top, left + width, top + height
+
+
+def _shortened(text: str, room: float, letters: "FreeTypeFont") -> str:
+    """The longest beginning of ``text`` that fits, with an ellipsis; nothing where not even that does."""
+    if letters.getlength(text) <= room:
+        return text
+    fitting = (text[:end].rstrip() + "…" for end in range(len(text) - 1, 0, -1))
+    return next((short for short in fitting if letters.getlength(short) <= room), "")
 
 
 def _strokes(place: Rectangle, width: int, dash: int | None) -> Iterator[Rectangle]:

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tasks.report.fonts import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -185,14 +188,17 @@ def class_shares(names: Sequence[str], shares: Mapping[str, NDArray[np.floating]
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
         _dress(axes, title, "percent")
-    for text in panels[0].set_yticks(places, [clean(name) for name in names]):
-        text.label1.set_parse_math(False)  # a class may be called $x$
+    drawn = [drawable(name, 9, number) for number, name in enumerate(names)]
+    for tick, (_, letters) in zip(panels[0].set_yticks(places, [clean(text) for text, _ in drawn]), drawn, strict=True):
+        tick.label1.set_fontproperties(Path(str(letters.path)))
+        tick.label1.set_fontsize(8)
+        tick.label1.set_parse_math(False)  # a class may be called $x$
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     return figure
 
 
 def clean(text: str, most: int = 28) -> str:
-    """``text`` on one line, in characters that can be drawn, and not too long for a label."""
+    """``text`` not too long for a label."""
     text = " ".join(text.encode("utf-8", "replace").decode().split())
     return text if len(text) <= most else text[: most - 1] + "…"
 

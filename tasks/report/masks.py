@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 
 from effbackbones.images.geometry import Mask, resize, resize_nearest
 from tasks.data.sample import IGNORE
-from tasks.report.boxes import COLOURS, Picture, font, grid, rgb
+from tasks.report.boxes import COLOURS, Picture, grid, rgb
+from tasks.report.fonts import drawable
 
 if TYPE_CHECKING:
     from tasks.data.sample import Sample
@@ -106,21 +107,21 @@ def fitted(
 def legend(classes: Sequence[str], shown: Sequence[int], width: int, size: int = 15) -> Picture:
     """Names of the classes ``shown`` (255: ignored) beside their colours in rows that fill ``width`` pixels; letters of
     ``size`` pixels. RGB [H, width, 3]."""
-    letters, table, gap = font(size), palette_of(classes), size // 2
+    table, gap = palette_of(classes), size // 2
     row = 2 * size
     places, x, y = [], gap, 0
     for value in shown:
-        name = "ignored" if value == IGNORE else " ".join(classes[value].encode("utf-8", "replace").decode().split())
+        name, letters = drawable("ignored" if value == IGNORE else classes[value], size, value)
         while len(name) > 1 and letters.getlength(name) > width - size - 3 * gap:
             name = name[: len(name) * 3 // 4] + "…" if len(name) > 8 else name[:-1]
         step = size + gap + math.ceil(letters.getlength(name)) + 2 * gap
         if x > gap and x + step > width:
             x, y = gap, y + row
-        places.append((x, y, value, name))
+        places.append((x, y, value, name, letters))
         x += step
     picture = Image.new("RGB", (width, y + row), _PAPER)
     pen = ImageDraw.Draw(picture)
-    for x, y, value, name in places:
+    for x, y, value, name, letters in places:
         top = y + (row - size) // 2
         pen.rectangle((x, top, x + size - 1, top + size - 1), fill=tuple(table[value].tolist()), outline=_INK)
         pen.text((x + size + gap, y + row // 2), name, font=letters, fill=_INK, anchor="lm")

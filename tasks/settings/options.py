@@ -60,9 +60,30 @@ class DataOptions:
         listed = self.given.get(name)
         if listed is None:
             return None
-        if not isinstance(listed, list) or not listed or not all(isinstance(one, str) and one for one in listed):
+        found = as_names(listed)
+        if not found or "" in found:
             what = f"expected a list of names, got {str(listed)[:60]}"
-            raise UserError(f"data.options.{name}", what, "correct it")
-        if len(set(listed)) < len(listed):
+            raise UserError(
+                f"data.options.{name}", what, "write names; in quotes, where they are no, off, 1.5 and the like"
+            )
+        if len(set(found)) < len(found):
             raise UserError(f"data.options.{name}", "a name stands there twice", "remove one of the two")
-        return tuple(listed)
+        return found
+
+    def renames(self, name: str = "rename") -> dict[str, str]:
+        """A list of ``old=new``, by the old name; several may become one."""
+        pairs: dict[str, str] = {}
+        for text in self.names(name) or ():
+            old, equals, new = (part.strip() for part in text.partition("="))
+            if not (old and equals and new):
+                raise UserError(f"data.options.{name}", f"expected old=new, got {text!r}", "correct it")
+            if pairs.setdefault(old, new) != new:
+                raise UserError(f"data.options.{name}", f"{old!r} is renamed twice", "remove one of the two")
+        return pairs
+
+
+def as_names(listed: object) -> tuple[str, ...] | None:
+    """A list of names, of which YAML takes some for whole numbers; None for anything else."""
+    if not isinstance(listed, list) or not all(isinstance(one, str) or type(one) is int for one in listed):
+        return None
+    return tuple(str(one) for one in listed)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from effbackbones.errors import UserError
+from tasks.data.boxes.table import BoxTable
 from tasks.data.check import check_dataset
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
@@ -62,7 +63,7 @@ def refuse_dead_parameters(model: nn.Module, loss: Tensor) -> None:
 
 def _class_counts(dataset: Any, limit: int = 2000) -> str:
     """How often each class occurs, over at most ``limit`` samples spread over the set; all of them, where it has a table."""
-    if hasattr(dataset, "table"):
+    if isinstance(getattr(dataset, "table", None), BoxTable):
         return str(dataset.table.summary())
     view = dataset if len(dataset) <= limit else Repeated(dataset, assembly.spread(len(dataset), limit))
     counts: Counter[str] = Counter()

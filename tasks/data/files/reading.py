@@ -12,6 +12,8 @@ import numpy as np
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, Size
 from effbackbones.images.reading import MAX_PIXELS, read_image
+from tasks.data.files.slate import reading_file
+from tasks.settings.options import as_names
 
 
 class PackedNames(Sequence[str]):
@@ -83,14 +85,14 @@ def listed_classes(listed: object, root: Path) -> tuple[str, ...] | None:
             raise UserError(
                 where, f"cannot be read: {error}", "name a UTF-8 text file with one class on each line"
             ) from error
-    if (
-        not isinstance(listed, list)
-        or not listed
-        or not all(isinstance(name, str) for name in listed)
-        or len(set(listed)) < len(listed)
-    ):
-        raise UserError(where, "expected different class names, at least one", "correct the list")
-    return tuple(listed)
+    names = as_names(listed)
+    if not names:
+        what = f"expected class names, at least one, got {str(listed)[:60]}"
+        raise UserError(where, what, "write names; in quotes, where they are no, off, 1.5 and the like")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(where, f"expected different class names, {twice!r} stands there twice", "correct the list")
+    return names
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class ImageReader:
 
     def __call__(self, path: str) -> Pixels:
         """Pixels [H, W, channels] of a file."""
+        reading_file(path)
         options = {"channels": self.channels, "max_pixels": self.max_pixels}
         return read_image(path, **options, depth=self.depth, exif=self.exif, at_least=self.at_least)
 

@@ -16,12 +16,15 @@ from PIL import ImageFile
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask
 from effbackbones.images.reading import MAX_PIXELS, is_deep, opened_image, orientation_of, read_image, turned
+from tasks.data.files.slate import reading_file
 from tasks.data.sample import IGNORE
 
 FORMATS = ("index", "palette", "rgb", "binary")
+OTHERS = ("stop", "ignore", "nearest")
 Numbers = NDArray[np.uint8 | np.uint16 | np.uint32]
 
 _LOSSY = ("JPEG", "MPO", "AVIF")
+_ANIMATED = ("GIF", "PNG", "WEBP")
 _NEAR = 64
 """So far apart may the channels of a grey be in a file that does not keep values exactly."""
 
@@ -79,27 +82,32 @@ class MaskReader:
     * ``binary``: the value is 0 or 255, the latter also for the largest number of another depth; formats that do not keep values
       exactly, as JPEG, are cut half-way and allowed here alone.
 
-    ``codes``: (value, class) of each value that is a class, ``ignored``: values that are ignored; all others raise
-    :class:`UserError` naming file, value and a pixel, unless ``others_ignored``. So does whatever cannot be read whole, or has
-    more than ``max_pixels``. ``exif``: whether an orientation in the mask's own file is applied, as for the image.
+    ``codes``: (value, class) of each value that is a class, ``ignored``: values that are ignored; all ``others`` raise
+    :class:`UserError` naming file, value and a pixel (``stop``), are ignored (``ignore``), or are what the ``nearest`` of the
+    known values is. So does whatever cannot be read whole, or has more than ``max_pixels``. ``exif``: whether an orientation in the
+    mask's own file is applied, as for the image. ``palette``: (index, colour) as palette files should have them; one that has
+    another colour at an index that occurs raises. ``remedy``: what to do about values that are no class, where that is known.
     """
 
     format: str
     codes: tuple[tuple[int, int], ...]
     ignored: tuple[int, ...] = ()
-    others_ignored: bool = False
+    others: str = "stop"
     max_pixels: int = MAX_PIXELS
     exif: str = "apply"
+    palette: tuple[tuple[int, int], ...] = ()
+    remedy: str = ""
 
     def __call__(self, path: str | Path) -> Mask:
         """The classes in a file."""
+        reading_file(str(path))
         return self.decode(read_stored(path, max_pixels=self.max_pixels, exif=self.exif), str(path))
 
     def decode(self, stored: Stored, path: str) -> Mask:
         """The classes in what was read from ``path``."""
         numbers = self._numbers(stored, path)
         labels, unknown = self._looked_up(numbers)
-        if not self.others_ignored and unknown.any():
+        if self.others == "stop" and unknown.any():
             y, x = divmod(int(unknown.argmax()), unknown.shape[1])
             raise self._stranger(path, int(numbers[y, x]), f"at x {x}, y {y}")
         return labels
@@ -117,6 +125,8 @@ class MaskReader:
                 f"is no palette file but of kind {stored.kind}",
                 "set data.options.format: index, or rgb with colors",
             )
+        if self.palette and stored.palette is not None:
+            self._check_palette(stored.pixels, stored.palette, path)
         numbers = stored.grey(path)
         if self.format != "binary":
             return numbers
@@ -130,6 +140,10 @@ class MaskReader:
         if self.format == "rgb":
             place = np.searchsorted(values, numbers).clip(max=len(values) - 1)
             unknown = values[place] != numbers
+            if self.others == "nearest" and unknown.any():
+                odd, where = np.unique(numbers[unknown], return_inverse=True)
+                place[unknown] = _nearest_colours(odd, values)[where]
+                return classes[place], unknown
             return np.where(unknown, np.uint8(IGNORE), classes[place]), unknown
         labels: Mask = table.take(numbers)
         unknown = labels == IGNORE
@@ -145,25 +159,53 @@ class MaskReader:
         )
         table, known = np.full(65536, IGNORE, np.uint8), np.zeros(65536, np.bool_)
         if self.format != "rgb":
+            if self.others == "nearest":
+                edges = (values[:-1] + values[1:]) // 2  # up to it the lower of two neighbours is as near
+                table[:] = classes[np.searchsorted(edges, np.arange(len(table)))]
             table[values], known[values] = classes, True
         return values, classes, table, known
+
+    def _check_palette(self, pixels: NDArray[np.integer], colours: NDArray[np.uint8], path: str) -> None:
+        """Raise :class:`UserError` for a palette that has another colour at an index that occurs."""
+        expected, found = dict(self.palette), packed(colours)
+        for index in np.bincount(pixels.ravel()).nonzero()[0].tolist():
+            if expected.get(index, found[index]) != found[index]:
+                what = (
+                    f"has the colour {words(int(found[index]))} at index {index}, other masks {words(expected[index])}"
+                )
+                raise UserError(
+                    path, what, "correct it, or set data.options.colors, or format: index if the numbers are right"
+                )
 
     def _stranger(self, path: str, value: int, place: str) -> UserError:
         """What to say of a value that is no class."""
         if self.format == "rgb":
-            color = ",".join(str(value >> shift & 255) for shift in (16, 8, 0))
-            remedy = "add it to data.options.colors or ignore, or set data.options.other: ignore"
-            return UserError(path, f"colour {color} {place} is no class", remedy)
+            remedy = "add it to data.options.colors or ignore, or set data.options.other: ignore or nearest"
+            return UserError(path, f"colour {words(value)} {place} is no class", self.remedy or remedy)
         if self.format == "binary":
             return UserError(
                 path,
                 f"value {value} {place} is neither 0 nor 255",
-                "for masks of 0 and 1 set data.options.format: index",
+                "for masks of 0 and 1 set data.options.format: index; for soft edges other: nearest",
             )
-        remedy = "correct the mask, or data.options.classes, values, ignore or other"
+        remedy = self.remedy or "correct the mask, or data.options.classes, values, ignore or other"
         return UserError(
             path, f"value {value} {place} is no class; expected {span([code for code, _ in self.codes])}", remedy
         )
+
+
+def _nearest_colours(odd: NDArray[np.uint32], known: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """The place in ``known`` of the nearest colour to each of ``odd``, by the sum of squared differences of the channels."""
+    ours, theirs = (
+        np.stack([colours >> shift & 255 for shift in (16, 8, 0)], 1).astype(np.int64) for colours in (odd, known)
+    )
+    nearest: NDArray[np.int64] = ((ours[:, None] - theirs) ** 2).sum(2).argmin(1)
+    return nearest
+
+
+def words(colour: int) -> str:
+    """A packed colour as ``red,green,blue``."""
+    return ",".join(str(colour >> shift & 255) for shift in (16, 8, 0))
 
 
 def span(values: list[int]) -> str:
@@ -187,13 +229,16 @@ def read_stored(path: str | Path, *, max_pixels: int = MAX_PIXELS, exif: str = "
 
 
 def _decoded(path: str, file_image: ImageFile.ImageFile, exif: str) -> Stored:
-    """The pixels of the first frame, turned as ``exif`` says."""
+    """The pixels of the only frame, turned as ``exif`` says."""
     deep, orientation, white, lossy = (
         is_deep(file_image),
         orientation_of(file_image),
         _white(file_image),
         file_image.format in _LOSSY,
     )
+    if file_image.format in _ANIMATED and getattr(file_image, "n_frames", 1) > 1:
+        what = f"has {file_image.n_frames} frames: which of them is the mask?"  # type: ignore[attr-defined]  # those formats have it
+        raise UserError(path, what, "store one mask in each file")
     file_image.load()
     image = turned(file_image, orientation, exif)
     mode = image.mode

@@ -8,22 +8,27 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import MAX_PIXELS
-from tasks.data.masks.file import Stored, read_stored
+from tasks.data.masks.file import Stored, packed, read_stored
+from tasks.data.sample import IGNORE
 
 LOOKED_AT = 64
 """So many masks are looked at, spread evenly."""
+_EXTREMES = 0.5
+"""Share of pixels at the least and at the largest value from which the others are taken for soft edges."""
 
 
 @dataclass
 class Look:
-    """What is stored in some masks of a folder: the first file of each kind; the ``values`` that occur, bool [65536]; whether all
-    files hold 0 and one largest number alone (``two``), and whether that largest number occurs (``white``)."""
+    """What is stored in some masks of a folder: the first file of each kind; how many pixels have each value, int64 [65536]; whether
+    all files hold 0 and one largest number alone (``two``), and whether that largest number occurs (``white``); of each palette
+    file the colours of the values that occur in it."""
 
     looked_at: int = 0
     kinds: dict[str, str] = field(default_factory=dict)
-    values: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(65536, np.bool_))
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(65536, np.int64))
     two: bool = True
     white: bool = False
+    palettes: dict[str, dict[int, int]] = field(default_factory=dict)
 
     @classmethod
     def at(cls, paths: Sequence[str], *, max_pixels: int = MAX_PIXELS, on_error: str = "stop") -> "Look":
@@ -39,6 +44,12 @@ class Look:
             look._add(stored, paths[index])
         return look
 
+    @property
+    def values(self) -> list[int]:
+        """The values that occur, rising."""
+        found: list[int] = self.counts.nonzero()[0].tolist()
+        return found
+
     def _add(self, stored: Stored, path: str) -> None:
         self.looked_at += 1
         if stored.lossy:
@@ -49,11 +60,15 @@ class Look:
             raise UserError(
                 path, _colours(stored), "set data.options.colors, or data.options.format: index or binary for greys"
             )
-        found = np.bincount(stored.pixels.ravel()).nonzero()[0]
-        self.values[found] = True
+        counts = np.bincount(stored.pixels.ravel(), minlength=65536)
+        self.counts += counts
+        found = counts.nonzero()[0]
         top = int(found[-1])
         self.two &= len(found) <= 2 and (top == 0 or (int(found[0]) in (0, top) and top in {stored.white, 255} - {1}))
         self.white |= top > 0
+        if stored.palette is not None:
+            colours = packed(stored.palette)
+            self.palettes[path] = {value: int(colours[value]) for value in found.tolist()}
 
 
 def _colours(stored: Stored) -> str:
@@ -82,3 +97,22 @@ def found_format(look: Look, classes: int | None, folder: str, *, numbers: bool 
         what = f"the {look.looked_at} masks looked at hold 0 alone: the other class may be stored as 1 (index) or 255 (binary)"
         raise UserError(folder, what, "set data.options.format")
     return "palette" if "palette" in look.kinds else "index"
+
+
+def remedy_for_strangers(look: Look, form: str, names: tuple[str, ...] | None, ignored: Sequence[int]) -> str:
+    """What to write into the config where masks hold values that are no class, by what they hold; empty if that says nothing."""
+    found = [value for value in look.values if value not in ignored]
+    if form in ("rgb", "binary") or not found:
+        return ""
+    for values in (found, [value for value in found if value != IGNORE]):
+        if names and len(values) == len(names) and values != list(range(len(names))):
+            means = ", ".join(f"{value} = {name}" for value, name in zip(values[:6], names, strict=False))
+            return (
+                f"set data.options.values: {values} ({means}{', ...' if len(names) > 6 else ''}), if that is the order"
+            )
+    between = 1 - (look.counts[found[0]] + look.counts[found[-1]]) / look.counts.sum()
+    soft = len(found) > 3 and found[0] == 0 and found[-1] in (255, 65535) and between <= _EXTREMES
+    if soft and (names is None or len(names) == 2):
+        edges = f"the edges are soft ({between:.0%} of the pixels lie between 0 and {found[-1]})"
+        return f"{edges}: set data.options.format: binary and other: nearest to cut half-way"
+    return ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name
 from tasks.data.files.images import check_files, images_below
+from tasks.data.files.names import normalised
 
 LAYOUTS = (("{split}/images", "{split}/masks"), ("images/{split}", "masks/{split}"))
 SPLIT = "{split}"
@@ -36,6 +37,8 @@ class Pairing:
     * ``listing``: a text file with one name on each line, ending or not; default: all images;
     * ``image_suffix`` and ``mask_suffix``: what names have before the ending beyond what the two share; files without are
       passed over.
+
+    ``single``: there is one split, divided later; so ``{split}`` need not stand anywhere, and ``images`` with ``masks`` will do.
     """
 
     root: Path
@@ -45,22 +48,13 @@ class Pairing:
     listing: str | None = None
     image_suffix: str | None = None
     mask_suffix: str | None = None
+    single: bool = False
 
     def pairs(self, split: str) -> Pairs:
         """Those of a split. A partner that is missing, two files for one name, and whatever leads out of ``root`` raise
         :class:`UserError`."""
         root, name = self.root, self.names[split]
-        _inside(f"data.{split}", name)
-        images_in, masks_in = _folders(root, (self.images, self.masks), name, split)
-        if not any(SPLIT in (text or SPLIT) for text in (self.images, self.masks)) and SPLIT not in (
-            self.listing or ""
-        ):
-            raise UserError(
-                "data.options", "images, masks and list are the same for all splits", f"write {SPLIT} into one of them"
-            )
-        before, behind = self.image_suffix or "", self.mask_suffix or ""
-        images = _by_stem(root, images_in, before, behind if images_in == masks_in else "")
-        masks = _by_stem(root, masks_in, behind)
+        images, masks, images_in, masks_in, before = self._sides(split)
         if self.listing:
             listing = _inside("data.options.list", self.listing.replace(SPLIT, name))
             ids = _listed(root, listing, images, masks, before, split)
@@ -71,6 +65,30 @@ class Pairing:
             check_files(root, files, lambda index, files=files: str(root / files[index]), "replace it")  # type: ignore[misc]
         return pairs
 
+    def sides(self, split: str) -> tuple[dict[str, str], dict[str, str], str]:
+        """All images and all masks of a split by their names, not paired, and the folder of the masks. A list is not looked at."""
+        images, masks, _, masks_in, _ = self._sides(split)
+        for files in (images, masks):
+            paths = list(files.values())
+            check_files(self.root, paths, lambda index, paths=paths: str(self.root / paths[index]), "replace it")  # type: ignore[misc]
+        return images, masks, masks_in
+
+    def _sides(self, split: str) -> tuple[dict[str, str], dict[str, str], str, str, str]:
+        root, name = self.root, self.names[split]
+        _inside(f"data.{split}", name)
+        images_in, masks_in = _folders(root, (self.images, self.masks), name, split, single=self.single)
+        if (
+            not self.single
+            and not any(SPLIT in (text or SPLIT) for text in (self.images, self.masks))
+            and SPLIT not in (self.listing or "")
+        ):
+            raise UserError(
+                "data.options", "images, masks and list are the same for all splits", f"write {SPLIT} into one of them"
+            )
+        before, behind = self.image_suffix or "", self.mask_suffix or ""
+        images = _by_stem(root, images_in, before, behind if images_in == masks_in else "")
+        return images, _by_stem(root, masks_in, behind), images_in, masks_in, before
+
 
 def _inside(key: str, path: str) -> str:
     """A path (said by a key of the config) that may not lead out of the root by its words; links are looked at with the files."""
@@ -79,12 +97,15 @@ def _inside(key: str, path: str) -> str:
     return path.strip("/")
 
 
-def _folders(root: Path, said: tuple[str | None, str | None], name: str, split: str) -> tuple[str, str]:
+def _folders(
+    root: Path, said: tuple[str | None, str | None], name: str, split: str, *, single: bool
+) -> tuple[str, str]:
     """Folders of images and of masks, which exist, below ``root``."""
     if (said[0] is None) != (said[1] is None):
         option = "masks" if said[1] is None else "images"
         raise UserError(f"data.options.{option}", "is not given, and its counterpart is", "give both, or none")
-    layouts = LAYOUTS if said[0] is None or said[1] is None else ((said[0], said[1]),)
+    layouts = LAYOUTS + ((("images", "masks"),) if single else ())
+    layouts = layouts if said[0] is None or said[1] is None else ((said[0], said[1]),)
     filled = [[text.replace(SPLIT, name) for text in layout] for layout in layouts]
     pairs = [(_inside("data.options.images", ones), _inside("data.options.masks", others)) for ones, others in filled]
     for images_in, masks_in in pairs:
@@ -106,12 +127,12 @@ def _by_stem(root: Path, folder: str, suffix: str, other_suffix: str = "") -> di
     folder without suffix and ending."""
     found: dict[str, str] = {}
     for name in images_below(root / folder):
-        stem = name.rpartition(".")[0]
+        stem = normalised(name.rpartition(".")[0])
         if not stem.endswith(suffix) or (other_suffix and stem.endswith(other_suffix)):
             continue
         path = f"{folder}/{name}"
         if found.setdefault(stem.removesuffix(suffix), path) != path:
-            what = f"{found[stem.removesuffix(suffix)]} and {path} differ in their ending alone"
+            what = f"{found[stem.removesuffix(suffix)]} and {path} differ in their ending alone, or in how accents are written"
             raise UserError(str(root), what, "rename or remove one of the two")
     if not found:
         ending = f" that ends in {suffix}" if suffix else ""
@@ -146,7 +167,7 @@ def _listed(
         raise UserError(str(path), f"cannot be read: {reason}", f"correct data.options.list or data.{split}") from None
     found: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        stem = line.strip().replace("\\", "/")
+        stem = normalised(line.strip().replace("\\", "/"))
         if not stem:
             continue
         if stem not in images:

@@ -1,15 +1,16 @@
 """Data set ``folder``, class folders: ``root/{train,val,test}/CLASS/...``, one folder per class, images at any depth below it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from effbackbones.errors import UserError
+from effbackbones.errors import UserError, nearest
 from effbackbones.images.reading import is_image_name
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
+from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 
 
@@ -17,8 +18,10 @@ class FolderDataset:
     """Images of one split, sorted by class and name. ``id`` is the path below the split's folder.
 
     ``classes`` None: the sorted names of the class folders (as torchvision's ``ImageFolder`` sorts them); otherwise the
-    label map of the training split, and a folder that is not in it raises :class:`UserError`. Names that begin with a dot
-    are passed over. Empty class folders raise; so do files that are no images, unless ``ignore_others``.
+    label map of the training split, and a folder that is not in it raises :class:`UserError`. ``rename``: the classes of folders
+    that are not called by them; several may be of one. Names that begin with a dot are passed over. Empty class folders raise; so
+    do files that are no images, unless ``ignore_others``, and fewer than ``least`` classes. ``notes``: images that lie beside the
+    class folders, which belong to none.
     """
 
     def __init__(
@@ -28,13 +31,18 @@ class FolderDataset:
         *,
         read: ImageReader = DEFAULT_READER,
         ignore_others: bool = False,
+        rename: Mapping[str, str] | None = None,
+        least: int = 1,
     ) -> None:
         self.folder = Path(folder)
-        found = _class_folders(self.folder)
-        self.classes = tuple(found) if classes is None else classes
-        unknown = sorted(set(found) - set(self.classes))
+        found, self.notes = _class_folders(self.folder)
+        class_of = _renamed(self.folder, found, rename or {}, known=classes is not None)
+        self.classes = tuple(sorted(set(class_of.values()))) if classes is None else classes
+        if len(self.classes) < least:
+            raise _too_few(self.folder, found, self.classes)
+        unknown = [name for name in found if class_of[name] not in self.classes]
         if unknown:
-            what = f"class {unknown[0]!r} is not in the training data (in all {len(unknown)} such)"
+            what = f"class {class_of[unknown[0]]!r} is not in the training data (in all {len(unknown)} such)"
             raise UserError(str(self.folder / unknown[0]), what, "add it there, or remove the folder")
         names: list[str] = []
         counts: list[int] = []
@@ -46,20 +54,28 @@ class FolderDataset:
             counts.append(len(images))
         self.names = PackedNames(names)
         positions = {name: position for position, name in enumerate(self.classes)}
-        self.labels: NDArray[np.int32] = np.repeat(np.array([positions[name] for name in found], np.int32), counts)
+        labels = np.array([positions[class_of[name]] for name in found], np.int64)
+        self.labels: NDArray[np.int64] = np.repeat(labels, counts)
         self.read = read
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def occurrences(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Image and class of every label, int64 [P] each."""
+        return np.arange(len(self)), self.labels
+
     def __getitem__(self, index: int) -> Sample:
-        name = self.names[index]
-        path = f"{self.folder}/{name}"
-        return Sample(self.read(path), name, path, label=int(self.labels[index]))
+        path = f"{self.folder}/{self.names[index]}"
+        return Sample(self.read(path), self.names[index], path, label=int(self.labels[index]))
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        return Known(name := self.names[index], self.labels[index].tobytes(), (f"{self.folder}/{name}",))
 
 
-def _class_folders(folder: Path) -> list[str]:
-    """Sorted names of the class folders of a split."""
+def _class_folders(folder: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Sorted names of the class folders of a split, and what to tell of the images beside them."""
     shape = f"expected {folder}/CLASS/IMAGE"
     if not folder.is_dir():
         beside = (
@@ -75,12 +91,44 @@ def _class_folders(folder: Path) -> list[str]:
         remedy = "move the classes there, or name the splits' folders by data.train, data.val, data.test"
         raise UserError(str(folder), f"there is no such folder: {shape}, {there}", remedy)
     with os.scandir(folder) as entries:
-        found = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        inside = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    found = sorted(name for name, is_folder in inside if is_folder)
     if not found:
         raise UserError(
             str(folder), f"holds no class folders: {shape}", "put the images of each class into a folder of its own"
         )
-    return found
+    loose = sorted(name for name, is_folder in inside if not is_folder and is_image_name(name))
+    if not loose:
+        return found, ()
+    shown = ", ".join(loose[:3]) + (", ..." if len(loose) > 3 else "")
+    return found, (f"{len(loose):,} images beside the class folders belong to none and are not used: {shown}",)
+
+
+def _renamed(folder: Path, found: list[str], rename: Mapping[str, str], *, known: bool) -> dict[str, str]:
+    """The class of each folder; a name that no folder has raises :class:`UserError`, unless the classes are ``known``, for a split
+    may lack some."""
+    for old in rename:
+        if old not in found and not known:
+            what = f"there is no class folder {old!r} in {folder}"
+            raise UserError("data.options.rename", what, nearest(old, found)[:200])
+    return {name: rename.get(name, name) for name in found}
+
+
+def _too_few(folder: Path, found: list[str], classes: tuple[str, ...]) -> UserError:
+    """What to say of a single class: most often the classes lie one folder deeper."""
+    what = f"holds the class folder {found[0]} alone, and one class is nothing to tell apart"
+    below = sorted(
+        entry.name for entry in os.scandir(folder / found[0]) if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if len(found) > 1:
+        return UserError(
+            "data.options.rename", f"makes one class, {classes[0]!r}, of all folders", "leave two at least"
+        )
+    if not below:
+        return UserError(str(folder), what, "add the other classes, each in a folder of its own")
+    shown = ", ".join(below[:3]) + (f", ... ({len(below)})" if len(below) > 3 else "")
+    remedy = f"if the classes are the folders in it, {shown}, set data.train, data.val: {folder.name}/{found[0]}"
+    return UserError(str(folder), what, f"{remedy} and so on")
 
 
 def _images(split: Path, name: str, ignore_others: bool) -> Iterator[str]:

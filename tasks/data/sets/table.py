@@ -1,26 +1,18 @@
 """Data set ``table``, a CSV file of images and their labels: columns ``file`` and ``labels``, several labels separated by ``;``."""
 
-import csv
-from collections.abc import Iterator
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
+from tasks.data.files.csvfile import Row, TableFormat, read_table
+from tasks.data.files.names import elsewhere, there
 from tasks.data.files.reading import DEFAULT_READER, Confinement, ImageReader, PackedNames
+from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
-
-COLUMNS = ("file", "labels")
-
-
-class Row(NamedTuple):
-    """One line of a table: where it stands, the file's name, its labels."""
-
-    where: str
-    file: str
-    labels: tuple[str, ...]
 
 
 class TableDataset:
@@ -28,8 +20,10 @@ class TableDataset:
 
     With ``multilabel`` a row has any number of labels, an empty cell none, and samples have ``labels`` float32 [K];
     without it exactly one, and samples have ``label``. ``classes`` None: the sorted labels that occur; otherwise these,
-    and any other raises :class:`UserError`. File names are relative to ``root`` (the CSV's folder when None) and may not
-    leave it; every file must exist, and stand in the table once. Errors name the line.
+    and any other raises :class:`UserError`. ``rename``: other names for labels, two of which may become one. File names are
+    relative to ``root`` (the CSV's folder when None), get the ending ``suffix`` where they have none, and may not leave it; every
+    file must exist, and stand in the table once. ``groups``: what the group column says of each row, if ``form`` names one.
+    ``notes``: the columns that were passed over. Errors name the line.
     """
 
     def __init__(
@@ -40,77 +34,86 @@ class TableDataset:
         multilabel: bool = False,
         root: str | Path | None = None,
         read: ImageReader = DEFAULT_READER,
+        form: TableFormat = TableFormat(),  # noqa: B008  # frozen
+        suffix: str = "",
+        rename: Mapping[str, str] | None = None,
     ) -> None:
-        self.table, self.root, self.multilabel, self.read = (
-            Path(table),
-            Path(root or Path(table).parent),
-            multilabel,
-            read,
-        )
-        rows = _checked(list(_rows(self.table)), self.root, multilabel)
+        self.file, self.root = Path(table), Path(root or Path(table).parent)
+        self.multilabel, self.read = multilabel, read
+        found, unused = read_table(self.file, form, self.root)
+        rows = _checked(_renamed(found, rename or {}, self.file, classes), self.root, multilabel, suffix)
         if not rows:
             raise UserError(str(table), "has no rows", "list at least one image")
         self.classes = classes or tuple(sorted({label for row in rows for label in row.labels}))
         if not self.classes:
             raise UserError(str(table), "no row has a label", "label at least one image")
-        self.names = PackedNames(row.file for row in rows)
+        self.ids, self.names = PackedNames(row.file for row in found), PackedNames(row.file for row in rows)
+        self.groups = tuple(row.group for row in rows) if form.group else None
+        self.notes = (f"columns passed over: {', '.join(unused)}",) if unused else ()
         positions = {name: position for position, name in enumerate(self.classes)}
         for row in rows:
             for label in row.labels:
                 if label not in positions:
                     raise UserError(row.where, f"unknown class {label!r}", nearest(label, self.classes)[:200])
         self._ends: NDArray[np.int64] = np.cumsum([len(row.labels) for row in rows])
-        self._labels = np.array([positions[label] for row in rows for label in row.labels], np.int32)
+        self._labels = np.array([positions[label] for row in rows for label in row.labels], np.int64)
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def path(self, index: int) -> str:
+        """The file of an image."""
+        return f"{self.root}/{self.names[index]}"
+
+    def occurrences(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Image and class of every label, int64 [P] each."""
+        counts = np.diff(self._ends, prepend=0)
+        return np.repeat(np.arange(len(self)), counts), self._labels
+
     def __getitem__(self, index: int) -> Sample:
-        name = self.names[index]
-        path = f"{self.root}/{name}"
-        present = self._labels[self._ends[index - 1] if index % len(self) else 0 : self._ends[index]]
+        path, present = self.path(index), self._present(index)
         if not self.multilabel:
-            return Sample(self.read(path), name, path, label=int(present[0]))
+            return Sample(self.read(path), self.ids[index], path, label=int(present[0]))
         labels = np.zeros(len(self.classes), np.float32)
         labels[present] = 1
-        return Sample(self.read(path), name, path, labels=labels)
+        return Sample(self.read(path), self.ids[index], path, labels=labels)
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        return Known(self.ids[index], self._present(index).tobytes(), (self.path(index),))
+
+    def _present(self, index: int) -> NDArray[np.int64]:
+        """The labels of a row."""
+        return self._labels[self._ends[index - 1] if index % len(self) else 0 : self._ends[index]]
 
 
-def _rows(table: Path) -> Iterator[Row]:
-    """The lines of a CSV file below its header."""
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [cell.strip() for cell in next(reader, [])]
-            if sorted(header) != sorted(COLUMNS):
-                got = ",".join(header)[:100]
-                raise UserError(
-                    f"{table}:1", f"expected the columns file,labels, got {got!r}", "write that as the first line"
-                )
-            at_file, at_labels = (header.index(column) for column in COLUMNS)
-            for cells in reader:
-                where = f"{table}:{reader.line_num}"
-                if len(cells) == len(COLUMNS):
-                    labels = cells[at_labels].strip()
-                    yield Row(
-                        where,
-                        cells[at_file].strip(),
-                        tuple(label.strip() for label in labels.split(";")) if labels else (),
-                    )
-                elif cells:  # not a blank line
-                    raise UserError(
-                        where, f"expected {len(COLUMNS)} cells, got {len(cells)}", "quote names that hold a comma"
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        remedy = "name a UTF-8 text file with the columns file,labels"
-        raise UserError(str(table), f"cannot be read as a CSV file: {error}", remedy) from error
+def _renamed(rows: list[Row], rename: Mapping[str, str], table: Path, classes: tuple[str, ...] | None) -> list[Row]:
+    """The rows with other names for some labels; a row with two that become one has it once."""
+    known = {label for row in rows for label in row.labels}
+    unknown = sorted(set(rename) - known)
+    if unknown and classes is None:  # of another split some may be missing
+        what = f"there is no label {unknown[0]!r} in {table}"
+        raise UserError("data.options.rename", what, nearest(unknown[0], known)[:200])
+    if not rename:
+        return rows
+    return [_with_names(row, rename) for row in rows]
 
 
-def _checked(rows: list[Row], root: Path, multilabel: bool) -> list[Row]:
-    """The rows, each sound by itself and against the ones before."""
+def _with_names(row: Row, rename: Mapping[str, str]) -> Row:
+    new = tuple(rename.get(label, label) for label in row.labels)
+    # A label that the file has twice is a mistake all the same.
+    return row._replace(labels=tuple(dict.fromkeys(new)) if len(set(row.labels)) == len(row.labels) else new)
+
+
+def _checked(rows: list[Row], root: Path, multilabel: bool, suffix: str) -> list[Row]:
+    """The rows, each sound by itself and against the ones before; files are named as they lie in ``root``."""
     inside = Confinement(root)
     seen: dict[str, str] = {}
+    found = []
     for row in rows:
+        row = row._replace(file=there(root, row.file, suffix))
+        if not row.file or not os.path.lexists(root / row.file):
+            _refuse_missing(row, root)
         inside.check(row.file, row.where)
         if row.file in seen:
             raise UserError(
@@ -127,4 +130,16 @@ def _checked(rows: list[Row], root: Path, multilabel: bool) -> list[Row]:
             raise UserError(
                 row.where, f"expected one label, got {len(row.labels)}", "correct it, or set data.multilabel: true"
             )
-    return rows
+        found.append(row)
+    return found
+
+
+def _refuse_missing(row: Row, root: Path) -> None:
+    """Raise :class:`UserError` for a file that is not where the table says, but elsewhere below ``root``, with the options that
+    find it."""
+    place = elsewhere(root, row.file) if row.file and not os.path.isabs(row.file) else None
+    if place is None:
+        return
+    options = [f"data.options.image_root: {root / place[0]}"] if place[0] != "." else []
+    options += [f"data.options.suffix: {place[1]}"] if place[1] else []
+    raise UserError(row.where, f"there is no file {root / row.file}", f"set {' and '.join(options)}")

@@ -1,0 +1,56 @@
+"""Arrays stored as ``.npy`` files: pixels of any number of channels."""
+
+from pathlib import Path
+
+import numpy as np
+
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import Pixels, Size
+from effbackbones.images.opening import DAMAGE, check_pixels, opened_file, unreadable
+
+
+def array_size(path: str | Path) -> Size:
+    """(H, W) of a ``.npy`` file, from its header."""
+    height, width, _ = _header(path)[0]
+    return height, width
+
+
+def read_array(path: str | Path, channels: int, max_pixels: int, depth: str) -> Pixels:
+    """The array of a ``.npy`` file as [H, W, C]; arguments as of :func:`effbackbones.images.reading.read_image`."""
+    shape, _ = _header(path)
+    check_pixels(path, (shape[1], shape[0]), max_pixels)
+    if shape[2] != channels:
+        what = f"the array has {shape[2]} channels, asked for are {channels}"
+        raise UserError(str(path), what, f"set data.options.channels: {shape[2]}, as many as the data has")
+    try:
+        array: Pixels = np.load(path, allow_pickle=False).reshape(shape)
+    except DAMAGE as error:
+        raise unreadable(path, error) from error
+    return as_pixels(path, array, depth)
+
+
+def as_pixels(path: str | Path, array: Pixels, depth: str) -> Pixels:
+    """Numbers of uint8, uint16 or float32 as pixels; ``depth`` 8 keeps the upper byte of 16 bits. Floating point outside of
+    0..1 raises :class:`UserError`."""
+    if array.dtype == np.float32 and not (array.min() >= 0 and array.max() <= 1):  # NaN fails too
+        raise UserError(str(path), "float pixels must lie in 0..1", "divide them by their largest possible value")
+    return (array // 256).astype(np.uint8) if array.dtype == np.uint16 and depth == "8" else array
+
+
+def _header(path: str | Path) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Shape [H, W, C] and dtype."""
+    with opened_file(path) as file:
+        try:
+            major, _ = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file, max_header_size=10_000)
+        except DAMAGE as error:
+            raise unreadable(path, error) from error
+    shape = (*shape, 1) if len(shape) == 2 else shape
+    if len(shape) != 3 or min(shape) < 1 or dtype not in (np.uint8, np.uint16, np.float32):
+        raise UserError(
+            str(path),
+            f"expected [H, W] or [H, W, C] of uint8, uint16 or float32; got {list(shape)} of {dtype}",
+            "convert it",
+        )
+    return shape, dtype

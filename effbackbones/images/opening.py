@@ -1,0 +1,85 @@
+"""Opening files of images, and what is said of those that cannot be read."""
+
+import logging
+import os
+import stat
+import struct
+import tokenize
+import zlib
+from pathlib import Path
+from typing import IO
+
+from PIL import UnidentifiedImageError
+
+from effbackbones.errors import UserError
+
+MAX_PIXELS = 64_000_000
+FORMATS_AT_ONCE = ("JPEG", "PNG", "GIF", "BMP", "PPM")
+# Closed: among the others that PIL knows is one that starts another program (EPS).
+FORMATS = (*FORMATS_AT_ONCE, "WEBP", "TIFF", "JPEG2000", "AVIF")
+DAMAGE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    tokenize.TokenError,
+)
+"""What PIL's, NumPy's and tifffile's parsers raise on damaged files, from fuzzing and from reading them."""
+
+# They log what they then raise, without the file's name; where nobody listens that would go to standard error.
+for _library in ("PIL", "tifffile"):
+    logging.getLogger(_library).addHandler(logging.NullHandler())
+
+
+def opened_file(path: str | Path) -> IO[bytes]:
+    """A regular file, open for reading; anything else raises :class:`UserError`."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not Path(path).is_dir():  # opening a pipe would wait for ever
+            raise OSError("not a regular file")
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | Path, error: BaseException) -> UserError:
+    """What to say of a file whose reading raised ``error``."""
+    if isinstance(error, UserError):
+        return error
+    return UserError(
+        str(path), f"cannot be read as an image: {_reason(path, error)}", "replace the file, or take it out of the data"
+    )
+
+
+def _reason(path: str | Path, error: BaseException) -> str:
+    """One line on what is wrong with a file."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError) or Path(path).is_dir():
+        return "it is a folder"
+    if isinstance(error, PermissionError):
+        return "no permission"
+    if Path(path).is_file() and Path(path).stat().st_size == 0:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return f"not in one of the formats {', '.join(FORMATS)}"
+    return " ".join(f"{type(error).__name__} {error}".split())[:160]
+
+
+def check_pixels(path: str | Path, size: tuple[int, int], max_pixels: int) -> None:
+    """Refuse a file whose header announces more than ``max_pixels``; ``size`` is (width, height)."""
+    width, height = size
+    if width * height > max_pixels:
+        raise UserError(
+            str(path),
+            f"the header announces {width} x {height} = {width * height:,} pixels; allowed are {max_pixels:,} pixels",
+            "shrink the image, or raise max_pixels",
+        )

@@ -1,0 +1,156 @@
+"""A CSV file of images and their labels, as rows: which character parts its cells and its labels, which columns it has."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from effbackbones.errors import UserError, nearest
+from tasks.data.files.names import elsewhere
+
+COLUMNS = ("file", "labels")
+DELIMITERS = (",", ";", "\t", "|")
+SEPARATOR = ";"
+_JOINING = ("|", ",", "/", "+", "&", " ")
+"""What joins labels in files of others."""
+_LOOKED_AT = 50
+
+
+class Row(NamedTuple):
+    """One line of a table: where it stands, the file's name, its labels, the group that it belongs to."""
+
+    where: str
+    file: str
+    labels: tuple[str, ...]
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """How a table is written. ``columns``: the names of those with files and with labels; ``group``: that of a third one, which says
+    what belongs together; ``delimiter`` between cells, None: found from the header; ``separator`` between labels, None: ``;``, and
+    labels that look joined by something else are refused."""
+
+    columns: tuple[str, str] = COLUMNS
+    group: str | None = None
+    delimiter: str | None = None
+    separator: str | None = None
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return self.columns if self.group is None else (*self.columns, self.group)
+
+
+class Table(NamedTuple):
+    """The rows of a file, and the columns that nobody asked for."""
+
+    rows: list[Row]
+    unused: tuple[str, ...]
+
+
+def read_table(path: Path, form: TableFormat, root: Path) -> Table:
+    """The lines of a file below its header; its images lie in ``root``. Raises :class:`UserError` naming the line for what is no
+    such table."""
+    text = _text(path)
+    delimiter = form.delimiter or _delimiter(text, form.wanted)
+    header = _header(text, delimiter)
+    if not set(form.wanted) <= set(header) or len(set(header)) < len(header):
+        raise _refused(path, header, form, text, delimiter, root)
+    places = [header.index(name) for name in form.wanted]
+    try:
+        rows = list(_rows(path, text, delimiter, places, len(header), form.separator or SEPARATOR))
+    except csv.Error as error:
+        raise UserError(str(path), f"cannot be read as a CSV file: {error}", "mend its quotes") from error
+    if form.separator is None:
+        _refuse_joined(path, rows)
+    return Table(rows, tuple(name for name in header if name not in form.wanted))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        remedy = f"name a UTF-8 text file with the columns {','.join(COLUMNS)}"
+        raise UserError(str(path), f"cannot be read as a CSV file: {error}", remedy) from error
+
+
+def _delimiter(text: str, wanted: Sequence[str]) -> str:
+    """What parts the header into the wanted columns, else into the most cells; the comma where nothing does."""
+    headers = {delimiter: _header(text, delimiter) for delimiter in DELIMITERS}
+    return max(DELIMITERS, key=lambda one: (set(wanted) <= set(headers[one]), len(headers[one])))
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    first = text.partition("\n")[0]
+    try:
+        return [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
+    except csv.Error:
+        return [first]
+
+
+def _refused(path: Path, header: list[str], form: TableFormat, text: str, delimiter: str, root: Path) -> UserError:
+    wanted, got = ",".join(form.wanted), delimiter.join(header)[:100]
+    missing = [name for name in form.wanted if name not in header]
+    if form.columns != COLUMNS or form.group:
+        if not missing:
+            return UserError(f"{path}:1", f"a column stands there twice in {got!r}", "give each a name of its own")
+        return UserError(f"{path}:1", f"there is no column {missing[0]!r}", nearest(missing[0], header)[:200])
+    return UserError(
+        f"{path}:1", f"expected the columns {wanted}, got {got!r}", _proposed(header, text, delimiter, root)
+    )
+
+
+def _proposed(header: Sequence[str], text: str, delimiter: str, root: Path) -> str:
+    """What to write into the config for a table of other columns: the one whose cells are files, and the other one, or that of the
+    fewest different cells."""
+    plain = "write that as the first line, or set data.options.columns: [FILES, LABELS]"
+    lines = [cells for cells in csv.reader(text.splitlines()[1 : _LOOKED_AT + 1], delimiter=delimiter) if cells]
+    if len(header) < 2 or not lines or any(len(cells) != len(header) for cells in lines):
+        return plain
+    for place, name in enumerate(header):
+        found = elsewhere(root, lines[0][place].strip())
+        if found is None:
+            continue
+        different = {other: len({cells[other] for cells in lines}) for other in range(len(header)) if other != place}
+        labels = header[min(different, key=lambda other: (different[other] == 1, different[other]))]
+        options = [f"columns: [{name}, {labels}]"]
+        options += [f"image_root: {root / found[0]}"] if found[0] != "." else []
+        options += [f"suffix: {found[1]}"] if found[1] else []
+        return f"set data.options.{', data.options.'.join(options)}"
+    return plain
+
+
+def _rows(path: Path, text: str, delimiter: str, places: Sequence[int], count: int, separator: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    next(reader, None)
+    for cells in reader:
+        where = f"{path}:{reader.line_num}"
+        if len(cells) == count:
+            file, labels, *group = (cells[place].strip() for place in places)
+            parts = labels.split() if separator.isspace() else labels.split(separator)
+            found = tuple(label.strip() for label in parts) if labels else ()
+            yield Row(where, file, found, group[0] if group else "")
+        elif cells:  # not a blank line
+            what = f"expected {count} cells, got {len(cells)}"
+            raise UserError(where, what, "quote names that hold the character between cells")
+
+
+def _refuse_joined(path: Path, rows: Sequence[Row]) -> None:
+    """Raise :class:`UserError` where no row has several labels, and labels look like several joined by another character: parts of
+    them stand alone elsewhere, or in several of them (of words with spaces: all parts stand alone)."""
+    if any(len(row.labels) > 1 for row in rows):
+        return
+    labels = {label for row in rows for label in row.labels}
+    for character in _JOINING:
+        parts = {label: label.split(character) for label in labels if character in label.strip(character)}
+        pieces = [piece.strip() for split in parts.values() for piece in split]
+        alone = [piece for piece in pieces if piece in labels]
+        looks = len(alone) == len(pieces) if character == " " else bool(alone) or len(set(pieces)) < len(pieces)
+        if parts and looks:
+            what = f"no row has {SEPARATOR!r}, and labels such as {min(parts)[:60]!r} look like several, joined by {character!r}"
+            options = f"data.options.separator: {character!r} and data.multilabel: true"
+            remedy = f"set {options}, or separator: {SEPARATOR!r} if each is one class"
+            raise UserError(str(path), what, remedy)

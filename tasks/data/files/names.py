@@ -1,0 +1,58 @@
+"""Names of files as people write them, and as they lie in a folder."""
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from effbackbones.images.reading import SUFFIXES, is_image_name
+
+_LOOKED_AT = 64
+"""So many folders are looked through for a file that is not where it should be."""
+
+
+def normalised(name: str) -> str:
+    """A name with each letter in one way (NFC): a letter with its accent, and the two after each other, look the same."""
+    return unicodedata.normalize("NFC", name)
+
+
+def there(root: Path, name: str, suffix: str = "") -> str:
+    """``name`` as a file below ``root`` has it: with ``suffix`` where it has no ending of an image, with other slashes, with accents
+    written in the other way. As it is, where there is none."""
+    if suffix and not is_image_name(name):
+        name += suffix
+    slashed = name.replace("\\", "/")
+    forms = (name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD")))
+    return next((form for form in forms if _exists(root, form)), slashed)
+
+
+def _exists(root: Path, name: str) -> bool:
+    try:
+        return bool(name) and os.path.lexists(root / name)
+    except ValueError:  # a zero byte
+        return False
+
+
+def elsewhere(root: Path, name: str) -> tuple[str, str] | None:
+    """Where a file is that is not at ``root / name``: a folder below ``root`` (or ``.``) and an ending to add (or none)."""
+    slashed = name.replace("\\", "/")
+    for folder in _folders(root):
+        for suffix in ("", *sorted(SUFFIXES), *(suffix.upper() for suffix in sorted(SUFFIXES))):
+            if (folder / (slashed + suffix)).is_file():
+                return folder.relative_to(root).as_posix(), suffix
+    return None
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """``root`` and the folders in it and in these, the first few."""
+    yield root
+    count = 0
+    for place, folders, _ in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if Path(place) != root and Path(place).parent != root:
+            folders[:] = []
+        for name in folders:
+            count += 1
+            if count > _LOOKED_AT:
+                return
+            yield Path(place) / name
