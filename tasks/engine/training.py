@@ -31,7 +31,7 @@ from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
 from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, trained
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, stopped_by
-from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, supervised
+from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS
 from tasks.report.metricsfile import plain, write_metrics
 from tasks.settings.commandline import Extras
@@ -145,7 +145,7 @@ class _Run:
         state, config = self.state, self.config
         if config.run.compile:
             state.model.compile()
-        objective = supervised(self.task, config)
+        objective = Supervised(self.task, config)
         stepper = Stepper(
             self.fabric,
             state,
@@ -155,6 +155,7 @@ class _Run:
             self.lr_factor,
             config.optim.clip_norm,
             config.run.seed,
+            self.tell,
         )
         if self._is_due() and not self._evaluated():  # left when the run was stopped
             self._evaluate()
