@@ -3,12 +3,18 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+
+
+def say(line: str) -> None:
+    """A line on standard error that does not tear bars. One that cannot be written is lost: nothing that works ends for it."""
+    with suppress(OSError, ValueError):  # the reader has gone, or the disk is full; closed
+        tqdm.write(line, file=sys.stderr)
 
 
 class Teller:
@@ -22,7 +28,7 @@ class Teller:
     def __call__(self, line: str) -> None:
         """Say a line."""
         if not self.quiet:
-            tqdm.write(line, file=sys.stderr)
+            say(line)
 
     @contextmanager
     def bar(self, total: int, done: int, name: str, unit: str) -> Iterator[None]:

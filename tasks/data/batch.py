@@ -3,6 +3,7 @@
 What users' data sets and transforms begin with can be imported from here too, whichever file holds it.
 """
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +16,7 @@ from torch import Tensor
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, Pixels, ResizePlan, Size
+from tasks.data.files.slate import reading_sample
 from tasks.data.sample import (
     IGNORE as IGNORE,
     MixingTransform as MixingTransform,
@@ -26,6 +28,8 @@ from tasks.data.sample import (
 if TYPE_CHECKING:
     from tasks.data.dataset import Dataset
 
+READING = "while reading"
+"""How the note on an exception begins that came out of a data set or a transform."""
 SUBSTITUTES = 20
 """So many other samples are tried in place of an unreadable one before giving up."""
 MAX_SKIPPED = 0.01
@@ -71,25 +75,26 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The batch with its tensors on ``device``."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """The batch with its tensors in page-locked memory (called by the loader)."""
-        return self._mapped(lambda tensor: tensor.pin_memory())
+        return self.mapped(lambda tensor: tensor.pin_memory())
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def mapped(self, change: Callable[[Any], Any], kind: type = Tensor) -> Self:
+        """The batch with ``change`` made to each of its tensors, or of what stands for them and is of that ``kind``."""
         sizes = self.sizes._replace(valid=change(self.sizes.valid))
-        return replace(self, images=change(self.images), sizes=sizes, targets=_map_tensors(self.targets, change))
+        return replace(self, images=change(self.images), sizes=sizes, targets=_mapped(self.targets, change, kind))
 
 
-def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``change`` applied to every tensor in nested dicts, lists, tuples and NamedTuples."""
-    if isinstance(tree, Tensor):
+def _mapped(tree: Any, change: Callable[[Any], Any], kind: type) -> Any:
+    """``change`` applied to everything of that ``kind`` in nested dicts, lists, tuples and NamedTuples."""
+    if isinstance(tree, kind):
         return change(tree)
     if isinstance(tree, dict):
-        return {key: _map_tensors(value, change) for key, value in tree.items()}
+        return {key: _mapped(value, change, kind) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        items = [_map_tensors(value, change) for value in tree]
+        items = [_mapped(value, change, kind) for value in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     return tree
 
@@ -117,12 +122,13 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
         try:
             return self._read(epoch, index)
         except UserError as error:
-            if self.on_error == "stop":
-                raise
+            if self.on_error == "stop" or getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                raise  # in want of open files every sample is unreadable
             return self._substitute(epoch, index, error)
 
     def _read(self, epoch: int, index: int) -> Sample:
         sample: Sample | None = None
+        reading_sample(f"sample {index}")
         try:
             sample = self.dataset[index]
             if self.transform is None:
@@ -136,7 +142,9 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
             raise
         except Exception as error:
             where = f"sample {index}" if sample is None else f"sample {index}, id {sample.id!r}, file {sample.path!r}"
-            error.add_note(f"while reading {where} of {type(self.dataset).__name__}")
+            # With its own text: a loader process sends an exception as its traceback, of which the last line is told.
+            text = " ".join(f"{type(error).__name__} {error}".split())[:300]
+            error.add_note(f"{READING} {where} of {type(self.dataset).__name__}: {text}")
             raise
 
     def _substitute(self, epoch: int, index: int, error: UserError) -> Sample:

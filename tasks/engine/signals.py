@@ -1,7 +1,5 @@
 """Signals as a flag that is read between two steps: SIGTERM and SIGINT save and stop, SIGUSR1 saves and goes on."""
 
-import atexit
-import multiprocessing.util  # first, so that what it does at exit comes last
 import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -39,23 +37,11 @@ class Signals:
         self.level = 0 if self.level == SAVE else self.level
 
 
-def leave_to_parent(worker: int) -> None:
+def ignore_signals() -> None:
     """For a loader process: terminals and schedulers signal every process of a run, but the training process answers, which saves
     while its loaders go on, and ends them itself."""
     for number in _RANK:
         signal.signal(number, signal.SIG_IGN)
-
-
-@atexit.register  # runs before that of multiprocessing, which would wait for ever for a loader that hangs
-def _end_children() -> None:
-    """Ask daemonic children to end, as multiprocessing does; kill those that do not."""
-    children = [child for child in multiprocessing.active_children() if child.daemon]
-    for child in children:
-        child.terminate()
-    for child in children:
-        child.join(1)
-        if child.is_alive():
-            child.kill()
 
 
 def stopped_by(level: int) -> signal.Signals | None:

@@ -26,6 +26,8 @@ class DataConfig(Section):
 
     SECTION: ClassVar = "data"
     LIMITS: ClassVar = {
+        "val": "(0, 1)",
+        "test": "(0, 1)",
         "image_size": "[1, 16384]",
         "crop_size": "[1, 16384]",
         "tile": "[32, 16384]",
@@ -67,10 +69,16 @@ class DataConfig(Section):
     """Folder of the data."""
     train: str | None = None
     """Folder or file of the training split, inside of root; null: the data set's own name for it."""
-    val: str | None = None
-    """As train, for validation."""
-    test: str | None = None
-    """As train, for the final test."""
+    val: str | float | None = None
+    """As train, for validation; a number in (0, 1): that share of the images of train."""
+    test: str | float | None = None
+    """As val, for the final test."""
+    split_by: Literal["class", "random"] = "class"
+    """How shares are drawn: of each class its share (class), or of all images together (random)."""
+    split_group: str | None = None
+    """Regular expression on the ids of images: those for which its first group is the same stay in one split."""
+    division: str | None = None
+    """File of an earlier division by shares (split.json of a run), in place of drawing one."""
     options: Options = field(default_factory=dict)
     """Options of the data set."""
     image_size: int | tuple[int, int] | None = None
@@ -99,8 +107,9 @@ class DataConfig(Section):
     """Unreadable image: stop, or skip and count it (more than 1 % stop the run)."""
     max_pixels: int = 64_000_000
     """Larger images are refused."""
-    crop: Literal["resized", "pad", "center", "none"] = "resized"
-    """Training crop: resized (random area and aspect), pad (pad by an eighth, crop at random), center (as in evaluation), none (squash)."""
+    crop: Literal["resized", "pad", "center", "none", "whole"] = "resized"
+    """Training crop: resized (random area and aspect), pad (pad by an eighth, crop at random), center (as in evaluation), none (squash);
+    whole: the whole image, squashed, in training and evaluation."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area of a resized crop, as a share of the image."""
     ratio: tuple[float, float] = (0.75, 4 / 3)
@@ -152,6 +161,12 @@ class DataConfig(Section):
             low, high = getattr(self, name)
             if low > high:
                 raise UserError(f"data.{name}", f"expected [low, high], got [{low}, {high}]", "swap the two")
+        shares = self.shares
+        if sum(shares.values()) >= 1:
+            what = f"expected shares of less than 1 together, got {', '.join(map(str, shares.values()))}"
+            raise UserError("data.test", what, "leave some images for training")
+        if shares and isinstance(self.val, str | None):
+            raise UserError("data.test", "is a share, and data.val is none", "give both as shares, or neither")
         tile = self.tile if isinstance(self.tile, tuple) else (self.tile,)
         if self.tile is not None and self.tile_overlap >= min(side for side in tile if side is not None):
             what = f"expected less than a tile, got {self.tile_overlap} pixels of tiles of {self.tile}"
@@ -160,3 +175,8 @@ class DataConfig(Section):
             raise UserError(
                 f"data.{'mixup' if self.mixup else 'cutmix'}", "does not go with data.multilabel", "set it to 0"
             )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The splits that are shares of the training images."""
+        return {split: share for split in ("val", "test") if isinstance(share := getattr(self, split), float)}

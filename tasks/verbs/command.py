@@ -53,8 +53,11 @@ def _run(verb: Verb, command: str, request: Request) -> int:
     for line in told:
         print(line, file=sys.stderr)
     # torch comes in here
-    function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
-    return int(function(task, config, request.extras))
+    from tasks.engine.surroundings import put_back
+
+    with put_back():
+        function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
+        return int(function(task, config, request.extras))
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -83,20 +86,11 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"memory: {text[:200]}; {remedy}", USER_ERROR
     if name == "DivergedError":
         return f"training: {text}; lower optim.lr, lengthen optim.warmup_epochs, or set optim.clip_norm", DIVERGED
-    if "Original Traceback" in str(error):  # a mistake in code that ran in a loader process
-        text = str(error).strip().splitlines()[-1]
-        notes = " ".join(getattr(error, "__notes__", []))
-        return f"data loader: {text[:300]} {notes}; EFFBACKBONES_DEBUG=1 shows where", FAILED
-    if "DataLoader timed out" in text:
-        return (
-            f"data loader: {text[:200]}; raise data.timeout, or find the file that hangs with data.workers 0",
-            USER_ERROR,
-        )
-    if "DataLoader worker" in text:
-        return (
-            f"data loader: {text[:200]}; memory may have run out: lower data.workers, or set it to 0 to see the cause",
-            USER_ERROR,
-        )
+    # What a loader process raised comes as the text of its traceback, notes last.
+    lines = [*str(error).strip().splitlines()[-1:], *getattr(error, "__notes__", [])]
+    note = next((line for line in lines if line.startswith("while reading ")), None)
+    if note or "Original Traceback" in str(error):  # a mistake in code that makes samples or batches
+        return f"data: {(note or lines[0])[:600]}; EFFBACKBONES_DEBUG=1 shows where", FAILED
     return f"{name}: {text[:300]}; EFFBACKBONES_DEBUG=1 shows where", FAILED
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from threading import Thread
 
 import torch
-from torch.utils.data import DataLoader
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import SUFFIXES
@@ -18,6 +17,7 @@ from tasks.data.door import image_reader
 from tasks.data.sample import Sample
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
+from tasks.engine.loading import Loader
 from tasks.report.outputs import Originals
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
@@ -64,7 +64,7 @@ class _Ahead:
     """Batches, as many as there are (for the progress bar), each read while the one before it is worked on. One that is not there
     after ``timeout`` seconds (0: never) raises :class:`UserError` that names what ``reading`` says."""
 
-    def __init__(self, batches: DataLoader[Batch], timeout: float, reading: Callable[[], str]) -> None:
+    def __init__(self, batches: Loader, timeout: float, reading: Callable[[], str]) -> None:
         self.batches, self.timeout, self.reading = batches, timeout, reading
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, Size
 from effbackbones.images.reading import MAX_PIXELS, read_image
+from tasks.data.files.slate import reading_file
 from tasks.settings.options import as_names
 
 
@@ -106,6 +107,7 @@ class ImageReader:
 
     def __call__(self, path: str) -> Pixels:
         """Pixels [H, W, channels] of a file."""
+        reading_file(path)
         options = {"channels": self.channels, "max_pixels": self.max_pixels}
         return read_image(path, **options, depth=self.depth, exif=self.exif, at_least=self.at_least)
 

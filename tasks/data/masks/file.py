@@ -16,6 +16,7 @@ from PIL import ImageFile
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask
 from effbackbones.images.reading import MAX_PIXELS, is_deep, opened_image, orientation_of, read_image, turned
+from tasks.data.files.slate import reading_file
 from tasks.data.sample import IGNORE
 
 FORMATS = ("index", "palette", "rgb", "binary")
@@ -99,6 +100,7 @@ class MaskReader:
 
     def __call__(self, path: str | Path) -> Mask:
         """The classes in a file."""
+        reading_file(str(path))
         return self.decode(read_stored(path, max_pixels=self.max_pixels, exif=self.exif), str(path))
 
     def decode(self, stored: Stored, path: str) -> Mask:

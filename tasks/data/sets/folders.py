@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError, nearest
 from effbackbones.images.reading import is_image_name
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
+from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 
 
@@ -60,17 +61,17 @@ class FolderDataset:
     def __len__(self) -> int:
         return len(self.names)
 
-    def path(self, index: int) -> str:
-        """The file of an image."""
-        return f"{self.folder}/{self.names[index]}"
-
     def occurrences(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Image and class of every label, int64 [P] each."""
         return np.arange(len(self)), self.labels
 
     def __getitem__(self, index: int) -> Sample:
-        path = self.path(index)
+        path = f"{self.folder}/{self.names[index]}"
         return Sample(self.read(path), self.names[index], path, label=int(self.labels[index]))
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        return Known(name := self.names[index], self.labels[index].tobytes(), (f"{self.folder}/{name}",))
 
 
 def _class_folders(folder: Path) -> tuple[list[str], tuple[str, ...]]:
@@ -126,8 +127,8 @@ def _too_few(folder: Path, found: list[str], classes: tuple[str, ...]) -> UserEr
     if not below:
         return UserError(str(folder), what, "add the other classes, each in a folder of its own")
     shown = ", ".join(below[:3]) + (f", ... ({len(below)})" if len(below) > 3 else "")
-    remedy = f"if the classes are the folders in it, {shown}, set data.train, data.val: {folder.name}/{found[0]}"
-    return UserError(str(folder), what, f"{remedy} and so on")
+    remedy = f"if the classes are the folders in it, {shown}, set data.train: {folder.name}/{found[0]}, and data.val likewise"
+    return UserError(str(folder), what, remedy)
 
 
 def _images(split: Path, name: str, ignore_others: bool) -> Iterator[str]:
