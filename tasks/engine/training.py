@@ -7,7 +7,7 @@ one :class:`tasks.engine.state.RunState`.
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
 from tasks.engine.rundir import STATES, RunFolder, choose
-from tasks.engine.signals import EXIT_CODES, SAVE, Signals, stopped_by
+from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
 from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, supervised
 from tasks.engine.watching import WATCHERS
 from tasks.report.metricsfile import plain, write_metrics
@@ -50,18 +50,21 @@ class DivergedError(Exception):
 def train(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Train, evaluate the best weights, write the report; returns the exit code. All processes of a run call it."""
     tell = Teller(config.run.progress, quiet=not processes.is_first())
-    path = choose(config, task.command, extras.config_name, tell)
-    run = _Run(task, config, path, tell)  # what is wrong with data or model shows here, before there is a folder
-    tell(f"run folder {path}")
-    with RunFolder(path, config) if processes.is_first() else nullcontext():
-        return run.go()
+    with Signals() as signals:
+        path = choose(config, task.command, extras.config_name, tell)
+        run = _Run(
+            task, config, path, tell, signals
+        )  # what is wrong with data or model shows here, before there is a folder
+        tell(f"run folder {path}")
+        with RunFolder(path, config) if processes.is_first() else nullcontext():
+            return run.go()
 
 
 class _Run:
     """One training run in one process."""
 
-    def __init__(self, task: TaskSpec, config: Config, folder: Path, tell: Teller) -> None:
-        self.task, self.config, self.folder, self.tell = task, config, folder, tell
+    def __init__(self, task: TaskSpec, config: Config, folder: Path, tell: Teller, signals: Signals) -> None:
+        self.task, self.config, self.folder, self.tell, self.signals = task, config, folder, tell, signals
         device = assembly.run_device(config)
         Fabric.seed_everything(config.run.seed, workers=False, verbose=False)
         datasets = assembly.open_splits(config, task)
@@ -78,9 +81,9 @@ class _Run:
             lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim
         )
         self.state = assembly.begin(config, model.to(device), getattr(self.fabric.strategy.precision, "scaler", None))
-        self.judge = Judge(task, config, self.state, self.plan, datasets, folder, tell, self._leaves)
+        self.judge = Judge(task, config, self.state, self.plan, datasets, folder, tell, self._leaves, self._leaving)
         self.skips, self.pace = SkipCount(len(self.train_set)), Pace(config.data.batch_size)
-        self.figures, self.signals = LateReader(), Signals()
+        self.figures = LateReader()
         self.agreed = 0
         """The highest signal of all processes, which they agree on at the same step."""
         self.streak = 0
@@ -90,21 +93,21 @@ class _Run:
     def go(self) -> int:
         """Train to the end, or to a signal."""
         state, optim = self.state, self.config.optim
-        with self.signals:
-            self.fabric.launch()
-            state.share = Share(self.fabric.global_rank, self.fabric.world_size, optim.accumulate)
-            self._resume()
-            self.pace.restart(state.step)
-            self._tell_start()
-            self.events = Events(self.folder, self.config.run.tensorboard and processes.is_first())
-            with self.tell.bar(self.plan.total, state.step, "train", "step"):
-                for start, stop in self.plan.phases(state.step):
-                    if self._stopping():
-                        break
-                    if self.plan.thaw is not None and start >= self.plan.thaw:
-                        state.model.backbone.unfreeze()
-                    self._train(stop)
-            self.events.close()
+        self.fabric.launch()
+        state.share = Share(self.fabric.global_rank, self.fabric.world_size, optim.accumulate)
+        self._resume()
+        self.pace.restart(state.step)
+        self._tell_start()
+        self.events = Events(self.folder, self.config.run.tensorboard and processes.is_first())
+        self.signals.heed()
+        with self.tell.bar(self.plan.total, state.step, "train", "step"):
+            for start, stop in self.plan.phases(state.step):
+                if self._stopping():
+                    break
+                if self.plan.thaw is not None and start >= self.plan.thaw:
+                    state.model.backbone.unfreeze()
+                self._train(stop)
+        self.events.close()
         if stopped_by(self.agreed) is not None:
             self.fabric.barrier()  # Lightning's launcher kills the first process, which may still save, when another has ended
         signal = stopped_by(max(self.agreed, self.signals.level))
@@ -115,6 +118,7 @@ class _Run:
             raise RuntimeError(f"{state.step} of {self.plan.total} planned steps were done")
         if not self._evaluated():  # stopped between the last step and its evaluation
             self._evaluate()
+        self.signals.unheeded()  # all is saved; the same command makes up for the rest
         self.judge.finish({"unreadable": f"{len(self.skips.messages)} training samples"})
         return 0
 
@@ -133,17 +137,26 @@ class _Run:
             self.lr_factor,
             config.optim.clip_norm,
             config.run.seed,
+            self._leaving,
         )
         if self._is_due() and not self._evaluated():  # left when the run was stopped
             self._evaluate()
         batches = self._batches(stop)
         while state.step < stop and not self._stopping():
-            with ExitStack() as watched:
-                for watcher in WATCHERS:
-                    watched.enter_context(watcher.step(state))
-                log = stepper.take(islice(batches, config.optim.accumulate))
+            try:
+                with ExitStack() as watched:
+                    for watcher in WATCHERS:
+                        watched.enter_context(watcher.step(state))
+                    watched.enter_context(self.signals.leaving(raises=False))
+                    log = stepper.take(islice(batches, config.optim.accumulate))
+            except StoppedError:  # too slow a step, or nothing to step on: as if it had not begun
+                stepper.undo()
+                self.agreed = self.signals.level
+                log = None
             self._heed(log)
             due = self._is_due() or state.step == self.plan.total
+            if stopped_by(self.agreed) is not None:
+                self.signals.answer()
             if self.agreed or due:
                 self._save()  # reads this step's figures, a signal among them
                 if stopped_by(self.agreed) is None:
@@ -188,6 +201,10 @@ class _Run:
     def _leaves(self) -> bool:
         """Whether an evaluation is to be left: a process that is alone may; of several each would wait for the others."""
         return self.state.share.world == 1 and stopped_by(self.signals.level) is not None
+
+    def _leaving(self) -> AbstractContextManager[None]:
+        """Around work that a process leaves, when it is to stop, without waiting for its end: if it is alone, as above."""
+        return self.signals.leaving(raises=self.state.share.world == 1)
 
     def _stopping(self) -> bool:
         return stopped_by(self.agreed) is not None or self._early()
@@ -284,8 +301,9 @@ class _Run:
             row["train_loss"] = progress.loss_sum / progress.loss_steps
         try:
             results = self.judge.validate(row)
-        except EvaluationLeftError:  # all is saved; who continues evaluates first
+        except (EvaluationLeftError, StoppedError):  # all is saved; who continues evaluates first
             self.agreed = self.signals.level
+            self.signals.answer()
             return
         progress.history.append(row)
         progress.loss_sum, progress.loss_steps = 0.0, 0
