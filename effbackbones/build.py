@@ -17,7 +17,7 @@ from effbackbones.multihead import LossWeights, combine_needs
 from effbackbones.registry import BACKBONES, TASKS
 from effbackbones.weights.loading import load_table
 from effbackbones.weights.pretrained import Adopted, Pretrained
-from effbackbones.weights.reading import read_weights
+from effbackbones.weights.reading import read_for
 from effbackbones.weights.record import plain
 
 _LOG = logging.getLogger("effbackbones")
@@ -180,12 +180,10 @@ def _create(
             remedy = f"{nearest(key, family.known)}; null takes it out of a config"
             raise UserError(f"backbone_options.{key}", f"backbone {name!r} has no such option", remedy)
     options = {key: value for key, value in needs.items() if key in family.known} | options
-    read = None if weights is None else family.kind.read_weights(weights, name, options)
+    read = None if weights is None else read_for(family.kind, weights, name, options)
     if read:
         decided = {**read.options, **_maps(read, heads)}
         options = {key: value for key, value in decided.items() if key in family.takes} | options
-    elif weights is not None:
-        read = read_weights(weights, name)
     backbone = family.make(**options)
     if not isinstance(backbone, Backbone):
         raise UserError(

@@ -110,7 +110,7 @@ class PowerFailsError(Exception):
     """The power fails."""
 
 
-def stop_at(after: int, folder: Path) -> None:
+def stop_at(after: int, folder: Path, *more: str) -> None:
     """Start a run that saves at every second step and breaks off in the step after ``after`` of them."""
 
     def fail(state: RunState) -> None:
@@ -118,7 +118,7 @@ def stop_at(after: int, folder: Path) -> None:
             raise PowerFailsError
 
     with watching(After(fail)):
-        assert run(folder, "--run.save_minutes", "1e-9") == 1
+        assert run(folder, "--run.save_minutes", "1e-9", *more) == 1
 
 
 @pytest.mark.parametrize("after", [2, 4, 7])  # within an epoch, at its border, one before the end

@@ -282,7 +282,7 @@ def test_relative_paths_of_an_older_run_are_no_change_and_addresses_are_no_paths
     named = read(tmp_path, "model: {weights: imagenet}\ndata: {root: 's3://bucket/photos'}\n")
     assert absolute(named) == named
     monkeypatch.chdir(tmp_path.parent)
-    assert changed_keys(new, old) == ["data.root", "model.weights", "plugins"]
+    assert changed_keys(new, old) == ["model.weights", "plugins"]
 
 
 def test_print_config_shows_places_and_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,17 +217,17 @@ def test_cache_that_cannot_be_written_is_named(server, tmp_path):
 
 
 def test_cached_hub_file_is_recognised_when_given_as_a_file(tmp_path):
-    from effbackbones.weights.reading import _recognised
+    from effbackbones.weights.reading import _locate
 
     known = next(s for s in sources_for("b0") if s.name == "timm:tf_efficientnet_b0.ap_in1k")
     path = tmp_path / "cache" / known.file
     path.parent.mkdir()
     path.write_bytes(BODY)
-    assert _recognised(path, "b0") is None
+    assert _locate(path, "b0")[1] is None
     hub.verify(path, known)
-    assert _recognised(path, "b0") is known
+    assert _locate(path, "b0")[1] is known
     hub._pin_of(path).write_text(json.dumps({"sha256": "0" * 64, "source": known.name}))
-    assert _recognised(path, "b0") is None
+    assert _locate(path, "b0")[1] is None
 
 
 def test_command_lists_and_fetches(server, tmp_path, monkeypatch, capsys):

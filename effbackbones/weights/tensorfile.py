@@ -3,6 +3,7 @@
 The only place that calls ``torch.load``. Every fault of a file is one :class:`UserError` that names it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -156,6 +157,10 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     return blank.replace(_BLANK_FIELD, f'"sha256":"{hashlib.sha256(blank).hexdigest()}"'.encode(), 1)
 
 
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""How file systems (CIFS, FUSE) say that they cannot bring a folder to the disk; the file itself is there."""
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` by a file of ``data``, or leave it as it was; on return it is on disk, folder entry included.
 
@@ -183,5 +188,8 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(handle)

@@ -41,14 +41,18 @@ _PAIRS = ("images", "masks", "list", "image_suffix", "mask_suffix")
 
 
 def folder(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> FolderDataset:
-    """Data set ``folder``: split ``split`` lies in ``root/{data.train, data.val or data.test}``, by default its own name.
+    """Data set ``folder``: split ``split`` lies in ``root/{data.train, data.val or data.test}``, by default its own name; where
+    ``data.val`` is a share and there is no folder ``train``, all lies in ``root``.
 
     Options: ``other_files`` (``stop`` or ``ignore``), ``rename`` (a list of ``folder=class``; several may be of one class) and those
     of :func:`image_reader`.
     """
     options = DataOptions(data.name, data.options, (*_READ, "other_files", "rename"))
+    where = _root(data) / _named(data, split)
+    if data.shares and data.train is None and not where.is_dir():  # one set of class folders, not divided yet
+        where = _root(data)
     return FolderDataset(
-        _root(data) / _named(data, split),
+        where,
         classes,
         read=image_reader(data, split),
         ignore_others=options.word("other_files", ("stop", "ignore")) == "ignore",
@@ -183,11 +187,10 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
     known = (*_READ, *_PAIRS, *_CLASSES, *_PER_CLASS, "format", "colors", "values", "ignore", "other")
     options, root = DataOptions(data.name, data.options, known), _root(data)
     declared = _declared(options, root).renamed(options.renames())
-    pairing = Pairing(
-        root,
-        {one: _named(data, one) for one in ("train", split)},
-        *(options.text(name) for name in _PAIRS),
-    )
+    images, masks_in, listing, before, behind = (options.text(name) for name in _PAIRS)
+    names = {one: _named(data, one) for one in ("train", split)}
+    single = bool(data.shares)
+    pairing = Pairing(root, names, images, masks_in, listing, before, behind, single)
     read, pattern = image_reader(data, split), options.text("mask_names")
     if pattern is not None:
         return _class_masks(options, pairing, split, declared, pattern, classes, read)

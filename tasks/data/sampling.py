@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
+from tasks.data.fingerprint import Known
+from tasks.data.knowledge import occurrences
 
 if TYPE_CHECKING:
     from effbackbones.images.geometry import Mask
@@ -32,7 +34,7 @@ class Repeated:
     def __init__(self, dataset: "Dataset", indices: Indices) -> None:
         self.dataset, self.indices = dataset, np.asarray(indices, np.int64)
         self.classes = dataset.classes
-        for name in ("category_ids", "mask_classes", "notes"):
+        for name in ("category_ids", "mask_classes", "notes", "division"):
             if hasattr(dataset, name):
                 setattr(self, name, getattr(dataset, name))
 
@@ -41,6 +43,13 @@ class Repeated:
 
     def __getitem__(self, index: int) -> "Sample":
         return self.dataset[int(self.indices[index])]
+
+    @property
+    def known(self) -> Callable[[int], Known]:
+        """Tells of a sample without decoding it; missing where the data set cannot."""
+        inner: Any = self.dataset
+        tell: Callable[[int], Known] = inner.known
+        return lambda index: tell(int(self.indices[index]))
 
     @property
     def aspects(self) -> NDArray[np.float64]:
@@ -68,7 +77,7 @@ def repeat_factors(dataset: "Dataset", threshold: float, seed: int = 0) -> Indic
 
     The factor of a class that a share f of the images has is max(1, sqrt(threshold / f)); that of an image the largest of its
     classes', rounded up or down at random by its fraction, from ``seed`` (Gupta et al., "LVIS", 2019, appendix B.2). Crowds do
-    not count. A data set without a :class:`BoxTable` is read through once; without boxes it raises :class:`UserError`.
+    not count. A data set that does not know its classes is read through once; without boxes it raises :class:`UserError`.
     """
     images, labels = _objects(dataset)
     present = np.unique(images * len(dataset.classes) + labels)  # each class of each image once
@@ -83,10 +92,9 @@ def repeat_factors(dataset: "Dataset", threshold: float, seed: int = 0) -> Indic
 
 def _objects(dataset: "Dataset") -> tuple[Indices, Indices]:
     """Image and label of every box that is no crowd, int64 [P] each."""
-    table = getattr(dataset, "table", None)
-    if isinstance(table, BoxTable):
-        images = np.repeat(np.arange(len(table)), np.diff(table.first))
-        return images[~table.crowd], table.labels[~table.crowd]
+    known = occurrences(dataset)
+    if known is not None:
+        return known
     found: list[Indices] = []
     for index in range(len(dataset)):
         sample = dataset[index]

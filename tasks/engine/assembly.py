@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.data.batch import KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
+from tasks.data.division import Division, divided
+from tasks.data.knowledge import ids_of
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
 from tasks.engine.ema import Ema
@@ -26,8 +28,12 @@ from tasks.engine.optim import build_optimizer, scaled_lr
 from tasks.engine.resume import shuffled, steps_per_epoch
 from tasks.engine.rundir import BEST
 from tasks.engine.state import RunState
+from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
+
+DIVISION = "split.json"
+"""Where a run writes down which image is in which split, if it divided the data itself."""
 
 
 def open_dataset(config: Config, task: TaskSpec, split: str, classes: tuple[str, ...] | None = None) -> Dataset:
@@ -36,8 +42,18 @@ def open_dataset(config: Config, task: TaskSpec, split: str, classes: tuple[str,
 
     An empty one raises :class:`UserError`.
     """
+    return _opened(config, task, split, classes, None)
+
+
+def _opened(
+    config: Config, task: TaskSpec, split: str, classes: tuple[str, ...] | None, whole: Dataset | None
+) -> Dataset:
+    """As :func:`open_dataset`; ``whole``: the undivided data, where they are open already."""
     asked = replace(config.data, labels=task.labels(config))
-    dataset: Dataset = DATASETS.get(config.data.name)(asked, split, classes)
+    if split in ("train", *asked.shares) and asked.shares:
+        dataset = _part(config, asked, split, classes, whole)
+    else:
+        dataset = DATASETS.get(config.data.name)(asked, split, classes)
     if len(dataset) == 0:
         raise UserError(
             f"data.{split}", f"data set {config.data.name!r} has no sample", "check data.root and the name of the split"
@@ -46,12 +62,55 @@ def open_dataset(config: Config, task: TaskSpec, split: str, classes: tuple[str,
     return Repeated(dataset, spread(len(dataset), limit)) if limit and limit < len(dataset) else dataset
 
 
+def _part(
+    config: Config, asked: DataConfig, split: str, classes: tuple[str, ...] | None, whole: Dataset | None
+) -> Dataset:
+    """One split of data of a single list: those of train, divided by shares or as written down."""
+    whole = whole or _whole(asked, classes)
+    if asked.division:
+        division = Division.read(Path(asked.division))
+    else:
+        by_class, group = asked.split_by == "class", asked.split_group
+        division = divided(whole, asked.shares, seed=config.run.seed, by_class=by_class, group=group)
+    indices = division.indices(whole, split)
+    if split == "train" and (asked.options.get("reduced") or not asked.keep_empty):  # what is for training alone
+        chosen = set(division.parts[split])
+        whole = DATASETS.get(asked.name)(asked, split, classes)
+        indices = np.array([place for place, name in enumerate(ids_of(whole)) if name in chosen], np.int64)
+    part: Any = Repeated(whole, indices)
+    part.division = division
+    part.notes = (*getattr(whole, "notes", ()), division.told)
+    return cast(Dataset, part)
+
+
+def _whole(asked: DataConfig, classes: tuple[str, ...] | None) -> Dataset:
+    """The data before they are divided: read as in an evaluation, images without objects among them."""
+    options = {name: value for name, value in asked.options.items() if name != "reduced"}
+    dataset: Dataset = DATASETS.get(asked.name)(replace(asked, options=options, keep_empty=True), "train", classes)
+    return dataset
+
+
+def with_division(config: Config, folder: Path) -> Config:
+    """The config with the division that the run in ``folder`` has written down, if it has and the config names none."""
+    if not config.data.shares or config.data.division or not (folder / DIVISION).is_file():
+        return config
+    return replace(config, data=replace(config.data, division=str(folder / DIVISION)))
+
+
+def write_division(folder: Path, dataset: Dataset) -> None:
+    """Write down which image is in which split, where ``dataset`` is a part of a divided one."""
+    division: Division | None = getattr(dataset, "division", None)
+    if division is not None:
+        division.write(folder / DIVISION)
+
+
 def open_splits(config: Config, task: TaskSpec) -> dict[str, Dataset]:
     """The splits ``train``, ``val`` and, where the config names it, ``test``, with the label map of the first. Splits that
     number their classes in another way raise :class:`UserError`."""
-    train = open_dataset(config, task, "train")
+    whole = _whole(replace(config.data, labels=task.labels(config)), None) if config.data.shares else None
+    train = _opened(config, task, "train", None, whole)
     others = ("val", "test") if config.data.test else ("val",)
-    datasets = {"train": train} | {split: open_dataset(config, task, split, train.classes) for split in others}
+    datasets = {"train": train} | {split: _opened(config, task, split, train.classes, whole) for split in others}
     for split in others:
         same_labels(
             task, config, datasets[split], task.label_record(config, train), f"data.{split}", "the training data"
@@ -132,17 +191,33 @@ def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Mode
 
 
 def run_device(config: Config) -> torch.device:
-    """The device of this process. A GPU that was asked for and is not there raises :class:`UserError`."""
-    available = torch.cuda.is_available()
-    if config.run.device == "gpu" and not available:
-        raise UserError(
-            "run.device", "gpu was asked for, and PyTorch sees none here", "check the driver, or set run.device auto"
-        )
-    return (
-        torch.device("cuda", processes.local_rank())
-        if available and config.run.device != "cpu"
-        else torch.device("cpu")
-    )
+    """The device of this process. One that was asked for and is not there raises :class:`UserError`."""
+    asked, listed = config.run.device, config.run.devices
+    if asked == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("run.device", "mps was asked for, and PyTorch sees none here", "set run.device auto")
+        return torch.device("mps")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "cpu" or (asked == "auto" and not there and isinstance(listed, int)):
+        return torch.device("cpu")
+    where, wanted = ("run.device", asked) if isinstance(listed, int) else ("run.devices", str(list(listed)))
+    if not there:
+        what = f"{wanted} was asked for, and PyTorch sees no GPU here"
+        raise UserError(where, what, "check the driver, or set run.device cpu and run.devices to a count")
+    indices = device_indices(config, processes.here().local_world)
+    chosen = indices if isinstance(indices, list) else list(range(indices))
+    if max(chosen) >= there:
+        what = f"GPU {max(chosen)} was asked for, and PyTorch sees {there} (0 to {there - 1})"
+        raise UserError(where, what, "correct the number, or CUDA_VISIBLE_DEVICES")
+    return torch.device("cuda", chosen[processes.local_rank() % len(chosen)])
+
+
+def device_indices(config: Config, count: int) -> list[int] | int:
+    """The GPUs of this machine's ``count`` processes, by number; ``count`` where nobody names them."""
+    asked, listed = config.run.device, config.run.devices
+    if isinstance(listed, tuple):
+        return list(listed[:count])
+    return [int(asked.partition(":")[2])] if ":" in asked else count
 
 
 def precision(config: Config, device: torch.device) -> str:
@@ -195,7 +270,7 @@ def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, 
         task.collate(config, model),
         workers=workers(config),
         timeout=config.data.timeout,
-        pin=torch.cuda.is_available() and config.run.device != "cpu",
+        pin=run_device(config).type == "cuda",
         seed=config.run.seed,
     )
 

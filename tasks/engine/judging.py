@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from effbackbones.checkpoint import load_model, save_model
+from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.engine import assembly, processes
@@ -38,6 +39,8 @@ class Judge:
     leave: Callable[[], bool]
     leaving: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered around the scoring of a validation, which may be left by an exception too."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What each split holds (:func:`tasks.data.fingerprint.fingerprint`): the model file tells later evaluations."""
 
     def __post_init__(self) -> None:
         train, self.device = self.datasets["train"], assembly.run_device(self.config)
@@ -46,6 +49,7 @@ class Judge:
             score_model, self.task, self.config, classes=self.classes, device=self.device, tell=self.tell
         )
         self.label_record = self.task.label_record(self.config, train)
+        self.label_record |= {"data": dict(self.data)}
         if self.classes != train.classes:  # what other splits are opened with
             self.label_record |= {"data_classes": list(train.classes)}
 
@@ -78,19 +82,32 @@ class Judge:
         if progress.best is None or score > progress.best:
             progress.best, progress.best_weights, progress.since_best = score, weights, 0
             if processes.is_first():
-                provenance, figures = self.label_record | {"step": self.state.step}, _numbers(scores)
-                file = self.folder / BEST
-                with self.state.weights(weights):
-                    save_model(self.state.model, file, classes=self.classes, metrics=figures, provenance=provenance)
+                self._keep(weights, _numbers(scores))
         else:
             progress.since_best += 1
+
+    def _best(self) -> Model:
+        """The best weights; where their file is gone or damaged those of now, which is told, in its place."""
+        try:
+            return load_model(self.folder / BEST)
+        except UserError as lost:
+            self.tell(f"warning: {lost}; the weights after step {self.state.step} take its place")
+            self.state.progress.best_weights = "ema" if self.state.ema else "raw"
+            self._keep(self.state.progress.best_weights, {})
+            return load_model(self.folder / BEST)
+
+    def _keep(self, weights: str, figures: Mapping[str, float]) -> None:
+        """Write the weights called so into the file of the best."""
+        provenance, file = self.label_record | {"step": self.state.step}, self.folder / BEST
+        with self.state.weights(weights):
+            save_model(self.state.model, file, classes=self.classes, metrics=figures, provenance=provenance)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Evaluate the best weights on the test split (validation, if there is none), and write metrics and report."""
         processes.part()  # the first process goes on alone
         if not processes.is_first():
             return
-        best = load_model(self.folder / BEST).to(self.device)
+        best = self._best().to(self.device)
         split = "test" if "test" in self.datasets else "val"
         scores, reporter = self.score(best, dataset=self.datasets[split])
         progress, weights = self.state.progress, self.state.progress.best_weights

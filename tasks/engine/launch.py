@@ -9,9 +9,11 @@ from typing import Any, Literal
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision, Precision
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from tasks.engine import assembly
+from tasks.engine import assembly, processes
 from tasks.settings.sections import Config
 
 _MIXED: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -33,6 +35,57 @@ class _Autocast(MixedPrecision):
         return data
 
 
+class _Decided(ClusterEnvironment):
+    """The place of this process, as it was decided, so that Lightning does not guess it from what else the environment says."""
+
+    def __init__(self, place: processes.Place) -> None:
+        super().__init__()
+        self.place, self._free = place, LightningEnvironment()
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return self.place.outside
+
+    @property
+    def main_address(self) -> str:
+        """Where the processes meet."""
+        if self.place.launcher == "slurm" and "MASTER_ADDR" not in os.environ:
+            nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST")
+            return SLURMEnvironment.resolve_root_node_address(nodes) if nodes and self.place.nodes > 1 else "127.0.0.1"
+        return self._free.main_address
+
+    @property
+    def main_port(self) -> int:
+        """Known to all processes without asking: under SLURM it follows from the number of the job."""
+        if self.place.launcher == "slurm" and "MASTER_PORT" not in os.environ:
+            return (
+                15000 + int(os.environ.get("SLURM_JOB_ID", "0")[-4:]) + int(os.environ.get("SLURM_STEP_ID", "0")) % 1000
+            )
+        return self._free.main_port
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self.place.world
+
+    def set_world_size(self, size: int) -> None:
+        assert size == self.place.world, f"{size} processes, {self.place}"
+
+    def global_rank(self) -> int:
+        return self.place.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        assert rank == self.place.rank, f"rank {rank}, {self.place}"
+
+    def local_rank(self) -> int:
+        return self.place.local_rank
+
+    def node_rank(self) -> int:
+        return self.place.node
+
+
 def make_fabric(config: Config, device: torch.device) -> Fabric:
     """Fabric for the processes that the launcher set up, else for those that the config says; :meth:`Fabric.launch` starts
     these. Seeds everything and sets what is deterministic."""
@@ -43,19 +96,12 @@ def make_fabric(config: Config, device: torch.device) -> Fabric:
     if config.run.deterministic:
         torch.backends.cudnn.benchmark = False
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for
-    devices, nodes = config.run.devices, config.run.nodes
-    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    several = devices * nodes > 1
-    precision = assembly.precision(config, device)
+    place, precision = processes.here(), assembly.precision(config, device)
     plugins: list[Any] = [_Autocast(_MIXED[precision], device.type) if precision in _MIXED else Precision()]
-    if several and "SLURM_NTASKS" in os.environ:
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # SIGUSR1 is ours: it saves
     return Fabric(
-        accelerator="cpu" if device.type == "cpu" else "gpu",
-        devices=devices,
-        num_nodes=nodes,
-        strategy="ddp" if several else "auto",
-        plugins=plugins,
+        accelerator={"cpu": "cpu", "cuda": "gpu"}.get(device.type, device.type),
+        devices=assembly.device_indices(config, place.local_world),
+        num_nodes=place.nodes,
+        strategy="ddp" if place.world > 1 else "auto",
+        plugins=[*plugins, _Decided(place)],
     )

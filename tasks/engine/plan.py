@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
+from tasks.engine import processes
 from tasks.engine.resume import Share, steps_per_epoch
 from tasks.settings.sections import Config
 
@@ -22,7 +23,7 @@ class Plan:
     def of(cls, config: Config, samples: int) -> Self:
         """Epochs, and fractions of them, over ``samples`` training samples as whole steps."""
         optim = config.optim
-        Share(world=config.run.devices * config.run.nodes, accumulate=optim.accumulate).split(config.data.batch_size)
+        Share(world=processes.here().world, accumulate=optim.accumulate).split(config.data.batch_size)
         per_epoch = steps_per_epoch(samples, config.data.batch_size)
         total = optim.max_steps or max(1, round(optim.epochs * per_epoch))
         warmup = optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * per_epoch)

@@ -6,10 +6,11 @@ draws are pure functions of (seed, step), so a run that continues at step k cann
 
 import json
 import random
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ Key = tuple[int, int]
 """(epoch, index) of one training sample: all that its augmentation depends on beside the seed."""
 KEEP = 2
 """State files kept: the newest, and one to fall back on if it is damaged."""
+FORMAT = 2
+"""Version of what a state file holds."""
+OTHER_STATE = "remove it to go on from the state before, or start anew with model.init_from"
 
 
 def shuffled(count: int, seed: int) -> Callable[[int], np.ndarray]:
@@ -114,30 +118,73 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], record: dict
     ``record`` is JSON-like. A full disk raises :class:`UserError`, and the older files stay.
     """
     path = folder / f"step-{step:08d}.safetensors"
-    write_atomically(path, pack(tensors, {"record": json.dumps({"step": step, **record})}))
-    for old in _states(folder)[KEEP:]:
+    whole = {"format": FORMAT, "step": step, "tensors": len(tensors), **record}
+    write_atomically(path, pack(tensors, {"record": json.dumps(whole)}))
+    for old in state_files(folder)[KEEP:]:
         old.unlink()
     return path
 
 
-def load_state(folder: Path, tell: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+class State(NamedTuple):
+    """A state file that was read: its ``tensors`` and ``record``, and where it lies."""
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+    path: Path
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A table of the record."""
+        found = self.record.get(name)
+        if not isinstance(found, dict):
+            raise UserError(str(self.path), f"is not whole: its record has no {name!r}", OTHER_STATE)
+        return found
+
+
+def load_state(folder: Path, tell: Callable[[str], None]) -> State | None:
     """The newest state in ``folder`` that reads back whole, or None when there is none. A damaged one is told of and passed over;
-    when all are damaged, the newest one's :class:`UserError` is raised."""
+    when all are damaged, the newest one's :class:`UserError` is raised, and so is that of a file that is whole and of another
+    format."""
     error: UserError | None = None
-    for path in _states(folder):
+    for path in state_files(folder):
         try:
             tensors, metadata = read_tensors(path)
-            return tensors, json.loads(metadata["record"])
         except UserError as damaged:
             tell(f"warning: {damaged}; trying the checkpoint before it")
             error = error or damaged
+            continue
+        return State(tensors, _record(metadata, tensors, path), path)
     if error:
         raise error
     return None
 
 
-def _states(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+def _record(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """The record in a state file, if it is one that this version wrote, of these tensors and under this name."""
+    try:
+        record: dict[str, Any] = json.loads(metadata["record"])
+        version = record.get("format", 1)
+    except (KeyError, ValueError, AttributeError):
+        raise UserError(str(path), "is a safetensors file and no state of a run", OTHER_STATE) from None
+    if version != FORMAT:
+        raise UserError(str(path), f"is a state of format {version}, this version reads {FORMAT}", OTHER_STATE)
+    missing = [name for name in ("step", "tensors") if not isinstance(record.get(name), int)]
+    if missing:
+        raise UserError(str(path), f"is not whole: its record has no {missing[0]!r}", OTHER_STATE)
+    if path.name != f"step-{record['step']:08d}.safetensors":
+        raise UserError(str(path), f"is the state after step {record['step']} by its record", "give it its name back")
+    if record["tensors"] != len(tensors):
+        what = f"holds {len(tensors)} tensors, and was saved with {record['tensors']}"
+        raise UserError(str(path), what, OTHER_STATE)
+    return record
+
+
+def state_files(folder: Path) -> list[Path]:
+    """The states in ``folder``, newest first; files of other names, such as copies, are none."""
+    return sorted(
+        (path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8,}\.safetensors", path.name)),
+        key=lambda path: int(path.name[5:].partition(".")[0]),
+        reverse=True,
+    )
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -146,6 +193,39 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
         f"optimizer.{i}.{name}": torch.as_tensor(value) for i, values in state.items() for name, value in values.items()
     }
+
+
+def alike(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse the tensors ``found`` in a state file that have other names, shapes or dtypes than ``expected``."""
+    for names, what in ((expected.keys() - found.keys(), "lacks"), (found.keys() - expected.keys(), "has besides")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(str(path), f"{what} the tensor {min(names)}{more}", OTHER_STATE)
+    for name, value in found.items():
+        if (value.shape, value.dtype) != (expected[name].shape, expected[name].dtype):
+            had, want = (f"{tuple(one.shape)} {str(one.dtype)[6:]}" for one in (value, expected[name]))
+            raise UserError(str(path), f"its tensor {name} is {had}, expected {want}", OTHER_STATE)
+
+
+def check_optimizer(path: Path, optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> None:
+    """Refuse optimiser tensors, by ``PARAMETER.NAME``, that are not those of such an optimiser: of a parameter that it has, in
+    its shape or single numbers, and the same ones of each parameter that was trained."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names: dict[str, set[str]] = {}
+    for key, value in found.items():
+        index, _, name = key.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise UserError(str(path), f"has besides the tensor optimizer.{key}", OTHER_STATE)
+        if value.numel() != 1 and value.shape != parameters[int(index)].shape:
+            want = tuple(parameters[int(index)].shape)
+            raise UserError(
+                str(path), f"its tensor optimizer.{key} is {tuple(value.shape)}, expected {want}", OTHER_STATE
+            )
+        names.setdefault(index, set()).add(name)
+    whole = set().union(*names.values())
+    for index, some in names.items():
+        if some != whole:
+            raise UserError(str(path), f"lacks the tensor optimizer.{index}.{min(whole - some)}", OTHER_STATE)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

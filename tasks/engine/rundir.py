@@ -1,31 +1,54 @@
-"""Run folders: which one a run gets, who else is in it, and whether it can continue there."""
+"""Run folders: which one a run gets, and whether it can continue there."""
 
 import itertools
 import json
 import os
-import socket
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 from uuid import uuid4
 
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import write_atomically
-from tasks.engine import processes
+from tasks.engine.folderlock import FolderLock
+from tasks.engine.resume import state_files
 from tasks.settings.sections import Config
-from tasks.settings.tree import changed_keys, dump, from_mapping
+from tasks.settings.tree import changed_keys, differences, dump, from_mapping, is_free
 from tasks.strictyaml import read_tree
 
-try:
-    import fcntl
-except ImportError:  # Windows: no lock there
-    fcntl = None  # type: ignore[assignment]  # a module or nothing
-
 METRICS, CONFIG, BEST, STATES = "metrics.json", "config.yaml", "best.safetensors", "checkpoints"
+_LONGER = ("optim.epochs", "optim.max_steps")
+"""Keys that say how long a run is: one that is continued by name may become longer."""
+_UNTOLD = ("run.out", "run.resume", "run.progress", "run.log_every", "run.tensorboard")
+"""Keys that say where and how a run shows itself."""
+Tell = Callable[[str], None]
 
 
-def choose(config: Config, command: str, config_name: str, tell: Callable[[str], None]) -> Path:
+@contextmanager
+def own_folder(config: Config, command: str, config_name: str, tell: Tell) -> Iterator[Path]:
+    """Inside, the run folder is this process's own: chosen (:func:`choose`), made, locked, and looked at again under the lock.
+
+    Where nobody names the folder and another run was quicker to take it, the next one is chosen. A folder that was made here
+    is removed when the block fails before anything was trained.
+    """
+    before: Path | None = None
+    with ExitStack() as stack:
+        while True:
+            path = choose(config, command, config_name, tell)
+            try:
+                stack.enter_context(RunFolder(path, config, tell))
+                break
+            except UserError:
+                if path == before or config.run.out or config.run.resume not in ("auto", "never"):
+                    raise
+                before = path
+        yield path
+
+
+def choose(config: Config, command: str, config_name: str, tell: Tell) -> Path:
     """The folder of a training run: ``run.out``, a folder to resume, or ``runs/COMMAND/CONFIG`` with a number if taken.
 
     An unfinished run of the same config is continued there, unless ``run.resume`` is never; one of another config is told. A
@@ -33,9 +56,12 @@ def choose(config: Config, command: str, config_name: str, tell: Callable[[str],
     """
     resume = config.run.resume
     if resume not in ("auto", "never"):
-        return _named(config, Path(resume), resume_only=True)
+        path = Path(resume)
+        if not (path / CONFIG).is_file():
+            raise UserError(f"run.resume: {path}", f"holds no run ({CONFIG} is missing)", "name a run folder")
+        return _fitting(config, path)
     if config.run.out:
-        return _named(config, Path(config.run.out), resume_only=False)
+        return _fitting(config, Path(config.run.out))
     found: Path | None = None
     newest: tuple[Path, list[str] | None] | None = None
     for number in itertools.count(1):
@@ -47,18 +73,25 @@ def choose(config: Config, command: str, config_name: str, tell: Callable[[str],
             found = folder
     if found is None and newest and newest[1]:
         keys = ", ".join(newest[1][:5])
-        tell(
+        text = (
             f"{newest[0]} holds an unfinished run of another config ({keys} differ): it stays, and this one starts anew"
+        )
+        moved = newest[1] == ["data.root"]
+        tell(
+            f"{text}; if these are the same data in another place, continue by --run.resume {newest[0]}"
+            if moved
+            else text
         )
     return found or folder
 
 
 def _differences(config: Config, folder: Path) -> list[str] | None:
-    """Keys in which the unfinished run in ``folder`` differs from ``config``; None if it holds none."""
+    """Keys in which the unfinished run in ``folder`` differs from ``config``; None if it holds none. Another ``data.root`` most
+    often means other data, so that it counts here."""
     if not (folder / CONFIG).is_file() or finished(folder):
         return None
     try:
-        return _changed(config, folder)
+        return [key for key in differences(_config(folder), config) if not is_free(key) or key == "data.root"]
     except UserError:  # of another version, or not a config at all
         return None
 
@@ -71,21 +104,37 @@ def finished(folder: Path) -> bool:
         return False
 
 
-def _named(config: Config, folder: Path, *, resume_only: bool) -> Path:
-    if not processes.is_first():  # which has made it its own by now
+def trained(folder: Path) -> bool:
+    """Whether there is anything in ``folder`` that a run has learnt."""
+    return bool(state_files(folder / STATES)) or any((folder / name).exists() for name in (BEST, METRICS))
+
+
+def _config(folder: Path) -> Config:
+    path = folder / CONFIG
+    return from_mapping(read_tree(path, str(path)).values, str(path))
+
+
+def _fitting(config: Config, folder: Path) -> Path:
+    """``folder``, if the run can be there: it holds none, one that has learnt nothing yet, or an unfinished one of the same
+    config; by ``run.resume`` also one that is to become longer."""
+    if not (folder / CONFIG).is_file() or not trained(folder):
         return folder
-    if resume_only and not (folder / CONFIG).is_file():
-        raise UserError(f"run.resume: {folder}", f"holds no run ({CONFIG} is missing)", "name a run folder")
-    if not (folder / CONFIG).is_file():
+    ended, by_name, old = finished(folder), config.run.resume not in ("auto", "never"), _config(folder)
+    changed = changed_keys(old, config)
+    longer = bool(changed) and all(key in _LONGER for key in changed) and _is_longer(old, config)
+    extend = f"--run.resume {folder} with more optim.epochs trains on, --model.init_from {folder} starts anew from its weights"
+    if longer and by_name:
+        if not state_files(folder / STATES):
+            raise UserError(
+                str(folder), "holds no state to train on from", f"set model.init_from {folder} and another run.out"
+            )
         return folder
-    changed = _changed(config, folder)
     if changed:
-        keys = ", ".join(changed[:5])
-        raise UserError(
-            str(folder), f"holds a run of another config ({keys} differ)", "choose another run.out, or undo the change"
-        )
-    if finished(folder):
-        raise UserError(str(folder), "holds a finished run", "choose another run.out, or remove it")
+        shown = "; ".join(f"{key} {text}" for key, text in differences(old, config).items() if key in changed[:5])
+        remedy = extend if longer else "choose another run.out, or undo the change"
+        raise UserError(str(folder), f"holds a run of another config ({shown} differ)", remedy)
+    if ended:
+        raise UserError(str(folder), "holds a finished run", f"choose another run.out; {extend}")
     if config.run.resume == "never":
         raise UserError(
             str(folder), "holds an unfinished run, and run.resume is never", "choose another run.out, or remove it"
@@ -93,39 +142,61 @@ def _named(config: Config, folder: Path, *, resume_only: bool) -> Path:
     return folder
 
 
-def _changed(config: Config, folder: Path) -> list[str]:
-    path = folder / CONFIG
-    return changed_keys(from_mapping(read_tree(path, str(path)).values, str(path)), config)
+def _is_longer(old: Config, new: Config) -> bool:
+    before, after = old.optim, new.optim
+    if before.max_steps is not None and after.max_steps is not None:
+        return after.max_steps > before.max_steps
+    return before.max_steps is None and after.max_steps is None and after.epochs > before.epochs
+
+
+def keep_config(folder: Path, config: Config, tell: Tell) -> None:
+    """Note in a folder whose run continues that it does so under ``config``; tell what changed, and that it is not finished."""
+    changed = differences(_config(folder), config)
+    shown = "; ".join(f"{key} {text}" for key, text in changed.items() if key not in _UNTOLD)
+    if shown:
+        tell(f"changed since it stopped: {shown}")
+    if finished(folder):  # first, so that nothing between the two takes it for a finished run of the new config
+        known = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        write_atomically(folder / METRICS, json.dumps(known | {"finished": False}, indent=2).encode())
+    write_atomically(folder / CONFIG, dump(config).encode())
 
 
 class RunFolder:
-    """A run folder that this process owns: created, probed for writing, locked, cleaned of half-written files."""
+    """A run folder that this process owns: made if need be, probed for writing, locked, looked at under the lock, and cleaned of
+    half-written files."""
 
-    def __init__(self, path: Path, config: Config) -> None:
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: Config, tell: Tell = print) -> None:
+        self.path, self.config, self.tell = path, config, tell
         self.states = path / STATES
-        self._lock = path / "lock"
-        self._held: IO[str] | None = None
+        self._made: list[Path] = []
+        self._before = {CONFIG, STATES, FolderLock.NAME}
+        """What may lie in it beside what the run has brought about."""
+        self._lock = FolderLock(path, tell)
 
     def __enter__(self) -> Self:
         try:
             self._create()
+            for folder in (self.path, self.states):
+                _probe(folder)
+            self._lock.take()
         except OSError as error:
+            self._undo()
+            self._leave()
             raise UserError(str(self.path), f"cannot be written ({error.strerror})", "choose another run.out") from None
-        self._take_lock()
-        for orphan in [*self.states.glob("*.tmp"), *self.path.glob("*.tmp")]:
-            orphan.unlink()
-        write_atomically(self.path / CONFIG, dump(self.config).encode())
+        try:
+            _fitting(self.config, self.path)
+            self._begin()
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._held is not None
-        if fcntl is None:
-            self._held.close()  # such systems remove no open file
-        self._lock.unlink(missing_ok=True)
-        self._held.close()
+        if kind is not None and not trained(self.path):
+            self._undo()
+        self._leave()
 
     def _create(self) -> None:
         """Make the folder with its config inside in one step: another process of the run sees all of it or nothing."""
@@ -133,35 +204,58 @@ class RunFolder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             draft = self.path.parent / f".{self.path.name}-{uuid4().hex}"
             draft.mkdir()
-            (draft / CONFIG).write_text(dump(self.config), encoding="utf-8")
-            draft.rename(self.path)
-        self.states.mkdir(parents=True, exist_ok=True)
-
-    def _take_lock(self) -> None:
-        """A lock of the system's: it ends with the process, however that ends."""
-        while True:
-            self._held = self._lock.open("a+", encoding="utf-8")
             try:
-                if fcntl is not None:
-                    fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (draft / CONFIG).write_text(dump(self.config), encoding="utf-8")
+                draft.rename(self.path)
+                self._made += [self.path, self.path / CONFIG]
             except OSError:
-                self._held.seek(0)
-                owner = self._held.read().strip() or "another process"
-                self._held.close()
-                raise UserError(
-                    str(self.path), f"is used by {owner}", "wait for it, or choose another run.out"
-                ) from None
-            if fcntl is None or _is_at(self._held, self._lock):
-                break
-            self._held.close()  # its owner removed it between our opening and our locking: it guards nothing
-        self._held.truncate(0)
-        self._held.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._held.flush()
+                shutil.rmtree(draft, ignore_errors=True)
+                if not self.path.is_dir():  # else another process was quicker
+                    raise
+        self._before |= set(os.listdir(self.path))
+        if not self.states.is_dir():
+            self.states.mkdir(parents=True, exist_ok=True)
+            self._made.append(self.states)
+
+    def _begin(self) -> None:
+        """Write the config, unless there is a run to be continued, whose own stays until it is (:func:`keep_config`)."""
+        for folder in (self.states, self.path):
+            for orphan in folder.glob(".*.tmp"):
+                orphan.unlink()
+        if trained(self.path):
+            return
+        if self.path not in self._made and (self.path / CONFIG).is_file():
+            if changed_keys(_config(self.path), self.config):
+                text = "holds a run of another config that has learnt nothing yet: this one takes its place"
+                self.tell(f"{self.path} {text}")
+        elif self.path not in self._made:
+            self._made.append(self.path / CONFIG)
+        write_atomically(self.path / CONFIG, dump(self.config).encode())
+
+    def _undo(self) -> None:
+        """Remove what was made here, if nothing has come of it."""
+        with suppress(OSError):
+            if set(os.listdir(self.path)) <= self._before and not any(self.states.iterdir()):
+                if self.path / CONFIG in self._made:
+                    (self.path / CONFIG).unlink(missing_ok=True)
+                if self.states in self._made:
+                    self.states.rmdir()
+
+    def _leave(self) -> None:
+        """Give the folder up; one that was made here and is empty now goes."""
+        self._lock.release()
+        if self.path in self._made:
+            with suppress(OSError):
+                self.path.rmdir()
 
 
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether ``path`` still leads to that open file."""
+def _probe(folder: Path) -> None:
+    """Write a byte to the disk and remove it: a folder that is read-only or full shows before the work, not after hours of it."""
+    file = folder / f".probe-{os.getpid()}.tmp"
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        with file.open("wb") as opened:
+            opened.write(b"0")
+            opened.flush()
+            os.fsync(opened.fileno())
+    finally:
+        file.unlink(missing_ok=True)

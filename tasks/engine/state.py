@@ -1,17 +1,25 @@
 """The state of a run, one object: all that a checkpoint holds, and nothing else decides how the run goes on."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.engine.ema import Ema
-from tasks.engine.resume import Share, flatten_optimizer, restore_optimizer
+from tasks.engine.resume import (
+    OTHER_STATE,
+    Share,
+    State,
+    alike,
+    check_optimizer,
+    flatten_optimizer,
+    restore_optimizer,
+)
 
 
 @dataclass
@@ -65,19 +73,28 @@ class RunState:
             tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
         return tensors
 
-    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Continue from :meth:`tensors` and a record of ``step`` and ``progress``."""
+    def restore(self, state: State) -> None:
+        """Continue from what :meth:`tensors` gave and a record of ``step`` and ``progress``. A file that is not the state of such a
+        model, optimiser and average raises :class:`UserError`, and nothing is changed."""
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "scaler": {}, "optimizer": {}}
-        for key, value in tensors.items():
+        for key, value in state.tensors.items():
             root, _, name = key.partition(".")
-            parts[root][name] = value
+            parts.setdefault(root, {})[name] = value
+        own = self.tensors()
+        rest = {name: value for name, value in state.tensors.items() if not name.startswith("optimizer.")}
+        alike(state.path, {name: value for name, value in own.items() if not name.startswith("optimizer.")}, rest)
+        check_optimizer(state.path, self.optimizer, parts["optimizer"])
+        told, known = state.part("progress"), {item.name for item in fields(Progress)}
+        if told.keys() != known:
+            what = f"its progress has other keys: {', '.join(sorted(told.keys() ^ known))}"
+            raise UserError(str(state.path), what, OTHER_STATE)
         self.model.load_state_dict(parts["model"])
-        restore_optimizer(self.optimizer, dict(tensors))
+        restore_optimizer(self.optimizer, state.tensors)
         if self.ema:
             self.ema.load_state_dict(parts["ema"])
         if self.scaler:
             self.scaler.load_state_dict({name: value.item() for name, value in parts["scaler"].items()})
-        self.step, self.progress = record["step"], Progress(**record["progress"])
+        self.step, self.progress = state.record["step"], Progress(**told)
 
     def agree(self) -> None:
         """Give all processes the first one's batch-norm statistics, which are those that are saved, and the mean of their losses."""

@@ -22,14 +22,15 @@ from tasks.data.check import check_dataset
 from tasks.engine import assembly, processes
 from tasks.engine.evaluation import EvaluationLeftError
 from tasks.engine.events import Events
+from tasks.engine.identity import compare, identity
 from tasks.engine.judging import Judge
 from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
-from tasks.engine.rundir import STATES, RunFolder, choose
+from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, trained
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
-from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, supervised
+from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS
 from tasks.report.metricsfile import plain, write_metrics
 from tasks.settings.commandline import Extras
@@ -49,14 +50,18 @@ class DivergedError(Exception):
 
 def train(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Train, evaluate the best weights, write the report; returns the exit code. All processes of a run call it."""
+    place = processes.settle(config.run.processes, config.run.nodes)
     tell = Teller(config.run.progress, quiet=not processes.is_first())
+    for line in place.told:
+        tell(line)
     with Signals() as signals:
-        path = choose(config, task.command, extras.config_name, tell)
-        run = _Run(
-            task, config, path, tell, signals
-        )  # what is wrong with data or model shows here, before there is a folder
-        tell(f"run folder {path}")
-        with RunFolder(path, config) if processes.is_first() else nullcontext():
+        # The others hear from the first which folder it is.
+        first = processes.is_first()
+        with own_folder(config, task.command, extras.config_name, tell) if first else nullcontext(Path()) as path:
+            run = _Run(task, config, path, tell, signals)
+            tell(f"run folder {path}")
+            if first:
+                assembly.write_division(path, run.judge.datasets["train"])
             return run.go()
 
 
@@ -67,7 +72,8 @@ class _Run:
         self.task, self.config, self.folder, self.tell, self.signals = task, config, folder, tell, signals
         device = assembly.run_device(config)
         Fabric.seed_everything(config.run.seed, workers=False, verbose=False)
-        datasets = assembly.open_splits(config, task)
+        continued = processes.is_first() and trained(folder)  # it keeps its division; other processes draw the same one
+        datasets = assembly.open_splits(assembly.with_division(config, folder) if continued else config, task)
         for dataset in datasets.values():  # now, not after hours of training
             check_dataset(dataset, limit=16, on_error=config.data.on_error, labels=task.labels(config))
         self.classes = task.classes(config, datasets["train"])
@@ -80,8 +86,17 @@ class _Run:
         self.lr_factor = partial(
             lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim
         )
+        self.identity = identity(
+            model,
+            plain(self.classes),
+            datasets,
+            config.plugins,
+            precision=assembly.precision(config, device),
+            seen=config.data.batch_size // (processes.here().world * config.optim.accumulate),
+        )
         self.state = assembly.begin(config, model.to(device), getattr(self.fabric.strategy.precision, "scaler", None))
-        self.judge = Judge(task, config, self.state, self.plan, datasets, folder, tell, self._leaves, self._leaving)
+        leaves, data = (self._leaves, self._leaving), self.identity["data"]
+        self.judge = Judge(task, config, self.state, self.plan, datasets, folder, tell, *leaves, data)
         self.skips, self.pace = SkipCount(len(self.train_set)), Pace(config.data.batch_size)
         self.figures = LateReader()
         self.agreed = 0
@@ -94,6 +109,7 @@ class _Run:
         """Train to the end, or to a signal."""
         state, optim = self.state, self.config.optim
         self.fabric.launch()
+        self.folder = Path(self.fabric.broadcast(str(self.folder)))
         state.share = Share(self.fabric.global_rank, self.fabric.world_size, optim.accumulate)
         self._resume()
         self.pace.restart(state.step)
@@ -127,7 +143,7 @@ class _Run:
         state, config = self.state, self.config
         if config.run.compile:
             state.model.compile()
-        objective = supervised(self.task, config)
+        objective = Supervised(self.task, config)
         stepper = Stepper(
             self.fabric,
             state,
@@ -137,7 +153,8 @@ class _Run:
             self.lr_factor,
             config.optim.clip_norm,
             config.run.seed,
-            self._leaving,
+            leaving=self._leaving,
+            tell=self.tell,
         )
         if self._is_due() and not self._evaluated():  # left when the run was stopped
             self._evaluate()
@@ -271,22 +288,34 @@ class _Run:
                 raise DivergedError(f"{name} is not finite after step {state.step}; the checkpoint before is kept")
         if not processes.is_first():
             return
-        save_state(self.folder / STATES, state.step, tensors, {"progress": vars(progress), "data": self._data()})
+        record = {"progress": vars(progress), "identity": self.identity, "planned": self.plan.total}
+        save_state(self.folder / STATES, state.step, tensors, record)
 
     def _resume(self) -> None:
+        """Continue from the newest state, if there is one and this is the run that it is a state of."""
+        state, planned = self.state, self.plan.total
+        if self.fabric.broadcast(self.identity)["data"] != self.identity["data"]:
+            what = "reads other data than the first process"
+            raise UserError(f"process {state.share.rank}", what, "give all machines the same data.root")
         found = load_state(self.folder / STATES, self.tell) if self.config.run.resume != "never" else None
         if found:
-            tensors, record = found
-            for name, value in self._data().items():
-                if record["data"][name] != value:
-                    text = f"its {name} were {str(record['data'][name])[:80]} and are now {str(value)[:80]}"
-                    raise UserError(str(self.folder), text, "restore the data, or start anew with another run.out")
-            self.state.restore(tensors, record)
-            self.tell(f"continuing after step {self.state.step} of {self.plan.total}")
-
-    def _data(self) -> dict[str, Any]:
-        """What must be the same when a run is continued: the label map and the number of samples."""
-        return {"classes": plain(self.classes), "training samples": len(self.train_set)}
+            compare(found.part("identity"), self.identity, self.folder, self.tell)
+            state.restore(found)
+            planned = found.record.get("planned", planned)
+        if processes.is_first():
+            keep_config(self.folder, self.config, self.tell)
+        if not found:
+            return
+        self.tell(f"continuing after step {state.step} of {self.plan.total}")
+        if planned != self.plan.total:
+            before = state.set_lr(self.lr_factor(state.step, total=planned))
+            text = f"{planned} steps became {self.plan.total}, and the schedule {self.config.optim.schedule} is that of the new length"
+            self.tell(
+                f"{text}: lr goes on at {state.set_lr(self.lr_factor(state.step)):.3g}, where it had come to {before:.3g}"
+            )
+        if self.fabric.broadcast(state.progress.best is not None and not (self.folder / BEST).is_file()):
+            self.tell(f"warning: {self.folder / BEST} is gone: the best weights are sought from here on")
+            state.progress.best, state.progress.since_best = None, 0
 
     def _evaluate(self) -> None:
         """Score the weights that will be kept (the averages, if there are any), as they were saved; keep them if they are the best

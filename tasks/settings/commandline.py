@@ -56,7 +56,7 @@ def parse(task: str, argv: list[str]) -> Request:
     if line.help:
         print(_help(task))
         sys.exit(0)
-    source = line.options.pop("config", None)
+    source = line.options.pop("config", None) or _resumed(line)
     shown = "print-config" in line.flags
     flags = dict.fromkeys(line.flags - {"print-config"}, True)
     config, lent = _config(task, line, source, shown=shown) if line.verb.config != "none" else (Config(), ())
@@ -180,6 +180,15 @@ def _run_config(checkpoint: Path) -> str | None:
         if (folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file():
             return str(folder / "config.yaml")
     return None
+
+
+def _resumed(line: "_Line") -> str | None:
+    """``config.yaml`` of the run that is to be continued, where the line names one and says no more: its own plug-ins too."""
+    named = dict(line.overrides).get("run.resume")
+    if line.verb.config != "needed" or named in (None, "auto", "never"):
+        return None
+    path = Path(str(named), "config.yaml")
+    return str(path) if path.is_file() else None
 
 
 def _tasks_of(checkpoint: Path) -> Tree:

@@ -67,10 +67,16 @@ class DataConfig(Section):
     """Folder of the data."""
     train: str | None = None
     """Folder or file of the training split, inside of root; null: the data set's own name for it."""
-    val: str | None = None
-    """As train, for validation."""
-    test: str | None = None
-    """As train, for the final test."""
+    val: str | float | None = None
+    """As train, for validation; a number in (0, 1): that share of the images of train."""
+    test: str | float | None = None
+    """As val, for the final test."""
+    split_by: Literal["class", "random"] = "class"
+    """How shares are drawn: of each class its share (class), or of all images together (random)."""
+    split_group: str | None = None
+    """Regular expression on the ids of images: those for which its first group is the same stay in one split."""
+    division: str | None = None
+    """File of an earlier division by shares (split.json of a run), in place of drawing one."""
     options: Options = field(default_factory=dict)
     """Options of the data set."""
     image_size: int | tuple[int, int] | None = None
@@ -148,6 +154,14 @@ class DataConfig(Section):
             low, high = getattr(self, name)
             if low > high:
                 raise UserError(f"data.{name}", f"expected [low, high], got [{low}, {high}]", "swap the two")
+        shares = self.shares
+        if any(not 0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+            what = f"expected shares in (0, 1), less than 1 together, got {', '.join(map(str, shares.values()))}"
+            raise UserError(
+                f"data.{next(iter(shares))}", what, "correct it; quote the name of a folder that is a number"
+            )
+        if shares and isinstance(self.val, str | None):
+            raise UserError("data.test", "is a share, and data.val is none", "give both as shares, or neither")
         tile = self.tile if isinstance(self.tile, tuple) else (self.tile,)
         if self.tile is not None and self.tile_overlap >= min(side for side in tile if side is not None):
             what = f"expected less than a tile, got {self.tile_overlap} pixels of tiles of {self.tile}"
@@ -156,3 +170,8 @@ class DataConfig(Section):
             raise UserError(
                 f"data.{'mixup' if self.mixup else 'cutmix'}", "does not go with data.multilabel", "set it to 0"
             )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The splits that are shares of the training images."""
+        return {split: share for split in ("val", "test") if isinstance(share := getattr(self, split), float)}

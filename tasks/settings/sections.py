@@ -5,12 +5,15 @@ Every instance checks its own values: a number outside of its interval, not fini
 :class:`UserError` naming ``section.field``. Imports nothing heavy, for ``--help`` reads this file.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from effbackbones.errors import UserError
+from effbackbones.errors import UserError, nearest
 from tasks.settings.checks import Options, Section
 from tasks.settings.data import DataConfig
+
+_DEVICES = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ class RunConfig(Section):
     SECTION: ClassVar = "run"
     LIMITS: ClassVar = {
         "seed": "[0, 4294967295]",
-        "devices": "[1, 1024]",
+        "devices": "[0, 1024]",
         "nodes": "[1, 10000]",
         "save_minutes": "(0, inf)",
         "eval_every": "[1, inf)",
@@ -196,10 +199,10 @@ class RunConfig(Section):
     """Run folder; null: runs/TASK/CONFIG, numbered when that is taken."""
     seed: int = 0
     """Seed of everything random."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to run; auto: a GPU if there is one."""
-    devices: int = 1
-    """GPUs (or CPU processes) per node."""
+    device: str = "auto"
+    """Where to run: auto (a GPU if there is one), cpu, gpu, cuda:N (the GPU of that number) or mps."""
+    devices: int | tuple[int, ...] = 1
+    """GPUs (or CPU processes) per node: how many, or a list of the GPUs' numbers, such as [0, 2]."""
     nodes: int = 1
     """Machines."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -222,6 +225,32 @@ class RunConfig(Section):
     """Steps between two log lines."""
     tensorboard: bool = True
     """Whether to write TensorBoard events, when that is installed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device not in _DEVICES and not re.fullmatch("cuda:[0-9]{1,4}", self.device):
+            raise UserError(
+                "run.device", f"unknown value {self.device[:60]!r}", nearest(self.device, [*_DEVICES, "cuda:0"])
+            )
+        if isinstance(self.devices, int):
+            if self.devices < 1:
+                raise UserError("run.devices", "expected a number in [1, 1024], got 0", "correct it")
+        elif not self.devices or min(self.devices) < 0 or len(set(self.devices)) < len(self.devices):
+            what = f"expected different numbers of GPUs, counted from 0, got {list(self.devices)}"
+            raise UserError("run.devices", what, "correct it")
+        elif self.device not in ("auto", "gpu", "cuda"):
+            what = f"names GPUs {list(self.devices)}, and run.device is {self.device}"
+            raise UserError("run.devices", what, "remove one of the two, or give a count")
+        if ":" in self.device and self.processes > 1:
+            what = f"is {self.devices}, and run.device {self.device} is one GPU"
+            raise UserError("run.devices", what, f"list them: [{self.device[5:]}, ...]")
+        if self.device == "mps" and self.processes * self.nodes > 1:
+            raise UserError("run.devices", f"is {self.devices}, and mps is one device", "set it to 1")
+
+    @property
+    def processes(self) -> int:
+        """How many of this run's processes each machine has."""
+        return self.devices if isinstance(self.devices, int) else len(self.devices)
 
 
 @dataclass(frozen=True)

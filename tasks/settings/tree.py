@@ -111,7 +111,8 @@ def absolute(config: Config) -> Config:
     weights = model.weights and (_absolute(model.weights) if os.path.isfile(model.weights) else model.weights)
     plugins = tuple(_absolute(plugin) if plugin.endswith(".py") else plugin for plugin in config.plugins)
     model = replace(model, weights=weights, init_from=model.init_from and _absolute(model.init_from))
-    return replace(config, model=model, data=replace(data, root=data.root and _absolute(data.root)), plugins=plugins)
+    data = replace(data, root=data.root and _absolute(data.root), division=data.division and _absolute(data.division))
+    return replace(config, model=model, data=data, plugins=plugins)
 
 
 def _absolute(path: str) -> str:
@@ -120,11 +121,44 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def changed_keys(old: Config, new: Config) -> list[str]:
-    """Dotted keys that differ between two configs, sorted; of ``run.*`` the seed alone, since the rest is not part of the result."""
+FREE = (
+    "data.workers",
+    "data.timeout",
+    "data.eval_batch_size",
+    "data.on_error",
+    "data.max_pixels",
+    "data.allow_bad_boxes",
+    "data.root",
+    "optim.accumulate",
+)
+"""Keys beside ``run.*`` that may change while a run rests: what a step sees and how it learns does not follow from them. That
+``data.root`` still holds the same samples is looked at when the run continues."""
+
+
+def differences(old: Config, new: Config) -> dict[str, str]:
+    """Dotted keys that differ between two configs, in order, with both values in words."""
     before, after = (dict(_flat(to_mapping(absolute(config)))) for config in (old, new))
-    changed = {key for key in before.keys() | after.keys() if before.get(key, MISSING) != after.get(key, MISSING)}
-    return sorted(key for key in changed if not key.startswith("run.") or key == "run.seed")
+    return {
+        key: f"{_brief(before.get(key))} -> {_brief(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, MISSING) != after.get(key, MISSING)
+    }
+
+
+def is_free(key: str) -> bool:
+    """Whether a key may change while a run rests: :data:`FREE`, and of ``run.*`` all but the seed."""
+    return key in FREE or (key.startswith("run.") and key != "run.seed")
+
+
+def changed_keys(old: Config, new: Config) -> list[str]:
+    """Dotted keys that differ between two configs and make them different runs, sorted."""
+    return [key for key in differences(old, new) if not is_free(key)]
+
+
+def _brief(value: object) -> str:
+    """A value on one line, short."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else f"{text[:28]}...{text[-28:]}"
 
 
 def _listed(value: object) -> Any:

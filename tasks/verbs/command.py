@@ -58,8 +58,11 @@ def _run(verb: Verb, command: str, request: Request) -> int:
     for line in told:
         print(line, file=sys.stderr)
     # torch comes in here
-    function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
-    return int(function(task, config, request.extras))
+    from tasks.engine.surroundings import put_back
+
+    with put_back():
+        function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
+        return int(function(task, config, request.extras))
 
 
 def explain(error: Exception) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from effbackbones.errors import UserError
 from tasks.engine import assembly
 from tasks.engine.evaluation import score_model
+from tasks.engine.identity import told_of_other_data
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import EvaluationResults, Scores, Summary
 from tasks.settings.commandline import Extras
@@ -18,11 +19,13 @@ from tasks.verbs.models import data_classes, model_and_classes
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Score a model on a split; writes ``metrics.json`` and ``report.html`` into ``--out``, or beside the run."""
     tell, device = Teller(config.run.progress), assembly.run_device(config)
+    config = assembly.with_division(config, _beside(extras.checkpoint))
     if extras.predictions:
         return _evaluate_file(task, config, extras, tell)
     model, classes = model_and_classes(task, config, extras, require_classes=True)
     dataset = assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
     assembly.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
+    told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
     scores, reporter = score_model(
         task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell
     )

@@ -1,5 +1,6 @@
 """Boxes of a whole data set in columns, and the samples made of them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, Size
 from tasks.data.boxes.repairs import Repairs
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
+from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample, Truth
 
 _REDUCTIONS = (1, 2, 4, 8)
@@ -60,6 +62,12 @@ class BoxTable:
         """What one image is scored against."""
         rows = self.rows(index)
         return Truth(self.boxes[rows].copy(), self.labels[rows].copy(), self.crowd[rows].copy(), self.area[rows].copy())
+
+    def known(self, index: int) -> bytes:
+        """All that the table holds of one image, as bytes."""
+        rows = self.rows(index)
+        columns = (self.sizes[index], self.boxes[rows], self.labels[rows], self.crowd[rows], self.area[rows])
+        return os.fsencode(self.files[index]) + b"".join(column.tobytes() for column in columns)
 
     def counts(self) -> NDArray[np.int64]:
         """How many objects each class has, int64 [K]; crowds are not counted."""
@@ -165,6 +173,10 @@ class BoxDataset:
                 truth,
             )
         return sample
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        return Known(self.table.ids[index], self.table.known(index), (self.table.path(index),))
 
     def _image(self, path: str, claimed: Size) -> Pixels:
         image = self.reader(path)

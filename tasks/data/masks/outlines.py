@@ -61,6 +61,13 @@ class Outlines:
             areas += np.bincount(self.owners, np.abs(twice) / 2, len(self))
         return areas
 
+    def known(self, row: int) -> bytes:
+        """The outline of an object as bytes."""
+        if self.sizes[row, 0] >= 0:
+            return bytes(self.sizes[row].tobytes() + self.counts[slice(*self.runs[row])].tobytes())
+        ends = self.ends[self.parts[row] : self.parts[row + 1] + 1]
+        return bytes((ends - ends[0]).tobytes() + self.coordinates[ends[0] : ends[-1]].tobytes())
+
     def paint(self, canvas: NDArray[np.uint8], row: int, value: int) -> None:
         """Set the pixels of an object in ``canvas``, uint8 [W, H], to ``value``; which ones they are pycocotools says."""
         from pycocotools import mask as engine

@@ -37,6 +37,8 @@ class Pairing:
     * ``listing``: a text file with one name on each line, ending or not; default: all images;
     * ``image_suffix`` and ``mask_suffix``: what names have before the ending beyond what the two share; files without are
       passed over.
+
+    ``single``: there is one split, divided later; so ``{split}`` need not stand anywhere, and ``images`` with ``masks`` will do.
     """
 
     root: Path
@@ -46,6 +48,7 @@ class Pairing:
     listing: str | None = None
     image_suffix: str | None = None
     mask_suffix: str | None = None
+    single: bool = False
 
     def pairs(self, split: str) -> Pairs:
         """Those of a split. A partner that is missing, two files for one name, and whatever leads out of ``root`` raise
@@ -73,9 +76,11 @@ class Pairing:
     def _sides(self, split: str) -> tuple[dict[str, str], dict[str, str], str, str, str]:
         root, name = self.root, self.names[split]
         _inside(f"data.{split}", name)
-        images_in, masks_in = _folders(root, (self.images, self.masks), name, split)
-        if not any(SPLIT in (text or SPLIT) for text in (self.images, self.masks)) and SPLIT not in (
-            self.listing or ""
+        images_in, masks_in = _folders(root, (self.images, self.masks), name, split, single=self.single)
+        if (
+            not self.single
+            and not any(SPLIT in (text or SPLIT) for text in (self.images, self.masks))
+            and SPLIT not in (self.listing or "")
         ):
             raise UserError(
                 "data.options", "images, masks and list are the same for all splits", f"write {SPLIT} into one of them"
@@ -92,12 +97,15 @@ def _inside(key: str, path: str) -> str:
     return path.strip("/")
 
 
-def _folders(root: Path, said: tuple[str | None, str | None], name: str, split: str) -> tuple[str, str]:
+def _folders(
+    root: Path, said: tuple[str | None, str | None], name: str, split: str, *, single: bool
+) -> tuple[str, str]:
     """Folders of images and of masks, which exist, below ``root``."""
     if (said[0] is None) != (said[1] is None):
         option = "masks" if said[1] is None else "images"
         raise UserError(f"data.options.{option}", "is not given, and its counterpart is", "give both, or none")
-    layouts = LAYOUTS if said[0] is None or said[1] is None else ((said[0], said[1]),)
+    layouts = LAYOUTS + ((("images", "masks"),) if single else ())
+    layouts = layouts if said[0] is None or said[1] is None else ((said[0], said[1]),)
     filled = [[text.replace(SPLIT, name) for text in layout] for layout in layouts]
     pairs = [(_inside("data.options.images", ones), _inside("data.options.masks", others)) for ones, others in filled]
     for images_in, masks_in in pairs:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError, nearest
 from effbackbones.images.reading import is_image_name
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
+from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 
 
@@ -60,17 +61,17 @@ class FolderDataset:
     def __len__(self) -> int:
         return len(self.names)
 
-    def path(self, index: int) -> str:
-        """The file of an image."""
-        return f"{self.folder}/{self.names[index]}"
-
     def occurrences(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Image and class of every label, int64 [P] each."""
         return np.arange(len(self)), self.labels
 
     def __getitem__(self, index: int) -> Sample:
-        path = self.path(index)
+        path = f"{self.folder}/{self.names[index]}"
         return Sample(self.read(path), self.names[index], path, label=int(self.labels[index]))
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        return Known(name := self.names[index], self.labels[index].tobytes(), (f"{self.folder}/{name}",))
 
 
 def _class_folders(folder: Path) -> tuple[list[str], tuple[str, ...]]:

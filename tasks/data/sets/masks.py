@@ -10,6 +10,7 @@ from effbackbones.images.geometry import Mask, Size, resize_nearest
 from effbackbones.images.reading import image_size
 from tasks.data.boxes.annotations import refuse_other_classes
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
+from tasks.data.fingerprint import Known
 from tasks.data.masks.declared import Declared
 from tasks.data.masks.file import MaskReader, span
 from tasks.data.masks.format import Look, found_format, remedy_for_strangers
@@ -44,6 +45,7 @@ class MaskDataset:
         self.classes = self.mask_classes = classes
         self.ids, self.images, self.masks = PackedNames(pairs.ids), PackedNames(pairs.images), PackedNames(pairs.masks)
         self.read, self.read_mask = read, read_mask
+        self._meaning = repr(replace(read_mask, max_pixels=0)).encode()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,6 +62,10 @@ class MaskDataset:
             image = image if exif == self.read.exif else replace(self.read, exif=exif)(path)
             mask = resize_nearest(mask, (image.shape[0], image.shape[1]))
         return Sample(image, self.ids[index], path, mask=mask)
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        return Known(self.ids[index], self._meaning, (self.path(index), self._mask_path(index)))
 
     def mask(self, index: int) -> Mask:
         """The mask of one image, of which nothing but the header is read."""
@@ -100,6 +106,12 @@ class ClassMaskDataset(MaskDataset):
         super().__init__(found.pairs, classes, read_mask, read, found.notes)
         self.labels, self.empty, self.overlap = found.labels, found.empty, overlap
         self.files = PackedNames(found.files)
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        paths = self._paths(range(len(self))[index])
+        meaning = self._meaning + repr((sorted(paths), self.empty, self.overlap)).encode()
+        return Known(self.ids[index], meaning, (self.path(index), *(paths[label] for label in sorted(paths))))
 
     def _stored(self, index: int) -> Mask:
         paths = self._paths(range(len(self))[index])

@@ -11,6 +11,7 @@ from effbackbones.images.geometry import Mask, Size, resize_nearest
 from effbackbones.images.reading import MAX_PIXELS
 from tasks.data.boxes.table import BoxDataset, BoxTable
 from tasks.data.files.reading import ImageReader
+from tasks.data.fingerprint import Known
 from tasks.data.masks.outlines import Outlines
 from tasks.data.sample import IGNORE, Sample
 
@@ -45,6 +46,12 @@ class Painting:
         first = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         chosen = np.repeat(self.first[:-1][images] - first[:-1], counts) + np.arange(first[-1])
         return replace(self, first=first, rows=self.rows[chosen], values=self.values[chosen], boxes=self.boxes[chosen])
+
+    def known(self, index: int) -> bytes:
+        """What is painted of one image, as bytes."""
+        places = slice(*self.first[index : index + 2])
+        outlines = b"".join(self.outlines.known(int(row)) for row in self.rows[places])
+        return bytes([self.empty]) + self.values[places].tobytes() + self.boxes[places].tobytes() + outlines
 
     def mask(self, index: int, size: Size) -> Mask:
         """uint8 [``size``]: the mask of image ``index``, which has that size."""
@@ -201,6 +208,11 @@ class PaintedDataset(BoxDataset):
     ) -> None:
         super().__init__(table, reader, asked, notes)
         self.painting, self.mask_classes = painting, mask_classes
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        known = super().known(index)
+        return known._replace(label=known.label + self.painting.known(index))
 
     def mask(self, index: int) -> Mask:
         """The mask uint8 [H, W] of an image in the size that the annotations say; the image itself is not read."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from effbackbones.images.geometry import Size, resize
+from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -93,6 +94,10 @@ class ShapesDataset:
             crowd=crowd,
             mask=mask,
         )
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without drawing it: what it is drawn from."""
+        return Known(f"{self.split}-{index}", repr((self.size, self.seed, self.objects)).encode())
 
     def _layout(self, kinds: list[int], rng: np.random.Generator) -> NDArray[np.int64]:
         """Which object each pixel belongs to, int64 [H, W]: 0 none, i + 1 the i-th of ``kinds``, later ones in front.

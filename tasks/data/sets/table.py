@@ -11,6 +11,7 @@ from effbackbones.errors import UserError, nearest
 from tasks.data.files.csvfile import Row, TableFormat, read_table
 from tasks.data.files.names import elsewhere, there
 from tasks.data.files.reading import DEFAULT_READER, Confinement, ImageReader, PackedNames
+from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 
 
@@ -70,13 +71,20 @@ class TableDataset:
         return np.repeat(np.arange(len(self)), counts), self._labels
 
     def __getitem__(self, index: int) -> Sample:
-        path = self.path(index)
-        present = self._labels[self._ends[index - 1] if index % len(self) else 0 : self._ends[index]]
+        path, present = self.path(index), self._present(index)
         if not self.multilabel:
             return Sample(self.read(path), self.ids[index], path, label=int(present[0]))
         labels = np.zeros(len(self.classes), np.float32)
         labels[present] = 1
         return Sample(self.read(path), self.ids[index], path, labels=labels)
+
+    def known(self, index: int) -> Known:
+        """What is known of a sample without decoding it."""
+        return Known(self.ids[index], self._present(index).tobytes(), (self.path(index),))
+
+    def _present(self, index: int) -> NDArray[np.int64]:
+        """The labels of a row."""
+        return self._labels[self._ends[index - 1] if index % len(self) else 0 : self._ends[index]]
 
 
 def _renamed(rows: list[Row], rename: Mapping[str, str], table: Path, classes: tuple[str, ...] | None) -> list[Row]:
