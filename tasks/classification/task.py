@@ -1,7 +1,7 @@
 """Image classification, one label or several per image: what it adds to the engine."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from effbackbones.errors import UserError
 from effbackbones.images.pixels import to_unit
 from effbackbones.model import Model
+from tasks.classification.check import quick_checks
 from tasks.classification.files import PredictionFiles
 from tasks.classification.metrics import ClassificationMetrics
 from tasks.classification.report import ClassificationReporter
@@ -26,6 +28,7 @@ from tasks.data.transforms.mixing import mix
 from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
 from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
+from tasks.telling import Teller
 
 
 class Classification(TaskSpec):
@@ -42,6 +45,11 @@ class Classification(TaskSpec):
         return ("labels",) if config.data.multilabel else ("label",)
 
     def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
+        if dataset is not None and len(dataset.classes) == 1 and not config.data.multilabel:
+            what = f"classification tells classes apart, there is only {dataset.classes[0]!r}"
+            raise UserError(
+                "data", what, "add another class, or set data.multilabel: true for one that is there or not"
+            )
         # Mixed targets are smoothed where they are mixed; all others in the loss.
         smoothing = 0.0 if config.data.mixup or config.data.cutmix else config.optim.label_smoothing
         # What is off is not said, so that a head of the user's need not know it.
@@ -50,6 +58,12 @@ class Classification(TaskSpec):
 
     def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
         return class_transform(config.data, model.image_spec, train=train)
+
+    def preflight(
+        self, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, out: Path | None = None
+    ) -> None:
+        measured = config.model.normalization == "data"
+        quick_checks(model.image_spec, datasets, tell, crop=config.data.crop, measured=measured)
 
     def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
         # No padding: the head would not know it from the image.

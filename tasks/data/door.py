@@ -269,7 +269,7 @@ def class_transform(data: DataConfig, spec: "ImageSpec", *, train: bool) -> Clas
         spec,
         spec.size,
         train,
-        crop=data.crop,
+        crop="none" if data.crop == "whole" else data.crop,
         scale=data.scale,
         ratio=data.ratio,
         flip=data.flip,

@@ -19,6 +19,7 @@ from lightning.fabric import Fabric
 from effbackbones.errors import UserError
 from tasks.data.batch import Batch, SkipCount
 from tasks.data.check import check_dataset
+from tasks.data.pixels import told_of_shared_images
 from tasks.engine import assembly, processes
 from tasks.engine.evaluation import EvaluationLeftError
 from tasks.engine.events import Events
@@ -79,6 +80,8 @@ class _Run:
         self.classes = task.classes(config, datasets["train"])
         model = assembly.make_model(config, task, datasets["train"])
         if processes.is_first():
+            for line in told_of_shared_images(datasets):
+                tell(line)
             task.preflight(config, model, datasets, tell)
         self.train_set = task.view(config, datasets["train"])
         self.plan = Plan.of(config, len(self.train_set))

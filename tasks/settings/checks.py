@@ -34,7 +34,7 @@ def choice(where: str, value: object, choices: Sequence[object]) -> None:
 def _within(where: str, value: object, interval: str) -> None:
     """Refuse numbers (also each of a tuple) outside of ``interval``, written as in mathematics: ``[0, 1)``."""
     for number in value if isinstance(value, (list, tuple)) else (value,):
-        if number is None:
+        if number is None or isinstance(number, str):
             continue
         low, high = (float(end) for end in interval[1:-1].split(","))
         above = number >= low if interval[0] == "[" else number > low

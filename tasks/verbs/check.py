@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 from tasks.data.check import check_dataset
+from tasks.data.pixels import told_of_shared_images
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
 from tasks.settings.commandline import Extras
@@ -44,6 +45,8 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
         f"model: {sum(p.numel() for p in model.parameters()):,} parameters, each reached by the loss; first loss {total.item():.4g}"
     )
     out = Path(extras.out or f"runs/{task.command}/check-{extras.config_name}")
+    for line in told_of_shared_images(datasets):
+        tell(line)
     task.preflight(config, model, datasets, tell, out)
     if extras.deep and task.goal:
         deep_checks(task, config, datasets, tell, task.goal)
