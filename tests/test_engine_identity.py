@@ -5,7 +5,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from tasks.classify import main
 from tasks.engine.folderlock import FolderLock
 from tasks.engine.identity import compare, identity
 from tasks.engine.resume import FORMAT, State, load_state, save_state, state_files
-from tasks.engine.rundir import RunFolder, finished, own_folder
+from tasks.engine.rundir import RunFolder, finished, own_folder, refuse_full_disk
 from tasks.engine.state import Progress, RunState
 from tasks.engine.watching import watching
 from tasks.settings.commandline import parse
@@ -110,6 +112,35 @@ def test_a_disk_that_takes_no_byte_is_found_before_the_work(tmp_path: Path, monk
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         RunFolder(tmp_path / "run", config()).__enter__()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_too_small_for_the_states_is_found_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**9, free=10**6))
+    assert run(tmp_path / "run") == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error")]
+    assert "1 MB are free, and the states and weights of this run take 10 MB" in line
+    assert not (tmp_path / "run").exists()
+    free = {"run": 10**6, "checkpoints": 10**9}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**9, free=free[Path(path).name]))
+    refuse = partial(refuse_full_disk, tmp_path / "run", 10**8, 10**5)
+    with RunFolder(tmp_path / "run", config()):
+        with pytest.raises(UserError, match="1 MB are free"):
+            refuse()
+        honest = os.stat
+
+        def elsewhere(path: Any, **given: Any) -> Any:
+            """The states lie on a disk of their own."""
+            found = honest(path, **given)
+            return SimpleNamespace(st_dev=7) if Path(path).name == "checkpoints" and not given else found
+
+        monkeypatch.setattr("os.stat", elsewhere)
+        refuse()
+        free["checkpoints"] = 10**6
+        with pytest.raises(UserError, match=r"checkpoints: 1 MB are free"):
+            refuse()
+        monkeypatch.undo()
 
 
 def test_loaders_do_not_keep_the_folder_of_a_run_that_was_killed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.engine.folderlock import FolderLock
-from tasks.engine.resume import state_files
+from tasks.engine.resume import KEEP, state_files
 from tasks.settings.sections import Config
 from tasks.settings.tree import changed_keys, differences, dump, from_mapping, is_free
 from tasks.strictyaml import read_tree
@@ -159,6 +159,24 @@ def keep_config(folder: Path, config: Config, tell: Tell) -> None:
         known = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         write_atomically(folder / METRICS, json.dumps(known | {"finished": False}, indent=2).encode())
     write_atomically(folder / CONFIG, dump(config).encode())
+
+
+def refuse_full_disk(folder: Path, state: int, model: int) -> None:
+    """Raise :class:`UserError` if the disks under ``folder`` and its states lack the room for what a run writes there: states of
+    so many bytes, one more than are kept while one is written, and a model file. What lies there already makes room for the next.
+    """
+    there = sum(path.stat().st_size for path in state_files(folder / STATES))
+    best = (folder / BEST).stat().st_size if (folder / BEST).is_file() else 0
+    needs = {folder / STATES: (KEEP + 1) * state - there, folder: 2 * model - best}
+    if os.stat(folder).st_dev == os.stat(folder / STATES).st_dev:
+        needs = {folder: sum(needs.values())}
+    for place, need in needs.items():
+        disk = shutil.disk_usage(place)
+        if disk.total and disk.free < need:  # some file systems do not say
+            what = (
+                f"{disk.free / 1e6:,.0f} MB are free, and the states and weights of this run take {need / 1e6:,.0f} MB"
+            )
+            raise UserError(str(place), what, "free space, or choose another run.out")
 
 
 class RunFolder:

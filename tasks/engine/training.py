@@ -28,7 +28,7 @@ from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
-from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, trained
+from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, refuse_full_disk, trained
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, stopped_by
 from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, supervised
 from tasks.engine.watching import WATCHERS
@@ -113,6 +113,8 @@ class _Run:
             self.folder = Path(self.fabric.broadcast(str(self.folder)))
             state.share = Share(self.fabric.global_rank, self.fabric.world_size, optim.accumulate)
             self._resume()
+            if processes.is_first():
+                refuse_full_disk(self.folder, state.file_size, state.model_size)
             self.pace.restart(state.step)
             self._tell_start()
             self.events = Events(self.folder, self.config.run.tensorboard and processes.is_first())
