@@ -63,37 +63,34 @@ def choose(config: Config, command: str, config_name: str, tell: Tell) -> Path:
     if config.run.out:
         return _fitting(config, Path(config.run.out))
     found: Path | None = None
-    newest: tuple[Path, list[str] | None] | None = None
+    other: str | None = ""
     for number in itertools.count(1):
         folder = Path("runs") / command / (config_name if number == 1 else f"{config_name}-{number}")
         if not folder.exists():
             break
-        newest = folder, _differences(config, folder) if resume == "auto" else None
-        if newest[1] == []:
+        other = _other(config, folder)
+        if other is None:
             found = folder
-    if found is None and newest and newest[1]:
-        keys = ", ".join(newest[1][:5])
-        text = (
-            f"{newest[0]} holds an unfinished run of another config ({keys} differ): it stays, and this one starts anew"
-        )
-        moved = newest[1] == ["data.root"]
-        tell(
-            f"{text}; if these are the same data in another place, continue by --run.resume {newest[0]}"
-            if moved
-            else text
-        )
-    return found or folder
+    if found is None and other and resume == "auto":
+        tell(f"{other}: it stays, and this one starts anew in {folder}")
+    return found if found and resume == "auto" else folder
 
 
-def _differences(config: Config, folder: Path) -> list[str] | None:
-    """Keys in which the unfinished run in ``folder`` differs from ``config``; None if it holds none. Another ``data.root`` most
-    often means other data, so that it counts here."""
+def _other(config: Config, folder: Path) -> str | None:
+    """What keeps a run of ``config`` out of ``folder``, in words; "" if no unfinished run is there, None if nothing does. Another
+    ``data.root`` most often means other data, so that it counts here."""
     if not (folder / CONFIG).is_file() or finished(folder):
-        return None
+        return ""
     try:
-        return [key for key in differences(_config(folder), config) if not is_free(key) or key == "data.root"]
-    except UserError:  # of another version, or not a config at all
+        changed = [key for key in differences(_config(folder), config) if not is_free(key) or key == "data.root"]
+    except UserError as error:  # of another version, or not a config at all
+        return f"{folder} holds an unfinished run whose config cannot be read ({error})"
+    if not changed:
         return None
+    text = f"{folder} holds an unfinished run of another config ({', '.join(changed[:5])} differ)"
+    if changed == ["data.root"]:
+        text += f" (the same data in another place: --run.resume {folder} continues it)"
+    return text
 
 
 def finished(folder: Path) -> bool:

@@ -295,6 +295,7 @@ class _Run:
             return
         self.tell(f"continuing after step {state.step} of {self.plan.total}")
         if planned != self.plan.total:
+            state.progress.since_best = 0  # who wants more than a run that patience ended gets it
             before = state.set_lr(self.lr_factor(state.step, total=planned))
             text = f"{planned} steps became {self.plan.total}, and the schedule {self.config.optim.schedule} is that of the new length"
             self.tell(
