@@ -19,6 +19,7 @@ from effbackbones.model import Model
 from tasks.data.batch import KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.division import Division, divided
+from tasks.data.door import reading_spec
 from tasks.data.knowledge import ids_of
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
@@ -147,6 +148,7 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model
         model.classes if dataset is None else task.classes(config, dataset)
     )  # published detectors know theirs
     model.use_image_spec(image_spec(config, model.image_spec))
+    model.reading = reading_spec(config.data)
     if wanted.freeze:
         model.backbone.freeze(None if wanted.freeze == "all" else wanted.freeze)
     return model
