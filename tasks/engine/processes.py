@@ -52,6 +52,9 @@ def place(variables: Mapping[str, str], devices: int = 1, nodes: int = 1) -> Pla
         return _by_torchrun(variables, number, devices * nodes)
     tasks = number.get("SLURM_STEP_NUM_TASKS", number.get("SLURM_NTASKS", 1))
     if "SLURM_PROCID" in number and tasks > 1:
+        if number["SLURM_PROCID"] >= tasks:
+            what = f"is {number['SLURM_PROCID']} where SLURM started {tasks} tasks"
+            raise UserError("SLURM_PROCID", what, "unset what is left over from another job")
         if tasks == devices * nodes:
             found = Place(number["SLURM_PROCID"], tasks, 0, devices, "slurm")
             found = replace(found, local_rank=number.get("SLURM_LOCALID", found.rank % devices))
@@ -90,6 +93,9 @@ def _by_torchrun(variables: Mapping[str, str], number: Mapping[str, int], config
             "RANK", what, "start the processes by torchrun; to train in one process unset RANK and WORLD_SIZE"
         )
     local_world = number.get("LOCAL_WORLD_SIZE", 1)
+    if number.get("LOCAL_RANK", 0) >= local_world or world % local_world:
+        what = f"is {number.get('LOCAL_RANK', 0)} where LOCAL_WORLD_SIZE is {local_world} and WORLD_SIZE {world}"
+        raise UserError("LOCAL_RANK", what, "correct the launcher: each machine has as many processes")
     told = () if "LOCAL_WORLD_SIZE" in number else (f"process {rank} of {world} by RANK and WORLD_SIZE, one a machine",)
     if configured not in (1, world):
         told = (*told, f"the launcher started {world} processes: run.devices and run.nodes ({configured}) are not used")

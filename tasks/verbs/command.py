@@ -14,6 +14,7 @@ from pathlib import Path
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
+from tasks.engine.signals import Signals, StoppedError
 from tasks.settings.commandline import Request, parse
 from tasks.settings.lent import without_unknown
 from tasks.settings.tree import absolute
@@ -25,8 +26,12 @@ USER_ERROR, DIVERGED, FAILED = 2, 3, 1
 def run_command(command: str, argv: list[str]) -> int:
     """Run ``argv`` of the command ``command`` (``classify``) and return its exit code. ``--help`` raises SystemExit."""
     try:
-        request = parse(command, argv)
-        return _run(VERBS[request.verb], command, request)
+        with Signals():
+            request = parse(command, argv)
+            return _run(VERBS[request.verb], command, request)
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -53,8 +58,11 @@ def _run(verb: Verb, command: str, request: Request) -> int:
     for line in told:
         print(line, file=sys.stderr)
     # torch comes in here
-    function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
-    return int(function(task, config, request.extras))
+    from tasks.engine.surroundings import put_back
+
+    with put_back():
+        function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
+        return int(function(task, config, request.extras))
 
 
 def explain(error: Exception) -> tuple[str, int]:
