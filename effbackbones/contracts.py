@@ -300,6 +300,9 @@ class Head(nn.Module, ABC):
     """Images are padded at the right and bottom to a multiple of this many pixels."""
     min_size: int = 32
     """Smaller images are padded up to this many pixels."""
+    counted: tuple[str, ...] = ()
+    """Losses, by name, that are divided by a :meth:`count`: for a batch in pieces, or shared by processes, they are divided by that of
+    the whole batch. The others are means over images, and are averaged."""
 
     def __init__(self, spec: FeatureSpec, num_classes: int, **options: Any) -> None:
         super().__init__()
@@ -352,6 +355,15 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def loss(self, raw: Any, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
         """Weighted scalar losses by name; their sum is the objective. No state, no host synchronisation."""
+
+    def count(self, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
+        """By what :meth:`loss` divides each loss of :attr:`counted` for these targets: a number [] that adds up over the images of a
+        batch, such as its labelled pixels. Known from the targets alone, before any forward pass. No host synchronisation."""
+        return {}
+
+    def divisor(self, name: str, count: Tensor) -> Tensor:
+        """What the loss ``name`` is divided by where its :meth:`count` is ``count``. Default: that, or 1 where it is 0."""
+        return count.masked_fill(count == 0, 1)
 
     @abstractmethod
     def predict(self, raw: Any, sizes: ImageSizes) -> Any:

@@ -13,6 +13,7 @@ from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes,
 from effbackbones.errors import UserError, nearest
 
 UNCERTAINTY = "uncertainty"
+_BY_IMAGES = ("", UNCERTAINTY, "unlabelled")  # "": whatever else a task has
 LossWeights = Mapping[str, float] | Literal["uncertainty"] | None
 
 
@@ -40,6 +41,7 @@ class MultiHead(Head):
         )
         self.size_divisor = math.lcm(*(head.size_divisor for head in heads.values()))
         self.min_size = max(head.min_size for head in heads.values())
+        self.counted = tuple(f"{task}/{name}" for task, head in heads.items() for name in (*head.counted, *_BY_IMAGES))
         self._levels = {task: [spec.names.index(name) for name in head.spec.names] for task, head in heads.items()}
 
     def image_spec(self, spec: ImageSpec) -> ImageSpec:
@@ -76,6 +78,26 @@ class MultiHead(Head):
                     log_variance if labels else log_variance.detach() + _nothing(log_variance)
                 )
         return losses
+
+    def count(self, targets: Mapping[str, Any], sizes: ImageSizes) -> dict[str, Tensor]:
+        """The counts of each head, 0 where no image has its labels. ``task/``: images with labels of the task, by which its other
+        losses are averaged; the log-variance too."""
+        sizes = sizes._replace(
+            batch=(self.padded(sizes.batch[0]), self.padded(sizes.batch[1]))
+        )  # as all heads see them
+        counts = {name: sizes.valid.new_zeros(()) for name in self.counted}
+        for task, head in self._items():
+            if labels := _split(targets.get(task), sizes):
+                _, own, own_sizes = labels
+                counts |= {f"{task}/{name}": value for name, value in head.count(own, own_sizes).items()}
+                counts |= {f"{task}/{name}": sizes.valid.new_full((), len(own_sizes.valid)) for name in _BY_IMAGES}
+        return counts
+
+    def divisor(self, name: str, count: Tensor) -> Tensor:
+        """As the task's own head has it."""
+        task, _, own = name.partition("/")
+        head = cast(Head, self.heads[task])
+        return head.divisor(own, count) if own in head.counted else super().divisor(name, count)
 
     def predict(self, raw: dict[str, Any], sizes: ImageSizes) -> dict[str, Any]:
         """Predictions of each head."""

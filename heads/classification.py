@@ -46,6 +46,7 @@ class ClassificationHead(Head):
             channels = _published_channels(spec, published) if published else 0
         self.multilabel = multilabel
         self.label_smoothing = label_smoothing
+        self.counted = ("binary_cross_entropy" if multilabel else "cross_entropy",)
         self.conv = _tail_convolution(spec, channels, published) if channels else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels or spec.channels[-1], num_classes)
@@ -72,6 +73,13 @@ class ClassificationHead(Head):
             return {"cross_entropy": F.cross_entropy(logits, targets, label_smoothing=smoothing)}
         soft = targets.float() * (1 - smoothing) + smoothing / 2
         return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, soft)}
+
+    def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
+        """Images; multi-label, labels."""
+        return {
+            name: sizes.valid.new_full((), targets.numel() if self.multilabel else len(targets))
+            for name in self.counted
+        }
 
     def predict(self, raw: Tensor, sizes: ImageSizes) -> Tensor:
         """Probabilities float32 [B, K]: softmax, or, multi-label, a sigmoid per class."""

@@ -133,6 +133,38 @@ class Counts(Good):
         return {"cross_entropy": super().loss(raw, targets, sizes)["cross_entropy"] / self.calls}
 
 
+class CountsImages(Good):
+    """Says that it divides by the images, and divides by the labelled pixels."""
+
+    counted = ("cross_entropy",)
+
+    def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
+        return {"cross_entropy": sizes.valid.new_full((), len(targets))}
+
+
+class CountsTwice(Good):
+    """A mean is no count."""
+
+    counted = ("cross_entropy",)
+
+    def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
+        return {"cross_entropy": (targets != 255).float().mean()}
+
+
+class CountsAnother(CountsImages):
+    counted = ("dice",)
+
+
+class WaitsToCount(Good):
+    """Looks whether there is anything to count."""
+
+    counted = ("cross_entropy",)
+
+    def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
+        labelled = (targets != 255).sum()
+        return {"cross_entropy": labelled if labelled.item() else labelled + 1}
+
+
 class Waits(Good):
     """Leaves the device to look at its own loss."""
 
@@ -182,6 +214,10 @@ def test_a_good_head_breaks_nothing() -> None:
         (Thaws, {"freeze"}),
         (Counts, {"loss_pure", "mode_independent", "freeze", "select"}),
         (Waits, {"no_sync"}),
+        (CountsImages, {"count"}),
+        (CountsTwice, {"count"}),
+        (CountsAnother, {"count"}),
+        (WaitsToCount, {"no_sync"}),
         (SwallowsOptions, {"options_refused"}),
         (BatchMean, {"batch_independent", "select"}),
         (OverwritesRaw, {"predict_pure", "mode_independent"}),

@@ -101,12 +101,18 @@ class ToyFCOS(Toy):
 
     def __init__(self, spec: FeatureSpec, num_classes: int, **options: Any) -> None:
         super().__init__(spec, num_classes, **options)
+        if self.counted:
+            self.counted += ("centerness",)
         self.quality_net = Net(self.box_net.hidden.in_channels, 1, 1)
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> RatedRaw:
         maps = self.neck(features)
         quality = self.quality_net(maps)[..., 0]
         return RatedRaw(self.class_net(maps), self.box_net(maps).exp(), quality, self.anchors(features, maps))
+
+    def counts(self, matched: Matched, anchors: Tensor) -> dict[str, Tensor]:
+        central = centerness(matched.boxes, anchors)
+        return super().counts(matched, anchors) | {"iou": torch.where(matched.positive, central, 0.0).sum()}
 
     def loss(self, raw: RatedRaw, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
         matched = self.matched(raw, targets)

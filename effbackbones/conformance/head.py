@@ -1,6 +1,7 @@
 """The promises of a head, one function each: it yields a sentence for everything that breaks the promise."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +141,7 @@ def loss_pure(case: HeadCase) -> Iterator[str]:
 
 
 def no_sync(case: HeadCase) -> Iterator[str]:
-    """``loss`` and ``select`` never ask for a value or a shape that only the data knows: on a GPU that stops the queue."""
+    """``loss``, ``count`` and ``select`` never ask for a value or a shape that only the data knows: on a GPU that stops the queue."""
     head = case.build().train()
     features, sizes = case.inputs(head)
     given = (head(features, sizes), case.make_targets(sizes, case.num_classes, False), sizes, torch.tensor([1]))
@@ -149,6 +150,7 @@ def no_sync(case: HeadCase) -> Iterator[str]:
             pytree.tree_map_only(Tensor, lambda t: mode.from_tensor(t.detach()), tree) for tree in given
         )
         head.loss(raw, targets, sizes)
+        head.count(targets, sizes)
         head.select(raw, rows)
     return iter(())
 
@@ -163,6 +165,36 @@ def select(case: HeadCase) -> Iterator[str]:
         chosen, alone = head.select(head(features, sizes), rows), head([f[rows] for f in features], few)
         if said := difference(head.loss(chosen, targets, few), head.loss(alone, targets, few)):
             yield f"images {rows.tolist()} of 3: {said}"
+
+
+def count(case: HeadCase) -> Iterator[str]:
+    """Each loss in ``counted``, divided by the ``count`` of a whole batch, is the sum of its parts over the parts of that batch."""
+    head = case.build().eval()
+    if not head.counted:
+        return
+    features, sizes = case.inputs(head, 3)
+    targets = case.make_targets(sizes, case.num_classes, False)
+    with torch.no_grad():
+        raw = head(features, sizes)
+        losses, whole = head.loss(raw, targets, sizes), head.count(targets, sizes)
+        own = {name for name in whole if "/" not in name}  # of several heads some losses are there now and then
+        if sorted(whole) != sorted(head.counted) or not own <= set(losses):
+            yield f"counted is {head.counted}, count() gives {tuple(whole)}, the losses are {tuple(losses)}"
+            return
+        whole = {name: total for name, total in whole.items() if name in losses}
+        sums, counts = dict.fromkeys(whole, 0.0), dict.fromkeys(whole, 0.0)
+        for rows in (torch.tensor([2]), torch.tensor([0, 1])):
+            few, labels = sizes.select(rows), _chosen(targets, rows)
+            parts, pieces = head.loss(head.select(raw, rows), labels, few), head.count(labels, few)
+            for name, total in whole.items():
+                share = head.divisor(name, pieces[name]) / head.divisor(name, total)
+                sums[name] += float(parts[name] * share)
+                counts[name] += float(pieces[name])
+    for name, total in whole.items():
+        if said := difference(torch.tensor(counts[name]), total):
+            yield f"{name}: the counts of the parts do not add up: {said}"
+        elif said := difference(torch.tensor(sums[name]), losses[name]):
+            yield f"{name} is not divided by its count: {said}"
 
 
 def gradient_reach(case: HeadCase) -> Iterator[str]:
@@ -254,6 +286,7 @@ HEAD_PROMISES: dict[str, Callable[[HeadCase], Iterator[str]]] = {
     "loss_pure": loss_pure,
     "no_sync": no_sync,
     "select": select,
+    "count": count,
     "gradient_reach": gradient_reach,
     "predict_pure": predict_pure,
     "fixed_shapes": fixed_shapes,
@@ -269,3 +302,8 @@ HEAD_PROMISES: dict[str, Callable[[HeadCase], Iterator[str]]] = {
 def _back(losses: Mapping[str, Tensor]) -> None:
     """Gradients of the objective, the sum of the losses."""
     torch.autograd.backward(torch.stack([value.float().sum() for value in losses.values()]).sum())
+
+
+def _chosen(targets: Any, rows: Tensor) -> Any:
+    """The targets of some images; the first dimension of every tensor is the batch."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor[rows], targets)

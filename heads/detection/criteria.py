@@ -153,6 +153,12 @@ class BoxLosses:
         require("delta_loss", self.delta_loss, some, "one, as there is no iou_loss: nothing would train the boxes")
         number("iou_weight", self.iou_weight, 0)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of :meth:`terms`."""
+        asked = (("box", self.delta_loss), ("iou", self.iou_loss))
+        return tuple(name for name, loss in asked if loss is not None)
+
     def terms(
         self,
         deltas: Tensor,

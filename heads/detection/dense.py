@@ -54,8 +54,12 @@ class DenseHead(Head):
     * ``option_records``: which of these are options of the head, under the names of their fields, defaults as set.
 
     A subclass builds its network, calls :meth:`place` with the anchors of its levels, and gives :meth:`anchors` as the last
-    part of its raw output. An option of all: ``crowd_ignore``, whether anchors inside crowds are left out of the class loss.
-    Crowds are never positives.
+    part of its raw output. Options of all: ``crowd_ignore``, whether anchors inside crowds are left out of the class loss (crowds
+    are never positives); ``local_normaliser``, whether each piece of a batch, in each process, is divided by its own count of
+    positives, as released code does, instead of by that of the whole batch.
+
+    A head that adds losses of its own names them in ``counted`` too, if they are divided by :meth:`normaliser`; what is divided by
+    something else it says in :meth:`counts`.
     """
 
     task: ClassVar[str] = "det"
@@ -66,12 +70,23 @@ class DenseHead(Head):
     box_losses: BoxLosses = BoxLosses()
     selection: Selection = Selection()
 
-    def __init__(self, spec: FeatureSpec, num_classes: int, *, crowd_ignore: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        num_classes: int,
+        *,
+        crowd_ignore: bool = False,
+        local_normaliser: bool = False,
+        **options: Any,
+    ) -> None:
         records = {name: taken(getattr(self, name), options) for name in self.option_records}
         super().__init__(spec, num_classes, **options)
         self.crowd_ignore = crowd_ignore
         for name, record in records.items():
             setattr(self, name, record)
+        # What looks at predictions to find the positives cannot count them before there are any.
+        known = type(self).assignment is DenseHead.assignment
+        self.counted = ("class", *self.box_losses.names) if known and not local_normaliser else ()
 
     # --- anchors -----------------------------------------------------------------------------------------------------
 
@@ -94,6 +109,11 @@ class DenseHead(Head):
         precise = torch.float32 if shapes.device.type == "mps" else torch.float64  # which Apple's GPUs lack
         return anchor_grid(image, maps, torch.split(shapes.to(precise) / _FIXED_POINT, self._counts))
 
+    def _anchors_for(self, sizes: ImageSizes) -> Tensor:
+        """The anchors of images of these sizes, which no network has seen yet."""
+        image = (self.padded(sizes.batch[0]), self.padded(sizes.batch[1]))
+        return self._grid(image, map_sizes(image, self.strides))
+
     # --- the loss ----------------------------------------------------------------------------------------------------
 
     def loss(self, raw: Any, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
@@ -108,23 +128,34 @@ class DenseHead(Head):
         return scores | self.box_losses.terms(deltas, raw.anchors, matched, self.coder, count, share)
 
     def normaliser(self, matched: Matched) -> Tensor:
-        """What losses are divided by: the number of positive anchors in the batch, at least 1."""
-        return matched.positive.sum().clamp(min=1).float()
+        """What losses are divided by: the number of positive anchors in the batch, by :meth:`divisor`."""
+        return self.divisor("class", matched.positive.sum()).float()
+
+    @torch.no_grad()
+    def count(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
+        """Positive anchors, of each loss in ``counted``; what :meth:`counts` says otherwise."""
+        if not self.counted:
+            return {}
+        targets, anchors = _at_least_one(targets), self._anchors_for(sizes).to(targets.boxes)
+        return self.counts(_matched(anchors, targets, *self._matching(anchors, targets)), anchors)
+
+    def counts(self, matched: Matched, anchors: Tensor) -> dict[str, Tensor]:
+        """By what the losses in ``counted`` are divided: the number of positive anchors."""
+        return dict.fromkeys(self.counted, matched.positive.sum())
 
     def matched(self, raw: Any, targets: BoxTargets) -> Matched:
         """What each anchor is to say."""
         targets = _at_least_one(targets)
-        boxes, labels, _ = targets
-        match, ignored = self.assignment(raw, targets)
-        positive, index = match >= 0, match.clamp(min=0)
-        own = torch.where(positive[..., None], boxes.gather(1, index[..., None].expand(-1, -1, 4)), raw.anchors)
-        return Matched(positive, own, torch.where(positive, labels.gather(1, index), -1), ignored)
+        return _matched(raw.anchors, targets, *self.assignment(raw, targets))
 
     def assignment(self, raw: Any, targets: BoxTargets) -> Assignment:
         """The box of each anchor, by ``matching``. A head that matches by what it predicts (SimOTA) overrides this; targets have
         at least one row."""
+        return self._matching(raw.anchors, targets)
+
+    def _matching(self, anchors: Tensor, targets: BoxTargets) -> Assignment:
         boxes, labels, crowd = targets
-        return self.matching(raw.anchors, boxes, (labels >= 0) & ~crowd, crowd if self.crowd_ignore else None)
+        return self.matching(anchors, boxes, (labels >= 0) & ~crowd, crowd if self.crowd_ignore else None)
 
     def select(self, raw: Any, rows: Tensor) -> Any:
         """Rows of all but the anchors, which are those of every image."""
@@ -159,9 +190,15 @@ class DenseHead(Head):
         if not isinstance(self.matching, IouMatching):
             return {}
         boxes, labels, crowd = _at_least_one(targets)
-        image = (self.padded(sizes.batch[0]), self.padded(sizes.batch[1]))
-        best = pairwise_iou(boxes, self._grid(image, map_sizes(image, self.strides)).to(boxes)).amax(2)
+        best = pairwise_iou(boxes, self._anchors_for(sizes).to(boxes)).amax(2)
         return {"best_anchor_iou": torch.where((labels >= 0) & ~crowd, best, -1.0)[:, : targets.labels.shape[1]]}
+
+
+def _matched(anchors: Tensor, targets: BoxTargets, match: Tensor, ignored: Tensor | None) -> Matched:
+    """Anchors [A, 4] with the boxes and labels that ``match`` [B, A] says."""
+    positive, index = match >= 0, match.clamp(min=0)
+    own = torch.where(positive[..., None], targets.boxes.gather(1, index[..., None].expand(-1, -1, 4)), anchors)
+    return Matched(positive, own, torch.where(positive, targets.labels.gather(1, index), -1), ignored)
 
 
 def joint_evidence(logits: Tensor, quality: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from effbackbones.weights.pretrained import Adopted, Decided, Pretrained
 from heads.detection.anchor_fit import as_options, fit_ratios
 from heads.detection.anchors import Deltas, anchor_shapes
 from heads.detection.bifpn import BiFPN, Source
-from heads.detection.criteria import BoxLosses, Focal, Matched
+from heads.detection.criteria import BoxLosses, Focal
 from heads.detection.dense import DenseHead, DetRaw, map_sizes
 from heads.detection.efficientdet_names import CLASS_PREDICTOR, Detector
 from heads.detection.efficientdet_weights import fit_classes, options_of
@@ -73,6 +73,7 @@ class EfficientDetHead(DenseHead):
       of the deltas.
     * ``iou_loss``: None, ``giou``, ``diou`` or ``ciou``, on top of it with ``iou_weight``.
     * ``crowd_ignore``: whether anchors inside crowds are left out of the class loss. Crowds are never positives.
+    * ``local_normaliser``: whether each piece of a batch is divided by its own positives plus 1, as released.
 
     Options of the predictions:
 
@@ -151,9 +152,9 @@ class EfficientDetHead(DenseHead):
         maps = self.neck(features)
         return DetRaw(self.class_net(maps), self.box_net(maps), self.anchors(features, maps))
 
-    def normaliser(self, matched: Matched) -> Tensor:
-        """The number of positive anchors in the batch plus 1, as released."""
-        return matched.positive.sum() + 1.0
+    def divisor(self, name: str, count: Tensor) -> Tensor:
+        """The number of positive anchors plus 1, as released."""
+        return count + 1.0
 
     def fit_to_data(self, box_sides: Tensor, image_size: tuple[int, int]) -> dict[str, Any]:
         """``aspect_ratios`` and ``anchor_scale`` that raise the boxes' mean IoU with their best anchor, centred on them, by

@@ -55,6 +55,7 @@ class SegmentationHead(Head):
         super().__init__(spec, num_classes, **options)
         self.mode = _mode(mode, num_classes)
         self.loss_weights = losses.parse_losses(loss)
+        self.counted = tuple(name for name in self.loss_weights if name in ("cross_entropy", "focal"))
         self.ignore_index = whole("ignore_index", ignore_index, -(2**31))
         self._loss_options: Mapping[str, dict[str, float | None]] = {
             "cross_entropy": {"label_smoothing": number("label_smoothing", label_smoothing, 0, below=1)},
@@ -117,6 +118,13 @@ class SegmentationHead(Head):
             name: factor * losses.LOSSES[name](pixels, class_weights, **self._loss_options.get(name, {}))
             for name, factor in self.loss_weights.items()
         }
+
+    def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
+        """Labelled pixels, by the weights of their classes, of the losses that are means over pixels. The others (``dice``, ...) are
+        ratios of sums: of each piece by itself."""
+        weights = cast(Tensor | None, self._class_weights)
+        found = losses.counts(targets, self.mode, self.num_classes, weights, self.ignore_index)
+        return {name: found[name] for name in self.counted}
 
     def adopt(self, weights: Pretrained) -> Adopted:
         """As :meth:`Head.adopt`; of a whole model of smp only what belongs to this decoder, and what differs is said."""

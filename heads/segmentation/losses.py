@@ -45,12 +45,34 @@ def pixels_of(logits: Tensor, targets: Tensor, mode: str = "multiclass", ignore_
     would wait for the device: the reader of the data vouches for them.
     """
     _check_targets(logits, targets, mode)
+    labels, valid = _labels_of(targets, mode, ignore_index)
+    return Pixels(logits.flatten(-2).float().masked_fill(~valid, 0.0), labels, valid, mode)
+
+
+def _labels_of(targets: Tensor, mode: str, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """``labels`` and ``valid`` of :class:`Pixels`."""
     ignored = (targets == ignore_index).flatten(-2)
     flat = targets.flatten(-2)
     labels = (flat.float() if mode == "multilabel" else flat.long()).masked_fill(ignored, 0)
-    if mode != "multilabel":
-        ignored = ignored[:, None]
-    return Pixels(logits.flatten(-2).float().masked_fill(ignored, 0.0), labels, ~ignored, mode)
+    return labels, ~ignored if mode == "multilabel" else ~ignored[:, None]
+
+
+def counts(
+    targets: Tensor, mode: str, num_classes: int, class_weights: Tensor | None, ignore_index: int = IGNORE_INDEX
+) -> dict[str, Tensor]:
+    """By what those losses are divided that are means over pixels: the weights of the pixels, or of all sigmoids of them, [] each.
+
+    The others are ratios of sums over a batch, which no count makes equal to those of the batch's parts.
+    """
+    labels, valid = _labels_of(targets, mode, ignore_index)
+    pixels = valid.sum()
+    if class_weights is None:
+        return {"cross_entropy": pixels, "focal": pixels * num_classes if mode == "multiclass" else pixels}
+    if mode == "multilabel":
+        weights = (valid.sum((0, 2)) * class_weights).sum()
+        return {"cross_entropy": weights, "focal": weights}
+    weights = (valid[:, 0] * class_weights[labels]).sum()
+    return {"cross_entropy": weights, "focal": pixels * class_weights.sum() if mode == "multiclass" else weights}
 
 
 def _check_targets(logits: Tensor, targets: Tensor, mode: str) -> None:

@@ -1,18 +1,22 @@
 """Image classification, one label or several per image: what it adds to the engine."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from effbackbones.errors import UserError
 from effbackbones.images.pixels import to_unit
 from effbackbones.model import Model
+from tasks.classification.check import quick_checks
+from tasks.classification.examples import label_sheet
 from tasks.classification.files import PredictionFiles
 from tasks.classification.metrics import ClassificationMetrics
 from tasks.classification.report import ClassificationReporter
@@ -26,6 +30,8 @@ from tasks.data.transforms.mixing import mix
 from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
 from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
+from tasks.telling import Teller
+from tasks.verbs.samples import draw_samples
 
 
 class Classification(TaskSpec):
@@ -42,6 +48,11 @@ class Classification(TaskSpec):
         return ("labels",) if config.data.multilabel else ("label",)
 
     def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
+        if dataset is not None and len(dataset.classes) == 1 and not config.data.multilabel:
+            what = f"classification tells classes apart, there is only {dataset.classes[0]!r}"
+            raise UserError(
+                "data", what, "add another class, or set data.multilabel: true for one that is there or not"
+            )
         # Mixed targets are smoothed where they are mixed; all others in the loss.
         smoothing = 0.0 if config.data.mixup or config.data.cutmix else config.optim.label_smoothing
         # What is off is not said, so that a head of the user's need not know it.
@@ -50,6 +61,14 @@ class Classification(TaskSpec):
 
     def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
         return class_transform(config.data, model.image_spec, train=train)
+
+    def preflight(
+        self, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, out: Path | None = None
+    ) -> None:
+        if out is not None:
+            tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out, label_sheet)}")
+        measured = config.model.normalization == "data"
+        quick_checks(model.image_spec, datasets, tell, crop=config.data.crop, measured=measured)
 
     def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
         # No padding: the head would not know it from the image.
@@ -69,6 +88,9 @@ class Classification(TaskSpec):
             seed=config.run.seed,
             step=step,
         )
+
+    def sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.uint8]:
+        return label_sheet(samples, classes)
 
     def restored(self, batch: Batch, predictions: Tensor) -> list[Tensor]:
         return list(predictions)

@@ -4,37 +4,54 @@ Nothing in it makes the host wait for the device: a step that is not finite is s
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from effbackbones.contracts import Head
 from tasks.data.batch import Batch
 from tasks.engine.ema import BufferGuard
+from tasks.engine.normalising import Normaliser
 from tasks.engine.optim import clip_grad_norm, found_inf
 from tasks.engine.resume import seed_step
 from tasks.engine.state import RunState
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 
-Objective = Callable[[Any, Batch, int], Mapping[str, Tensor]]
-"""What a step makes smaller, (model, batch, step) -> weighted scalars by name; their sum is the loss. ``model`` is called as a
-:class:`effbackbones.Model` and has its ``head``, ``batch`` is on the device, autocast is on."""
+
+class Objective(Protocol):
+    """What a step makes smaller."""
+
+    def __call__(self, model: Any, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """Weighted scalars by name; their sum is the loss. ``model`` is called as a :class:`effbackbones.Model` and has its ``head``,
+        ``batch`` is on the device, autocast is on."""
+
+    def count(self, head: Head, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """By what those are divided that ``head.counted`` names (:meth:`Head.count`)."""
 
 
-def supervised(task: TaskSpec, config: Config) -> Objective:
+@dataclass
+class Supervised:
     """The head's losses against the targets of the batch, after the task's augmentation on the device."""
 
-    def objective(model: Any, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        images, targets = task.augment(config, batch, model.head.num_classes, step)
+    task: TaskSpec
+    config: Config
+
+    def __call__(self, model: Any, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        images, targets = self.task.augment(self.config, batch, model.head.num_classes, step)
         raw = model(images, batch.sizes)
         losses: Mapping[str, Tensor] = model.head.loss(raw, targets, batch.sizes)
         return losses
 
-    return objective
+    @torch.no_grad()
+    def count(self, head: Head, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        _, targets = self.task.augment(self.config, batch, head.num_classes, step)
+        return head.count(targets, batch.sizes)
 
 
 @dataclass
@@ -62,6 +79,10 @@ class Stepper:
     lr_factor: Callable[[int], float]
     clip_norm: float | None
     seed: int
+    leaving: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered around what may be left in its midst by an exception; :meth:`undo` then."""
+    tell: Callable[[str], None] | None = None
+    """Told once which losses are averaged over pieces and processes, because no count is known of them."""
 
     def __post_init__(self) -> None:
         self.model = self.fabric.setup_module(self.state.model)
@@ -70,29 +91,49 @@ class Stepper:
     def take(self, pieces: Iterable[Batch]) -> StepLog | None:
         """One step on this process's share of a global batch; gives the figures of the step before, if nobody has read them."""
         lr = self.state.set_lr(self.lr_factor(self.state.step))
-        parts, ids = self._backward(pieces)
+        with self.leaving():
+            parts, ids = self._backward(pieces)
         losses = torch.stack(list(parts.values()))
         flags = self._update(losses.sum())
         log = StepLog(self.state.step, dict.fromkeys(parts, 0.0), lr, ids=ids)
         return self.figures.push(log, torch.cat([flags, losses]))
 
+    def undo(self) -> None:
+        """Put back what a step that was left in its midst has changed: gradients, and the buffers of batch norm."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.guard.settle(self.state.model, torch.ones((), device=self.fabric.device))
+
     def _backward(self, pieces: Iterable[Batch]) -> tuple[dict[str, Tensor], list[str]]:
-        """Gradients of the mean over all pieces and processes; gives this process's losses, float32 [], and its samples."""
+        """Gradients of the whole batch, of all pieces and processes; gives this process's losses, float32 [], and its samples."""
         state, share = self.state, self.state.share
+        # All pieces at once: images stay uint8, a small part of what a forward pass of one piece keeps.
+        batches = [batch.to(self.fabric.device, non_blocking=True) for batch in pieces]
+        normaliser = self._normaliser(batches)
         sums: dict[str, Any] = {}
-        ids: list[str] = []
-        for piece, batch in enumerate(pieces):
+        for piece, batch in enumerate(batches):
             seed_step(self.seed, state.step, piece, share.rank)
-            batch = batch.to(self.fabric.device, non_blocking=True)  # images stay uint8
             # The gradients of all processes are averaged once, with the last piece.
             unsynchronised = self.fabric.no_backward_sync(self.model, enabled=piece < share.accumulate - 1)
             with unsynchronised, self.fabric.autocast():
-                losses = self.objective(self.model, batch, state.step)
-                self.fabric.backward(torch.stack(list(losses.values())).sum() / share.accumulate)
+                losses = normaliser.shares(self.objective(self.model, batch, state.step), piece)
+                self.fabric.backward(torch.stack(list(losses.values())).sum())
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float() / share.accumulate
-            ids += [meta.id for meta in batch.meta]
-        return sums, ids
+                sums[name] = sums.get(name, 0.0) + value.detach().float()
+        if normaliser.averaged and self.tell:
+            self.tell(normaliser.told(state.model.head))
+            self.tell = None
+        return sums, [meta.id for batch in batches for meta in batch.meta]
+
+    def _normaliser(self, batches: Sequence[Batch]) -> Normaliser:
+        """By what the losses of the pieces are divided; a batch that nobody shares is as the head has it."""
+        state, share, head = self.state, self.state.share, self.state.model.head
+        if len(batches) * share.world == 1:
+            return Normaliser(head)
+        counts = []
+        for piece, batch in enumerate(batches if head.counted else ()):
+            seed_step(self.seed, state.step, piece, share.rank)  # as before the losses: augmentation may draw
+            counts.append(self.objective.count(head, batch, state.step))
+        return Normaliser(head, len(batches), share.world, counts)
 
     def _update(self, loss: Tensor) -> Tensor:
         """Step of the optimiser, or nothing where the loss or a gradient is not finite, in any process. Gives flags [2] that all

@@ -56,6 +56,8 @@ class ModelConfig(Section):
     """Mean per channel of images in 0..1; null: the weights' own."""
     std: tuple[float, ...] | None = None
     """Standard deviation per channel of images in 0..1; null: the weights' own."""
+    normalization: Literal["weights", "data"] = "weights"
+    """Mean and deviation of images: those of the weights (or mean and std), or measured on the training images (data)."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """How images are resized; null: as the weights were trained."""
     crop_fraction: float | None = None
@@ -69,6 +71,9 @@ class ModelConfig(Section):
             raise UserError("model.unfreeze_epoch", "nothing is frozen", "set model.freeze too, or remove it")
         if self.weights is not None and self.init_from is not None:
             raise UserError("model.init_from", "contradicts model.weights", "keep one of the two")
+        if self.normalization == "data" and (self.mean is not None or self.std is not None):
+            what = "is data, and model.mean or model.std says something else"
+            raise UserError("model.normalization", what, "keep one of the two")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise UserError(
                 "model.std", f"model.mean has {len(self.mean)} values, this {len(self.std)}", "give one per channel"
