@@ -74,7 +74,7 @@ class Segmentation(TaskSpec):
         smoothing = config.optim.label_smoothing
         options: dict[str, Any] = {"label_smoothing": smoothing} if smoothing else {}
         if config.optim.class_weights and dataset is not None and "class_weights" not in config.model.head_options:
-            options["class_weights"] = class_weights(dataset, config.data.on_error)
+            options["class_weights"] = class_weights(dataset, config.data.on_error, config.optim.class_weights)
         return options
 
     def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
