@@ -129,7 +129,8 @@ class Classification(TaskSpec):
         tell: Callable[[str], None],
         originals: Originals | None = None,
     ) -> Writer:
-        return PredictionFiles(out, classes, bool(getattr(model.head, "multilabel", False)), tell)
+        several = bool(getattr(model.head, "multilabel", False))
+        return PredictionFiles(out, classes, several, tell, every=config.run.probabilities)
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
         if num_classes != 1000:

@@ -200,6 +200,7 @@ class RunConfig(Section):
         "patience": "[1, inf)",
         "log_every": "[1, inf)",
     }
+    MEANT_FOR: ClassVar = {"probabilities": ("cls", "seg", "multi")}
 
     out: str | None = None
     """Run folder; null: runs/TASK/CONFIG, numbered when that is taken."""
@@ -231,6 +232,8 @@ class RunConfig(Section):
     """Steps between two log lines."""
     tensorboard: bool = True
     """Whether to write TensorBoard events, when that is installed."""
+    probabilities: bool = False
+    """Whether predict writes the probability of every class (classification: of all, however many; segmentation: of each pixel)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
