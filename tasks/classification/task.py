@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -15,6 +16,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.pixels import to_unit
 from effbackbones.model import Model
 from tasks.classification.check import quick_checks
+from tasks.classification.examples import label_sheet
 from tasks.classification.files import PredictionFiles
 from tasks.classification.metrics import ClassificationMetrics
 from tasks.classification.report import ClassificationReporter
@@ -31,6 +33,7 @@ from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
 from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
+from tasks.verbs.samples import draw_samples
 
 
 class Classification(TaskSpec):
@@ -83,6 +86,8 @@ class Classification(TaskSpec):
     def preflight(
         self, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, out: Path | None = None
     ) -> None:
+        if out is not None:
+            tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out, label_sheet)}")
         measured = config.model.normalization == "data"
         quick_checks(model.image_spec, datasets, tell, crop=config.data.crop, measured=measured)
 
@@ -104,6 +109,9 @@ class Classification(TaskSpec):
             seed=config.run.seed,
             step=step,
         )
+
+    def sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.uint8]:
+        return label_sheet(samples, classes)
 
     def restored(self, batch: Batch, predictions: Tensor) -> list[Tensor]:
         return list(predictions)

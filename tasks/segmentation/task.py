@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -15,7 +17,7 @@ from tasks.data.batch import Batch
 from tasks.data.collating import mask_targets
 from tasks.data.dataset import Dataset
 from tasks.data.door import view_transform
-from tasks.data.sample import IGNORE, Transform
+from tasks.data.sample import IGNORE, Sample, Transform
 from tasks.report.masks import mask_sheet
 from tasks.report.outputs import Originals
 from tasks.segmentation.check import GOAL, quick_checks, score_folder
@@ -92,6 +94,9 @@ class Segmentation(TaskSpec):
             )
         divisor = model.head.size_divisor
         return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
+
+    def sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.uint8]:
+        return mask_sheet(samples, classes)
 
     def preflight(
         self, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, out: Path | None = None

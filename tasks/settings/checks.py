@@ -9,6 +9,9 @@ from effbackbones.errors import UserError, nearest
 
 Option = int | float | str | bool | list | None  # type: ignore[type-arg]  # elements of the list: checked by `_plain`
 Options = dict[str, Option]
+Step = str | dict[str, Option | dict[str, Option]]  # steps inside of it: checked by `_plain`
+"""A transform: its name, or its name with its arguments, which may hold steps themselves."""
+Steps = tuple[Step, ...]
 
 
 def _plain(where: str, value: object) -> None:

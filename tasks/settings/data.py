@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from effbackbones.errors import UserError
-from tasks.settings.checks import Options, Section
+from tasks.settings.checks import Options, Section, Steps
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,10 @@ class DataConfig(Section):
     """Area of a resized crop, as a share of the image."""
     ratio: tuple[float, float] = (0.75, 4 / 3)
     """Aspect (width / height) of a resized crop."""
+    augment: Steps = ()
+    """Transforms of albumentations by name with their arguments, or registered ones, on each training image as it is read, with its
+    boxes and mask, such as [HorizontalFlip, {Rotate: {limit: 15}}]; data.flip, vertical_flip, color_jitter, randaugment, erasing rest
+    then, and a random data.crop if the list crops."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     randaugment: RandAugmentConfig | None = None
