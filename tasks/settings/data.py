@@ -168,8 +168,6 @@ class DataConfig(Section):
         if sum(shares.values()) >= 1:
             what = f"expected shares of less than 1 together, got {', '.join(map(str, shares.values()))}"
             raise UserError("data.test", what, "leave some images for training")
-        if shares and isinstance(self.val, str | None):
-            raise UserError("data.test", "is a share, and data.val is none", "give both as shares, or neither")
         tile = self.tile if isinstance(self.tile, tuple) else (self.tile,)
         if self.tile is not None and self.tile_overlap >= min(side for side in tile if side is not None):
             what = f"expected less than a tile, got {self.tile_overlap} pixels of tiles of {self.tile}"
