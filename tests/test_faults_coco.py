@@ -87,7 +87,7 @@ STOPPED: dict[str, tuple[Callable[[Content], Any], str]] = {
     "no annotation id": (lambda d: without(d, A, 1, "id"), r"annotations\[1\]: has no id"),
     "no image_id": (lambda d: without(d, A, 1, "image_id"), TWO + r"has no image_id"),
     "no category_id": (lambda d: without(d, A, 1, "category_id"), TWO + r"has no category_id"),
-    "no bbox": (lambda d: without(d, A, 1, "bbox", "segmentation"), TWO + r"has no bbox"),
+    "no bbox": (lambda d: (without(d, A, 1, "bbox"), edit(d, A, 1, segmentation=[])), TWO + r"has no bbox"),
     "no file_name": (lambda d: without(d, I, 1, "file_name"), r"images\[1\] \(id 2\): has no file_name"),
     "no image id": (lambda d: without(d, I, 1, "id"), r"images\[1\]: has no id"),
     "no category id": (lambda d: without(d, C, 1, "id"), r"categories\[1\]: has no id"),
