@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,15 +32,6 @@ def test_a_high_share_of_skipped_steps_is_no_success(
     assert run(tmp_path / "short", "--optim.max_steps", "4") == 3
     assert "2 of 4 steps were not finite, and are skipped" in error_of(capsys)
     assert not json.loads((tmp_path / "short" / "metrics.json").read_text()).get("finished")
-
-
-def test_a_disk_without_room_for_the_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
-    assert run(tmp_path / "full") == 2
-    line = error_of(capsys)
-    assert f"{tmp_path / 'full' / 'checkpoints'}: " in line
-    assert "MB are needed for 3 states, 0 MB are free; make room" in line
 
 
 def test_a_log_that_cannot_be_written_ends_nothing(

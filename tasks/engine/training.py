@@ -5,7 +5,6 @@ one :class:`tasks.engine.state.RunState`.
 """
 
 import json
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -31,8 +30,8 @@ from tasks.engine.judging import Judge
 from tasks.engine.launch import launch, make_fabric
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
-from tasks.engine.resume import KEEP, GlobalBatches, Share, load_state, save_state
-from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, trained
+from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
+from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, refuse_full_disk, trained
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
 from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS
@@ -126,9 +125,9 @@ class _Run:
         self.folder = Path(self.fabric.broadcast(str(self.folder)))
         state.share = Share(self.fabric.global_rank, self.fabric.world_size, optim.accumulate)
         self._resume()
-        self.pace.restart(state.step)
         if processes.is_first():
-            self._check_room()
+            refuse_full_disk(self.folder, state.file_size, state.model_size)
+        self.pace.restart(state.step)
         self._tell_start()
         self.events = Events(self.folder, self.config.run.tensorboard and processes.is_first())
         self.signals.heed()
@@ -331,19 +330,6 @@ class _Run:
         record = {"progress": vars(progress), "identity": self.identity, "planned": self.plan.total}
         save_state(self.folder / STATES, state.step, tensors, record)
 
-    def _check_room(self) -> None:
-        """Refuse to begin where not all states that are kept at a time, and a model file, would fit on the disk."""
-        tensors, folder = list(self.state.tensors().values()), self.folder / STATES
-        weights = sum(p.numel() * p.element_size() for p in self.state.model.parameters())
-        state = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        if not self.state.optimizer.state:  # as yet: momentum, and mean squares
-            state += weights * (1 if self.config.optim.name == "sgd" else 2)
-        there = sum(file.stat().st_size for file in folder.glob("step-*"))
-        needed, free = (KEEP + 1) * state + weights - there, shutil.disk_usage(folder).free
-        if needed > free:
-            what = f"{needed / 1e6:,.0f} MB are needed for {KEEP + 1} states, {free / 1e6:,.0f} MB are free"
-            raise UserError(str(folder), what, "make room, or choose another run.out")
-
     def _resume(self) -> None:
         """Continue from the newest state, if there is one and this is the run that it is a state of."""
         state, planned = self.state, self.plan.total
@@ -361,6 +347,7 @@ class _Run:
             return
         self.tell(f"continuing after step {state.step} of {self.plan.total}")
         if planned != self.plan.total:
+            state.progress.since_best = 0  # who wants more than a run that patience ended gets it
             before = state.set_lr(self.lr_factor(state.step, total=planned))
             text = f"{planned} steps became {self.plan.total}, and the schedule {self.config.optim.schedule} is that of the new length"
             self.tell(

@@ -122,7 +122,7 @@ class OptimConfig(Section):
         "label_smoothing": "[0, 1)",
         "ema": "(0, 1)",
     }
-    MEANT_FOR: ClassVar = {"class_weights": ("seg", "multi"), "task_weighting": ("multi",)}
+    MEANT_FOR: ClassVar = {"class_weights": ("cls", "seg", "multi"), "task_weighting": ("multi",)}
 
     name: Literal["sgd", "adamw", "rmsprop_tf"] = "adamw"
     """Optimiser."""
@@ -174,8 +174,9 @@ class OptimConfig(Section):
     """Share of the target that is spread over all classes."""
     task_weighting: Literal["fixed", "uncertainty"] = "fixed"
     """How the losses of several tasks are added up (command joint): by heads.TASK.weight, or by learned variances."""
-    class_weights: Literal["median_frequency"] | None = None
-    """Weights of the classes in the loss, computed from the training masks (segmentation); null: none."""
+    class_weights: Literal["median_frequency", "balanced"] | None = None
+    """Weights of the classes in the loss, from the training labels or masks (balanced: by inverse frequency; with several labels the
+    weight of positives); null: none."""
     ema: float | None = None
     """Decay of the moving average of the weights, which is then what is kept as best; null: none."""
 
@@ -200,6 +201,7 @@ class RunConfig(Section):
         "patience": "[1, inf)",
         "log_every": "[1, inf)",
     }
+    MEANT_FOR: ClassVar = {"probabilities": ("cls", "seg", "multi")}
 
     out: str | None = None
     """Run folder; null: runs/TASK/CONFIG, numbered when that is taken."""
@@ -233,6 +235,8 @@ class RunConfig(Section):
     """Steps between two log lines."""
     tensorboard: bool = True
     """Whether to write TensorBoard events, when that is installed."""
+    probabilities: bool = False
+    """Whether predict writes the probability of every class (classification: of all, however many; segmentation: of each pixel)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
