@@ -415,6 +415,7 @@ def _wanted(data: DataConfig, split: str, classes: tuple[str, ...] | None, optio
         data.allow_bad_boxes,
         data.on_error,
         image_reader(data, split),
+        data.links,
     )
 
 

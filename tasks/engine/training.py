@@ -30,7 +30,7 @@ from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
-from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, trained
+from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, refuse_full_disk, trained
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
 from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS
@@ -118,6 +118,8 @@ class _Run:
         self.folder = Path(self.fabric.broadcast(str(self.folder)))
         state.share = Share(self.fabric.global_rank, self.fabric.world_size, optim.accumulate)
         self._resume()
+        if processes.is_first():
+            refuse_full_disk(self.folder, state.file_size, state.model_size)
         self.pace.restart(state.step)
         self._tell_start()
         self.events = Events(self.folder, self.config.run.tensorboard and processes.is_first())
@@ -314,6 +316,7 @@ class _Run:
             return
         self.tell(f"continuing after step {state.step} of {self.plan.total}")
         if planned != self.plan.total:
+            state.progress.since_best = 0  # who wants more than a run that patience ended gets it
             before = state.set_lr(self.lr_factor(state.step, total=planned))
             text = f"{planned} steps became {self.plan.total}, and the schedule {self.config.optim.schedule} is that of the new length"
             self.tell(
