@@ -118,6 +118,10 @@ class TaskSpec(ABC):
         JSON-like."""
         return {}
 
+    def remembered(self, config: Config, dataset: Dataset) -> dict[str, Any]:
+        """What a checkpoint remembers beside :meth:`label_record`, in which data may differ; JSON-like."""
+        return {}
+
     # From samples to a training step ---------------------------------------------------------------------------------
 
     def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 No other file of this room knows a config. The functions with the name of a data set are what ``data.name`` calls.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
+from effbackbones.images.spec import ReadingSpec
 from tasks.data.boxes.annotations import Selection, Wanted
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.files.csvfile import COLUMNS, TableFormat
@@ -263,6 +264,35 @@ def image_reader(data: DataConfig, split: str) -> ImageReader:
         raise UserError("data.options.reduced", what, "correct it")
     at_least = (2 * size[0], 2 * size[1]) if size and reduced and split == "train" else None
     return ImageReader(channels, depth, data.exif, data.max_pixels, at_least)
+
+
+def reading_spec(data: DataConfig) -> ReadingSpec:
+    """How evaluation reads images, as a model file says it."""
+    depth = str(data.options.get("depth", "8"))
+    return ReadingSpec(depth, data.exif, sides(data.tile), data.tile_overlap, data.batch_shape)
+
+
+def read_as(data: DataConfig, reading: ReadingSpec, kept: Collection[str]) -> tuple[DataConfig, tuple[str, ...]]:
+    """``data`` that reads images as ``reading`` says, but for the dotted keys ``kept``, which stay as they are; and a sentence for
+    each in which the two differed."""
+    configured, changed, told = reading_spec(data), {}, []
+    for field in fields(reading):
+        ours, trained = getattr(configured, field.name), getattr(reading, field.name)
+        if ours == trained or (field.name == "tile_overlap" and reading.tile is None):
+            continue
+        key = "data.options.depth" if field.name == "depth" else f"data.{field.name}"
+        if key in kept or (field.name == "depth" and "data.options" in kept and "depth" in data.options):
+            told.append(f"{key} {_shown(ours)} as asked for; the model was made with {_shown(trained)}")
+        else:
+            told.append(f"{key} {_shown(trained)} as the model was made with, not {_shown(ours)} as configured")
+            changed[field.name] = trained
+    depth = changed.pop("depth", None)
+    options = data.options if depth is None else {**data.options, "depth": depth}
+    return replace(data, options=options, **changed), tuple(told)
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def class_transform(data: DataConfig, spec: "ImageSpec", *, train: bool) -> ClassificationTransform:

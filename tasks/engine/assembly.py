@@ -19,6 +19,7 @@ from effbackbones.model import Model
 from tasks.data.batch import KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.division import Division, divided
+from tasks.data.door import reading_spec
 from tasks.data.knowledge import ids_of
 from tasks.data.pixels import mean_and_std
 from tasks.data.sampling import Repeated, by_aspect
@@ -151,6 +152,7 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model
     model.classes = (
         model.classes if dataset is None else task.classes(config, dataset)
     )  # published detectors know theirs
+    model.reading = reading_spec(config.data)
     spec = image_spec(config, model.image_spec)
     if wanted.normalization == "data" and dataset is not None:
         mean, std = mean_and_std(dataset)

@@ -49,7 +49,7 @@ class Judge:
             score_model, self.task, self.config, classes=self.classes, device=self.device, tell=self.tell
         )
         self.label_record = self.task.label_record(self.config, train)
-        self.label_record |= {"data": dict(self.data)}
+        self.label_record |= {"data": dict(self.data)} | self.task.remembered(self.config, train)
         if self.classes != train.classes:  # what other splits are opened with
             self.label_record |= {"data_classes": list(train.classes)}
         self.monitor = monitor(self.task, self.config, self.classes)

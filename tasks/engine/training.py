@@ -23,14 +23,14 @@ from tasks.data.door import told_of_listed
 from tasks.data.pixels import told_of_shared_images
 from tasks.engine import assembly, processes
 from tasks.engine.evaluation import EvaluationLeftError
-from tasks.engine.events import Events
 from tasks.engine.identity import compare, identity
 from tasks.engine.judging import Judge
 from tasks.engine.launch import make_fabric
+from tasks.engine.loggers import Loggers, check_loggers, open_loggers
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
-from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, trained
+from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, refuse_full_disk, trained
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
 from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS
@@ -109,7 +109,8 @@ class _Run:
         """The highest signal of all processes, which they agree on at the same step."""
         self.streak = 0
         self.saved_at = self.started = time.monotonic()
-        self.events = Events(folder, False)
+        check_loggers(config.run.loggers)
+        self.loggers = Loggers(folder, (), {}, tell)
 
     def go(self) -> int:
         """Train to the end, or to a signal."""
@@ -118,9 +119,12 @@ class _Run:
         self.folder = Path(self.fabric.broadcast(str(self.folder)))
         state.share = Share(self.fabric.global_rank, self.fabric.world_size, optim.accumulate)
         self._resume()
+        if processes.is_first():
+            refuse_full_disk(self.folder, state.file_size, state.model_size)
         self.pace.restart(state.step)
         self._tell_start()
-        self.events = Events(self.folder, self.config.run.tensorboard and processes.is_first())
+        if processes.is_first():
+            self.loggers = open_loggers(self.task, self.config, self.folder, self.tell, self.train_set, state)
         self.signals.heed()
         with self.tell.bar(self.plan.total, state.step, "train", "step"):
             for start, stop in self.plan.phases(state.step):
@@ -129,7 +133,7 @@ class _Run:
                 if self.plan.thaw is not None and start >= self.plan.thaw:
                     state.model.backbone.unfreeze()
                 self._train(stop)
-        self.events.close()
+        self.loggers.close()
         if stopped_by(self.agreed) is not None:
             self.fabric.barrier()  # Lightning's launcher kills the first process, which may still save, when another has ended
         signal = stopped_by(max(self.agreed, self.signals.level))
@@ -266,7 +270,7 @@ class _Run:
         self.tell.step(log.step, every, figures)
         if log.step % every == 0:
             losses = {f"train/{name}": value for name, value in log.losses.items()}
-            self.events.write(log.step, losses | {"train/lr": log.lr})
+            self.loggers.write(log.step, losses | {"train/lr": log.lr})
         for watcher in WATCHERS:
             watcher.log(self.state, log)
         if self.streak >= DIVERGED_AFTER:
@@ -314,6 +318,7 @@ class _Run:
             return
         self.tell(f"continuing after step {state.step} of {self.plan.total}")
         if planned != self.plan.total:
+            state.progress.since_best = 0  # who wants more than a run that patience ended gets it
             before = state.set_lr(self.lr_factor(state.step, total=planned))
             text = f"{planned} steps became {self.plan.total}, and the schedule {self.config.optim.schedule} is that of the new length"
             self.tell(
@@ -342,7 +347,7 @@ class _Run:
             return
         progress.history.append(row)
         progress.loss_sum, progress.loss_steps = 0.0, 0
-        self.events.write(state.step, row)
+        self.loggers.write(state.step, row)
         shown = [f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float)][2:]  # epoch and lr
         self.tell(f"epoch {epoch:g}: {', '.join(shown)}")
         if waiting > MOST_WAITING:

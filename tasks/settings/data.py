@@ -49,12 +49,13 @@ class DataConfig(Section):
         "mosaic": "[0, 1]",
         "close_mosaic": "[0, inf)",
         "repeat_threshold": "(0, 1]",
+        "balance": "[0, 1]",
         "min_box": "[0, inf)",
         "limit_train": "[1, inf)",
         "limit_val": "[1, inf)",
     }
     MEANT_FOR: ClassVar = {
-        **dict.fromkeys(("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix"), ("cls",)),
+        **dict.fromkeys(("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix", "balance"), ("cls",)),
         "multilabel": ("cls", "multi"),
         "tile": ("seg",),
         "tile_overlap": ("seg",),
@@ -140,6 +141,8 @@ class DataConfig(Section):
     """Epochs at the end of training without mosaic."""
     repeat_threshold: float | None = None
     """Images with a class that fewer images than this share have are repeated, by sqrt(threshold / share); null: none."""
+    balance: float = 0.0
+    """Images of rare classes are repeated, by (images of the most frequent class / of theirs) to this power; 1: all classes alike."""
     batch_shape: Literal["fixed", "aspect"] = "fixed"
     """Letterbox: fixed (all images at image_size), or aspect (batches of similar aspect ratio, padded no more than they need)."""
     min_box: float = 1.0
@@ -165,8 +168,6 @@ class DataConfig(Section):
         if sum(shares.values()) >= 1:
             what = f"expected shares of less than 1 together, got {', '.join(map(str, shares.values()))}"
             raise UserError("data.test", what, "leave some images for training")
-        if shares and isinstance(self.val, str | None):
-            raise UserError("data.test", "is a share, and data.val is none", "give both as shares, or neither")
         tile = self.tile if isinstance(self.tile, tuple) else (self.tile,)
         if self.tile is not None and self.tile_overlap >= min(side for side in tile if side is not None):
             what = f"expected less than a tile, got {self.tile_overlap} pixels of tiles of {self.tile}"

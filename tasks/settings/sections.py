@@ -122,7 +122,7 @@ class OptimConfig(Section):
         "label_smoothing": "[0, 1)",
         "ema": "(0, 1)",
     }
-    MEANT_FOR: ClassVar = {"class_weights": ("seg", "multi"), "task_weighting": ("multi",)}
+    MEANT_FOR: ClassVar = {"class_weights": ("cls", "seg", "multi"), "task_weighting": ("multi",)}
 
     name: Literal["sgd", "adamw", "rmsprop_tf"] = "adamw"
     """Optimiser."""
@@ -174,8 +174,9 @@ class OptimConfig(Section):
     """Share of the target that is spread over all classes."""
     task_weighting: Literal["fixed", "uncertainty"] = "fixed"
     """How the losses of several tasks are added up (command joint): by heads.TASK.weight, or by learned variances."""
-    class_weights: Literal["median_frequency"] | None = None
-    """Weights of the classes in the loss, computed from the training masks (segmentation); null: none."""
+    class_weights: Literal["median_frequency", "balanced"] | None = None
+    """Weights of the classes in the loss, from the training labels or masks (balanced: by inverse frequency; with several labels the
+    weight of positives); null: none."""
     ema: float | None = None
     """Decay of the moving average of the weights, which is then what is kept as best; null: none."""
 
@@ -199,6 +200,7 @@ class RunConfig(Section):
         "patience": "[1, inf)",
         "log_every": "[1, inf)",
     }
+    MEANT_FOR: ClassVar = {"probabilities": ("cls", "seg", "multi")}
 
     out: str | None = None
     """Run folder; null: runs/TASK/CONFIG, numbered when that is taken."""
@@ -236,6 +238,8 @@ class RunConfig(Section):
     """The score that chooses the best weights, such as macro_f1 or ece (lower is better); null: the task's own."""
     metrics: tuple[str, ...] = ()
     """Registered metrics (plugins) that are scored beside the task's own."""
+    probabilities: bool = False
+    """Whether predict writes the probability of every class (classification: of all, however many; segmentation: of each pixel)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
