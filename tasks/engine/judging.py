@@ -122,6 +122,12 @@ class Judge:
         report = reporter.write(self.folder, summary, best, self.datasets["train"])
         write_metrics(self.folder, results, progress.history)  # last: it says that the run is finished
         reached = self.monitor.value(scores)
+        raw = self.monitor.value(sets["raw"]) if weights == "ema" else None
+        if reached is not None and self.monitor.better(raw, reached):
+            rule = (
+                "with optim.ema the averages are what is chosen from and kept, for they vary less between evaluations"
+            )
+            self.tell(f"the last raw weights reach {raw:.4f}: {rule}; optim.ema null keeps raw weights")
         shown = "is undefined" if reached is None else f"{reached:.4f}"
         self.tell(
             f"{split} {self.monitor.name} {shown} with the best ({weights}) weights; skipped steps: {progress.skipped}"

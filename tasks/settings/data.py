@@ -91,7 +91,7 @@ class DataConfig(Section):
     tile_overlap: int = 64
     """Pixels that neighbouring tiles share."""
     labels: tuple[str, ...] = ()
-    """What is read of each image: label, labels, boxes, mask; set by the command."""
+    """What is read of each image: label, labels, boxes, mask, target; set by the command."""
     batch_size: int = 32
     """Images per optimiser step over all devices together."""
     eval_batch_size: int | None = None
@@ -106,6 +106,8 @@ class DataConfig(Section):
     """Whether the orientation that a photograph carries is applied."""
     on_error: Literal["stop", "skip"] = "stop"
     """Unreadable image: stop, or skip and count it (more than 1 % stop the run)."""
+    links: Literal["inside", "anywhere"] = "inside"
+    """Where symbolic links among the files may lead: inside of root alone, or anywhere."""
     max_pixels: int = 64_000_000
     """Larger images are refused."""
     crop: Literal["resized", "pad", "center", "none", "whole"] = "resized"
