@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Labelled,
     )
     from effbackbones.errors import UserError
+    from effbackbones.images.spec import ReadingSpec
     from effbackbones.model import Model
     from effbackbones.multihead import MultiHead
     from effbackbones.registry import list_backbones, list_heads, register_backbone, register_head
@@ -41,6 +42,7 @@ _HOME = {
     ),
     "backbones.convolution": ("Numerics",),
     "errors": ("UserError",),
+    "images.spec": ("ReadingSpec",),
     "model": ("Model",),
     "multihead": ("MultiHead",),
     "registry": ("list_backbones", "list_heads", "register_backbone", "register_head"),
@@ -59,6 +61,7 @@ __all__ = [
     "Model",
     "MultiHead",
     "Numerics",
+    "ReadingSpec",
     "UserError",
     "build_model",
     "create_backbone",

@@ -1,10 +1,12 @@
 """Our model file: tensors in safetensors, everything else as JSON in its metadata. Read back with no config and no network.
 
-Format 1. Metadata: ``format``, ``record`` (JSON of a :class:`Description`), ``sha256`` over the whole file. Nothing in it
-names code: heads, backbones and tasks are looked up in the registry, and a missing one is named.
+Format 2. Metadata: ``format``, ``record`` (JSON of a :class:`Description`), ``sha256`` over the whole file. Nothing in it
+names code: heads, backbones and tasks are looked up in the registry, and a missing one is named. Format 1 did not say how images
+are read.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from effbackbones.weights.record import (
 )
 from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 
+_LOG = logging.getLogger("effbackbones")
 _SPARE, _GENEROSITY = 1 << 28, 4
 """Memory that building a model may take: bytes, and bytes per byte of its tensors."""
 
@@ -76,6 +79,7 @@ def save_model(
         "version": FORMAT_VERSION,
         "config": config,
         "image_spec": model.image_spec,
+        "reading": getattr(model, "reading", None),
         "numerics": numerics if is_dataclass(numerics) else None,
         "classes": names,
         "metrics": metrics or {},
@@ -93,12 +97,17 @@ def load_model(path: str | Path) -> Model:
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    about = Description.of(parse_record(metadata, path), path)
+    record = parse_record(metadata, path)
+    about = Description.of(record, path)
+    if record["version"] == 1:
+        _LOG.warning(
+            "%s: format 1 does not say how images are read (depth, exif, tile); Model.reading can be set", path
+        )
     with _Budget(tensors):
         model = _build(about, path)
     _check_fit(model, tensors, path)
     model.use_image_spec(about.image_spec)
-    model.classes, model.provenance = about.classes, about.provenance
+    model.classes, model.provenance, model.reading = about.classes, about.provenance, about.reading
     model.load_state_dict(tensors)
     return model.eval()
 

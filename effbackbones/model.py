@@ -12,6 +12,7 @@ from effbackbones.backbones.convolution import fold_batch_norm
 from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
 from effbackbones.errors import UserError
 from effbackbones.images.pixels import require_batch, require_unit, white
+from effbackbones.images.spec import ReadingSpec
 from effbackbones.multihead import MultiHead as MultiHead  # part of the public import
 
 
@@ -19,7 +20,8 @@ class Model(nn.Module):
     """Images to raw output, losses or predictions.
 
     ``image_spec`` defaults to what the head makes of the backbone's. ``config`` is what ``build_model`` needs to build it again
-    (JSON-like); ``classes`` are the names of the labels, when known: of several tasks, a dict by task.
+    (JSON-like); ``classes`` are the names of the labels, when known: of several tasks, a dict by task. ``reading`` says how files
+    become the images that it was trained on; None where nobody said it. It can be set, and :func:`save_model` keeps it.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Model(nn.Module):
         self.config = dict(config or {})
         self.classes = None if classes is None else class_names(classes)
         self.provenance: dict[str, Any] = {}
+        self.reading: ReadingSpec | None = None
         self.folded = False
         self._scale: Tensor
         self._shift: Tensor

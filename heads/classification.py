@@ -1,7 +1,9 @@
 """Classification: the published EfficientNet tail, so that it can take over an ImageNet classifier."""
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +26,8 @@ class ClassificationHead(Head):
       is a yes or no: one sigmoid too, of targets 0 and 1.
     * ``ignore_unknown``: labels of several that are -1 or NaN are left out of the loss; otherwise they are refused.
     * ``label_smoothing``: share of the target spread evenly over all classes (multi-label: pulled towards 1/2).
+    * ``class_weights``: a factor on the loss of each class, as torch's ``weight``, but the average is over images.
+    * ``pos_weight``, multi-label: a factor on the positive part of each class's loss, one number or one per class.
     """
 
     task: ClassVar[str] = "cls"
@@ -38,6 +42,8 @@ class ClassificationHead(Head):
         multilabel: bool = False,
         label_smoothing: float = 0.0,
         ignore_unknown: bool = False,
+        class_weights: Sequence[float] | None = None,
+        pos_weight: Sequence[float] | float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(spec, num_classes, **options)
@@ -57,6 +63,14 @@ class ClassificationHead(Head):
         self.conv = _tail_convolution(spec, channels, published) if channels else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels or spec.channels[-1], num_classes)
+        if pos_weight is not None and not self.sigmoid:
+            raise UserError(
+                "head_options.pos_weight", "goes with sigmoids alone (multilabel, or one class)", "use class_weights"
+            )
+        # Not part of the state dict: they belong to the training data.
+        weights = _per_class("class_weights", class_weights, num_classes)
+        self.register_buffer("_class_weights", weights, persistent=False)
+        self.register_buffer("_pos_weight", _per_class("pos_weight", pos_weight, num_classes), persistent=False)
         # By the inputs. The original draws from +-1 / sqrt(num_classes): equal at 1000 classes, a first loss of 6 at ten.
         nn.init.uniform_(self.fc.weight, -(self.fc.in_features**-0.5), self.fc.in_features**-0.5)
         nn.init.zeros_(self.fc.bias)
@@ -77,17 +91,22 @@ class ClassificationHead(Head):
         float [B, K] in 0..1, averaged over classes and images; of a single class against int64 or float [B] or [B, 1] in 0..1.
         Computed in float32."""
         logits, smoothing = raw.float(), self.label_smoothing
-        if not self.sigmoid:
+        weights, positive = cast(Tensor | None, self._class_weights), cast(Tensor | None, self._pos_weight)
+        if self.sigmoid:
+            wanted = targets.float().view_as(logits)
+            known = wanted >= 0 if self.ignore_unknown else None  # NaN is not
+            soft = wanted * (1 - smoothing) + smoothing / 2
+            if known is None:
+                loss = F.binary_cross_entropy_with_logits(logits, soft, weights, pos_weight=positive)
+                return {"binary_cross_entropy": loss}
+            logits, soft = logits.masked_fill(~known, 0.0), soft.masked_fill(~known, 0.0)
+            each = F.binary_cross_entropy_with_logits(logits, soft, weights, pos_weight=positive, reduction="none")
+            return {"binary_cross_entropy": (each * known).sum() / known.sum().clamp(min=1)}
+        if weights is None:
             return {"cross_entropy": F.cross_entropy(logits, targets, label_smoothing=smoothing)}
-        wanted = targets.float().view_as(logits)
-        soft = wanted * (1 - smoothing) + smoothing / 2
-        if not self.ignore_unknown:
-            return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, soft)}
-        known = wanted >= 0  # NaN is not
-        each = F.binary_cross_entropy_with_logits(
-            logits.masked_fill(~known, 0.0), soft.masked_fill(~known, 0.0), reduction="none"
-        )
-        return {"binary_cross_entropy": (each * known).sum() / known.sum().clamp(min=1)}
+        # torch would divide by the weights of the labels met, which differ from piece to piece of a batch.
+        losses = F.cross_entropy(logits, targets, weights, reduction="none", label_smoothing=smoothing)
+        return {"cross_entropy": losses.mean()}
 
     def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
         """Images; multi-label, known labels."""
@@ -128,6 +147,18 @@ class ClassificationHead(Head):
         """Probabilities float32 [B, K]: softmax, or, multi-label and of a single class ([B, 1]), a sigmoid per class."""
         logits = raw.float()
         return logits.sigmoid() if self.sigmoid else logits.softmax(1)
+
+
+def _per_class(name: str, value: Sequence[float] | float | None, count: int) -> Tensor | None:
+    """One positive number for each class, of a list of them or of one for all."""
+    if value is None:
+        return None
+    values = [value] * count if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if isinstance(values, str | bool) or len(values) != count:
+        raise UserError(
+            f"head_options.{name}", f"expected {count} numbers, one per class, got {value!r}"[:200], "correct it"
+        )
+    return torch.tensor([number(name, one, 0) for one in values], dtype=torch.float32)
 
 
 def _published(backbone: str) -> Scaling | None:

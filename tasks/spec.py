@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -25,6 +27,7 @@ from tasks.data.dataset import (
     register_dataset as register_dataset,
 )
 from tasks.data.sample import Sample, Transform
+from tasks.data.transforms.listed import register_transform as register_transform
 from tasks.report.outputs import Originals
 from tasks.report.records import Summary
 from tasks.settings.sections import Config
@@ -111,6 +114,10 @@ class TaskSpec(ABC):
         JSON-like."""
         return {}
 
+    def remembered(self, config: Config, dataset: Dataset) -> dict[str, Any]:
+        """What a checkpoint remembers beside :meth:`label_record`, in which data may differ; JSON-like."""
+        return {}
+
     # From samples to a training step ---------------------------------------------------------------------------------
 
     def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
@@ -145,6 +152,10 @@ class TaskSpec(ABC):
     ) -> None:
         """What is looked at before a run trains, by split (``train``, ``val``, ``test``): told, or refused by a UserError. With
         ``out``, for the verb ``check``, all of it, and training samples are drawn into that folder."""
+
+    def sheet(self, samples: Sequence[Sample], classes: Any) -> NDArray[np.uint8] | None:
+        """Training samples as they go into the network, drawn as one picture [H, W, 3]; None: it draws none."""
+        return None
 
     # From predictions to scores and files ----------------------------------------------------------------------------
 

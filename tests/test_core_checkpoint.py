@@ -20,6 +20,7 @@ from torch import nn
 from effbackbones import build_model, load_model, save_model
 from effbackbones.contracts import Head, ImageSpec
 from effbackbones.errors import UserError
+from effbackbones.images.spec import ReadingSpec
 from effbackbones.model import Model
 from effbackbones.registry import HEADS
 from effbackbones.weights.reading import read_weights
@@ -324,8 +325,8 @@ def rewrite(path: Path, **changes) -> Path:
 def test_descriptions_that_do_not_fit_are_one_line(tmp_path):
     path = tmp_path / "m.safetensors"
     save_model(small(), path)
-    fails(rewrite(path, version=99), "format 99", "reads up to format 1", "update")
-    fails(rewrite(path, version="1"), "format 1")
+    fails(rewrite(path, version=99), "format 99", "reads up to format 2", "update")
+    fails(rewrite(path, version="1"), "is of format 1")
     fails(rewrite(path, config=lambda c: c | {"num_classes": 4}), "such as head.fc.weight")
     fails(rewrite(path, config=lambda c: c | {"weights": "/etc/passwd"}), "its config has keys")
     fails(
@@ -383,3 +384,36 @@ def test_write_syncs_the_file_before_its_name_and_the_folder_after(tmp_path, mon
 def test_import_reads_nothing_heavy():
     script = "import sys, effbackbones.checkpoint\nassert not {'timm', 'torchvision', 'lightning', 'albumentations'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_how_images_are_read_is_part_of_the_file(tmp_path, caplog):
+    model, path = small(), tmp_path / "m.safetensors"
+    save_model(model, path)
+    assert load_model(path).reading is None, "nobody said it"
+    model.reading = ReadingSpec("native", "ignore", (64, 96), 16, "aspect")
+    save_model(model, path)
+    found = load_model(path)
+    assert found.reading == model.reading
+    save_model(found, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    assert not caplog.records
+    assert load_model(rewrite(path, version=1)).reading is None
+    assert "format 1 does not say how images are read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reading", "named"),
+    [
+        ({"depth": "16"}, "reading.depth"),
+        ({"exif": None}, "reading.exif"),
+        ({"tile": [60000, 64]}, "reading.tile"),
+        ({"tile": [64]}, "reading.tile"),
+        ({"tile": [64, 64], "tile_overlap": 64}, "reading.tile_overlap"),
+        ({"tile_overlap": True}, "reading.tile_overlap"),
+        ({"gamma": 2}, "reading.gamma"),
+        ("8", "description is broken"),
+    ],
+)
+def test_a_reading_that_nobody_can_follow_is_refused(tmp_path, reading, named):
+    save_model(small(), tmp_path / "m.safetensors")
+    fails(rewrite(tmp_path / "m.safetensors", reading=reading), named)

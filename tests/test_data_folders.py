@@ -232,7 +232,9 @@ def test_one_class_is_no_task(root: Path) -> None:
     (root / "train").rename(root / "photos")
     (root / "train").mkdir()
     (root / "photos").rename(root / "train/photos")
-    message = r"train: holds the class folder photos alone.*the folders in it, Dog, bird, cat, set .*: train/photos"
+    message = (
+        r"train: holds the class folder photos alone.*the folders in it, Dog, bird, cat, set data.train: train/photos"
+    )
     with pytest.raises(UserError, match=message):
         folder(DataConfig(root=str(root)), "train", None)
     assert folder(DataConfig(root=str(root), train="train/photos"), "train", None).classes == ("Dog", "bird", "cat")

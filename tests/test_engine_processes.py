@@ -64,6 +64,8 @@ def test_a_rank_without_a_world_size_is_passed_over_and_told(left: str, devices:
         (ALLOCATION, (1, 1), (0, 1, 0, "lightning", True)),
         (ALLOCATION, (2, 1), (0, 2, 0, "lightning", False)),  # an allocation is no launcher
         (ALLOCATION | {"SLURM_NTASKS": "4"}, (2, 1), (0, 2, 0, "lightning", False)),  # a batch script, without srun
+        (ALLOCATION | {"SLURM_NTASKS": "2", "ENVIRONMENT": "BATCH"}, (2, 1), (0, 2, 0, "lightning", False)),
+        (SRUN | {"ENVIRONMENT": "BATCH"}, (4, 1), (2, 4, 0, "slurm", True)),  # srun within a batch script
         (SRUN, (1, 1), (0, 1, 0, "lightning", True)),  # four runs of one process each
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}, (2, 1), (1, 2, 1, "lightning", True)),
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "8"}, (2, 1), (0, 2, 0, "lightning", False)),  # of another run

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from effbackbones.contracts import Classes, ImageSpec, class_names
 from effbackbones.errors import UserError
+from effbackbones.images.spec import ReadingSpec
 from effbackbones.weights.tensorfile import header, read_bytes
 
-FORMAT, FORMAT_VERSION = "effbackbones", 1
+FORMAT, FORMAT_VERSION = "effbackbones", 2
 
 _CONFIG_KEYS = ("task", "backbone", "head", "num_classes", "backbone_options", "head_options", "loss_weights")
 
@@ -26,12 +27,14 @@ _LIBRARIES = ("effbackbones", "torch", "timm")
 class Description:
     """What a file says about its model: JSON-like values only.
 
-    ``config`` holds the arguments of ``build_model``; ``numerics`` those of the backbone's :class:`Numerics`, None for
+    ``config`` holds the arguments of ``build_model``; ``reading`` says how images were read, None where nobody said it (files of
+    format 1 cannot); ``numerics`` those of the backbone's :class:`Numerics`, None for
     backbones without; ``provenance`` library versions, and origin and licence of the weights that training began with.
     """
 
     config: dict[str, Any]
     image_spec: ImageSpec
+    reading: ReadingSpec | None
     numerics: dict[str, Any] | None
     classes: Classes | None
     metrics: dict[str, Any]
@@ -52,10 +55,11 @@ class Description:
             spec: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value for key, value in record["image_spec"].items()
             }
-            classes = record["classes"]
+            classes, reading = record["classes"], record["reading"] if record["version"] > 1 else None
             found = cls(
                 dict(record["config"]),
                 ImageSpec(**spec),
+                None if reading is None else ReadingSpec.of(reading),
                 record["numerics"],
                 None if classes is None else class_names(classes),
                 dict(record["metrics"]),

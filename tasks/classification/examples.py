@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tasks.classification.results import stacked
 from tasks.data.batch import Batch
+from tasks.data.sample import Sample
+from tasks.report.boxes import Picture, draw_boxes, grid
 
 KEPT = 24
 """Mistakes shown in a report."""
@@ -68,3 +70,17 @@ class ConfidentMistakes:
     def mistakes(self) -> list[Mistake]:
         """The kept ones, most confident first."""
         return [mistake for *_, mistake in sorted(self._worst, key=lambda kept: kept[:2], reverse=True)]
+
+
+def label_sheet(samples: Sequence[Sample], classes: Sequence[str], columns: int = 4, side: int = 320) -> Picture:
+    """Samples as they go into training, with their labels, each at most ``side`` pixels large."""
+    pictures = []
+    for sample in samples:
+        found = [] if sample.label is None else [sample.label]
+        if sample.labels is not None:
+            found = np.flatnonzero(sample.labels).tolist()
+        height, width = sample.image.shape[:2]
+        frame, first = np.array([[0.0, 0, width, height]]), np.array([found[0] if found else 0])
+        text = ", ".join(classes[label] for label in found) or "no label"
+        pictures.append(draw_boxes(sample.image, frame, [text], first, ["solid"], at_most=side))
+    return grid(pictures, columns)

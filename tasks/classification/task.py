@@ -1,31 +1,39 @@
 """Image classification, one label or several per image: what it adds to the engine."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from effbackbones.errors import UserError
 from effbackbones.images.pixels import to_unit
 from effbackbones.model import Model
+from tasks.classification.check import quick_checks
+from tasks.classification.examples import label_sheet
 from tasks.classification.files import PredictionFiles
 from tasks.classification.metrics import ClassificationMetrics
 from tasks.classification.report import ClassificationReporter
 from tasks.classification.results import stacked
+from tasks.classification.statistics import class_weights, label_pairs, positive_weights
 from tasks.data.batch import Batch
 from tasks.data.collating import class_targets, collate
 from tasks.data.dataset import Dataset
 from tasks.data.door import class_transform
 from tasks.data.sample import Sample, Transform
+from tasks.data.sampling import Repeated, balanced
 from tasks.data.transforms.mixing import mix
 from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
 from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
+from tasks.telling import Teller
+from tasks.verbs.samples import draw_samples
 
 
 class Classification(TaskSpec):
@@ -42,14 +50,46 @@ class Classification(TaskSpec):
         return ("labels",) if config.data.multilabel else ("label",)
 
     def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
+        if dataset is not None and len(dataset.classes) == 1 and not config.data.multilabel:
+            what = f"classification tells classes apart, there is only {dataset.classes[0]!r}"
+            raise UserError(
+                "data", what, "add another class, or set data.multilabel: true for one that is there or not"
+            )
         # Mixed targets are smoothed where they are mixed; all others in the loss.
         smoothing = 0.0 if config.data.mixup or config.data.cutmix else config.optim.label_smoothing
         # What is off is not said, so that a head of the user's need not know it.
         options = (("multilabel", config.data.multilabel), ("label_smoothing", smoothing))
-        return told_of_head(self, config, dataset, {name: value for name, value in options if value})
+        implied = {name: value for name, value in options if value}
+        return told_of_head(self, config, dataset, implied | self._weights(config, dataset))
+
+    def _weights(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
+        """Weights of classes that the training data imply; of several tasks class_weights speaks of masks."""
+        kind, several = config.optim.class_weights, config.data.multilabel
+        if kind is None or dataset is None or not isinstance(config.model.task, str):
+            return {}
+        if several and kind == "balanced":
+            return {} if "pos_weight" in config.model.head_options else {"pos_weight": positive_weights(dataset)}
+        if "class_weights" in config.model.head_options:
+            return {}
+        return {"class_weights": class_weights(dataset, kind, multilabel=several)}
+
+    def view(self, config: Config, dataset: Dataset) -> Dataset:
+        if not config.data.balance:
+            return dataset
+        pairs = label_pairs(dataset, multilabel=config.data.multilabel)
+        indices = balanced(*pairs, len(dataset), config.data.balance, config.run.seed)
+        return cast(Dataset, Repeated(dataset, indices))
 
     def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
         return class_transform(config.data, model.image_spec, train=train)
+
+    def preflight(
+        self, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, out: Path | None = None
+    ) -> None:
+        if out is not None:
+            tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out, label_sheet)}")
+        measured = config.model.normalization == "data"
+        quick_checks(model.image_spec, datasets, tell, crop=config.data.crop, measured=measured)
 
     def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
         # No padding: the head would not know it from the image.
@@ -69,6 +109,9 @@ class Classification(TaskSpec):
             seed=config.run.seed,
             step=step,
         )
+
+    def sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.uint8]:
+        return label_sheet(samples, classes)
 
     def restored(self, batch: Batch, predictions: Tensor) -> list[Tensor]:
         return list(predictions)
@@ -94,7 +137,8 @@ class Classification(TaskSpec):
         tell: Callable[[str], None],
         originals: Originals | None = None,
     ) -> Writer:
-        return PredictionFiles(out, classes, bool(getattr(model.head, "multilabel", False)), tell)
+        several = bool(getattr(model.head, "multilabel", False))
+        return PredictionFiles(out, classes, several, tell, every=config.run.probabilities)
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
         if num_classes != 1000:

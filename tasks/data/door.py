@@ -3,11 +3,14 @@
 No other file of this room knows a config. The functions with the name of a data set are what ``data.name`` calls.
 """
 
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
+from effbackbones.images.spec import ReadingSpec
 from tasks.data.boxes.annotations import Selection, Wanted
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.files.csvfile import COLUMNS, TableFormat
@@ -25,6 +28,7 @@ from tasks.data.sets.table import TableDataset
 from tasks.data.sets.voc import open_voc
 from tasks.data.sets.yolo import open_yolo
 from tasks.data.transforms.images import ClassificationTransform
+from tasks.data.transforms.listed import Listed, check_listed, names_in
 from tasks.data.transforms.window import ViewTransform
 from tasks.settings.checks import choice
 from tasks.settings.data import DataConfig
@@ -262,20 +266,51 @@ def image_reader(data: DataConfig, split: str) -> ImageReader:
     return ImageReader(channels, depth, data.exif, data.max_pixels, at_least)
 
 
+def reading_spec(data: DataConfig) -> ReadingSpec:
+    """How evaluation reads images, as a model file says it."""
+    depth = str(data.options.get("depth", "8"))
+    return ReadingSpec(depth, data.exif, sides(data.tile), data.tile_overlap, data.batch_shape)
+
+
+def read_as(data: DataConfig, reading: ReadingSpec, kept: Collection[str]) -> tuple[DataConfig, tuple[str, ...]]:
+    """``data`` that reads images as ``reading`` says, but for the dotted keys ``kept``, which stay as they are; and a sentence for
+    each in which the two differed."""
+    configured, changed, told = reading_spec(data), {}, []
+    for field in fields(reading):
+        ours, trained = getattr(configured, field.name), getattr(reading, field.name)
+        if ours == trained or (field.name == "tile_overlap" and reading.tile is None):
+            continue
+        key = "data.options.depth" if field.name == "depth" else f"data.{field.name}"
+        if key in kept or (field.name == "depth" and "data.options" in kept and "depth" in data.options):
+            told.append(f"{key} {_shown(ours)} as asked for; the model was made with {_shown(trained)}")
+        else:
+            told.append(f"{key} {_shown(trained)} as the model was made with, not {_shown(ours)} as configured")
+            changed[field.name] = trained
+    depth = changed.pop("depth", None)
+    options = data.options if depth is None else {**data.options, "depth": depth}
+    return replace(data, options=options, **changed), tuple(told)
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(list(value)) if isinstance(value, tuple) else str(value)
+
+
 def class_transform(data: DataConfig, spec: "ImageSpec", *, train: bool) -> ClassificationTransform:
     """Images for a classifier that wants them as ``spec`` says."""
+    data = beside_listed(data)
     augment = data.randaugment
     return ClassificationTransform(
         spec,
         spec.size,
         train,
-        crop=data.crop,
+        crop="none" if data.crop == "whole" else data.crop,
         scale=data.scale,
         ratio=data.ratio,
         flip=data.flip,
         randaugment=None if augment is None else (augment.num_ops, augment.magnitude),
         color_jitter=data.color_jitter,
         erasing=data.erasing,
+        first=_listed(data),
     )
 
 
@@ -283,6 +318,7 @@ def view_transform(
     data: DataConfig, spec: "ImageSpec", *, train: bool, epochs: float, size_divisor: int
 ) -> ViewTransform:
     """Images with boxes and masks for a network that wants them as ``spec`` and ``size_divisor`` say, over so many ``epochs``."""
+    data = beside_listed(data)
     return ViewTransform(
         spec,
         spec.size,
@@ -299,7 +335,52 @@ def view_transform(
         batch_shape=data.batch_shape,
         size_divisor=size_divisor,
         own_size=data.tile is not None,
+        first=_listed(data),
     )
+
+
+def _listed(data: DataConfig) -> Listed | None:
+    return Listed(data.augment) if data.augment else None
+
+
+def beside_listed(data: DataConfig) -> DataConfig:
+    """``data`` as it is where ``data.augment`` lists transforms: our own flips, colours, RandAugment and erasing rest, and so does
+    the random crop of classification where the list crops. What makes batches of one size, mosaic and mixing stay."""
+    if not data.augment:
+        return data
+    crops = data.crop in ("resized", "pad") and any("Crop" in name for name in names_in(data.augment))
+    return replace(
+        data,
+        flip=0.0,
+        vertical_flip=0.0,
+        color_jitter=0.0,
+        randaugment=None,
+        erasing=0.0,
+        crop="none" if crops else data.crop,
+    )
+
+
+def told_of_listed(data: DataConfig, labels: Sequence[str]) -> list[str]:
+    """What ``data.augment`` does, what rests for it and what follows it, in a line; refused where it is wrong
+    (:func:`tasks.data.transforms.listed.check_listed`). Empty where it lists nothing. ``labels``: what the task reads."""
+    if not data.augment:
+        return []
+    check_listed(data.augment, labels)
+    beside, windows = beside_listed(data), {"boxes", "mask"} & set(labels)
+    own = ["flip", "color_jitter", *(("vertical_flip",) if windows else ("crop", "randaugment", "erasing"))]
+    following = ("scale_jitter", "crop_size", "mosaic") if windows else ("crop", "mixup", "cutmix")
+    plain = DataConfig()
+    rest = [f"data.{name} {getattr(data, name)}" for name in own if getattr(beside, name) != getattr(data, name)]
+    after = [
+        f"data.{name} {getattr(beside, name)}"
+        for name in following
+        if getattr(beside, name) != ("none" if name == "crop" else getattr(plain, name))
+    ]
+    names = ", ".join(names_in(data.augment))
+    return [
+        f"data.augment: {names}, on each training image as it is read; "
+        f"at rest for it: {', '.join(rest) or 'nothing'}; after it: {', '.join([*after, 'resizing'])}"
+    ]
 
 
 def sides(size: int | tuple[int, int] | None) -> Size | None:
@@ -334,6 +415,7 @@ def _wanted(data: DataConfig, split: str, classes: tuple[str, ...] | None, optio
         data.allow_bad_boxes,
         data.on_error,
         image_reader(data, split),
+        data.links,
     )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torchmetrics import Metric
 
 from effbackbones.contracts import Detections
@@ -15,7 +17,7 @@ from tasks.data.batch import Batch
 from tasks.data.collating import box_targets
 from tasks.data.dataset import Dataset
 from tasks.data.door import view_transform
-from tasks.data.sample import Transform
+from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, repeat_factors
 from tasks.detection.check import GOAL, quick_checks, score_results
 from tasks.detection.files import DetectionFiles
@@ -65,6 +67,9 @@ class Detection(TaskSpec):
     def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
         divisor = model.head.size_divisor
         return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
+
+    def sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.uint8]:
+        return sample_sheet(samples, classes)
 
     def preflight(
         self, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Teller, out: Path | None = None

@@ -20,7 +20,9 @@ from effbackbones.model import Model
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.division import Division, divided
+from tasks.data.door import reading_spec
 from tasks.data.knowledge import ids_of
+from tasks.data.pixels import mean_and_std
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
 from tasks.engine.batchnorm import FEW_STEPS, IMAGES, Statistics
@@ -139,6 +141,10 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model
     backbone_options = dict(wanted.backbone_options)
     if wanted.numerics:
         backbone_options["numerics"] = wanted.numerics
+    channels = config.data.options.get("channels", 3)
+    if channels != 3 and backbone_options.setdefault("in_channels", channels) != channels:
+        what = f"is {backbone_options['in_channels']}, and data.options.channels {channels}"
+        raise UserError("model.backbone_options.in_channels", what, "remove it: it follows from the data")
     model = build_model(
         backbone=wanted.backbone,
         weights=wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None),
@@ -148,7 +154,12 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model
     model.classes = (
         model.classes if dataset is None else task.classes(config, dataset)
     )  # published detectors know theirs
-    model.use_image_spec(image_spec(config, model.image_spec))
+    model.reading = reading_spec(config.data)
+    spec = image_spec(config, model.image_spec)
+    if wanted.normalization == "data" and dataset is not None:
+        mean, std = mean_and_std(dataset)
+        spec = replace(spec.for_channels(len(mean)), mean=mean, std=std)
+    model.use_image_spec(spec)
     if wanted.freeze:
         model.backbone.freeze(None if wanted.freeze == "all" else wanted.freeze)
     return model
@@ -157,7 +168,10 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model
 def image_spec(config: Config, spec: ImageSpec) -> ImageSpec:
     """The image spec of the weights with the config's own words on top."""
     names = ("mean", "std", "interpolation", "crop_fraction", "crop_mode")
-    own = {name: getattr(config.model, name) for name in names if getattr(config.model, name) is not None}
+    whole = {"crop_mode": "squash", "crop_fraction": 1.0} if config.data.crop == "whole" else {}
+    own: dict[str, Any] = whole | {
+        name: getattr(config.model, name) for name in names if getattr(config.model, name) is not None
+    }
     size = config.data.image_size
     if size is not None:
         own["size"] = (size, size) if isinstance(size, int) else tuple(size)

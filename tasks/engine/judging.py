@@ -1,6 +1,7 @@
 """Judging weights: scored during a run, the best of them kept, and at the end the best ones' scores on the test split."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,8 @@ class Judge:
     folder: Path
     tell: Teller
     leave: Callable[[], bool]
+    leaving: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered around the scoring of a validation, which may be left by an exception too."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """What each split holds (:func:`tasks.data.fingerprint.fingerprint`): the model file tells later evaluations."""
 
@@ -46,7 +49,7 @@ class Judge:
             score_model, self.task, self.config, classes=self.classes, device=self.device, tell=self.tell
         )
         self.label_record = self.task.label_record(self.config, train)
-        self.label_record |= {"data": dict(self.data)}
+        self.label_record |= {"data": dict(self.data)} | self.task.remembered(self.config, train)
         if self.classes != train.classes:  # what other splits are opened with
             self.label_record |= {"data_classes": list(train.classes)}
 
@@ -65,7 +68,7 @@ class Judge:
 
     def _scores(self, weights: str) -> dict[str, Any]:
         share, leave = self.state.share, self.leave
-        with self.state.weights(weights):
+        with self.state.weights(weights), self.leaving():
             return self.score(self.state.model, dataset=self.datasets["val"], share=share, observe=False, leave=leave)[
                 0
             ]

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -92,7 +93,8 @@ class Loader:
         }
         before = set(multiprocessing.active_children())
         try:
-            return _Waited(iter(DataLoader(self.dataset, **options)), self)
+            with _child_handler_kept():
+                return _Waited(iter(DataLoader(self.dataset, **options)), self)
         except OSError as error:
             for child in set(multiprocessing.active_children()) - before:
                 child.kill()
@@ -103,6 +105,19 @@ class Loader:
                 return None
             what = f"{self.workers} loader processes cannot be started: {error.strerror}"
             raise UserError("data.workers", what, _limits(error) or "lower it") from None
+
+
+@contextmanager
+def _child_handler_kept() -> Iterator[None]:
+    """Puts back the handler of SIGCHLD, which torch takes for itself with the first loader processes of a process."""
+    mine = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+    before = signal.getsignal(signal.SIGCHLD) if mine else None
+    try:
+        yield
+    finally:
+        if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before)
+            signal_handling._SIGCHLD_handler_set = False  # a loader that is not ours may need it
 
 
 def _begin(slate: Slate, worker: int) -> None:

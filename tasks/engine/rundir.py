@@ -14,7 +14,7 @@ from uuid import uuid4
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.engine.folderlock import FolderLock
-from tasks.engine.resume import state_files
+from tasks.engine.resume import KEEP, state_files
 from tasks.settings.sections import Config
 from tasks.settings.tree import changed_keys, differences, dump, from_mapping, is_free
 from tasks.strictyaml import read_tree
@@ -63,37 +63,34 @@ def choose(config: Config, command: str, config_name: str, tell: Tell) -> Path:
     if config.run.out:
         return _fitting(config, Path(config.run.out))
     found: Path | None = None
-    newest: tuple[Path, list[str] | None] | None = None
+    other: str | None = ""
     for number in itertools.count(1):
         folder = Path("runs") / command / (config_name if number == 1 else f"{config_name}-{number}")
         if not folder.exists():
             break
-        newest = folder, _differences(config, folder) if resume == "auto" else None
-        if newest[1] == []:
+        other = _other(config, folder)
+        if other is None:
             found = folder
-    if found is None and newest and newest[1]:
-        keys = ", ".join(newest[1][:5])
-        text = (
-            f"{newest[0]} holds an unfinished run of another config ({keys} differ): it stays, and this one starts anew"
-        )
-        moved = newest[1] == ["data.root"]
-        tell(
-            f"{text}; if these are the same data in another place, continue by --run.resume {newest[0]}"
-            if moved
-            else text
-        )
-    return found or folder
+    if found is None and other and resume == "auto":
+        tell(f"{other}: it stays, and this one starts anew in {folder}")
+    return found if found and resume == "auto" else folder
 
 
-def _differences(config: Config, folder: Path) -> list[str] | None:
-    """Keys in which the unfinished run in ``folder`` differs from ``config``; None if it holds none. Another ``data.root`` most
-    often means other data, so that it counts here."""
+def _other(config: Config, folder: Path) -> str | None:
+    """What keeps a run of ``config`` out of ``folder``, in words; "" if no unfinished run is there, None if nothing does. Another
+    ``data.root`` most often means other data, so that it counts here."""
     if not (folder / CONFIG).is_file() or finished(folder):
-        return None
+        return ""
     try:
-        return [key for key in differences(_config(folder), config) if not is_free(key) or key == "data.root"]
-    except UserError:  # of another version, or not a config at all
+        changed = [key for key in differences(_config(folder), config) if not is_free(key) or key == "data.root"]
+    except UserError as error:  # of another version, or not a config at all
+        return f"{folder} holds an unfinished run whose config cannot be read ({error})"
+    if not changed:
         return None
+    text = f"{folder} holds an unfinished run of another config ({', '.join(changed[:5])} differ)"
+    if changed == ["data.root"]:
+        text += f" (the same data in another place: --run.resume {folder} continues it)"
+    return text
 
 
 def finished(folder: Path) -> bool:
@@ -159,6 +156,24 @@ def keep_config(folder: Path, config: Config, tell: Tell) -> None:
         known = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         write_atomically(folder / METRICS, json.dumps(known | {"finished": False}, indent=2).encode())
     write_atomically(folder / CONFIG, dump(config).encode())
+
+
+def refuse_full_disk(folder: Path, state: int, model: int) -> None:
+    """Raise :class:`UserError` if the disks under ``folder`` and its states lack the room for what a run writes there: states of
+    so many bytes, one more than are kept while one is written, and a model file. What lies there already makes room for the next.
+    """
+    there = sum(path.stat().st_size for path in state_files(folder / STATES))
+    best = (folder / BEST).stat().st_size if (folder / BEST).is_file() else 0
+    needs = {folder / STATES: (KEEP + 1) * state - there, folder: 2 * model - best}
+    if os.stat(folder).st_dev == os.stat(folder / STATES).st_dev:
+        needs = {folder: sum(needs.values())}
+    for place, need in needs.items():
+        disk = shutil.disk_usage(place)
+        if disk.total and disk.free < need:  # some file systems do not say
+            what = (
+                f"{disk.free / 1e6:,.0f} MB are free, and the states and weights of this run take {need / 1e6:,.0f} MB"
+            )
+            raise UserError(str(place), what, "free space, or choose another run.out")
 
 
 class RunFolder:

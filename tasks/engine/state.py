@@ -67,6 +67,16 @@ class RunState:
             group["lr"] = group["peak_lr"] * factor
         return float(self.optimizer.param_groups[-1]["lr"])
 
+    @property
+    def model_size(self) -> int:
+        """Bytes of a model file."""
+        return sum(tensor.nbytes for tensor in self.model.state_dict().values())
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of a state file, at most: weights, their averages, and two numbers more that an optimiser keeps of each."""
+        return self.model_size * (4 if self.ema else 3)
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of a run: ``model.*``, ``ema.*``, ``optimizer.*``, ``scaler.*``."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}

@@ -5,6 +5,7 @@ Nothing in it makes the host wait for the device: a step that is not finite is s
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -78,6 +79,8 @@ class Stepper:
     lr_factor: Callable[[int], float]
     clip_norm: float | None
     seed: int
+    leaving: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered around what may be left in its midst by an exception; :meth:`undo` then."""
     tell: Callable[[str], None] | None = None
     """Told once which losses are averaged over pieces and processes, because no count is known of them."""
 
@@ -88,11 +91,17 @@ class Stepper:
     def take(self, pieces: Iterable[Batch]) -> StepLog | None:
         """One step on this process's share of a global batch; gives the figures of the step before, if nobody has read them."""
         lr = self.state.set_lr(self.lr_factor(self.state.step))
-        parts, ids = self._backward(pieces)
+        with self.leaving():
+            parts, ids = self._backward(pieces)
         losses = torch.stack(list(parts.values()))
         flags = self._update(losses.sum())
         log = StepLog(self.state.step, dict.fromkeys(parts, 0.0), lr, ids=ids)
         return self.figures.push(log, torch.cat([flags, losses]))
+
+    def undo(self) -> None:
+        """Put back what a step that was left in its midst has changed: gradients, and the buffers of batch norm."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.guard.settle(self.state.model, torch.ones((), device=self.fabric.device))
 
     def _backward(self, pieces: Iterable[Batch]) -> tuple[dict[str, Tensor], list[str]]:
         """Gradients of the whole batch, of all pieces and processes; gives this process's losses, float32 [], and its samples."""

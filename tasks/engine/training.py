@@ -7,7 +7,7 @@ one :class:`tasks.engine.state.RunState`.
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,8 @@ from lightning.fabric import Fabric
 from effbackbones.errors import UserError
 from tasks.data.batch import Batch, SkipCount
 from tasks.data.check import check_dataset
+from tasks.data.door import told_of_listed
+from tasks.data.pixels import told_of_shared_images
 from tasks.engine import assembly, processes
 from tasks.engine.batchnorm import FEW_STEPS
 from tasks.engine.evaluation import EvaluationLeftError
@@ -29,8 +31,8 @@ from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
-from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, trained
-from tasks.engine.signals import EXIT_CODES, SAVE, Signals, stopped_by
+from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, refuse_full_disk, trained
+from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
 from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS
 from tasks.report.metricsfile import plain, write_metrics
@@ -55,23 +57,26 @@ def train(task: TaskSpec, config: Config, extras: Extras) -> int:
     tell = Teller(config.run.progress, quiet=not processes.is_first())
     for line in place.told:
         tell(line)
-    # The others hear from the first which folder it is.
-    first = processes.is_first()
-    with own_folder(config, task.command, extras.config_name, tell) if first else nullcontext(Path()) as path:
-        run = _Run(task, config, path, tell)
-        tell(f"run folder {path}")
-        if first:
-            assembly.write_division(path, run.judge.datasets["train"])
-        return run.go()
+    with Signals() as signals:
+        # The others hear from the first which folder it is.
+        first = processes.is_first()
+        with own_folder(config, task.command, extras.config_name, tell) if first else nullcontext(Path()) as path:
+            run = _Run(task, config, path, tell, signals)
+            tell(f"run folder {path}")
+            if first:
+                assembly.write_division(path, run.judge.datasets["train"])
+            return run.go()
 
 
 class _Run:
     """One training run in one process."""
 
-    def __init__(self, task: TaskSpec, config: Config, folder: Path, tell: Teller) -> None:
-        self.task, self.config, self.folder, self.tell = task, config, folder, tell
+    def __init__(self, task: TaskSpec, config: Config, folder: Path, tell: Teller, signals: Signals) -> None:
+        self.task, self.config, self.folder, self.tell, self.signals = task, config, folder, tell, signals
         device = assembly.run_device(config)
         Fabric.seed_everything(config.run.seed, workers=False, verbose=False)
+        for line in told_of_listed(config.data, task.labels(config)):
+            tell(line)
         continued = processes.is_first() and trained(folder)  # it keeps its division; other processes draw the same one
         datasets = assembly.open_splits(assembly.with_division(config, folder) if continued else config, task)
         for dataset in datasets.values():  # now, not after hours of training
@@ -79,6 +84,8 @@ class _Run:
         self.classes = task.classes(config, datasets["train"])
         model = assembly.make_model(config, task, datasets["train"])
         if processes.is_first():
+            for line in told_of_shared_images(datasets):
+                tell(line)
             task.preflight(config, model, datasets, tell)
         self.train_set = task.view(config, datasets["train"])
         self.plan = Plan.of(config, len(self.train_set))
@@ -96,11 +103,10 @@ class _Run:
         )
         self.state = assembly.begin(config, model.to(device), getattr(self.fabric.strategy.precision, "scaler", None))
         self.state.statistics = assembly.batch_norm_statistics(config, task, self.train_set, model, plan.total, device)
-        self.judge = Judge(
-            task, config, self.state, self.plan, datasets, folder, tell, self._leaves, self.identity["data"]
-        )
+        leaves, data = (self._leaves, self._leaving), self.identity["data"]
+        self.judge = Judge(task, config, self.state, self.plan, datasets, folder, tell, *leaves, data)
         self.skips, self.pace = SkipCount(len(self.train_set)), Pace(config.data.batch_size)
-        self.figures, self.signals = LateReader(), Signals()
+        self.figures = LateReader()
         self.agreed = 0
         """The highest signal of all processes, which they agree on at the same step."""
         self.streak = 0
@@ -110,22 +116,24 @@ class _Run:
     def go(self) -> int:
         """Train to the end, or to a signal."""
         state, optim = self.state, self.config.optim
-        with self.signals:
-            self.fabric.launch()
-            self.folder = Path(self.fabric.broadcast(str(self.folder)))
-            state.share = Share(self.fabric.global_rank, self.fabric.world_size, optim.accumulate)
-            self._resume()
-            self.pace.restart(state.step)
-            self._tell_start()
-            self.events = Events(self.folder, self.config.run.tensorboard and processes.is_first())
-            with self.tell.bar(self.plan.total, state.step, "train", "step"):
-                for start, stop in self.plan.phases(state.step):
-                    if self._stopping():
-                        break
-                    if self.plan.thaw is not None and start >= self.plan.thaw:
-                        state.model.backbone.unfreeze()
-                    self._train(stop)
-            self.events.close()
+        self.fabric.launch()
+        self.folder = Path(self.fabric.broadcast(str(self.folder)))
+        state.share = Share(self.fabric.global_rank, self.fabric.world_size, optim.accumulate)
+        self._resume()
+        if processes.is_first():
+            refuse_full_disk(self.folder, state.file_size, state.model_size)
+        self.pace.restart(state.step)
+        self._tell_start()
+        self.events = Events(self.folder, self.config.run.tensorboard and processes.is_first())
+        self.signals.heed()
+        with self.tell.bar(self.plan.total, state.step, "train", "step"):
+            for start, stop in self.plan.phases(state.step):
+                if self._stopping():
+                    break
+                if self.plan.thaw is not None and start >= self.plan.thaw:
+                    state.model.backbone.unfreeze()
+                self._train(stop)
+        self.events.close()
         if stopped_by(self.agreed) is not None:
             self.fabric.barrier()  # Lightning's launcher kills the first process, which may still save, when another has ended
         signal = stopped_by(max(self.agreed, self.signals.level))
@@ -136,6 +144,7 @@ class _Run:
             raise RuntimeError(f"{state.step} of {self.plan.total} planned steps were done")
         if not self._evaluated():  # stopped between the last step and its evaluation
             self._evaluate()
+        self.signals.unheeded()  # all is saved; the same command makes up for the rest
         self.judge.finish({"unreadable": f"{len(self.skips.messages)} training samples"})
         return 0
 
@@ -154,18 +163,27 @@ class _Run:
             self.lr_factor,
             config.optim.clip_norm,
             config.run.seed,
-            self.tell,
+            leaving=self._leaving,
+            tell=self.tell,
         )
         if self._is_due() and not self._evaluated():  # left when the run was stopped
             self._evaluate()
         batches = self._batches(stop)
         while state.step < stop and not self._stopping():
-            with ExitStack() as watched:
-                for watcher in WATCHERS:
-                    watched.enter_context(watcher.step(state))
-                log = stepper.take(islice(batches, config.optim.accumulate))
+            try:
+                with ExitStack() as watched:
+                    for watcher in WATCHERS:
+                        watched.enter_context(watcher.step(state))
+                    watched.enter_context(self.signals.leaving(raises=False))
+                    log = stepper.take(islice(batches, config.optim.accumulate))
+            except StoppedError:  # too slow a step, or nothing to step on: as if it had not begun
+                stepper.undo()
+                self.agreed = self.signals.level
+                log = None
             self._heed(log)
             due = self._is_due() or state.step == self.plan.total
+            if stopped_by(self.agreed) is not None:
+                self.signals.answer()
             if self.agreed or due:
                 self._save()  # reads this step's figures, a signal among them
                 if stopped_by(self.agreed) is None:
@@ -210,6 +228,10 @@ class _Run:
     def _leaves(self) -> bool:
         """Whether an evaluation is to be left: a process that is alone may; of several each would wait for the others."""
         return self.state.share.world == 1 and stopped_by(self.signals.level) is not None
+
+    def _leaving(self) -> AbstractContextManager[None]:
+        """Around work that a process leaves, when it is to stop, without waiting for its end: if it is alone, as above."""
+        return self.signals.leaving(raises=self.state.share.world == 1)
 
     def _stopping(self) -> bool:
         return stopped_by(self.agreed) is not None or self._early()
@@ -299,6 +321,7 @@ class _Run:
             return
         self.tell(f"continuing after step {state.step} of {self.plan.total}")
         if planned != self.plan.total:
+            state.progress.since_best = 0  # who wants more than a run that patience ended gets it
             before = state.set_lr(self.lr_factor(state.step, total=planned))
             text = f"{planned} steps became {self.plan.total}, and the schedule {self.config.optim.schedule} is that of the new length"
             self.tell(
@@ -321,8 +344,9 @@ class _Run:
             row["train_loss"] = progress.loss_sum / progress.loss_steps
         try:
             results = self.judge.validate(row)
-        except EvaluationLeftError:  # all is saved; who continues evaluates first
+        except (EvaluationLeftError, StoppedError):  # all is saved; who continues evaluates first
             self.agreed = self.signals.level
+            self.signals.answer()
             return
         progress.history.append(row)
         progress.loss_sum, progress.loss_steps = 0.0, 0

@@ -16,6 +16,7 @@ from tasks.data.batch import ImageMeta, SkipCount
 from tasks.data.dataset import Dataset
 from tasks.data.masks.count import MaskStatistics
 from tasks.data.masks.file import MaskReader
+from tasks.data.pixels import told_of_range
 from tasks.data.sample import IGNORE
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
@@ -44,6 +45,9 @@ def quick_checks(
 
     The first fault raises :class:`UserError`, which names the file.
     """
+    line = told_of_range(datasets["train"], config.model.normalization == "data")
+    if line:
+        tell(f"train: {line}")
     for split, dataset in datasets.items():
         for note in getattr(dataset, "notes", ()):
             tell(f"{split}: {note}")

@@ -9,6 +9,9 @@ from effbackbones.errors import UserError, nearest
 
 Option = int | float | str | bool | list | None  # type: ignore[type-arg]  # elements of the list: checked by `_plain`
 Options = dict[str, Option]
+Step = str | dict[str, Option | dict[str, Option]]  # steps inside of it: checked by `_plain`
+"""A transform: its name, or its name with its arguments, which may hold steps themselves."""
+Steps = tuple[Step, ...]
 
 
 def _plain(where: str, value: object) -> None:
@@ -34,7 +37,7 @@ def choice(where: str, value: object, choices: Sequence[object]) -> None:
 def _within(where: str, value: object, interval: str) -> None:
     """Refuse numbers (also each of a tuple) outside of ``interval``, written as in mathematics: ``[0, 1)``."""
     for number in value if isinstance(value, (list, tuple)) else (value,):
-        if number is None:
+        if number is None or isinstance(number, str):
             continue
         low, high = (float(end) for end in interval[1:-1].split(","))
         above = number >= low if interval[0] == "[" else number > low

@@ -8,7 +8,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import NamedTuple
@@ -34,6 +34,8 @@ class Extras:
     split: str = "val"
     predictions: str | None = None
     deep: bool = False
+    overrides: tuple[str, ...] = ()
+    """Dotted keys of the config that the line itself says."""
     lent: tuple[str, ...] = ()
     """Options that were written for another backbone or head (:func:`tasks.settings.lent.lent_options`)."""
 
@@ -61,7 +63,9 @@ def parse(task: str, argv: list[str]) -> Request:
     flags = dict.fromkeys(line.flags - {"print-config"}, True)
     config, lent = _config(task, line, source, shown=shown) if line.verb.config != "none" else (Config(), ())
     name = Path(source).stem if source else "default"
-    return Request(line.verb.name, config, Extras(name, tuple(line.inputs), lent=lent, **line.options, **flags))  # type: ignore[arg-type]  # flags are its truth values
+    extras = Extras(name, tuple(line.inputs), lent=lent, **line.options, **flags)  # type: ignore[arg-type]  # flags are its truth values
+    keys = tuple(key for key, _ in line.overrides)
+    return Request(line.verb.name, config, replace(extras, overrides=keys))
 
 
 def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> tuple[Config, tuple[str, ...]]:

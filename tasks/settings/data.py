@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from effbackbones.errors import UserError
-from tasks.settings.checks import Options, Section
+from tasks.settings.checks import Options, Section, Steps
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class DataConfig(Section):
 
     SECTION: ClassVar = "data"
     LIMITS: ClassVar = {
+        "val": "(0, 1)",
+        "test": "(0, 1)",
         "image_size": "[1, 16384]",
         "crop_size": "[1, 16384]",
         "tile": "[32, 16384]",
@@ -47,12 +49,13 @@ class DataConfig(Section):
         "mosaic": "[0, 1]",
         "close_mosaic": "[0, inf)",
         "repeat_threshold": "(0, 1]",
+        "balance": "[0, 1]",
         "min_box": "[0, inf)",
         "limit_train": "[1, inf)",
         "limit_val": "[1, inf)",
     }
     MEANT_FOR: ClassVar = {
-        **dict.fromkeys(("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix"), ("cls",)),
+        **dict.fromkeys(("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix", "balance"), ("cls",)),
         "multilabel": ("cls", "multi"),
         "tile": ("seg",),
         "tile_overlap": ("seg",),
@@ -103,14 +106,21 @@ class DataConfig(Section):
     """Whether the orientation that a photograph carries is applied."""
     on_error: Literal["stop", "skip"] = "stop"
     """Unreadable image: stop, or skip and count it (more than 1 % stop the run)."""
+    links: Literal["inside", "anywhere"] = "inside"
+    """Where symbolic links among the files may lead: inside of root alone, or anywhere."""
     max_pixels: int = 64_000_000
     """Larger images are refused."""
-    crop: Literal["resized", "pad", "center", "none"] = "resized"
-    """Training crop: resized (random area and aspect), pad (pad by an eighth, crop at random), center (as in evaluation), none (squash)."""
+    crop: Literal["resized", "pad", "center", "none", "whole"] = "resized"
+    """Training crop: resized (random area and aspect), pad (pad by an eighth, crop at random), center (as in evaluation), none (squash);
+    whole: the whole image, squashed, in training and evaluation."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area of a resized crop, as a share of the image."""
     ratio: tuple[float, float] = (0.75, 4 / 3)
     """Aspect (width / height) of a resized crop."""
+    augment: Steps = ()
+    """Transforms of albumentations by name with their arguments, or registered ones, on each training image as it is read, with its
+    boxes and mask, such as [HorizontalFlip, {Rotate: {limit: 15}}]; data.flip, vertical_flip, color_jitter, randaugment, erasing rest
+    then, and a random data.crop if the list crops."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     randaugment: RandAugmentConfig | None = None
@@ -133,6 +143,8 @@ class DataConfig(Section):
     """Epochs at the end of training without mosaic."""
     repeat_threshold: float | None = None
     """Images with a class that fewer images than this share have are repeated, by sqrt(threshold / share); null: none."""
+    balance: float = 0.0
+    """Images of rare classes are repeated, by (images of the most frequent class / of theirs) to this power; 1: all classes alike."""
     batch_shape: Literal["fixed", "aspect"] = "fixed"
     """Letterbox: fixed (all images at image_size), or aspect (batches of similar aspect ratio, padded no more than they need)."""
     min_box: float = 1.0
@@ -155,13 +167,9 @@ class DataConfig(Section):
             if low > high:
                 raise UserError(f"data.{name}", f"expected [low, high], got [{low}, {high}]", "swap the two")
         shares = self.shares
-        if any(not 0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-            what = f"expected shares in (0, 1), less than 1 together, got {', '.join(map(str, shares.values()))}"
-            raise UserError(
-                f"data.{next(iter(shares))}", what, "correct it; quote the name of a folder that is a number"
-            )
-        if shares and isinstance(self.val, str | None):
-            raise UserError("data.test", "is a share, and data.val is none", "give both as shares, or neither")
+        if sum(shares.values()) >= 1:
+            what = f"expected shares of less than 1 together, got {', '.join(map(str, shares.values()))}"
+            raise UserError("data.test", what, "leave some images for training")
         tile = self.tile if isinstance(self.tile, tuple) else (self.tile,)
         if self.tile is not None and self.tile_overlap >= min(side for side in tile if side is not None):
             what = f"expected less than a tile, got {self.tile_overlap} pixels of tiles of {self.tile}"

@@ -12,6 +12,7 @@ from dataclasses import Field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from tasks.settings.checks import Option
 from tasks.settings.sections import Config
 from tasks.strictyaml import Plain
 
@@ -81,7 +82,8 @@ def convert(hint: Any, value: Plain) -> object:
             return _float(value)
         if origin is Literal and value in inner:
             return value
-        if origin is dict and isinstance(value, dict) and all(is_option(item) for item in value.values()):
+        options = origin is dict and isinstance(value, dict)
+        if options and (inner[1] != Option or all(is_option(item) for item in value.values())):  # type: ignore[union-attr]  # a dict
             return value
         if origin is tuple and isinstance(value, list) and (inner[-1] is Ellipsis or len(inner) == len(value)):
             return tuple(convert(inner[0], item) for item in value)
@@ -110,6 +112,7 @@ _WORDS = {
     NoneType: "null",
     list: "a list",
 }
+_STEPS = "transforms, each its name or {name: {argument: value}}"
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
@@ -125,7 +128,9 @@ def _describe_one(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(arguments)}"
     if get_origin(hint) is tuple:
-        return f"a list of {'' if arguments[-1] is Ellipsis else f'{len(arguments)} '}{_PLURALS[arguments[0]]}"
+        return (
+            f"a list of {'' if arguments[-1] is Ellipsis else f'{len(arguments)} '}{_PLURALS.get(arguments[0], _STEPS)}"
+        )
     if get_origin(hint) is dict:
         return "a mapping of options to numbers, texts, truth values or lists"
     return _WORDS.get(hint, str(hint))

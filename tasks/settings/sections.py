@@ -56,6 +56,8 @@ class ModelConfig(Section):
     """Mean per channel of images in 0..1; null: the weights' own."""
     std: tuple[float, ...] | None = None
     """Standard deviation per channel of images in 0..1; null: the weights' own."""
+    normalization: Literal["weights", "data"] = "weights"
+    """Mean and deviation of images: those of the weights (or mean and std), or measured on the training images (data)."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """How images are resized; null: as the weights were trained."""
     crop_fraction: float | None = None
@@ -69,6 +71,9 @@ class ModelConfig(Section):
             raise UserError("model.unfreeze_epoch", "nothing is frozen", "set model.freeze too, or remove it")
         if self.weights is not None and self.init_from is not None:
             raise UserError("model.init_from", "contradicts model.weights", "keep one of the two")
+        if self.normalization == "data" and (self.mean is not None or self.std is not None):
+            what = "is data, and model.mean or model.std says something else"
+            raise UserError("model.normalization", what, "keep one of the two")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise UserError(
                 "model.std", f"model.mean has {len(self.mean)} values, this {len(self.std)}", "give one per channel"
@@ -117,7 +122,7 @@ class OptimConfig(Section):
         "label_smoothing": "[0, 1)",
         "ema": "(0, 1)",
     }
-    MEANT_FOR: ClassVar = {"class_weights": ("seg", "multi"), "task_weighting": ("multi",)}
+    MEANT_FOR: ClassVar = {"class_weights": ("cls", "seg", "multi"), "task_weighting": ("multi",)}
 
     name: Literal["sgd", "adamw", "rmsprop_tf"] = "adamw"
     """Optimiser."""
@@ -169,8 +174,9 @@ class OptimConfig(Section):
     """Share of the target that is spread over all classes."""
     task_weighting: Literal["fixed", "uncertainty"] = "fixed"
     """How the losses of several tasks are added up (command joint): by heads.TASK.weight, or by learned variances."""
-    class_weights: Literal["median_frequency"] | None = None
-    """Weights of the classes in the loss, computed from the training masks (segmentation); null: none."""
+    class_weights: Literal["median_frequency", "balanced"] | None = None
+    """Weights of the classes in the loss, from the training labels or masks (balanced: by inverse frequency; with several labels the
+    weight of positives); null: none."""
     ema: float | None = None
     """Decay of the moving average of the weights, which is then what is kept as best; null: none."""
 
@@ -194,6 +200,7 @@ class RunConfig(Section):
         "patience": "[1, inf)",
         "log_every": "[1, inf)",
     }
+    MEANT_FOR: ClassVar = {"probabilities": ("cls", "seg", "multi")}
 
     out: str | None = None
     """Run folder; null: runs/TASK/CONFIG, numbered when that is taken."""
@@ -225,6 +232,8 @@ class RunConfig(Section):
     """Steps between two log lines."""
     tensorboard: bool = True
     """Whether to write TensorBoard events, when that is installed."""
+    probabilities: bool = False
+    """Whether predict writes the probability of every class (classification: of all, however many; segmentation: of each pixel)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 from tasks.data.check import check_dataset
+from tasks.data.door import told_of_listed
+from tasks.data.pixels import told_of_shared_images
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
 from tasks.settings.commandline import Extras
@@ -25,6 +27,8 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     if extras.deep and not task.looks_deep:
         raise UserError("--deep", "looks at one task at a time", "use the command of each task")
     tell, device = Teller(config.run.progress), assembly.run_device(config)
+    for line in told_of_listed(config.data, task.labels(config)):
+        print(line)
     datasets = assembly.open_splits(config, task)
     for split, dataset in datasets.items():
         check_dataset(dataset, on_error=config.data.on_error, labels=task.labels(config))
@@ -44,6 +48,8 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
         f"model: {sum(p.numel() for p in model.parameters()):,} parameters, each reached by the loss; first loss {total.item():.4g}"
     )
     out = Path(extras.out or f"runs/{task.command}/check-{extras.config_name}")
+    for line in told_of_shared_images(datasets):
+        tell(line)
     task.preflight(config, model, datasets, tell, out)
     if extras.deep and task.goal:
         deep_checks(task, config, datasets, tell, task.goal)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
+from tasks.engine.signals import Signals, StoppedError
 from tasks.settings.commandline import Request, parse
 from tasks.settings.lent import without_unknown
 from tasks.settings.tree import absolute
@@ -25,8 +26,12 @@ USER_ERROR, DIVERGED, FAILED = 2, 3, 1
 def run_command(command: str, argv: list[str]) -> int:
     """Run ``argv`` of the command ``command`` (``classify``) and return its exit code. ``--help`` raises SystemExit."""
     try:
-        request = parse(command, argv)
-        return _run(VERBS[request.verb], command, request)
+        with Signals():
+            request = parse(command, argv)
+            return _run(VERBS[request.verb], command, request)
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         return 130
     except Exception as error:

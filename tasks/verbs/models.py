@@ -1,10 +1,12 @@
 """The model that a verb is asked for, and the names of its classes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from effbackbones.errors import UserError
 from effbackbones.model import Model
+from tasks.data.door import read_as
 from tasks.engine import assembly
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
@@ -35,6 +37,16 @@ def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require
     return model, classes or (
         {word: _unnamed(count) for word, count in counts.items()} if several else _unnamed(int(counts))
     )
+
+
+def read_as_trained(config: Config, extras: Extras, model: Model, tell: Callable[[str], None]) -> Config:
+    """The config that reads images as a model file says, but for what the command line says itself; where they differ is told."""
+    if model.reading is None or not extras.checkpoint:
+        return config
+    data, told = read_as(config.data, model.reading, extras.overrides)
+    for sentence in told:
+        tell(sentence)
+    return replace(config, data=data)
 
 
 def _unnamed(count: int) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import model_and_classes
+from tasks.verbs.models import model_and_classes, read_as_trained
 
 
 def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
@@ -31,6 +31,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     files = image_files(extras.inputs)
     tell, device = Teller(config.run.progress), assembly.run_device(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
+    config = read_as_trained(config, extras, model, tell)
     model.to(device)
     out, originals = Path(extras.out or "predictions"), Originals(config.data.exif)
     writer = task.writer(config, out, model, classes, print, originals)

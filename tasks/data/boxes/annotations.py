@@ -94,7 +94,7 @@ class Wanted:
     ``training``: the classes of the training split, which this one must have, None if there is nothing to compare with;
     ``selection``: the classes that are kept. ``keep_empty``: whether images without objects are trained on; ``allow_bad_boxes``:
     go on although too many boxes had to be dropped; ``on_error`` ``skip``: go on past headers that cannot be read. ``read``: how
-    images are read.
+    images are read. ``links``: where links among the files may lead.
     """
 
     split: str
@@ -105,6 +105,7 @@ class Wanted:
     allow_bad_boxes: bool = False
     on_error: str = "stop"
     read: ImageReader = DEFAULT_READER
+    links: str = "inside"
 
 
 def refuse_other_classes(source: str, names: Sequence[str], training: Sequence[str]) -> None:

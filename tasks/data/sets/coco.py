@@ -1,6 +1,7 @@
 """Data set ``coco``: annotation files in COCO's format and folders of images."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from effbackbones.errors import UserError
@@ -34,12 +35,15 @@ def open_coco(
     masks = "mask" in wanted.labels
     said = read_coco(path, boxes="boxes" in wanted.labels, masks=masks)
     folder = folder or image_folder(root, path, said.files[0])
-    check_files(
+    ids = said.ids
+    files = check_files(
         folder,
         said.files,
-        lambda image: f"{path}: images[{image}] (id {said.ids[image]})",
+        lambda image: f"{path}: images[{image}] (id {ids[image]})",
         f"set data.options.{wanted.split}_images, or correct file_name",
+        links=wanted.links,
     )
+    said = replace(said, files=files)
     if not masks:
         return open_boxes(said, folder, wanted)
     said = selected(said, folder, wanted)

@@ -127,8 +127,8 @@ def _too_few(folder: Path, found: list[str], classes: tuple[str, ...]) -> UserEr
     if not below:
         return UserError(str(folder), what, "add the other classes, each in a folder of its own")
     shown = ", ".join(below[:3]) + (f", ... ({len(below)})" if len(below) > 3 else "")
-    remedy = f"if the classes are the folders in it, {shown}, set data.train, data.val: {folder.name}/{found[0]}"
-    return UserError(str(folder), what, f"{remedy} and so on")
+    remedy = f"if the classes are the folders in it, {shown}, set data.train: {folder.name}/{found[0]}, and data.val likewise"
+    return UserError(str(folder), what, remedy)
 
 
 def _images(split: Path, name: str, ignore_others: bool) -> Iterator[str]:

@@ -30,7 +30,13 @@ def open_voc(root: Path, wanted: Wanted, *, listing: str, ignore_difficult: bool
         if id_ not in images:
             raise UserError(f"{path}:{line}", f"there is no image {id_!r} in {folder}", "add it, or remove the line")
     files = [images[id_] for id_ in ids]
-    check_files(folder, files, lambda image: f"{path}:{lines[ids[image]]}", "add the image, or remove the line")
+    check_files(
+        folder,
+        files,
+        lambda image: f"{path}:{lines[ids[image]]}",
+        "add the image, or remove the line",
+        links=wanted.links,
+    )
     read = [read_voc(root / "Annotations" / f"{id_}.xml") for id_ in ids]
     labels = _labels(wanted, root, ids, read)
     said = _columns(str(path), ids, files, read, labels, ignore=ignore_difficult)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from tasks.data.boxes.annotations import Annotations, Wanted, open_boxes
 from tasks.data.boxes.table import BoxDataset
-from tasks.data.files.images import check_files, header_sizes, images_below
+from tasks.data.files.images import header_sizes, images_below
 from tasks.strictyaml import read_tree
 
 MAX_BYTES = 10_000_000
@@ -42,10 +42,9 @@ def open_yolo(root: Path, wanted: Wanted, *, name: str, names: object = None) ->
     """
     images, labels = _folders(root, name, wanted.split)
     classes = _class_names(names, root)
-    files = images_below(images)
+    files = images_below(images, root=root, links=wanted.links)
     if not files:
         raise UserError(str(images), "holds no image", f"fill it, or set data.{wanted.split}")
-    check_files(images, files, lambda image: str(images / files[image]), "copy the file there")
     sizes = header_sizes([f"{images}/{file}" for file in files], wanted.read.exif, wanted.on_error)
     return open_boxes(_columns(labels, files, sizes, classes), images, wanted)
 

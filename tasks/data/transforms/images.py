@@ -5,7 +5,6 @@ float32). torchvision and albumentations are imported only when RandAugment or c
 """
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, ResizePlan, Size, resize
 from tasks.data.sample import Sample, Transform
 from tasks.data.transforms.colours import fill_of, in_dtype
+from tasks.data.transforms.library import library, seeded
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 class ClassificationTransform:
     """Brings the image of a sample to ``size`` (H, W) by ``image_spec``; the label stays, boxes and mask are dropped.
+
+    In training ``first`` comes first, on the image as it was read.
 
     Evaluation (``train`` False): resize and centre crop, the numbers of torchvision and timm on PIL images. Training, by
     what is asked for, in this order: ``crop`` (``resized``: random area by ``scale`` and ``ratio``; ``pad``: by an eighth, then at
@@ -44,8 +46,10 @@ class ClassificationTransform:
         randaugment: tuple[int, float] | None = None,
         color_jitter: float = 0.0,
         erasing: float = 0.0,
+        first: Transform | None = None,
     ) -> None:
         self.image_spec, self.size, self.train = image_spec, size, train
+        self.first = first if train else None
         self.crop, self.scale, self.ratio, self.flip = crop if train else "center", scale, ratio, flip
         self.steps: list[Transform] = []
         if train and randaugment is not None:
@@ -59,13 +63,14 @@ class ClassificationTransform:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The sample at ``size``."""
+        sample = replace(sample, boxes=None, box_labels=None, crowd=None, mask=None)
+        if self.first is not None:
+            sample = self.first(sample, rng)
         height, width = sample.image.shape[:2]
         image, plan = self._crop(sample.image, rng)
         if self.train and self.flip > rng.random():
             image, plan = image[:, ::-1], None
-        sample = replace(
-            sample, image=image, original=(height, width), plan=plan, boxes=None, box_labels=None, crowd=None, mask=None
-        )
+        sample = replace(sample, image=image, original=(height, width), plan=plan)
         for step in self.steps:
             sample = step(sample, rng)
         return sample
@@ -182,19 +187,11 @@ class ColorJitter:
                 "data.color_jitter", f"needs images of 1 or 3 channels, got {sample.image.shape[2]}", "set it to 0"
             )
         if self._compose is None:
-            import albumentations
-
+            albumentations = library()
             span = (max(0.0, 1 - self.strength), 1 + self.strength)
             jitter = albumentations.ColorJitter(brightness=span, contrast=span, saturation=span, hue=(0, 0), p=1.0)
             self._compose = albumentations.Compose([jitter])
         return replace(sample, image=seeded(self._compose, rng)(image=np.ascontiguousarray(sample.image))["image"])
-
-
-def seeded(compose: Any, rng: np.random.Generator) -> Any:
-    """An albumentations ``Compose`` that will draw from ``rng`` alone. Its own seeding would give every transform in it
-    the same stream."""
-    compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-    return compose
 
 
 class RandomErasing:

@@ -20,12 +20,13 @@ class ViewTransform:
     """Image, boxes and mask of a sample to ``size`` (H, W), padded at right and bottom with the mean colour of ``spec``.
 
     Evaluation (``train`` False): the letterbox, whose plan leads back, or with ``own_size`` the image as it is; all boxes stay,
-    clipped; ``truth`` and ``truth_mask`` are what boxes and mask were. Training: with the probability ``mosaic`` four images as
-    one, until epoch ``closed_from``; ``scale_jitter`` (range of the factor), crop (to ``crop_size``), ``vertical_flip`` and ``flip``
-    (probabilities) in one resize, ``color_jitter``
-    (strength), the callables ``extra``, in this order; then boxes with a side of less than ``min_box`` pixels are left out, and
-    crowds unless ``crowd`` is ``ignore``. With ``batch_shape`` ``aspect`` an image is only padded to a multiple of
-    ``size_divisor``.
+    clipped; ``truth`` and ``truth_mask`` are what boxes and mask were.
+
+    Training: ``first`` on each image as it was read; with the probability ``mosaic`` four images as one, until epoch
+    ``closed_from``; ``scale_jitter`` (range of the factor), crop (to ``crop_size``), ``vertical_flip`` and ``flip``
+    (probabilities) in one resize, ``color_jitter`` (strength), the callables ``extra``, in this order; then boxes with a side of
+    less than ``min_box`` pixels are left out, and crowds unless ``crowd`` is ``ignore``. With ``batch_shape`` ``aspect`` an image is
+    only padded to a multiple of ``size_divisor``.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class ViewTransform:
         batch_shape: str = "fixed",
         size_divisor: int = 1,
         own_size: bool = False,
+        first: Transform | None = None,
     ) -> None:
+        self.first = first if train else None
         self.spec, self.size, self.train, self.extra = spec, size, train, tuple(extra)
         self.jitter = JitterRange(scale_jitter, vertical_flip, flip)
         self.crop_size, self.mosaic, self.closed_from = crop_size, mosaic, closed_from
@@ -62,10 +65,14 @@ class ViewTransform:
 
     def combine(self, samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
         """The mosaic of four samples."""
+        if self.first is not None:
+            samples = [self.first(sample, rng) for sample in samples]
         return self._finished(mosaic(samples, self._window(self._room(samples[0])), self.jitter, self.spec, rng), rng)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The sample at its size."""
+        if self.first is not None:
+            sample = self.first(sample, rng)
         original, room = sample.image.shape[:2], self._room(sample)
         if not self.train:
             truth = Truth.of(sample) if sample.truth is None else sample.truth

@@ -1,0 +1,53 @@
+"""What is looked at before a classifier trains: notes of the reader, the range of the pixels, what evaluation never sees."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from effbackbones.contracts import ImageSpec
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import ResizePlan
+from effbackbones.images.reading import image_size
+from tasks.data.dataset import Dataset
+from tasks.data.knowledge import paths_of, reader_of
+from tasks.data.pixels import told_of_range
+from tasks.telling import Teller
+
+LOOKED_AT = 64
+"""Images whose sizes are looked at."""
+UNSEEN = 0.45
+"""Share of an image that a centre crop leaves out from which it is told: more than of a photograph of 4 by 3."""
+
+
+def quick_checks(spec: ImageSpec, datasets: Mapping[str, Dataset], tell: Teller, *, crop: str, measured: bool) -> None:
+    """Tell what readers noticed, and what of the images is lost on the way into a network that wants them as ``spec`` says.
+    ``crop``: how training crops; ``measured``: whether images are normalised by their own mean and deviation."""
+    for split, dataset in datasets.items():
+        for note in getattr(dataset, "notes", ()):
+            tell(f"{split}: {note}")
+    line = told_of_range(datasets["train"], measured)
+    if line:
+        tell(f"train: {line}")
+    share = unseen(datasets["val"], spec)
+    if share is not None and share >= UNSEEN:
+        text = f"val: warning: evaluation takes the centre of each image and never sees {share:.0%} of it"
+        sees = ", training does" if crop in ("resized", "none", "pad") else ""
+        tell(f"{text}{sees}; data.crop: whole shows all of it in both")
+
+
+def unseen(dataset: Dataset, spec: ImageSpec) -> float | None:
+    """Mean share of an image that an evaluation by ``spec`` never sees, over :data:`LOOKED_AT` of a data set; None where sizes are
+    not known from headers."""
+    paths, read = paths_of(dataset), reader_of(dataset)
+    if spec.crop_mode == "letterbox" or read is None:
+        return None
+    count, shares = min(LOOKED_AT, len(paths)), []
+    for index in (np.arange(count) * len(paths) // max(1, count)).tolist():
+        try:
+            size = image_size(paths[index], exif=read.exif)
+        except UserError:  # told elsewhere
+            continue
+        plan = ResizePlan.center_crop(size, spec.size, spec.crop_fraction, squash=spec.crop_mode == "squash")
+        left, top, right, bottom = plan.content
+        shares.append(1 - (right - left) * (bottom - top) / (plan.scaled[0] * plan.scaled[1]))
+    return float(np.mean(shares)) if shares else None

@@ -1,0 +1,126 @@
+"""What the pixels of a data set are: the range that its files use, mean and deviation, images that two splits share."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import Pixels
+from tasks.data.dataset import Dataset
+from tasks.data.knowledge import paths_of, reader_of
+
+LOOKED_AT = 32
+"""So many images are looked at for the range in use."""
+MEASURED = 500
+"""So many images are read for mean and deviation."""
+_FEW_LEVELS = 64
+"""Grey levels of 8 bits below which an image of more bits has lost what it shows."""
+_SMALLEST_STD = 1e-5
+_SHOWN = 3
+
+
+class Range(NamedTuple):
+    """Of files with more than 8 bits the ``highest`` value in ``looked_at`` of them, and the largest that they could have."""
+
+    highest: int
+    most: int
+    looked_at: int
+
+    @property
+    def bits(self) -> int:
+        """Bits that the highest value needs."""
+        return self.highest.bit_length()
+
+    @property
+    def levels(self) -> int:
+        """Levels that are left when the lower byte is dropped."""
+        return (self.highest >> 8) + 1
+
+
+def deep_range(dataset: Dataset) -> Range | None:
+    """The range in use of the 16-bit files among :data:`LOOKED_AT` images of a data set; None where there are none."""
+    read = reader_of(dataset)
+    if read is None:
+        return None
+    native, highest, found = replace(read, depth="native", at_least=None), 0, 0
+    for path in _some(dataset, LOOKED_AT):
+        try:
+            pixels = native(path)
+        except UserError:  # the run will say so, or cannot read more than 8 bits of it
+            continue
+        if pixels.dtype == np.uint16:
+            colours = pixels[..., :-1] if pixels.shape[2] in (2, 4) and (pixels[..., -1] == 65535).all() else pixels
+            highest, found = max(highest, int(colours.max())), found + 1
+    return Range(highest, 65535, found) if found else None
+
+
+def told_of_range(dataset: Dataset, measured: bool) -> str | None:
+    """A line where 16-bit files use a small part of their range and are read so that it is lost, or seen as nearly one grey.
+    ``measured``: whether images are normalised by their own mean and deviation."""
+    read, found = reader_of(dataset), deep_range(dataset)
+    if read is None or found is None or found.levels >= _FEW_LEVELS:
+        return None
+    text = f"16-bit images use values up to {found.highest:,} ({found.bits} bits) of {found.most:,}"
+    if read.depth == "8":
+        remedy = "set data.options.depth: native and model.normalization: data"
+        return f"warning: {text}: in 8 bits {found.levels} levels are left of them; {remedy}"
+    if measured:
+        return None
+    return f"warning: {text}, a small part of what the weights' mean and std expect; set model.normalization: data"
+
+
+def mean_and_std(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels in 0..1, over :data:`MEASURED` images evenly spread; each image counts
+    alike. Unreadable ones are passed over; :class:`UserError` where none can be read, or they differ in their channels."""
+    sums: list[NDArray[np.float64]] = []
+    count = min(MEASURED, len(dataset))
+    for index in (np.arange(count) * len(dataset) // max(1, count)).tolist():
+        try:
+            image = dataset[index].image
+        except UserError:
+            continue
+        pixels = image.astype(np.float32) / _white(image)
+        sums.append(np.stack([pixels.mean((0, 1), np.float64), (pixels**2).mean((0, 1), np.float64)]))
+        if sums[-1].shape != sums[0].shape:
+            what = f"images have {sums[0].shape[1]} and {sums[-1].shape[1]} channels"
+            raise UserError("model.normalization", what, "bring all to one number")
+    if not sums:
+        raise UserError("model.normalization", "no image can be read to measure mean and std", "repair the data")
+    mean, square = np.mean(sums, 0)
+    std = np.sqrt((square - mean**2).clip(_SMALLEST_STD**2))
+    return tuple(mean.round(6).tolist()), tuple(std.round(6).clip(_SMALLEST_STD).tolist())
+
+
+def told_of_shared_images(datasets: Mapping[str, Dataset]) -> list[str]:
+    """A line for each split whose image files are those of training too, wholly or in part."""
+    real = cache(os.path.realpath)
+    files = {
+        split: [f"{real(os.path.dirname(path))}/{os.path.basename(path)}" for path in paths_of(dataset) if path]
+        for split, dataset in datasets.items()
+    }
+    training, lines = set(files.pop("train", [])), []
+    for split, paths in files.items():
+        shared = [path for path in paths if path in training]
+        if shared:
+            some = ", ".join(os.path.basename(path) for path in shared[:_SHOWN]) + (
+                ", ..." if len(shared) > _SHOWN else ""
+            )
+            text = f"warning: {len(shared):,} of {len(paths):,} images of {split} are training images too ({some})"
+            lines.append(f"{text}: its scores do not tell how the model does on others")
+    return lines
+
+
+def _some(dataset: Dataset, limit: int) -> list[str]:
+    """The files of a few images, evenly spread."""
+    paths = paths_of(dataset)
+    count = min(limit, len(paths))
+    return [paths[index] for index in (np.arange(count) * len(paths) // max(1, count)).tolist() if paths[index]]
+
+
+def _white(image: Pixels) -> float:
+    return {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}.get(image.dtype, 1.0)
