@@ -1,7 +1,6 @@
 """From a config to the objects of a run: data sets, loaders, model, device."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -26,6 +25,7 @@ from tasks.data.pixels import mean_and_std
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
 from tasks.engine.batchnorm import FEW_STEPS, IMAGES, Statistics
+from tasks.engine.cores import cores
 from tasks.engine.ema import Ema
 from tasks.engine.loading import Loader
 from tasks.engine.optim import build_optimizer, scaled_lr
@@ -255,11 +255,6 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any
 def workers(config: Config) -> int:
     """Loader processes: what was asked for, or one per core, at most 8."""
     return min(cores(), 8) if config.data.workers is None else config.data.workers
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spread(count: int, limit: int) -> np.ndarray:

@@ -53,6 +53,11 @@ class Judge:
         if self.classes != train.classes:  # what other splits are opened with
             self.label_record |= {"data_classes": list(train.classes)}
 
+    @property
+    def monitor(self) -> str:
+        """The score (higher is better) that chooses the best weights."""
+        return self.task.monitor(self.config)
+
     def validate(self, row: dict[str, Any]) -> RunResults:
         """Score the weights that will be kept (the averages, if there are any) on the validation split, at the end the others
         too; keep them if they are the best so far. Puts the figures into ``row``; returns the scores for ``metrics.json``."""
@@ -74,7 +79,7 @@ class Judge:
             ]
 
     def _keep_if_best(self, scores: Mapping[str, Any], weights: str) -> None:
-        progress, score = self.state.progress, scores.get(self.task.monitor(self.config))
+        progress, score = self.state.progress, scores.get(self.monitor)
         if (
             score is None
         ):  # undefined, as average precision without a positive: worse than any score, better than no weights
@@ -122,8 +127,14 @@ class Judge:
         summary = Summary(title, to_mapping(self.config), progress.history, results, told)
         report = reporter.write(self.folder, summary, best, self.datasets["train"])
         write_metrics(self.folder, results, progress.history)  # last: it says that the run is finished
-        monitor = self.task.monitor(self.config)
+        monitor = self.monitor
         reached = "is undefined" if scores[monitor] is None else f"{scores[monitor]:.4f}"
+        raw = sets["raw"][monitor] if weights == "ema" else None
+        if raw is not None and scores[monitor] is not None and raw > scores[monitor]:
+            rule = (
+                "with optim.ema the averages are what is chosen from and kept, for they vary less between evaluations"
+            )
+            self.tell(f"the last raw weights reach {raw:.4f}: {rule}; optim.ema null keeps raw weights")
         self.tell(f"{split} {monitor} {reached} with the best ({weights}) weights; skipped steps: {progress.skipped}")
         self.tell(f"report {report}")
         self.tell(f"run folder {self.folder}")

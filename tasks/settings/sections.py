@@ -196,6 +196,7 @@ class RunConfig(Section):
         "devices": "[0, 1024]",
         "nodes": "[1, 10000]",
         "save_minutes": "(0, inf)",
+        "join_timeout": "(0, inf)",
         "eval_every": "[1, inf)",
         "patience": "[1, inf)",
         "log_every": "[1, inf)",
@@ -220,6 +221,8 @@ class RunConfig(Section):
     """Whether to allow only deterministic operations on GPUs, which is slower."""
     resume: str = "auto"
     """auto: continue the newest unfinished run of the same config; never; or a run folder to continue."""
+    join_timeout: float = 180.0
+    """Seconds within which all processes of a run must have come together."""
     save_minutes: float = 10.0
     """Minutes between two saves within an epoch."""
     progress: bool = True

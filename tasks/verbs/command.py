@@ -19,27 +19,29 @@ from tasks.settings.commandline import Request, parse
 from tasks.settings.lent import without_unknown
 from tasks.settings.tree import absolute
 from tasks.settings.verbs import VERBS, Verb
+from tasks.telling import unfailing_streams
 
 USER_ERROR, DIVERGED, FAILED = 2, 3, 1
 
 
 def run_command(command: str, argv: list[str]) -> int:
     """Run ``argv`` of the command ``command`` (``classify``) and return its exit code. ``--help`` raises SystemExit."""
-    try:
-        with Signals():
-            request = parse(command, argv)
-            return _run(VERBS[request.verb], command, request)
-    except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.code
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if os.environ.get("EFFBACKBONES_DEBUG") == "1":
-            raise
-        line, code = explain(error)
-        print(f"error: {line}", file=sys.stderr)
-        return code
+    with unfailing_streams():
+        try:
+            with Signals():
+                request = parse(command, argv)
+                return _run(VERBS[request.verb], command, request)
+        except StoppedError as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.code
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:
+            if os.environ.get("EFFBACKBONES_DEBUG") == "1":
+                raise
+            line, code = explain(error)
+            print(f"error: {line}", file=sys.stderr)
+            return code
 
 
 def _run(verb: Verb, command: str, request: Request) -> int:
