@@ -23,6 +23,7 @@ from tasks.data.check import check_dataset
 from tasks.data.door import told_of_listed
 from tasks.data.pixels import told_of_shared_images
 from tasks.engine import assembly, processes
+from tasks.engine.batchnorm import FEW_STEPS
 from tasks.engine.evaluation import EvaluationLeftError
 from tasks.engine.identity import compare, identity
 from tasks.engine.judging import Judge
@@ -106,6 +107,7 @@ class _Run:
             seen=config.data.batch_size // (processes.here().world * config.optim.accumulate),
         )
         self.state = assembly.begin(config, model.to(device), getattr(self.fabric.strategy.precision, "scaler", None))
+        self.state.statistics = assembly.batch_norm_statistics(config, task, self.train_set, model, plan.total, device)
         leaves, data = (self._leaves, self._leaving), self.identity["data"]
         self.judge = Judge(task, config, self.state, self.plan, datasets, folder, tell, *leaves, data)
         self.skips, self.pace = SkipCount(len(self.train_set)), Pace(config.data.batch_size)
@@ -267,6 +269,9 @@ class _Run:
         self.tell(
             f"{batch}, {config.optim.lr_scaling} scaling), {self.plan.total} steps, {self.plan.per_epoch} an epoch"
         )
+        if self.state.statistics:
+            text = f"fewer than {FEW_STEPS} steps: batch norms are judged by statistics taken anew from training images"
+            self.tell(f"{text}; more steps, by a smaller data.batch_size or more optim.epochs, would learn more")
         for line in [model.provenance.get("loaded", ""), *model.provenance.get("assumed", [])]:
             if line:
                 self.tell(line)
