@@ -235,6 +235,12 @@ class RunConfig(Section):
     """Steps between two log lines."""
     tensorboard: bool = True
     """Whether to write TensorBoard events, when that is installed."""
+    loggers: tuple[str, ...] = ()
+    """What else gets config, curves and pictures: tensorboard (must be installed then), csv, wandb, mlflow."""
+    monitor: str | None = None
+    """The score that chooses the best weights, such as macro_f1 or ece (lower is better); null: the task's own."""
+    metrics: tuple[str, ...] = ()
+    """Registered metrics (plugins) that are scored beside the task's own."""
     probabilities: bool = False
     """Whether predict writes the probability of every class (classification: of all, however many; segmentation: of each pixel)."""
 
