@@ -22,7 +22,8 @@ class ClassificationMetrics(Metric):
     """Top-1, top-5, F1, calibration and confusion of single-label samples; average precision of multi-label ones.
 
     ``update(probabilities, targets)`` takes float [B, K] in 0..1 and int64 [B] (float 0 or 1 [B, K] with
-    ``multilabel``). ``compute()`` gives, JSON-like:
+    ``multilabel``; of a single class that is not, the probability [B, 1] of it and targets 0 and 1, scored as the two classes
+    ``not NAME`` and NAME). ``compute()`` gives, JSON-like:
 
     * single-label: ``samples``, ``non_finite`` (samples), ``top1``, ``top5`` (None up to five classes, where it would be
       1 whatever the model says; ties go to the lower class index), ``macro_f1``, ``ece``, ``per_class`` (name ->
@@ -52,7 +53,8 @@ class ClassificationMetrics(Metric):
         super().__init__()
         if len(set(classes)) != len(classes) or not classes or bins < 1:
             raise UserError("metrics", f"expected distinct class names and at least one bin, got {classes} and {bins}")
-        self.classes = tuple(classes)
+        self.binary = len(classes) == 1 and not multilabel
+        self.classes = (f"not {classes[0]}", classes[0]) if self.binary else tuple(classes)
         self.multilabel = multilabel
         self.bins = bins
         self.add_state("calibration", nothing_counted(bins), "sum")
@@ -63,7 +65,8 @@ class ClassificationMetrics(Metric):
             self.add_state("labels", [], "cat")
         else:
             # The last column holds samples whose prediction is not finite: they have a true class and no predicted one.
-            self.add_state("confusion", torch.zeros(len(classes), len(classes) + 1, dtype=torch.int64), "sum")
+            known = len(self.classes)
+            self.add_state("confusion", torch.zeros(known, known + 1, dtype=torch.int64), "sum")
             self.add_state("top5_correct", torch.tensor(0), "sum")
         self.reset()
 
@@ -79,6 +82,8 @@ class ClassificationMetrics(Metric):
         batch, k = len(probabilities), len(self.classes)
         if not batch:
             return
+        if self.binary and probabilities.shape == (batch, 1):
+            probabilities = torch.cat([1 - probabilities, probabilities], 1)
         expected = (batch, k) if self.multilabel else (batch,)
         if (
             probabilities.shape != (batch, k)

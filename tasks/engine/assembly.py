@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from effbackbones.checkpoint import load_model
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from tasks.data.batch import KeyedDataset
+from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.division import Division, divided
 from tasks.data.door import reading_spec
@@ -23,6 +24,7 @@ from tasks.data.knowledge import ids_of
 from tasks.data.pixels import mean_and_std
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
+from tasks.engine.batchnorm import FEW_STEPS, IMAGES, Statistics
 from tasks.engine.cores import cores
 from tasks.engine.ema import Ema
 from tasks.engine.loading import Loader
@@ -282,6 +284,25 @@ def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, 
         pin=run_device(config).type == "cuda",
         seed=config.run.seed,
     )
+
+
+def batch_norm_statistics(
+    config: Config, task: TaskSpec, dataset: Dataset, model: Model, steps: int, device: torch.device
+) -> Statistics | None:
+    """Of a run of few ``steps``, what takes the statistics of its batch norms anew, from training images in batches as training sees
+    them; of a longer one None."""
+    if steps >= FEW_STEPS:
+        return None
+    size = max(2, config.data.batch_size // (processes.here().world * config.optim.accumulate))
+    alone = replace(config, data=replace(config.data, workers=0))  # a few images are not worth starting processes for
+
+    def batches() -> Iterator[Batch]:
+        keys = [(0, int(index)) for index in training_order(config, dataset)(0)]
+        groups = [keys[first : first + size] for first in range(0, len(keys), size)]
+        groups = [group for group in groups if len(group) == size][: max(1, -(-IMAGES // size))]
+        return iter(loader(alone, task, keyed(config, task, dataset, model, train=True), model, groups))
+
+    return Statistics(batches, device, partial(autocast, config, device))
 
 
 class EvaluationBatches:

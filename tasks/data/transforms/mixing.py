@@ -46,13 +46,17 @@ def mix(
 def soft_targets(targets: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
     """Class indices int64 [B], or targets floating point [B, K], as float32 [B, K], smoothed.
 
-    ``(1 - smoothing) * target + smoothing / K`` (Szegedy et al. 2015, section 7), as in ``torch.nn.functional.cross_entropy``.
+    ``(1 - smoothing) * target + smoothing / K`` (of one class: / 2; Szegedy et al. 2015, section 7), as in
+    ``torch.nn.functional.cross_entropy``.
     """
+    if num_classes == 1:  # one sigmoid: no or yes, smoothed towards 1/2
+        return targets.float().reshape(-1, 1) * (1 - smoothing) + smoothing / 2
     if targets.dim() == 1:
         # Not one_hot, which looks at the values on the host.
         hard = torch.zeros(len(targets), num_classes, device=targets.device).scatter_(1, targets[:, None], 1.0)
     else:
         hard = targets.float()
+        hard = hard.masked_fill(hard < 0, math.nan)  # unknown labels (-1) stay so, whatever they are mixed with
     return hard * (1 - smoothing) + smoothing / num_classes if smoothing else hard
 
 
