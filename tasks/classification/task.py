@@ -106,6 +106,7 @@ class Classification(TaskSpec):
             mixup=data.mixup,
             cutmix=data.cutmix,
             smoothing=config.optim.label_smoothing,
+            multilabel=config.data.multilabel,
             seed=config.run.seed,
             step=step,
         )
