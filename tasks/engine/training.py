@@ -25,10 +25,10 @@ from tasks.data.pixels import told_of_shared_images
 from tasks.engine import assembly, processes
 from tasks.engine.batchnorm import FEW_STEPS
 from tasks.engine.evaluation import EvaluationLeftError
-from tasks.engine.events import Events
 from tasks.engine.identity import compare, identity
 from tasks.engine.judging import Judge
 from tasks.engine.launch import launch, make_fabric
+from tasks.engine.loggers import Loggers, check_loggers, open_loggers
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
@@ -104,6 +104,7 @@ class _Run:
             datasets,
             config.plugins,
             precision=assembly.precision(config, device),
+            device=device.type,
             seen=config.data.batch_size // (processes.here().world * config.optim.accumulate),
         )
         self.state = assembly.begin(config, model.to(device), getattr(self.fabric.strategy.precision, "scaler", None))
@@ -118,7 +119,8 @@ class _Run:
         self.lately: deque[bool] = deque(maxlen=OF_LAST)
         """Whether each of the last steps was skipped."""
         self.saved_at = self.started = time.monotonic()
-        self.events = Events(folder, False)
+        check_loggers(config.run.loggers)
+        self.loggers = Loggers(folder, (), {}, tell)
 
     def go(self) -> int:
         """Train to the end, or to a signal."""
@@ -131,7 +133,8 @@ class _Run:
             refuse_full_disk(self.folder, state.file_size, state.model_size)
         self.pace.restart(state.step)
         self._tell_start()
-        self.events = Events(self.folder, self.config.run.tensorboard and processes.is_first())
+        if processes.is_first():
+            self.loggers = open_loggers(self.task, self.config, self.folder, self.tell, self.train_set, state)
         self.signals.heed()
         with self.tell.bar(self.plan.total, state.step, "train", "step"):
             for start, stop in self.plan.phases(state.step):
@@ -140,7 +143,7 @@ class _Run:
                 if self.plan.thaw is not None and start >= self.plan.thaw:
                     state.model.backbone.unfreeze()
                 self._train(stop)
-        self.events.close()
+        self.loggers.close()
         if stopped_by(self.agreed) is not None:
             self.fabric.barrier()  # Lightning's launcher kills the first process, which may still save, when another has ended
         signal = stopped_by(max(self.agreed, self.signals.level))
@@ -294,7 +297,7 @@ class _Run:
         self.tell.step(log.step, every, figures)
         if log.step % every == 0:
             losses = {f"train/{name}": value for name, value in log.losses.items()}
-            self.events.write(log.step, losses | {"train/lr": log.lr})
+            self.loggers.write(log.step, losses | {"train/lr": log.lr})
         for watcher in WATCHERS:
             watcher.log(self.state, log)
         text, last = "", f"the last at step {log.step}: losses {log.losses}, lr {log.lr:g}"
@@ -381,8 +384,8 @@ class _Run:
             return
         progress.history.append(row)
         progress.loss_sum, progress.loss_steps = 0.0, 0
-        self.events.write(state.step, row)
-        self.tell(f"epoch {epoch:g}: {_essential(row, self.judge.monitor)}")
+        self.loggers.write(state.step, row)
+        self.tell(f"epoch {epoch:g}: {_essential(row, self.judge.monitor.name)}")
         if waiting > MOST_WAITING:
             text = f"{waiting:.0%} of the time went into waiting for data: raise data.workers"
             self.tell(f"{text} (now {assembly.workers(self.config)}), or shrink the files")

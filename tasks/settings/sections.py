@@ -188,7 +188,7 @@ class OptimConfig(Section):
 
 @dataclass(frozen=True)
 class RunConfig(Section):
-    """Where, on what and how the run goes; of this only the seed is compared when a run is resumed."""
+    """Where, on what and how the run goes; of this the seed and the precision are compared when a run is resumed."""
 
     SECTION: ClassVar = "run"
     LIMITS: ClassVar = {
@@ -235,6 +235,12 @@ class RunConfig(Section):
     """Steps between two log lines."""
     tensorboard: bool = True
     """Whether to write TensorBoard events, when that is installed."""
+    loggers: tuple[str, ...] = ()
+    """What else gets config, curves and pictures: tensorboard (must be installed then), csv, wandb, mlflow."""
+    monitor: str | None = None
+    """The score that chooses the best weights, such as macro_f1 or ece (lower is better); null: the task's own."""
+    metrics: tuple[str, ...] = ()
+    """Registered metrics (plugins) that are scored beside the task's own."""
     probabilities: bool = False
     """Whether predict writes the probability of every class (classification: of all, however many; segmentation: of each pixel)."""
 

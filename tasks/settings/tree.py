@@ -148,7 +148,7 @@ def differences(old: Config, new: Config) -> dict[str, str]:
 
 def is_free(key: str) -> bool:
     """Whether a key may change while a run rests: :data:`FREE`, and of ``run.*`` all but the seed."""
-    return key in FREE or (key.startswith("run.") and key != "run.seed")
+    return key in FREE or (key.startswith("run.") and key not in ("run.seed", "run.monitor", "run.metrics"))
 
 
 def changed_keys(old: Config, new: Config) -> list[str]:
