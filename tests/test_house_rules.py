@@ -60,7 +60,7 @@ LAYERS = (
     "tasks.settings tasks.scoring tasks.telling tasks.configs",
     "tasks.strictyaml",
     "heads.classification heads.detection heads.segmentation",
-    "heads.options",
+    "heads.options heads.targets",
     "effbackbones.conformance effbackbones.inference",
     "effbackbones.checkpoint",
     "effbackbones.build",
