@@ -104,6 +104,7 @@ class _Run:
             datasets,
             config.plugins,
             precision=assembly.precision(config, device),
+            device=device.type,
             seen=config.data.batch_size // (processes.here().world * config.optim.accumulate),
         )
         self.state = assembly.begin(config, model.to(device), getattr(self.fabric.strategy.precision, "scaler", None))

@@ -52,6 +52,11 @@ class Request(NamedTuple):
     extras: Extras
 
 
+_PLACEHOLDER = re.compile(r"\A[^\[]*\{[a-z_]+\}[^\]]*\Z")
+_SHARE = re.compile(r"0?\.\d+")
+_OPTION = re.compile(r"data\.options\.\w+")
+
+
 def parse(task: str, argv: list[str]) -> Request:
     """Read ``argv`` of the command ``task`` (``classify``, ``detect``, ``segment``).
 
@@ -280,8 +285,12 @@ def _override(key: str, text: str) -> tuple[Plain, Iterable[str]]:
     members = members_of(hint_of(key))
     if str in members and members <= {str, NoneType}:  # text stays text: --run.out 12
         return None if NoneType in members and text in ("null", "None") else text, ()
+    if members == {str, float, NoneType} and not _SHARE.fullmatch(text):  # a name, were it 2017
+        return None if text in ("null", "None") else text, ()
     if key == "plugins" and not text.startswith("["):
         return [text], ()
+    if _PLACEHOLDER.search(text) and _OPTION.fullmatch(key):  # a pattern such as {split}/rgb, no mapping
+        return text, ()
     return read_value(text, f"--{key}")
 
 

@@ -188,7 +188,7 @@ class OptimConfig(Section):
 
 @dataclass(frozen=True)
 class RunConfig(Section):
-    """Where, on what and how the run goes; of this only the seed is compared when a run is resumed."""
+    """Where, on what and how the run goes; of this the seed and the precision are compared when a run is resumed."""
 
     SECTION: ClassVar = "run"
     LIMITS: ClassVar = {
