@@ -242,7 +242,7 @@ class _Run:
 
     def _tell_early(self) -> None:
         """Why the run stops before its planned end."""
-        progress, name = self.state.progress, f"val_{self.judge.monitor}"
+        progress, name = self.state.progress, f"val_{self.judge.monitor.name}"
         best = next((row for row in progress.history if row.get(name) == progress.best), {})
         place = f" at epoch {best['epoch']:g}" if best else ""
         text = f"stops early after step {self.state.step} of {self.plan.total}: {progress.since_best} evaluations without a better"

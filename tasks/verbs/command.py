@@ -138,6 +138,10 @@ def _import_module(name: str) -> None:
 
 
 def _import_file(path: Path) -> None:
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    if main and Path(main).resolve() == path:  # the plug-in is what was started: it has registered what it has
+        sys.modules.setdefault(path.stem, sys.modules["__main__"])
+        return
     # By its plain name and on the path, so that loader processes that start from nothing can import it too.
     if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) != str(path):
         raise UserError(f"plugins: {path}", f"a module called {path.stem!r} is loaded already", "rename the file")
