@@ -135,6 +135,23 @@ def test_unknown_labels_are_left_out(unknown: float) -> None:
     assert torch.equal(mixed.isnan(), (targets.roll(1, 0) >= 0).logical_not() | ~known)
 
 
+def test_unknown_labels_are_in_no_figure() -> None:
+    """The figures are those of the known labels alone; without the option unknown ones are refused."""
+    scores = torch.tensor([[0.9, 0.2], [0.4, 0.8], [0.7, 0.6], [float("nan"), 0.1]])
+    targets = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, float("nan")], [float("nan"), 0.0]])
+    metric, column = ClassificationMetrics(["a", "b"], True, ignore_unknown=True), ClassificationMetrics(["a"], True)
+    metric.update(scores, targets)
+    column.update(scores[[0, 2], :1], targets[[0, 2], :1])
+    found, alone = metric.compute(), column.compute()
+    assert found["per_class"]["a"] == alone["per_class"]["a"]
+    assert found["per_class"]["b"]["support"] == 1
+    assert (found["non_finite"], found["samples"]) == (0, 4)
+    refusing = ClassificationMetrics(["a", "b"], True)
+    refusing.update(scores, targets)
+    with pytest.raises(UserError, match="3 targets"):
+        refusing.compute()
+
+
 def test_one_class_is_a_yes_or_no() -> None:
     """A sigmoid, as in segmentation; metrics see the classes "not X" and X."""
     model = small("cls", 1)

@@ -62,7 +62,7 @@ class ConfidentMistakes:
                 if guess == label
                 else (float(probabilities[guess]), f"{self.classes[label]}, taken for {self.classes[guess]}")
             )
-        errors = np.abs(probabilities - label)
+        errors = np.where(label >= 0, np.abs(probabilities - label), 0.0)  # unknown labels are no mistakes
         worst = int(errors.argmax())
         what = "overlooked" if label[worst] else "seen where there is none"
         return (float(errors[worst]), f"{self.classes[worst]}, {what}") if errors[worst] > 0.5 else None

@@ -243,7 +243,7 @@ class _Run:
 
     def _tell_early(self) -> None:
         """Why the run stops before its planned end."""
-        progress, name = self.state.progress, f"val_{self.judge.monitor}"
+        progress, name = self.state.progress, f"val_{self.judge.monitor.name}"
         best = next((row for row in progress.history if row.get(name) == progress.best), {})
         place = f" at epoch {best['epoch']:g}" if best else ""
         text = f"stops early after step {self.state.step} of {self.plan.total}: {progress.since_best} evaluations without a better"
@@ -398,7 +398,9 @@ class _Run:
 
 def _essential(row: Mapping[str, Any], monitor: str) -> str:
     """What a line says of an epoch: loss, the score that decides, a few more, and the pace. The files have all of it."""
-    scores = [name for name in row if name.startswith("val_") and name != f"val_{monitor}"]
+    scores = [
+        n for n, value in row.items() if n.startswith("val_") and n != f"val_{monitor}" and isinstance(value, float)
+    ]
     names = ["train_loss", f"val_{monitor}", *scores[:MOST_SCORES], "images_per_second", "data_wait"]
     known = [f"{name} {row[name]:.4g}" for name in names if isinstance(row.get(name), (int, float))]
     left = len(scores) - MOST_SCORES
