@@ -23,8 +23,9 @@ from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 from tasks.classify import main
 from tasks.engine.folderlock import FolderLock
 from tasks.engine.identity import compare, identity
+from tasks.engine.owning import RunFolder, own_folder, refuse_full_disk
 from tasks.engine.resume import FORMAT, State, load_state, save_state, state_files
-from tasks.engine.rundir import RunFolder, choose, finished, own_folder, refuse_full_disk
+from tasks.engine.rundir import choose, finished
 from tasks.engine.state import Progress, RunState
 from tasks.engine.watching import watching
 from tasks.settings.commandline import parse
@@ -354,7 +355,7 @@ def test_code_of_a_plug_in_that_changed_is_told(tmp_path: Path, capsys: Any) -> 
     model.config, model.image_spec = {}, ""  # type: ignore[assignment]  # what is asked of a model
 
     def now() -> dict[str, Any]:
-        return identity(model, [], {}, [str(plugin), "json"], precision="fp32", seen=8)  # type: ignore[arg-type]
+        return identity(model, [], {}, [str(plugin), "json"], precision="fp32", device="cpu", seen=8)  # type: ignore[arg-type]
 
     before = json.loads(json.dumps(now()))
     compare(before, now(), tmp_path, told.append)
@@ -362,6 +363,8 @@ def test_code_of_a_plug_in_that_changed_is_told(tmp_path: Path, capsys: Any) -> 
     plugin.write_text("x = 2\n")
     compare(before, now(), tmp_path, told.append)
     assert told == [f"warning: the code of plug-in {plugin} has changed since the run stopped"]
+    compare(now() | {"device": "cuda"}, now(), tmp_path, told.append)
+    assert told[1].startswith("it goes on on cpu, before on cuda")
 
 
 # Longer runs -------------------------------------------------------------------------------------------------------------
