@@ -61,7 +61,8 @@ LAYERS = (
     "tasks.strictyaml",
     "heads.classification heads.detection heads.segmentation",
     "heads.options",
-    "effbackbones.conformance effbackbones.inference",
+    "effbackbones.inference",
+    "effbackbones.conformance",
     "effbackbones.checkpoint",
     "effbackbones.build",
     "effbackbones.headplan",
@@ -73,6 +74,7 @@ LAYERS = (
     "effbackbones.contracts",
     "effbackbones.weights.pretrained",
     "effbackbones.weights.loading",
+    "effbackbones.drawing",
     "effbackbones.images effbackbones.registry",
     "effbackbones.errors",
 )
