@@ -15,10 +15,10 @@ from torch import Tensor
 
 from effbackbones.checkpoint import load_model
 from effbackbones.errors import UserError
-from effbackbones.images.fitting import Fitting
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.answering import Fitted, Wishes, answers, autocast
+from effbackbones.inference.fitting import Fitting
 from effbackbones.inference.inputs import ImageSource, is_one, source_of
 from effbackbones.inference.results import Failed
 from effbackbones.model import Model

@@ -13,8 +13,8 @@ import numpy as np
 
 from effbackbones.errors import UserError
 from effbackbones.images.colours import fill_of, in_dtype
-from effbackbones.images.fitting import Fitting
 from effbackbones.images.geometry import Pixels, ResizePlan, Size, resize
+from effbackbones.inference.fitting import Fitting
 from tasks.data.sample import Sample, Transform
 from tasks.data.transforms.library import library, seeded
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from effbackbones.images.fitting import Fitting, room_of
 from effbackbones.images.geometry import Pixels, Size
+from effbackbones.inference.fitting import Fitting, room_of
 from tasks.data.sample import Sample, Transform, Truth
 from tasks.data.transforms.images import ColorJitter
 from tasks.data.transforms.mosaic import PARTNERS, mosaic
