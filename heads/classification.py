@@ -11,7 +11,8 @@ from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics
 from effbackbones.backbones.scaling import Scaling, head_channels, scaling
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes
 from effbackbones.errors import UserError
-from heads.options import number
+from heads.options import number, require
+from heads.targets import require_all, require_tensor, values
 
 
 class ClassificationHead(Head):
@@ -21,7 +22,9 @@ class ClassificationHead(Head):
 
     * ``channels``: width of the 1x1 convolution; 0 leaves it out. Default: the published width on an EfficientNet, 0 elsewhere.
     * ``dropout``: probability before the linear layer. Default: the published one of the variant; 0.2 elsewhere.
-    * ``multilabel``: sigmoid and binary cross-entropy instead of softmax and cross-entropy.
+    * ``multilabel``: sigmoid and binary cross-entropy instead of softmax and cross-entropy. A single class that is not multi-label
+      is a yes or no: one sigmoid too, of targets 0 and 1.
+    * ``ignore_unknown``: labels of several that are -1 or NaN are left out of the loss; otherwise they are refused.
     * ``label_smoothing``: share of the target spread evenly over all classes (multi-label: pulled towards 1/2).
     * ``class_weights``: a factor on the loss of each class, as torch's ``weight``, but the average is over images.
     * ``pos_weight``, multi-label: a factor on the positive part of each class's loss, one number or one per class.
@@ -38,6 +41,7 @@ class ClassificationHead(Head):
         dropout: float | None = None,
         multilabel: bool = False,
         label_smoothing: float = 0.0,
+        ignore_unknown: bool = False,
         class_weights: Sequence[float] | None = None,
         pos_weight: Sequence[float] | float | None = None,
         **options: Any,
@@ -52,12 +56,17 @@ class ClassificationHead(Head):
             channels = _published_channels(spec, published) if published else 0
         self.multilabel = multilabel
         self.label_smoothing = label_smoothing
-        self.counted = ("binary_cross_entropy" if multilabel else "cross_entropy",)
+        require("ignore_unknown", ignore_unknown, multilabel or not ignore_unknown, "false without multilabel")
+        self.ignore_unknown = ignore_unknown
+        self.sigmoid = multilabel or num_classes == 1
+        self.counted = ("binary_cross_entropy" if self.sigmoid else "cross_entropy",)
         self.conv = _tail_convolution(spec, channels, published) if channels else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels or spec.channels[-1], num_classes)
-        if pos_weight is not None and not multilabel:
-            raise UserError("head_options.pos_weight", "goes with multilabel alone", "use class_weights")
+        if pos_weight is not None and not self.sigmoid:
+            raise UserError(
+                "head_options.pos_weight", "goes with sigmoids alone (multilabel, or one class)", "use class_weights"
+            )
         # Not part of the state dict: they belong to the training data.
         weights = _per_class("class_weights", class_weights, num_classes)
         self.register_buffer("_class_weights", weights, persistent=False)
@@ -79,13 +88,20 @@ class ClassificationHead(Head):
 
     def loss(self, raw: Tensor, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
         """Cross-entropy against int64 [B] or float [B, K] (soft labels), or, multi-label, binary cross-entropy against
-        float [B, K] in 0..1, averaged over classes and images. Computed in float32."""
+        float [B, K] in 0..1, averaged over classes and images; of a single class against int64 or float [B] or [B, 1] in 0..1.
+        Computed in float32."""
         logits, smoothing = raw.float(), self.label_smoothing
         weights, positive = cast(Tensor | None, self._class_weights), cast(Tensor | None, self._pos_weight)
-        if self.multilabel:
-            soft = targets.float() * (1 - smoothing) + smoothing / 2
-            loss = F.binary_cross_entropy_with_logits(logits, soft, weights, pos_weight=positive)
-            return {"binary_cross_entropy": loss}
+        if self.sigmoid:
+            wanted = targets.float().view_as(logits)
+            known = wanted >= 0 if self.ignore_unknown else None  # NaN is not
+            soft = wanted * (1 - smoothing) + smoothing / 2
+            if known is None:
+                loss = F.binary_cross_entropy_with_logits(logits, soft, weights, pos_weight=positive)
+                return {"binary_cross_entropy": loss}
+            logits, soft = logits.masked_fill(~known, 0.0), soft.masked_fill(~known, 0.0)
+            each = F.binary_cross_entropy_with_logits(logits, soft, weights, pos_weight=positive, reduction="none")
+            return {"binary_cross_entropy": (each * known).sum() / known.sum().clamp(min=1)}
         if weights is None:
             return {"cross_entropy": F.cross_entropy(logits, targets, label_smoothing=smoothing)}
         # torch would divide by the weights of the labels met, which differ from piece to piece of a batch.
@@ -93,16 +109,44 @@ class ClassificationHead(Head):
         return {"cross_entropy": losses.mean()}
 
     def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
-        """Images; multi-label, labels."""
-        return {
-            name: sizes.valid.new_full((), targets.numel() if self.multilabel else len(targets))
-            for name in self.counted
-        }
+        """Images; multi-label, known labels."""
+        if self.ignore_unknown:
+            return {"binary_cross_entropy": (targets >= 0).sum()}
+        number = targets.numel() if self.sigmoid else len(targets)
+        return {name: sizes.valid.new_full((), number) for name in self.counted}
+
+    def check_targets(self, targets: Tensor, sizes: ImageSizes) -> None:
+        """Labels 0..K-1 (of a single class 0 and 1), or shares in 0..1 of each class."""
+        batch, classes = len(sizes.valid), self.num_classes
+        whole = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim == 1
+        shapes = (
+            [(batch, classes)]
+            if self.multilabel
+            else [(batch,)]
+            if whole
+            else [(batch, classes), *[(batch,)] * self.sigmoid]
+        )
+        labels = f"{[batch]} of labels 0..{max(classes - 1, 1)}, or " if not self.multilabel else ""
+        require_tensor("targets", targets, shapes, f"{labels}{[batch, classes]} in 0..1")
+        if (found := values(targets)) is None:
+            return
+        if whole:
+            most, remedy = max(classes - 1, 1), "number the classes from 0, or raise num_classes"
+            require_all("targets", found, (found >= 0) & (found <= most), f"a label of 0..{most}", remedy)
+            return
+        known = (found >= 0) & (found <= 1)
+        unknown = (found == -1) | (found != found)
+        remedy = (
+            "set head_options.ignore_unknown to leave out unknown labels (-1, NaN)"
+            if self.multilabel
+            else "correct them"
+        )
+        require_all("targets", found, known | unknown if self.ignore_unknown else known, "a value in 0..1", remedy)
 
     def predict(self, raw: Tensor, sizes: ImageSizes) -> Tensor:
-        """Probabilities float32 [B, K]: softmax, or, multi-label, a sigmoid per class."""
+        """Probabilities float32 [B, K]: softmax, or, multi-label and of a single class ([B, 1]), a sigmoid per class."""
         logits = raw.float()
-        return logits.sigmoid() if self.multilabel else logits.softmax(1)
+        return logits.sigmoid() if self.sigmoid else logits.softmax(1)
 
 
 def _per_class(name: str, value: Sequence[float] | float | None, count: int) -> Tensor | None:

@@ -30,6 +30,7 @@ from tasks.data.sample import Sample, Transform
 from tasks.data.transforms.listed import register_transform as register_transform
 from tasks.report.outputs import Originals
 from tasks.report.records import Summary
+from tasks.scoring.added import register_metric as register_metric
 from tasks.settings.sections import Config
 from tasks.telling import Teller
 
@@ -84,6 +85,8 @@ class TaskSpec(ABC):
     """Name of its command and of its folders of configs and runs: ``classify``."""
     looks_deep: ClassVar[bool] = True
     """Whether ``check --deep`` may be asked of it."""
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
+    """Its scores that are better when they are lower."""
     goal: ClassVar[Goal | None] = None
     """What ``check --deep`` wants of eight images learnt by heart; None: it does not look deeper."""
 
@@ -91,7 +94,8 @@ class TaskSpec(ABC):
 
     @abstractmethod
     def monitor(self, config: Config) -> str:
-        """The score (higher is better) that chooses the best weights."""
+        """The score that chooses the best weights, unless ``run.monitor`` names another; higher is better, unless
+        :attr:`lower_is_better` lists it, its metric says ``higher_is_better = False``, or it is a known error such as ``mae``."""
 
     def labels(self, config: Config) -> tuple[str, ...]:
         """What is read of each image: words of ``data.labels``."""

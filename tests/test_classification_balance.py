@@ -56,7 +56,7 @@ def test_weights_of_positives() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pos_weight": 2}, "goes with multilabel alone"),
+        ({"pos_weight": 2}, "goes with sigmoids alone"),
         ({"class_weights": [1, 2]}, "expected 3 numbers, one per class"),
         ({"class_weights": [1, 2, -1]}, "class_weights"),
         ({"class_weights": "abc"}, "expected 3 numbers"),

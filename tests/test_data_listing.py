@@ -5,10 +5,13 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from effbackbones.errors import UserError
+from tasks.data.dataset import DATASETS
 from tasks.data.files.images import check_files, images_below
 from tasks.data.files.listing import Lookup, Spelling, files_below, stem
+from tasks.settings.data import DataConfig
 
 NFC, NFD = (unicodedata.normalize(form, "Prüfung") for form in ("NFC", "NFD"))
 
@@ -80,3 +83,35 @@ def test_names_that_differ_in_their_accents_alone_keep_apart() -> None:
     lookup = Lookup(other)
     assert [lookup.find(name) for name in other] == list(other)
     assert lookup.find("\u1eb9\u0302") is None  # a third way, that might be either
+
+
+@pytest.mark.parametrize("kind", ["folder", "table", "masks"])
+def test_one_rule_for_links_in_every_reader(tmp_path: Path, kind: str) -> None:
+    """A folder outside that a link leads to: refused, or followed where ``data.links`` says so; a loop is one line."""
+    root, outside = tmp_path / "data", tmp_path / "outside"
+    (root / "train").mkdir(parents=True)
+    Image.new("L", (4, 4)).save(write(outside / "0.png"))
+    if kind == "folder":
+        Image.new("L", (4, 4)).save(write(root / "train/a/1.png"))
+        (root / "train/b").symlink_to(outside)
+    elif kind == "table":
+        (root / "linked").symlink_to(outside)
+        (root / "train.csv").write_text("file,labels\nlinked/0.png,a\n")
+    else:
+        (root / "train/images").symlink_to(outside)
+        (root / "train/masks").symlink_to(outside)
+        (root / "classes.txt").write_text("a\nb\nc\n")
+    opened = DATASETS.get(kind)
+    with pytest.raises(UserError, match=r"is a link that leaves .*data\.links: anywhere"):
+        opened(DataConfig(name=kind, root=str(root)), "train", None)
+    dataset = opened(DataConfig(name=kind, root=str(root), links="anywhere"), "train", None)
+    assert dataset[len(dataset) - 1].image.shape == (4, 4, 3)
+    if kind == "folder":
+        (outside / "loop").symlink_to(outside)
+        with pytest.raises(UserError, match="a folder it lies in; remove the link"):
+            opened(DataConfig(name=kind, root=str(root), links="anywhere"), "train", None)
+
+
+def write(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

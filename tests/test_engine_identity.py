@@ -354,7 +354,7 @@ def test_code_of_a_plug_in_that_changed_is_told(tmp_path: Path, capsys: Any) -> 
     model.config, model.image_spec = {}, ""  # type: ignore[assignment]  # what is asked of a model
 
     def now() -> dict[str, Any]:
-        return identity(model, [], {}, [str(plugin), "json"], precision="fp32", seen=8)  # type: ignore[arg-type]
+        return identity(model, [], {}, [str(plugin), "json"], precision="fp32", device="cpu", seen=8)  # type: ignore[arg-type]
 
     before = json.loads(json.dumps(now()))
     compare(before, now(), tmp_path, told.append)
@@ -362,6 +362,8 @@ def test_code_of_a_plug_in_that_changed_is_told(tmp_path: Path, capsys: Any) -> 
     plugin.write_text("x = 2\n")
     compare(before, now(), tmp_path, told.append)
     assert told == [f"warning: the code of plug-in {plugin} has changed since the run stopped"]
+    compare(now() | {"device": "cuda"}, now(), tmp_path, told.append)
+    assert told[1].startswith("it goes on on cpu, before on cuda")
 
 
 # Longer runs -------------------------------------------------------------------------------------------------------------

@@ -144,6 +144,12 @@ def test_a_rank_that_is_left_over_does_not_make_a_run_silent(
     assert (tmp_path / "run/metrics.json").is_file()
 
 
+def test_a_program_that_calls_the_command_is_not_started_again(tmp_path: Path, capsys: Any) -> None:
+    assert main([*TINY, "--run.devices", "2", "--run.out", str(tmp_path / "run")]) == 2
+    assert "error: run.devices: is 2, and a command that is called by another program" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 # Several processes, as launchers start them -------------------------------------------------------------------------------
 
 
@@ -166,6 +172,11 @@ def test_torchrun_and_own_processes_within_an_allocation_are_one_run(tmp_path: P
     assert told.count("run folder") == 2  # first and last
     told = finished([sys.executable, *lines(tmp_path / "own", "--run.devices", "2")], **ALLOCATION)
     assert told.count("run folder") == 2
+    resumed = ["-m", "tasks.classify", "--run.resume", str(tmp_path / "own"), "--optim.max_steps", "3"]
+    told = finished([*two_processes(), *resumed])
+    assert "continuing after step 2 of 3" in told
+    told = finished([sys.executable, *resumed[:-1], "4", "--run.devices", "1"])
+    assert "batch norm takes its statistics from 8 at a time, before from 4" in told
 
 
 @pytest.mark.slow

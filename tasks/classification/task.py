@@ -106,6 +106,7 @@ class Classification(TaskSpec):
             mixup=data.mixup,
             cutmix=data.cutmix,
             smoothing=config.optim.label_smoothing,
+            multilabel=config.data.multilabel,
             seed=config.run.seed,
             step=step,
         )
@@ -123,7 +124,8 @@ class Classification(TaskSpec):
         return together[found], labels.to(together.device)
 
     def metrics(self, config: Config, classes: Sequence[str]) -> Metric:
-        return ClassificationMetrics(classes, multilabel=config.data.multilabel)
+        unknown = bool(config.model.head_options.get("ignore_unknown", False))
+        return ClassificationMetrics(classes, multilabel=config.data.multilabel, ignore_unknown=unknown)
 
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return ClassificationReporter(classes, config.data.multilabel)

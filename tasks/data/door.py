@@ -62,6 +62,8 @@ def folder(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Fol
         ignore_others=options.word("other_files", ("stop", "ignore")) == "ignore",
         rename=options.renames(),
         least=2 if classes is None and split == "train" else 1,
+        root=_root(data),
+        links=data.links,
     )
 
 
@@ -90,6 +92,7 @@ def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Tabl
         form=_table_format(options),
         suffix=options.text("suffix") or "",
         rename=options.renames(),
+        links=data.links,
     )
 
 
@@ -194,7 +197,7 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
     images, masks_in, listing, before, behind = (options.text(name) for name in _PAIRS)
     names = {one: _named(data, one) for one in ("train", split)}
     single = bool(data.shares)
-    pairing = Pairing(root, names, images, masks_in, listing, before, behind, single)
+    pairing = Pairing(root, names, images, masks_in, listing, before, behind, single, data.links)
     read, pattern = image_reader(data, split), options.text("mask_names")
     if pattern is not None:
         return _class_masks(options, pairing, split, declared, pattern, classes, read)

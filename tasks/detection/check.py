@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from effbackbones.contracts import BoxTargets, Detections
@@ -49,7 +50,9 @@ def quick_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping
             for line in table.repairs.lines():
                 tell(f"{split}: {line}")
             check_headers(table, config.data.on_error, tell)
-    _tell_coverage(statistics(config, model, datasets["train"]), model, tell)
+    found = statistics(config, model, datasets["train"])
+    check_sides(found.network, config.data.min_box, model, tell)
+    _tell_coverage(found, model, tell)
     for split, dataset in datasets.items():
         check_scores(task, config, model, dataset, split)
 
@@ -78,6 +81,20 @@ def check_headers(table: BoxTable, on_error: str = "stop", tell: Tell = print) -
         raise UserError(
             table.path(index), f"{claimed}; boxes would lie elsewhere", "correct width and height, or the file"
         )
+
+
+def check_sides(sides: NDArray[np.float64], least: float, model: Model, tell: Tell) -> None:
+    """Count the boxes, of ``sides`` [N, 2] in pixels as the network sees them, that training leaves out because a side is below
+    ``least``. If those are all, :class:`UserError` is raised: nothing would be learnt."""
+    gone = ~((sides >= least) & (sides > 0)).all(1)
+    if not gone.any():
+        return
+    size = " x ".join(map(str, model.image_spec.size))
+    many = f"{gone.sum():,} of {len(sides):,} boxes have a side of less than {least:g} pixels at image size {size}"
+    if gone.all():
+        what = f"the objects are too small at image_size: {many}, the largest side is {sides.max():.2g} pixels"
+        raise UserError("data.image_size", what, "raise it, cut the images into smaller ones, or correct the boxes")
+    tell(f"boxes: {many}, and are not trained on: raise data.image_size, or lower data.min_box")
 
 
 def _tell_coverage(found: BoxStatistics, model: Model, tell: Tell) -> None:

@@ -14,6 +14,7 @@ from tasks.data.batch import Batch, SkipCount
 from tasks.data.dataset import Dataset
 from tasks.engine import assembly
 from tasks.engine.resume import Share
+from tasks.scoring.added import Monitor, monitor_of, with_added
 from tasks.settings.sections import Config
 from tasks.spec import Observer, TaskSpec
 from tasks.telling import Teller
@@ -93,7 +94,7 @@ def score_model(
     """
     share, observer = share or Share(), task.observer(config, classes) if observe else None
     loader = assembly.evaluation_loader(config, task, dataset, model, share.rank, share.world)
-    metric = task.metrics(config, classes).to(device)
+    metric = metric_of(task, config, classes).to(device)
     observers = [observer] if observer else []
     arithmetic = partial(assembly.autocast, config, device)
     batches = _unless(leave, tell.watch(loader, "evaluate"))
@@ -101,6 +102,17 @@ def score_model(
         task, config, model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic
     )
     return scores, observer
+
+
+def metric_of(task: TaskSpec, config: Config, classes: Any) -> Metric:
+    """The task's scores, and those that ``run.metrics`` adds."""
+    return with_added(task.metrics(config, classes), config.run.metrics, classes)
+
+
+def monitor(task: TaskSpec, config: Config, classes: Any) -> Monitor:
+    """The score that chooses the best weights. A name in ``run.monitor`` that no score has raises :class:`UserError`."""
+    metric = metric_of(task, config, classes)
+    return monitor_of(metric, task.monitor(config), config.run.monitor, task.lower_is_better)
 
 
 def _unless(leave: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -126,6 +126,14 @@ def settle(devices: int, nodes: int) -> Place:
     return _settled[0]
 
 
+def refuse_to_start(devices: int, nodes: int) -> None:
+    """Raise :class:`UserError` if a run of so many processes would have to start some, which would run the program that called
+    the command, a notebook's kernel say, from its beginning."""
+    if not place(os.environ, devices, nodes).outside:
+        what = f"is {devices}, and a command that is called by another program cannot start processes"
+        raise UserError("run.devices", what, "start the command in a shell, or the program by torchrun; or set it to 1")
+
+
 def here() -> Place:
     """The place of this process."""
     return _settled[0] if _settled else place(os.environ)

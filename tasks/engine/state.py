@@ -1,6 +1,7 @@
 """The state of a run, one object: all that a checkpoint holds, and nothing else decides how the run goes on."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from effbackbones.errors import UserError
 from effbackbones.model import Model
+from tasks.engine.batchnorm import Statistics
 from tasks.engine.ema import Ema
 from tasks.engine.resume import (
     OTHER_STATE,
@@ -52,6 +54,8 @@ class RunState:
     share: Share = field(default_factory=Share)
     step: int = 0
     progress: Progress = field(default_factory=Progress)
+    statistics: Statistics | None = None
+    """Of a run of few steps: what its batch norms are judged with."""
 
     def __post_init__(self) -> None:
         for group in self.optimizer.param_groups:
@@ -117,6 +121,9 @@ class RunState:
             torch.distributed.all_reduce(losses)
             self.progress.loss_sum = losses.item() / self.share.world
 
-    def weights(self, name: str) -> AbstractContextManager[None]:
-        """Inside, the model has the weights called ``ema`` or ``raw``."""
-        return self.ema.applied(self.model) if name == "ema" and self.ema else nullcontext()
+    @contextmanager
+    def weights(self, name: str) -> Iterator[None]:
+        """Inside, the model has the weights called ``ema`` or ``raw``; with ``statistics``, also its batch norms as these want them."""
+        averaged = self.ema.applied(self.model) if name == "ema" and self.ema else nullcontext()
+        with averaged, self.statistics.applied(self.model, (self.step, name)) if self.statistics else nullcontext():
+            yield

@@ -17,6 +17,7 @@ from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
 from tasks.settings.lent import lent_options
+from tasks.settings.paths import expanded
 from tasks.settings.sections import Config
 from tasks.settings.tree import SEVERAL, build, dump, merge
 from tasks.settings.verbs import DEFAULT, OPTIONS, VERBS, Verb
@@ -140,7 +141,7 @@ class _Line:
             elif word.startswith("-") and word != "-":
                 line._option(word, rest)
             else:
-                line.inputs.append(word)
+                line.inputs.append(expanded(word, word))
         if line.inputs and not line.verb.inputs:
             takers = ", ".join(verb.name for verb in VERBS.values() if verb.inputs)
             raise UserError(
@@ -175,7 +176,7 @@ class _Line:
         elif option.values and value not in option.values:
             raise UserError(f"--{name}", f"unknown {name} {value!r}", nearest(value, option.values))
         else:
-            self.options[name] = value
+            self.options[name] = expanded(value, word.partition("=")[0]) if option.path else value
 
 
 def _run_config(checkpoint: Path) -> str | None:

@@ -91,7 +91,7 @@ class DataConfig(Section):
     tile_overlap: int = 64
     """Pixels that neighbouring tiles share."""
     labels: tuple[str, ...] = ()
-    """What is read of each image: label, labels, boxes, mask; set by the command."""
+    """What is read of each image: label, labels, boxes, mask, target; set by the command."""
     batch_size: int = 32
     """Images per optimiser step over all devices together."""
     eval_batch_size: int | None = None

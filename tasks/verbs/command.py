@@ -18,31 +18,35 @@ from tasks.engine.signals import Signals, StoppedError
 from tasks.settings.commandline import Request, parse
 from tasks.settings.lent import without_unknown
 from tasks.settings.tree import absolute
-from tasks.settings.verbs import VERBS, Verb
+from tasks.settings.verbs import DEFAULT, VERBS, Verb
+from tasks.telling import unfailing_streams
 
 USER_ERROR, DIVERGED, FAILED = 2, 3, 1
 
 
 def run_command(command: str, argv: list[str]) -> int:
     """Run ``argv`` of the command ``command`` (``classify``) and return its exit code. ``--help`` raises SystemExit."""
-    try:
-        with Signals():
-            request = parse(command, argv)
-            return _run(VERBS[request.verb], command, request)
-    except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.code
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if os.environ.get("EFFBACKBONES_DEBUG") == "1":
-            raise
-        line, code = explain(error)
-        print(f"error: {line}", file=sys.stderr)
-        return code
+    with unfailing_streams():
+        try:
+            with Signals():
+                request = parse(command, argv)
+                # What a launcher can start again: the line that this process was started with.
+                again = argv == sys.argv[len(sys.argv) - len(argv) :]
+                return _run(VERBS[request.verb], command, request, again=again)
+        except StoppedError as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.code
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:
+            if os.environ.get("EFFBACKBONES_DEBUG") == "1":
+                raise
+            line, code = explain(error)
+            print(f"error: {line}", file=sys.stderr)
+            return code
 
 
-def _run(verb: Verb, command: str, request: Request) -> int:
+def _run(verb: Verb, command: str, request: Request, *, again: bool) -> int:
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         raise UserError(
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "is set, so that opening a checkpoint could run code", "unset it"
@@ -58,9 +62,12 @@ def _run(verb: Verb, command: str, request: Request) -> int:
     for line in told:
         print(line, file=sys.stderr)
     # torch comes in here
+    from tasks.engine import processes
     from tasks.engine.surroundings import put_back
 
     with put_back():
+        if verb.name == DEFAULT and not again:
+            processes.refuse_to_start(config.run.processes, config.run.nodes)
         function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
         return int(function(task, config, request.extras))
 
