@@ -13,7 +13,7 @@ from torch import Tensor
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels
-from effbackbones.images.pixels import refuse_bytes
+from effbackbones.images.pixels import require_unit
 from effbackbones.images.reading import read_image
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -61,7 +61,7 @@ def source_of(
         if given.ndim != 3 or given.shape[0] != channels:
             what = f"expected a tensor [{channels}, H, W], got {list(given.shape)}"
             raise UserError(name, what, "put the channels first")
-        refuse_bytes(given.detach().cpu())
+        require_unit(given.detach().cpu())
         kept = given.detach().cpu()
         array = (kept.float() if kept.is_floating_point() else kept).permute(1, 2, 0).numpy()
         return ImageSource(name, _checked(array, name, channels, bgr=False))
@@ -97,7 +97,7 @@ def _checked(array: np.ndarray[Any, Any], name: str, channels: int, *, bgr: bool
         array = np.concatenate([array[..., 2::-1], array[..., 3:]], 2)
     if array.dtype.kind == "f":
         floats = np.array(array, np.float32)
-        refuse_bytes(torch.from_numpy(floats))
+        require_unit(torch.from_numpy(floats))
         if not np.isfinite(floats).all():
             raise UserError(name, "holds values that are not finite", "correct it")
         return floats
