@@ -97,7 +97,7 @@ def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.
         assert config.model.head == "two_scales"
 
 
-@pytest.mark.parametrize(("module", "block"), [("my_head", 1), ("my_data", 3)])
+@pytest.mark.parametrize(("module", "block"), [("my_head", 2), ("my_data", 4)])
 def test_custom_parts_train_from_the_command_line(
     module: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lend: Any
 ) -> None:
