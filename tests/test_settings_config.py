@@ -551,3 +551,16 @@ def test_an_option_that_a_value_on_the_command_line_holds_comes_from_there(capsy
     shown = capsys.readouterr().out
     assert "    stem_stride: 1  # bundled cifar10.yaml:5\n" in shown
     assert "    drop_path: 0.1  # --model.backbone_options\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.2", 0.2), (".5", 0.5), ("2017", "2017"), ("val: x", "val: x"), ("null", None)]
+)
+def test_a_split_is_a_name_or_a_share(text: str, value: str | float | None) -> None:
+    assert parse("segment", ["--config", "folder", "--data.val", text]).config.data.val == value
+
+
+@pytest.mark.parametrize("text", ["{split}/rgb", "{name}_{class}", "{split}", "images/{split}"])
+def test_patterns_with_braces_can_be_typed(text: str) -> None:
+    request = parse("segment", ["--config", "folder", "--data.options.images", text])
+    assert request.config.data.options["images"] == text
