@@ -38,8 +38,19 @@ T = TypeVar("T")
 
 
 def register_task(name: str) -> Callable[[T], T]:
-    """Register a :class:`TaskSpec` under ``name``, the word that its heads carry in ``task``."""
-    return TASKS.register(name)
+    """Register a :class:`TaskSpec`, or a subclass of it, of which one is made, under ``name``, the word that its heads carry in
+    ``task``; ``python -m tasks.run NAME`` is its command then. Anything else raises :class:`UserError`."""
+
+    def decorate(thing: T) -> T:
+        made = thing() if isinstance(thing, type) and issubclass(thing, TaskSpec) else thing
+        if not isinstance(made, TaskSpec):
+            raise UserError(
+                f"task {name!r}", f"expected a TaskSpec, got {thing!r:.60}", "derive it from tasks.spec.TaskSpec"
+            )
+        TASKS.register(name)(made)
+        return thing
+
+    return decorate
 
 
 class Observer(Protocol):
@@ -85,6 +96,8 @@ class TaskSpec(ABC):
     """Name of its command and of its folders of configs and runs: ``classify``."""
     looks_deep: ClassVar[bool] = True
     """Whether ``check --deep`` may be asked of it."""
+    numbered_by_file: ClassVar[tuple[str, ...]] = ()
+    """Words of :meth:`label_record` in which the files of splits may differ, whose classes are matched by name."""
     lower_is_better: ClassVar[tuple[str, ...]] = ()
     """Its scores that are better when they are lower."""
     goal: ClassVar[Goal | None] = None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,9 +54,8 @@ def test_a_log_that_cannot_be_written_ends_nothing(
 def test_early_stopping_says_so(tmp_path: Path, capsys: Any) -> None:
     more = ["--optim.epochs", "30", "--optim.lr", "0", "--run.patience", "1", "--optim.ema", "null"]
     assert run(tmp_path / "early", *more) == 0
-    told = capsys.readouterr().err
-    assert "stops early after step 8 of 120: 1 evaluations without a better val_top1 than" in told
-    assert "at epoch 1 (run.patience)" in told
+    said = r"stops early after step \d+ of 120: 1 evaluations without a better val_top1 than 0\.\d+ at epoch \d+ \(run.patience\)"
+    assert re.search(said, capsys.readouterr().err)
 
 
 def test_the_line_of_an_epoch_is_short() -> None:

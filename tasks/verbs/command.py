@@ -51,6 +51,9 @@ def _run(verb: Verb, command: str, request: Request, *, again: bool) -> int:
         raise UserError(
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "is set, so that opening a checkpoint could run code", "unset it"
         )
+    backend = os.environ.get("MPLBACKEND", "")  # left over from a notebook, it may name what is not installed here
+    if backend.startswith("module://") and not _is_module(backend.removeprefix("module://")):
+        del os.environ["MPLBACKEND"]
     # Spinning threads starve the loaders; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if verb.config == "none":
@@ -119,6 +122,14 @@ def import_plugins(plugins: tuple[str, ...]) -> None:
             _import_file(path.resolve())
 
 
+def _is_module(name: str) -> bool:
+    """Whether there is such a module, also where what is around it is missing."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _import_module(name: str) -> None:
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         known = [path.stem for path in Path().glob("*.py")]
@@ -127,6 +138,10 @@ def _import_module(name: str) -> None:
 
 
 def _import_file(path: Path) -> None:
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    if main and Path(main).resolve() == path:  # the plug-in is what was started: it has registered what it has
+        sys.modules.setdefault(path.stem, sys.modules["__main__"])
+        return
     # By its plain name and on the path, so that loader processes that start from nothing can import it too.
     if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) != str(path):
         raise UserError(f"plugins: {path}", f"a module called {path.stem!r} is loaded already", "rename the file")

@@ -28,7 +28,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     assembly.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
     scores, reporter = score_model(
-        task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell
+        task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell, strict=True
     )
     folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
