@@ -30,9 +30,10 @@ from tasks.engine.judging import Judge
 from tasks.engine.launch import launch, make_fabric
 from tasks.engine.loggers import Loggers, check_loggers, open_loggers
 from tasks.engine.optim import lr_factor
+from tasks.engine.owning import own_folder, refuse_full_disk
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
-from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, refuse_full_disk, trained
+from tasks.engine.rundir import BEST, STATES, keep_config, trained
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
 from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS
