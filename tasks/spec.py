@@ -96,6 +96,8 @@ class TaskSpec(ABC):
     """Name of its command and of its folders of configs and runs: ``classify``."""
     looks_deep: ClassVar[bool] = True
     """Whether ``check --deep`` may be asked of it."""
+    numbered_by_file: ClassVar[tuple[str, ...]] = ()
+    """Words of :meth:`label_record` in which the files of splits may differ, whose classes are matched by name."""
     lower_is_better: ClassVar[tuple[str, ...]] = ()
     """Its scores that are better when they are lower."""
     goal: ClassVar[Goal | None] = None

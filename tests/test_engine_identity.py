@@ -23,8 +23,9 @@ from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 from tasks.classify import main
 from tasks.engine.folderlock import FolderLock
 from tasks.engine.identity import compare, identity
+from tasks.engine.owning import RunFolder, own_folder, refuse_full_disk
 from tasks.engine.resume import FORMAT, State, load_state, save_state, state_files
-from tasks.engine.rundir import RunFolder, choose, finished, own_folder, refuse_full_disk
+from tasks.engine.rundir import choose, finished
 from tasks.engine.state import Progress, RunState
 from tasks.engine.watching import watching
 from tasks.settings.commandline import parse

@@ -179,6 +179,29 @@ def test_torchrun_and_own_processes_within_an_allocation_are_one_run(tmp_path: P
     assert "batch norm takes its statistics from 8 at a time, before from 4" in told
 
 
+DIFFERENT = """
+import os
+from tasks.data.sets.shapes import ShapesDataset
+from tasks.spec import register_dataset
+
+
+@register_dataset("different")
+def different(data, split, classes):
+    return ShapesDataset((32, 32), 16, split=split, seed=int(os.environ["RANK"]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_read_other_data_do_not_train_together(tmp_path: Path) -> None:
+    (tmp_path / "different.py").write_text(DIFFERENT)
+    more = ["--plugins", str(tmp_path / "different.py"), "--data.name", "different", "--data.options", "{}"]
+    line = [*two_processes(), *lines(tmp_path / "run", *more)]
+    done = subprocess.run(line, capture_output=True, text=True, env=ONE_THREAD, cwd=ROOT, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "error: process 1: reads other data than the first process" in done.stderr
+    assert "step 1/" not in done.stderr
+
+
 @pytest.mark.slow
 def test_tasks_of_slurm_are_the_processes_of_one_run(tmp_path: Path) -> None:
     with_rank = [

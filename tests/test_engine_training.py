@@ -27,6 +27,7 @@ from tasks.classify import main
 from tasks.detect import main as detect
 from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
+from tasks.engine.owning import RunFolder
 from tasks.engine.plan import Plan
 from tasks.engine.resume import (
     GlobalBatches,
@@ -38,7 +39,7 @@ from tasks.engine.resume import (
     seed_step,
     shuffled,
 )
-from tasks.engine.rundir import RunFolder, choose
+from tasks.engine.rundir import choose
 from tasks.engine.state import RunState
 from tasks.engine.stepping import StepLog
 from tasks.engine.training import DIVERGED_AFTER

@@ -4,7 +4,7 @@ few images through the whole path to the scores.
 Everything here goes through the same transform, collation and restoration as training and evaluation do.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,38 @@ def quick_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping
     The first part that fails raises :class:`UserError`, which names it.
     """
     for split, dataset in datasets.items():
+        for note in getattr(dataset, "notes", ()):
+            tell(f"{split}: {note}")
         table = getattr(dataset, "table", None)
         if isinstance(table, BoxTable):
             for line in table.repairs.lines():
                 tell(f"{split}: {line}")
             check_headers(table, config.data.on_error, tell)
+    for line in told_of_classes(datasets):
+        tell(line)
     found = statistics(config, model, datasets["train"])
     check_sides(found.network, config.data.min_box, model, tell)
     _tell_coverage(found, model, tell)
     for split, dataset in datasets.items():
         check_scores(task, config, model, dataset, split)
+
+
+def told_of_classes(datasets: Mapping[str, Dataset]) -> Iterator[str]:
+    """What to say of classes that no training object has, and of files that number the classes in other ways."""
+    tables = {
+        split: table for split, data in datasets.items() if isinstance(table := getattr(data, "table", None), BoxTable)
+    }
+    train = tables.get("train")
+    if train is None:
+        return
+    none = [name for name, count in zip(train.classes, train.counts().tolist(), strict=True) if not count]
+    if none:
+        shown = ", ".join(none[:10]) + (", ..." if len(none) > 10 else "")
+        yield f"train: {len(none)} of {len(train.classes)} classes have no object: {shown}"
+    for split, table in tables.items():
+        if table.category_ids != train.category_ids:
+            ids, others = (", ".join(map(str, found.category_ids[:8])) for found in (table, train))
+            yield f"{split}: its category ids are {ids}, those of training {others}: classes are matched by their names"
 
 
 def check_headers(table: BoxTable, on_error: str = "stop", tell: Tell = print) -> None:

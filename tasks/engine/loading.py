@@ -93,6 +93,7 @@ class Loader:
         }
         before = set(multiprocessing.active_children())
         try:
+            multiprocessing.Lock()  # where there can be none, torch leaves half a loader behind, which complains
             with _child_handler_kept():
                 return _Waited(iter(DataLoader(self.dataset, **options)), self)
         except OSError as error:
@@ -156,7 +157,7 @@ class _Sent:
             try:
                 return batch.mapped(lambda tensor: tensor.share_memory_())
             except (RuntimeError, OSError) as error:
-                why = " ".join(str(error).split())[-100:]
+                why = " ".join(str(error).rpartition(": ")[2].split())[:100]
         return _Piped(batch.mapped(lambda tensor: _Array(tensor.numpy())), why)
 
 

@@ -30,9 +30,10 @@ from tasks.engine.judging import Judge
 from tasks.engine.launch import launch, make_fabric
 from tasks.engine.loggers import Loggers, check_loggers, open_loggers
 from tasks.engine.optim import lr_factor
+from tasks.engine.owning import own_folder, refuse_full_disk
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
-from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, refuse_full_disk, trained
+from tasks.engine.rundir import BEST, STATES, keep_config, trained
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
 from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS
@@ -397,7 +398,9 @@ class _Run:
 
 def _essential(row: Mapping[str, Any], monitor: str) -> str:
     """What a line says of an epoch: loss, the score that decides, a few more, and the pace. The files have all of it."""
-    scores = [name for name in row if name.startswith("val_") and name != f"val_{monitor}"]
+    scores = [
+        n for n, value in row.items() if n.startswith("val_") and n != f"val_{monitor}" and isinstance(value, float)
+    ]
     names = ["train_loss", f"val_{monitor}", *scores[:MOST_SCORES], "images_per_second", "data_wait"]
     known = [f"{name} {row[name]:.4g}" for name in names if isinstance(row.get(name), (int, float))]
     left = len(scores) - MOST_SCORES

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.report.fonts import drawable
+from effbackbones.drawing.fonts import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -51,6 +51,9 @@ def _run(verb: Verb, command: str, request: Request, *, again: bool) -> int:
         raise UserError(
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "is set, so that opening a checkpoint could run code", "unset it"
         )
+    backend = os.environ.get("MPLBACKEND", "")  # left over from a notebook, it may name what is not installed here
+    if backend.startswith("module://") and not _is_module(backend.removeprefix("module://")):
+        del os.environ["MPLBACKEND"]
     # Spinning threads starve the loaders; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if verb.config == "none":
@@ -87,6 +90,8 @@ def explain(error: Exception) -> tuple[str, int]:
             USER_ERROR,
         )
     name = type(error).__name__
+    if re.search(r"Could not determine home directory|getpwuid", text):  # what a library asks for, such as a cache
+        return "account: this user id has no name or no home folder here; set HOME and USER", USER_ERROR
     if (
         isinstance(error, MemoryError)
         or name == "OutOfMemoryError"
@@ -117,6 +122,14 @@ def import_plugins(plugins: tuple[str, ...]) -> None:
             raise UserError(f"plugins: {plugin}", "no such file", "correct the path, relative to the working folder")
         else:
             _import_file(path.resolve())
+
+
+def _is_module(name: str) -> bool:
+    """Whether there is such a module, also where what is around it is missing."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _import_module(name: str) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
-from effbackbones.images.reading import image_size, is_image_name
+from effbackbones.images.reading import image_size
 from tasks.data.files.listing import Spelling, files_below
 from tasks.data.files.reading import Confinement
 
@@ -71,20 +71,6 @@ def _files(folder: Path) -> frozenset[str]:
 def images_below(folder: Path, *, root: Path | None = None, links: str = "inside") -> list[str]:
     """Sorted paths below ``folder`` of all images at any depth, as :func:`tasks.data.files.listing.files_below` lists them."""
     return files_below(folder, root=root, links=links)
-
-
-def by_stem(folder: Path) -> dict[str, str]:
-    """Names of the images in a folder by their name without its ending; two of one stem raise :class:`UserError`."""
-    if not folder.is_dir():
-        raise UserError(str(folder), "there is no such folder of images", "correct data.root")
-    found: dict[str, str] = {}
-    for name in sorted(os.listdir(folder)):
-        stem = name.rpartition(".")[0]
-        if is_image_name(name) and found.setdefault(stem, name) != name:
-            raise UserError(
-                str(folder), f"{found[stem]} and {name} differ in their ending alone", "rename or remove one of the two"
-            )
-    return found
 
 
 def header_sizes(paths: Sequence[str], exif: str, on_error: str) -> NDArray[np.int32]:
