@@ -14,7 +14,7 @@ from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import data_classes, model_and_classes, read_as_trained
+from tasks.verbs.models import as_model, data_classes, model_and_classes, read_as_trained
 
 
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
@@ -25,6 +25,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         return _evaluate_file(task, config, extras, tell)
     model, classes = model_and_classes(task, config, extras, require_classes=True)
     config = read_as_trained(config, extras, model, tell)
+    config = as_model(config, model) if extras.checkpoint else config
     dataset = assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
     assembly.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
