@@ -77,9 +77,6 @@ def create_backbone(
     backbone = built.backbone
     if built.weights:
         backbone.provenance = _provenance(built.weights, built.adopted)
-        _LOG.info("%s", backbone.provenance["loaded"])
-        for sentence in backbone.provenance["assumed"]:
-            _LOG.warning("%s", sentence)
     return backbone
 
 
@@ -101,7 +98,8 @@ def build_model(
     ``head`` and ``num_classes`` default to the task's (1000, 80, 21). ``weights`` as in :func:`create_backbone`; parts of the
     file that fit the head by name and shape, such as a published classifier, are taken over; a published detector decides the
     head's options that are not given, and a whole model of segmentation-models-pytorch the backbone's ``tap``. What was loaded,
-    assumed and left out is in ``model.provenance``. Explicit ``backbone_options`` win over what the head asks for. Options that
+    assumed and left out is in ``model.provenance`` and logged (logger ``effbackbones``): what was assumed and what starts at random as
+    warnings. Explicit ``backbone_options`` win over what the head asks for. Options that
     a model file cannot hold raise :class:`UserError`.
     """
     several = not isinstance(task, str)
@@ -254,15 +252,21 @@ def _maps(weights: Pretrained, heads: Mapping[str, HeadPlan]) -> dict[str, Any]:
 def _provenance(
     weights: Pretrained, backbone: Adopted | None, remarks: Sequence[str] = (), head: Adopted | None = None
 ) -> dict[str, Any]:
-    """Where weights came from and what became of them, for people and for checkpoints."""
+    """Where weights came from and what became of them, for people and for checkpoints; logged as well, for nobody should have to ask
+    for what is only half loaded."""
     reports = [weights.unread, backbone and backbone.report, head and head.report]
     told = (weights.assumed, backbone.remarks if backbone else (), remarks, head.remarks if head else ())
+    known = [report for report in reports if report]
+    assumed, table = [sentence for sentences in told for sentence in sentences], load_table(known)
+    _LOG.info("%s", table)
+    for sentence in (*assumed, *(report.remark for report in known if report.remark)):
+        _LOG.warning("%s", sentence)
     return {
         "weights": weights.origin,
         "dialect": weights.dialect,
         "licence": weights.licence,
-        "assumed": [sentence for sentences in told for sentence in sentences],
-        "loaded": load_table([report for report in reports if report]),
+        "assumed": assumed,
+        "loaded": table,
     }
 
 

@@ -20,18 +20,20 @@ from effbackbones.build import build_model
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.weights import dialects
+from effbackbones.weights.own import refuse_state
 from effbackbones.weights.record import (
     FORMAT,
     FORMAT_VERSION,
     Description,
     as_mapping,
     check_classes,
+    not_ours,
     one_line,
     parse_record,
     plain,
     versions,
 )
-from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
+from effbackbones.weights.tensorfile import check_values, file_kind, pack, read_tensors, write_atomically
 
 _LOG = logging.getLogger("effbackbones")
 _SPARE, _GENEROSITY = 1 << 28, 4
@@ -96,7 +98,10 @@ def load_model(path: str | Path) -> Model:
     raises :class:`UserError` naming it. So do damaged files, and files of a newer format.
     """
     path = Path(path)
+    if file_kind(path) != "safetensors":
+        raise not_ours(path)
     tensors, metadata = read_tensors(path)
+    refuse_state(metadata, path)
     record = parse_record(metadata, path)
     about = Description.of(record, path)
     if record["version"] == 1:
@@ -106,6 +111,7 @@ def load_model(path: str | Path) -> Model:
     with _Budget(tensors):
         model = _build(about, path)
     _check_fit(model, tensors, path)
+    check_values(tensors, path)
     model.use_image_spec(about.image_spec)
     model.classes, model.provenance, model.reading = about.classes, about.provenance, about.reading
     model.load_state_dict(tensors)

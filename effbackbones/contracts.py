@@ -335,7 +335,7 @@ class Head(nn.Module, ABC):
     def adopt(self, weights: Pretrained) -> Adopted:
         """Load what is the head's, which may be only a part of it. Default: by name and shape."""
         what = f"head from {weights.origin}"
-        return Adopted(load_state(self, weights.for_heads, what=what, allow_missing=True))
+        return Adopted(load_state(self, weights.for_heads, what=what, allow_missing=True, known=weights.tail))
 
     def padded(self, side: int) -> int:
         """The side in pixels, of ``side``, of images padded for this head: a multiple of ``size_divisor``, ``min_size`` at

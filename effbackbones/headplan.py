@@ -128,7 +128,9 @@ def build_heads(
     candidates = [top, *heads.values()] if several else [top]
     head = max(candidates, key=lambda head: len(offered.keys() & head.state_dict().keys()))
     if not offered.keys() & head.state_dict().keys():
-        report = LoadReport(f"head from {weights.origin}", unused=tuple(offered))
+        left = tuple(name for name in offered if name not in weights.tail)
+        started = tuple(name for name in head.state_dict() if not name.endswith("num_batches_tracked"))
+        report = LoadReport(f"head from {weights.origin}", (), started, left, tuple(weights.tail))
         return BuiltHeads(top, options, remarks, Adopted(report) if offered else None, untrained=True)
     adopted = head.adopt(weights)
     if head is not top:  # one of several: the classes of the others are not known

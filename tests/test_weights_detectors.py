@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests_support import one_line
 from torch import Tensor, nn
-from weight_files import numbered
+from weight_files import numbered, parts_of
 
 from effbackbones import build_model, create_backbone, save_model
 from effbackbones.backbones.convolution import Numerics
@@ -80,7 +80,7 @@ def effdet_state(name: str, **settings: Any) -> dict[str, Tensor]:
 
 def sorted_out(state: dict[str, Tensor], backbone: str) -> tuple[Any, Any]:
     """Backbone and detector of a file, under our names."""
-    parts = foreign._translate(state, Path("x.pth"), backbone)
+    parts = parts_of(state, backbone)
     return parts, foreign._foreign_head(parts, state, Path("x.pth"), backbone)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
-from weight_files import SMP, smp_model, write_weights
+from weight_files import SMP, parts_of, smp_model, write_weights
 
 from effbackbones import build_model, load_model, save_model
 from effbackbones.backbones.efficientnet import EfficientNet
@@ -281,7 +281,7 @@ def test_every_decoder_is_known_by_its_head(head: str, naming: str) -> None:
 
     with torch.device("meta"):
         state = getattr(smp, SMP[head])(naming + "b0", encoder_weights=None, classes=5).state_dict()
-        parts = foreign._translate(state, Path("x.pth"), "b0")
+        parts = parts_of(state, "b0")
         found = foreign._foreign_head(parts, state, Path("x.pth"), "b0")
         assert isinstance(found, Segmenter)
         assert (found.kind, found.unused) == (head, ())

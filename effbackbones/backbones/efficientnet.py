@@ -179,7 +179,8 @@ class EfficientNet(Backbone):
             key: adapt_stem(tensor, self.in_channels) if key == stem else tensor
             for key, tensor in weights.backbone.items()
         }
-        report = load_state(self, state, what=f"backbone {weights.name} from {weights.origin}")
+        what = f"backbone {weights.name} from {weights.origin}"
+        report = load_state(self, state, what=what, known=weights.backbone)
         of_file: Mapping[str, Any] = weights.foreign.maps if weights.foreign else {}
         if weights.config:
             saved = weights.config.get("backbone_options") or {}
@@ -189,7 +190,13 @@ class EfficientNet(Backbone):
             for name, now in self._map_options.items()
             if of_file.get(name, now) != now
         )
-        return Adopted(report, tuple(differ))
+        bands = weights.backbone[stem].shape[1] if stem in weights.backbone else self.in_channels
+        adapted = (
+            (f"{weights.origin} has a stem for {bands} channels, adapted to {self.in_channels}",)
+            if bands != self.in_channels
+            else ()
+        )
+        return Adopted(report, (*adapted, *differ))
 
     def settled(self) -> dict[str, Any]:
         """Numerics and image spec, and what a head asked for: whoever loads these weights elsewhere can then be told."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from effbackbones.contracts import Classes, ImageSpec, class_names
 from effbackbones.errors import UserError
 from effbackbones.images.spec import ReadingSpec
-from effbackbones.weights.tensorfile import header, read_bytes
+from effbackbones.weights.tensorfile import file_kind, header, read_bytes
 
 FORMAT, FORMAT_VERSION = "effbackbones", 2
 
@@ -91,15 +91,15 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """The record of a file of ours, as plain values: ``config``, ``image_spec``, ``numerics``, ``classes``, ``metrics``,
     ``provenance``, ``version``. Its tensors are not looked at."""
     path = Path(path)
-    if path.suffix != ".safetensors" and not path.is_dir():
-        raise _foreign(path)
+    if file_kind(path) != "safetensors":
+        raise not_ours(path)
     return parse_record(header(read_bytes(path), path).get("__metadata__", {}), path)
 
 
 def parse_record(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """The JSON record in the metadata of a file of ours; a foreign file or a newer format raises :class:`UserError`."""
     if metadata.get("format") != FORMAT or "sha256" not in metadata:
-        raise _foreign(path)
+        raise not_ours(path)
     try:
         record = json.loads(metadata["record"])
         number = record["version"]
@@ -117,7 +117,7 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
-def _foreign(path: Path) -> UserError:
+def not_ours(path: Path) -> UserError:
     return UserError(
         str(path), "is not a model file of effbackbones", 'foreign weights go into build_model(..., weights="FILE")'
     )
