@@ -14,6 +14,7 @@ from effbackbones.errors import UserError, nearest
 from effbackbones.headplan import NEEDS, HeadPlan, build_heads, by_task, plan_head, task_named
 from effbackbones.model import Model
 from effbackbones.multihead import LossWeights, combine_needs
+from effbackbones.optiontypes import checked, parameter_types
 from effbackbones.registry import BACKBONES, TASKS
 from effbackbones.weights.loading import load_table
 from effbackbones.weights.pretrained import Adopted, Pretrained
@@ -73,7 +74,7 @@ def create_backbone(
         "width": width,
         "depth": depth,
     }
-    built = _create(name, weights, given, {}, {})
+    built = _create(name, weights, {key: value for key, value in given.items() if value is not None}, {}, {})
     backbone = built.backbone
     if built.weights:
         backbone.provenance = _provenance(built.weights, built.adopted)
@@ -172,11 +173,12 @@ def _create(
     backbone that has such options."""
     name = BACKBONES.canonical(name)
     family = _family(name)
-    options = {key: _from_json(key, value) for key, value in given.items() if value is not None}
-    for key in options:
+    for key in given:
         if key not in family.known:
             remedy = f"{nearest(key, family.known)}; null takes it out of a config"
             raise UserError(f"backbone_options.{key}", f"backbone {name!r} has no such option", remedy)
+    records = {key: _from_json(key, value) for key, value in given.items() if value is not None}
+    options = {key: checked(f"backbone_options.{key}", value, family.types[key]) for key, value in records.items()}
     options = {key: value for key, value in needs.items() if key in family.known} | options
     read = None if weights is None else read_for(family.kind, weights, name, options)
     if read:
@@ -206,6 +208,8 @@ class _Family(NamedTuple):
     make: Callable[..., Any]
     takes: Collection[str]
     known: Collection[str]
+    types: Mapping[str, Any]
+    """Of the known ones, as the signature says them."""
 
 
 def _family(name: str) -> _Family:
@@ -217,14 +221,14 @@ def _family(name: str) -> _Family:
         if timm.is_model(name):
             raise UserError(f"backbone {name!r}", "no such name here, but timm has it", f"write timm:{name}") from None
         raise
-    parameters = inspect.signature(factory).parameters
+    parameters, types = inspect.signature(factory).parameters, parameter_types(factory)
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # those of create_backbone, then
-        parameters = inspect.signature(create_backbone).parameters
+        parameters, types = inspect.signature(create_backbone).parameters, parameter_types(create_backbone)
     takes = [key for key in parameters if key not in ("self", "name", "weights")]
     kind = factory if isinstance(factory, type) and issubclass(factory, Backbone) else Backbone
     # A built-in class serves many names; what was registered serves one, and is not told it.
     make = partial(factory, name) if BACKBONES.is_built_in(name) else factory
-    return _Family(kind, make, takes, [key for key in takes if key != "pretrained"])
+    return _Family(kind, make, takes, [key for key in takes if key != "pretrained"], types)
 
 
 def known_backbone_options(name: str) -> Collection[str]:

@@ -36,8 +36,8 @@ from effbackbones.weights.record import (
 from effbackbones.weights.tensorfile import check_values, file_kind, pack, read_tensors, write_atomically
 
 _LOG = logging.getLogger("effbackbones")
-_SPARE, _GENEROSITY = 1 << 28, 4
-"""Memory that building a model may take: bytes, and bytes per byte of its tensors."""
+_SPARE, _CALLS, _GENEROSITY = 1 << 28, 10_000, 4
+"""What building a model may take: bytes and tensors, and so many times those in its file."""
 
 
 def save_model(
@@ -50,13 +50,15 @@ def save_model(
 ) -> None:
     """Write a :class:`Model` to ``path`` (``.safetensors``), atomically.
 
-    ``classes`` default to the model's own; ``provenance`` is added to the model's. A compiled model is saved under its plain
-    names. Raises :class:`UserError` when a tensor is not finite, when the file cannot be written, and for another suffix.
+    ``classes`` default to the model's own; ``provenance`` is added to the model's. What is wrapped around a model (compiled,
+    DataParallel, DistributedDataParallel, AveragedModel) is taken off.
+
+    Raises :class:`UserError` when a tensor is not finite, when the file cannot be written, and for another suffix.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(str(path), f"unknown suffix {path.suffix!r}", "name it .safetensors")
-    model = getattr(model, "_orig_mod", model)
+    model = _unwrapped(model)
     if getattr(model, "folded", False):
         raise UserError(
             str(path), "not written: the model is a copy made for inference", "save the model it was made from"
@@ -89,6 +91,16 @@ def save_model(
     }
     text = json.dumps(plain(record, "record"), allow_nan=False)
     write_atomically(path, pack(tensors, {"format": FORMAT, "record": text}))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of what ``torch.compile`` and the wrappers of torch put around it, each of which has it as an attribute."""
+    while not isinstance(model, Model):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
 
 
 def load_model(path: str | Path) -> Model:
@@ -136,6 +148,7 @@ class _Budget(TorchFunctionMode):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self.calls = _CALLS + _GENEROSITY * len(tensors)
         self.left = _SPARE + _GENEROSITY * sum(tensor.nbytes for tensor in tensors.values())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -144,8 +157,9 @@ class _Budget(TorchFunctionMode):
         if (
             func in (torch.empty, torch.zeros, torch.ones) and torch.device(device).type != "meta"
         ):  # a plan takes no memory
+            self.calls -= 1  # a million layers of next to no size take for ever
             self.left -= torch.empty(*args, **{**kwargs, "device": "meta"}).nbytes
-            if self.left < 0:
+            if self.left < 0 or self.calls < 0:
                 raise MemoryError
         return func(*args, **kwargs)
 

@@ -20,6 +20,9 @@ FORMAT, FORMAT_VERSION = "effbackbones", 2
 
 _CONFIG_KEYS = ("task", "backbone", "head", "num_classes", "backbone_options", "head_options", "loss_weights")
 
+_LARGEST, _LONGEST, _DEEPEST = 2.0**32, 100_000, 20
+"""Numbers, lists and nesting in the config of a model file."""
+
 _LIBRARIES = ("effbackbones", "torch", "timm")
 
 
@@ -74,6 +77,7 @@ class Description:
                 str(path), f"its config has keys {sorted(found.config)}", f"expected {', '.join(_CONFIG_KEYS)}"
             )
         check_classes(found.classes, found.config, path)
+        _check_sane(found.config, "config", path)
         return found
 
 
@@ -85,6 +89,31 @@ def check_classes(classes: object, config: Mapping[str, Any], path: Path) -> Non
     ):
         what = f"its classes are of the tasks {str(list(classes))[:60]}, its config of {str(tasks)[:60]}"
         raise UserError(str(path), what, "name the classes by the tasks that the model has")
+    counts, several = config.get("num_classes"), isinstance(classes, Mapping)
+    named: Mapping[str, Any] = classes if isinstance(classes, Mapping) else {"": classes}
+    for task, names in named.items():
+        count = counts.get(task) if several and isinstance(counts, Mapping) else counts
+        # One class may be told by two names: what it is, and what it is not.
+        if names is not None and isinstance(count, int) and len(names) != count and (count, len(names)) != (1, 2):
+            where = f" of {task}" if task else ""
+            what = f"names {len(names)} classes{where}, and its head has {count}"
+            raise UserError(str(path), what, "give one name for each class")
+
+
+def _check_sane(value: Any, where: str, path: Path, depth: int = 0) -> None:
+    """Refuse numbers and lists that no network has, before anything is built from them."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_sane(item, f"{where}.{str(key)[:40]}", path, depth + 1)
+    elif isinstance(value, list) and len(value) <= _LONGEST:
+        for item in value:
+            _check_sane(item, where, path, depth + 1)
+    elif isinstance(value, list):
+        raise UserError(str(path), f"{where} has {len(value):,} values", "do not trust this file")
+    elif isinstance(value, int | float) and not abs(value) <= _LARGEST:
+        raise UserError(str(path), f"{where} is {str(value)[:40]}", "do not trust this file")
+    if depth > _DEEPEST:
+        raise UserError(str(path), f"{where[:80]} is nested too deep", "do not trust this file")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
