@@ -286,7 +286,7 @@ def test_wrappers_and_the_prefix_of_a_bench_are_opened(d0, wrap, tmp_path):
         ("class_net.bn.2.4.running_var", "class_net.bn_rep.2.4.bn.running_var"),
     ):
         assert torch.equal(model.head.state_dict()[ours], d0[theirs])
-    assert [row[1:] for row in counts(model)] == [[0, 0], [0, 0]]
+    assert not any(any(row[1:]) for row in counts(model))
 
 
 @pytest.mark.peer

@@ -100,7 +100,7 @@ def test_any_wrapper_is_opened_and_what_lies_beside_is_counted(tmp_path, name):
     }
     found = read(written(tmp_path, content))
     assert value_of(found) == 1.0
-    assert {"optimizer", "epoch"} <= set(found.unread.unused)
+    assert {"optimizer", "epoch"} <= set(found.unread.spare)
 
 
 def test_several_networks_are_named_and_one_is_asked_for(tmp_path):
@@ -194,7 +194,7 @@ def test_objects_beside_the_weights_are_passed_over_and_named(tmp_path, value, n
     torch.save({"args": value, "state_dict": RAW}, path, _use_new_zipfile_serialization=not legacy)
     found = read(path)
     assert value_of(found) == 1.0
-    entry = next(name for name in found.unread.unused if name.startswith("args"))
+    entry = next(name for name in found.unread.spare if name.startswith("args"))
     assert named is None or named in entry or isinstance(value, type)
 
 
@@ -203,7 +203,7 @@ def test_omegaconf_beside_the_weights(tmp_path):
     config = omegaconf.OmegaConf.create({"model": {"name": "b0", "layers": [1, {"a": 2}]}})
     found = read(written(tmp_path, {"hyper_parameters": config, "state_dict": under("model.", RAW)}, "last.ckpt"))
     assert value_of(found) == 1.0
-    assert "hyper_parameters (omegaconf.dictconfig.DictConfig)" in found.unread.unused
+    assert "hyper_parameters (omegaconf.dictconfig.DictConfig)" in found.unread.spare
 
 
 def test_a_whole_module_is_read_without_building_it(tmp_path, monkeypatch):

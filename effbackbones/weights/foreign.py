@@ -65,7 +65,7 @@ def read_foreign(
     if head:
         root = network.prefix.removesuffix("backbone.") + "head."
         unused = tuple(key for key in unused if not key.startswith(root))
-    unused += content.beside(network.place)
+    beside = content.beside(network.place)
     return Pretrained(
         backbone,
         str(source or path),
@@ -75,7 +75,7 @@ def read_foreign(
         parts.tail,
         head=head,
         foreign=foreign,
-        unread=LoadReport(f"file {path.name}", unused=unused) if unused else None,
+        unread=LoadReport(f"file {path.name}", unused=unused, spare=beside) if unused or beside else None,
         options={"numerics": settled, "image_spec": spec},
         published=source.name if source else "",
         head_options=dict(source.head_options) if source else {},
@@ -196,9 +196,9 @@ def _numerics(
         return given, (f"numerics as given, though these weights go with {name}",) if differ else ()
     if name is None:
         label = foreign.layout if foreign else parts.label
-        what = f"the keys of a {label} file cannot say which padding and batch norm the weights were trained with"
+        what = f"the keys of a {label} file cannot say which padding and batch norm it was trained with"
         if parts.dialect is dialects.TIMM:
-            values = '"tf" (of a tf_efficientnet) or "torch" (of an efficientnet)'
+            values = '"tf" (of tf_efficientnet) or "torch"'
         else:
             values = '"torch", "torch_tf", "tf" or "same_static", as it was trained'
         where = 'backbone_options={"numerics": ...}, or model.numerics in a config'
