@@ -3,6 +3,8 @@
 SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
+# PyTorch without CUDA, from the index for CPUs that pytorch.org names: make demo CPU_INDEX=URL.
+CPU_INDEX ?=
 WORKERS ?= 2
 bin := $(VENV)/bin
 # Threads that spin while they wait starve the data loaders and each other.
@@ -11,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 .PHONY: demo test lint gpu help
 
 help:
-	@echo "make demo    train a detector on drawn shapes for about three minutes, evaluate, write a report"
+	@echo "make demo    train a detector on drawn shapes for about six minutes, evaluate, write a report"
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff and mypy"
 	@echo "make gpu     on a machine with a GPU: tests, steps, resumption, speed and accuracy; results in runs/drill"
@@ -36,11 +38,20 @@ $(bin)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: effbackbones needs Python 3.11 or newer; make ... PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
+# What pip installs by default on Linux is made for NVIDIA's GPUs, whether there is one or not.
+define torch
+	@command -v nvidia-smi > /dev/null || [ -n "$(CPU_INDEX)" ] || [ "$$(uname)" != Linux ] || echo "No GPU is seen here, and the \
+	default PyTorch brings about 6 GB of CUDA libraries: for one without, make ... CPU_INDEX=URL, the index for CPUs that pytorch.org names"
+	$(if $(CPU_INDEX),$(bin)/python -m pip install --index-url $(CPU_INDEX) torch torchvision)
+endef
+
 # The stamps say which extras are installed for this pyproject.toml; `dev` includes what `demo` needs.
 $(VENV)/.demo: pyproject.toml | $(bin)/python
-	@[[ $(VENV)/.dev -nt pyproject.toml ]] || $(bin)/python -m pip install --quiet --editable '.[lite]'
+	$(torch)
+	@[[ $(VENV)/.dev -nt pyproject.toml ]] || $(bin)/python -m pip install --editable '.[lite]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(bin)/python
-	$(bin)/python -m pip install --quiet --editable '.[dev]'
+	$(torch)
+	$(bin)/python -m pip install --editable '.[dev]'
 	@touch $@

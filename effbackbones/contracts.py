@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.images.pixels import to_unit
+from effbackbones.images.pixels import require_batch, to_unit
 from effbackbones.images.spec import LARGEST_SIDE
 from effbackbones.optiontypes import field_types, parameter_types
 from effbackbones.weights.loading import load_state
@@ -143,12 +143,7 @@ class ImageSizes(NamedTuple):
     @classmethod
     def of(cls, images: Tensor) -> "ImageSizes":
         """Sizes of a batch [B, C, H, W] that is real content everywhere."""
-        if images.ndim != 4:
-            raise UserError(
-                "images",
-                f"expected a batch [B, C, H, W], got {list(images.shape)}",
-                "of a single image, give image[None]",
-            )
+        require_batch(images)
         batch, _, height, width = images.shape
         sides = [torch.full((batch,), side, dtype=torch.int64, device=images.device) for side in (height, width)]
         return cls((height, width), torch.stack(sides, 1))
@@ -373,6 +368,10 @@ class Head(nn.Module, ABC):
     def divisor(self, name: str, count: Tensor) -> Tensor:
         """What the loss ``name`` is divided by where its :meth:`count` is ``count``. Default: that, or 1 where it is 0."""
         return count.masked_fill(count == 0, 1)
+
+    def check_targets(self, targets: Any, sizes: ImageSizes) -> None:  # a head need not look
+        """Raise :class:`UserError`, naming field and value, for targets that :meth:`loss` would take for something else or fail on.
+        :meth:`Model.loss` asks; values are looked at on the CPU alone. The engine does not: who reads data vouches for it."""
 
     @abstractmethod
     def predict(self, raw: Any, sizes: ImageSizes) -> Any:

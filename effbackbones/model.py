@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from effbackbones.backbones.convolution import fold_batch_norm
 from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
-from effbackbones.images.pixels import refuse_bytes, white
+from effbackbones.errors import UserError
+from effbackbones.images.pixels import require_batch, require_unit, white
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.multihead import MultiHead as MultiHead  # part of the public import
 
@@ -79,17 +80,36 @@ class Model(nn.Module):
     def forward(self, images: Tensor, sizes: ImageSizes | None = None, *, normalized: bool = False) -> Any:
         """Images [B, C, H, W], H and W from 1 up, to the head's raw output.
 
-        ``sizes`` says how much of each image is real content (default: all). ``normalized`` skips the normalisation.
+        ``sizes`` says how much of each image is real content (default: all). ``normalized`` skips the normalisation. Raises
+        :class:`UserError` for what is no batch, for floating-point images that are plainly not in 0..1 (looked for on the CPU alone),
+        and for a training batch that leaves a batch norm a single value.
         """
+        require_batch(images)
         if not normalized:
+            require_unit(images)
             images = self.normalize(images)
         sizes = sizes or ImageSizes.of(images)
-        features = self.backbone(self._pad(images))
+        images = self._pad(images)
+        if torch.compiler.is_compiling():
+            return self._run(images, sizes)
+        try:
+            return self._run(images, sizes)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            what = f"{len(images)} of {images.shape[2]} x {images.shape[3]} pixels leaves a batch norm one value to take statistics of"
+            remedy = "give at least 2 images, or larger ones; or freeze the batch norms (model.eval())"
+            raise UserError("training batch", what, remedy) from None
+
+    def _run(self, images: Tensor, sizes: ImageSizes) -> Any:
+        features = self.backbone(images)
         return self.head([features[i] for i in self._read], sizes)
 
     def loss(self, images: Tensor, targets: Any, sizes: ImageSizes | None = None) -> dict[str, Tensor]:
-        """Weighted scalar losses by name; their sum is the objective."""
+        """Weighted scalar losses by name; their sum is the objective. Raises :class:`UserError` for images as :meth:`forward` does, and
+        for targets that are out of range (looked at on the CPU alone)."""
         sizes = sizes or ImageSizes.of(images)
+        self.head.check_targets(targets, sizes)
         return self.head.loss(self(images, sizes), targets, sizes)
 
     @torch.no_grad()
@@ -98,14 +118,13 @@ class Model(nn.Module):
         probabilities [B, K, H, W] (segmentation).
 
         Images are taken at the size that they have; the commands bring theirs to ``image_spec.size`` first, where a network
-        sees best. Raises RuntimeError in training mode, where batch statistics would answer, and :class:`UserError` for what is
-        no batch, and for floating-point images of 0..255 (looked for on the CPU alone).
+        sees best. Raises RuntimeError in training mode, where batch statistics would answer, and :class:`UserError` for images as
+        :meth:`forward` does.
         """
         if self.training:
             raise RuntimeError(
                 "Model.predict in training mode would use and change batch statistics; call .eval() first"
             )
-        refuse_bytes(images)
         sizes = sizes or ImageSizes.of(images)
         return self.head.predict(self(images, sizes), sizes)
 

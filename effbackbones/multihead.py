@@ -93,6 +93,18 @@ class MultiHead(Head):
                 counts |= {f"{task}/{name}": sizes.valid.new_full((), len(own_sizes.valid)) for name in _BY_IMAGES}
         return counts
 
+    def check_targets(self, targets: Any, sizes: ImageSizes) -> None:
+        """Those of each task, by its own head."""
+        if not isinstance(targets, Mapping):
+            what = f"expected a dict by task, got {type(targets).__name__}"
+            raise UserError("targets", what, f"give them for {', '.join(self.heads)}")
+        for task in targets:
+            if task not in self.heads:
+                raise UserError(f"targets[{task!r}]", "is not among the tasks", nearest(str(task), self.heads))
+        for task, head in self._items():
+            if labels := _split(targets.get(task), sizes):
+                head.check_targets(*labels[1:])
+
     def divisor(self, name: str, count: Tensor) -> Tensor:
         """As the task's own head has it."""
         task, _, own = name.partition("/")

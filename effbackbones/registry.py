@@ -175,6 +175,7 @@ def _package(entry: EntryPoint) -> str:
 
 def _redefined(old: Any, new: Any) -> bool:
     """Whether ``new`` is ``old`` defined again: a module reloaded, or a notebook cell, which has a new file name each time."""
+    old, new = (thing if hasattr(thing, "__qualname__") else type(thing) for thing in (old, new))
     same_name = (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
     return same_name and (old.__module__ == "__main__" or _owner(old) == _owner(new))
 

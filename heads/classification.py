@@ -1,8 +1,10 @@
 """Classification: the published EfficientNet tail, so that it can take over an ImageNet classifier."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,7 +13,8 @@ from effbackbones.backbones.scaling import Scaling, head_channels, scaling
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.weights.pretrained import Adopted, Pretrained
-from heads.options import number
+from heads.options import number, require
+from heads.targets import require_all, require_tensor, values
 
 
 class ClassificationHead(Head):
@@ -21,8 +24,12 @@ class ClassificationHead(Head):
 
     * ``channels``: width of the 1x1 convolution; 0 leaves it out. Default: the published width on an EfficientNet, 0 elsewhere.
     * ``dropout``: probability before the linear layer. Default: the published one of the variant; 0.2 elsewhere.
-    * ``multilabel``: sigmoid and binary cross-entropy instead of softmax and cross-entropy.
+    * ``multilabel``: sigmoid and binary cross-entropy instead of softmax and cross-entropy. A single class that is not multi-label
+      is a yes or no: one sigmoid too, of targets 0 and 1.
+    * ``ignore_unknown``: labels of several that are -1 or NaN are left out of the loss; otherwise they are refused.
     * ``label_smoothing``: share of the target spread evenly over all classes (multi-label: pulled towards 1/2).
+    * ``class_weights``: a factor on the loss of each class, as torch's ``weight``, but the average is over images.
+    * ``pos_weight``, multi-label: a factor on the positive part of each class's loss, one number or one per class.
     """
 
     task: ClassVar[str] = "cls"
@@ -36,6 +43,9 @@ class ClassificationHead(Head):
         dropout: float | None = None,
         multilabel: bool = False,
         label_smoothing: float = 0.0,
+        ignore_unknown: bool = False,
+        class_weights: Sequence[float] | None = None,
+        pos_weight: Sequence[float] | float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(spec, num_classes, **options)
@@ -48,10 +58,21 @@ class ClassificationHead(Head):
             channels = _published_channels(spec, published) if published else 0
         self.multilabel = multilabel
         self.label_smoothing = label_smoothing
-        self.counted = ("binary_cross_entropy" if multilabel else "cross_entropy",)
+        require("ignore_unknown", ignore_unknown, multilabel or not ignore_unknown, "false without multilabel")
+        self.ignore_unknown = ignore_unknown
+        self.sigmoid = multilabel or num_classes == 1
+        self.counted = ("binary_cross_entropy" if self.sigmoid else "cross_entropy",)
         self.conv = _tail_convolution(spec, channels, published) if channels else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels or spec.channels[-1], num_classes)
+        if pos_weight is not None and not self.sigmoid:
+            raise UserError(
+                "head_options.pos_weight", "goes with sigmoids alone (multilabel, or one class)", "use class_weights"
+            )
+        # Not part of the state dict: they belong to the training data.
+        weights = _per_class("class_weights", class_weights, num_classes)
+        self.register_buffer("_class_weights", weights, persistent=False)
+        self.register_buffer("_pos_weight", _per_class("pos_weight", pos_weight, num_classes), persistent=False)
         # By the inputs. The original draws from +-1 / sqrt(num_classes): equal at 1000 classes, a first loss of 6 at ten.
         nn.init.uniform_(self.fc.weight, -(self.fc.in_features**-0.5), self.fc.in_features**-0.5)
         nn.init.zeros_(self.fc.bias)
@@ -79,24 +100,77 @@ class ClassificationHead(Head):
 
     def loss(self, raw: Tensor, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
         """Cross-entropy against int64 [B] or float [B, K] (soft labels), or, multi-label, binary cross-entropy against
-        float [B, K] in 0..1, averaged over classes and images. Computed in float32."""
+        float [B, K] in 0..1, averaged over classes and images; of a single class against int64 or float [B] or [B, 1] in 0..1.
+        Computed in float32."""
         logits, smoothing = raw.float(), self.label_smoothing
-        if not self.multilabel:
+        weights, positive = cast(Tensor | None, self._class_weights), cast(Tensor | None, self._pos_weight)
+        if self.sigmoid:
+            wanted = targets.float().view_as(logits)
+            known = wanted >= 0 if self.ignore_unknown else None  # NaN is not
+            soft = wanted * (1 - smoothing) + smoothing / 2
+            if known is None:
+                loss = F.binary_cross_entropy_with_logits(logits, soft, weights, pos_weight=positive)
+                return {"binary_cross_entropy": loss}
+            logits, soft = logits.masked_fill(~known, 0.0), soft.masked_fill(~known, 0.0)
+            each = F.binary_cross_entropy_with_logits(logits, soft, weights, pos_weight=positive, reduction="none")
+            return {"binary_cross_entropy": (each * known).sum() / known.sum().clamp(min=1)}
+        if weights is None:
             return {"cross_entropy": F.cross_entropy(logits, targets, label_smoothing=smoothing)}
-        soft = targets.float() * (1 - smoothing) + smoothing / 2
-        return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, soft)}
+        # torch would divide by the weights of the labels met, which differ from piece to piece of a batch.
+        losses = F.cross_entropy(logits, targets, weights, reduction="none", label_smoothing=smoothing)
+        return {"cross_entropy": losses.mean()}
 
     def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
-        """Images; multi-label, labels."""
-        return {
-            name: sizes.valid.new_full((), targets.numel() if self.multilabel else len(targets))
-            for name in self.counted
-        }
+        """Images; multi-label, known labels."""
+        if self.ignore_unknown:
+            return {"binary_cross_entropy": (targets >= 0).sum()}
+        number = targets.numel() if self.sigmoid else len(targets)
+        return {name: sizes.valid.new_full((), number) for name in self.counted}
+
+    def check_targets(self, targets: Tensor, sizes: ImageSizes) -> None:
+        """Labels 0..K-1 (of a single class 0 and 1), or shares in 0..1 of each class."""
+        batch, classes = len(sizes.valid), self.num_classes
+        whole = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim == 1
+        shapes = (
+            [(batch, classes)]
+            if self.multilabel
+            else [(batch,)]
+            if whole
+            else [(batch, classes), *[(batch,)] * self.sigmoid]
+        )
+        labels = f"{[batch]} of labels 0..{max(classes - 1, 1)}, or " if not self.multilabel else ""
+        require_tensor("targets", targets, shapes, f"{labels}{[batch, classes]} in 0..1")
+        if (found := values(targets)) is None:
+            return
+        if whole:
+            most, remedy = max(classes - 1, 1), "number the classes from 0, or raise num_classes"
+            require_all("targets", found, (found >= 0) & (found <= most), f"a label of 0..{most}", remedy)
+            return
+        known = (found >= 0) & (found <= 1)
+        unknown = (found == -1) | (found != found)
+        remedy = (
+            "set head_options.ignore_unknown to leave out unknown labels (-1, NaN)"
+            if self.multilabel
+            else "correct them"
+        )
+        require_all("targets", found, known | unknown if self.ignore_unknown else known, "a value in 0..1", remedy)
 
     def predict(self, raw: Tensor, sizes: ImageSizes) -> Tensor:
-        """Probabilities float32 [B, K]: softmax, or, multi-label, a sigmoid per class."""
+        """Probabilities float32 [B, K]: softmax, or, multi-label and of a single class ([B, 1]), a sigmoid per class."""
         logits = raw.float()
-        return logits.sigmoid() if self.multilabel else logits.softmax(1)
+        return logits.sigmoid() if self.sigmoid else logits.softmax(1)
+
+
+def _per_class(name: str, value: Sequence[float] | float | None, count: int) -> Tensor | None:
+    """One positive number for each class, of a list of them or of one for all."""
+    if value is None:
+        return None
+    values = [value] * count if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if isinstance(values, str | bool) or len(values) != count:
+        raise UserError(
+            f"head_options.{name}", f"expected {count} numbers, one per class, got {value!r}"[:200], "correct it"
+        )
+    return torch.tensor([number(name, one, 0) for one in values], dtype=torch.float32)
 
 
 def _published(backbone: str) -> Scaling | None:

@@ -30,6 +30,7 @@ from tasks.data.sample import Sample, Transform
 from tasks.data.transforms.listed import register_transform as register_transform
 from tasks.report.outputs import Originals
 from tasks.report.records import Summary
+from tasks.scoring.added import register_metric as register_metric
 from tasks.settings.sections import Config
 from tasks.telling import Teller
 
@@ -37,8 +38,19 @@ T = TypeVar("T")
 
 
 def register_task(name: str) -> Callable[[T], T]:
-    """Register a :class:`TaskSpec` under ``name``, the word that its heads carry in ``task``."""
-    return TASKS.register(name)
+    """Register a :class:`TaskSpec`, or a subclass of it, of which one is made, under ``name``, the word that its heads carry in
+    ``task``; ``python -m tasks.run NAME`` is its command then. Anything else raises :class:`UserError`."""
+
+    def decorate(thing: T) -> T:
+        made = thing() if isinstance(thing, type) and issubclass(thing, TaskSpec) else thing
+        if not isinstance(made, TaskSpec):
+            raise UserError(
+                f"task {name!r}", f"expected a TaskSpec, got {thing!r:.60}", "derive it from tasks.spec.TaskSpec"
+            )
+        TASKS.register(name)(made)
+        return thing
+
+    return decorate
 
 
 class Observer(Protocol):
@@ -84,6 +96,10 @@ class TaskSpec(ABC):
     """Name of its command and of its folders of configs and runs: ``classify``."""
     looks_deep: ClassVar[bool] = True
     """Whether ``check --deep`` may be asked of it."""
+    numbered_by_file: ClassVar[tuple[str, ...]] = ()
+    """Words of :meth:`label_record` in which the files of splits may differ, whose classes are matched by name."""
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
+    """Its scores that are better when they are lower."""
     goal: ClassVar[Goal | None] = None
     """What ``check --deep`` wants of eight images learnt by heart; None: it does not look deeper."""
 
@@ -91,7 +107,8 @@ class TaskSpec(ABC):
 
     @abstractmethod
     def monitor(self, config: Config) -> str:
-        """The score (higher is better) that chooses the best weights."""
+        """The score that chooses the best weights, unless ``run.monitor`` names another; higher is better, unless
+        :attr:`lower_is_better` lists it, its metric says ``higher_is_better = False``, or it is a known error such as ``mae``."""
 
     def labels(self, config: Config) -> tuple[str, ...]:
         """What is read of each image: words of ``data.labels``."""
@@ -112,6 +129,10 @@ class TaskSpec(ABC):
     def label_record(self, config: Config, dataset: Dataset) -> dict[str, Any]:
         """What a checkpoint must remember of the labels beside the names of the classes, and what all splits must agree in;
         JSON-like."""
+        return {}
+
+    def remembered(self, config: Config, dataset: Dataset) -> dict[str, Any]:
+        """What a checkpoint remembers beside :meth:`label_record`, in which data may differ; JSON-like."""
         return {}
 
     # From samples to a training step ---------------------------------------------------------------------------------

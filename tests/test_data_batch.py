@@ -4,7 +4,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -339,3 +339,37 @@ def test_sound_data_sets_pass() -> None:
     check_dataset(Changed(lambda sample, n: replace(sample, mask=np.array([[0, 1, 255, 0, 1, 0]] * 4, np.uint8))))
     with pytest.raises(UserError, match="no samples"):
         check_dataset(Numbers(count=0))
+
+
+def test_a_free_target_travels_to_the_batch() -> None:
+    """For a task of the user's: through collation and into what predictions are scored against."""
+    samples = [
+        Sample(np.zeros((4, 4, 3), np.uint8), str(number), target={"count": number, "at": np.arange(number)})
+        for number in range(2)
+    ]
+
+    class Counted:
+        classes = ("x",)
+
+        def __len__(self) -> int:
+            return len(samples)
+
+        def __getitem__(self, index: int) -> Sample:
+            return replace(samples[index], target={"count": index, "at": np.arange(index)})
+
+    check_dataset(Counted(), labels=("target",))
+    batch = collate(samples, targets=lambda some: torch.tensor([one.target["count"] for one in some]), fill=(0, 0, 0))
+    assert batch.targets.tolist() == [0, 1]
+    assert [meta.target["count"] for meta in batch.meta] == [0, 1]
+    with pytest.raises(UserError, match="has no label; wanted is target"):
+        check_dataset(cast(Any, Unlabelled()), labels=("target",))
+
+
+class Unlabelled:
+    classes = ("x",)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(np.zeros((4, 4, 3), np.uint8), "0")

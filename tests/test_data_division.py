@@ -169,7 +169,7 @@ def test_pairs_of_images_and_masks(tmp_path: Path) -> None:
     [
         ({"val": 1.5}, r"data\.val: expected a number in \(0, 1\)"),
         ({"val": 0.6, "test": 0.5}, "less than 1 together"),
-        ({"test": 0.5}, r"data\.test: is a share, and data\.val is none"),
+        ({"test": 0.0}, r"data\.test: expected a number in \(0, 1\)"),
     ],
 )
 def test_shares_are_looked_at(settings_: dict[str, Any], message: str) -> None:

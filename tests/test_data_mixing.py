@@ -122,3 +122,12 @@ def test_runs_where_values_cannot_be_read() -> None:
         images, targets = mix(IMAGES.to("meta"), TARGETS.to("meta"), 5, **options)
         assert images.shape == IMAGES.shape
         assert targets.shape == (6, 5)
+
+
+def test_several_labels_are_smoothed_towards_a_half_as_in_the_loss() -> None:
+    labels = torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    assert torch.allclose(soft_targets(labels, 4, 0.2, multilabel=True), torch.tensor([[0.9, 0.1, 0.9, 0.1]]))
+    assert torch.allclose(
+        mix(torch.rand(2, 3, 4, 4), labels.repeat(2, 1), 4, mixup=1.0, smoothing=0.2, multilabel=True)[1][0],
+        torch.tensor([0.9, 0.1, 0.9, 0.1]),
+    )

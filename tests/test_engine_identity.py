@@ -5,7 +5,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,9 @@ from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 from tasks.classify import main
 from tasks.engine.folderlock import FolderLock
 from tasks.engine.identity import compare, identity
+from tasks.engine.owning import RunFolder, own_folder, refuse_full_disk
 from tasks.engine.resume import FORMAT, State, load_state, save_state, state_files
-from tasks.engine.rundir import RunFolder, finished, own_folder
+from tasks.engine.rundir import choose, finished
 from tasks.engine.state import Progress, RunState
 from tasks.engine.watching import watching
 from tasks.settings.commandline import parse
@@ -55,6 +58,19 @@ def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path, monke
             own_folder(config("--run.seed", "2"), "classify", "shapes", told.append).__enter__()
         with own_folder(config("--run.resume", "never"), "classify", "shapes", told.append) as third:
             assert third == Path("runs/classify/shapes-3")
+
+
+def test_what_keeps_a_run_from_continuing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told: list[str] = []
+    with own_folder(config("--data.root", "here"), "classify", "shapes", told.append) as first:
+        learnt(first)
+    assert choose(config("--data.root", "there"), "classify", "shapes", told.append) == Path("runs/classify/shapes-2")
+    assert "--run.resume runs/classify/shapes continues it" in told[0]
+    (first / "config.yaml").write_text("optim: {speed: 3}\n")
+    assert choose(config(), "classify", "shapes", told.append) == Path("runs/classify/shapes-2")
+    assert "config cannot be read" in told[1]
+    assert "starts anew in runs/classify/shapes-2" in told[1]
 
 
 @pytest.mark.parametrize(("later", "expected"), [("ended", "holds a finished run"), ("other", "optim.lr 0.5 -> 0.0")])
@@ -110,6 +126,35 @@ def test_a_disk_that_takes_no_byte_is_found_before_the_work(tmp_path: Path, monk
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         RunFolder(tmp_path / "run", config()).__enter__()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_too_small_for_the_states_is_found_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**9, free=10**6))
+    assert run(tmp_path / "run") == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error")]
+    assert "1 MB are free, and the states and weights of this run take 10 MB" in line
+    assert not (tmp_path / "run").exists()
+    free = {"run": 10**6, "checkpoints": 10**9}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**9, free=free[Path(path).name]))
+    refuse = partial(refuse_full_disk, tmp_path / "run", 10**8, 10**5)
+    with RunFolder(tmp_path / "run", config()):
+        with pytest.raises(UserError, match="1 MB are free"):
+            refuse()
+        honest = os.stat
+
+        def elsewhere(path: Any, **given: Any) -> Any:
+            """The states lie on a disk of their own."""
+            found = honest(path, **given)
+            return SimpleNamespace(st_dev=7) if Path(path).name == "checkpoints" and not given else found
+
+        monkeypatch.setattr("os.stat", elsewhere)
+        refuse()
+        free["checkpoints"] = 10**6
+        with pytest.raises(UserError, match=r"checkpoints: 1 MB are free"):
+            refuse()
+        monkeypatch.undo()
 
 
 def test_loaders_do_not_keep_the_folder_of_a_run_that_was_killed(tmp_path: Path) -> None:
@@ -310,7 +355,7 @@ def test_code_of_a_plug_in_that_changed_is_told(tmp_path: Path, capsys: Any) -> 
     model.config, model.image_spec = {}, ""  # type: ignore[assignment]  # what is asked of a model
 
     def now() -> dict[str, Any]:
-        return identity(model, [], {}, [str(plugin), "json"], precision="fp32", seen=8)  # type: ignore[arg-type]
+        return identity(model, [], {}, [str(plugin), "json"], precision="fp32", device="cpu", seen=8)  # type: ignore[arg-type]
 
     before = json.loads(json.dumps(now()))
     compare(before, now(), tmp_path, told.append)
@@ -318,6 +363,8 @@ def test_code_of_a_plug_in_that_changed_is_told(tmp_path: Path, capsys: Any) -> 
     plugin.write_text("x = 2\n")
     compare(before, now(), tmp_path, told.append)
     assert told == [f"warning: the code of plug-in {plugin} has changed since the run stopped"]
+    compare(now() | {"device": "cuda"}, now(), tmp_path, told.append)
+    assert told[1].startswith("it goes on on cpu, before on cuda")
 
 
 # Longer runs -------------------------------------------------------------------------------------------------------------
@@ -337,6 +384,14 @@ def test_a_finished_run_becomes_longer_by_name_alone(tmp_path: Path, capsys: Any
     assert finished(short)
     assert main(["--run.resume", str(short), "--optim.epochs", "1"]) == 2
     assert "optim.epochs 2.0 -> 1.0" in capsys.readouterr().err
+
+
+def test_a_run_that_patience_ended_trains_on_when_it_becomes_longer(tmp_path: Path) -> None:
+    folder, still = tmp_path / "run", ("--optim.lr", "0", "--optim.ema", "null", "--run.patience", "1")
+    assert run(folder, *still, "--optim.epochs", "9") == 0
+    assert main(["--run.resume", str(folder), "--optim.epochs", "10"]) == 0
+    history = json.loads((folder / "metrics.json").read_text())["history"]
+    assert [row["step"] for row in history] == [4, 8, 12]
 
 
 def test_a_longer_run_says_how_its_schedule_goes_on(whole: Path, tmp_path: Path, capsys: Any) -> None:

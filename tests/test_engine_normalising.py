@@ -32,8 +32,10 @@ OPTIONS: dict[str, dict[str, Any]] = SMALL | {
     "efficientdet": {"channels": 16, "cells": 1, "repeats": 1, "levels": [3, 4, 5], "num_scales": 1},
     "classification": {"channels": 0},
 }
-KINDS: list[tuple[str, dict[str, Any], int]] = [
-    *((name, {}, 3) for name in list_heads()),
+QUICK = ("classification", "efficientdet", "unet", "fpn", "dpt", "segformer")
+"""One of each kind of decoder; the others are slow."""
+KINDS: list[Any] = [
+    *(pytest.param(name, {}, 3, marks=[pytest.mark.slow] * (name not in QUICK)) for name in list_heads()),
     ("efficientdet", {"iou_loss": "ciou", "delta_loss": None, "crowd_ignore": True, "label_smoothing": 0.1}, 3),
     ("fpn", {"loss": ["cross_entropy", "focal*0.5"], "class_weights": [0.2, 3.0, 0.7], "label_smoothing": 0.1}, 3),
     ("fpn", {"loss": ["cross_entropy", "focal"], "mode": "multilabel", "class_weights": [0.2, 3.0, 0.7]}, 3),

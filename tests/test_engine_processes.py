@@ -64,6 +64,8 @@ def test_a_rank_without_a_world_size_is_passed_over_and_told(left: str, devices:
         (ALLOCATION, (1, 1), (0, 1, 0, "lightning", True)),
         (ALLOCATION, (2, 1), (0, 2, 0, "lightning", False)),  # an allocation is no launcher
         (ALLOCATION | {"SLURM_NTASKS": "4"}, (2, 1), (0, 2, 0, "lightning", False)),  # a batch script, without srun
+        (ALLOCATION | {"SLURM_NTASKS": "2", "ENVIRONMENT": "BATCH"}, (2, 1), (0, 2, 0, "lightning", False)),
+        (SRUN | {"ENVIRONMENT": "BATCH"}, (4, 1), (2, 4, 0, "slurm", True)),  # srun within a batch script
         (SRUN, (1, 1), (0, 1, 0, "lightning", True)),  # four runs of one process each
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}, (2, 1), (1, 2, 1, "lightning", True)),
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "8"}, (2, 1), (0, 2, 0, "lightning", False)),  # of another run
@@ -142,6 +144,12 @@ def test_a_rank_that_is_left_over_does_not_make_a_run_silent(
     assert (tmp_path / "run/metrics.json").is_file()
 
 
+def test_a_program_that_calls_the_command_is_not_started_again(tmp_path: Path, capsys: Any) -> None:
+    assert main([*TINY, "--run.devices", "2", "--run.out", str(tmp_path / "run")]) == 2
+    assert "error: run.devices: is 2, and a command that is called by another program" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 # Several processes, as launchers start them -------------------------------------------------------------------------------
 
 
@@ -164,6 +172,34 @@ def test_torchrun_and_own_processes_within_an_allocation_are_one_run(tmp_path: P
     assert told.count("run folder") == 2  # first and last
     told = finished([sys.executable, *lines(tmp_path / "own", "--run.devices", "2")], **ALLOCATION)
     assert told.count("run folder") == 2
+    resumed = ["-m", "tasks.classify", "--run.resume", str(tmp_path / "own"), "--optim.max_steps", "3"]
+    told = finished([*two_processes(), *resumed])
+    assert "continuing after step 2 of 3" in told
+    told = finished([sys.executable, *resumed[:-1], "4", "--run.devices", "1"])
+    assert "batch norm takes its statistics from 8 at a time, before from 4" in told
+
+
+DIFFERENT = """
+import os
+from tasks.data.sets.shapes import ShapesDataset
+from tasks.spec import register_dataset
+
+
+@register_dataset("different")
+def different(data, split, classes):
+    return ShapesDataset((32, 32), 16, split=split, seed=int(os.environ["RANK"]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_read_other_data_do_not_train_together(tmp_path: Path) -> None:
+    (tmp_path / "different.py").write_text(DIFFERENT)
+    more = ["--plugins", str(tmp_path / "different.py"), "--data.name", "different", "--data.options", "{}"]
+    line = [*two_processes(), *lines(tmp_path / "run", *more)]
+    done = subprocess.run(line, capture_output=True, text=True, env=ONE_THREAD, cwd=ROOT, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "error: process 1: reads other data than the first process" in done.stderr
+    assert "step 1/" not in done.stderr
 
 
 @pytest.mark.slow

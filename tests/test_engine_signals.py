@@ -60,7 +60,7 @@ def hanging(after: int, number: int, real: Callable[..., Any]) -> Callable[..., 
     ("place", "name", "after", "workers", "step"),
     [
         (KeyedDataset, "_read", 20, "0", "2"),
-        (KeyedDataset, "_read", 20, "1", "[12]"),  # that process reads ahead
+        (KeyedDataset, "_read", 20, "1", "[012]"),  # that process reads ahead
         (type(TASK), "augment", 3, "0", "2"),
         (type(TASK), "restored", 2, "0", "4"),  # in the evaluation
     ],

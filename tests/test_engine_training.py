@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests_support import ONE_THREAD, ROOT, TINY, Synchronisations, shapes_line, small_line
+from tests_support import ONE_THREAD, ROOT, TINY, Synchronisations, poison, shapes_line, small_line
 from torch import nn
 
 from effbackbones import UserError, build_model, load_model
@@ -27,6 +27,7 @@ from tasks.classify import main
 from tasks.detect import main as detect
 from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
+from tasks.engine.owning import RunFolder
 from tasks.engine.plan import Plan
 from tasks.engine.resume import (
     GlobalBatches,
@@ -38,7 +39,7 @@ from tasks.engine.resume import (
     seed_step,
     shuffled,
 )
-from tasks.engine.rundir import RunFolder, choose
+from tasks.engine.rundir import choose
 from tasks.engine.state import RunState
 from tasks.engine.stepping import StepLog
 from tasks.engine.training import DIVERGED_AFTER
@@ -193,17 +194,6 @@ def test_only_two_states_are_kept(tmp_path: Path) -> None:
     ]
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
-    """Make the images of some steps NaN, after the loader and before the network."""
-    augment = type(TASK).augment
-
-    def poisoned(self: Any, config: Any, batch: Any, num_classes: int, step: int) -> Any:
-        images, targets = augment(self, config, batch, num_classes, step)
-        return (images.float() * float("nan") if step in steps else images), targets
-
-    monkeypatch.setattr(type(TASK), "augment", poisoned)
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop_tf"])
 def test_a_nan_step_is_skipped_and_told(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -213,7 +203,7 @@ def test_a_nan_step_is_skipped_and_told(
     def copied(state: RunState) -> None:
         states.append({name: value.clone() for name, value in state.tensors().items()})
 
-    poison(monkeypatch, {2})
+    poison(monkeypatch, TASK, {2})
     with watching(After(copied)):
         assert run(tmp_path / "nan", "--optim.max_steps", "4", "--optim.name", optimizer, "--optim.lr", "0.001") == 0
     for name, value in states[1].items():
@@ -234,7 +224,7 @@ def test_no_step_reads_a_value_on_the_host(optimizer: str, tmp_path: Path, monke
         def step(self, state: RunState) -> AbstractContextManager[object]:
             return counted if state.step else nullcontext()  # the first one makes the loader, which draws a seed
 
-    poison(monkeypatch, {2})
+    poison(monkeypatch, TASK, {2})
     with watching(Held()):
         more = ["--optim.clip_norm", "1", "--optim.accumulate", "2", "--optim.max_steps", "4"]
         assert run(tmp_path / "run", "--optim.name", optimizer, *more) == 0
@@ -287,7 +277,7 @@ def test_a_step_of_efficientdet_adds_up_the_levels_in_full_precision(tmp_path: P
 
 
 def test_many_nan_steps_end_the_run_with_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    poison(monkeypatch, set(range(2, 100)))
+    poison(monkeypatch, TASK, set(range(2, 100)))
     assert run(tmp_path / "nan", "--optim.epochs", "9") == 3
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: training: {DIVERGED_AFTER} steps in a row")

@@ -1,7 +1,9 @@
 """README's Python blocks run as they stand, and its commands exist."""
 
+import json
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -35,12 +37,19 @@ def test_python_blocks_run_in_order(
     assert len(PYTHON) == 4
     lend(DATASETS, {}, alone=True)
     Path("my_head.py").write_text(PYTHON[1], encoding="utf-8")
-    names: dict[str, object] = {"__name__": "__main__"}
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(
+        sys.modules, "my_head", ModuleType("my_head")
+    )  # so that what is imported is taken out at the end
+    del sys.modules["my_head"]
     for number, block in enumerate(PYTHON):
-        exec(compile(block, f"README.md, Python block {number + 1}", "exec"), names)
+        names: dict[str, object] = {"__name__": "__main__"}  # each is a file of its own
+        if number != 1:
+            exec(compile(block, f"README.md, Python block {number + 1}", "exec"), names)
+        if number == 2:
+            assert type(names["model"].head).__name__ == "TwoScales"  # type: ignore[attr-defined]
     assert (tmp_path / "model.safetensors").stat().st_size > 10_000_000
     assert "strides=(8, 16, 32)" in capsys.readouterr().out
-    assert type(names["model"].head).__name__ == "TwoScales"  # type: ignore[attr-defined]
     first: dict[str, object] = {}
     exec(compile(PYTHON[0], "README.md", "exec"), first)
     images = first["images"]
@@ -52,6 +61,29 @@ def test_make_targets_exist() -> None:
     asked = [shlex.split(command)[1] for command in COMMANDS if command.startswith("make ")]
     assert asked == ["demo", "test"]
     assert set(asked) <= set(targets)
+
+
+def test_a_fresh_shell_is_led_to_the_environment() -> None:
+    first = next(place for place, command in enumerate(COMMANDS) if command.startswith("python -m tasks.classify"))
+    assert COMMANDS[first - 1] == ". .venv/bin/activate"
+    from tasks.settings.commandline import parse
+
+    config = parse("classify", shlex.split(COMMANDS[first])[3:]).config  # the first line needs no network and no files
+    assert (config.data.name, config.model.weights) == ("shapes", None)
+    bare = [sys.executable, "-S", "-m", "tasks.detect", "--config", "shapes"]  # a Python without packages
+    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "run `. .venv/bin/activate`" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_makefile_says_what_it_downloads() -> None:
+    dry = ["make", "-n", "-W", "pyproject.toml", "demo", "VENV=/nowhere/env", "CPU_INDEX=URL"]
+    done = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert "pip install --index-url URL torch torchvision" in done.stdout
+    assert "about 6 GB of CUDA libraries" in done.stdout
+    assert "--quiet" not in done.stdout
+    assert "three minutes" not in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_named_commands_files_and_configs_exist() -> None:
@@ -111,5 +143,10 @@ def test_custom_parts_train_from_the_command_line(
     Path(f"{module}.py").write_text(PYTHON[block], encoding="utf-8")
     line = next(command for command in COMMANDS if f"{module}.py" in command)
     small = ["--optim.max_steps", "2", "--data.limit_val", "8", "--data.limit_train", "16", "--data.batch_size", "8"]
-    assert main([*shlex.split(line)[3:], *small]) == 0
+    whole = ["--data.workers", "0", "--run.progress", "false"]
+    assert main([*shlex.split(line)[3:], *(whole if module == "my_data" else small)]) == 0
+    if module == "my_data":  # what README says
+        metrics = json.loads(Path("runs/classify/shapes/metrics.json").read_text(encoding="utf-8"))
+        assert len(metrics["history"]) == 6
+        assert metrics[metrics["best"]]["top1"] == 1.0
     assert (tmp_path / "runs/classify/shapes/report.html").is_file()

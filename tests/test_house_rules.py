@@ -44,7 +44,7 @@ NAMELESS = {"utils.py", "util.py", "base.py", "common.py", "helpers.py", "misc.p
 # Every room, from top to bottom: one imports those of its own layer and below, and no circle closes, neither of rooms nor of files
 # within one, also not through imports inside functions and for types. A file that lies in none of these has no place yet.
 LAYERS = (
-    "tasks.classify tasks.detect tasks.segment tasks.joint",
+    "tasks.classify tasks.detect tasks.segment tasks.joint tasks.run",
     "tasks.verbs tasks.multitask tasks.classification tasks.detection tasks.segmentation",
     "tasks.engine",
     "tasks.spec tasks.report",
@@ -60,7 +60,7 @@ LAYERS = (
     "tasks.settings tasks.scoring tasks.telling tasks.configs",
     "tasks.strictyaml",
     "heads.classification heads.detection heads.segmentation",
-    "heads.options",
+    "heads.options heads.targets",
     "effbackbones.conformance effbackbones.inference",
     "effbackbones.checkpoint",
     "effbackbones.build",
@@ -73,7 +73,7 @@ LAYERS = (
     "effbackbones.contracts",
     "effbackbones.weights.pretrained",
     "effbackbones.weights.loading",
-    "effbackbones.images effbackbones.registry",
+    "effbackbones.images effbackbones.registry effbackbones.optiontypes",
     "effbackbones.errors",
 )
 

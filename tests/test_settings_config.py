@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from effbackbones import Head, register_head
 from effbackbones.errors import UserError
@@ -408,7 +408,7 @@ _CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(_CONFIGS)
 def test_any_config_reads_back_equal(config: Config) -> None:
     values, _ = read_value(dump(config), "dump")
@@ -452,7 +452,7 @@ FOREIGN = [
     ("classify", "data.crop_size", "64"),
     ("classify", "data.tile", "128"),
     ("classify", "data.scale_jitter", "[0.5, 2.0]"),
-    ("classify", "optim.class_weights", "median_frequency"),
+    ("detect", "data.balance", "1.0"),
     ("joint", "data.tile", "128"),
     ("joint", "data.cutmix", "1.0"),
     ("joint", "model.crop_mode", "squash"),
@@ -551,3 +551,16 @@ def test_an_option_that_a_value_on_the_command_line_holds_comes_from_there(capsy
     shown = capsys.readouterr().out
     assert "    stem_stride: 1  # bundled cifar10.yaml:5\n" in shown
     assert "    drop_path: 0.1  # --model.backbone_options\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.2", 0.2), (".5", 0.5), ("2017", "2017"), ("val: x", "val: x"), ("null", None)]
+)
+def test_a_split_is_a_name_or_a_share(text: str, value: str | float | None) -> None:
+    assert parse("segment", ["--config", "folder", "--data.val", text]).config.data.val == value
+
+
+@pytest.mark.parametrize("text", ["{split}/rgb", "{name}_{class}", "{split}", "images/{split}"])
+def test_patterns_with_braces_can_be_typed(text: str) -> None:
+    request = parse("segment", ["--config", "folder", "--data.options.images", text])
+    assert request.config.data.options["images"] == text

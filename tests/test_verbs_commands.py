@@ -148,10 +148,10 @@ def test_predict_takes_files_folders_and_globs(trained: Path, photographs: Path,
     assert [Path(row["file"]).name for row in record["images"]] == ["a.png", "b.jpg"]
     for row in record["images"]:
         probabilities = [p["probability"] for p in row["predictions"]]
-        assert len(probabilities) == 5
+        assert len(probabilities) == len(record["classes"]) == 6
         assert probabilities == sorted(probabilities, reverse=True)
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
-    assert len(rows) == 10
+    assert len(rows) == 12
     assert rows[0]["class"] == record["images"][0]["predictions"][0]["class"]
     assert capsys.readouterr().out.count(".png: ") == 1
 

@@ -184,3 +184,14 @@ def peak_memory():
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 """
 """Code for a process of its own: bytes that it had in memory at most. Not ``ru_maxrss``: Linux starts that at the parent's."""
+
+
+def poison(patch: pytest.MonkeyPatch, task: Any, steps: set[int]) -> None:
+    """Make the images of some steps NaN, after the loader and before the network."""
+    augment = type(task).augment
+
+    def poisoned(self: Any, config: Any, batch: Any, num_classes: int, step: int) -> Any:
+        images, targets = augment(self, config, batch, num_classes, step)
+        return (images.float() * float("nan") if step in steps else images), targets
+
+    patch.setattr(type(task), "augment", poisoned)

@@ -106,5 +106,5 @@ def _box_targets(sizes: ImageSizes, num_classes: int, empty: bool) -> BoxTargets
 def _mask_targets(sizes: ImageSizes, num_classes: int, empty: bool) -> Tensor:
     masks = torch.randint(num_classes, (len(sizes.valid), *sizes.batch))
     masks[..., : sizes.batch[1] if empty else 3] = IGNORED
-    masks[-1, : sizes.batch[0] // 2] = IGNORED  # images that count for more and for less
+    masks[-1:, : sizes.batch[0] // 2] = IGNORED  # images that count for more and for less
     return masks

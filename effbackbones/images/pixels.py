@@ -1,5 +1,7 @@
 """What the values of image tensors mean, by their dtype."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,8 @@ from effbackbones.errors import UserError
 
 MOST = 32.0
 """Above it a floating-point image is taken for one of 0..255: far from what noise or high dynamic range reaches."""
+LEAST = -0.5
+"""Below it one is taken for normalised: far from what noise or a bicubic resize reaches."""
 _WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # floating-point images are 0..1 already
 
 
@@ -26,18 +30,38 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float() / white(images)
 
 
-def refuse_bytes(images: Tensor) -> None:
-    """Raise :class:`UserError` for floating-point images of 0..255. Only on the CPU, where looking makes nobody wait."""
-    if (
-        torch.compiler.is_compiling()
-        or images.device.type != "cpu"
-        or not images.is_floating_point()
-        or not images.numel()
-    ):
+def require_batch(images: Any) -> None:
+    """Raise :class:`UserError` for what is no batch of images, a tensor [B, C, H, W], B from 1 up."""
+    if not isinstance(images, Tensor):
+        kind = f"{type(images).__module__.partition('.')[0]} {type(images).__name__}".removeprefix("builtins ")
+        remedy = "load_predictor(model) takes files, PIL images and arrays; or stack them: torch.from_numpy(rgb).permute(2, 0, 1)[None]"
+        raise UserError("images", f"expected a tensor [B, C, H, W], got {kind}", remedy)
+    if images.ndim != 4:
+        remedy = "of a single image, give image[None]"
+        raise UserError("images", f"expected a batch [B, C, H, W], got {list(images.shape)}", remedy)
+    if not torch.compiler.is_compiling() and not images.numel():
+        raise UserError("images", f"a batch without pixels, {list(images.shape)}", "give at least one image")
+
+
+def require_unit(images: Tensor) -> None:
+    """Raise :class:`UserError` for floating-point images of 0..255, and for such as are normalised already. Only on the CPU, where
+    looking makes nobody wait."""
+    if not images.is_floating_point() or not lies_on_cpu(images):
         return
-    largest = float(images.max())
+    least, largest = (float(value.float().numpy()) for value in images.detach().aminmax())
     if largest > MOST:
         raise UserError("images", f"expected floating point in 0..1, found {largest:g}", "give uint8, or divide by 255")
+    if least < LEAST:
+        remedy = (
+            "give them as they were before: the model normalises; model(images, normalized=True) takes them as they are"
+        )
+        raise UserError("images", f"expected floating point in 0..1, found {least:g}: normalised already?", remedy)
+
+
+def lies_on_cpu(tensor: Tensor) -> bool:
+    """Whether values can be looked at without making anybody wait: of a plain tensor in main memory, in no graph that is made."""
+    graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return not graph and type(tensor) is Tensor and tensor.device.type == "cpu" and bool(tensor.numel())
 
 
 def top_left(maps: Tensor, size: tuple[int, int]) -> Tensor:

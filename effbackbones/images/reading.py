@@ -24,6 +24,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from effbackbones.errors import UserError
 from effbackbones.images.arrays import array_size, read_array
+from effbackbones.images.checksums import check_png
 from effbackbones.images.geometry import Pixels, Size
 from effbackbones.images.opening import (
     DAMAGE,
@@ -141,6 +142,8 @@ def opened_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
         try:
             image = _identified(file)
             check_pixels(path, image.size, max_pixels)
+            if image.format == "PNG":
+                check_png(file)
             yield image
         except (*DAMAGE, Image.DecompressionBombError) as error:
             raise unreadable(path, error) from error

@@ -14,7 +14,7 @@ from torch import Tensor
 from heads.options import choice, number, require
 
 _EPSILON = 1e-7  # added to sides before they divide or a logarithm is taken (effdet ``box_coder.py``)
-_MOST_PAIRS = 2**28  # boxes times anchors whose overlaps are held at once: 1 GB each
+_MOST_PAIRS = 2**26  # boxes times anchors whose overlaps are held at once: 256 MB each
 CROWD_SHARE = 0.5
 """An anchor that lies in a crowd with more than this share of its area says nothing about the background."""
 
@@ -173,7 +173,7 @@ def assign(
     another match; of boxes that ask for the same anchor the first gets it. Anchors without a match that lie in a ``crowd`` box
     (bool [B, M]), or in the band of ``rule``, are ignored.
 
-    Memory: three float tensors [b, M, A], of as many images b at once as keep each below :data:`_MOST_PAIRS` values.
+    Memory: three float tensors [b, m, A], of as many images b and boxes m at once as keep each below :data:`_MOST_PAIRS` values.
     """
     return in_groups(lambda b, u, c: _assign(anchors, b, u, c, rule), anchors, boxes, usable, crowd)
 
@@ -195,17 +195,38 @@ def in_groups(
     return Assignment(torch.cat([part.match for part in parts]), torch.cat(ignored) if ignored else None)
 
 
+def box_slices(boxes: Tensor, anchors: Tensor) -> list[slice]:
+    """Boxes [B, M, 4] in parts whose overlaps with all anchors memory holds at once."""
+    at_once = max(1, _MOST_PAIRS // (len(boxes) * len(anchors)))
+    return [slice(first, first + at_once) for first in range(0, boxes.shape[1], at_once)]
+
+
 def _assign(anchors: Tensor, boxes: Tensor, usable: Tensor, crowd: Tensor | None, rule: IouMatching) -> Assignment:
-    """As :func:`assign`, all images at once."""
-    iou = pairwise_iou(boxes, anchors)
-    iou.masked_fill_(~usable[..., None], -1.0)
-    overlap, nearest = iou.max(1)
+    """As :func:`assign`, all images at once, some boxes after the others: the first of equals is that of the earliest part."""
+    overlap = nearest = lifted = None
+    wanted: list[Tensor] = []
+    for part in box_slices(boxes, anchors):
+        iou = pairwise_iou(boxes[:, part], anchors)
+        iou.masked_fill_(~usable[:, part, None], -1.0)
+        own, index = iou.max(1)
+        if rule.force == "claim":
+            wanted.append(iou.argmax(2))
+        elif rule.force == "lift":
+            best = iou.amax(2, keepdim=True)
+            found = ((iou == best) & (best > 0)).any(1)
+            lifted = found if lifted is None else lifted | found
+        if overlap is None or nearest is None:
+            overlap, nearest = own, index
+        else:
+            better = own > overlap
+            overlap, nearest = torch.where(better, own, overlap), torch.where(better, index + part.start, nearest)
+    assert overlap is not None  # boxes has a row at least
+    assert nearest is not None
     match = torch.where(overlap >= rule.positive_iou, nearest, -1)
-    if rule.force == "claim":
-        match = _claimed(match, iou, usable)
-    elif rule.force == "lift":
-        best = iou.amax(2, keepdim=True)
-        match = torch.where(((iou == best) & (best > 0)).any(1), nearest, match)
+    if wanted:
+        match = _claimed(match, torch.cat(wanted, 1), usable)
+    elif lifted is not None:
+        match = torch.where(lifted, nearest, match)
     ignored = None if crowd is None else in_crowds(anchors, boxes, crowd) & (match < 0)
     if rule.negative_iou < rule.positive_iou:
         band = (overlap >= rule.negative_iou) & (match < 0)
@@ -213,17 +234,20 @@ def _assign(anchors: Tensor, boxes: Tensor, usable: Tensor, crowd: Tensor | None
     return Assignment(match, ignored)
 
 
-def _claimed(match: Tensor, iou: Tensor, usable: Tensor) -> Tensor:
-    """``match`` where each usable box has got the anchor that overlaps it most."""
-    count, boxes = iou.shape[2], iou.shape[1]
-    rows = torch.arange(boxes, device=iou.device).expand(usable.shape)
-    wanted = torch.where(usable, iou.argmax(2), count)  # the anchor behind the last takes the wishes of the unusable
-    asking = torch.full((len(iou), count + 1), boxes, device=iou.device)
+def _claimed(match: Tensor, wanted: Tensor, usable: Tensor) -> Tensor:
+    """``match`` [B, A] where each usable box has got the anchor that it overlaps most, ``wanted`` [B, M]."""
+    count, boxes = match.shape[1], wanted.shape[1]
+    rows = torch.arange(boxes, device=match.device).expand(usable.shape)
+    wanted = torch.where(usable, wanted, count)  # the anchor behind the last takes the wishes of the unusable
+    asking = torch.full((len(match), count + 1), boxes, device=match.device)
     asking = asking.scatter_reduce(1, wanted, rows, "amin")[:, :count]
     return torch.where(asking < boxes, asking, match)
 
 
 def in_crowds(anchors: Tensor, boxes: Tensor, crowd: Tensor) -> Tensor:
     """Anchors, bool [B, A], that lie in one of the ``crowd`` boxes (bool [B, M]) with more than half of their area."""
-    share = intersections(boxes, anchors).div_(areas(anchors)).masked_fill_(~crowd[..., None], 0.0).amax(1)
-    return share > CROWD_SHARE
+    inside = torch.zeros(len(boxes), len(anchors), dtype=torch.bool, device=boxes.device)
+    for part in box_slices(boxes, anchors):
+        share = intersections(boxes[:, part], anchors).div_(areas(anchors)).masked_fill_(~crowd[:, part, None], 0.0)
+        inside = inside | (share.amax(1) > CROWD_SHARE)
+    return inside

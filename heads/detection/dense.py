@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from effbackbones.contracts import BoxTargets, Detections, FeatureSpec, Head, ImageSizes
-from heads.detection.anchors import Assignment, Deltas, IouMatching, anchor_grid, pairwise_iou
+from heads.detection.anchors import Assignment, Deltas, IouMatching, anchor_grid, box_slices, pairwise_iou
 from heads.detection.criteria import BoxLosses, ClassLoss, Coder, Focal, Matched
 from heads.detection.nms import Selection, candidates
 from heads.options import taken
+from heads.targets import check_boxes
 
 _FIXED_POINT = 2.0**32  # units of the anchor shapes, so that `.half()` cannot round them
 Matching = Callable[[Tensor, Tensor, Tensor, Tensor | None], Assignment]
@@ -143,6 +144,10 @@ class DenseHead(Head):
         """By what the losses in ``counted`` are divided: the number of positive anchors."""
         return dict.fromkeys(self.counted, matched.positive.sum())
 
+    def check_targets(self, targets: BoxTargets, sizes: ImageSizes) -> None:
+        """Labels 0..K-1 or -1 for padding, boxes x1 y1 x2 y2 in pixels, finite, with corners in that order."""
+        check_boxes(targets, len(sizes.valid), self.num_classes)
+
     def matched(self, raw: Any, targets: BoxTargets) -> Matched:
         """What each anchor is to say."""
         targets = _at_least_one(targets)
@@ -190,7 +195,8 @@ class DenseHead(Head):
         if not isinstance(self.matching, IouMatching):
             return {}
         boxes, labels, crowd = _at_least_one(targets)
-        best = pairwise_iou(boxes, self._anchors_for(sizes).to(boxes)).amax(2)
+        anchors = self._anchors_for(sizes).to(boxes)
+        best = torch.cat([pairwise_iou(boxes[:, part], anchors).amax(2) for part in box_slices(boxes, anchors)], 1)
         return {"best_anchor_iou": torch.where((labels >= 0) & ~crowd, best, -1.0)[:, : targets.labels.shape[1]]}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heads.detection.anchors import Assignment, areas, center_size, in_crowds, in_groups
+from heads.detection.anchors import Assignment, areas, box_slices, center_size, in_crowds, in_groups
 from heads.options import number
 
 POINT = ((1.0, 1.0),)
@@ -58,6 +58,16 @@ class CenterMatching:
         return in_groups(lambda b, u, c: self._match(anchors, b, u, c), anchors, boxes, usable, crowd)
 
     def _match(self, anchors: Tensor, boxes: Tensor, usable: Tensor, crowd: Tensor | None) -> Assignment:
+        size = boxes.new_full((len(boxes), len(anchors)), math.inf)
+        match = torch.full_like(size, -1, dtype=torch.int64)
+        for part in box_slices(boxes, anchors):
+            own, index = self._sizes(anchors, boxes[:, part], usable[:, part]).min(1)
+            smaller = own < size
+            size, match = torch.where(smaller, own, size), torch.where(smaller, index + part.start, match)
+        return Assignment(match, None if crowd is None else in_crowds(anchors, boxes, crowd) & (match < 0))
+
+    def _sizes(self, anchors: Tensor, boxes: Tensor, usable: Tensor) -> Tensor:
+        """Areas [B, M, A] of the boxes at the points that they suit, infinity elsewhere."""
         points, strides = center_size(anchors)
         middles, _ = center_size(boxes)
         stride = strides.amax(1)
@@ -72,9 +82,7 @@ class CenterMatching:
             suits = suits & near & (torch.minimum(before, behind) > 0)
             longest = torch.maximum(longest, torch.maximum(before, behind))
         suits = suits & (longest > least) & (longest < most)
-        size, index = torch.where(suits, areas(boxes)[..., None], math.inf).min(1)
-        match = torch.where(size < math.inf, index, -1)
-        return Assignment(match, None if crowd is None else in_crowds(anchors, boxes, crowd) & (match < 0))
+        return torch.where(suits, areas(boxes)[..., None], math.inf)
 
 
 def centerness(boxes: Tensor, anchors: Tensor) -> Tensor:

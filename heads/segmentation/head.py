@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec
@@ -15,6 +17,7 @@ from effbackbones.weights.pretrained import Adopted, Pretrained
 from heads.options import choice, number, whole
 from heads.segmentation import losses
 from heads.segmentation.smp_names import Segmenter
+from heads.targets import require_all, require_tensor, values
 
 
 class SegmentationHead(Head):
@@ -125,6 +128,31 @@ class SegmentationHead(Head):
         weights = cast(Tensor | None, self._class_weights)
         found = losses.counts(targets, self.mode, self.num_classes, weights, self.ignore_index)
         return {name: found[name] for name in self.counted}
+
+    def check_targets(self, targets: Tensor, sizes: ImageSizes) -> None:
+        """Classes 0..K-1, binary 0 and 1, multi-label shares in 0..1; or ``ignore_index``."""
+        batch, several, ignore = len(sizes.valid), self.mode == "multilabel", self.ignore_index
+        shape = (batch, self.num_classes, *sizes.batch) if several else (batch, *sizes.batch)
+        require_tensor("targets", targets, [shape], f"masks {list(shape)}")
+        if (found := values(targets)) is None:
+            return
+        most = 1 if self.mode != "multiclass" else self.num_classes - 1
+        kind = "a share in 0..1" if several else f"a class of 0..{most}"
+        remedy = f"write what is to be ignored as {ignore}, or set head_options.ignore_index"
+        holds = ((found >= 0) & (found <= most)) | (found == ignore)
+        require_all("targets", found, holds, f"{kind}, or {ignore}", remedy)
+        if self.mode == "binary" and ignore == losses.IGNORE_INDEX and not (found == 1).any():
+            height, width = sizes.valid.unbind(1)
+            inside = self._inside(found.shape, height.tolist(), width.tolist())
+            odd = (found == ignore) & inside & (found == 0).any()
+            remedy = "write foreground as 1; what is unknown as another number, and set head_options.ignore_index to it"
+            require_all("targets", found, ~odd, f"0 and 1 (no pixel is 1, and {ignore} is ignored)", remedy)
+
+    @staticmethod
+    def _inside(shape: tuple[int, ...], heights: Sequence[int], widths: Sequence[int]) -> NDArray[np.bool_]:
+        """Pixels [B, H, W] that are no padding."""
+        rows, columns = np.arange(shape[1])[:, None], np.arange(shape[2])
+        return np.stack([(rows < height) & (columns < width) for height, width in zip(heights, widths, strict=True)])
 
     def adopt(self, weights: Pretrained) -> Adopted:
         """As :meth:`Head.adopt`; of a whole model of smp only what belongs to this decoder, and what differs is said."""

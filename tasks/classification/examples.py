@@ -35,7 +35,8 @@ class ConfidentMistakes:
     that is most wrong."""
 
     def __init__(self, classes: Sequence[str], multilabel: bool = False) -> None:
-        self.classes, self.multilabel = classes, multilabel
+        single = len(classes) == 1 and not multilabel
+        self.classes, self.multilabel = [f"not {classes[0]}", classes[0]] if single else classes, multilabel
         self._worst: list[tuple[float, int, Mistake]] = []
         self._seen = 0
 
@@ -52,6 +53,8 @@ class ConfidentMistakes:
 
     def _mistake(self, probabilities: NDArray[np.float32], label: Any) -> tuple[float, str] | None:
         """How sure a prediction is of what is wrong, and that; None if all is right."""
+        if len(probabilities) == 1 and not self.multilabel:
+            probabilities = np.array([1 - probabilities[0], probabilities[0]])
         if not self.multilabel:
             guess = int(probabilities.argmax())
             return (
@@ -59,7 +62,7 @@ class ConfidentMistakes:
                 if guess == label
                 else (float(probabilities[guess]), f"{self.classes[label]}, taken for {self.classes[guess]}")
             )
-        errors = np.abs(probabilities - label)
+        errors = np.where(label >= 0, np.abs(probabilities - label), 0.0)  # unknown labels are no mistakes
         worst = int(errors.argmax())
         what = "overlooked" if label[worst] else "seen where there is none"
         return (float(errors[worst]), f"{self.classes[worst]}, {what}") if errors[worst] > 0.5 else None

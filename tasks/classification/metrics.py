@@ -22,7 +22,8 @@ class ClassificationMetrics(Metric):
     """Top-1, top-5, F1, calibration and confusion of single-label samples; average precision of multi-label ones.
 
     ``update(probabilities, targets)`` takes float [B, K] in 0..1 and int64 [B] (float 0 or 1 [B, K] with
-    ``multilabel``). ``compute()`` gives, JSON-like:
+    ``multilabel``; of a single class that is not, the probability [B, 1] of it and targets 0 and 1, scored as the two classes
+    ``not NAME`` and NAME). ``compute()`` gives, JSON-like:
 
     * single-label: ``samples``, ``non_finite`` (samples), ``top1``, ``top5`` (None up to five classes, where it would be
       1 whatever the model says; ties go to the lower class index), ``macro_f1``, ``ece``, ``per_class`` (name ->
@@ -32,7 +33,8 @@ class ClassificationMetrics(Metric):
       ``macro_f1`` and ``micro_f1`` at threshold 0.5, ``ece``, ``per_class`` (with ``ap``), ``reliability``.
 
     ``ece`` is the expected calibration error with ``bins`` equal bins (Guo et al. 2017, On Calibration of Modern Neural
-    Networks, eq. 3), of the top-1 confidence, or of every entry's probability with ``multilabel``. Average precision
+    Networks, eq. 3), of the top-1 confidence, or of every entry's probability with ``multilabel``. With ``ignore_unknown`` labels
+    that are -1 or NaN are in no figure. Average precision
     is the step-wise sum of precision over recall, equal scores being one step.
     """
 
@@ -48,12 +50,17 @@ class ClassificationMetrics(Metric):
     scores: list[Tensor]
     labels: list[Tensor]
 
-    def __init__(self, classes: Sequence[str], multilabel: bool = False, bins: int = 15) -> None:
+    known: list[Tensor]
+
+    def __init__(
+        self, classes: Sequence[str], multilabel: bool = False, bins: int = 15, *, ignore_unknown: bool = False
+    ) -> None:
         super().__init__()
         if len(set(classes)) != len(classes) or not classes or bins < 1:
             raise UserError("metrics", f"expected distinct class names and at least one bin, got {classes} and {bins}")
-        self.classes = tuple(classes)
-        self.multilabel = multilabel
+        self.binary = len(classes) == 1 and not multilabel
+        self.classes = (f"not {classes[0]}", classes[0]) if self.binary else tuple(classes)
+        self.multilabel, self.ignore_unknown = multilabel, ignore_unknown
         self.bins = bins
         self.add_state("calibration", nothing_counted(bins), "sum")
         self.add_state("non_finite", torch.tensor(0), "sum")
@@ -61,9 +68,11 @@ class ClassificationMetrics(Metric):
         if multilabel:
             self.add_state("scores", [], "cat")
             self.add_state("labels", [], "cat")
+            self.add_state("known", [], "cat")
         else:
             # The last column holds samples whose prediction is not finite: they have a true class and no predicted one.
-            self.add_state("confusion", torch.zeros(len(classes), len(classes) + 1, dtype=torch.int64), "sum")
+            known = len(self.classes)
+            self.add_state("confusion", torch.zeros(known, known + 1, dtype=torch.int64), "sum")
             self.add_state("top5_correct", torch.tensor(0), "sum")
         self.reset()
 
@@ -72,13 +81,15 @@ class ClassificationMetrics(Metric):
         super().reset()
         if self.multilabel:  # torchmetrics joins processes by shape and type, and one of them may have no sample
             empty = torch.zeros(0, len(self.classes), device=self.device)
-            self.scores, self.labels = [empty], [empty.bool()]
+            self.scores, self.labels, self.known = [empty], [empty.bool()], [empty.bool()]
 
     def update(self, probabilities: Tensor, targets: Tensor) -> None:
         """Count a batch; nothing is copied to the host. An empty one adds nothing, whatever its form."""
         batch, k = len(probabilities), len(self.classes)
         if not batch:
             return
+        if self.binary and probabilities.shape == (batch, 1):
+            probabilities = torch.cat([1 - probabilities, probabilities], 1)
         expected = (batch, k) if self.multilabel else (batch,)
         if (
             probabilities.shape != (batch, k)
@@ -97,12 +108,16 @@ class ClassificationMetrics(Metric):
             [(outside & probabilities.isfinite()).sum(), self._unusable(targets).sum()]
         )
         if self.multilabel:
-            self._update_multilabel(probabilities, targets > 0.5)
+            known = targets >= 0 if self.ignore_unknown else torch.ones_like(targets, dtype=torch.bool)
+            self._update_multilabel(probabilities, targets > 0.5, known)
         else:
             self._update_single(probabilities, targets.long().clamp(0, k - 1))
 
     def _unusable(self, targets: Tensor) -> Tensor:
-        return (targets != 0) & (targets != 1) if self.multilabel else (targets < 0) | (targets >= len(self.classes))
+        if not self.multilabel:
+            return (targets < 0) | (targets >= len(self.classes))
+        wrong = (targets != 0) & (targets != 1)
+        return wrong & (targets != -1) & ~targets.isnan() if self.ignore_unknown else wrong
 
     def _update_single(self, probabilities: Tensor, targets: Tensor) -> None:
         k = len(self.classes)
@@ -118,13 +133,15 @@ class ClassificationMetrics(Metric):
         self.top5_correct = self.top5_correct + (finite & (rank < 5)).sum()
         self.calibration = counted(self.calibration, confidence, best == targets, finite)
 
-    def _update_multilabel(self, probabilities: Tensor, positive: Tensor) -> None:
+    def _update_multilabel(self, probabilities: Tensor, positive: Tensor, known: Tensor) -> None:
         finite = probabilities.isfinite()
-        self.non_finite = self.non_finite + (~finite).sum()
-        self.calibration = counted(self.calibration, probabilities.flatten(), positive.flatten(), finite.flatten())
+        self.non_finite = self.non_finite + (~finite & known).sum()
+        counts = (finite & known).flatten()
+        self.calibration = counted(self.calibration, probabilities.flatten(), positive.flatten(), counts)
         worst = torch.where(positive, -torch.inf, 2.0)  # never found, or above every probability
         self.scores.append(torch.where(finite, probabilities, worst))
         self.labels.append(positive)
+        self.known.append(known)
 
     def compute(self) -> dict[str, Any]:
         """The scores of all samples so far. Impossible probabilities or targets raise :class:`UserError`."""
@@ -162,23 +179,24 @@ class ClassificationMetrics(Metric):
         }
 
     def _compute_multilabel(self) -> dict[str, Any]:
-        scores, positive = (dim_zero_cat(state).cpu() for state in (self.scores, self.labels))
-        chosen = scores > _THRESHOLD
+        scores, positive, known = (dim_zero_cat(state).cpu() for state in (self.scores, self.labels, self.known))
+        chosen = (scores > _THRESHOLD) & known
         hits, extra, missed = (
             entries.sum(0) for entries in (chosen & positive, chosen & ~positive, ~chosen & positive)
         )
         per_class = self._per_class(hits, extra, missed)
         for index, row in enumerate(per_class.values()):
-            row["ap"] = average_precision(scores[:, index], positive[:, index])
+            rows = known[:, index]
+            row["ap"] = average_precision(scores[rows, index], positive[rows, index])
         positives, doubled = int(positive.sum()), 2 * int(hits.sum())
         return {
             "samples": len(scores),
             "non_finite": int(self.non_finite),
             "map": mean([row["ap"] for row in per_class.values()]),
-            "micro_ap": average_precision(scores.flatten(), positive.flatten()),
+            "micro_ap": average_precision(scores[known], positive[known]),
             "macro_f1": mean([row["f1"] for row in per_class.values()]),
             "micro_f1": doubled / (positives + int(chosen.sum())) if positives else None,
-            "ece": calibration_error(self.calibration, scores.numel(), int(self.non_finite)),
+            "ece": calibration_error(self.calibration, int(known.sum()), int(self.non_finite)),
             "per_class": per_class,
             "reliability": reliability(self.calibration),
         }

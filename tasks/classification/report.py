@@ -34,7 +34,7 @@ def classification_report(folder: Path, summary: Summary, mistakes: Sequence[Mis
     """Write ``report.html`` into ``folder``; returns its path. ``mistakes`` are shown in falling confidence."""
     scores = summary.results.scores
     report = begun(summary, ("top1", "top5", "map", "macro_f1"), _MEANING)
-    add_training(report, summary.history)
+    add_training(report, summary)
     add_confusion(report, scores)
     add_calibration(report, scores)
     add_classes(report, scores)

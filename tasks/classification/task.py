@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -21,11 +21,13 @@ from tasks.classification.files import PredictionFiles
 from tasks.classification.metrics import ClassificationMetrics
 from tasks.classification.report import ClassificationReporter
 from tasks.classification.results import stacked
+from tasks.classification.statistics import class_weights, label_pairs, positive_weights
 from tasks.data.batch import Batch
 from tasks.data.collating import class_targets, collate
 from tasks.data.dataset import Dataset
 from tasks.data.door import class_transform
 from tasks.data.sample import Sample, Transform
+from tasks.data.sampling import Repeated, balanced
 from tasks.data.transforms.mixing import mix
 from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
@@ -57,7 +59,26 @@ class Classification(TaskSpec):
         smoothing = 0.0 if config.data.mixup or config.data.cutmix else config.optim.label_smoothing
         # What is off is not said, so that a head of the user's need not know it.
         options = (("multilabel", config.data.multilabel), ("label_smoothing", smoothing))
-        return told_of_head(self, config, dataset, {name: value for name, value in options if value})
+        implied = {name: value for name, value in options if value}
+        return told_of_head(self, config, dataset, implied | self._weights(config, dataset))
+
+    def _weights(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
+        """Weights of classes that the training data imply; of several tasks class_weights speaks of masks."""
+        kind, several = config.optim.class_weights, config.data.multilabel
+        if kind is None or dataset is None or not isinstance(config.model.task, str):
+            return {}
+        if several and kind == "balanced":
+            return {} if "pos_weight" in config.model.head_options else {"pos_weight": positive_weights(dataset)}
+        if "class_weights" in config.model.head_options:
+            return {}
+        return {"class_weights": class_weights(dataset, kind, multilabel=several)}
+
+    def view(self, config: Config, dataset: Dataset) -> Dataset:
+        if not config.data.balance:
+            return dataset
+        pairs = label_pairs(dataset, multilabel=config.data.multilabel)
+        indices = balanced(*pairs, len(dataset), config.data.balance, config.run.seed)
+        return cast(Dataset, Repeated(dataset, indices))
 
     def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
         return class_transform(config.data, model.image_spec, train=train)
@@ -85,6 +106,7 @@ class Classification(TaskSpec):
             mixup=data.mixup,
             cutmix=data.cutmix,
             smoothing=config.optim.label_smoothing,
+            multilabel=config.data.multilabel,
             seed=config.run.seed,
             step=step,
         )
@@ -102,7 +124,8 @@ class Classification(TaskSpec):
         return together[found], labels.to(together.device)
 
     def metrics(self, config: Config, classes: Sequence[str]) -> Metric:
-        return ClassificationMetrics(classes, multilabel=config.data.multilabel)
+        unknown = bool(config.model.head_options.get("ignore_unknown", False))
+        return ClassificationMetrics(classes, multilabel=config.data.multilabel, ignore_unknown=unknown)
 
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return ClassificationReporter(classes, config.data.multilabel)
@@ -116,7 +139,8 @@ class Classification(TaskSpec):
         tell: Callable[[str], None],
         originals: Originals | None = None,
     ) -> Writer:
-        return PredictionFiles(out, classes, bool(getattr(model.head, "multilabel", False)), tell)
+        several = bool(getattr(model.head, "multilabel", False))
+        return PredictionFiles(out, classes, several, tell, every=config.run.probabilities)
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
         if num_classes != 1000:

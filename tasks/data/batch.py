@@ -39,7 +39,8 @@ MAX_SKIPPED = 0.01
 @dataclass
 class ImageMeta:
     """What a batch remembers of an image: ``original`` (H, W), the ``plan`` that restores predictions to it, and what those
-    are scored against: the ``label`` or the labels float32 [K], the boxes of ``truth``, the classes of ``mask`` uint8 [original]."""
+    are scored against: the ``label`` or the labels float32 [K], the boxes of ``truth``, the classes of ``mask`` uint8 [original],
+    the ``target`` of a task of the user's."""
 
     id: str
     path: str
@@ -49,15 +50,15 @@ class ImageMeta:
     truth: Truth | None = None
     mask: Mask | None = None
     label: int | NDArray[np.float32] | None = None
+    target: Any = None
 
     @classmethod
     def of(cls, sample: Sample) -> "ImageMeta":
         """The meta data of a sample."""
         height, width = sample.original or sample.image.shape[:2]
         label = sample.labels if sample.label is None else sample.label
-        return cls(
-            sample.id, sample.path, (height, width), sample.plan, sample.skipped, sample.truth, sample.truth_mask, label
-        )
+        known = sample.plan, sample.skipped, sample.truth, sample.truth_mask, label, sample.target
+        return cls(sample.id, sample.path, (height, width), *known)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Does a data set keep its promises? The first broken one, in words."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from effbackbones.images.geometry import Pixels
 from tasks.data.dataset import Dataset
 from tasks.data.sample import IGNORE, Sample
 
-_FIELDS = ("label", "labels", "boxes", "box_labels", "crowd", "mask")
+_FIELDS = ("label", "labels", "boxes", "box_labels", "crowd", "mask", "target")
 
 
 def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", labels: Sequence[str] = ()) -> None:
@@ -164,5 +165,12 @@ def _unlike(sample: Sample, first: Sample, name: str, fields: Iterable[str]) -> 
 def _changed(sample: Sample, again: Sample) -> Iterable[str]:
     """Fields that came out differently when read again."""
     for field in ("id", "image", *_FIELDS):
-        if not np.array_equal(getattr(sample, field), getattr(again, field)):
+        if not _same(getattr(sample, field), getattr(again, field)):
             yield f"{field}: reading the sample again gives another one"
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal; those of a target may lie in dictionaries."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return bool(np.array_equal(one, other))

@@ -25,8 +25,9 @@ from tasks.data.sets.masks import MaskDataset, open_class_masks, open_masks
 from tasks.data.sets.painting import NO_SEGMENTATION, UNLABELLED
 from tasks.data.sets.shapes import CLASSES, SPLITS, ShapesDataset
 from tasks.data.sets.table import TableDataset
-from tasks.data.sets.voc import open_voc
+from tasks.data.sets.voc import FIRST_PIXEL, open_voc
 from tasks.data.sets.yolo import open_yolo
+from tasks.data.sets.yolorows import ROWS
 from tasks.data.transforms.images import ClassificationTransform
 from tasks.data.transforms.listed import Listed, check_listed, names_in
 from tasks.data.transforms.window import ViewTransform
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 _READ = ("channels", "depth", "reduced")
 _CLASSES = ("classes", "rename")
+_BOXES = (*_CLASSES, "duplicates")
+IGNORED, ROTATION = ("object", "crowd"), ("keep", "enclose")
 _IMAGES = ("train_images", "val_images", "test_images", "images")
 _PER_CLASS = ("mask_names", "overlap", "without_masks")
 _PAIRS = ("images", "masks", "list", "image_suffix", "mask_suffix")
@@ -62,6 +65,8 @@ def folder(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Fol
         ignore_others=options.word("other_files", ("stop", "ignore")) == "ignore",
         rename=options.renames(),
         least=2 if classes is None and split == "train" else 1,
+        root=_root(data),
+        links=data.links,
     )
 
 
@@ -90,6 +95,7 @@ def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Tabl
         form=_table_format(options),
         suffix=options.text("suffix") or "",
         rename=options.renames(),
+        links=data.links,
     )
 
 
@@ -125,13 +131,18 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
 
     Options: ``images``, the folder that ``file_name`` is relative to, or one for each split (``train_images``, ...);
     ``classes``, names of those wanted, whose boxes alone are kept; ``rename``, a list of ``old=new``, which comes before
-    ``classes``; those of :func:`image_reader`; and for masks ``unlabelled`` (``background`` or ``ignore``) and ``no_segmentation``
-    (``ignore``, ``box`` or ``stop``).
+    ``classes``, and where several may become one; those of :func:`image_reader`; for masks ``unlabelled`` (``background`` or ``ignore``)
+    and ``no_segmentation`` (``ignore``, ``box`` or ``stop``); and for what tools write, each told where it occurs:
+
+    * ``ignored`` (``object`` or ``crowd``): what annotations are that have a mark to be ignored;
+    * ``rotation`` (``keep`` or ``enclose``): boxes that are turned as they are, or those around them;
+    * ``duplicates`` (``keep`` or ``drop``): objects that are there twice;
+    * ``supercategories`` (``drop`` or ``keep``): categories without objects that are only above others.
 
     A sample has what ``data.labels`` asks for: ``boxes`` (as if nothing is asked), ``labels`` or ``label`` as in
     :class:`BoxDataset`, ``mask``; any of them at once.
     """
-    known = (*_READ, *_IMAGES, *_CLASSES, "unlabelled", "no_segmentation")
+    known = (*_READ, *_IMAGES, *_BOXES, "unlabelled", "no_segmentation", "ignored", "rotation", "supercategories")
     options, root = DataOptions(data.name, data.options, known), _root(data)
     return open_coco(
         root,
@@ -140,6 +151,8 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
         folder=_image_folder(data, split, root),
         unlabelled=options.word("unlabelled", UNLABELLED),
         no_segmentation=options.word("no_segmentation", NO_SEGMENTATION),
+        ignored=options.word("ignored", IGNORED),
+        rotation=options.word("rotation", ROTATION),
     )
 
 
@@ -147,27 +160,39 @@ def voc(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDat
     """Data set ``voc``: split ``split`` is the list ``data.train``, ``data.val`` or ``data.test`` of ``ImageSets/Main`` below
     ``data.root``, by default the split's own; see :func:`tasks.data.sets.voc.open_voc`.
 
-    Options: ``difficult`` (``ignore`` or ``keep``), ``classes`` (a list, labels in its order), ``rename`` (a list of
-    ``old=new``) and those of :func:`image_reader`.
+    Options: ``difficult`` (``ignore`` or ``keep``), ``first_pixel`` (1 as in VOC, 0, or ``auto``: 0 where corners show it), ``classes`` (a
+    list, labels in its order), ``rename`` (a list of ``old=new``, several may become one), ``duplicates`` (``keep`` or ``drop``) and
+    those of :func:`image_reader`.
     """
-    options = DataOptions(data.name, data.options, (*_READ, *_CLASSES, "difficult"))
-    difficult = options.word("difficult", ("ignore", "keep"))
+    options = DataOptions(data.name, data.options, (*_READ, *_BOXES, "difficult", "first_pixel"))
     root, wanted = _root(data), _wanted(data, split, classes, options)
     _refuse_masks(data)
-    return open_voc(root, wanted, listing=_named(data, split), ignore_difficult=difficult == "ignore")
+    return open_voc(
+        root,
+        wanted,
+        listing=_named(data, split),
+        ignore_difficult=options.word("difficult", ("ignore", "keep")) == "ignore",
+        first_pixel=options.word("first_pixel", FIRST_PIXEL),
+        whole=bool(data.shares),
+    )
 
 
 def yolo(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDataset:
-    """Data set ``yolo``: split ``split`` lies in the folders ``data.train``, ``data.val`` or ``data.test`` below ``data.root``,
-    by default the split's own; see :func:`tasks.data.sets.yolo.open_yolo`.
+    """Data set ``yolo``: split ``split`` lies in the folders (or is the text file of paths) ``data.train``, ``data.val`` or ``data.test``
+    below ``data.root``, by default what ``data.yaml`` says there, or the split's own; ``data.root`` may be a ``data.yaml`` itself. See
+    :func:`tasks.data.sets.yolo.open_yolo`.
 
-    Options: ``names``; ``classes`` (names of those wanted), ``rename`` (a list of ``old=new``) and those of
+    Options: ``names``; ``rows`` (``auto``, ``outline`` or ``pose``: what lines of more than five numbers are); ``classes`` (names of
+    those wanted), ``rename`` (a list of ``old=new``, several may become one), ``duplicates`` (``keep`` or ``drop``) and those of
     :func:`image_reader`.
     """
-    options = DataOptions(data.name, data.options, (*_READ, *_CLASSES, "names"))
-    root, wanted = _root(data), _wanted(data, split, classes, options)
+    options = DataOptions(data.name, data.options, (*_READ, *_BOXES, "names", "rows"))
+    root = _root(data, or_file=True)
+    wanted = _wanted(data, split, classes, options)
     _refuse_masks(data)
-    return open_yolo(root, wanted, name=_named(data, split), names=data.options.get("names"))
+    name: str | None = getattr(data, split)
+    names, rows = data.options.get("names"), options.word("rows", ROWS)
+    return open_yolo(root, wanted, name=name, names=names, rows=rows, whole=bool(data.shares))
 
 
 def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> MaskDataset:
@@ -194,7 +219,7 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
     images, masks_in, listing, before, behind = (options.text(name) for name in _PAIRS)
     names = {one: _named(data, one) for one in ("train", split)}
     single = bool(data.shares)
-    pairing = Pairing(root, names, images, masks_in, listing, before, behind, single)
+    pairing = Pairing(root, names, images, masks_in, listing, before, behind, single, data.links)
     read, pattern = image_reader(data, split), options.text("mask_names")
     if pattern is not None:
         return _class_masks(options, pairing, split, declared, pattern, classes, read)
@@ -395,12 +420,12 @@ def _named(data: DataConfig, split: str) -> str:
     return name or split
 
 
-def _root(data: DataConfig) -> Path:
-    """``data.root`` as a folder that exists."""
+def _root(data: DataConfig, *, or_file: bool = False) -> Path:
+    """``data.root`` as a folder that exists, or perhaps a YAML file."""
     if data.root is None:
         raise UserError("data.root", f"data set {data.name!r} needs a folder", "set data.root")
     root = Path(data.root).expanduser()
-    if not root.is_dir():
+    if not root.is_dir() and not (or_file and root.is_file() and root.suffix in (".yaml", ".yml")):
         raise UserError("data.root", f"there is no folder {root}", "correct data.root")
     return root
 
@@ -416,6 +441,9 @@ def _wanted(data: DataConfig, split: str, classes: tuple[str, ...] | None, optio
         data.allow_bad_boxes,
         data.on_error,
         image_reader(data, split),
+        data.links,
+        options.word("duplicates", ("keep", "drop")),
+        options.word("supercategories", ("drop", "keep")),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class Sample:
     all), ``original``, (H, W) before. ``skipped``: messages on unreadable samples that this one stands for.
     ``truth``: what boxes are scored against, where the data set knows it better than ``Truth.of`` would make it.
     ``truth_mask``: the mask before any transform, which predictions are scored against.
+    ``target``: free for a task of your own (a number, an array, a dict of them); transforms and batches pass it on as it is.
     """
 
     image: Pixels
@@ -60,6 +61,7 @@ class Sample:
     box_labels: NDArray[np.int64] | None = None
     crowd: NDArray[np.bool_] | None = None
     mask: Mask | None = None
+    target: Any = None
     original: Size | None = None
     plan: ResizePlan | None = None
     skipped: tuple[str, ...] = ()

@@ -85,6 +85,21 @@ def repeat_factors(dataset: "Dataset", threshold: float, seed: int = 0) -> Indic
     shares = np.bincount(labels, minlength=len(dataset.classes)).clip(min=1) / len(dataset)
     factors = np.ones(len(dataset))
     np.maximum.at(factors, images, np.sqrt(threshold / shares)[labels])
+    return _repeated(factors, seed)
+
+
+def balanced(images: Indices, labels: Indices, count: int, power: float, seed: int = 0) -> Indices:
+    """Indices int64 [N] of ``count`` samples in rising order, those with rare classes several times: by (n_max / n) ** ``power``, n
+    being how many have the class, rounded up or down at random by its fraction, from ``seed``. A sample of several classes goes by
+    the rarest. ``images`` and ``labels`` int64 [P]: the sample and the class of every label."""
+    counts = np.bincount(labels)
+    factors = np.ones(count)
+    np.maximum.at(factors, images, (counts.max(initial=1) / counts[labels]) ** power)
+    return _repeated(factors, seed)
+
+
+def _repeated(factors: NDArray[np.float64], seed: int) -> Indices:
+    """Each sample by its factor, of which the fraction is the chance of one more."""
     whole = np.floor(factors).astype(np.int64)
     more = np.random.default_rng(seed).random(len(factors)) < factors - whole
     return np.repeat(np.arange(len(factors)), whole + more)

@@ -4,13 +4,14 @@ few images through the whole path to the scores.
 Everything here goes through the same transform, collation and restoration as training and evaluation do.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from effbackbones.contracts import BoxTargets, Detections
@@ -44,14 +45,38 @@ def quick_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping
     The first part that fails raises :class:`UserError`, which names it.
     """
     for split, dataset in datasets.items():
+        for note in getattr(dataset, "notes", ()):
+            tell(f"{split}: {note}")
         table = getattr(dataset, "table", None)
         if isinstance(table, BoxTable):
             for line in table.repairs.lines():
                 tell(f"{split}: {line}")
             check_headers(table, config.data.on_error, tell)
-    _tell_coverage(statistics(config, model, datasets["train"]), model, tell)
+    for line in told_of_classes(datasets):
+        tell(line)
+    found = statistics(config, model, datasets["train"])
+    check_sides(found.network, config.data.min_box, model, tell)
+    _tell_coverage(found, model, tell)
     for split, dataset in datasets.items():
         check_scores(task, config, model, dataset, split)
+
+
+def told_of_classes(datasets: Mapping[str, Dataset]) -> Iterator[str]:
+    """What to say of classes that no training object has, and of files that number the classes in other ways."""
+    tables = {
+        split: table for split, data in datasets.items() if isinstance(table := getattr(data, "table", None), BoxTable)
+    }
+    train = tables.get("train")
+    if train is None:
+        return
+    none = [name for name, count in zip(train.classes, train.counts().tolist(), strict=True) if not count]
+    if none:
+        shown = ", ".join(none[:10]) + (", ..." if len(none) > 10 else "")
+        yield f"train: {len(none)} of {len(train.classes)} classes have no object: {shown}"
+    for split, table in tables.items():
+        if table.category_ids != train.category_ids:
+            ids, others = (", ".join(map(str, found.category_ids[:8])) for found in (table, train))
+            yield f"{split}: its category ids are {ids}, those of training {others}: classes are matched by their names"
 
 
 def check_headers(table: BoxTable, on_error: str = "stop", tell: Tell = print) -> None:
@@ -78,6 +103,20 @@ def check_headers(table: BoxTable, on_error: str = "stop", tell: Tell = print) -
         raise UserError(
             table.path(index), f"{claimed}; boxes would lie elsewhere", "correct width and height, or the file"
         )
+
+
+def check_sides(sides: NDArray[np.float64], least: float, model: Model, tell: Tell) -> None:
+    """Count the boxes, of ``sides`` [N, 2] in pixels as the network sees them, that training leaves out because a side is below
+    ``least``. If those are all, :class:`UserError` is raised: nothing would be learnt."""
+    gone = ~((sides >= least) & (sides > 0)).all(1)
+    if not gone.any():
+        return
+    size = " x ".join(map(str, model.image_spec.size))
+    many = f"{gone.sum():,} of {len(sides):,} boxes have a side of less than {least:g} pixels at image size {size}"
+    if gone.all():
+        what = f"the objects are too small at image_size: {many}, the largest side is {sides.max():.2g} pixels"
+        raise UserError("data.image_size", what, "raise it, cut the images into smaller ones, or correct the boxes")
+    tell(f"boxes: {many}, and are not trained on: raise data.image_size, or lower data.min_box")
 
 
 def _tell_coverage(found: BoxStatistics, model: Model, tell: Tell) -> None:

@@ -65,7 +65,7 @@ def detection_report(
     """
     scores = summary.results.scores
     report = begun(summary, ("AP", "AP50"), _MEANING, {_PER_IMAGE})
-    add_training(report, summary.history, _CURVES)
+    add_training(report, summary, _CURVES)
     _precision_recall(report, scores)
     add_classes(report, scores)
     if examples is not None:

@@ -38,6 +38,7 @@ class Detection(TaskSpec):
     name: ClassVar[str] = "det"
     command: ClassVar[str] = "detect"
     targets = staticmethod(box_targets)
+    numbered_by_file: ClassVar[tuple[str, ...]] = ("category_ids",)
     goal = GOAL
 
     def monitor(self, config: Config) -> str:

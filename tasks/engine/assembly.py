@@ -2,10 +2,10 @@
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from effbackbones.checkpoint import load_model
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from tasks.data.batch import KeyedDataset
+from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.division import Division, divided
 from tasks.data.door import reading_spec
@@ -25,6 +25,8 @@ from tasks.data.knowledge import ids_of
 from tasks.data.pixels import mean_and_std
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
+from tasks.engine.batchnorm import FEW_STEPS, IMAGES, Statistics
+from tasks.engine.cores import cores
 from tasks.engine.ema import Ema
 from tasks.engine.loading import Loader
 from tasks.engine.optim import build_optimizer, scaled_lr
@@ -127,7 +129,7 @@ def same_labels(
 ) -> None:
     """Refuse a data set whose label record differs from ``expected``, that of ``other``; what that does not know is passed over."""
     for name, value in task.label_record(config, dataset).items():
-        if expected.get(name, value) != value:
+        if name not in task.numbered_by_file and expected.get(name, value) != value:
             raise UserError(
                 where,
                 f"its {name} are {str(value)[:60]}, those of {other} {str(expected[name])[:60]}",
@@ -276,11 +278,6 @@ def workers(config: Config) -> int:
     return min(cores(), 8) if config.data.workers is None else config.data.workers
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def spread(count: int, limit: int) -> np.ndarray:
     """At most ``limit`` of ``range(count)``, spread evenly over it, int64."""
     return np.arange(min(count, limit)) * count // max(min(count, limit), 1)
@@ -308,6 +305,25 @@ def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, 
         pin=run_device(config).type == "cuda",
         seed=config.run.seed,
     )
+
+
+def batch_norm_statistics(
+    config: Config, task: TaskSpec, dataset: Dataset, model: Model, steps: int, device: torch.device
+) -> Statistics | None:
+    """Of a run of few ``steps``, what takes the statistics of its batch norms anew, from training images in batches as training sees
+    them; of a longer one None."""
+    if steps >= FEW_STEPS:
+        return None
+    size = max(2, config.data.batch_size // (processes.here().world * config.optim.accumulate))
+    alone = replace(config, data=replace(config.data, workers=0))  # a few images are not worth starting processes for
+
+    def batches() -> Iterator[Batch]:
+        keys = [(0, int(index)) for index in training_order(config, dataset)(0)]
+        groups = [keys[first : first + size] for first in range(0, len(keys), size)]
+        groups = [group for group in groups if len(group) == size][: max(1, -(-IMAGES // size))]
+        return iter(loader(alone, task, keyed(config, task, dataset, model, train=True), model, groups))
+
+    return Statistics(batches, device, partial(autocast, config, device))
 
 
 class EvaluationBatches:

@@ -9,11 +9,14 @@ import torch
 from torchmetrics import Metric
 
 from effbackbones.contracts import ImageSizes
+from effbackbones.errors import UserError
+from effbackbones.inference.finite import NOT_FINITE, REMEDY, FiniteWatch, finite_watch
 from effbackbones.model import Model
 from tasks.data.batch import Batch, SkipCount
 from tasks.data.dataset import Dataset
 from tasks.engine import assembly
 from tasks.engine.resume import Share
+from tasks.scoring.added import Monitor, monitor_of, with_added
 from tasks.settings.sections import Config
 from tasks.spec import Observer, TaskSpec
 from tasks.telling import Teller
@@ -35,8 +38,10 @@ def evaluate(
     samples: int,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    watch: FiniteWatch | None = None,
 ) -> dict[str, Any]:
-    """Scores of ``model`` over ``batches``, in eval mode; its mode is restored. All processes must call it."""
+    """Scores of ``model`` over ``batches``, in eval mode; its mode is restored. All processes must call it. ``watch``, which looks
+    at the answers, gets to know which images they are of."""
     training, skips = model.training, SkipCount(samples)
     model.eval()
     try:
@@ -44,6 +49,8 @@ def evaluate(
             batch = batch.to(device, non_blocking=True)
             with autocast():
                 predictions = task.predict(config, model, batch)
+            if watch:
+                watch.note([meta.path or meta.id for meta in batch.meta])
             skips.add(batch.meta)
             batch, predictions = readable(batch, predictions)
             if not len(batch):
@@ -85,22 +92,50 @@ def score_model(
     share: Share | None = None,
     observe: bool = True,
     leave: Callable[[], bool] = lambda: False,
+    strict: bool = False,
 ) -> tuple[dict[str, Any], Any]:
     """Scores of a model over a data set, and what the task's observer collected for the report, if it is to ``observe``.
 
     Where several processes score together each gives its ``share``. ``leave`` is asked before each batch; :class:`EvaluationLeftError` is
-    raised when it says so.
+    raised when it says so. Answers of the network that are not finite are told, or, if it is ``strict``, raise :class:`UserError`.
     """
     share, observer = share or Share(), task.observer(config, classes) if observe else None
     loader = assembly.evaluation_loader(config, task, dataset, model, share.rank, share.world)
-    metric = task.metrics(config, classes).to(device)
+    metric = metric_of(task, config, classes).to(device)
     observers = [observer] if observer else []
     arithmetic = partial(assembly.autocast, config, device)
     batches = _unless(leave, tell.watch(loader, "evaluate"))
-    scores = evaluate(
-        task, config, model, batches, metric, observers, samples=len(dataset), device=device, autocast=arithmetic
-    )
+    # A compiled network would be compiled anew for what looks on.
+    with nullcontext() if config.run.compile else finite_watch(model) as watch:
+        scores = evaluate(
+            task,
+            config,
+            model,
+            batches,
+            metric,
+            observers,
+            samples=len(dataset),
+            device=device,
+            autocast=arithmetic,
+            watch=watch,
+        )
+    if watch and watch.images:
+        what, remedy = f"{NOT_FINITE}, for {len(watch.images)} images, such as {watch.images[0]}", REMEDY
+        if strict:
+            raise UserError("model", what, remedy)
+        tell(f"warning: {what}")
     return scores, observer
+
+
+def metric_of(task: TaskSpec, config: Config, classes: Any) -> Metric:
+    """The task's scores, and those that ``run.metrics`` adds."""
+    return with_added(task.metrics(config, classes), config.run.metrics, classes)
+
+
+def monitor(task: TaskSpec, config: Config, classes: Any) -> Monitor:
+    """The score that chooses the best weights. A name in ``run.monitor`` that no score has raises :class:`UserError`."""
+    metric = metric_of(task, config, classes)
+    return monitor_of(metric, task.monitor(config), config.run.monitor, task.lower_is_better)
 
 
 def _unless(leave: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:

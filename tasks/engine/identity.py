@@ -25,16 +25,18 @@ def identity(
     plugins: Sequence[str],
     *,
     precision: str,
+    device: str,
     seen: int,
 ) -> dict[str, Any]:
-    """What must be the same when a run continues, and what is told; JSON-like. ``datasets`` by split, ``seen``: how many
-    images batch norm sees at a time."""
+    """What must be the same when a run continues, and what is told; JSON-like. ``datasets`` by split; ``device``: its kind;
+    ``seen``: how many images batch norm sees at a time."""
     return {
         "classes": classes,
         "data": {split: fingerprint(dataset) for split, dataset in datasets.items()},
         "precision": precision,
         "model": str(model.config),
         "images": str(model.image_spec),
+        "device": device,
         "seen": seen,
         "plugins": {plugin: _digest(plugin) for plugin in plugins},
     }
@@ -59,6 +61,10 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, tel
         text = "each step sees the same images, but batch norm takes its statistics from"
         tell(
             f"{text} {now['seen']} at a time, before from {before.get('seen')}: not bit for bit the run that never stopped"
+        )
+    if before.get("device") != now["device"]:
+        tell(
+            f"it goes on on {now['device']}, before on {before.get('device')}: not bit for bit the run that never stopped"
         )
     for plugin, digest in now["plugins"].items():
         if before.get("plugins", {}).get(plugin, digest) != digest:

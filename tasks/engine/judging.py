@@ -12,7 +12,7 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.engine import assembly, processes
-from tasks.engine.evaluation import score_model
+from tasks.engine.evaluation import monitor, score_model
 from tasks.engine.plan import Plan
 from tasks.engine.rundir import BEST
 from tasks.engine.state import RunState
@@ -49,9 +49,10 @@ class Judge:
             score_model, self.task, self.config, classes=self.classes, device=self.device, tell=self.tell
         )
         self.label_record = self.task.label_record(self.config, train)
-        self.label_record |= {"data": dict(self.data)}
+        self.label_record |= {"data": dict(self.data)} | self.task.remembered(self.config, train)
         if self.classes != train.classes:  # what other splits are opened with
             self.label_record |= {"data_classes": list(train.classes)}
+        self.monitor = monitor(self.task, self.config, self.classes)
 
     def validate(self, row: dict[str, Any]) -> RunResults:
         """Score the weights that will be kept (the averages, if there are any) on the validation split, at the end the others
@@ -74,12 +75,10 @@ class Judge:
             ]
 
     def _keep_if_best(self, scores: Mapping[str, Any], weights: str) -> None:
-        progress, score = self.state.progress, scores.get(self.task.monitor(self.config))
-        if (
-            score is None
-        ):  # undefined, as average precision without a positive: worse than any score, better than no weights
-            score = -1.0 if progress.best is None else progress.best
-        if progress.best is None or score > progress.best:
+        progress, score = self.state.progress, self.monitor.value(scores)
+        first = progress.best is None and not progress.history
+        # Undefined, as average precision without a positive: worse than any score, better than no weights.
+        if first or self.monitor.better(score, progress.best):
             progress.best, progress.best_weights, progress.since_best = score, weights, 0
             if processes.is_first():
                 self._keep(weights, _numbers(scores))
@@ -122,9 +121,17 @@ class Judge:
         summary = Summary(title, to_mapping(self.config), progress.history, results, told)
         report = reporter.write(self.folder, summary, best, self.datasets["train"])
         write_metrics(self.folder, results, progress.history)  # last: it says that the run is finished
-        monitor = self.task.monitor(self.config)
-        reached = "is undefined" if scores[monitor] is None else f"{scores[monitor]:.4f}"
-        self.tell(f"{split} {monitor} {reached} with the best ({weights}) weights; skipped steps: {progress.skipped}")
+        reached = self.monitor.value(scores)
+        raw = self.monitor.value(sets["raw"]) if weights == "ema" else None
+        if reached is not None and self.monitor.better(raw, reached):
+            rule = (
+                "with optim.ema the averages are what is chosen from and kept, for they vary less between evaluations"
+            )
+            self.tell(f"the last raw weights reach {raw:.4f}: {rule}; optim.ema null keeps raw weights")
+        shown = "is undefined" if reached is None else f"{reached:.4f}"
+        self.tell(
+            f"{split} {self.monitor.name} {shown} with the best ({weights}) weights; skipped steps: {progress.skipped}"
+        )
         self.tell(f"report {report}")
         self.tell(f"run folder {self.folder}")
 

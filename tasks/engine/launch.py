@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,10 @@ from lightning.fabric.plugins import MixedPrecision, Precision
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.strategies.ddp import DDPStrategy
+from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeout
 
+from effbackbones.errors import UserError
 from tasks.engine import assembly, processes
 from tasks.settings.sections import Config
 
@@ -102,6 +106,21 @@ def make_fabric(config: Config, device: torch.device) -> Fabric:
         accelerator={"cpu": "cpu", "cuda": "gpu"}.get(device.type, device.type),
         devices=assembly.device_indices(config, place.local_world),
         num_nodes=place.nodes,
-        strategy="ddp" if place.world > 1 else "auto",
+        strategy=DDPStrategy(timeout=timedelta(seconds=config.run.join_timeout)) if place.world > 1 else "auto",
         plugins=[*plugins, _Decided(place)],
     )
+
+
+def launch(fabric: Fabric, seconds: float) -> None:
+    """Start the other processes of a run, and wait for them. Those that have not come after ``seconds`` raise :class:`UserError`."""
+    try:
+        fabric.launch()
+    except torch.distributed.DistError as error:
+        place, name = processes.here(), "run.join_timeout"
+        where = f"{os.environ.get('MASTER_ADDR', 'this machine')}:{os.environ.get('MASTER_PORT', '')}"
+        what = f"process {place.rank} of {place.world} waited {seconds:g} seconds at {where} for the others"
+        text = str(error).splitlines()[0][:120]
+        remedy = "start the command on every node, with the same MASTER_ADDR and MASTER_PORT, or raise it"
+        raise UserError(name, f"{what} ({text})", remedy) from error
+    if processes.here().world > 1:
+        _set_pg_timeout(default_pg_timeout)  # a step may wait for longer than that: for a process that saves, say

@@ -156,7 +156,7 @@ class _Sent:
             try:
                 return batch.mapped(lambda tensor: tensor.share_memory_())
             except (RuntimeError, OSError) as error:
-                why = " ".join(str(error).split())[-100:]
+                why = " ".join(str(error).rpartition(": ")[2].split())[:100]
         return _Piped(batch.mapped(lambda tensor: _Array(tensor.numpy())), why)
 
 

@@ -50,7 +50,9 @@ def place(variables: Mapping[str, str], devices: int = 1, nodes: int = 1) -> Pla
     number = {name: int(value) for name, value in variables.items() if value.isdecimal()}
     if "RANK" in number and "WORLD_SIZE" in number:
         return _by_torchrun(variables, number, devices * nodes)
-    tasks = number.get("SLURM_STEP_NUM_TASKS", number.get("SLURM_NTASKS", 1))
+    # The script of sbatch is one process, however many tasks srun may start from it.
+    allotted = 1 if variables.get("ENVIRONMENT") == "BATCH" else number.get("SLURM_NTASKS", 1)
+    tasks = number.get("SLURM_STEP_NUM_TASKS", allotted)
     if "SLURM_PROCID" in number and tasks > 1:
         if number["SLURM_PROCID"] >= tasks:
             what = f"is {number['SLURM_PROCID']} where SLURM started {tasks} tasks"
@@ -59,9 +61,7 @@ def place(variables: Mapping[str, str], devices: int = 1, nodes: int = 1) -> Pla
             found = Place(number["SLURM_PROCID"], tasks, 0, devices, "slurm")
             found = replace(found, local_rank=number.get("SLURM_LOCALID", found.rank % devices))
             return replace(found, told=(f"process {found.rank} of {tasks} that SLURM started",))
-        started = (
-            "SLURM_STEP_NUM_TASKS" in number or number["SLURM_PROCID"] > 0
-        )  # by srun; a batch script is one process
+        started = "SLURM_STEP_NUM_TASKS" in number or number["SLURM_PROCID"] > 0  # by srun
         if started and devices * nodes > 1:
             what = f"SLURM started {tasks} tasks, and the run has {devices * nodes} processes (devices x nodes)"
             raise UserError("run.devices", what, f"start it by srun -n {devices * nodes}, or correct the config")
@@ -124,6 +124,14 @@ def settle(devices: int, nodes: int) -> Place:
     """Decide which process this is, for a run of so many ``devices`` and ``nodes``; what the functions here say from then on."""
     _settled[:] = [place(os.environ, devices, nodes)]
     return _settled[0]
+
+
+def refuse_to_start(devices: int, nodes: int) -> None:
+    """Raise :class:`UserError` if a run of so many processes would have to start some, which would run the program that called
+    the command, a notebook's kernel say, from its beginning."""
+    if not place(os.environ, devices, nodes).outside:
+        what = f"is {devices}, and a command that is called by another program cannot start processes"
+        raise UserError("run.devices", what, "start the command in a shell, or the program by torchrun; or set it to 1")
 
 
 def here() -> Place:

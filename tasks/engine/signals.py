@@ -25,7 +25,7 @@ _RANK = {
 }  # the highest of all processes wins
 GRACE = 3.0
 """Seconds after which a signal to stop leaves what takes too long, instead of waiting for its end."""
-LAST = 9.0
+LAST = 8.0
 """Seconds after which a process that has not answered is ended."""
 
 

@@ -1,6 +1,7 @@
 """The state of a run, one object: all that a checkpoint holds, and nothing else decides how the run goes on."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from effbackbones.errors import UserError
 from effbackbones.model import Model
+from tasks.engine.batchnorm import Statistics
 from tasks.engine.ema import Ema
 from tasks.engine.resume import (
     OTHER_STATE,
@@ -52,6 +54,8 @@ class RunState:
     share: Share = field(default_factory=Share)
     step: int = 0
     progress: Progress = field(default_factory=Progress)
+    statistics: Statistics | None = None
+    """Of a run of few steps: what its batch norms are judged with."""
 
     def __post_init__(self) -> None:
         for group in self.optimizer.param_groups:
@@ -62,6 +66,16 @@ class RunState:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         return float(self.optimizer.param_groups[-1]["lr"])
+
+    @property
+    def model_size(self) -> int:
+        """Bytes of a model file."""
+        return sum(tensor.nbytes for tensor in self.model.state_dict().values())
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of a state file, at most: weights, their averages, and two numbers more that an optimiser keeps of each."""
+        return self.model_size * (4 if self.ema else 3)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of a run: ``model.*``, ``ema.*``, ``optimizer.*``, ``scaler.*``."""
@@ -107,6 +121,9 @@ class RunState:
             torch.distributed.all_reduce(losses)
             self.progress.loss_sum = losses.item() / self.share.world
 
-    def weights(self, name: str) -> AbstractContextManager[None]:
-        """Inside, the model has the weights called ``ema`` or ``raw``."""
-        return self.ema.applied(self.model) if name == "ema" and self.ema else nullcontext()
+    @contextmanager
+    def weights(self, name: str) -> Iterator[None]:
+        """Inside, the model has the weights called ``ema`` or ``raw``; with ``statistics``, also its batch norms as these want them."""
+        averaged = self.ema.applied(self.model) if name == "ema" and self.ema else nullcontext()
+        with averaged, self.statistics.applied(self.model, (self.step, name)) if self.statistics else nullcontext():
+            yield

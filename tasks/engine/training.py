@@ -6,6 +6,7 @@ one :class:`tasks.engine.state.RunState`.
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -22,15 +23,17 @@ from tasks.data.check import check_dataset
 from tasks.data.door import told_of_listed
 from tasks.data.pixels import told_of_shared_images
 from tasks.engine import assembly, processes
+from tasks.engine.batchnorm import FEW_STEPS
 from tasks.engine.evaluation import EvaluationLeftError
-from tasks.engine.events import Events
 from tasks.engine.identity import compare, identity
 from tasks.engine.judging import Judge
-from tasks.engine.launch import make_fabric
+from tasks.engine.launch import launch, make_fabric
+from tasks.engine.loggers import Loggers, check_loggers, open_loggers
 from tasks.engine.optim import lr_factor
+from tasks.engine.owning import own_folder, refuse_full_disk
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
-from tasks.engine.rundir import BEST, STATES, keep_config, own_folder, trained
+from tasks.engine.rundir import BEST, STATES, keep_config, trained
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
 from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS
@@ -42,6 +45,10 @@ from tasks.telling import Teller
 
 DIVERGED_AFTER = 10
 """Non-finite steps in a row that end a run (exit code 3)."""
+MOST_SKIPPED, OF_LAST = 0.4, 30
+"""So large a share of steps skipped, of the last so many and of the whole run, is no success either (exit code 3)."""
+MOST_SCORES = 4
+"""Scores in an epoch's line beside the one that decides."""
 MOST_WAITING = 0.2
 """Share of the time spent waiting for data above which the setting to change is named."""
 
@@ -98,9 +105,11 @@ class _Run:
             datasets,
             config.plugins,
             precision=assembly.precision(config, device),
+            device=device.type,
             seen=config.data.batch_size // (processes.here().world * config.optim.accumulate),
         )
         self.state = assembly.begin(config, model.to(device), getattr(self.fabric.strategy.precision, "scaler", None))
+        self.state.statistics = assembly.batch_norm_statistics(config, task, self.train_set, model, plan.total, device)
         leaves, data = (self._leaves, self._leaving), self.identity["data"]
         self.judge = Judge(task, config, self.state, self.plan, datasets, folder, tell, *leaves, data)
         self.skips, self.pace = SkipCount(len(self.train_set)), Pace(config.data.batch_size)
@@ -108,19 +117,25 @@ class _Run:
         self.agreed = 0
         """The highest signal of all processes, which they agree on at the same step."""
         self.streak = 0
+        self.lately: deque[bool] = deque(maxlen=OF_LAST)
+        """Whether each of the last steps was skipped."""
         self.saved_at = self.started = time.monotonic()
-        self.events = Events(folder, False)
+        check_loggers(config.run.loggers)
+        self.loggers = Loggers(folder, (), {}, tell)
 
     def go(self) -> int:
         """Train to the end, or to a signal."""
         state, optim = self.state, self.config.optim
-        self.fabric.launch()
+        launch(self.fabric, self.config.run.join_timeout)
         self.folder = Path(self.fabric.broadcast(str(self.folder)))
         state.share = Share(self.fabric.global_rank, self.fabric.world_size, optim.accumulate)
         self._resume()
+        if processes.is_first():
+            refuse_full_disk(self.folder, state.file_size, state.model_size)
         self.pace.restart(state.step)
         self._tell_start()
-        self.events = Events(self.folder, self.config.run.tensorboard and processes.is_first())
+        if processes.is_first():
+            self.loggers = open_loggers(self.task, self.config, self.folder, self.tell, self.train_set, state)
         self.signals.heed()
         with self.tell.bar(self.plan.total, state.step, "train", "step"):
             for start, stop in self.plan.phases(state.step):
@@ -129,7 +144,7 @@ class _Run:
                 if self.plan.thaw is not None and start >= self.plan.thaw:
                     state.model.backbone.unfreeze()
                 self._train(stop)
-        self.events.close()
+        self.loggers.close()
         if stopped_by(self.agreed) is not None:
             self.fabric.barrier()  # Lightning's launcher kills the first process, which may still save, when another has ended
         signal = stopped_by(max(self.agreed, self.signals.level))
@@ -138,6 +153,11 @@ class _Run:
             return EXIT_CODES[signal]
         if state.step != self.plan.total and not self._early():
             raise RuntimeError(f"{state.step} of {self.plan.total} planned steps were done")
+        skipped = state.progress.skipped
+        if skipped >= MOST_SKIPPED * state.step:
+            raise DivergedError(f"{skipped} of {state.step} steps were not finite, and are skipped")
+        if state.step != self.plan.total:
+            self._tell_early()
         if not self._evaluated():  # stopped between the last step and its evaluation
             self._evaluate()
         self.signals.unheeded()  # all is saved; the same command makes up for the rest
@@ -221,6 +241,14 @@ class _Run:
         patience = self.config.run.patience
         return patience is not None and self.state.progress.since_best >= patience
 
+    def _tell_early(self) -> None:
+        """Why the run stops before its planned end."""
+        progress, name = self.state.progress, f"val_{self.judge.monitor.name}"
+        best = next((row for row in progress.history if row.get(name) == progress.best), {})
+        place = f" at epoch {best['epoch']:g}" if best else ""
+        text = f"stops early after step {self.state.step} of {self.plan.total}: {progress.since_best} evaluations without a better"
+        self.tell(f"{text} {name} than {progress.best or 0.0:.4f}{place} (run.patience)")
+
     def _leaves(self) -> bool:
         """Whether an evaluation is to be left: a process that is alone may; of several each would wait for the others."""
         return self.state.share.world == 1 and stopped_by(self.signals.level) is not None
@@ -243,6 +271,9 @@ class _Run:
         self.tell(
             f"{batch}, {config.optim.lr_scaling} scaling), {self.plan.total} steps, {self.plan.per_epoch} an epoch"
         )
+        if self.state.statistics:
+            text = f"fewer than {FEW_STEPS} steps: batch norms are judged by statistics taken anew from training images"
+            self.tell(f"{text}; more steps, by a smaller data.batch_size or more optim.epochs, would learn more")
         for line in [model.provenance.get("loaded", ""), *model.provenance.get("assumed", [])]:
             if line:
                 self.tell(line)
@@ -253,6 +284,7 @@ class _Run:
             return
         progress, every = self.state.progress, self.config.run.log_every
         self.streak = self.streak + 1 if log.nonfinite else 0
+        self.lately.append(log.nonfinite)
         self.agreed = max(self.agreed, log.signal)
         loss = sum(log.losses.values())
         if log.nonfinite:
@@ -266,18 +298,27 @@ class _Run:
         self.tell.step(log.step, every, figures)
         if log.step % every == 0:
             losses = {f"train/{name}": value for name, value in log.losses.items()}
-            self.events.write(log.step, losses | {"train/lr": log.lr})
+            self.loggers.write(log.step, losses | {"train/lr": log.lr})
         for watcher in WATCHERS:
             watcher.log(self.state, log)
+        text, last = "", f"the last at step {log.step}: losses {log.losses}, lr {log.lr:g}"
         if self.streak >= DIVERGED_AFTER:
-            text = f"{self.streak} steps in a row were not finite, the last at step {log.step}"
-            raise DivergedError(f"{text}: losses {log.losses}, lr {log.lr:g}")
+            text = f"{self.streak} steps in a row were not finite"
+        elif log.nonfinite and sum(self.lately) >= MOST_SKIPPED * OF_LAST:
+            text = f"{sum(self.lately)} of the last {len(self.lately)} steps were not finite"
+        if text:
+            raise DivergedError(f"{text}, {last}")
 
     def _tell_nonfinite(self, log: StepLog) -> None:
         samples = ", ".join(log.ids[:8])
-        with (self.folder / f"nonfinite-{processes.rank()}.jsonl").open("a", encoding="utf-8") as file:
-            losses = {name: str(value) for name, value in log.losses.items()}  # JSON has no NaN
-            file.write(json.dumps({"step": log.step, "lr": log.lr, "losses": losses, "samples": log.ids}) + "\n")
+        losses = {name: str(value) for name, value in log.losses.items()}  # JSON has no NaN
+        line = json.dumps({"step": log.step, "lr": log.lr, "losses": losses, "samples": log.ids}) + "\n"
+        file = self.folder / f"nonfinite-{processes.rank()}.jsonl"
+        try:
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(line)
+        except OSError as error:  # a log; all of it is told too
+            self.tell(f"warning: {file} cannot be written ({error.strerror})")
         self.tell(
             f"step {log.step} was not finite and is skipped: losses {log.losses}, lr {log.lr:g}, samples {samples}"
         )
@@ -291,7 +332,8 @@ class _Run:
         tensors = state.tensors()  # alike in all processes, so that all stop here or none
         for name, value in tensors.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise DivergedError(f"{name} is not finite after step {state.step}; the checkpoint before is kept")
+                kept = "; the checkpoint before is kept" if any((self.folder / STATES).glob("step-*")) else ""
+                raise DivergedError(f"{name} is not finite after step {state.step}{kept}")
         if not processes.is_first():
             return
         record = {"progress": vars(progress), "identity": self.identity, "planned": self.plan.total}
@@ -314,6 +356,7 @@ class _Run:
             return
         self.tell(f"continuing after step {state.step} of {self.plan.total}")
         if planned != self.plan.total:
+            state.progress.since_best = 0  # who wants more than a run that patience ended gets it
             before = state.set_lr(self.lr_factor(state.step, total=planned))
             text = f"{planned} steps became {self.plan.total}, and the schedule {self.config.optim.schedule} is that of the new length"
             self.tell(
@@ -342,9 +385,8 @@ class _Run:
             return
         progress.history.append(row)
         progress.loss_sum, progress.loss_steps = 0.0, 0
-        self.events.write(state.step, row)
-        shown = [f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float)][2:]  # epoch and lr
-        self.tell(f"epoch {epoch:g}: {', '.join(shown)}")
+        self.loggers.write(state.step, row)
+        self.tell(f"epoch {epoch:g}: {_essential(row, self.judge.monitor.name)}")
         if waiting > MOST_WAITING:
             text = f"{waiting:.0%} of the time went into waiting for data: raise data.workers"
             self.tell(f"{text} (now {assembly.workers(self.config)}), or shrink the files")
@@ -352,6 +394,17 @@ class _Run:
             write_metrics(self.folder, results, progress.history)
         self._save()
         self.pace.restart(state.step)
+
+
+def _essential(row: Mapping[str, Any], monitor: str) -> str:
+    """What a line says of an epoch: loss, the score that decides, a few more, and the pace. The files have all of it."""
+    scores = [
+        n for n, value in row.items() if n.startswith("val_") and n != f"val_{monitor}" and isinstance(value, float)
+    ]
+    names = ["train_loss", f"val_{monitor}", *scores[:MOST_SCORES], "images_per_second", "data_wait"]
+    known = [f"{name} {row[name]:.4g}" for name in names if isinstance(row.get(name), (int, float))]
+    left = len(scores) - MOST_SCORES
+    return ", ".join(known) + (f"; {left} more scores in metrics.csv" if left > 0 else "")
 
 
 def _counted(classes: Any) -> str:

@@ -51,7 +51,7 @@ def _overview(folder: Path, summary: Summary, config: Config) -> Path:
     pages = [f"{task.command}/report.html" for task, _ in found.values()]
     summary = replace(summary, facts={**summary.facts, "reports of each task": pages})
     report = begun(summary, ("mean", *monitors), _MEANING | monitors)
-    add_training(report, summary.history, ["val_mean", *(f"val_{name}" for name in monitors)])
+    add_training(report, summary, ["val_mean", *(f"val_{name}" for name in monitors)])
     return finished(report, summary.config, folder)
 
 

@@ -23,16 +23,19 @@ COVERED = 0.5
 """IoU from which the published assignment calls an anchor a positive example."""
 
 
-def curves(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = None) -> "Figure":
+def curves(
+    history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = None, own: Sequence[str] = ()
+) -> "Figure":
     """Losses (names that contain it), scores (``val...``, fractions) and ``lr`` by epoch: a drawing for each kind that occurs.
     A score that one of several evaluations has alone is left out.
 
-    ``scores``: the names of those to draw, where there are too many for one drawing.
+    ``scores``: the names of those to draw, where there are too many for one drawing; ``own``: of those that have a drawing of
+    their own, for they may be no fractions.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    panels = _panels(history, scores)
+    panels = _panels(history, scores, own)
     rows = max((math.ceil(len(names) / 2) for names in panels.values()), default=0)
     figure = Figure(figsize=(3.6 * max(len(panels), 1), 2.8 + 0.18 * rows), layout="constrained")
     for index, (title, names) in enumerate(panels.items()):
@@ -48,15 +51,19 @@ def curves(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = 
     return figure
 
 
-def _panels(history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None) -> dict[str, list[str]]:
+def _panels(
+    history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None, own: Sequence[str]
+) -> dict[str, list[str]]:
     """Names of the figures of ``history`` by kind; scores are fractions of the validation set."""
-    panels: dict[str, list[str]] = {"loss": [], "score": [], "learning rate": []}
+    panels: dict[str, list[str]] = {"loss": [], "score": [], "own": [], "learning rate": []}
     for name in dict.fromkeys(key for row in history for key in row):
         values = [row[name] for row in history if is_number(row.get(name))]
         fractions = all(isinstance(value, float) and 0 <= value <= 1 for value in values)
         if len(values) == 1 < len(history) and name.startswith("val"):
             continue
-        if values and "loss" in name:
+        if values and name in own:
+            panels["own"].append(name)
+        elif values and "loss" in name:
             panels["loss"].append(name)
         elif values and name == "lr":
             panels["learning rate"].append(name)

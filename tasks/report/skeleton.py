@@ -10,6 +10,7 @@ from tasks.report.drawings import curves, is_number, reliability
 from tasks.report.metricsfile import flatten
 from tasks.report.page import Report, show
 from tasks.report.records import Summary
+from tasks.scoring.added import is_of
 
 _LARGEST_MATRIX = 50  # classes; above, the confused pairs alone are readable
 _PAIRS = 20
@@ -20,17 +21,30 @@ def begun(summary: Summary, headline: Sequence[str], meaning: Mapping[str, str],
     first that ``meaning`` explains, in its order. ``rates``: names of those that are numbers with a fraction but no shares, so
     not told in percent."""
     best, sets = summary.results.best, summary.results.sets
-    report = Report(summary.title, _headline(sets[best], headline, best if len(sets) > 1 else ""))
+    own = [name for name in sets[best] if is_of(name, _added(summary))]
+    rates = {*own, *(name for name in {name for scores in sets.values() for name in scores} if name in rates)}
+    chosen = [summary.config.get("run", {}).get("monitor")]
+    names = dict.fromkeys(name for name in (*chosen, *own, *headline) if name)
+    report = Report(summary.title, _headline(sets[best], [*names], best if len(sets) > 1 else "", rates))
     report.facts(summary.facts, "What was run")
     caption = f"Best: the {best} weights." if len(sets) > 1 else ""
     report.table("Scores", ["", *sets, "what it is"], _score_rows(sets, meaning, rates), caption)
     return report
 
 
-def add_training(report: Report, history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = None) -> None:
-    """The curves of a run, of all its scores or of those named, if it was evaluated more than once."""
+def add_training(report: Report, summary: Summary, scores: Sequence[str] | None = None) -> None:
+    """The curves of a run, of all its scores or of those named and those that the config added, if it was evaluated more than
+    once."""
+    added, history = _added(summary), summary.history
+    own = [name for row in history for name in row if is_of(name.removeprefix("val_"), added)]
     if len(history) > 1:
-        report.figure("Training", curves(history, scores), "One point per evaluation.")
+        report.figure("Training", curves(history, scores, [*dict.fromkeys(own)]), "One point per evaluation.")
+
+
+def _added(summary: Summary) -> Sequence[str]:
+    """The registered metrics that a run was scored by beside its task's own."""
+    added: Sequence[str] = summary.config.get("run", {}).get("metrics", ())
+    return added
 
 
 def add_classes(report: Report, scores: Mapping[str, Any]) -> None:
@@ -89,8 +103,10 @@ def finished(report: Report, config: Mapping[str, Any], folder: Path) -> Path:
     return report.write(folder / "report.html")
 
 
-def _headline(scores: Mapping[str, Any], names: Sequence[str], best: str) -> str:
-    shown = [f"{name} {percent(scores[name])}" for name in names if scores.get(name) is not None]
+def _headline(scores: Mapping[str, Any], names: Sequence[str], best: str, rates: Container[str]) -> str:
+    shown = [
+        f"{name} {(show if name in rates else percent)(scores[name])}" for name in names if is_number(scores.get(name))
+    ]
     count = scores.get("samples") or scores.get("images")
     samples = f" of {count:,} images" if count else ""
     return f"{', '.join(shown)}{samples}{f' ({best} weights)' if best else ''}"

@@ -3,12 +3,14 @@
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, Pixels
@@ -18,6 +20,7 @@ from tasks.data.sample import IGNORE
 from tasks.report.masks import overlay, palette_of
 from tasks.report.outputs import Originals, OutputNames, make_folder
 from tasks.segmentation.results import Segmented
+from tasks.segmentation.values import OwnValues
 
 _MARK = "segmentation by effbackbones"
 _LARGEST = 65_500  # pixels on a side of a JPEG file
@@ -27,11 +30,18 @@ _FILES = {
     "color": "NAME.png, with a palette: the index of each pixel is its class",
     "overlay": "NAME.jpg, the image under the colours; for the eye alone",
 }
+_OWN = {"values": "NAME.png: each pixel has the value of its class in the masks of training (stored, below)"}
+_PROBABILITIES = {
+    "probabilities": "NAME.npy, float16 [classes, height, width]; of one channel that of the second class"
+}
 
 
 class SegmentationFiles:
     """Writes ``OUT/index/NAME.png``, ``OUT/color/NAME.png`` and ``OUT/overlay/NAME.jpg`` for each image, of its size, and at the
     end ``OUT/classes.json``, which says what the values are and of which image each NAME is; tells the largest classes of each image.
+
+    With ``values`` (those of the training masks, as :func:`tasks.segmentation.values.stored_values` has them) also
+    ``OUT/values/NAME.png``, with ``probabilities`` also ``OUT/probabilities/NAME.npy``.
 
     A pixel whose prediction was not finite has the value 255, which is no class. The overlay lies on the image of the file
     (``originals``, or read with ``exif``), and is reduced where JPEG cannot hold its size. Images of one name get numbers
@@ -48,13 +58,19 @@ class SegmentationFiles:
         tell: Callable[[str], None],
         exif: str = "apply",
         originals: Originals | None = None,
+        values: Mapping[str, Any] | None = None,
+        probabilities: bool = False,
     ) -> None:
         self.out, self.classes, self.tell = out, classes, tell
+        self.own = OwnValues.of(values, classes)
+        self.kinds = _FILES | (_OWN if self.own else {}) | (_PROBABILITIES if probabilities else {})
         self.originals = originals or Originals(exif)
         self._colours = palette_of(classes)
         self._images: dict[str, str] = {}
-        self._names = OutputNames(lambda name: self._places(name).values(), _MARK)
-        for kind in _FILES:
+        # Arrays bear no mark: the pictures beside them say whose they are.
+        marked = [kind for kind in self.kinds if kind not in _PROBABILITIES]
+        self._names = OutputNames(lambda name: [self._places(name)[kind] for kind in marked], _MARK)
+        for kind in self.kinds:
             make_folder(out / kind)
         if not _is_ours(out / "classes.json"):
             raise UserError(
@@ -65,16 +81,26 @@ class SegmentationFiles:
         """Write the files of the images of a batch."""
         for meta, found in zip(batch.meta, predictions, strict=True):
             labels = found.labels.masked_fill(found.confidence.isnan(), IGNORE).cpu().numpy()
-            self._write(meta, labels, self.originals.read(batch, meta))
+            self._write(meta, labels, self.originals.read(batch, meta), found.probabilities)
 
     def close(self) -> None:
         colours = [f"#{bytes(colour).hex()}" for colour in self._colours]
         classes = [{"value": value, "name": name, "color": colours[value]} for value, name in enumerate(self.classes)]
         undefined = {"value": IGNORE, "meaning": "the prediction was not finite", "color": colours[IGNORE]}
-        record = {"about": _MARK, "files": _FILES, "classes": classes, "undefined": undefined, "images": self._images}
+        if self.own:
+            undefined["stored"] = self.own.word(self.own.undefined)
+            for row, value in zip(classes, self.own.values, strict=True):
+                row["stored"] = self.own.word(value)
+        record = {
+            "about": _MARK,
+            "files": self.kinds,
+            "classes": classes,
+            "undefined": undefined,
+            "images": self._images,
+        }
         write_atomically(self.out / "classes.json", (json.dumps(record, indent=2) + "\n").encode())
 
-    def _write(self, meta: ImageMeta, labels: Mask, image: Pixels) -> None:
+    def _write(self, meta: ImageMeta, labels: Mask, image: Pixels, probabilities: Tensor | None) -> None:
         name = self._names.take(Path(meta.path or meta.id).stem)
         self._images[name] = os.path.abspath(meta.path or meta.id)
         places = self._places(name)
@@ -85,6 +111,15 @@ class SegmentationFiles:
         write_atomically(places["index"], _encoded(drawn, "PNG", pnginfo=comment))
         drawn.putpalette(self._colours.tobytes())
         write_atomically(places["color"], _encoded(drawn, "PNG", pnginfo=comment))
+        if self.own:
+            write_atomically(places["values"], _encoded(self.own.picture(labels), "PNG", pnginfo=comment))
+        if "probabilities" in self.kinds:
+            if probabilities is None:
+                what = "asks for what several tasks together do not keep"
+                raise UserError("run.probabilities", what, "predict with the command segment")
+            buffer = io.BytesIO()
+            np.save(buffer, probabilities.numpy())
+            write_atomically(places["probabilities"], buffer.getvalue())
         picture = Image.fromarray(overlay(image, labels, self.classes, at_most=_LARGEST))
         write_atomically(places["overlay"], _encoded(picture, "JPEG", quality=92, comment=_MARK.encode()))
         reduced = f"; overlay reduced to {picture.width} x {picture.height}" if max(image.shape[:2]) > _LARGEST else ""
@@ -100,7 +135,8 @@ class SegmentationFiles:
         return ", ".join(shares[:_TOLD]) + (f", and {len(shares) - _TOLD} more" if len(shares) > _TOLD else "")
 
     def _places(self, name: str) -> dict[str, Path]:
-        return {kind: self.out / kind / f"{name}.{'jpg' if kind == 'overlay' else 'png'}" for kind in _FILES}
+        endings = {"overlay": "jpg", "probabilities": "npy"}
+        return {kind: self.out / kind / f"{name}.{endings.get(kind, 'png')}" for kind in self.kinds}
 
 
 def written_for(folder: Path) -> dict[str, str]:

@@ -61,7 +61,7 @@ def segmentation_report(
     """
     scores = summary.results.scores
     report = begun(summary, ("miou", "pixel_accuracy", "dice", "boundary_iou"), _MEANING)
-    add_training(report, summary.history, _CURVES)
+    add_training(report, summary, _CURVES)
     add_classes(report, scores)
     add_confusion(report, scores, "pixels")
     add_calibration(report, scores)

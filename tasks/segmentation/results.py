@@ -22,15 +22,17 @@ class Segmented:
 
     ``labels`` uint8 [H, W]: the most probable class, the lower of equals; binary: 1 where the foreground's probability is over
     0.5. ``confidence`` float32 [H, W]: the probability of that class; NaN where the probability of any class is not finite, and
-    where the label means nothing.
+    where the label means nothing. ``probabilities`` float16 [K, H, W] in main memory, where they were to be kept.
     """
 
     labels: Tensor
     confidence: Tensor
+    probabilities: Tensor | None = None
 
 
-def restore(batch: Batch, predictions: Tensor) -> list[Segmented]:
-    """One per image of a batch, from probabilities float [B, K, H, W] in pixels of its images; K = 1: of the foreground.
+def restore(batch: Batch, predictions: Tensor, *, keep: bool = False) -> list[Segmented]:
+    """One per image of a batch, from probabilities float [B, K, H, W] in pixels of its images; K = 1: of the foreground. ``keep``:
+    whether these are kept too.
 
     Bilinear in float32, antialiased when shrinking, a band of rows at a time. Raises :class:`UserError` for an image that was
     transformed in a way that cannot be undone, and for one of which the network saw a part alone: the rest has no class.
@@ -44,11 +46,14 @@ def restore(batch: Batch, predictions: Tensor) -> list[Segmented]:
                 meta.path or meta.id, what, "evaluate segmentation with model.crop_mode letterbox or squash"
             )
         height, width = plan.size  # where images of several sizes are in a batch, they are padded beyond it
-        restored.append(_collected(meta.original, _restored_bands(scores[:, :height, :width], plan), scores.device))
+        bands = _restored_bands(scores[:, :height, :width], plan)
+        restored.append(_collected(meta.original, bands, scores.device, keep=keep))
     return restored
 
 
-def predict_tiled(model: Model, batch: Batch, tile: Size, overlap: int, batch_size: int = 1) -> list[Segmented]:
+def predict_tiled(
+    model: Model, batch: Batch, tile: Size, overlap: int, batch_size: int = 1, *, keep: bool = False
+) -> list[Segmented]:
     """One per image of a batch of images at their own size, padding aside, by :func:`effbackbones.inference.tiling.predict_tiles`.
 
     An image that was resized, cropped or mirrored raises :class:`UserError`.
@@ -62,7 +67,7 @@ def predict_tiled(model: Model, batch: Batch, tile: Size, overlap: int, batch_si
             what = f"was brought from {[height, width]} to {list(plan.scaled)} pixels; tiles are for images at their own size"
             raise UserError(meta.path or meta.id, what, "leave it as it is")
         bands = predict_tiles(model, image[:, :height, :width], tile=tile, overlap=overlap, batch_size=batch_size)
-        found.append(_collected(meta.original, bands, device))
+        found.append(_collected(meta.original, bands, device, keep=keep))
     return found
 
 
@@ -84,11 +89,16 @@ def _restored_bands(scores: Tensor, plan: ResizePlan) -> Iterator[tuple[int, Ten
         yield top, plan.restore_rows(scores, top, min(height, top + rows))
 
 
-def _collected(size: Size, bands: Iterable[tuple[int, Tensor]], device: torch.device) -> Segmented:
+def _collected(
+    size: Size, bands: Iterable[tuple[int, Tensor]], device: torch.device, *, keep: bool = False
+) -> Segmented:
     """The classes of an image from bands of its probabilities."""
     labels = torch.empty(size, dtype=torch.uint8, device=device)
     confidence = torch.empty(size, dtype=torch.float32, device=device)
+    kept: list[Tensor] = []
     for top, band in bands:
+        if keep:
+            kept.append(band.half().cpu())
         bottom = top + band.shape[1]
         if len(band) == 1:
             classes, best = band[0] > 0.5, torch.maximum(band[0], 1 - band[0])
@@ -97,4 +107,4 @@ def _collected(size: Size, bands: Iterable[tuple[int, Tensor]], device: torch.de
         labels[top:bottom] = classes
         confidence[top:bottom] = torch.where(band.sum(0).isfinite(), best, torch.nan)
         del band, best  # before the next one is made
-    return Segmented(labels, confidence)
+    return Segmented(labels, confidence, torch.cat(kept, 1) if keep else None)

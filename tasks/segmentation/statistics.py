@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
 
 from tasks.data.dataset import Dataset
-from tasks.data.masks.count import MaskStatistics, count_masks, median_frequency
+from tasks.data.masks.count import MaskStatistics, count_masks, inverse_frequency, median_frequency
 
 COUNTED = 2000
 """Masks that are read before a run, spread over the set; the verb ``check`` reads all."""
@@ -31,6 +31,7 @@ def statistics(
     return known[key]
 
 
-def class_weights(dataset: Dataset, on_error: str = "stop") -> list[float]:
-    """Median-frequency weights of the classes, over at most :data:`COUNTED` masks."""
-    return median_frequency(statistics(dataset, on_error))
+def class_weights(dataset: Dataset, on_error: str = "stop", kind: str = "median_frequency") -> list[float]:
+    """Weights of the classes by their frequency in at most :data:`COUNTED` masks: ``median_frequency`` or ``balanced``."""
+    found = statistics(dataset, on_error)
+    return median_frequency(found) if kind == "median_frequency" else inverse_frequency(found)

@@ -26,6 +26,7 @@ from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.report import SegmentationReporter
 from tasks.segmentation.results import Segmented, predict_tiled, restore
 from tasks.segmentation.statistics import class_weights
+from tasks.segmentation.values import stored_values
 from tasks.settings.sections import Config
 from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
@@ -52,6 +53,10 @@ class Segmentation(TaskSpec):
     def label_record(self, config: Config, dataset: Dataset) -> dict[str, Any]:
         return {"mask_classes": list(self.classes(config, dataset))}
 
+    def remembered(self, config: Config, dataset: Dataset) -> dict[str, Any]:
+        values = stored_values(dataset)
+        return {} if values is None else {"mask_values": values}
+
     def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
         classes = () if dataset is None else self.classes(config, dataset)
         if len(classes) == 1:
@@ -76,7 +81,7 @@ class Segmentation(TaskSpec):
         smoothing = config.optim.label_smoothing
         options: dict[str, Any] = {"label_smoothing": smoothing} if smoothing else {}
         if config.optim.class_weights and dataset is not None and "class_weights" not in config.model.head_options:
-            options["class_weights"] = class_weights(dataset, config.data.on_error)
+            options["class_weights"] = class_weights(dataset, config.data.on_error, config.optim.class_weights)
         return options
 
     def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
@@ -102,9 +107,11 @@ class Segmentation(TaskSpec):
 
     def predict(self, config: Config, model: Model, batch: Batch) -> list[Segmented]:
         tile = _tile(config)
+        keep = config.run.probabilities
         if tile is None:
-            return self.restored(batch, model.predict(batch.images, batch.sizes))
-        return predict_tiled(model, batch, tile, config.data.tile_overlap, config.data.eval_batch_size or 1)
+            return restore(batch, model.predict(batch.images, batch.sizes), keep=keep)
+        data = config.data
+        return predict_tiled(model, batch, tile, data.tile_overlap, data.eval_batch_size or 1, keep=keep)
 
     def restored(self, batch: Batch, predictions: Tensor) -> list[Segmented]:
         return restore(batch, predictions)
@@ -130,7 +137,15 @@ class Segmentation(TaskSpec):
         tell: Callable[[str], None],
         originals: Originals | None = None,
     ) -> Writer:
-        return SegmentationFiles(out, _two(classes), tell, exif=config.data.exif, originals=originals)
+        return SegmentationFiles(
+            out,
+            _two(classes),
+            tell,
+            exif=config.data.exif,
+            originals=originals,
+            values=model.provenance.get("mask_values"),
+            probabilities=config.run.probabilities,
+        )
 
 
 def _tile(config: Config) -> tuple[int, int] | None:

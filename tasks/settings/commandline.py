@@ -5,18 +5,21 @@ lists are replaced. Every mistake is one :class:`UserError` that names file and 
 """
 
 import difflib
+import platform
 import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType
 from typing import NamedTuple
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.registry import TASKS
+from effbackbones.registry import BACKBONES, DEFAULT_HEADS, HEADS, TASKS
 from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
 from tasks.settings.lent import lent_options
+from tasks.settings.paths import expanded
 from tasks.settings.sections import Config
 from tasks.settings.tree import SEVERAL, build, dump, merge
 from tasks.settings.verbs import DEFAULT, OPTIONS, VERBS, Verb
@@ -49,11 +52,19 @@ class Request(NamedTuple):
     extras: Extras
 
 
+_PLACEHOLDER = re.compile(r"\A[^\[]*\{[a-z_]+\}[^\]]*\Z")
+_SHARE = re.compile(r"0?\.\d+")
+_OPTION = re.compile(r"data\.options\.\w+")
+
+
 def parse(task: str, argv: list[str]) -> Request:
     """Read ``argv`` of the command ``task`` (``classify``, ``detect``, ``segment``).
 
-    ``--help`` and ``--print-config`` print and raise ``SystemExit(0)``; every mistake raises :class:`UserError`.
+    ``--help``, ``--version`` and ``--print-config`` print and raise ``SystemExit(0)``; every mistake raises :class:`UserError`.
     """
+    if argv in (["--version"], ["-V"]):
+        print(_version())
+        sys.exit(0)
     line = _Line.read(argv)
     if line.help:
         print(_help(task))
@@ -79,8 +90,13 @@ def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> tup
     tree = _load(task, source or of_run)
     if checkpoint and not tree.values and TASKS.canonical(task) == SEVERAL:
         tree = _tasks_of(Path(checkpoint))
-    if of_run:
-        tree.values.pop("plugins", None)  # a stranger's run names no code to run here; --plugins does
+    unread = (
+        tree.values.pop("plugins", None) if of_run else None
+    )  # a stranger's run names no code to run here; --plugins does
+    if unread and not any(key == "plugins" for key, _ in line.overrides):
+        named = ", ".join(map(str, unread)) if isinstance(unread, list) else unread
+        told = f"the run used plug-ins, which are code and not imported on a run's word: --plugins '[{named}]'"
+        print(told, file=sys.stderr)
     tree = merge(tree, _overrides(line.overrides))
     config = build(tree, TASKS.canonical(task))
     if shown:
@@ -96,14 +112,35 @@ def bundled(task: str) -> dict[str, Path]:
 
 def _help(task: str) -> str:
     with_inputs = "|".join(verb.name for verb in VERBS.values() if verb.inputs)
-    usage = f"python -m tasks.{task} [{'|'.join(VERBS)}] --config NAME|FILE [--section.key VALUE ...] ({with_inputs}: INPUT ...)"
+    command = f"run {task}" if TASKS.canonical(task) == task else task  # a plug-in's has no file of its own
+    usage = f"python -m tasks.{command} [{'|'.join(VERBS)}] --config NAME|FILE [--section.key VALUE ...] ({with_inputs}: INPUT ...)"
     options = {name: f"{option.help} ({_verbs_with(name)})" for name, option in OPTIONS.items() if not option.flag}
-    verbs = "; ".join(f"{verb.name}: {verb.help}" for verb in VERBS.values())
-    flags = "; ".join(
-        f"--{name}: {option.help} ({_verbs_with(name)})" for name, option in OPTIONS.items() if option.flag
-    )
-    epilog = f"Verbs: {verbs}. Without a verb: {DEFAULT}. Bundled configs: {', '.join(bundled(task))}. {flags}."
-    return help_page(usage, options, epilog)
+    default = DEFAULT_HEADS.get(TASKS.canonical(task))
+    about = [
+        "Verbs:",
+        *(
+            f"  {verb.name}: {verb.help}{' (without a verb)' if verb.name == DEFAULT else ''}"
+            for verb in VERBS.values()
+        ),
+        f"Bundled configs: {', '.join(bundled(task)) or 'none'}",
+        f"Heads of all tasks: {', '.join(HEADS.names())}{f'; default here: {default}' if default else ''}",
+        f"Backbones: {', '.join(BACKBONES.names())}, timm:NAME",
+        "Defaults below hold where the config says nothing; --print-config with --config NAME shows each value and its origin.",
+    ]
+    flags = [f"--{name}: {option.help} ({_verbs_with(name)})" for name, option in OPTIONS.items() if option.flag]
+    flags += ["--version: the versions of this project, PyTorch and Python"]
+    return help_page(usage, "\n".join(about), options, "\n".join(["Without a value:", *flags]))
+
+
+def _version() -> str:
+    """Versions of this project, PyTorch and Python, none of which is imported for it."""
+    known = []
+    for package in ("effbackbones", "torch"):
+        try:
+            known.append(f"{package} {version(package)}")
+        except PackageNotFoundError:  # a checkout that runs in place
+            known.append(f"{package} of unknown version")
+    return ", ".join([*known, f"Python {platform.python_version()}"])
 
 
 def _verbs_with(option: str) -> str:
@@ -140,7 +177,7 @@ class _Line:
             elif word.startswith("-") and word != "-":
                 line._option(word, rest)
             else:
-                line.inputs.append(word)
+                line.inputs.append(expanded(word, word))
         if line.inputs and not line.verb.inputs:
             takers = ", ".join(verb.name for verb in VERBS.values() if verb.inputs)
             raise UserError(
@@ -175,7 +212,7 @@ class _Line:
         elif option.values and value not in option.values:
             raise UserError(f"--{name}", f"unknown {name} {value!r}", nearest(value, option.values))
         else:
-            self.options[name] = value
+            self.options[name] = expanded(value, word.partition("=")[0]) if option.path else value
 
 
 def _run_config(checkpoint: Path) -> str | None:
@@ -248,8 +285,12 @@ def _override(key: str, text: str) -> tuple[Plain, Iterable[str]]:
     members = members_of(hint_of(key))
     if str in members and members <= {str, NoneType}:  # text stays text: --run.out 12
         return None if NoneType in members and text in ("null", "None") else text, ()
+    if members == {str, float, NoneType} and not _SHARE.fullmatch(text):  # a name, were it 2017
+        return None if text in ("null", "None") else text, ()
     if key == "plugins" and not text.startswith("["):
         return [text], ()
+    if _PLACEHOLDER.search(text) and _OPTION.fullmatch(key):  # a pattern such as {split}/rgb, no mapping
+        return text, ()
     return read_value(text, f"--{key}")
 
 

@@ -49,12 +49,13 @@ class DataConfig(Section):
         "mosaic": "[0, 1]",
         "close_mosaic": "[0, inf)",
         "repeat_threshold": "(0, 1]",
+        "balance": "[0, 1]",
         "min_box": "[0, inf)",
         "limit_train": "[1, inf)",
         "limit_val": "[1, inf)",
     }
     MEANT_FOR: ClassVar = {
-        **dict.fromkeys(("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix"), ("cls",)),
+        **dict.fromkeys(("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix", "balance"), ("cls",)),
         "multilabel": ("cls", "multi"),
         "tile": ("seg",),
         "tile_overlap": ("seg",),
@@ -90,7 +91,7 @@ class DataConfig(Section):
     tile_overlap: int = 64
     """Pixels that neighbouring tiles share."""
     labels: tuple[str, ...] = ()
-    """What is read of each image: label, labels, boxes, mask; set by the command."""
+    """What is read of each image: label, labels, boxes, mask, target; set by the command."""
     batch_size: int = 32
     """Images per optimiser step over all devices together."""
     eval_batch_size: int | None = None
@@ -105,6 +106,8 @@ class DataConfig(Section):
     """Whether the orientation that a photograph carries is applied."""
     on_error: Literal["stop", "skip"] = "stop"
     """Unreadable image: stop, or skip and count it (more than 1 % stop the run)."""
+    links: Literal["inside", "anywhere"] = "inside"
+    """Where symbolic links among the files may lead: inside of root alone, or anywhere."""
     max_pixels: int = 64_000_000
     """Larger images are refused."""
     crop: Literal["resized", "pad", "center", "none", "whole"] = "resized"
@@ -140,6 +143,8 @@ class DataConfig(Section):
     """Epochs at the end of training without mosaic."""
     repeat_threshold: float | None = None
     """Images with a class that fewer images than this share have are repeated, by sqrt(threshold / share); null: none."""
+    balance: float = 0.0
+    """Images of rare classes are repeated, by (images of the most frequent class / of theirs) to this power; 1: all classes alike."""
     batch_shape: Literal["fixed", "aspect"] = "fixed"
     """Letterbox: fixed (all images at image_size), or aspect (batches of similar aspect ratio, padded no more than they need)."""
     min_box: float = 1.0
@@ -165,8 +170,6 @@ class DataConfig(Section):
         if sum(shares.values()) >= 1:
             what = f"expected shares of less than 1 together, got {', '.join(map(str, shares.values()))}"
             raise UserError("data.test", what, "leave some images for training")
-        if shares and isinstance(self.val, str | None):
-            raise UserError("data.test", "is a share, and data.val is none", "give both as shares, or neither")
         tile = self.tile if isinstance(self.tile, tuple) else (self.tile,)
         if self.tile is not None and self.tile_overlap >= min(side for side in tile if side is not None):
             what = f"expected less than a tile, got {self.tile_overlap} pixels of tiles of {self.tile}"

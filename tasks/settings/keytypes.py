@@ -6,7 +6,7 @@ Nothing here opens a file or imports a module on a config's word, and no text is
 import ast
 import difflib
 import inspect
-from argparse import ArgumentParser
+from argparse import ArgumentParser, HelpFormatter
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
 from types import NoneType, UnionType
@@ -33,9 +33,36 @@ def leaves(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Any,
             yield f"{prefix}{item.name}", hints[item.name], item
 
 
+SYNONYMS = {
+    "optim.lr": ("learning_rate", "base_lr", "lr0"),
+    "optim.epochs": ("max_epochs", "num_epochs", "n_epochs"),
+    "optim.name": ("optimizer", "optimiser", "opt"),
+    "optim.schedule": ("scheduler", "lr_scheduler", "lr_schedule"),
+    "optim.weight_decay": ("wd",),
+    "optim.accumulate": ("accumulate_grad_batches", "grad_accum", "gradient_accumulation_steps"),
+    "optim.clip_norm": ("grad_clip", "clip_grad", "gradient_clip_val", "max_grad_norm"),
+    "data.batch_size": ("batch", "bs"),
+    "data.image_size": ("imgsz", "img_size", "input_size", "resolution"),
+    "data.workers": ("num_workers", "n_workers"),
+    "data.augment": ("augmentation", "augmentations", "transforms"),
+    "model.weights": ("pretrained",),
+    "model.backbone": ("arch", "architecture", "encoder"),
+    "model.num_classes": ("nc", "n_classes"),
+    "run.devices": ("gpus", "num_gpus", "n_gpus"),
+    "run.precision": ("amp", "fp16", "bf16", "mixed_precision"),
+    "run.patience": ("early_stopping",),
+    "run.out": ("output", "output_dir", "out_dir", "save_dir"),
+    "run.loggers": ("logger",),
+}
+"""What other tools call a key."""
+
+
 def nearest_key(key: str) -> str:
     """Remedy for an unknown dotted ``key``; never the list of all hundred."""
     known = [known for known, _, _ in leaves()]
+    for ours, others in SYNONYMS.items():
+        if key.rpartition(".")[2].replace("-", "_") in others:
+            return f"it is called {ours} here"
     if "." not in key:  # a misspelt section, or a key without its section
         close = difflib.get_close_matches(key, sections := [item.name for item in fields(Config)], n=1)
         if key in sections:
@@ -162,9 +189,12 @@ def family_of(hint: Any) -> type | None:
     return value if isinstance(value, type) and is_dataclass(value) else None
 
 
-def help_page(usage: str, options: dict[str, str], epilog: str) -> str:
-    """The help text: the command's own ``options`` (name to help), then every key of every section with type, range and default."""
-    parser = ArgumentParser(usage=usage, epilog=epilog, add_help=False)
+def help_page(usage: str, about: str, options: dict[str, str], epilog: str) -> str:
+    """The help text: what it is ``about``, line by line; the command's own ``options`` (name to help), then every key of every section
+    with type, range and default."""
+    parser = ArgumentParser(
+        usage=usage, description=about, epilog=epilog, add_help=False, formatter_class=_LinesThenParagraphs
+    )
     parser.add_argument("-h", "--help", action="help", help="Show this help message and exit.")
     for name, text in options.items():
         parser.add_argument(f"--{name}", metavar=name.upper(), help=f"{text} (default: null)")
@@ -185,6 +215,16 @@ def help_page(usage: str, options: dict[str, str], epilog: str) -> str:
                     shown += f" (type: {_shown_type(hint)}, default: {_shown_default(item)})"
                     group.add_argument(f"--{key}", metavar=_metavar(item.name, hint), help=shown.replace("%", "%%"))
     return parser.format_help()
+
+
+class _LinesThenParagraphs(HelpFormatter):
+    """Keeps the lines of a text that has several; fills others as ever."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        if "\n" not in text:
+            return fill(text, width, indent)
+        return "\n".join(fill(line, width, indent).replace("\n", "\n    ") for line in text.splitlines())
 
 
 def _owners(section: type, prefix: str) -> Iterator[tuple[type, str]]:

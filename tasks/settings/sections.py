@@ -122,7 +122,7 @@ class OptimConfig(Section):
         "label_smoothing": "[0, 1)",
         "ema": "(0, 1)",
     }
-    MEANT_FOR: ClassVar = {"class_weights": ("seg", "multi"), "task_weighting": ("multi",)}
+    MEANT_FOR: ClassVar = {"class_weights": ("cls", "seg", "multi"), "task_weighting": ("multi",)}
 
     name: Literal["sgd", "adamw", "rmsprop_tf"] = "adamw"
     """Optimiser."""
@@ -174,8 +174,9 @@ class OptimConfig(Section):
     """Share of the target that is spread over all classes."""
     task_weighting: Literal["fixed", "uncertainty"] = "fixed"
     """How the losses of several tasks are added up (command joint): by heads.TASK.weight, or by learned variances."""
-    class_weights: Literal["median_frequency"] | None = None
-    """Weights of the classes in the loss, computed from the training masks (segmentation); null: none."""
+    class_weights: Literal["median_frequency", "balanced"] | None = None
+    """Weights of the classes in the loss, from the training labels or masks (balanced: by inverse frequency; with several labels the
+    weight of positives); null: none."""
     ema: float | None = None
     """Decay of the moving average of the weights, which is then what is kept as best; null: none."""
 
@@ -187,7 +188,7 @@ class OptimConfig(Section):
 
 @dataclass(frozen=True)
 class RunConfig(Section):
-    """Where, on what and how the run goes; of this only the seed is compared when a run is resumed."""
+    """Where, on what and how the run goes; of this the seed and the precision are compared when a run is resumed."""
 
     SECTION: ClassVar = "run"
     LIMITS: ClassVar = {
@@ -195,10 +196,12 @@ class RunConfig(Section):
         "devices": "[0, 1024]",
         "nodes": "[1, 10000]",
         "save_minutes": "(0, inf)",
+        "join_timeout": "(0, inf)",
         "eval_every": "[1, inf)",
         "patience": "[1, inf)",
         "log_every": "[1, inf)",
     }
+    MEANT_FOR: ClassVar = {"probabilities": ("cls", "seg", "multi")}
 
     out: str | None = None
     """Run folder; null: runs/TASK/CONFIG, numbered when that is taken."""
@@ -218,6 +221,8 @@ class RunConfig(Section):
     """Whether to allow only deterministic operations on GPUs, which is slower."""
     resume: str = "auto"
     """auto: continue the newest unfinished run of the same config; never; or a run folder to continue."""
+    join_timeout: float = 180.0
+    """Seconds within which all processes of a run must have come together."""
     save_minutes: float = 10.0
     """Minutes between two saves within an epoch."""
     progress: bool = True
@@ -230,6 +235,14 @@ class RunConfig(Section):
     """Steps between two log lines."""
     tensorboard: bool = True
     """Whether to write TensorBoard events, when that is installed."""
+    loggers: tuple[str, ...] = ()
+    """What else gets config, curves and pictures: tensorboard (must be installed then), csv, wandb, mlflow."""
+    monitor: str | None = None
+    """The score that chooses the best weights, such as macro_f1 or ece (lower is better); null: the task's own."""
+    metrics: tuple[str, ...] = ()
+    """Registered metrics (plugins) that are scored beside the task's own."""
+    probabilities: bool = False
+    """Whether predict writes the probability of every class (classification: of all, however many; segmentation: of each pixel)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

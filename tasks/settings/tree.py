@@ -9,6 +9,7 @@ from typing import Any, get_origin, get_type_hints
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.settings.keytypes import convert, describe, family_of, is_option, members_of, nearest_key, section_of
+from tasks.settings.paths import absolute_path, expanded
 from tasks.settings.sections import Config, HeadConfig
 from tasks.strictyaml import Plain, Tree, write_value
 
@@ -106,19 +107,19 @@ def from_mapping(mapping: Mapping[str, Plain], source: str = "") -> Config:
 
 
 def absolute(config: Config) -> Config:
-    """The config with paths that mean the same in any working directory: ``data.root``, files of weights, plug-ins."""
-    model, data = config.model, config.data
-    weights = model.weights and (_absolute(model.weights) if os.path.isfile(model.weights) else model.weights)
-    plugins = tuple(_absolute(plugin) if plugin.endswith(".py") else plugin for plugin in config.plugins)
-    model = replace(model, weights=weights, init_from=model.init_from and _absolute(model.init_from))
-    data = replace(data, root=data.root and _absolute(data.root), division=data.division and _absolute(data.division))
-    return replace(config, model=model, data=data, plugins=plugins)
-
-
-def _absolute(path: str) -> str:
-    if "://" in path:  # where a registered data set reads from
-        return path
-    return os.path.abspath(os.path.expanduser(path))
+    """The config with paths that mean the same in any working directory: of data, files of weights, run folders, plug-ins."""
+    model, data, run = config.model, config.data, config.run
+    weights = model.weights and expanded(model.weights, "model.weights")
+    weights = absolute_path(weights, "model.weights") if weights and os.path.isfile(weights) else weights
+    plugins = tuple(absolute_path(name, "plugins") if name.endswith(".py") else name for name in config.plugins)
+    model = replace(
+        model, weights=weights, init_from=model.init_from and absolute_path(model.init_from, "model.init_from")
+    )
+    root, division = data.root and absolute_path(data.root, "data.root"), data.division
+    data = replace(data, root=root, division=division and absolute_path(division, "data.division"))
+    resume = run.resume if run.resume in ("auto", "never") else absolute_path(run.resume, "run.resume")
+    run = replace(run, out=run.out and absolute_path(run.out, "run.out"), resume=resume)
+    return replace(config, model=model, data=data, run=run, plugins=plugins)
 
 
 FREE = (
@@ -147,7 +148,7 @@ def differences(old: Config, new: Config) -> dict[str, str]:
 
 def is_free(key: str) -> bool:
     """Whether a key may change while a run rests: :data:`FREE`, and of ``run.*`` all but the seed."""
-    return key in FREE or (key.startswith("run.") and key != "run.seed")
+    return key in FREE or (key.startswith("run.") and key not in ("run.seed", "run.monitor", "run.metrics"))
 
 
 def changed_keys(old: Config, new: Config) -> list[str]:

@@ -12,11 +12,12 @@ from typing import Literal
 @dataclass(frozen=True)
 class Option:
     """An option of verbs, by the name of its field in ``Extras``: its help, the ``values`` allowed (empty: any), and whether it is
-    a ``flag``, which takes none."""
+    a ``flag``, which takes none, or names a ``path``."""
 
     help: str
     values: tuple[str, ...] = ()
     flag: bool = False
+    path: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Verb:
 
 
 OPTIONS = {
-    "config": Option("bundled name or YAML file; a file wins"),
-    "checkpoint": Option("model file or run folder; a run's own config is used when --config is not given"),
+    "config": Option("bundled name or YAML file; a file wins", path=True),
+    "checkpoint": Option("model file or run folder; a run's own config is used when --config is not given", path=True),
     "split": Option("train, val or test", ("train", "val", "test")),
-    "out": Option("folder for the results"),
-    "predictions": Option("file of predictions to score in place of a model"),
+    "out": Option("folder for the results", path=True),
+    "predictions": Option("file of predictions to score in place of a model", path=True),
     "deep": Option("look at what takes minutes too", flag=True),
     "print-config": Option("show each value and where it comes from, and do nothing", flag=True),
 }

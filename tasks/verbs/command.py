@@ -18,35 +18,42 @@ from tasks.engine.signals import Signals, StoppedError
 from tasks.settings.commandline import Request, parse
 from tasks.settings.lent import without_unknown
 from tasks.settings.tree import absolute
-from tasks.settings.verbs import VERBS, Verb
+from tasks.settings.verbs import DEFAULT, VERBS, Verb
+from tasks.telling import unfailing_streams
 
 USER_ERROR, DIVERGED, FAILED = 2, 3, 1
 
 
 def run_command(command: str, argv: list[str]) -> int:
     """Run ``argv`` of the command ``command`` (``classify``) and return its exit code. ``--help`` raises SystemExit."""
-    try:
-        with Signals():
-            request = parse(command, argv)
-            return _run(VERBS[request.verb], command, request)
-    except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.code
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if os.environ.get("EFFBACKBONES_DEBUG") == "1":
-            raise
-        line, code = explain(error)
-        print(f"error: {line}", file=sys.stderr)
-        return code
+    with unfailing_streams():
+        try:
+            with Signals():
+                request = parse(command, argv)
+                # What a launcher can start again: the line that this process was started with.
+                again = argv == sys.argv[len(sys.argv) - len(argv) :]
+                return _run(VERBS[request.verb], command, request, again=again)
+        except StoppedError as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.code
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:
+            if os.environ.get("EFFBACKBONES_DEBUG") == "1":
+                raise
+            line, code = explain(error)
+            print(f"error: {line}", file=sys.stderr)
+            return code
 
 
-def _run(verb: Verb, command: str, request: Request) -> int:
+def _run(verb: Verb, command: str, request: Request, *, again: bool) -> int:
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         raise UserError(
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "is set, so that opening a checkpoint could run code", "unset it"
         )
+    backend = os.environ.get("MPLBACKEND", "")  # left over from a notebook, it may name what is not installed here
+    if backend.startswith("module://") and not _is_module(backend.removeprefix("module://")):
+        del os.environ["MPLBACKEND"]
     # Spinning threads starve the loaders; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if verb.config == "none":
@@ -58,9 +65,12 @@ def _run(verb: Verb, command: str, request: Request) -> int:
     for line in told:
         print(line, file=sys.stderr)
     # torch comes in here
+    from tasks.engine import processes
     from tasks.engine.surroundings import put_back
 
     with put_back():
+        if verb.name == DEFAULT and not again:
+            processes.refuse_to_start(config.run.processes, config.run.nodes)
         function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
         return int(function(task, config, request.extras))
 
@@ -112,6 +122,14 @@ def import_plugins(plugins: tuple[str, ...]) -> None:
             _import_file(path.resolve())
 
 
+def _is_module(name: str) -> bool:
+    """Whether there is such a module, also where what is around it is missing."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _import_module(name: str) -> None:
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         known = [path.stem for path in Path().glob("*.py")]
@@ -120,6 +138,10 @@ def _import_module(name: str) -> None:
 
 
 def _import_file(path: Path) -> None:
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    if main and Path(main).resolve() == path:  # the plug-in is what was started: it has registered what it has
+        sys.modules.setdefault(path.stem, sys.modules["__main__"])
+        return
     # By its plain name and on the path, so that loader processes that start from nothing can import it too.
     if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) != str(path):
         raise UserError(f"plugins: {path}", f"a module called {path.stem!r} is loaded already", "rename the file")

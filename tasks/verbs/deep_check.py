@@ -21,6 +21,7 @@ from tasks.data.dataset import Dataset
 from tasks.data.sample import Sample
 from tasks.data.sampling import Repeated
 from tasks.engine import assembly
+from tasks.engine.cores import cores
 from tasks.settings.sections import Config
 from tasks.spec import Goal, TaskSpec
 from tasks.telling import Teller
@@ -84,7 +85,7 @@ def _decode_all(datasets: Mapping[str, Dataset], prints: dict[str, Fingerprints]
             return sample.path or sample.id, *fingerprint(sample.image)
 
         found: list[tuple[str, int, NDArray[np.uint8]]] = []
-        with ThreadPoolExecutor(assembly.cores()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for result in tell.watch(_mapped(pool, look, len(dataset)), f"decode {split}"):
                 if isinstance(result, str):
                     faults.append(result)

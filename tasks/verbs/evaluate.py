@@ -4,7 +4,7 @@ from pathlib import Path
 
 from effbackbones.errors import UserError
 from tasks.engine import assembly
-from tasks.engine.evaluation import score_model
+from tasks.engine.evaluation import monitor, score_model
 from tasks.engine.identity import told_of_other_data
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import EvaluationResults, Scores, Summary
@@ -28,7 +28,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     assembly.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
     scores, reporter = score_model(
-        task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell
+        task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell, strict=True
     )
     folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     reporter.write(folder, Summary(title, to_mapping(config), [], results, facts), model, dataset)
     _print_scores(scores)
     tell(f"report {folder / 'report.html'}")
-    _refuse_undefined(task, config, scores, extras.split)
+    _refuse_undefined(monitor(task, config, classes).name, scores, extras.split)
     return 0
 
 
@@ -69,13 +69,12 @@ def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller)
     write_metrics(folder, EvaluationResults({"model": scores}, split=extras.split, predictions=str(path)), [])
     _print_scores(scores)
     tell(f"scores {folder / 'metrics.json'}")
-    _refuse_undefined(task, config, scores, extras.split)
+    _refuse_undefined(task.monitor(config), scores, extras.split)
     return 0
 
 
-def _refuse_undefined(task: TaskSpec, config: Config, scores: Scores, split: str) -> None:
+def _refuse_undefined(name: str, scores: Scores, split: str) -> None:
     """An evaluation whose score does not exist is none: what waits for its exit code must not take it for a success."""
-    name = task.monitor(config)
     if scores[name] is None:
         raise UserError(
             f"data.{split}", f"{name} is undefined: there is nothing in it that could be found", "score labelled data"

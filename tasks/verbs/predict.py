@@ -12,6 +12,7 @@ import torch
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import SUFFIXES
+from effbackbones.inference.finite import NOT_FINITE, REMEDY, finite_watch
 from tasks.data.batch import Batch
 from tasks.data.door import image_reader
 from tasks.data.sample import Sample
@@ -43,11 +44,13 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     failed: dict[str, None] = {}
     loader = assembly.evaluation_loader(config, task, dataset, model)
     timeout = 0.0 if assembly.workers(config) else config.data.timeout  # loader processes are watched by the loader
-    with torch.no_grad():
+    with torch.no_grad(), finite_watch(model) as watch:
         for batch in tell.watch(_Ahead(loader, timeout, lambda: dataset.reading), "predict"):
             moved = batch.to(device, non_blocking=True)
             with assembly.autocast(config, device):
                 predictions = task.predict(config, model, moved)
+            for row in watch.note([meta.path for meta in moved.meta]):
+                moved.meta[row].skipped = (f"{moved.meta[row].path}: {NOT_FINITE}; {REMEDY}",)
             failed |= dict.fromkeys(message for meta in batch.meta for message in meta.skipped[:1])
             known, found = readable(moved, predictions)
             if len(known):

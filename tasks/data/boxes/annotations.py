@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
-from tasks.data.boxes.repairs import MIN_SIDE, RepairCount, Repairs, mend, refuse_bad_boxes
+from tasks.data.boxes.repairs import (
+    MIN_SIDE,
+    RepairCount,
+    Repairs,
+    duplicates,
+    mend,
+    refuse_bad_boxes,
+    refuse_shares,
+)
 from tasks.data.boxes.table import BoxDataset, BoxTable
 from tasks.data.files.images import header_sizes
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
@@ -24,7 +32,8 @@ class Annotations:
     which only formats have whose reader was told that boxes are not needed); ``categories`` int64 [N],
     positions in ``names`` and ``category_ids`` (-1: of none of these); ``crowd`` bool [N]; ``row_ids`` int64 [N]; ``record``:
     how row n is named in messages; ``area`` float64 [N], NaN where absent, or None in formats that have none. ``assumed``: rows
-    bool [N] of each kind of repair made while reading. ``outlines`` of the N objects, where masks are asked for.
+    bool [N] of each kind of repair made while reading. ``outlines`` of the N objects, where masks are asked for. ``parents``: names of
+    classes that are only the class above others, and have no object. ``notes``: what the user should hear.
     """
 
     source: str
@@ -42,6 +51,8 @@ class Annotations:
     area: NDArray[np.float64] | None = None
     assumed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     outlines: Outlines | None = None
+    parents: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,23 +76,18 @@ class Selection:
             raise UserError("data.options.rename", "a class is renamed twice", "remove one of the two")
         return cls(classes, tuple(pairs))
 
-    def renamed(self, names: Sequence[str]) -> tuple[str, ...]:
-        """``names`` with some replaced; names that do not occur, and two classes of one name, raise :class:`UserError`."""
+    def renamed(self, names: Sequence[str], *, all_there: bool = True) -> tuple[str, ...]:
+        """``names`` with some replaced, several of them by one perhaps; names that do not occur raise :class:`UserError`, unless they need
+        not be ``all_there``."""
         for old, _ in self.rename:
-            if old not in names:
+            if old not in names and all_there:
                 raise UserError("data.options.rename", f"there is no class {old!r}", nearest(old, names)[:200])
-        result = tuple(dict(self.rename).get(name, name) for name in names)
-        twice = sorted({name for name in result if result.count(name) > 1})
-        if twice:
-            raise UserError(
-                "data.options.rename", f"two classes would be called {twice[0]!r}", "give each a name of its own"
-            )
-        return result
+        return tuple(dict(self.rename).get(name, name) for name in names)
 
-    def positions(self, names: Sequence[str]) -> NDArray[np.int64]:
+    def positions(self, names: Sequence[str], *, all_there: bool = True) -> NDArray[np.int64]:
         """The positions in ``names`` of the classes that are wanted, in the order of ``names``."""
         for name in self.classes or ():
-            if name not in names:
+            if name not in names and all_there:
                 raise UserError("data.options.classes", f"there is no class {name!r}", nearest(name, names)[:200])
         return np.array([k for k, name in enumerate(names) if self.classes is None or name in self.classes], np.int64)
 
@@ -94,7 +100,9 @@ class Wanted:
     ``training``: the classes of the training split, which this one must have, None if there is nothing to compare with;
     ``selection``: the classes that are kept. ``keep_empty``: whether images without objects are trained on; ``allow_bad_boxes``:
     go on although too many boxes had to be dropped; ``on_error`` ``skip``: go on past headers that cannot be read. ``read``: how
-    images are read.
+    images are read. ``links``: where links among the files may lead. ``duplicates``: whether objects that are there twice are kept
+    (``keep``) or one of them (``drop``); ``supercategories``: whether classes that are only above others are left out (``drop``) or
+    kept (``keep``).
     """
 
     split: str
@@ -105,11 +113,15 @@ class Wanted:
     allow_bad_boxes: bool = False
     on_error: str = "stop"
     read: ImageReader = DEFAULT_READER
+    links: str = "inside"
+    duplicates: str = "keep"
+    supercategories: str = "drop"
 
 
-def refuse_other_classes(source: str, names: Sequence[str], training: Sequence[str]) -> None:
-    """Raise :class:`UserError` that says name by name where the classes of a file are not those of training."""
-    if tuple(names) == tuple(training):
+def refuse_other_classes(source: str, names: Sequence[str], training: Sequence[str], *, by_name: bool = False) -> None:
+    """Raise :class:`UserError` that says name by name where the classes of a file are not those of training; with ``by_name`` they may
+    have another order, and lack some."""
+    if tuple(names) == tuple(training) or (by_name and set(names) <= set(training)):
         return
     here, there = _listed(set(names) - set(training)), _listed(set(training) - set(names))
     differences = [f"not in training: {here}"] * bool(here) + [f"not in this file: {there}"] * bool(there)
@@ -131,24 +143,49 @@ def _listed(names: set[str]) -> str:
 def open_boxes(said: Annotations, root: Path, wanted: Wanted) -> BoxDataset:
     """The data set of a split, of whose images ``root`` is the folder: the classes selected, held against those of training, with
     boxes and labels as wanted."""
-    table, _, notes = open_table(selected(said, root, wanted), root, wanted)
-    return BoxDataset(table, wanted.read, wanted.labels, notes)
+    said = selected(said, root, wanted)
+    table, _, notes = open_table(said, root, wanted)
+    return BoxDataset(table, wanted.read, wanted.labels, (*said.notes, *notes))
 
 
 def selected(said: Annotations, root: Path, wanted: Wanted) -> Annotations:
-    """The same with ``categories`` as labels of the classes selected, -1 for others, which must be those of training, and with
-    sizes that are unknown taken from the files."""
-    names = wanted.selection.renamed(said.names)
-    chosen = wanted.selection.positions(names)
-    kept = tuple(names[k] for k in chosen.tolist())
-    if wanted.training is not None:
-        refuse_other_classes(said.source, kept, wanted.training)
+    """The same with ``categories`` as labels of the classes selected, -1 for others: those of training by their names, where there are
+    such. Sizes that are unknown are taken from the files."""
+    first = wanted.training is None  # another split may lack some classes
+    renamed, notes = wanted.selection.renamed(said.names, all_there=first), list(said.notes)
+    above = _left_out(said, renamed, wanted)
+    if above:
+        shown = ", ".join(repr(name[:30]) for name in sorted(above)[:4])
+        remedy = "data.options.supercategories: keep keeps such"
+        notes.append(f"left out: {shown}, only the supercategory of other categories, without objects ({remedy})")
+    names = tuple(dict.fromkeys(name for old, name in zip(said.names, renamed, strict=True) if old not in above))
+    kept = tuple(names[k] for k in wanted.selection.positions(names, all_there=first).tolist())
+    if wanted.training is not None and kept != wanted.training:
+        refuse_other_classes(said.source, kept, wanted.training, by_name=True)
+        notes.append(
+            f"its classes are those of training by their names, in another order or not all: {', '.join(kept)[:80]}"
+        )
+        kept = wanted.training
     if (said.sizes <= 0).any():
         said = replace(said, sizes=_completed(said, root, wanted))
-    labels = np.full(len(names) + 1, -1)  # the last is that of category -1
-    labels[chosen] = np.arange(len(chosen))
-    category_ids = tuple(said.category_ids[k] for k in chosen.tolist())
-    return replace(said, categories=labels[said.categories], names=kept, category_ids=category_ids)
+    label_of = {name: label for label, name in enumerate(kept)}
+    left_out = [old in above for old in said.names]
+    labels = [-1 if left else label_of.get(new, -1) for new, left in zip(renamed, left_out, strict=True)]
+    ids = dict(zip(reversed(labels), reversed(said.category_ids), strict=True))  # of several the first
+    unused = max((0, *said.category_ids)) + 1
+    category_ids = tuple(ids.get(label, unused + label) for label in range(len(kept)))
+    columns = np.array([*labels, -1], np.int64)  # the last is that of category -1
+    return replace(said, categories=columns[said.categories], names=kept, category_ids=category_ids, notes=tuple(notes))
+
+
+def _left_out(said: Annotations, renamed: Sequence[str], wanted: Wanted) -> frozenset[str]:
+    """Names in the file of classes that are only above others, unless they are asked for, or trained."""
+    if wanted.supercategories == "keep":
+        return frozenset()
+    asked = {*(wanted.selection.classes or ()), *(wanted.training or ())}
+    return frozenset(
+        old for old, new in zip(said.names, renamed, strict=True) if old in said.parents and new not in asked
+    )
 
 
 def open_table(said: Annotations, root: Path, wanted: Wanted) -> tuple[BoxTable, NDArray[np.int64], tuple[str, ...]]:
@@ -161,7 +198,13 @@ def open_table(said: Annotations, root: Path, wanted: Wanted) -> tuple[BoxTable,
     training = wanted.split == "train"
     if "boxes" in wanted.labels:
         # Scored boxes stay as thin as they are, as in COCO's own scorer; to train on less than a pixel makes no sense.
-        table = mended_table(said, root, allow_bad=wanted.allow_bad_boxes, min_side=MIN_SIDE if training else 0.0)
+        table = mended_table(
+            said,
+            root,
+            allow_bad=wanted.allow_bad_boxes,
+            min_side=MIN_SIDE if training else 0.0,
+            drop_duplicates=wanted.duplicates == "drop",
+        )
     else:
         table = plain_table(said, root)
     if wanted.split in ("train", "val"):
@@ -188,19 +231,31 @@ def _completed(said: Annotations, root: Path, wanted: Wanted) -> NDArray[np.int3
     return sizes
 
 
-def mended_table(said: Annotations, root: Path, *, allow_bad: bool = False, min_side: float = MIN_SIDE) -> BoxTable:
-    """The table of mended boxes; ``said.categories`` are labels, -1 what is left out. Too many bad boxes raise
-    :class:`UserError` unless ``allow_bad``."""
+def mended_table(
+    said: Annotations,
+    root: Path,
+    *,
+    allow_bad: bool = False,
+    min_side: float = MIN_SIDE,
+    drop_duplicates: bool = False,
+) -> BoxTable:
+    """The table of mended boxes; ``said.categories`` are labels, -1 what is left out. Too many bad boxes, and boxes that are no
+    pixels, raise :class:`UserError` unless ``allow_bad``."""
     used = said.categories >= 0
     sides = np.where(said.sizes > 0, said.sizes, np.inf)[said.owner][:, ::-1]
     count = RepairCount(said.record)
+    if not allow_bad:
+        refuse_shares(said.source, said.boxes[used], sides[used])
     boxes, keep = mend(said.boxes, sides, used, count, min_side)
+    again = duplicates(said.owner, said.categories, boxes, keep & ~said.crowd)
+    count.add("duplicate_dropped" if drop_duplicates else "duplicate", again)
     count.add("other_class", ~used)
     for kind, rows in said.assumed.items():
         count.add(kind, rows & keep)
     if said.area is not None:
         count.add("area", ~(said.area > 0) & keep)
     repairs = count.result(int(used.sum()))
+    keep = keep & ~again if drop_duplicates else keep
     if not allow_bad:
         refuse_bad_boxes(said.source, said.boxes[used], sides[used], repairs)
     return _table(said, root, boxes, keep, repairs)

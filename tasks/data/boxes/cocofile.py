@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from tasks.data.boxes.annotations import Annotations
+from tasks.data.boxes.fields import corner_rows, enclosed, ignored, turned
 from tasks.data.files.jsonfile import parse, word
 from tasks.data.files.records import FLAG, ID, LIST, NUMBER, TEXT, WHOLE, Records, as_float
 from tasks.data.masks.coco import read_outlines
@@ -18,16 +19,20 @@ _SKIPPED = ("segmentation", "keypoints")
 """Most of a file, and let go unless it is asked for."""
 
 
-def read_coco(path: Path, *, boxes: bool = True, masks: bool = False) -> Annotations:
+def read_coco(
+    path: Path, *, boxes: bool = True, masks: bool = False, ignored_as: str = "object", rotation: str = "keep"
+) -> Annotations:
     """Images, annotations and categories of a file; categories sorted by id.
 
-    ``boxes``: whether every annotation must have one. ``masks``: whether to read and check ``segmentation``, to ``outlines``.
+    ``boxes``: whether every annotation must have one; that of its ``segmentation`` is taken where there is no other. ``masks``: whether
+    to read and check ``segmentation``, to ``outlines``. ``ignored_as``, for what is marked to be ignored: ``object`` (like all others)
+    or ``crowd``. ``rotation``, for boxes that are said to be turned: ``keep`` (as they are) or ``enclose`` (the box around them).
 
     Raises :class:`UserError`, one line with file and record, for whatever cannot be read without guessing: no JSON (with
     the line), missing keys, wrong types, boxes that are not four finite numbers, ids twice, references to what is not
     there. Absent ``area`` and ``iscrowd`` and the id 0 are noted in ``assumed``.
     """
-    parsed = parse(path, _SKIPPED[1:] if masks else _SKIPPED)
+    parsed = parse(path, _SKIPPED[1:] if masks else _SKIPPED, spared=_lacks_box if boxes else None)
     categories, images = Records(path, parsed.content, "categories"), Records(path, parsed.content, "images")
     annotations = Records(path, parsed.content, "annotations", empty=True)
     if parsed.word:
@@ -41,23 +46,66 @@ def read_coco(path: Path, *, boxes: bool = True, masks: bool = False) -> Annotat
     labels = {number: label for label, number in enumerate(category_ids)}
     row_ids = np.array(annotations.unique("id", annotations.whole("id")), np.int64)
     iscrowd = annotations.column("iscrowd", FLAG, required=False)
+    crowd, marked, degrees = _crowds(annotations, iscrowd), ignored(annotations), turned(annotations)
+    marked &= ~crowd
+    from_outline = _boxes_of_outlines(annotations) if boxes else np.zeros(len(annotations), np.bool_)
+    found, corners = _boxes(annotations, required=boxes), corner_rows(annotations)
+    found[corners, 2:] -= found[corners, :2]
+    outlines = read_outlines(annotations) if masks else None
+    marks = {"ignored_crowd" if ignored_as == "crowd" else "ignored": marked}
+    turns = {"rotated_enclosed" if rotation == "enclose" else "rotated": degrees != 0}
     return Annotations(
         source=str(path),
         files=files,
         ids=ids,
         sizes=_sizes(images),
         owner=annotations.references("image_id", ID, ordinals, "images", str),
-        boxes=_boxes(annotations, required=boxes),
+        boxes=enclosed(found, degrees) if rotation == "enclose" else found,
         categories=annotations.references("category_id", WHOLE, labels, "categories", int),
-        crowd=_crowds(annotations, iscrowd),
+        crowd=crowd | marked if ignored_as == "crowd" else crowd,
         area=annotations.floats("area", annotations.column("area", NUMBER, required=False)),
         row_ids=row_ids,
         record=lambda row: f"id {row_ids[row]}",
         names=names,
         category_ids=category_ids,
-        assumed={"iscrowd": np.array([value is None for value in iscrowd], np.bool_), "id_zero": row_ids == 0},
-        outlines=read_outlines(annotations) if masks else None,
+        assumed={
+            "iscrowd": np.array([value is None for value in iscrowd], np.bool_),
+            "id_zero": row_ids == 0,
+            "outline_box": from_outline,
+            "corners": corners,
+            **marks,
+            **turns,
+        },
+        outlines=outlines,
+        parents=_parents(categories, annotations),
     )
+
+
+def _lacks_box(record: dict[str, Any]) -> bool:
+    return "category_id" in record and not record.get("bbox")
+
+
+def _boxes_of_outlines(records: Records) -> NDArray[np.bool_]:
+    """Give annotations without a box (or with an empty one) that of their segmentation; which these are, bool [N]."""
+    lacking = [
+        index for index, row in enumerate(records.rows) if row.get("bbox") in (None, []) and row.get("segmentation")
+    ]
+    rows = np.zeros(len(records), np.bool_)
+    if not lacking:
+        return rows
+    some = records.some(lacking)
+    outlines = read_outlines(some, keep=True)
+    for index, row, box in zip(lacking, some.rows, outlines.boxes().tolist(), strict=True):
+        if math.isfinite(box[0]):
+            row["bbox"], rows[index] = box, True
+    return rows
+
+
+def _parents(categories: Records, annotations: Records) -> frozenset[str]:
+    """Names of the categories that others have as their ``supercategory`` and no annotation has."""
+    used = {row.get("category_id") for row in annotations.rows}
+    above = {row.get("supercategory") for row in categories.rows if row.get("supercategory") != row["name"]}
+    return frozenset(row["name"] for row in categories.rows if row["name"] in above and row["id"] not in used)
 
 
 def _holder(annotations: Records) -> str:

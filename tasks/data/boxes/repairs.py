@@ -15,6 +15,18 @@ WARN_DROPPED, STOP_DROPPED = 0.01, 0.20
 _ROUNDING = 1e-6  # pixels: sums of decimal fractions are off by less
 _BEYOND = 1.0  # pixels that a box must reach out of its image to speak for corner boxes
 _EXAMPLES = 3
+_ODD = np.array(
+    [
+        0x9E3779B97F4A7C15,
+        0xC2B2AE3D27D4EB4F,
+        0x165667B19E3779F9,
+        0xD6E8FEB86659FD93,
+        0xFF51AFD7ED558CCD,
+        0xC4CEB9FE1A85EC53,
+    ],
+    np.uint64,
+)
+"""Odd numbers that mix the bits of six numbers into one hash."""
 Rows = NDArray[np.bool_]
 """Which boxes, bool [N]."""
 
@@ -24,6 +36,16 @@ KINDS = {
     "empty": "with a width or height of 0 or less: dropped",
     "outside": "wholly outside of their image: dropped",
     "thin": f"with a side under {MIN_SIDE:g} pixel: dropped",
+    "outline_box": "without a bbox: that of their segmentation taken",
+    "corners": "are corners by their bbox_mode: read as such",
+    "ignored": "are marked to be ignored: objects like all others (data.options.ignored: crowd takes them for crowds)",
+    "ignored_crowd": "are marked to be ignored: taken for crowds",
+    "rotated": "are turned by their rotation, which is not looked at (data.options.rotation: enclose takes the boxes around)",
+    "rotated_enclosed": "are turned by their rotation: the boxes around taken",
+    "duplicate": "lie in an image twice, alike in class and corners: kept (data.options.duplicates: drop leaves one)",
+    "duplicate_dropped": "lay in an image twice, alike in class and corners: one kept",
+    "outline": "are outlines: the boxes around taken",
+    "key_points": "have key points beside, which are left out",
     "area": "without a positive area: that of the box taken",
     "iscrowd": "without iscrowd: 0 taken",
     "id_zero": "with annotation id 0: kept (scores number them anew)",
@@ -115,6 +137,31 @@ def mend(
     ):
         count.add(kind, rows)
     return mended, keep
+
+
+def refuse_shares(source: str, boxes: NDArray[np.float64], sides: NDArray[np.float64]) -> None:
+    """Raise :class:`UserError` where boxes [n, 4] are shares of their images (of ``sides`` [n, 2]), not pixels: most lie in 0..1."""
+    with np.errstate(over="ignore"):
+        inside = (boxes >= 0).all(1) & (boxes[:, :2] + boxes[:, 2:] <= 1 + _ROUNDING).all(1) & (sides > 2).all(1)
+    broken = inside & (boxes != np.round(boxes)).any(1)
+    if not len(boxes) or 2 * int(inside.sum()) <= len(boxes) or not broken.any():
+        return
+    what = f"{int(inside.sum()):,} of {len(boxes):,} boxes lie in 0..1: shares of the image, where pixels are expected"
+    raise UserError(source, what, "multiply x and width by the width of the image, y and height by its height")
+
+
+def duplicates(
+    owner: NDArray[np.int64], labels: NDArray[np.int64], boxes: NDArray[np.float64], considered: Rows
+) -> Rows:
+    """Which of the rows ``considered`` [N] come again: image, class and box are those of an earlier one."""
+    rows = np.flatnonzero(considered)
+    keys = np.concatenate([owner[rows, None], labels[rows, None], boxes[rows] + 0.0], 1)  # no -0
+    hashes = (keys.view(np.uint64) * _ODD).sum(1, dtype=np.uint64)  # sorted a hundred times faster than the six numbers
+    order = np.argsort(hashes, kind="stable")
+    alike = (keys[order[1:]] == keys[order[:-1]]).all(1)
+    again: Rows = np.zeros(len(considered), np.bool_)
+    again[rows[order[1:][alike]]] = True
+    return again
 
 
 def refuse_bad_boxes(source: str, boxes: NDArray[np.float64], sides: NDArray[np.float64], repairs: Repairs) -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
-from effbackbones.images.reading import image_size, is_image_name
+from effbackbones.images.reading import image_size
+from tasks.data.files.listing import Spelling, files_below
 from tasks.data.files.reading import Confinement
 
 _LEAVES = re.compile(r"[A-Za-z]:|[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)|.*\0|$", re.DOTALL)
@@ -19,14 +20,24 @@ _LEAVES = re.compile(r"[A-Za-z]:|[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)|.*\0|$", re.D
 _SHOWN = 3
 
 
-def check_files(root: Path, names: Sequence[str], record: Callable[[int], str], remedy: str) -> None:
-    """Raise :class:`UserError` for names that lead out of ``root`` or where there is no file; ``record`` says where name i stands.
+def check_files(
+    root: Path,
+    names: Sequence[str],
+    record: Callable[[int], str],
+    remedy: str,
+    *,
+    links: str = "inside",
+) -> list[str]:
+    """The names as the folders spell them (accents may be written in two ways). Raises :class:`UserError` for those that lead out of
+    ``root``, or where there is no file; ``record`` says where name i stands. ``links``: where these may lead, one of
+    :data:`tasks.data.files.listing.LINKS`.
 
     Folders are listed once each; only links and what a listing does not show are looked at one by one.
     """
-    inside = Confinement(root)
+    inside, spelling = Confinement(root, links), Spelling(root)
     listings: dict[str, frozenset[str]] = {}
     missing: list[int] = []
+    found = list(names)
     for index, name in enumerate(names):
         folder, _, base = name.rpartition("/")
         if folder in listings and base in listings[folder]:
@@ -35,10 +46,12 @@ def check_files(root: Path, names: Sequence[str], record: Callable[[int], str], 
             raise UserError(
                 record(index), f"{name[:100]!r} is not a path inside {root}", "write file names relative to that folder"
             )
-        if not os.path.lexists(root / name):
+        there = spelling.find(name)
+        if there is None:
             missing.append(index)
             continue
-        inside.check(name, record(index))
+        inside.check(there, record(index))
+        found[index], folder = there, there.rpartition("/")[0]
         if folder not in listings:
             listings[folder] = _files(root / folder)
     if missing:
@@ -46,6 +59,7 @@ def check_files(root: Path, names: Sequence[str], record: Callable[[int], str], 
         more = ", ..." if len(missing) > _SHOWN else ""
         what = f"{len(missing):,} of {len(names):,} images have no file in {root}: {shown}{more}"
         raise UserError(record(missing[0]), what, remedy)
+    return found
 
 
 def _files(folder: Path) -> frozenset[str]:
@@ -54,29 +68,9 @@ def _files(folder: Path) -> frozenset[str]:
         return frozenset(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
 
 
-def images_below(folder: Path) -> list[str]:
-    """Sorted paths below ``folder`` of all images at any depth; names that begin with a dot are passed over."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(place).relative_to(folder).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        found += [prefix + name for name in files if not name.startswith(".") and is_image_name(name)]
-    return sorted(found)
-
-
-def by_stem(folder: Path) -> dict[str, str]:
-    """Names of the images in a folder by their name without its ending; two of one stem raise :class:`UserError`."""
-    if not folder.is_dir():
-        raise UserError(str(folder), "there is no such folder of images", "correct data.root")
-    found: dict[str, str] = {}
-    for name in sorted(os.listdir(folder)):
-        stem = name.rpartition(".")[0]
-        if is_image_name(name) and found.setdefault(stem, name) != name:
-            raise UserError(
-                str(folder), f"{found[stem]} and {name} differ in their ending alone", "rename or remove one of the two"
-            )
-    return found
+def images_below(folder: Path, *, root: Path | None = None, links: str = "inside") -> list[str]:
+    """Sorted paths below ``folder`` of all images at any depth, as :func:`tasks.data.files.listing.files_below` lists them."""
+    return files_below(folder, root=root, links=links)
 
 
 def header_sizes(paths: Sequence[str], exif: str, on_error: str) -> NDArray[np.int32]:

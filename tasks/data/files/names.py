@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from effbackbones.images.reading import SUFFIXES, is_image_name
+from effbackbones.images.reading import SUFFIXES
 
 _LOOKED_AT = 64
 """So many folders are looked through for a file that is not where it should be."""
@@ -14,23 +14,6 @@ _LOOKED_AT = 64
 def normalised(name: str) -> str:
     """A name with each letter in one way (NFC): a letter with its accent, and the two after each other, look the same."""
     return unicodedata.normalize("NFC", name)
-
-
-def there(root: Path, name: str, suffix: str = "") -> str:
-    """``name`` as a file below ``root`` has it: with ``suffix`` where it has no ending of an image, with other slashes, with accents
-    written in the other way. As it is, where there is none."""
-    if suffix and not is_image_name(name):
-        name += suffix
-    slashed = name.replace("\\", "/")
-    forms = (name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD")))
-    return next((form for form in forms if _exists(root, form)), slashed)
-
-
-def _exists(root: Path, name: str) -> bool:
-    try:
-        return bool(name) and os.path.lexists(root / name)
-    except ValueError:  # a zero byte
-        return False
 
 
 def elsewhere(root: Path, name: str) -> tuple[str, str] | None:

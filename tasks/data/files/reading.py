@@ -12,6 +12,7 @@ import numpy as np
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, Size
 from effbackbones.images.reading import MAX_PIXELS, read_image
+from tasks.data.files.listing import leaves, refuse_link
 from tasks.data.files.slate import reading_file
 from tasks.settings.options import as_names
 
@@ -35,10 +36,11 @@ class PackedNames(Sequence[str]):
 
 
 class Confinement:
-    """Checks that names read from a file stay inside ``root``: no absolute path, no ``..``, no symbolic link outwards."""
+    """Checks that names read from a file stay inside ``root``: no absolute path, no ``..``, no symbolic link outwards unless
+    ``links`` is ``anywhere``."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, links: str = "inside") -> None:
+        self.root, self.links = root, links
         self._real = os.path.realpath(root)
         self._folders: set[str] = set()
 
@@ -65,9 +67,8 @@ class Confinement:
             raise UserError(where, f"{path} is not a file", "name an image file")
 
     def _inside(self, path: str, where: str) -> None:
-        real = os.path.realpath(path)
-        if os.path.commonpath([real, self._real]) != self._real:
-            raise UserError(where, f"{path} is a link that leaves {self.root}", "copy the files")
+        if self.links == "inside" and leaves(path, self._real):
+            raise refuse_link(path, self.root, where)
 
 
 def listed_classes(listed: object, root: Path) -> tuple[str, ...] | None:

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,14 +51,21 @@ class Records:
             at = next(index for index, row in enumerate(rows) if not isinstance(row, dict))
             raise UserError(f"{path}: {key}[{at}]", f"expected an object, got {word(rows[at])}", _REMEDY)
         self.rows: list[dict[str, Any]] = rows
+        self._numbers: Sequence[int] = range(len(rows))
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def some(self, indices: Sequence[int]) -> "Records":
+        """Some of the records (the same objects), which keep their names."""
+        part = copy(self)
+        part.rows, part._numbers = [self.rows[index] for index in indices], [self._numbers[index] for index in indices]
+        return part
+
     def name(self, index: int) -> str:
         """Where a record stands: file, place in its list, id."""
         id_ = self.rows[index].get("id")
-        return f"{self.path}: {self.key}[{index}]" + ("" if id_ is None else f" (id {word(id_)})")
+        return f"{self.path}: {self.key}[{self._numbers[index]}]" + ("" if id_ is None else f" (id {word(id_)})")
 
     def refuse(self, index: int, what: str, remedy: str = _REMEDY) -> NoReturn:
         raise UserError(self.name(index), what, remedy)

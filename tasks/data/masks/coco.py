@@ -25,14 +25,16 @@ class Runs(NamedTuple):
     lengths: NDArray[np.int64]
 
 
-def read_outlines(records: Records) -> Outlines:
+def read_outlines(records: Records, *, keep: bool = False) -> Outlines:
     """The outlines of all annotations; polygons of fewer than three points are left out and noted.
 
-    Takes ``segmentation`` out of the records. Raises :class:`UserError` with file and record for what is neither polygons nor
-    runs: other types, an odd number of coordinates, numbers that are not finite, runs that are negative, do not fill the
-    image of their ``size``, or are no text as COCO writes it.
+    Takes ``segmentation`` out of the records, unless they ``keep`` it. Raises :class:`UserError` with file and record for what is
+    neither polygons nor runs: other types, an odd number of coordinates, numbers that are not finite, runs that are negative, do
+    not fill the image of their ``size``, or are no text as COCO writes it.
     """
-    values = [row.pop("segmentation", None) for row in records.rows]
+    values: list[Any] = [row.get("segmentation") for row in records.rows]
+    for row in () if keep else records.rows:
+        row.pop("segmentation", None)
     odd = set(map(type, values)) - {list, dict, type(None)}
     if odd:
         index = next(index for index, value in enumerate(values) if type(value) in odd)

@@ -101,3 +101,16 @@ def median_frequency(statistics: MaskStatistics) -> list[float]:
         weights[~seen] = weights.max()
     found: list[float] = weights.tolist()
     return found
+
+
+def inverse_frequency(statistics: MaskStatistics) -> list[float]:
+    """A weight for each class: all labelled pixels over (classes times its own). A class in no mask: as in :func:`median_frequency`."""
+    seen = statistics.pixels > 0
+    if not seen.any():
+        return median_frequency(statistics)  # which says what is wrong
+    weights = np.zeros(len(seen))
+    weights[seen] = statistics.pixels.sum() / (seen.sum() * statistics.pixels[seen])
+    if statistics.looked_at < statistics.total:
+        weights[~seen] = weights.max()
+    found: list[float] = weights.tolist()
+    return found

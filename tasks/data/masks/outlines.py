@@ -47,6 +47,26 @@ class Outlines:
             return np.zeros((0, 2, 2))
         return np.stack([np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)], 1)
 
+    def boxes(self) -> NDArray[np.float64]:
+        """The box around each outline as x, y, width, height, float64 [N, 4]; NaN where there is none, or no pixel inside."""
+        found = np.full((len(self), 2, 2), np.nan)
+        extents, owners = self.extents(), self.owners
+        for row in np.unique(owners).tolist():
+            parts = extents[owners == row]
+            found[row] = [parts[:, 0].min(0), parts[:, 1].max(0)]
+        for row in np.flatnonzero(self.sizes[:, 0] >= 0).tolist():
+            ends = np.cumsum(self.counts[slice(*self.runs[row])], dtype=np.int64)
+            first, last = ends[:-1:2], ends[1::2] - 1  # of each run inside, where pixels are numbered down the columns
+            first = first[: len(last)][(inside := last >= first[: len(last)])]
+            last = last[inside]
+            if not len(last):
+                continue
+            height = int(self.sizes[row, 0])
+            left, right, whole = first.min() // height, last.max() // height, (first // height < last // height).any()
+            top, bottom = (0, height - 1) if whole else ((first % height).min(), (last % height).max())
+            found[row] = [[left, top], [right + 1, bottom + 1]]
+        return np.concatenate([found[:, 0], found[:, 1] - found[:, 0]], 1)
+
     def areas(self) -> NDArray[np.float64]:
         """Square pixels inside of each outline, float64 [N]: those of the parts added up (the trapezium formula), or of the runs."""
         before = np.concatenate(

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class Pairing:
       passed over.
 
     ``single``: there is one split, divided later; so ``{split}`` need not stand anywhere, and ``images`` with ``masks`` will do.
+    ``links``: where links may lead, as :func:`tasks.data.files.listing.files_below` has it.
     """
 
     root: Path
@@ -49,6 +50,7 @@ class Pairing:
     image_suffix: str | None = None
     mask_suffix: str | None = None
     single: bool = False
+    links: str = "inside"
 
     def pairs(self, split: str) -> Pairs:
         """Those of a split. A partner that is missing, two files for one name, and whatever leads out of ``root`` raise
@@ -61,16 +63,18 @@ class Pairing:
         else:
             ids = _complete(root, images, masks, images_in, masks_in)
         pairs = Pairs(root, ids, tuple(images[id_] for id_ in ids), tuple(masks[id_] for id_ in ids), masks_in)
-        for files in (pairs.images, pairs.masks):
-            check_files(root, files, lambda index, files=files: str(root / files[index]), "replace it")  # type: ignore[misc]
+        self._check(pairs.images)
+        self._check(pairs.masks)
         return pairs
+
+    def _check(self, files: Sequence[str]) -> None:
+        check_files(self.root, files, lambda index: str(self.root / files[index]), "replace it", links=self.links)
 
     def sides(self, split: str) -> tuple[dict[str, str], dict[str, str], str]:
         """All images and all masks of a split by their names, not paired, and the folder of the masks. A list is not looked at."""
         images, masks, _, masks_in, _ = self._sides(split)
-        for files in (images, masks):
-            paths = list(files.values())
-            check_files(self.root, paths, lambda index, paths=paths: str(self.root / paths[index]), "replace it")  # type: ignore[misc]
+        self._check(tuple(images.values()))
+        self._check(tuple(masks.values()))
         return images, masks, masks_in
 
     def _sides(self, split: str) -> tuple[dict[str, str], dict[str, str], str, str, str]:
@@ -86,8 +90,8 @@ class Pairing:
                 "data.options", "images, masks and list are the same for all splits", f"write {SPLIT} into one of them"
             )
         before, behind = self.image_suffix or "", self.mask_suffix or ""
-        images = _by_stem(root, images_in, before, behind if images_in == masks_in else "")
-        return images, _by_stem(root, masks_in, behind), images_in, masks_in, before
+        images = _by_stem(root, images_in, self.links, before, behind if images_in == masks_in else "")
+        return images, _by_stem(root, masks_in, self.links, behind), images_in, masks_in, before
 
 
 def _inside(key: str, path: str) -> str:
@@ -122,11 +126,11 @@ def _folders(
     )
 
 
-def _by_stem(root: Path, folder: str, suffix: str, other_suffix: str = "") -> dict[str, str]:
+def _by_stem(root: Path, folder: str, links: str, suffix: str, other_suffix: str = "") -> dict[str, str]:
     """Paths below ``root`` of the images in ``folder`` that end in ``suffix`` and not in ``other_suffix``, by their name in the
     folder without suffix and ending."""
     found: dict[str, str] = {}
-    for name in images_below(root / folder):
+    for name in images_below(root / folder, root=root, links=links):
         stem = normalised(name.rpartition(".")[0])
         if not stem.endswith(suffix) or (other_suffix and stem.endswith(other_suffix)):
             continue

@@ -1,6 +1,7 @@
 """Data set ``coco``: annotation files in COCO's format and folders of images."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from effbackbones.errors import UserError
@@ -21,25 +22,32 @@ def open_coco(
     folder: Path | None = None,
     unlabelled: str = "background",
     no_segmentation: str = "ignore",
+    ignored: str = "object",
+    rotation: str = "keep",
 ) -> BoxDataset:
     """The split that the annotation ``file`` below ``root`` describes, by default
     ``annotations/instances_{train,val}2017.json``; labels are the categories in the order of their ids.
 
     ``folder``: what ``file_name`` is relative to, by default as :func:`image_folder` finds it. ``unlabelled`` and
-    ``no_segmentation`` as in :func:`tasks.data.sets.painting.painting_of`. What is refused and what is mended:
+    ``no_segmentation`` as in :func:`tasks.data.sets.painting.painting_of`; ``ignored`` and ``rotation`` as in
+    :func:`tasks.data.boxes.cocofile.read_coco`. What is refused and what is mended:
     :func:`tasks.data.boxes.cocofile.read_coco`, :mod:`tasks.data.boxes.repairs`. Boxes need not be there, or sound, unless they
     are wanted.
     """
     path = _annotation_file(root, wanted.split, file)
     masks = "mask" in wanted.labels
-    said = read_coco(path, boxes="boxes" in wanted.labels, masks=masks)
+    boxes = "boxes" in wanted.labels
+    said = read_coco(path, boxes=boxes, masks=masks, ignored_as=ignored, rotation=rotation)
     folder = folder or image_folder(root, path, said.files[0])
-    check_files(
+    ids = said.ids
+    files = check_files(
         folder,
         said.files,
-        lambda image: f"{path}: images[{image}] (id {said.ids[image]})",
+        lambda image: f"{path}: images[{image}] (id {ids[image]})",
         f"set data.options.{wanted.split}_images, or correct file_name",
+        links=wanted.links,
     )
+    said = replace(said, files=files)
     if not masks:
         return open_boxes(said, folder, wanted)
     said = selected(said, folder, wanted)
@@ -48,7 +56,7 @@ def open_coco(
     )
     table, images, notes = open_table(said, folder, wanted)
     painting = painting.take(images) if len(images) < len(said.files) else painting
-    return PaintedDataset(table, painting, mask_classes, wanted.read, wanted.labels, (*notes, *repairs))
+    return PaintedDataset(table, painting, mask_classes, wanted.read, wanted.labels, (*said.notes, *notes, *repairs))
 
 
 def _annotation_file(root: Path, split: str, name: str | None) -> Path:

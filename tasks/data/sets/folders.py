@@ -1,7 +1,7 @@
 """Data set ``folder``, class folders: ``root/{train,val,test}/CLASS/...``, one folder per class, images at any depth below it."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.images.reading import is_image_name
+from tasks.data.files.listing import files_below, is_hidden, shown
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
 from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
@@ -21,7 +22,7 @@ class FolderDataset:
     label map of the training split, and a folder that is not in it raises :class:`UserError`. ``rename``: the classes of folders
     that are not called by them; several may be of one. Names that begin with a dot are passed over. Empty class folders raise; so
     do files that are no images, unless ``ignore_others``, and fewer than ``least`` classes. ``notes``: images that lie beside the
-    class folders, which belong to none.
+    class folders, which belong to none. ``root`` and ``links``: where links may lead, as :func:`files_below` has it.
     """
 
     def __init__(
@@ -33,9 +34,12 @@ class FolderDataset:
         ignore_others: bool = False,
         rename: Mapping[str, str] | None = None,
         least: int = 1,
+        root: Path | None = None,
+        links: str = "inside",
     ) -> None:
         self.folder = Path(folder)
-        found, self.notes = _class_folders(self.folder)
+        below = files_below(self.folder, lambda name: True, root=root, links=links) if self.folder.is_dir() else []
+        found, self.notes = _class_folders(self.folder, [name for name in below if "/" not in name])
         class_of = _renamed(self.folder, found, rename or {}, known=classes is not None)
         self.classes = tuple(sorted(set(class_of.values()))) if classes is None else classes
         if len(self.classes) < least:
@@ -46,8 +50,15 @@ class FolderDataset:
             raise UserError(str(self.folder / unknown[0]), what, "add it there, or remove the folder")
         names: list[str] = []
         counts: list[int] = []
-        for name in found:
-            images = sorted(_images(self.folder, name, ignore_others))
+        by_class: dict[str, list[str]] = {name: [] for name in found}
+        for path in below:
+            name, inside, _ = path.partition("/")
+            if inside and is_image_name(path):
+                by_class[name].append(path)
+            elif inside and not ignore_others:
+                remedy = "remove it, or set data.options.other_files: ignore"
+                raise UserError(str(self.folder / path), "is not an image by its ending", remedy)
+        for name, images in by_class.items():
             if not images:
                 raise UserError(str(self.folder / name), "the class folder holds no image", "fill it or remove it")
             names += images
@@ -74,34 +85,32 @@ class FolderDataset:
         return Known(name := self.names[index], self.labels[index].tobytes(), (f"{self.folder}/{name}",))
 
 
-def _class_folders(folder: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Sorted names of the class folders of a split, and what to tell of the images beside them."""
+def _class_folders(folder: Path, beside: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Sorted names of the class folders of a split, and what to tell of the files ``beside`` them."""
     shape = f"expected {folder}/CLASS/IMAGE"
     if not folder.is_dir():
-        beside = (
+        others = (
             sorted(entry.name for entry in os.scandir(folder.parent) if entry.is_dir())
             if folder.parent.is_dir()
             else []
         )
         there = (
-            f"{folder.parent} holds the folders {', '.join(beside[:8])}"
-            if beside
+            f"{folder.parent} holds the folders {', '.join(others[:8])}"
+            if others
             else f"{folder.parent} holds no folders"
         )
         remedy = "move the classes there, or name the splits' folders by data.train, data.val, data.test"
         raise UserError(str(folder), f"there is no such folder: {shape}, {there}", remedy)
     with os.scandir(folder) as entries:
-        inside = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
-    found = sorted(name for name, is_folder in inside if is_folder)
+        found = sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
     if not found:
         raise UserError(
             str(folder), f"holds no class folders: {shape}", "put the images of each class into a folder of its own"
         )
-    loose = sorted(name for name, is_folder in inside if not is_folder and is_image_name(name))
+    loose = [name for name in beside if is_image_name(name)]
     if not loose:
         return found, ()
-    shown = ", ".join(loose[:3]) + (", ..." if len(loose) > 3 else "")
-    return found, (f"{len(loose):,} images beside the class folders belong to none and are not used: {shown}",)
+    return found, (f"{len(loose):,} images beside the class folders belong to none and are not used: {shown(loose)}",)
 
 
 def _renamed(folder: Path, found: list[str], rename: Mapping[str, str], *, known: bool) -> dict[str, str]:
@@ -117,34 +126,13 @@ def _renamed(folder: Path, found: list[str], rename: Mapping[str, str], *, known
 def _too_few(folder: Path, found: list[str], classes: tuple[str, ...]) -> UserError:
     """What to say of a single class: most often the classes lie one folder deeper."""
     what = f"holds the class folder {found[0]} alone, and one class is nothing to tell apart"
-    below = sorted(
-        entry.name for entry in os.scandir(folder / found[0]) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    with os.scandir(folder / found[0]) as entries:
+        below = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
     if len(found) > 1:
         return UserError(
             "data.options.rename", f"makes one class, {classes[0]!r}, of all folders", "leave two at least"
         )
     if not below:
         return UserError(str(folder), what, "add the other classes, each in a folder of its own")
-    shown = ", ".join(below[:3]) + (f", ... ({len(below)})" if len(below) > 3 else "")
-    remedy = f"if the classes are the folders in it, {shown}, set data.train: {folder.name}/{found[0]}, and data.val likewise"
+    remedy = f"if the classes are the folders in it, {shown(below)}, set data.train: {folder.name}/{found[0]}, and data.val likewise"
     return UserError(str(folder), what, remedy)
-
-
-def _images(split: Path, name: str, ignore_others: bool) -> Iterator[str]:
-    """Paths below ``split`` of the images at any depth below its folder ``name``."""
-    with os.scandir(split / name) as entries:
-        for entry in entries:
-            path = f"{name}/{entry.name}"
-            if entry.name.startswith("."):
-                continue
-            if is_image_name(entry.name):
-                yield path
-            elif entry.is_dir():
-                yield from _images(split, path, ignore_others)
-            elif not ignore_others:
-                raise UserError(
-                    str(split / path),
-                    "is not an image by its ending",
-                    "remove it, or set data.options.other_files: ignore",
-                )

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
+from effbackbones.images.reading import is_image_name
 from tasks.data.files.csvfile import Row, TableFormat, read_table
-from tasks.data.files.names import elsewhere, there
+from tasks.data.files.listing import Spelling
+from tasks.data.files.names import elsewhere
 from tasks.data.files.reading import DEFAULT_READER, Confinement, ImageReader, PackedNames
 from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
@@ -21,8 +23,9 @@ class TableDataset:
     With ``multilabel`` a row has any number of labels, an empty cell none, and samples have ``labels`` float32 [K];
     without it exactly one, and samples have ``label``. ``classes`` None: the sorted labels that occur; otherwise these,
     and any other raises :class:`UserError`. ``rename``: other names for labels, two of which may become one. File names are
-    relative to ``root`` (the CSV's folder when None), get the ending ``suffix`` where they have none, and may not leave it; every
-    file must exist, and stand in the table once. ``groups``: what the group column says of each row, if ``form`` names one.
+    relative to ``root`` (the CSV's folder when None), get the ending ``suffix`` where they have none, and may not leave it, nor
+    may links unless ``links`` is ``anywhere``; every file must exist, and stand in the table once. ``groups``: what the group
+    column says of each row, if ``form`` names one.
     ``notes``: the columns that were passed over. Errors name the line.
     """
 
@@ -37,11 +40,12 @@ class TableDataset:
         form: TableFormat = TableFormat(),  # noqa: B008  # frozen
         suffix: str = "",
         rename: Mapping[str, str] | None = None,
+        links: str = "inside",
     ) -> None:
         self.file, self.root = Path(table), Path(root or Path(table).parent)
         self.multilabel, self.read = multilabel, read
         found, unused = read_table(self.file, form, self.root)
-        rows = _checked(_renamed(found, rename or {}, self.file, classes), self.root, multilabel, suffix)
+        rows = _checked(_renamed(found, rename or {}, self.file, classes), self.root, multilabel, suffix, links)
         if not rows:
             raise UserError(str(table), "has no rows", "list at least one image")
         self.classes = classes or tuple(sorted({label for row in rows for label in row.labels}))
@@ -105,13 +109,13 @@ def _with_names(row: Row, rename: Mapping[str, str]) -> Row:
     return row._replace(labels=tuple(dict.fromkeys(new)) if len(set(row.labels)) == len(row.labels) else new)
 
 
-def _checked(rows: list[Row], root: Path, multilabel: bool, suffix: str) -> list[Row]:
+def _checked(rows: list[Row], root: Path, multilabel: bool, suffix: str, links: str) -> list[Row]:
     """The rows, each sound by itself and against the ones before; files are named as they lie in ``root``."""
-    inside = Confinement(root)
+    inside, spelling = Confinement(root, links), Spelling(root)
     seen: dict[str, str] = {}
     found = []
     for row in rows:
-        row = row._replace(file=there(root, row.file, suffix))
+        row = row._replace(file=_there(spelling, row.file, suffix))
         if not row.file or not os.path.lexists(root / row.file):
             _refuse_missing(row, root)
         inside.check(row.file, row.where)
@@ -132,6 +136,14 @@ def _checked(rows: list[Row], root: Path, multilabel: bool, suffix: str) -> list
             )
         found.append(row)
     return found
+
+
+def _there(spelling: Spelling, name: str, suffix: str) -> str:
+    """A file of the table as its folder has it: with ``suffix`` where it has no ending of an image, with other slashes, with accents
+    written in the other way. As it is, where there is none."""
+    name = name if is_image_name(name) else name + suffix
+    slashed = name.replace("\\", "/")
+    return (name and (spelling.find(name) or spelling.find(slashed))) or slashed
 
 
 def _refuse_missing(row: Row, root: Path) -> None:

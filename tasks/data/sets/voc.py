@@ -10,57 +10,85 @@ from effbackbones.errors import UserError, nearest
 from tasks.data.boxes.annotations import Annotations, Selection, Wanted, open_boxes
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.boxes.vocfile import VocImage, read_voc
-from tasks.data.files.images import by_stem, check_files
+from tasks.data.files.images import check_files
+from tasks.data.sets.vocfolders import VocFiles, find_voc
+
+FIRST_PIXEL = ("auto", "1", "0")
+_LOOKED_AT = 1000
+"""Annotation files of other splits that are looked at for what the first pixel is."""
+_FRACTIONS = 0.01
+"""Share of objects with fractions of pixels above which corners are no numbers of pixels (VOC itself has a few)."""
 
 
-def open_voc(root: Path, wanted: Wanted, *, listing: str, ignore_difficult: bool = True) -> BoxDataset:
-    """The images of the list ``ImageSets/Main/LISTING.txt`` below ``root``: ``JPEGImages/ID.*`` with ``Annotations/ID.xml``.
+def open_voc(
+    root: Path,
+    wanted: Wanted,
+    *,
+    listing: str,
+    ignore_difficult: bool = True,
+    first_pixel: str = "auto",
+    whole: bool = False,
+) -> BoxDataset:
+    """The images of the list ``ImageSets/Main/LISTING.txt`` below ``root``: ``JPEGImages/ID.*`` with ``Annotations/ID.xml``; where
+    there are no lists, the annotation files in the folder ``LISTING``, or with ``whole`` all below ``root``, with their images
+    beside them or in a folder of images (:mod:`tasks.data.sets.vocfolders`).
 
-    Corners are pixels counted from 1, both inclusive; boxes become continuous: (xmin - 1, ymin - 1, xmax, ymax). Objects
+    Corners are pixels counted from 1, both inclusive; boxes become continuous: (xmin - 1, ymin - 1, xmax, ymax). Where ``first_pixel``
+    is 0, or ``auto`` and corners at 0 or many fractions show it, they are continuous as they stand. Objects
     marked as difficult are, with ``ignore_difficult``, trained and scored as crowds are: finding them is neither right nor wrong
     (VOC's own scores differ in that one detection alone may match such an object); without, they are objects like all others.
     Labels are in the order of the classes wanted, of which other objects are left out; by default those of the training split,
     sorted.
     """
-    path = root / "ImageSets" / "Main" / f"{listing.removesuffix('.txt')}.txt"
-    lines = _listed(path, wanted.split)
-    ids, folder = list(lines), root / "JPEGImages"
-    images = by_stem(folder)
-    for id_, line in lines.items():
-        if id_ not in images:
-            raise UserError(f"{path}:{line}", f"there is no image {id_!r} in {folder}", "add it, or remove the line")
-    files = [images[id_] for id_ in ids]
-    check_files(folder, files, lambda image: f"{path}:{lines[ids[image]]}", "add the image, or remove the line")
-    read = [read_voc(root / "Annotations" / f"{id_}.xml") for id_ in ids]
-    labels = _labels(wanted, root, ids, read)
-    said = _columns(str(path), ids, files, read, labels, ignore=ignore_difficult)
-    return open_boxes(said, folder, replace(wanted, selection=Selection()))
+    found = find_voc(root, listing, wanted.split, links=wanted.links, whole=whole)
+    files = check_files(
+        found.folder, found.files, found.record.__getitem__, "add the image, or remove the line", links=wanted.links
+    )
+    read = [read_voc(path) for path in found.annotations]
+    offset, notes = _offset(first_pixel, found, read)
+    labels = _labels(wanted, found.annotations, read)
+    said = _columns(found, files, read, labels, ignore=ignore_difficult, offset=offset)
+    said = replace(said, notes=(*found.notes, *notes))
+    return open_boxes(said, found.folder, replace(wanted, selection=Selection()))
 
 
-def _listed(listing: Path, split: str) -> dict[str, int]:
-    """Ids of images, and the line each stands in; of lines with more, as in VOC's lists for a class, the first word counts."""
+def _offset(first_pixel: str, found: VocFiles, read: Sequence[VocImage]) -> tuple[int, tuple[str, ...]]:
+    """What is to be taken from the left upper corners, and what to tell of it."""
+    if first_pixel != "auto":
+        return int(first_pixel), ()
+    evidence = _counted_from_0(found.annotations, read)
+    if evidence is None:  # a small split may not show it, and must not be read in another way than its neighbours
+        mine = set(found.annotations)
+        others = [path for path in found.others if path not in mine]
+        others = others[:: max(1, len(others) // _LOOKED_AT)]
+        evidence = _counted_from_0(others, [image for path in others if (image := _tried(path))])
+    if evidence is None:
+        return 1, ()
+    remedy = "data.options.first_pixel: 1 counts from 1, as VOC does"
+    return 0, (f"corners are taken as counted from pixel 0, not from 1: {evidence} ({remedy})",)
+
+
+def _tried(path: Path) -> VocImage | None:
     try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        there = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt") if "_" not in path.stem)[:8])
-        what = f"cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}" + (
-            f"; there are lists {there}" if there else ""
-        )
-        raise UserError(str(listing), what, f"set data.{split} to a list in ImageSets/Main") from None
-    found: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if words and found.setdefault(words[0], number) != number:
-            raise UserError(
-                f"{listing}:{number}", f"{words[0]!r} stands in line {found[words[0]]} already", "remove one of the two"
-            )
-    if not found:
-        raise UserError(str(listing), "lists no image", "list one id on each line")
-    return found
+        return read_voc(path)
+    except UserError:  # none of this split's business
+        return None
+
+
+def _counted_from_0(paths: Sequence[Path], read: Sequence[VocImage]) -> str | None:
+    """What shows that corners are not numbers of pixels counted from 1; None: nothing."""
+    fractions, total = 0, 0
+    for path, image in zip(paths, read, strict=False):
+        for item in image.objects:
+            if min(item.corners[:2]) == 0:
+                return f"an object in {path.name} begins at 0"
+            total += 1
+            fractions += any(corner != int(corner) for corner in item.corners)
+    return f"{fractions:,} of {total:,} objects have fractions of pixels" if fractions > _FRACTIONS * total else None
 
 
 def _labels(
-    wanted: Wanted, root: Path, ids: Sequence[str], read: Sequence[VocImage]
+    wanted: Wanted, annotations: Sequence[Path], read: Sequence[VocImage]
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes, and the label of each name that the objects have, -1 of those that are left out.
 
@@ -89,37 +117,37 @@ def _labels(
             for number, found in enumerate(content.objects, 1)
             if found.name in strange
         )
-        where = f"{root / 'Annotations' / ids[image]}.xml: object {number}"
+        where = f"{annotations[image]}: object {number}"
         raise UserError(where, f"no object of the training split is called {name!r}", nearest(name, classes)[:200])
     return classes, {name: -1 if name in strange else classes.index(new[name]) for name in said}
 
 
 def _columns(
-    source: str,
-    ids: list[str],
+    found: VocFiles,
     files: list[str],
     read: Sequence[VocImage],
     labels: tuple[tuple[str, ...], dict[str, int]],
     *,
     ignore: bool,
+    offset: int,
 ) -> Annotations:
     """The objects of all images as columns; category ids count from 1, as VOC has none."""
     names, label_of = labels
-    objects = [found for image in read for found in image.objects]
+    objects = [item for image in read for item in image.objects]
     owner = np.repeat(np.arange(len(read)), [len(image.objects) for image in read])
     before = np.concatenate([[0], np.cumsum([len(image.objects) for image in read])])
-    corners = np.array([found.corners for found in objects], np.float64).reshape(-1, 4) - [1, 1, 0, 0]
+    corners = np.array([item.corners for item in objects], np.float64).reshape(-1, 4) - [offset, offset, 0, 0]
     return Annotations(
-        source=source,
+        source=found.source,
         files=files,
-        ids=ids,
+        ids=found.ids,
         sizes=np.array([image.size for image in read], np.int32),
         owner=owner,
         boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
-        categories=np.array([label_of[found.name] for found in objects], np.int64),
-        crowd=np.array([found.difficult and ignore for found in objects], np.bool_),
+        categories=np.array([label_of[item.name] for item in objects], np.int64),
+        crowd=np.array([item.difficult and ignore for item in objects], np.bool_),
         row_ids=np.arange(1, len(objects) + 1),
         names=names,
         category_ids=tuple(range(1, len(names) + 1)),
-        record=lambda row: f"{ids[owner[row]]}.xml object {row - before[owner[row]] + 1}",
+        record=lambda row: f"{found.annotations[owner[row]].name} object {row - before[owner[row]] + 1}",
     )

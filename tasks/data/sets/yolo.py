@@ -1,7 +1,5 @@
 """Data set ``yolo``: a text file for each image, with a line ``class cx cy w h`` for each object, all as shares of the image."""
 
-import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,70 +9,64 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from tasks.data.boxes.annotations import Annotations, Wanted, open_boxes
 from tasks.data.boxes.table import BoxDataset
-from tasks.data.files.images import check_files, header_sizes, images_below
-from tasks.strictyaml import read_tree
+from tasks.data.files.images import header_sizes
+from tasks.data.sets.yolofiles import Described, YoloFiles, find_files
+from tasks.data.sets.yolorows import Row, corners as corners_of, key_points, parsed
 
 MAX_BYTES = 10_000_000
 """Larger label files are refused."""
-_LARGEST_SHARE = 2.0
-"""Numbers beyond are no shares of an image, but pixels, say; those between this and 1 reach out of the image."""
-_ROUNDING = 2e-6
-"""Corners beyond the image by no more are those of six decimals, rounded, and are put on its border."""
 
 
 @dataclass(frozen=True)
 class _Lines:
-    """What the label files of a split say: the image, line number and class of each object, and its corners as shares."""
+    """What the label files of a split say: the image, line number and class of each object, and its corners as shares; which of them
+    are ``outlines``, and which have key points beside a box (``poses``)."""
 
     owner: NDArray[np.int64]
     line: NDArray[np.int64]
     label: NDArray[np.int64]
     corners: NDArray[np.float64]
+    outlines: NDArray[np.bool_]
+    poses: NDArray[np.bool_]
 
 
-def open_yolo(root: Path, wanted: Wanted, *, name: str, names: object = None) -> BoxDataset:
-    """All images below ``images/NAME`` with label files of the same path below ``labels/NAME``, in ``root``; or, where there is
-    no such folder, ``NAME/images`` and ``NAME/labels``. An image without a label file, or with an empty one, has no objects.
+def open_yolo(
+    root: Path,
+    wanted: Wanted,
+    *,
+    name: str | None = None,
+    names: object = None,
+    rows: str = "auto",
+    whole: bool = False,
+) -> BoxDataset:
+    """A split of the data in the folder ``root``, or of what a ``data.yaml`` describes (``root``: that file).
 
-    A line with more than five numbers is an outline, class x y x y ..., of which the box around it is taken. Class names are the
-    list ``names``, or those of ``names`` in ``data.yaml`` (a list, or number: name); category ids are the numbers in the files.
-    Shares become pixels by the image's size, from its header.
+    With ``name`` all images below ``images/NAME`` with label files of the same path below ``labels/NAME``, in ``root``; or, where
+    there is no such folder, ``NAME/images`` and ``NAME/labels``; or the folder or text file of paths ``NAME``. Without, what
+    ``data.yaml`` has for the split: a folder, a text file of paths, or several of them; else ``name`` is the split's own; with
+    ``whole``, all images where nothing is called so. An image without a label file, or with an empty one, has no objects; label
+    files without an image are told.
+
+    A line with more than five numbers is an outline, class x y x y ..., of which the box around it is taken, or a pose, a box with key
+    points, which are left out: ``rows`` says so, or ``kpt_shape`` in ``data.yaml``, or the numbers themselves
+    (:func:`tasks.data.sets.yolorows.key_points`). Class names are the list ``names``, or those of ``names`` in ``data.yaml`` (a list, or
+    number: name); category ids are the numbers in the files. Shares become pixels by the image's size, from its header.
     """
-    images, labels = _folders(root, name, wanted.split)
-    classes = _class_names(names, root)
-    files = images_below(images)
-    if not files:
-        raise UserError(str(images), "holds no image", f"fill it, or set data.{wanted.split}")
-    check_files(images, files, lambda image: str(images / files[image]), "copy the file there")
-    sizes = header_sizes([f"{images}/{file}" for file in files], wanted.read.exif, wanted.on_error)
-    return open_boxes(_columns(labels, files, sizes, classes), images, wanted)
+    described = Described.of(root)
+    classes = _class_names(names, described)
+    found = find_files(described, wanted.split, name, wanted.links, whole=whole)
+    sizes = header_sizes([f"{found.root}/{file}" for file in found.files], wanted.read.exif, wanted.on_error)
+    return open_boxes(_columns(found, sizes, classes, described, rows), found.root, wanted)
 
 
-def _folders(root: Path, name: str, split: str) -> tuple[Path, Path]:
-    """Where images and label files of a split lie."""
-    for images, labels in (
-        (root / "images" / name, root / "labels" / name),
-        (root / name / "images", root / name / "labels"),
-    ):
-        if images.is_dir():
-            if not labels.is_dir():
-                raise UserError(str(labels), "there is no such folder of label files", "add it, or correct data.root")
-            return images, labels
-    raise UserError(
-        f"data.{split}",
-        f"there is neither {root}/images/{name} nor {root}/{name}/images",
-        "correct data.root or the split",
-    )
-
-
-def _class_names(listed: object, root: Path) -> tuple[str, ...]:
+def _class_names(listed: object, described: Described) -> tuple[str, ...]:
     """Names of the classes, in the order of their numbers."""
     where = "data.options.names"
     if listed is None:
-        file = root / "data.yaml"
-        if not file.is_file():
+        if described.file is None:
+            file = described.root / "data.yaml"
             raise UserError(where, f"is not set, and there is no {file}", "list the names of the classes")
-        where, listed = f"{file}: names", read_tree(file, str(file)).values.get("names")
+        where, listed = f"{described.file}: names", described.values.get("names")
     if isinstance(listed, dict):
         if sorted(listed) != sorted(map(str, range(len(listed)))):
             what = f"expected the numbers 0 to {len(listed) - 1}, got {', '.join(listed)[:80]}"
@@ -96,49 +88,51 @@ def _class_names(listed: object, root: Path) -> tuple[str, ...]:
     return names
 
 
-def _columns(labels: Path, files: list[str], sizes: NDArray[np.int32], names: tuple[str, ...]) -> Annotations:
+def _columns(
+    files: YoloFiles, sizes: NDArray[np.int32], names: tuple[str, ...], described: Described, rows: str
+) -> Annotations:
     """All label files as columns, boxes in pixels."""
-    ids = [file.rpartition(".")[0] for file in files]
-    texts = [f"{id_}.txt" for id_ in ids]
-    known: NDArray[np.bool_] = np.logical_and.reduce(sizes > 0, axis=1)
-    found = _read(labels, texts, len(names), known)
+    found = _read(files, len(names), described, rows, known=np.logical_and.reduce(sizes > 0, axis=1))
     sides = sizes[found.owner][:, ::-1].astype(np.float64)
     corners = np.concatenate([found.corners[:, :2] * sides, found.corners[:, 2:] * sides], 1)
-    count = len(found.owner)
-    if len(set(ids)) < len(ids):
-        twice = Counter(ids).most_common(1)[0][0]
-        raise UserError(
-            str(labels / f"{twice}.txt"), "two images differ in their ending alone", "rename or remove one of the two"
-        )
+    count, texts = len(found.owner), files.texts
     return Annotations(
-        source=str(labels),
-        files=files,
-        ids=ids,
+        source=files.source,
+        files=files.files,
+        ids=files.ids,
         sizes=sizes,
         owner=found.owner,
         boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
         categories=found.label,
         crowd=np.zeros(count, np.bool_),
         row_ids=np.arange(1, count + 1),
-        record=lambda row: f"{texts[found.owner[row]]}:{found.line[row]}",
+        record=lambda row: f"{Path(texts[found.owner[row]] or '').name}:{found.line[row]}",
         names=names,
         category_ids=tuple(range(len(names))),
+        assumed={"outline": found.outlines, "key_points": found.poses},
+        notes=files.notes(),
     )
 
 
-def _read(labels: Path, texts: list[str], num_classes: int, known: NDArray[np.bool_]) -> _Lines:
+def _read(files: YoloFiles, num_classes: int, described: Described, said: str, known: NDArray[np.bool_]) -> _Lines:
     """Every line of every label file that there is, of images whose size is ``known`` [I]."""
     keys: list[tuple[int, int, int]] = []
-    corners: list[tuple[float, float, float, float]] = []
-    for image, text in enumerate(texts):
-        if not known[image]:  # unreadable, and to be skipped
+    rows: list[Row] = []
+    for image, text in enumerate(files.texts):
+        if text is None or not known[image]:  # unreadable, and to be skipped
             continue
-        for number, words in _lines(labels / text):
-            label, box = _parsed(words, f"{labels / text}:{number}", num_classes)
-            keys.append((image, number, label))
-            corners.append(box)
+        for number, words in _lines(Path(text)):
+            row = parsed(words, f"{text}:{number}", num_classes)
+            keys.append((image, number, row.label))
+            rows.append(row)
+    shape = described.values.get("kpt_shape")
+    points = key_points(rows, shape, str(described.file), said)
+    corners = [corners_of(row, points, None if said == "outline" else shape) for row in rows]
     owner, line, label_column = np.array(keys, np.int64).reshape(-1, 3).T.copy()
-    return _Lines(owner, line, label_column, np.array(corners, np.float64).reshape(-1, 4))
+    longer = np.array([len(row.values) > 4 for row in rows], np.bool_)
+    poses = longer if points is not None else np.zeros(len(rows), np.bool_)
+    found = np.array(corners, np.float64).reshape(-1, 4)
+    return _Lines(owner, line, label_column, found, longer & ~poses, poses)
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
@@ -155,31 +149,3 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     if len(raw) > MAX_BYTES:
         raise UserError(str(path), f"is larger than {MAX_BYTES:,} bytes", "a label file has one line for each object")
     return [(number, words) for number, line in enumerate(text.split("\n"), 1) if (words := line.split())]
-
-
-def _parsed(words: list[str], where: str, num_classes: int) -> tuple[int, tuple[float, float, float, float]]:
-    """The class of a line, and corners as shares of the image."""
-    remedy = "write `class cx cy w h`, shares of the image"
-    try:
-        label, *values = (float(word) for word in words)
-    except ValueError:
-        raise UserError(where, f"expected numbers, got {' '.join(words)[:60]!r}", remedy) from None
-    if not all(map(math.isfinite, (label, *values))):
-        raise UserError(where, f"a number is not finite: {' '.join(words)[:60]!r}", remedy)
-    if label != int(label) or not 0 <= label < num_classes:
-        raise UserError(
-            where, f"class {words[0][:20]} is not in 0..{num_classes - 1}", "correct it, or the names of the classes"
-        )
-    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        raise UserError(
-            where, f"expected 5 numbers, or an outline of 3 or more points, got {len(words)} numbers", remedy
-        )
-    if max(map(abs, values)) > _LARGEST_SHARE:
-        raise UserError(where, f"{max(values, key=abs):g} is no share of the image: pixels?", remedy)
-    if len(values) == 4:
-        cx, cy, width, height = values
-        box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-    else:
-        box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
-    x0, y0, x1, y1 = (share if min(abs(share), abs(share - 1)) > _ROUNDING else float(round(share)) for share in box)
-    return int(label), (x0, y0, x1, y1)

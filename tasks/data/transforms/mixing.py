@@ -15,6 +15,7 @@ def mix(
     mixup: float = 0.0,
     cutmix: float = 0.0,
     smoothing: float = 0.0,
+    multilabel: bool = False,
     seed: int = 0,
     step: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -26,7 +27,7 @@ def mix(
     (:func:`soft_targets`), then mixed like the images: mixup ``share * a + (1 - share) * b`` (Zhang et al. 2017), cutmix
     a box of b in a, ``share`` being the rest of the area (Yun et al. 2019).
     """
-    soft = soft_targets(targets, num_classes, smoothing)
+    soft = soft_targets(targets, num_classes, smoothing, multilabel=multilabel)
     if not (mixup or cutmix) or len(images) < 2:
         return images, soft
     rng = np.random.default_rng((seed, step))
@@ -43,17 +44,21 @@ def mix(
     return mixed, torch.lerp(soft.roll(1, 0), soft, share)
 
 
-def soft_targets(targets: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
+def soft_targets(targets: Tensor, num_classes: int, smoothing: float = 0.0, *, multilabel: bool = False) -> Tensor:
     """Class indices int64 [B], or targets floating point [B, K], as float32 [B, K], smoothed.
 
-    ``(1 - smoothing) * target + smoothing / K`` (Szegedy et al. 2015, section 7), as in ``torch.nn.functional.cross_entropy``.
+    ``(1 - smoothing) * target + smoothing / K`` (Szegedy et al. 2015, section 7), as in ``torch.nn.functional.cross_entropy``; of
+    sigmoids (``multilabel``, or one class) towards 1/2, as in the loss of the head.
     """
+    if num_classes == 1:  # one sigmoid: no or yes, smoothed towards 1/2
+        return targets.float().reshape(-1, 1) * (1 - smoothing) + smoothing / 2
     if targets.dim() == 1:
         # Not one_hot, which looks at the values on the host.
         hard = torch.zeros(len(targets), num_classes, device=targets.device).scatter_(1, targets[:, None], 1.0)
     else:
         hard = targets.float()
-    return hard * (1 - smoothing) + smoothing / num_classes if smoothing else hard
+        hard = hard.masked_fill(hard < 0, math.nan)  # unknown labels (-1) stay so, whatever they are mixed with
+    return hard * (1 - smoothing) + smoothing / (2 if multilabel else num_classes) if smoothing else hard
 
 
 def cut_box(size: tuple[int, ...], share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -1,0 +1,26 @@
+"""The command of any task, by its name: those of plug-ins have no other."""
+
+import sys
+
+from effbackbones.registry import TASKS
+from tasks.verbs.command import run_command
+
+USAGE = """python -m tasks.run TASK [VERB] [--config NAME|FILE] [--plugins FILE] [...]
+
+TASK is a built-in task or one that a plug-in registers under @register_task. `python -m tasks.run TASK --help` says more."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m tasks.run TASK ...``; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if words in ([], ["-h"], ["--help"]):
+        print(f"{USAGE} Built in: {', '.join(TASKS.names())}.")
+        return 0
+    if words[0].startswith("-") and words != ["--version"]:
+        print(f"error: {words[0]}: expected a task first; {USAGE.splitlines()[0]}", file=sys.stderr)
+        return 2
+    return run_command("" if words == ["--version"] else words[0], words if words == ["--version"] else words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

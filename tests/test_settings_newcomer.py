@@ -1,0 +1,112 @@
+"""What a newcomer types first: --version, --help, names of other tools, tasks of plug-ins."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from tests_support import printed_by
+
+from effbackbones.errors import UserError
+from effbackbones.registry import TASKS
+from tasks.classification.task import Classification
+from tasks.run import main
+from tasks.settings.commandline import parse
+from tasks.settings.keytypes import SYNONYMS, leaves
+from tasks.spec import register_task
+from tasks.verbs.command import import_plugins
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["classify", "--version"]])
+def test_versions_of_what_matters(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(argv)
+    words = capsys.readouterr().out.split(", ")
+    assert [word.split()[0] for word in words] == ["effbackbones", "torch", "Python"]
+    assert words[2].split()[1] == sys.version.split()[0]
+
+
+def test_help_lists_verbs_heads_backbones_and_says_how_to_see_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("segment", ["--help"])
+    text = capsys.readouterr().out
+    for line in (
+        "Verbs:\n",
+        "\ntrain: train, then evaluate the best weights (without a verb)\n",
+        "default here: unet\n",
+    ):
+        assert line in text
+    flat = " ".join(text.split())
+    assert "efficientdet, fpn, linknet" in flat
+    assert "Backbones: b0, b1" in flat
+    assert "--print-config with --config NAME shows each value" in flat
+    assert "--print-config: show each value and where it comes from" in flat
+
+
+def test_names_of_other_tools_lead_to_ours() -> None:
+    keys = {key for key, _, _ in leaves()}
+    assert set(SYNONYMS) <= keys
+    for word, ours in (
+        ("optim.learning_rate", "optim.lr"),
+        ("learning_rate", "optim.lr"),
+        ("data.num-workers", "data.workers"),
+    ):
+        with pytest.raises(UserError, match=rf"--{word}: no such option; it is called {ours} here"):
+            parse("classify", ["--config", "shapes", f"--{word}", "1"])
+    with pytest.raises(UserError, match=r"did you mean optim\.lr"):
+        parse("classify", ["--config", "shapes", "--optim.lrr", "1"])
+
+
+def test_a_task_is_registered_as_a_class_or_an_instance(lend: Any) -> None:
+    lend(TASKS, {}, alone=True)
+
+    @register_task("mine")
+    class Mine(Classification):
+        name = "mine"
+
+    assert isinstance(TASKS.get("mine"), Mine)
+    register_task("mine")(Mine())  # the same again
+    with pytest.raises(UserError, match=r"task 'other': expected a TaskSpec, got .*int.*; derive it from"):
+        register_task("other")(int)
+    assert parse("mine", ["bench", "--model.backbone", "b1"]).config.model.task == "mine"
+
+
+def test_the_command_of_any_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "python -m tasks.run TASK" in capsys.readouterr().out
+    assert main(["--config", "x"]) == 2
+    assert main(["nothing", "bench", "--model.backbone", "b0"]) == 2
+    assert "error: task 'nothing': no such name" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse("mine", ["--help"])
+    assert "usage: python -m tasks.run mine [train|" in capsys.readouterr().out
+
+
+def test_the_plug_ins_of_a_run_are_named_and_not_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"plugins": ["/a/mine.py"]}), encoding="utf-8")
+    line = ["evaluate", "--checkpoint", str(tmp_path)]
+    assert parse("classify", line).config.plugins == ()
+    assert "not imported on a run's word: --plugins '[/a/mine.py]'\n" in capsys.readouterr().err
+    assert parse("classify", [*line, "--plugins", "b.py"]).config.plugins == ("b.py",)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_plug_in_that_is_started_and_named_does_not_meet_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "started_plugin.py"
+    file.write_text("raise AssertionError('imported a second time')", encoding="utf-8")
+    running = ModuleType("__main__")
+    running.__file__ = str(file)
+    monkeypatch.setitem(sys.modules, "__main__", running)
+    monkeypatch.delitem(sys.modules, "started_plugin", raising=False)
+    import_plugins((str(file),))
+    assert sys.modules.pop("started_plugin") is running
+
+
+def test_version_needs_no_torch() -> None:
+    script = "import sys\nfrom tasks.run import main\ntry: main(['--version'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    assert printed_by(script).split()[-1] == "False"
