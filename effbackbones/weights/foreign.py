@@ -48,8 +48,8 @@ def read_foreign(
         return read_bare(content, path, backbone)
     network, chosen = _network(content, part, path, row)
     parts = _translate(network, path, row)
-    foreign = _foreign_head(parts, network.state, path, backbone)
     head = bare_head(network.state, network.prefix) if network.dialect is dialects.OURS else {}
+    foreign = None if head else _foreign_head(parts, network.state, path, backbone)
     for tensors in (parts.backbone, parts.tail, head, foreign.head if foreign else {}):
         check_values(tensors, path)
     settled, remarks = _numerics(parts, foreign, source, given, path, backbone)
@@ -137,7 +137,7 @@ def _translate(network: Network, path: Path, expected: Scaling) -> _Parts:
 
 def _foreign_head(parts: _Parts, state: Mapping[str, Tensor], path: Path, backbone: str) -> ForeignHead | None:
     """The head behind the backbone, as the first layout says that knows it; None if none does."""
-    if not parts.unused or parts.dialect is dialects.OURS:
+    if not parts.unused:
         return None
     rest = {key: state[key] for key in parts.unused}
     remainder = Remainder(rest, parts.dialect.name, parts.prefix, backbone, path)
