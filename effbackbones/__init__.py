@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     )
     from effbackbones.errors import UserError
     from effbackbones.images.spec import ReadingSpec
+    from effbackbones.inference.predictor import Predictor, load_predictor
+    from effbackbones.inference.results import register_result
     from effbackbones.model import Model
     from effbackbones.multihead import MultiHead
     from effbackbones.registry import list_backbones, list_heads, register_backbone, register_head
@@ -43,6 +45,8 @@ _HOME = {
     "backbones.convolution": ("Numerics",),
     "errors": ("UserError",),
     "images.spec": ("ReadingSpec",),
+    "inference.predictor": ("Predictor", "load_predictor"),
+    "inference.results": ("register_result",),
     "model": ("Model",),
     "multihead": ("MultiHead",),
     "registry": ("list_backbones", "list_heads", "register_backbone", "register_head"),
@@ -61,6 +65,7 @@ __all__ = [
     "Model",
     "MultiHead",
     "Numerics",
+    "Predictor",
     "ReadingSpec",
     "UserError",
     "build_model",
@@ -68,8 +73,10 @@ __all__ = [
     "list_backbones",
     "list_heads",
     "load_model",
+    "load_predictor",
     "register_backbone",
     "register_head",
+    "register_result",
     "save_model",
 ]
 

@@ -130,6 +130,17 @@ def load_model(path: str | Path) -> Model:
     return model.eval()
 
 
+def with_head_options(model: Model, options: Mapping[str, Any]) -> Model:
+    """The weights of ``model`` under a head that was built with ``options`` (by task, where there are several heads), on the CPU, in
+    its mode. Options that make another network raise RuntimeError; those that the head refuses :class:`UserError`."""
+    config: Any = {**model.config, "head_options": dict(options)}
+    other = build_model(weights=None, **config)
+    other.use_image_spec(model.image_spec)
+    other.classes, other.provenance, other.reading = model.classes, model.provenance, model.reading
+    other.load_state_dict(model.state_dict())
+    return other.train(model.training)
+
+
 def _build(about: Description, path: Path) -> Model:
     try:
         return build_model(weights=None, **about.config)

@@ -300,6 +300,8 @@ class Head(nn.Module, ABC):
     task: ClassVar[str]
     option_records: ClassVar[tuple[str, ...]] = ()
     """Attributes that hold dataclasses; their fields are options too, as the head's ``__init__`` sees to."""
+    prediction_options: ClassVar[tuple[str, ...]] = ()
+    """Options that change what :meth:`predict` makes of the raw output and nothing else: a trained model takes others."""
     size_divisor: int = 1
     """Images are padded at the right and bottom to a multiple of this many pixels."""
     min_size: int = 32

@@ -12,6 +12,7 @@ from tasks.data.check import check_dataset
 from tasks.data.door import table
 from tasks.data.sets.table import TableDataset
 from tasks.settings.data import DataConfig
+from tasks.verbs.check import _class_counts
 
 
 @pytest.fixture
@@ -247,3 +248,8 @@ def test_groups(root: Path) -> None:
     write_table(root, "file,labels,patient", "a.png,x,p1", "sub/d.png,y,p2")
     assert opened(root, group="patient").groups == ("p1", "p2")
     assert opened(root).notes == ("columns passed over: patient",)
+
+
+def test_check_counts_the_labels_of_a_table(root: Path) -> None:
+    write_table(root, "file,labels", "a.png,x", "sub/d.png,y", '"b,c.png",x')
+    assert _class_counts(opened(root)) == "2 classes: x 2, y 1"

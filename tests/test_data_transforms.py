@@ -11,8 +11,8 @@ from tests_support import printed_by
 
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
+from effbackbones.images.colours import fill_of
 from tasks.data.sample import Sample
-from tasks.data.transforms.colours import fill_of
 from tasks.data.transforms.images import ClassificationTransform, RandomErasing, random_area, seeded, shifted
 
 SPEC = ImageSpec(size=(32, 32))

@@ -14,6 +14,7 @@ from test_report_page import NASTY, Page
 from tests_support import COCO_SCORES, results_of
 
 from effbackbones.contracts import Detections, ImageSizes
+from effbackbones.drawing.boxes import COLOURS, draw_boxes, grid, rgb
 from effbackbones.errors import UserError
 from effbackbones.images.reading import read_image
 from tasks.data.batch import Batch
@@ -24,7 +25,7 @@ from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.report import detection_report
 from tasks.detection.results import restore
 from tasks.detection.statistics import BoxStatistics
-from tasks.report.boxes import COLOURS, draw_boxes, grid, rgb, sample_sheet
+from tasks.report.boxes import sample_sheet
 from tasks.report.drawings import box_histogram, coverage_figure, curves, precision_recall
 from tasks.report.extremes import Extremes
 from tasks.report.records import Summary

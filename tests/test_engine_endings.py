@@ -16,6 +16,7 @@ from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.engine.launch import launch
 from tasks.engine.training import MOST_SCORES, _essential
+from tasks.verbs.command import explain
 
 EVERY_OTHER = set(range(0, 100, 2))
 
@@ -78,3 +79,10 @@ def test_a_process_that_nobody_joins(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as error:
         launch(SimpleNamespace(launch=alone), 3.0)  # type: ignore[arg-type]
     one_line(error, "run.join_timeout", "node1:29500", "1/2 clients joined", "every node", longest=400)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Could not determine home directory."), KeyError("getpwuid(): uid not found: 12345")]
+)
+def test_an_account_without_name_or_home(error: Exception) -> None:
+    assert explain(error) == ("account: this user id has no name or no home folder here; set HOME and USER", 2)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from scenes import write_picture
 from tests_support import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,19 +35,20 @@ def test_python_blocks_run_in_order(
 
     monkeypatch.chdir(tmp_path)
     lend(HEADS, {}, alone=True)
-    assert len(PYTHON) == 4
+    assert len(PYTHON) == 5
     lend(DATASETS, {}, alone=True)
-    Path("my_head.py").write_text(PYTHON[1], encoding="utf-8")
+    Path("my_head.py").write_text(PYTHON[2], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(
         sys.modules, "my_head", ModuleType("my_head")
     )  # so that what is imported is taken out at the end
     del sys.modules["my_head"]
+    write_picture(Path("holiday.jpg"))
     for number, block in enumerate(PYTHON):
         names: dict[str, object] = {"__name__": "__main__"}  # each is a file of its own
-        if number != 1:
+        if number != 2:
             exec(compile(block, f"README.md, Python block {number + 1}", "exec"), names)
-        if number == 2:
+        if number == 3:
             assert type(names["model"].head).__name__ == "TwoScales"  # type: ignore[attr-defined]
     assert (tmp_path / "model.safetensors").stat().st_size > 10_000_000
     assert "strides=(8, 16, 32)" in capsys.readouterr().out
@@ -126,7 +128,7 @@ def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.
         assert config.model.head == "two_scales"
 
 
-@pytest.mark.parametrize(("module", "block"), [("my_head", 1), ("my_data", 3)])
+@pytest.mark.parametrize(("module", "block"), [("my_head", 2), ("my_data", 4)])
 def test_custom_parts_train_from_the_command_line(
     module: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lend: Any
 ) -> None:

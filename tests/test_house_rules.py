@@ -73,6 +73,7 @@ LAYERS = (
     "effbackbones.contracts",
     "effbackbones.weights.pretrained",
     "effbackbones.weights.loading",
+    "effbackbones.drawing",
     "effbackbones.images effbackbones.registry effbackbones.optiontypes",
     "effbackbones.errors",
 )

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.report import fonts
-from tasks.report.boxes import draw_boxes
-from tasks.report.fonts import drawable, font
-from tasks.report.masks import legend
+from effbackbones.drawing import fonts
+from effbackbones.drawing.boxes import draw_boxes
+from effbackbones.drawing.fonts import drawable, font
+from effbackbones.drawing.masks import legend
 
 
 @pytest.fixture

@@ -16,15 +16,16 @@ from test_report_page import NASTY, Page
 from tests_support import PEAK_MEMORY, one_line, printed_by, results_of
 
 from effbackbones.contracts import ImageSizes
+from effbackbones.drawing.boxes import COLOURS
+from effbackbones.drawing.masks import WRONG, errors, fitted, legend, overlay, palette, palette_of
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, ResizePlan
 from effbackbones.images.reading import read_image
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.masks.count import MaskStatistics
 from tasks.data.sample import Sample
-from tasks.report.boxes import COLOURS
 from tasks.report.drawings import class_shares
-from tasks.report.masks import WRONG, errors, fitted, legend, mask_sheet, overlay, palette, palette_of
+from tasks.report.masks import mask_sheet
 from tasks.report.outputs import OutputNames, is_free
 from tasks.report.records import Summary
 from tasks.segmentation.examples import KEPT, SegmentationExamples
@@ -175,7 +176,7 @@ def test_large_images_are_overlaid_in_little_memory() -> None:
     """Input and output are 170 MB; what lies between them must be less than that."""
     code = """
 import numpy as np
-from tasks.report.masks import overlay
+from effbackbones.drawing.masks import overlay
 used = lambda: peak_memory() / 2**20
 overlay(np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8))
 before = used()

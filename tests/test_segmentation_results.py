@@ -14,9 +14,9 @@ import effbackbones
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import ResizePlan
+from effbackbones.inference import masks
 from effbackbones.inference.tiling import predict_tiles
 from tasks.data.batch import Batch, ImageMeta
-from tasks.segmentation import results
 from tasks.segmentation.results import Segmented, predict_tiled, restore
 
 SIDES = st.integers(1, 90)
@@ -62,7 +62,7 @@ def test_bands_give_what_the_whole_gives(plan: ResizePlan, k: int, seed: int, li
     whole = plan.restore_map(scores)
     both = torch.cat([1 - whole, whole]) if k == 1 else whole
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "_BAND", limit)
+        patch.setattr(masks, "_BAND", limit)
         (found,) = restore(batch_by_plans(plan), scores[None])
     assert (found.labels.dtype, found.confidence.dtype) == (torch.uint8, torch.float32)
     assert torch.equal(found.labels.long(), (whole[0] > 0.5).long() if k == 1 else whole.argmax(0))

@@ -159,7 +159,7 @@ def test_unused_layers_of_the_encoder_are_reported_and_no_cause_for_alarm(native
     backbone, head = table(model)
     assert backbone[:3] == ["352", "0", "0"]
     assert head[:3] == ["62", "0", "0"]
-    assert "6 not wanted here: conv.conv.weight" in head[3]
+    assert "6 not wanted here: " in head[3]
     assert model.provenance["dialect"] == "smp"
     assert remarks(model) == []
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8 | np.uint16 | np.float32]
 Mask = NDArray[np.uint8]
 Size = tuple[int, int]
+IGNORE = 255
+"""Value of a mask's pixels of which nobody knows the class."""
 Scalar = TypeVar("Scalar", bound=np.generic)
 Coordinates = TypeVar("Coordinates", NDArray[np.float32], NDArray[np.float64], "Tensor")
 Extent = tuple[float, float, float, float]

@@ -6,6 +6,7 @@ without (FCOS, YOLOX), whose points are then anchors of one stride's side. What 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -65,6 +66,7 @@ class DenseHead(Head):
 
     task: ClassVar[str] = "det"
     option_records: ClassVar[tuple[str, ...]] = ("class_loss", "box_losses", "selection")
+    prediction_options: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Selection))
     matching: Matching = IouMatching()
     coder: Coder = Deltas()
     class_loss: ClassLoss = Focal()

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from effbackbones.drawing.boxes import Picture, draw_boxes, grid
 from tasks.classification.results import stacked
 from tasks.data.batch import Batch
 from tasks.data.sample import Sample
-from tasks.report.boxes import Picture, draw_boxes, grid
 
 KEPT = 24
 """Mistakes shown in a report."""

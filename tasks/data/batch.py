@@ -82,10 +82,25 @@ class Batch:
         """The batch with its tensors in page-locked memory (called by the loader)."""
         return self.mapped(lambda tensor: tensor.pin_memory())
 
+    def plans(self) -> list[ResizePlan]:
+        """What brings predictions back to each image. One that came without a plan must have its original size, else
+        :class:`UserError` names it."""
+        missing = any(meta.plan is None for meta in self.meta)
+        valid = self.sizes.valid.tolist() if missing else [None] * len(self.meta)
+        return [meta.plan or _unchanged(meta, known) for meta, known in zip(self.meta, valid, strict=True)]
+
     def mapped(self, change: Callable[[Any], Any], kind: type = Tensor) -> Self:
         """The batch with ``change`` made to each of its tensors, or of what stands for them and is of that ``kind``."""
         sizes = self.sizes._replace(valid=change(self.sizes.valid))
         return replace(self, images=change(self.images), sizes=sizes, targets=_mapped(self.targets, change, kind))
+
+
+def _unchanged(meta: ImageMeta, valid: Sequence[int]) -> ResizePlan:
+    """The plan of an image that came without one, and has its original size."""
+    if list(valid) != list(meta.original):
+        what = f"is {list(valid)} pixels large and was {list(meta.original)}, and nothing says how to go back"
+        raise UserError(meta.path or meta.id, what, "an evaluation transform must set Sample.plan")
+    return ResizePlan.squash(meta.original, meta.original)
 
 
 def _mapped(tree: Any, change: Callable[[Any], Any], kind: type) -> Any:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from effbackbones.contracts import BoxTargets, Labelled
 from effbackbones.errors import UserError
+from effbackbones.images.colours import fill_of
 from effbackbones.images.geometry import ResizePlan
 from tasks.data.batch import Batch, ImageMeta, stack_images
 from tasks.data.sample import Sample, crowd_of, labels_of
-from tasks.data.transforms.colours import fill_of
 
 _FEW = (8, 16, 32, 64, 100)  # 100: the most objects that the published recipe keeps of an image
 

@@ -8,10 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from effbackbones.images.geometry import Mask, Pixels, ResizePlan, Size
-
-IGNORE = 255
-"""Value of a mask's pixels of which nobody knows the class."""
+from effbackbones.images.geometry import IGNORE as IGNORE, Mask, Pixels, ResizePlan, Size
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from effbackbones.drawing.boxes import Picture, Style, draw_boxes, rgb
 from effbackbones.images.geometry import resize
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.boxes.table import xyxy
 from tasks.data.sample import Truth
 from tasks.detection.metrics import CONFIDENT, Matches, match_image
 from tasks.detection.results import ImageDetections, finite_rows
-from tasks.report.boxes import Picture, Style, draw_boxes, rgb
 from tasks.report.extremes import Extremes
 
 GOOD_IOU = 0.5

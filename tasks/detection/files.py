@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from effbackbones.drawing.boxes import Picture, draw_boxes
 from effbackbones.images.geometry import Pixels
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.data.batch import Batch
@@ -16,7 +17,6 @@ from tasks.data.boxes.table import xyxy
 from tasks.detection.examples import confident
 from tasks.detection.metrics import CONFIDENT
 from tasks.detection.results import ImageDetections, write_results
-from tasks.report.boxes import Picture, draw_boxes
 from tasks.report.outputs import Originals, OutputNames, make_folder
 
 _MARK = "detections drawn by effbackbones"

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from effbackbones.contracts import Detections
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
+from effbackbones.inference.boxes import restore_boxes
 from effbackbones.weights.tensorfile import read_bytes, write_atomically
-from tasks.data.batch import Batch, ImageMeta
+from tasks.data.batch import Batch
 from tasks.data.files.jsonfile import word
 
-_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_NUMBER = re.compile(r"-?[0-9]{1,1000}")  # of any length that there is: Python's numbers are exact
 _SHOWN = 3
 """So many unknown images or categories are named in a message."""
 
@@ -55,38 +57,16 @@ class KnownImages(Protocol):
 
 
 def restore(batch: Batch, detections: Detections) -> list[ImageDetections]:
-    """Detections of a batch, cut to their counts, brought back to original pixels and clipped to the original image.
+    """Detections of a batch in original pixels, by :func:`effbackbones.inference.boxes.restore_boxes`.
 
-    Every tensor is copied from the device once. What is not finite stays so: clipping would make a full-width box of an
-    infinite one. An image that was transformed in a way that cannot be undone raises :class:`UserError`.
+    An image that was transformed in a way that cannot be undone raises :class:`UserError`.
     """
-    boxes, scores = (values.detach().cpu().double().numpy() for values in (detections.boxes, detections.scores))
-    labels, counts = (
-        values.detach().cpu().numpy().astype(np.int64) for values in (detections.labels, detections.count)
-    )
-    valid = batch.sizes.valid.tolist() if any(meta.plan is None for meta in batch.meta) else [None] * len(batch)
     restored = []
-    for row, (meta, n) in enumerate(zip(batch.meta, counts.tolist(), strict=True)):
-        corners = _clipped(_original(boxes[row, :n], meta, valid[row]), meta.original)
+    for meta, found in zip(batch.meta, restore_boxes(detections, batch.plans()), strict=True):
         with np.errstate(invalid="ignore"):  # infinite less infinite
-            xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
-        restored.append(ImageDetections(meta.id, meta.original, xywh, scores[row, :n], labels[row, :n], meta.path))
+            xywh = np.concatenate([found.corners[:, :2], found.corners[:, 2:] - found.corners[:, :2]], 1)
+        restored.append(ImageDetections(meta.id, meta.original, xywh, found.scores, found.labels, meta.path))
     return restored
-
-
-def _original(boxes: NDArray[np.float64], meta: ImageMeta, valid: Sequence[int] | None) -> NDArray[np.float64]:
-    """Boxes [n, 4] xyxy of a batch's image in pixels of the original."""
-    if meta.plan is not None:
-        return meta.plan.restore_boxes(boxes)
-    if valid is None or tuple(valid) != tuple(meta.original):
-        what = f"is {valid} pixels large and was {list(meta.original)}, and nothing says how to go back"
-        raise UserError(meta.path or meta.id, what, "an evaluation transform must set Sample.plan")
-    return boxes
-
-
-def _clipped(boxes: NDArray[np.float64], size: Size) -> NDArray[np.float64]:
-    height, width = size
-    return np.where(np.isfinite(boxes), np.clip(boxes, 0, np.array([width, height, width, height], np.float64)), boxes)
 
 
 def finite_rows(boxes: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -129,7 +109,9 @@ def _names(detections: Sequence[ImageDetections]) -> tuple[list[int | str], list
     ids = [PurePath(image.file).stem if image.file and image.id == image.file else image.id for image in detections]
     taken = {id_: ids.count(id_) for id_ in set(ids)} if len(set(ids)) < len(ids) else {}
     ids = [name if name and taken.get(id_, 1) > 1 else id_ for id_, name in zip(ids, names, strict=True)]
-    return [int(id_) if _NUMBER.fullmatch(id_) else id_ for id_ in ids], names
+    numbers = {id_: int(id_) for id_ in set(ids) if _NUMBER.fullmatch(id_)}
+    clashing = {number for number, times in Counter(numbers.values()).items() if times > 1}  # 7 and 007 stay texts
+    return [numbers[id_] if id_ in numbers and numbers[id_] not in clashing else id_ for id_ in ids], names
 
 
 def read_results(path: Path, known: KnownImages, tell: Callable[[str], None] = print) -> list[ImageDetections]:

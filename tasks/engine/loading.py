@@ -93,6 +93,7 @@ class Loader:
         }
         before = set(multiprocessing.active_children())
         try:
+            multiprocessing.Lock()  # where there can be none, torch leaves half a loader behind, which complains
             with _child_handler_kept():
                 return _Waited(iter(DataLoader(self.dataset, **options)), self)
         except OSError as error:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from effbackbones.drawing.boxes import eight_bits
 from effbackbones.weights.tensorfile import write_atomically
 
 if TYPE_CHECKING:
@@ -152,20 +152,6 @@ def picture(image: np.ndarray, longest: int = _PICTURE) -> str:
     buffer = io.BytesIO()
     drawing.save(buffer, "PNG" if small else "JPEG", quality=88)  # quality is JPEG's; a tiny picture keeps its pixels
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """An image [H, W] or [H, W, C], uint8, uint16 or float 0..1, for the eye: uint8, [H, W] grey or [H, W, 3] RGB.
-
-    Of two channels the first is shown in grey, of four or more the first three in colour.
-    """
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    elif image.dtype != np.uint8:
-        image = (np.nan_to_num(image).clip(0, 1) * 255).round().astype(np.uint8)
-    if image.ndim == 3:
-        image = image[..., :3] if image.shape[2] >= 3 else image[..., 0]
-    return image
 
 
 def _svg(figure: "Figure") -> Any:

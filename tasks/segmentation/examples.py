@@ -6,12 +6,12 @@ from functools import partial
 
 import numpy as np
 
+from effbackbones.drawing.boxes import Picture, rgb
+from effbackbones.drawing.masks import errors, fitted, overlay
 from effbackbones.images.geometry import Mask
 from tasks.data.batch import Batch
 from tasks.data.sample import IGNORE
-from tasks.report.boxes import Picture, rgb
 from tasks.report.extremes import Extremes
-from tasks.report.masks import errors, fitted, overlay
 from tasks.segmentation.metrics import image_iou
 from tasks.segmentation.results import Segmented
 

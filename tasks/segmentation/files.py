@@ -12,12 +12,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from effbackbones.drawing.masks import overlay, palette_of
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, Pixels
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.sample import IGNORE
-from tasks.report.masks import overlay, palette_of
 from tasks.report.outputs import Originals, OutputNames, make_folder
 from tasks.segmentation.results import Segmented
 from tasks.segmentation.values import OwnValues

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from effbackbones.drawing.masks import WRONG, has_background, palette_of
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.masks.count import MaskStatistics, median_frequency
 from tasks.data.sample import IGNORE
 from tasks.report.drawings import class_shares
-from tasks.report.masks import WRONG, has_background, palette_of
 from tasks.report.page import Report
 from tasks.report.records import Summary
 from tasks.report.skeleton import (

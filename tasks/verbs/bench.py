@@ -18,12 +18,16 @@ from tasks.report.metricsfile import environment
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
+from tasks.verbs.models import as_asked
 
 
 def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Parameters, multiply-adds, latency and peak memory of the configured model, here; JSON on standard output."""
     device = assembly.run_device(config)
-    model = assembly.load_or_make(config, task, extras.checkpoint).to(device)
+    model = assembly.load_or_make(config, task, extras.checkpoint)
+    if extras.checkpoint:
+        model = as_asked(config, extras, model)
+    model.to(device)
     height, width = assembly.image_spec(config, model.image_spec).size
     record: dict[str, Any] = {
         "backbone": model.config["backbone"],

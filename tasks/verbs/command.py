@@ -90,6 +90,8 @@ def explain(error: Exception) -> tuple[str, int]:
             USER_ERROR,
         )
     name = type(error).__name__
+    if re.search(r"Could not determine home directory|getpwuid", text):  # what a library asks for, such as a cache
+        return "account: this user id has no name or no home folder here; set HOME and USER", USER_ERROR
     if (
         isinstance(error, MemoryError)
         or name == "OutOfMemoryError"

@@ -1,15 +1,20 @@
 """The model that a verb is asked for, and the names of its classes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from effbackbones.errors import UserError
+from effbackbones.checkpoint import with_head_options
+from effbackbones.contracts import head_options
+from effbackbones.errors import UserError, nearest
 from effbackbones.model import Model
+from effbackbones.multihead import MultiHead
+from effbackbones.registry import TASKS
 from tasks.data.door import read_as
 from tasks.engine import assembly
 from tasks.settings.commandline import Extras
-from tasks.settings.sections import Config
+from tasks.settings.sections import Config, HeadConfig
+from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
 
 
@@ -20,6 +25,8 @@ def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require
             "--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN, or --model.weights imagenet"
         )
     model = assembly.load_or_make(config, task, extras.checkpoint)
+    if extras.checkpoint:
+        model = as_asked(config, extras, model)
     if extras.checkpoint is None and model.provenance.get("dialect") == "effbackbones":
         what = f"{config.model.weights} is a whole model, which knows its classes"
         raise UserError("model.weights", what, f"give --checkpoint {config.model.weights} instead")
@@ -47,6 +54,92 @@ def read_as_trained(config: Config, extras: Extras, model: Model, tell: Callable
     for sentence in told:
         tell(sentence)
     return replace(config, data=data)
+
+
+def as_asked(config: Config, extras: Extras, model: Model) -> Model:
+    """A trained model with the prediction options of its heads that the command line itself says. What the line says of the model
+    beside them, and differs, raises :class:`UserError`: a trained model does not change by being asked for another."""
+    told: dict[str, Any] = dict(model.config.get("head_options") or {})
+    several, changed = isinstance(model.head, MultiHead), False
+    for key, value in _said_of_model(config, extras):
+        section, _, name = key.rpartition(".")
+        word = TASKS.canonical(key.split(".")[1]) if key.startswith("heads.") else ""
+        if section != "model.head_options" and section != f"heads.{key.split('.')[1]}.options":
+            _refuse_other(model, key, word, value)
+            continue
+        head: Any = model.head.heads[word] if several and word in model.head.heads else model.head  # type: ignore[operator, index]  # heads by task
+        own = dict(told.get(word) or {}) if several else told
+        known = head_options(type(head))
+        if name not in head.prediction_options and own.get(name, known.get(name, ...)) != value:
+            what = f"is no option of {type(head).__name__}"
+            if name in known:
+                what = "is part of the trained model, which stays as it is"
+            raise UserError(f"--{key}", f"with --checkpoint: {what}", _takes(name, head.prediction_options))
+        if name in head.prediction_options:
+            own[name], changed = value, True
+            told = {**told, word: own} if several else own
+    return with_head_options(model, told) if changed else model
+
+
+def _said_of_model(config: Config, extras: Extras) -> Iterator[tuple[str, Any]]:
+    """What the command line itself says of the model: dotted keys, mappings of options opened, and values."""
+    mapping = to_mapping(config)
+    for key in extras.overrides:
+        if key.partition(".")[0] not in ("model", "heads"):
+            continue
+        value: Any = mapping
+        for part in key.split("."):
+            value = value.get(part, value.get(_canonical(part))) if isinstance(value, dict) else None
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in _leaves(value))
+        else:
+            yield key, value
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", one) for inner, one in _leaves(value))
+        else:
+            yield name, value
+
+
+def _canonical(word: str) -> str:
+    return str(TASKS.canonical(word))
+
+
+def _refuse_other(model: Model, key: str, word: str, value: Any) -> None:
+    """Refuse a key that would make another model, unless it says what the model is."""
+    name = key.rpartition(".")[2]
+    if key in OF_IMAGES or key == "model.task":  # looked at elsewhere
+        return
+    known = model.config.get("head" if key.startswith("heads.") else name, ...)
+    if isinstance(known, Mapping):
+        known = known.get(word, ...)
+    if known != value:
+        is_told = f"; it has {known}" if isinstance(known, str | int) else ""
+        what = f"does not go with --checkpoint: the model is made{is_told}"
+        raise UserError(f"--{key}", what, "leave it out, or train another model")
+
+
+def _takes(name: str, options: Sequence[str]) -> str:
+    return nearest(name, options) if options else "leave it out: nothing of it can be changed for predictions"
+
+
+OF_IMAGES = frozenset(f"model.{name}" for name in ("mean", "std", "interpolation", "crop_fraction", "crop_mode"))
+"""Keys that say how images are prepared, which may be tried on a trained model."""
+
+
+def as_model(config: Config, model: Model) -> Config:
+    """The config with the options that the heads of a trained model have, by which its scores are limited."""
+    options: Any = model.config.get("head_options") or {}
+    if isinstance(config.model.task, str):
+        return replace(config, model=replace(config.model, head_options=dict(options)))
+    heads = {
+        word: replace(config.heads.get(word, HeadConfig()), options=dict(options.get(word) or {}))
+        for word in config.model.task or ()
+    }
+    return replace(config, heads=heads)
 
 
 def _unnamed(count: int) -> tuple[str, ...]:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from effbackbones.drawing.boxes import Picture
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.sample import Sample
 from tasks.engine import assembly
-from tasks.report.boxes import Picture
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effbackbones.errors import UserError
+from effbackbones.images.colours import fill_of, in_dtype
 from effbackbones.images.geometry import Pixels, ResizePlan, Size, resize
+from effbackbones.inference.fitting import Fitting
 from tasks.data.sample import Sample, Transform
-from tasks.data.transforms.colours import fill_of, in_dtype
 from tasks.data.transforms.library import library, seeded
 
 if TYPE_CHECKING:
@@ -82,14 +83,9 @@ class ClassificationTransform:
         if crop == "resized":
             left, top, right, bottom = random_area((height, width), self.scale, self.ratio, rng)
             return resize(image[top:bottom, left:right], self.size, spec.interpolation), None
-        if crop == "center" and spec.crop_mode == "letterbox":
-            plan = ResizePlan.letterbox((height, width), self.size)
-        elif crop == "center":
-            plan = ResizePlan.center_crop(
-                (height, width), self.size, spec.crop_fraction, squash=spec.crop_mode == "squash"
-            )
-        else:
-            plan = ResizePlan.squash((height, width), self.size)
+        if crop == "center":
+            return replace(Fitting.of_classes(spec), size=self.size)(image)
+        plan = ResizePlan.squash((height, width), self.size)
         image = plan.apply_image(image, spec.interpolation, fill_of(image, spec.mean).tolist())
         if crop == "pad":
             return shifted(image, self.size[0] // 8, self.size[1] // 8, fill_of(image, spec.mean), rng), None

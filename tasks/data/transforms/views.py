@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from effbackbones.images.colours import fill_of
 from effbackbones.images.geometry import ResizePlan, Size
 from tasks.data.sample import Sample, crowd_of, labels_of
-from tasks.data.transforms.colours import fill_of
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec
@@ -38,13 +38,6 @@ class JitterRange(NamedTuple):
         scale, down, right, upside_down, left_to_right = rng.random(5).tolist()
         mirrored = (upside_down < self.vertical_flip, left_to_right < self.flip)
         return Jitter(low + (high - low) * scale, (down, right), mirrored)
-
-
-def room_of(original: Size, size: Size, divisor: int) -> Size:
-    """What the letterbox (H, W) of an image of size ``original`` fills of ``size``, rounded up to ``divisor`` where that allows."""
-    scaled = ResizePlan.letterbox(original, size).scaled
-    height, width = (min(most, -(-side // divisor) * divisor) for side, most in zip(scaled, size, strict=True))
-    return height, width
 
 
 def jittered(

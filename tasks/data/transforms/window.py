@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from effbackbones.images.geometry import Pixels, ResizePlan, Size
+from effbackbones.images.geometry import Pixels, Size
+from effbackbones.inference.fitting import Fitting, room_of
 from tasks.data.sample import Sample, Transform, Truth
 from tasks.data.transforms.images import ColorJitter
 from tasks.data.transforms.mosaic import PARTNERS, mosaic
-from tasks.data.transforms.views import JitterRange, jittered, room_of, through, trainable
+from tasks.data.transforms.views import JitterRange, jittered, through, trainable
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec
@@ -57,6 +58,10 @@ class ViewTransform:
         self.colors = ColorJitter(color_jitter) if color_jitter > 0 else None
         self.min_box, self.crowds = min_box, crowd == "ignore"
         self.fixed, self.size_divisor, self.own_size = batch_shape == "fixed", size_divisor, own_size
+        aspect = not self.fixed
+        self.fitting = replace(
+            Fitting.of_places(spec, aspect=aspect, divisor=size_divisor, own_size=own_size), size=size
+        )
 
     def partners(self, epoch: int, rng: np.random.Generator) -> int:
         """Three with the probability ``mosaic``, in training before ``closed_from``; else none."""
@@ -77,8 +82,7 @@ class ViewTransform:
         if not self.train:
             truth = Truth.of(sample) if sample.truth is None else sample.truth
             sample = replace(sample, truth=truth, truth_mask=sample.mask)
-            plan = ResizePlan.squash(original, original) if self.own_size else ResizePlan.letterbox(original, room)
-            return through(sample, plan, self.spec, exact=True)
+            return through(sample, self.fitting.plan(original), self.spec, exact=True)
         plan = jittered(original, room, self._window(room), self.jitter.draw(rng))
         return self._finished(through(sample, plan, self.spec, exact=False), rng)
 

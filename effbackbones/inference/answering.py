@@ -1,0 +1,178 @@
+"""From a batch of fitted images to one result for each: the network, and the way back to original pixels."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from effbackbones.contracts import Detections, ImageSizes
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import IGNORE, Pixels, ResizePlan
+from effbackbones.images.spec import ReadingSpec
+from effbackbones.inference.boxes import restore_boxes
+from effbackbones.inference.inputs import ImageSource
+from effbackbones.inference.masks import Segmented, mask_of_tiles, restore_mask
+from effbackbones.inference.results import RESULTS, Boxes, Classes, Mask, Result, Values
+from effbackbones.model import Model
+from effbackbones.multihead import MultiHead
+
+NOT_FINITE = "its prediction is not finite"
+REMEDY = "look at the weights, or predict in fp32"
+
+
+Answer = Result | dict[str, Result] | UserError
+"""A result, of several heads a dict by task, or what is wrong."""
+
+
+class Fitted(NamedTuple):
+    """An image at the size that the network gets, and the ``plan`` that leads back."""
+
+    source: ImageSource
+    pixels: Pixels
+    plan: ResizePlan
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How results are wanted: ``threshold`` (a score, or None for what the task takes), ``top_k`` of an image, ``probabilities``
+    (of every class in every pixel)."""
+
+    threshold: float | None = None
+    top_k: int | None = None
+    probabilities: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UserError("threshold", f"expected 0 to 1, got {self.threshold}", "correct it")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError("top_k", f"expected at least 1, got {self.top_k}", "correct it")
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The arithmetic of a prediction: ``fp32``, ``bf16``, ``fp16``, or ``auto``, bf16 on a GPU that has it, as the commands do."""
+    known = {"auto", "fp32", "bf16", "fp16"}
+    if precision not in known:
+        raise UserError("precision", f"unknown value {precision!r}", f"one of {', '.join(sorted(known))}")
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("precision", "fp16 needs a GPU", "set it to fp32 or bf16")
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+@torch.no_grad()
+def answers(
+    model: Model, batch: Sequence[Fitted], classes: Any, wishes: Wishes, *, reading: ReadingSpec, batch_size: int
+) -> list[Answer]:
+    """A result for each image of a batch of one shape and dtype, or what is wrong with its prediction."""
+    device = next(model.parameters()).device
+    images = torch.from_numpy(np.stack([one.pixels for one in batch])).permute(0, 3, 1, 2)
+    images = images.to(device, memory_format=torch.channels_last)
+    if reading.tile is not None and model.head.task == "seg":
+        keep, overlap = wishes.probabilities, reading.tile_overlap
+        found: Any = [mask_of_tiles(model, image, reading.tile, overlap, batch_size, keep=keep) for image in images]
+    else:
+        valid = torch.tensor([one.plan.valid for one in batch], dtype=torch.int64, device=device)
+        height, width = images.shape[-2:]
+        found = model.predict(images, ImageSizes((height, width), valid))
+    head: Any = model.head
+    if not isinstance(head, MultiHead):
+        return list(_of_task(head, head.task, found, batch, classes, wishes))
+    parts = {word: _of_task(head.heads[word], word, found[word], batch, classes[word], wishes) for word in found}
+    return [_by_task({word: rows[row] for word, rows in parts.items()}) for row in range(len(batch))]
+
+
+def _by_task(found: dict[str, Result | UserError]) -> Answer:
+    """The results of an image by task; what is wrong with one of them, if anything is."""
+    results: dict[str, Result] = {}
+    for word, result in found.items():
+        if isinstance(result, UserError):
+            return result
+        results[word] = result
+    return results
+
+
+def _of_task(
+    head: Any, task: str, found: Any, batch: Sequence[Fitted], classes: tuple[str, ...], wishes: Wishes
+) -> list[Result | UserError]:
+    """The results of one head."""
+    if task in _MAKERS and task not in RESULTS:
+        return _MAKERS[task](head, found, batch, classes, wishes)
+    rows: list[Result | UserError] = []
+    for row, one in enumerate(batch):
+        mine = pytree.tree_map(lambda tensor, row=row: tensor[row].detach().cpu(), found)
+        about: dict[str, Any] = {"source": one.source.name, "size": one.plan.original}
+        about |= {"classes": classes, "original": one.source}
+        registered = RESULTS.get(task)
+        rows.append(registered(prediction=mine, plan=one.plan, **about) if registered else Values(**about, values=mine))
+    return rows
+
+
+def _classes(
+    head: Any, found: Tensor, batch: Sequence[Fitted], classes: tuple[str, ...], wishes: Wishes
+) -> list[Result | UserError]:
+    several = bool(getattr(head, "multilabel", False))
+    limit = 0.5 if wishes.threshold is None else wishes.threshold
+    rows: list[Result | UserError] = []
+    for one, values in zip(batch, found.detach().float().cpu().numpy(), strict=True):
+        if np.isfinite(values).all():
+            about = (one.source.name, one.plan.original, classes, one.source)
+            rows.append(Classes(*about, values.copy(), several, limit, wishes.top_k))
+        else:
+            rows.append(UserError(one.source.name, NOT_FINITE, REMEDY))
+    return rows
+
+
+def _boxes(
+    head: Any, found: Detections, batch: Sequence[Fitted], classes: tuple[str, ...], wishes: Wishes
+) -> list[Result | UserError]:
+    rows: list[Result | UserError] = []
+    for one, boxes in zip(batch, restore_boxes(found, [one.plan for one in batch]), strict=True):
+        fine = boxes.finite
+        if len(fine) and not fine.any():
+            rows.append(UserError(one.source.name, NOT_FINITE, REMEDY))
+            continue
+        kept = fine & (boxes.scores >= (wishes.threshold or 0.0))
+        chosen = np.flatnonzero(kept)
+        order = chosen[np.argsort(-boxes.scores[chosen], kind="stable")][: wishes.top_k]
+        arrays = boxes.corners[order], boxes.scores[order], boxes.labels[order]
+        about = (one.source.name, one.plan.original, classes, one.source)
+        rows.append(Boxes(*about, *arrays, wishes.threshold, int((~fine).sum())))
+    return rows
+
+
+def _masks(
+    head: Any, found: Any, batch: Sequence[Fitted], classes: tuple[str, ...], wishes: Wishes
+) -> list[Result | UserError]:
+    names = ("background", "foreground") if len(classes) == 1 else classes
+    rows: list[Result | UserError] = []
+    for one, scores in zip(batch, found, strict=True):
+        if not isinstance(scores, Segmented):
+            scores = restore_mask(scores, one.plan, keep=wishes.probabilities, name=one.source.name)
+        labels, confidence = scores.labels.cpu().numpy(), scores.confidence.cpu().numpy()
+        if not np.isfinite(confidence).any():
+            rows.append(UserError(one.source.name, NOT_FINITE, REMEDY))
+            continue
+        labels = _decided(labels, confidence, wishes.threshold, binary=head.num_classes == 1)
+        kept = None if scores.probabilities is None else scores.probabilities.numpy()
+        rows.append(Mask(one.source.name, one.plan.original, names, one.source, labels, confidence, kept))
+    return rows
+
+
+def _decided(labels: Any, confidence: Any, threshold: float | None, *, binary: bool) -> Any:
+    """Labels by a threshold: of one channel the probability from which it is foreground; of several that below which a pixel has no
+    class. What is not finite has none."""
+    if threshold is not None and binary:
+        labels = np.where(labels == 1, confidence, 1 - confidence) > threshold
+    sure = confidence >= (0.0 if threshold is None or binary else threshold)  # False for NaN
+    decided: Any = np.where(sure, labels, IGNORE).astype(np.uint8)
+    return decided
+
+
+_MAKERS: dict[str, Callable[..., list[Result | UserError]]] = {"cls": _classes, "det": _boxes, "seg": _masks}

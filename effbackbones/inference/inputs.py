@@ -1,0 +1,106 @@
+"""What a predictor can be asked about, as pixels: files, PIL images, arrays, tensors."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from effbackbones.errors import UserError
+from effbackbones.images.geometry import Pixels
+from effbackbones.images.pixels import require_unit
+from effbackbones.images.reading import read_image
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_KINDS = "a path, a PIL image, a numpy array [H, W, C] or a tensor [C, H, W]"
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An image to predict: its ``name``, its ``pixels`` where they were given, else the file is read by ``read``."""
+
+    name: str
+    pixels: Pixels | None
+    read: Callable[[str], Pixels] | None = None
+
+    def __call__(self) -> Pixels:
+        """The image [H, W, C], upright."""
+        if self.pixels is not None:
+            return self.pixels
+        assert self.read is not None
+        return self.read(self.name)
+
+
+def is_one(given: Any) -> bool:
+    """Whether it is a single image, and no list of them."""
+    if isinstance(given, np.ndarray | Tensor):
+        return given.ndim < 4
+    return isinstance(given, str | os.PathLike | Image.Image)
+
+
+def source_of(
+    given: Any, number: int, *, channels: int, depth: str, exif: str, max_pixels: int, bgr: bool
+) -> ImageSource:
+    """One image. Pixels are copied, for whoever gave them may use their memory again. ``number`` names what has no path.
+
+    Raises :class:`UserError` for other kinds, shapes and ranges.
+    """
+    if isinstance(given, str | os.PathLike):
+        read = partial(read_image, channels=channels, depth=depth, exif=exif, max_pixels=max_pixels)
+        return ImageSource(os.fspath(given), None, read)
+    name = f"image {number}"
+    if isinstance(given, Image.Image):
+        name = str(getattr(given, "filename", "") or name)
+        return ImageSource(name, _of_pil(given, name, channels, exif))
+    if isinstance(given, Tensor):
+        if given.ndim != 3 or given.shape[0] != channels:
+            what = f"expected a tensor [{channels}, H, W], got {list(given.shape)}"
+            raise UserError(name, what, "put the channels first")
+        require_unit(given.detach().cpu())
+        kept = given.detach().cpu()
+        array = (kept.float() if kept.is_floating_point() else kept).permute(1, 2, 0).numpy()
+        return ImageSource(name, _checked(array, name, channels, bgr=False))
+    if isinstance(given, np.ndarray):
+        return ImageSource(name, _checked(given[..., None] if given.ndim == 2 else given, name, channels, bgr=bgr))
+    raise UserError(name, f"cannot be an image: {type(given).__name__}", f"give {_KINDS}, or a list of them")
+
+
+def _of_pil(image: Image.Image, name: str, channels: int, exif: str) -> Pixels:
+    if channels not in _MODES:
+        raise UserError(name, f"the model wants {channels} channels", "give an array [H, W, C] or a file")
+    if image.mode.startswith(("I", "F")):
+        raise UserError(name, f"a PIL image of mode {image.mode} has no stated range", "give an array uint8 or uint16")
+    try:
+        upright = ImageOps.exif_transpose(image) if exif == "apply" else image
+        pixels: Pixels = np.array(upright.convert(_MODES[channels]))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(name, f"cannot be decoded ({error})", "repair or replace it") from None
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _checked(array: np.ndarray[Any, Any], name: str, channels: int, *, bgr: bool) -> Pixels:
+    if array.ndim != 3 or 0 in array.shape:
+        raise UserError(name, f"expected an array [H, W, {channels}], got {list(array.shape)}", "correct its shape")
+    if array.shape[2] == 1 and channels == 3:
+        array = array.repeat(3, axis=2)
+    if array.shape[2] != channels:
+        found = f"{array.shape[2]} channels in {list(array.shape)}"
+        raise UserError(
+            name, f"expected an array [H, W, {channels}], found {found}", "put the channels last, or drop some"
+        )
+    if bgr and channels >= 3:
+        array = np.concatenate([array[..., 2::-1], array[..., 3:]], 2)
+    if array.dtype.kind == "f":
+        floats = np.array(array, np.float32)
+        require_unit(torch.from_numpy(floats))
+        if not np.isfinite(floats).all():
+            raise UserError(name, "holds values that are not finite", "correct it")
+        return floats
+    if array.dtype not in (np.uint8, np.uint16):
+        raise UserError(name, f"expected uint8, uint16 or floating point in 0..1, got {array.dtype}", "convert it")
+    return np.array(array)
