@@ -233,7 +233,7 @@ def test_what_is_allowed_passes() -> None:
     assert (
         faults(
             "import torch\ndef read_pickled(): return torch.load('x', weights_only=True)",
-            "effbackbones/weights/other.py",
+            READER,
         )
         == []
     )
