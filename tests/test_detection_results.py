@@ -319,3 +319,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         write_results(path, [replace(image("1", []), id="2")], [3])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_image_ids_of_any_length_stay_exact_and_those_that_would_clash_stay_texts(tmp_path: Path) -> None:
+    ids = ["1623456789123456789", "1623456789123456790", "9" * 40, "7", "007"]
+    one = np.array([[1.0, 2.0, 3.0, 4.0]])
+    found = [ImageDetections(id_, (9, 9), one, np.array([0.5]), np.zeros(1, np.int64)) for id_ in ids]
+    write_results(tmp_path / "r.json", found, (1,))
+    written = [record["image_id"] for record in json.loads((tmp_path / "r.json").read_text())]
+    assert written == [1623456789123456789, 1623456789123456790, int("9" * 40), "7", "007"]

@@ -58,7 +58,7 @@ def quick_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping
     check_sides(found.network, config.data.min_box, model, tell)
     _tell_coverage(found, model, tell)
     for split, dataset in datasets.items():
-        check_scores(task, config, model, dataset, split)
+        check_scores(task, config, model, dataset, split, tell=tell)
 
 
 def told_of_classes(datasets: Mapping[str, Dataset]) -> Iterator[str]:
@@ -138,7 +138,9 @@ def _tell_coverage(found: BoxStatistics, model: Model, tell: Tell) -> None:
         tell(f"anchors that fit better: {words}" if options else "no other anchors fit better")
 
 
-def check_scores(task: TaskSpec, config: Config, model: Model, dataset: Dataset, split: str, limit: int = READ) -> None:
+def check_scores(
+    task: TaskSpec, config: Config, model: Model, dataset: Dataset, split: str, limit: int = READ, tell: Tell = print
+) -> None:
     """The truth, sent as predictions through loader, resizing, restoration and scorer, must give AP 1."""
     view = Repeated(dataset, assembly.spread(len(dataset), limit))
     batches = [
@@ -150,14 +152,28 @@ def check_scores(task: TaskSpec, config: Config, model: Model, dataset: Dataset,
         raise UserError(f"data.{split}", "the samples have no boxes", "give a detection data set")
     most = max(detections.boxes.shape[1] for _, detections in batches)
     metric = DetectionMetrics(dataset.classes, max_dets=max(most, 1))
+    limit_of_run = _most_detections(config)
+    limited = DetectionMetrics(dataset.classes, max_dets=limit_of_run) if most > limit_of_run else None
     for batch, detections in batches:
-        metric.update(*task.scored(*readable(batch, task.restored(batch, detections))))
+        scored = task.scored(*readable(batch, task.restored(batch, detections)))
+        for one in (metric, *((limited,) if limited else ())):
+            one.update(*scored)
     score = metric.compute()["AP"]
+    best = limited.compute()["AP"] if limited else score
+    if score is not None and best is not None and best < score - 1e-9:
+        what = f"images have more objects than model.head_options.max_detections {limit_of_run}: the best AP that there can be"
+        tell(f"{split}: {what} is {best:.3f}; raise that, to {most} at least")
     if score is not None and score < 1 - 1e-9:
         what = f"the boxes of split {split}, sent as predictions through resizing, restoration and scores, give AP {score:.4f}, not 1"
         raise UserError(
             "data", what, "boxes and images do not belong together, or a transform of yours moves them apart"
         )
+
+
+def _most_detections(config: Config) -> int:
+    """How many detections of an image a run keeps and scores."""
+    most = config.model.head_options.get("max_detections", 100)
+    return most if isinstance(most, int) else 100
 
 
 def truth_as_predictions(targets: BoxTargets) -> Detections:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -20,7 +21,7 @@ from effbackbones.weights.tensorfile import read_bytes, write_atomically
 from tasks.data.batch import Batch
 from tasks.data.files.jsonfile import word
 
-_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_NUMBER = re.compile(r"-?[0-9]{1,1000}")  # of any length that there is: Python's numbers are exact
 _SHOWN = 3
 """So many unknown images or categories are named in a message."""
 
@@ -108,7 +109,9 @@ def _names(detections: Sequence[ImageDetections]) -> tuple[list[int | str], list
     ids = [PurePath(image.file).stem if image.file and image.id == image.file else image.id for image in detections]
     taken = {id_: ids.count(id_) for id_ in set(ids)} if len(set(ids)) < len(ids) else {}
     ids = [name if name and taken.get(id_, 1) > 1 else id_ for id_, name in zip(ids, names, strict=True)]
-    return [int(id_) if _NUMBER.fullmatch(id_) else id_ for id_ in ids], names
+    numbers = {id_: int(id_) for id_ in set(ids) if _NUMBER.fullmatch(id_)}
+    clashing = {number for number, times in Counter(numbers.values()).items() if times > 1}  # 7 and 007 stay texts
+    return [numbers[id_] if id_ in numbers and numbers[id_] not in clashing else id_ for id_ in ids], names
 
 
 def read_results(path: Path, known: KnownImages, tell: Callable[[str], None] = print) -> list[ImageDetections]:

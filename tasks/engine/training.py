@@ -95,6 +95,8 @@ class _Run:
             task.preflight(config, model, datasets, tell)
         self.train_set = task.view(config, datasets["train"])
         self.plan = Plan.of(config, len(self.train_set))
+        if self.plan.cut_warmup:
+            tell(self.plan.cut_warmup)
         self.fabric, plan = make_fabric(config, device), self.plan
         self.lr_factor = partial(
             lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim

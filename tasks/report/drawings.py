@@ -69,6 +69,8 @@ def _panels(
             panels["learning rate"].append(name)
         elif values and (name in scores if scores is not None else name.startswith("val") and fractions):
             panels["score"].append(name)
+        elif values and scores is None and name.startswith("val") and all(isinstance(value, float) for value in values):
+            panels["own"].append(name)  # no fractions: errors in a unit of their own
     return {title: names for title, names in panels.items() if names}
 
 

@@ -53,7 +53,9 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     task.preflight(config, model, datasets, tell, out)
     if extras.deep and task.goal:
         deep_checks(task, config, datasets, tell, task.goal)
-    tell("no fault found")
+    tables = [table for data in datasets.values() if isinstance(table := getattr(data, "table", None), BoxTable)]
+    dropped = sum(table.repairs.dropped for table in tables)
+    tell(f"no other fault found, but {dropped:,} boxes are dropped (see above)" if dropped else "no fault found")
     return 0
 
 

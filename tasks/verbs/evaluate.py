@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from effbackbones.errors import UserError
+from tasks.data.dataset import Dataset
 from tasks.engine import assembly
 from tasks.engine.evaluation import monitor, score_model
 from tasks.engine.identity import told_of_other_data
@@ -60,11 +61,7 @@ def _print_scores(scores: Scores) -> None:
 def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> int:
     """Score a file of predictions on a split; ``metrics.json`` goes into ``--out``, or beside the file."""
     path = Path(str(extras.predictions))
-    train = assembly.open_dataset(config, task, "train")  # whose label map the predictions follow
-    dataset = train if extras.split == "train" else assembly.open_dataset(config, task, extras.split, train.classes)
-    assembly.same_labels(
-        task, config, dataset, task.label_record(config, train), f"data.{extras.split}", "the training data"
-    )
+    dataset = _scored_data(task, config, extras, tell)
     scores = task.score_file(path, config, dataset, tell)
     folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"
     write_metrics(folder, EvaluationResults({"model": scores}, split=extras.split, predictions=str(path)), [])
@@ -72,6 +69,23 @@ def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller)
     tell(f"scores {folder / 'metrics.json'}")
     _refuse_undefined(task.monitor(config), scores, extras.split)
     return 0
+
+
+def _scored_data(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> Dataset:
+    """The split that predictions are scored on, with the label map of the training data; with its own where these are not there."""
+    try:
+        train = assembly.open_dataset(config, task, "train")
+    except UserError as error:
+        if extras.split == "train" or config.data.shares:
+            raise
+        dataset = assembly.open_dataset(config, task, extras.split)
+        tell(f"the classes are those of split {extras.split}, for there are no training data ({str(error)[:160]})")
+        return dataset
+    dataset = train if extras.split == "train" else assembly.open_dataset(config, task, extras.split, train.classes)
+    assembly.same_labels(
+        task, config, dataset, task.label_record(config, train), f"data.{extras.split}", "the training data"
+    )
+    return dataset
 
 
 def _refuse_undefined(name: str, scores: Scores, split: str) -> None:
