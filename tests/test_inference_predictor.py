@@ -326,3 +326,21 @@ def test_loads_no_training_library(pictures: list[Path], tmp_path: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_verb_skips_hidden_files_and_keeps_a_threshold(pictures: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "._p0.png").write_bytes(b"not an image")
+    (folder / "p0.png").write_bytes(pictures[0].read_bytes())
+    model = narrow("det")
+    whole = load_predictor(model, device="cpu")(folder / "p0.png")
+    limit = float(np.median(whole.scores))
+    out = run_verb("det", model, [folder], tmp_path, "--threshold", repr(limit))
+    same_boxes(
+        out / "predictions.json",
+        [load_predictor(model, device="cpu", threshold=limit)(folder / "p0.png")],
+        [folder / "p0.png"],
+    )
+    line = ["predict", "--checkpoint", str(tmp_path / "model.safetensors"), "--threshold", "2", str(folder)]
+    assert run_command("detect", line) == 2

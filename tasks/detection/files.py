@@ -49,13 +49,20 @@ class DetectionFiles:
         self.out, self.classes, self.category_ids, self.tell = out, classes, category_ids, tell
         self.image_ids, self.threshold = image_ids or {}, threshold
         self.originals = originals or Originals(exif)
+        self._least: float | None = None
         self._detections: list[ImageDetections] = []
         self._names = OutputNames(lambda name: [out / f"{name}.jpg"], _MARK)
         make_folder(out)
 
+    def keep_above(self, threshold: float) -> None:
+        """Neither draw nor write boxes of a lower score."""
+        self.threshold, self._least = threshold, threshold
+
     def update(self, batch: Batch, predictions: Sequence[ImageDetections]) -> None:
         """Draw the images of a batch, and keep what was found for the results file."""
         for meta, found in zip(batch.meta, predictions, strict=True):
+            if self._least is not None:
+                found = confident(found, self._least)
             self._detections.append(replace(found, id=self.image_ids.get(meta.path, found.id)))
             path = self.out / f"{self._names.take(Path(meta.path or meta.id).stem)}.jpg"
             shown = confident(found, self.threshold)

@@ -36,6 +36,7 @@ class Extras:
     out: str | None = None
     split: str = "val"
     predictions: str | None = None
+    threshold: str | None = None
     deep: bool = False
     overrides: tuple[str, ...] = ()
     """Dotted keys of the config that the line itself says."""

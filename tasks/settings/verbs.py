@@ -43,6 +43,9 @@ OPTIONS = {
     "split": Option("train, val or test", ("train", "val", "test")),
     "out": Option("folder for the results", path=True),
     "predictions": Option("file of predictions to score in place of a model", path=True),
+    "threshold": Option(
+        "boxes of a lower score are neither drawn nor written (default: all are written, from 0.3 drawn)"
+    ),
     "deep": Option("look at what takes minutes too", flag=True),
     "print-config": Option("show each value and where it comes from, and do nothing", flag=True),
 }
@@ -59,7 +62,11 @@ VERBS = {
             ("checkpoint", "split", "out", "predictions"),
         ),
         Verb(
-            "predict", "tasks.verbs.predict", "predict images that have no labels", ("checkpoint", "out"), inputs=True
+            "predict",
+            "tasks.verbs.predict",
+            "predict images that have no labels",
+            ("checkpoint", "out", "threshold"),
+            inputs=True,
         ),
         Verb(
             "check",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from effbackbones.images.reading import SUFFIXES
 from effbackbones.inference.finite import NOT_FINITE, REMEDY, finite_watch
 from tasks.data.batch import Batch
 from tasks.data.door import image_reader
+from tasks.data.files.listing import files_below
 from tasks.data.sample import Sample
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
@@ -36,6 +38,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     model.to(device)
     out, originals = Path(extras.out or "predictions"), Originals(config.data.exif)
     writer = task.writer(config, out, model, classes, print, originals)
+    if extras.threshold is not None:
+        _limit(writer, extras.threshold)
     if writer.draws:  # images in original size are too much to be sent between processes
         config = replace(config, data=replace(config.data, workers=0))
     if len(files) > 1:  # one bad file in ten thousand spoils no others
@@ -62,6 +66,21 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
         raise UserError(f"{next(iter(failed))}{more}")
     return 0
+
+
+def _limit(writer: Any, text: str) -> None:
+    """Let boxes below the threshold be neither drawn nor written."""
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = -1.0
+    if not 0 <= threshold <= 1:
+        raise UserError("--threshold", f"expected 0 to 1, got {text!r}", "correct it")
+    limited = [part for part in (writer, *getattr(writer, "parts", {}).values()) if hasattr(part, "keep_above")]
+    if not limited:
+        raise UserError("--threshold", "is for the scores of boxes", "leave it out")
+    for part in limited:
+        part.keep_above(threshold)
 
 
 class _Ahead:
@@ -111,7 +130,7 @@ def image_files(inputs: Sequence[str]) -> list[Path]:
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found = [path / name for name in files_below(path, links="anywhere")]
         else:
             found = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
         if not found and not path.is_dir() and not glob.has_magic(name):
