@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests_support import one_line
 from torch import Tensor, nn
-from weight_files import numbered
+from weight_files import numbered, parts_of
 
 from effbackbones import build_model, create_backbone, save_model
 from effbackbones.backbones.convolution import Numerics
@@ -80,7 +80,7 @@ def effdet_state(name: str, **settings: Any) -> dict[str, Tensor]:
 
 def sorted_out(state: dict[str, Tensor], backbone: str) -> tuple[Any, Any]:
     """Backbone and detector of a file, under our names."""
-    parts = foreign._translate(state, Path("x.pth"), backbone)
+    parts = parts_of(state, backbone)
     return parts, foreign._foreign_head(parts, state, Path("x.pth"), backbone)
 
 
@@ -286,7 +286,7 @@ def test_wrappers_and_the_prefix_of_a_bench_are_opened(d0, wrap, tmp_path):
         ("class_net.bn.2.4.running_var", "class_net.bn_rep.2.4.bn.running_var"),
     ):
         assert torch.equal(model.head.state_dict()[ours], d0[theirs])
-    assert [row[1:] for row in counts(model)] == [[0, 0], [0, 0]]
+    assert not any(any(row[1:]) for row in counts(model))
 
 
 @pytest.mark.peer

@@ -22,7 +22,7 @@ from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
 from tasks.data.sampling import Repeated
 from tasks.detection.metrics import DetectionMetrics
-from tasks.detection.results import read_results
+from tasks.detection.results import ImageDetections, read_results
 from tasks.detection.statistics import BoxStatistics, statistics
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
@@ -155,9 +155,10 @@ def check_scores(
     limit_of_run = _most_detections(config)
     limited = DetectionMetrics(dataset.classes, max_dets=limit_of_run) if most > limit_of_run else None
     for batch, detections in batches:
-        scored = task.scored(*readable(batch, task.restored(batch, detections)))
-        for one in (metric, *((limited,) if limited else ())):
-            one.update(*scored)
+        found, truth = task.scored(*readable(batch, task.restored(batch, detections)))
+        metric.update(found, truth)
+        if limited:
+            limited.update([_first(one, limit_of_run) for one in found], truth)
     score = metric.compute()["AP"]
     best = limited.compute()["AP"] if limited else score
     if score is not None and best is not None and best < score - 1e-9:
@@ -168,6 +169,10 @@ def check_scores(
         raise UserError(
             "data", what, "boxes and images do not belong together, or a transform of yours moves them apart"
         )
+
+
+def _first(found: ImageDetections, count: int) -> ImageDetections:
+    return replace(found, boxes=found.boxes[:count], scores=found.scores[:count], labels=found.labels[:count])
 
 
 def _most_detections(config: Config) -> int:
