@@ -55,6 +55,10 @@ def file_kind(path: Path) -> str:
         raise UserError(str(path), "is a pointer of Git LFS, not the file that it stands for", "run git lfs pull")
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UserError(str(path), "is a web page, not a file of weights", "download the file that the page links to")
+    if (
+        head[5:9] == b"\0\0\0{"
+    ):  # before pickles: the length in front of it may begin with the byte that they begin with
+        return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return "pickled"
     if head[8:9] == b"{" or path.suffix.lower() == ".safetensors":
