@@ -18,7 +18,7 @@ from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
@@ -203,7 +203,9 @@ class _Waited:
             if "Original Traceback" not in str(error):
                 # A connection breaks a moment before the process at its other end counts as dead.
                 broken = isinstance(error, ConnectionError | EOFError)
-                connection.wait([process.sentinel for process in self.processes], LEAVE_WITHIN if broken else 0.0)
+                ending = {process.sentinel: process for process in self.processes}
+                for sentinel in connection.wait([*ending], LEAVE_WITHIN if broken else 0.0):
+                    ending[cast(int, sentinel)].join(LEAVE_WITHIN)
                 self._look()
                 if remedy := _limits(error):
                     raise UserError("data loader", " ".join(str(error).split())[:160], remedy) from error
