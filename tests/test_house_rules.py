@@ -19,7 +19,7 @@ NEVER = {
 }
 # What a room imports inside functions only.
 LATE = {
-    "effbackbones": {"timm", "tifffile", "onnx", "onnxruntime", "matplotlib", "segmentation_models_pytorch"},
+    "effbackbones": {"timm", "tifffile", "h5py", "onnx", "onnxruntime", "matplotlib", "segmentation_models_pytorch"},
     "tasks": {"matplotlib", "jinja2", "albumentations"},
 }
 RUNS_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
