@@ -93,7 +93,8 @@ class Classification(TaskSpec):
 
     def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
         # No padding: the head would not know it from the image.
-        return partial(collate, targets=class_targets, size_divisor=None, fill=model.image_spec.mean)
+        classes, fill = model.head.num_classes, model.image_spec.mean
+        return partial(collate, targets=class_targets, size_divisor=None, fill=fill, num_classes=classes)
 
     def augment(self, config: Config, batch: Batch, num_classes: int, step: int) -> tuple[Tensor, Any]:
         data = config.data
