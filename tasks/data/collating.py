@@ -42,7 +42,7 @@ def _refuse_bad_labels(sample: Sample, num_classes: int | None) -> None:
     """Raise :class:`UserError` naming sample and field where a loss would fail, or go wrong without a word; here, because a data
     set or transform of the user's may give anything. Unknown labels (negative, NaN) are the loss's to judge; one class may be
     told by 0 and 1."""
-    what, boxes, labels = "", sample.boxes, sample.box_labels
+    what, boxes = "", sample.boxes
     if num_classes is not None and sample.label is not None and sample.label >= max(num_classes, 2):
         what = f"label: expected less than {num_classes}, got {sample.label}"
     elif num_classes is not None and sample.labels is not None and np.shape(sample.labels) != (num_classes,):
@@ -50,13 +50,11 @@ def _refuse_bad_labels(sample: Sample, num_classes: int | None) -> None:
     elif boxes is not None:
         if np.ndim(boxes) != 2 or boxes.shape[1] != 4 or not np.issubdtype(boxes.dtype, np.floating):
             what = f"boxes: expected floats [M, 4], got {getattr(boxes, 'dtype', type(boxes).__name__)} {list(np.shape(boxes))}"
-        elif labels is None or np.shape(labels) != (len(boxes),) or not np.issubdtype(labels.dtype, np.integer):
-            what = (
-                f"box_labels: expected integers [{len(boxes)}], got {'nothing' if labels is None else np.shape(labels)}"
-            )
+        elif len(labels_of(sample)) and not np.issubdtype(labels_of(sample).dtype, np.integer):
+            what = f"box_labels: expected integers, got {labels_of(sample).dtype}"
         elif (bad := ~(np.isfinite(boxes).all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1))).any():
             what = f"boxes: row {int(bad.argmax())} is {boxes[bad.argmax()].tolist()}, expected finite x0 <= x1 and y0 <= y1"
-        elif (odd := labels[(labels < 0) | (labels >= (num_classes or np.inf))]).size:
+        elif (odd := labels_of(sample)[(labels_of(sample) < 0) | (labels_of(sample) >= (num_classes or np.inf))]).size:
             what = f"box_labels: expected 0 or more{f', less than {num_classes}' if num_classes else ''}, got {odd[0]}"
     if what:
         raise UserError(sample.path or sample.id, what, "correct the data set or the transform that gives it")
