@@ -14,6 +14,7 @@ from effbackbones.errors import UserError, nearest
 from effbackbones.headplan import NEEDS, HeadPlan, build_heads, by_task, plan_head, task_named
 from effbackbones.model import Model
 from effbackbones.multihead import LossWeights, combine_needs
+from effbackbones.optiontypes import checked, parameter_types
 from effbackbones.registry import BACKBONES, TASKS
 from effbackbones.weights.loading import load_table
 from effbackbones.weights.pretrained import Adopted, Pretrained
@@ -73,13 +74,10 @@ def create_backbone(
         "width": width,
         "depth": depth,
     }
-    built = _create(name, weights, given, {}, {})
+    built = _create(name, weights, {key: value for key, value in given.items() if value is not None}, {}, {})
     backbone = built.backbone
     if built.weights:
         backbone.provenance = _provenance(built.weights, built.adopted)
-        _LOG.info("%s", backbone.provenance["loaded"])
-        for sentence in backbone.provenance["assumed"]:
-            _LOG.warning("%s", sentence)
     return backbone
 
 
@@ -101,7 +99,8 @@ def build_model(
     ``head`` and ``num_classes`` default to the task's (1000, 80, 21). ``weights`` as in :func:`create_backbone`; parts of the
     file that fit the head by name and shape, such as a published classifier, are taken over; a published detector decides the
     head's options that are not given, and a whole model of segmentation-models-pytorch the backbone's ``tap``. What was loaded,
-    assumed and left out is in ``model.provenance``. Explicit ``backbone_options`` win over what the head asks for. Options that
+    assumed and left out is in ``model.provenance`` and logged (logger ``effbackbones``): what was assumed and what starts at random as
+    warnings. Explicit ``backbone_options`` win over what the head asks for. Options that
     a model file cannot hold raise :class:`UserError`.
     """
     several = not isinstance(task, str)
@@ -174,11 +173,12 @@ def _create(
     backbone that has such options."""
     name = BACKBONES.canonical(name)
     family = _family(name)
-    options = {key: _from_json(key, value) for key, value in given.items() if value is not None}
-    for key in options:
+    for key in given:
         if key not in family.known:
             remedy = f"{nearest(key, family.known)}; null takes it out of a config"
             raise UserError(f"backbone_options.{key}", f"backbone {name!r} has no such option", remedy)
+    records = {key: _from_json(key, value) for key, value in given.items() if value is not None}
+    options = {key: checked(f"backbone_options.{key}", value, family.types[key]) for key, value in records.items()}
     options = {key: value for key, value in needs.items() if key in family.known} | options
     read = None if weights is None else read_for(family.kind, weights, name, options)
     if read:
@@ -208,6 +208,8 @@ class _Family(NamedTuple):
     make: Callable[..., Any]
     takes: Collection[str]
     known: Collection[str]
+    types: Mapping[str, Any]
+    """Of the known ones, as the signature says them."""
 
 
 def _family(name: str) -> _Family:
@@ -219,14 +221,14 @@ def _family(name: str) -> _Family:
         if timm.is_model(name):
             raise UserError(f"backbone {name!r}", "no such name here, but timm has it", f"write timm:{name}") from None
         raise
-    parameters = inspect.signature(factory).parameters
+    parameters, types = inspect.signature(factory).parameters, parameter_types(factory)
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # those of create_backbone, then
-        parameters = inspect.signature(create_backbone).parameters
+        parameters, types = inspect.signature(create_backbone).parameters, parameter_types(create_backbone)
     takes = [key for key in parameters if key not in ("self", "name", "weights")]
     kind = factory if isinstance(factory, type) and issubclass(factory, Backbone) else Backbone
     # A built-in class serves many names; what was registered serves one, and is not told it.
     make = partial(factory, name) if BACKBONES.is_built_in(name) else factory
-    return _Family(kind, make, takes, [key for key in takes if key != "pretrained"])
+    return _Family(kind, make, takes, [key for key in takes if key != "pretrained"], types)
 
 
 def known_backbone_options(name: str) -> Collection[str]:
@@ -254,15 +256,21 @@ def _maps(weights: Pretrained, heads: Mapping[str, HeadPlan]) -> dict[str, Any]:
 def _provenance(
     weights: Pretrained, backbone: Adopted | None, remarks: Sequence[str] = (), head: Adopted | None = None
 ) -> dict[str, Any]:
-    """Where weights came from and what became of them, for people and for checkpoints."""
+    """Where weights came from and what became of them, for people and for checkpoints; logged as well, for nobody should have to ask
+    for what is only half loaded."""
     reports = [weights.unread, backbone and backbone.report, head and head.report]
     told = (weights.assumed, backbone.remarks if backbone else (), remarks, head.remarks if head else ())
+    known = [report for report in reports if report]
+    assumed, table = [sentence for sentences in told for sentence in sentences], load_table(known)
+    _LOG.info("%s", table)
+    for sentence in (*assumed, *(report.remark for report in known if report.remark)):
+        _LOG.warning("%s", sentence)
     return {
         "weights": weights.origin,
         "dialect": weights.dialect,
         "licence": weights.licence,
-        "assumed": [sentence for sentences in told for sentence in sentences],
-        "loaded": load_table([report for report in reports if report]),
+        "assumed": assumed,
+        "loaded": table,
     }
 
 

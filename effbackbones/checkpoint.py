@@ -20,22 +20,24 @@ from effbackbones.build import build_model
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.weights import dialects
+from effbackbones.weights.own import refuse_state
 from effbackbones.weights.record import (
     FORMAT,
     FORMAT_VERSION,
     Description,
     as_mapping,
     check_classes,
+    not_ours,
     one_line,
     parse_record,
     plain,
     versions,
 )
-from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
+from effbackbones.weights.tensorfile import check_values, file_kind, pack, read_tensors, write_atomically
 
 _LOG = logging.getLogger("effbackbones")
-_SPARE, _GENEROSITY = 1 << 28, 4
-"""Memory that building a model may take: bytes, and bytes per byte of its tensors."""
+_SPARE, _CALLS, _GENEROSITY = 1 << 28, 10_000, 4
+"""What building a model may take: bytes and tensors, and so many times those in its file."""
 
 
 def save_model(
@@ -48,13 +50,15 @@ def save_model(
 ) -> None:
     """Write a :class:`Model` to ``path`` (``.safetensors``), atomically.
 
-    ``classes`` default to the model's own; ``provenance`` is added to the model's. A compiled model is saved under its plain
-    names. Raises :class:`UserError` when a tensor is not finite, when the file cannot be written, and for another suffix.
+    ``classes`` default to the model's own; ``provenance`` is added to the model's. What is wrapped around a model (compiled,
+    DataParallel, DistributedDataParallel, AveragedModel) is taken off.
+
+    Raises :class:`UserError` when a tensor is not finite, when the file cannot be written, and for another suffix.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(str(path), f"unknown suffix {path.suffix!r}", "name it .safetensors")
-    model = getattr(model, "_orig_mod", model)
+    model = _unwrapped(model)
     if getattr(model, "folded", False):
         raise UserError(
             str(path), "not written: the model is a copy made for inference", "save the model it was made from"
@@ -89,6 +93,16 @@ def save_model(
     write_atomically(path, pack(tensors, {"format": FORMAT, "record": text}))
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of what ``torch.compile`` and the wrappers of torch put around it, each of which has it as an attribute."""
+    while not isinstance(model, Model):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
 def load_model(path: str | Path) -> Model:
     """Rebuild the :class:`Model` that :func:`save_model` wrote, in eval mode on the CPU.
 
@@ -96,7 +110,10 @@ def load_model(path: str | Path) -> Model:
     raises :class:`UserError` naming it. So do damaged files, and files of a newer format.
     """
     path = Path(path)
+    if file_kind(path) != "safetensors":
+        raise not_ours(path)
     tensors, metadata = read_tensors(path)
+    refuse_state(metadata, path)
     record = parse_record(metadata, path)
     about = Description.of(record, path)
     if record["version"] == 1:
@@ -106,6 +123,7 @@ def load_model(path: str | Path) -> Model:
     with _Budget(tensors):
         model = _build(about, path)
     _check_fit(model, tensors, path)
+    check_values(tensors, path)
     model.use_image_spec(about.image_spec)
     model.classes, model.provenance, model.reading = about.classes, about.provenance, about.reading
     model.load_state_dict(tensors)
@@ -141,6 +159,7 @@ class _Budget(TorchFunctionMode):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self.calls = _CALLS + _GENEROSITY * len(tensors)
         self.left = _SPARE + _GENEROSITY * sum(tensor.nbytes for tensor in tensors.values())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -149,8 +168,9 @@ class _Budget(TorchFunctionMode):
         if (
             func in (torch.empty, torch.zeros, torch.ones) and torch.device(device).type != "meta"
         ):  # a plan takes no memory
+            self.calls -= 1  # a million layers of next to no size take for ever
             self.left -= torch.empty(*args, **{**kwargs, "device": "meta"}).nbytes
-            if self.left < 0:
+            if self.left < 0 or self.calls < 0:
                 raise MemoryError
         return func(*args, **kwargs)
 

@@ -18,6 +18,8 @@ from torch.utils import _pytree as pytree
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.images.pixels import require_batch, to_unit
+from effbackbones.images.spec import LARGEST_SIDE
+from effbackbones.optiontypes import field_types, parameter_types
 from effbackbones.weights.loading import load_state
 from effbackbones.weights.pretrained import Adopted, Decided, Pretrained
 
@@ -96,6 +98,13 @@ class ImageSpec:
             raise UserError(
                 "image_spec", f"mean has {len(self.mean)} values, std {len(self.std)}", "give one of each per channel"
             )
+        if not all(map(math.isfinite, (*self.mean, *self.std, self.crop_fraction))):
+            raise UserError(
+                "image_spec", f"expected finite numbers, got mean {self.mean}, std {self.std}", "correct it"
+            )
+        if len(self.size) != 2 or max(self.size) > LARGEST_SIDE:
+            what = f"expected [height, width] of 1 to {LARGEST_SIDE} pixels, got {str(self.size)[:60]}"
+            raise UserError("image_spec.size", what, "correct it")
         if min(self.std) <= 0 or not 0 < self.crop_fraction <= 1 or min(self.size) < 1:
             raise UserError(
                 "image_spec", f"std and size must be positive, crop_fraction in (0, 1]; got {self}", "correct it"
@@ -332,7 +341,7 @@ class Head(nn.Module, ABC):
     def adopt(self, weights: Pretrained) -> Adopted:
         """Load what is the head's, which may be only a part of it. Default: by name and shape."""
         what = f"head from {weights.origin}"
-        return Adopted(load_state(self, weights.for_heads, what=what, allow_missing=True))
+        return Adopted(load_state(self, weights.for_heads, what=what, allow_missing=True, known=weights.tail))
 
     def padded(self, side: int) -> int:
         """The side in pixels, of ``side``, of images padded for this head: a multiple of ``size_divisor``, ``min_size`` at
@@ -383,6 +392,17 @@ class Head(nn.Module, ABC):
         """Options that suit boxes of these sides better than this head's (optional): float [N, 2], (width, height) in pixels
         of images resized to ``image_size``. Default: none."""
         return {}
+
+
+def head_option_types(head: type[Head]) -> dict[str, Any]:
+    """The types of the :func:`head_options`, as the signatures and the fields of the records say them."""
+    types: dict[str, Any] = {}
+    for name in head.option_records:
+        types |= field_types(getattr(head, name))
+    for cls in reversed(head.__mro__):
+        if "__init__" in vars(cls) and issubclass(cls, Head) and cls is not Head:
+            types |= parameter_types(cls)
+    return types
 
 
 def head_options(head: type[Head]) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head
+from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, head_option_types
 from effbackbones.errors import UserError, nearest
 from effbackbones.multihead import LossWeights, MultiHead
+from effbackbones.optiontypes import checked, takes_null
 from effbackbones.registry import DEFAULT_CLASSES, DEFAULT_HEADS, HEADS, TASKS
 from effbackbones.weights.loading import LoadReport
 from effbackbones.weights.pretrained import Adopted, Decided, Pretrained
@@ -58,7 +59,7 @@ def plan_head(
     if num_classes is None and task not in DEFAULT_CLASSES:
         raise UserError("num_classes", f"task {task!r} has no default", "give it")
     explicit = {key: backbone_options[key] for key in NEEDS if backbone_options.get(key) is not None}
-    options = dict(options or {})
+    options = _typed(kind, options or {})
     return HeadPlan(
         name,
         kind,
@@ -67,6 +68,17 @@ def plan_head(
         replace(kind.requires(**options), **explicit),
         backbone_options.get("levels") is not None,
     )
+
+
+def _typed(head: type[Head], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` without those that are null where the head takes no null: they stand for the default. One of another type than
+    the head's signature says raises :class:`UserError`; unknown ones the head refuses itself."""
+    types, found = head_option_types(head), {}
+    for name, value in options.items():
+        hint = types.get(name, Any)
+        if value is not None or name not in types or takes_null(hint):
+            found[name] = checked(f"head_options.{name}", value, hint) if name in types else value
+    return found
 
 
 def by_task(name: str, value: Any, tasks: Sequence[str], several: bool) -> dict[str, Any]:
@@ -128,7 +140,9 @@ def build_heads(
     candidates = [top, *heads.values()] if several else [top]
     head = max(candidates, key=lambda head: len(offered.keys() & head.state_dict().keys()))
     if not offered.keys() & head.state_dict().keys():
-        report = LoadReport(f"head from {weights.origin}", unused=tuple(offered))
+        left = tuple(name for name in offered if name not in weights.tail)
+        started = tuple(name for name in head.state_dict() if not name.endswith("num_batches_tracked"))
+        report = LoadReport(f"head from {weights.origin}", (), started, left, tuple(weights.tail))
         return BuiltHeads(top, options, remarks, Adopted(report) if offered else None, untrained=True)
     adopted = head.adopt(weights)
     if head is not top:  # one of several: the classes of the others are not known

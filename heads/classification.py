@@ -1,6 +1,7 @@
 """Classification: the published EfficientNet tail, so that it can take over an ImageNet classifier."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -11,6 +12,7 @@ from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics
 from effbackbones.backbones.scaling import Scaling, head_channels, scaling
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes
 from effbackbones.errors import UserError
+from effbackbones.weights.pretrained import Adopted, Pretrained
 from heads.options import number, require
 from heads.targets import require_all, require_tensor, values
 
@@ -79,6 +81,16 @@ class ClassificationHead(Head):
     def requires(cls, **options: Any) -> BackboneNeeds:
         """The coarsest map alone."""
         return BackboneNeeds(levels=("C5",))
+
+    def adopt(self, weights: Pretrained) -> Adopted:
+        """As :meth:`Head.adopt`. TensorFlow's ImageNet classifiers may have 1001 classes, the first of them background: a head of 1000
+        takes the others, and says so."""
+        bias = weights.tail.get("fc.bias")
+        if bias is None or len(bias) != 1001 or self.num_classes != 1000:
+            return super().adopt(weights)
+        tail = {name: tensor[1:] if name.startswith("fc.") else tensor for name, tensor in weights.tail.items()}
+        remark = "the classifier has 1001 classes: class 0 taken for TensorFlow's background and dropped"
+        return replace(super().adopt(replace(weights, tail=tail)), remarks=(remark,))
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> Tensor:
         """The last of ``features`` [B, C, h, w] to logits [B, num_classes]."""

@@ -417,3 +417,45 @@ def test_how_images_are_read_is_part_of_the_file(tmp_path, caplog):
 def test_a_reading_that_nobody_can_follow_is_refused(tmp_path, reading, named):
     save_model(small(), tmp_path / "m.safetensors")
     fails(rewrite(tmp_path / "m.safetensors", reading=reading), named)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"classes": ["a", "b"]}, "names 2 classes, and its head has 3"),
+        ({"image_spec": lambda s: s | {"mean": [float("nan"), 0.5, 0.5]}}, "finite"),
+        ({"image_spec": lambda s: s | {"size": [60000, 60000]}}, "image_spec.size"),
+        ({"image_spec": lambda s: s | {"size": [64]}}, "image_spec.size"),
+        ({"config": lambda c: c | {"backbone_options": {"depth": 1e6}}}, "expected a multiplier"),
+        ({"config": lambda c: c | {"backbone_options": {"depth": 900, "width": 0.1}}}, "far more"),
+        ({"config": lambda c: c | {"backbone": "b900.5"}}, "phi"),
+        ({"config": lambda c: c | {"backbone_options": {"drop_path": 1e300}}}, "drop_path is 1e+300"),
+        ({"config": lambda c: c | {"backbone_options": {"levels": ["C5"] * 200_000}}}, "has 200,000 values"),
+        ({"config": lambda c: c | {"head_options": {"multilabel": "no"}}}, "expected true or false, got 'no'"),
+        ({"config": lambda c: c | {"num_classes": 2.5}}, "config"),
+    ],
+)
+def test_a_record_that_no_model_has_is_refused_before_anything_is_built(tmp_path, change, named):
+    path = tmp_path / "m.safetensors"
+    save_model(small(), path, classes=("a", "b", "c"))
+    fails(rewrite(path, **change), named, longest=400)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+        lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+    ],
+)
+def test_a_wrapped_model_is_saved_as_itself(tmp_path, wrap):
+    model = small()
+    save_model(model, tmp_path / "plain.safetensors")
+    save_model(wrap(model), tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+
+
+def test_fewer_names_than_classes_are_not_written(tmp_path):
+    fails(tmp_path / "m.safetensors", "names 2 classes", action=lambda p: save_model(small(), p, classes=["a", "b"]))

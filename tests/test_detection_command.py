@@ -337,8 +337,9 @@ def test_a_training_step_never_waits_for_the_device() -> None:
 
 def test_a_table_of_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "val"):
-        (tmp_path / split / "cat").mkdir(parents=True)
-        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / split / "cat" / "a.png")
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / split / name / "a.png")
     line = [
         "--config",
         "coco",

@@ -2,6 +2,8 @@
 
 import json
 import math
+import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -263,9 +265,6 @@ def test_what_is_not_finite_is_no_result(task: str, pictures: list[Path]) -> Non
     with torch.no_grad():
         for parameter in model.head.parameters():
             parameter.fill_(math.nan)
-    if task == "det":  # anchors that are not finite are never detected
-        assert len(load_predictor(model, device="cpu")(pictures[0])) == 0
-        return
     with pytest.raises(UserError) as error:
         load_predictor(model, device="cpu")(pictures[0])
     one_line(error, pictures[0].name, "not finite")
@@ -344,3 +343,34 @@ def test_the_verb_skips_hidden_files_and_keeps_a_threshold(pictures: list[Path],
     )
     line = ["predict", "--checkpoint", str(tmp_path / "model.safetensors"), "--threshold", "2", str(folder)]
     assert run_command("detect", line) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "task"), [("coco_mini", "det"), ("bccd", "det"), ("camvid", "seg")])
+def test_equals_the_files_of_the_verb_on_real_data(name: str, task: str, tmp_path: Path) -> None:
+    root = os.environ.get("EFFBACKBONES_DATA")
+    if not root:
+        pytest.skip("EFFBACKBONES_DATA is not set")
+    files = sorted(path for path in Path(root, name).rglob("*") if path.suffix in (".jpg", ".png"))[:60]
+    files = list({path.stem: path for path in files}.values())
+    model = narrow(task, size=128)
+    out = run_verb(task, model, files, tmp_path)
+    found = load_predictor(model, device="cpu", batch_size=5)(files)
+    if task == "det":
+        assert same_boxes(out / "predictions.json", found, files) > 1000
+    else:
+        same_masks(out, found, files)
+
+
+def ask_elsewhere(ask: Any, file: Path, answers: Any) -> None:
+    answers.put(ask(file).boxes.tolist())
+
+
+@pytest.mark.slow
+def test_goes_into_a_spawned_process(pictures: list[Path]) -> None:
+    ask, context = load_predictor(narrow("det"), device="cpu"), multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=ask_elsewhere, args=(ask, pictures[0], answers))
+    process.start()
+    assert answers.get(timeout=120) == ask(pictures[0]).boxes.tolist()
+    process.join()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests_support import one_line
 from torch import Tensor, nn
-from weight_files import numbered
+from weight_files import numbered, parts_of
 
 from effbackbones import build_model, create_backbone, save_model
 from effbackbones.backbones.convolution import Numerics
@@ -80,7 +80,7 @@ def effdet_state(name: str, **settings: Any) -> dict[str, Tensor]:
 
 def sorted_out(state: dict[str, Tensor], backbone: str) -> tuple[Any, Any]:
     """Backbone and detector of a file, under our names."""
-    parts = foreign._translate(state, Path("x.pth"), backbone)
+    parts = parts_of(state, backbone)
     return parts, foreign._foreign_head(parts, state, Path("x.pth"), backbone)
 
 
@@ -286,7 +286,7 @@ def test_wrappers_and_the_prefix_of_a_bench_are_opened(d0, wrap, tmp_path):
         ("class_net.bn.2.4.running_var", "class_net.bn_rep.2.4.bn.running_var"),
     ):
         assert torch.equal(model.head.state_dict()[ours], d0[theirs])
-    assert [row[1:] for row in counts(model)] == [[0, 0], [0, 0]]
+    assert not any(any(row[1:]) for row in counts(model))
 
 
 @pytest.mark.peer
@@ -586,7 +586,7 @@ def test_equal_numbers_of_classes_load_as_they_are(tmp_path):
     model = build_model("det", "b0", weights=written(tmp_path, state))
     assert torch.equal(model.head.class_net.predict.pointwise.bias, state["class_net.predict.conv_pw.bias"])
     assert model.classes is None, "80 classes of a bare file may be any"
-    assert "80" not in said(model)
+    assert "80" not in said(model).replace(str(tmp_path), "")
 
 
 # --- other tasks, several tasks, files of our own --------------------------------------------------------------------
@@ -597,7 +597,7 @@ def test_other_tasks_take_the_backbone_alone(d0, tmp_path):
     path = written(tmp_path, d0)
     model = build_model("cls", "b0", num_classes=3, weights=path)
     assert torch.equal(model.backbone.stem.conv.weight, d0["backbone.conv_stem.weight"])
-    assert counts(model) == [[352, 0, 0], [0, 0, 432]]
+    assert counts(model) == [[352, 0, 0], [0, 7, 432]]  # the head's own start at random, and it is said
     assert model.config["head_options"] == {}
 
 

@@ -223,11 +223,11 @@ def test_cached_hub_file_is_recognised_when_given_as_a_file(tmp_path):
     path = tmp_path / "cache" / known.file
     path.parent.mkdir()
     path.write_bytes(BODY)
-    assert _locate(path, "b0")[1] is None
+    assert _locate(path, "b0")[2] is None
     hub.verify(path, known)
-    assert _locate(path, "b0")[1] is known
+    assert _locate(path, "b0")[2] is known
     hub._pin_of(path).write_text(json.dumps({"sha256": "0" * 64, "source": known.name}))
-    assert _locate(path, "b0")[1] is None
+    assert _locate(path, "b0")[2] is None
 
 
 def test_command_lists_and_fetches(server, tmp_path, monkeypatch, capsys):

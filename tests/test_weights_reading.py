@@ -2,13 +2,12 @@
 
 import socket
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from tests_support import one_line
 from torch import Tensor, nn
-from weight_files import numbered, write_weights
+from weight_files import numbered, parts_of, write_weights
 
 from effbackbones import build_model
 from effbackbones.backbones.convolution import Numerics
@@ -196,7 +195,7 @@ CASES = [(dialect, name) for dialect in ("torchvision", "timm", "lukemelas") for
 @pytest.mark.parametrize(("dialect", "name"), CASES)
 def test_key_maps_are_complete_and_exact(dialect, name):
     state = numbered(reference(dialect, name))
-    parts = foreign._translate(state, Path("x.pth"), name)
+    parts = parts_of(state, name)
     assert parts.label == dialect
     assert parts.unused == ()
     assert {key: tuple(t.shape) for key, t in parts.backbone.items()} == our_shapes(name)
@@ -214,7 +213,7 @@ def test_key_maps_are_complete_and_exact(dialect, name):
 def test_whole_smp_models_give_their_encoder(dialect, name):
     model = reference(dialect, name)
     for module, decoder in ((model, True), (model.encoder, False)):
-        parts = foreign._translate(numbered(module), Path("x.pth"), name)
+        parts = parts_of(numbered(module), name)
         assert {key: tuple(t.shape) for key, t in parts.backbone.items()} == our_shapes(name)
         assert [int(parts.backbone[key].flatten()[0]) for key in our_shapes(name)] == list(range(len(our_shapes(name))))
         assert set(parts.tail) == (set() if "tu-" in dialect else set(tail_shapes(name)) - {"fc.weight", "fc.bias"})
@@ -227,7 +226,7 @@ def test_whole_smp_models_give_their_encoder(dialect, name):
 @pytest.mark.parametrize("name", LITE)
 def test_smp_lite_models_give_their_encoder(name):
     model = reference("smp:timm-tf_efficientnet_", name)
-    parts = foreign._translate(numbered(model), Path("x.pth"), name)
+    parts = parts_of(numbered(model), name)
     assert {key: tuple(t.shape) for key, t in parts.backbone.items()} == our_shapes(name)
     assert foreign._implied(parts, name) == ("torch", ())
 
@@ -331,12 +330,13 @@ def test_wrappers_and_prefixes_are_opened(tmp_path, torchvision_b0, wrap):
     assert set(found.tail) == set(tail_shapes("b0"))
 
 
-def test_background_class_is_dropped_and_said(tmp_path):
+@pytest.mark.parametrize(("classes", "first", "said"), [(1000, 1, True), (1001, 0, False)])
+def test_background_class_is_dropped_for_a_head_without_it_and_said(tmp_path, classes, first, said):
     state = in_dialect(dialects.TORCHVISION, "b0", classes=1001)
-    found = read_weights(write_weights(tmp_path / "w.pth", state), "b0")
-    assert torch.equal(found.tail["fc.weight"], state["classifier.1.weight"][1:])
-    assert found.tail["fc.bias"].shape == (1000,)
-    assert any("1001 classes" in sentence for sentence in found.assumed)
+    path = write_weights(tmp_path / "w.pth", state)
+    model = build_model("cls", "b0", num_classes=classes, weights=path)
+    assert torch.equal(model.head.fc.weight, state["classifier.1.weight"][first:])
+    assert any("1001 classes" in sentence for sentence in model.provenance["assumed"]) == said
 
 
 def test_weights_of_another_variant_name_both(tmp_path, torchvision_b0):

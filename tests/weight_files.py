@@ -1,11 +1,16 @@
 """Networks of others, and files of their weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from effbackbones.backbones.scaling import scaling
+from effbackbones.weights import foreign
+from effbackbones.weights.content import Content
 
 SMP = {
     "unet": "Unet",
@@ -47,6 +52,13 @@ def numbered(network: nn.Module) -> dict[str, Tensor]:
         key: torch.full((), float(n)).expand(tensor.shape)
         for n, (key, tensor) in enumerate(network.state_dict().items())
     }
+
+
+def parts_of(state: Mapping[str, Tensor], backbone: str) -> Any:
+    """A foreign state dict, sorted for ``backbone`` under our names."""
+    path, row = Path("x.pth"), scaling(backbone)
+    network, _ = foreign._network(Content({"": dict(state)}), None, path, row)
+    return foreign._translate(network, path, row)
 
 
 def write_weights(path: Path, state: object) -> Path:

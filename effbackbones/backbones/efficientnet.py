@@ -34,6 +34,8 @@ DEFAULT_NUMERICS = {"b": "torch", "lite": "tf"}
 _MAPS: Mapping[str, Any] = {"stem_stride": 2, "tap": "stage", "output_stride": 32}
 """Options that change the maps and not the weights, with their defaults."""
 
+_LARGEST_MULTIPLIER = 1000
+
 
 class EfficientNet(Backbone):
     """Any EfficientNet of the b or lite family: normalised float images [B, in_channels, H, W] to maps C1..C5.
@@ -88,6 +90,10 @@ class EfficientNet(Backbone):
         )
         self.name = config.name
         self.config = config
+        for option, value in (("width", config.width), ("depth", config.depth)):
+            if not 0 < value <= _LARGEST_MULTIPLIER:
+                what = f"expected a multiplier in (0, {_LARGEST_MULTIPLIER}], got {value}"
+                raise UserError(option, what, "b7 has 2 and 3.1")
         self.numerics = Numerics.named(DEFAULT_NUMERICS[config.family] if numerics is None else numerics)
         self.image_spec = default_image_spec(config, in_channels) if image_spec is None else image_spec
         if len(self.image_spec.mean) != in_channels:
@@ -179,7 +185,8 @@ class EfficientNet(Backbone):
             key: adapt_stem(tensor, self.in_channels) if key == stem else tensor
             for key, tensor in weights.backbone.items()
         }
-        report = load_state(self, state, what=f"backbone {weights.name} from {weights.origin}")
+        what = f"backbone {weights.name} from {weights.origin}"
+        report = load_state(self, state, what=what, known=weights.backbone)
         of_file: Mapping[str, Any] = weights.foreign.maps if weights.foreign else {}
         if weights.config:
             saved = weights.config.get("backbone_options") or {}
@@ -189,7 +196,13 @@ class EfficientNet(Backbone):
             for name, now in self._map_options.items()
             if of_file.get(name, now) != now
         )
-        return Adopted(report, tuple(differ))
+        bands = weights.backbone[stem].shape[1] if stem in weights.backbone else self.in_channels
+        adapted = (
+            (f"{weights.origin} has a stem for {bands} channels, adapted to {self.in_channels}",)
+            if bands != self.in_channels
+            else ()
+        )
+        return Adopted(report, (*adapted, *differ))
 
     def settled(self) -> dict[str, Any]:
         """Numerics and image spec, and what a head asked for: whoever loads these weights elsewhere can then be told."""

@@ -133,6 +133,10 @@ def scaling(name: str) -> Scaling:
     raise UserError(f"backbone {name!r}", "no such EfficientNet", nearest(short, SCALINGS))
 
 
+_FURTHEST = 20
+"""Compound coefficients beyond which no network can be built."""
+
+
 def scaled(phi: float, family: Family = "b") -> Scaling:
     """The member of a family at compound coefficient ``phi``.
 
@@ -142,9 +146,11 @@ def scaled(phi: float, family: Family = "b") -> Scaling:
     Resolution is rounded to a multiple of 4, as all rows are; width and depth are rounded where they are applied.
     """
     rows = [row for row in _ROWS if row.family == family]
-    if not rows or not math.isfinite(phi):
+    if not rows or not abs(phi) <= _FURTHEST:
         raise UserError(
-            "scaled", f"expected a finite phi and family b or lite, got {phi!r} and {family!r}", "correct them"
+            "scaled",
+            f"expected a phi of -{_FURTHEST} to {_FURTHEST} and family b or lite, got {phi!r} and {family!r}",
+            "correct them",
         )
     low = rows[min(max(math.floor(phi), 0), len(rows) - 1)]
     offset = phi - rows.index(low)

@@ -105,21 +105,14 @@ ZYLO117 = Dialect(  # lukemelas's names, every convolution wrapped in a module t
 DIALECTS = (OURS, TORCHVISION, TIMM, LUKEMELAS, ZYLO117)
 
 
-def detect(keys: Iterable[str]) -> tuple[Dialect, str] | None:
-    """The dialect of a state dict and the prefix in front of its network (``"encoder."``), None if it is none of ours.
-
-    With several networks in one file, the one with the shortest prefix.
-    """
-    found = [
-        (len(key), number, key.removesuffix(dialect.stem))
+def detect(keys: Iterable[str]) -> list[tuple[Dialect, str]]:
+    """The networks in a state dict: the dialect of each, and the prefix in front of it (``"encoder."``), in the order of the keys."""
+    return [
+        (dialect, key.removesuffix(dialect.stem))
         for key in keys
-        for number, dialect in enumerate(DIALECTS)
+        for dialect in DIALECTS
         if key == dialect.stem or key.endswith(f".{dialect.stem}")
     ]
-    if not found:
-        return None
-    _, number, prefix = min(found)
-    return DIALECTS[number], prefix
 
 
 def clean(key: str) -> str:

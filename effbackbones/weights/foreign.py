@@ -17,49 +17,69 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.registry import LAYOUTS
 from effbackbones.weights import dialects
+from effbackbones.weights.content import Content
 from effbackbones.weights.loading import LoadReport
+from effbackbones.weights.networks import Network, choose, networks_in
+from effbackbones.weights.own import BARE, bare_head, read_bare
 from effbackbones.weights.pretrained import ForeignHead, Pretrained, Remainder
 from effbackbones.weights.source import WeightSource
+from effbackbones.weights.tensorfile import check_values
+
+NUMERICS = "backbone_options numerics (in a config model.numerics)"
+IMAGE_SPEC = "backbone_options image_spec (in a config model.mean and model.std)"
+"""Where the two are said that a weight file may leave open."""
 
 
 def read_foreign(
-    tensors: Mapping[str, Tensor],
+    content: Content,
+    part: str | None,
     path: Path,
     source: WeightSource | None,
     backbone: str,
     given: Numerics | None,
     image_spec: ImageSpec | None,
 ) -> Pretrained:
-    """What the file ``path`` holds for ``backbone``; ``source`` is known of published weights. The numerics ``given`` and
-    ``image_spec`` win over what the weights imply. Raises :class:`UserError` for an unknown layout, weights of another variant, and
-    where numerics are needed and not given."""
-    state = {dialects.clean(key): tensor for key, tensor in tensors.items()}
-    parts = _translate(state, path, backbone)
-    foreign = _foreign_head(parts, state, path, backbone)
-    tail, dropped = _without_background(parts.tail)
+    """What the file ``path`` holds for ``backbone``; ``part`` names its network where there are several, ``source`` is known of
+    published weights. The numerics ``given`` and ``image_spec`` win over what the weights imply. Raises :class:`UserError` for an
+    unknown layout, weights of another variant, several networks of which none is named, numbers that are not finite, and where
+    numerics are needed and not given."""
+    row = _row(backbone)
+    if row is None:
+        return read_bare(content, path, backbone)
+    network, chosen = _network(content, part, path, row)
+    parts = _translate(network, path, row)
+    head = bare_head(network.state, network.prefix) if network.dialect is dialects.OURS else {}
+    foreign = None if head else _foreign_head(parts, network.state, path, backbone)
+    for tensors in (parts.backbone, parts.tail, head, foreign.head if foreign else {}):
+        check_values(tensors, path)
     settled, remarks = _numerics(parts, foreign, source, given, path, backbone)
     spec = image_spec or (source.image_spec if source else None)
     if spec is None:
         spec = default_image_spec(scaling(backbone))
         remarks += (
-            f"{path} does not say its mean and std: assumed {spec.mean} and {spec.std}; image_spec= says otherwise",
+            f"{path} does not say its mean and std: assumed {spec.mean} and {spec.std}; {IMAGE_SPEC} says otherwise",
         )
     if source and not source.verifiable:
         remarks += (f"no hash of {source.file} is published: it is held to what was first fetched",)
     unused = foreign.unused if foreign else parts.unused
+    if head:
+        root = network.prefix.removesuffix("backbone.") + "head."
+        unused = tuple(key for key in unused if not key.startswith(root))
+    beside = content.beside(network.place)
     return Pretrained(
         backbone,
         str(source or path),
         foreign.layout if foreign else parts.label,
         source.licence if source else "unknown",
         parts.backbone,
-        tail,
+        parts.tail,
+        head=head,
         foreign=foreign,
-        unread=LoadReport(f"file {path.name}", unused=unused) if unused else None,
+        unread=LoadReport(f"file {path.name}", unused=unused, spare=beside) if unused or beside else None,
         options={"numerics": settled, "image_spec": spec},
         published=source.name if source else "",
         head_options=dict(source.head_options) if source else {},
-        assumed=(*dropped, *remarks, *(foreign.remarks if foreign else ())),
+        assumed=(*chosen, *remarks, *(foreign.remarks if foreign else ())),
     )
 
 
@@ -76,6 +96,8 @@ class _Parts:
     @property
     def label(self) -> str:
         """The dialect, for people: ``smp`` where the network is the encoder of something."""
+        if self.dialect is dialects.OURS:
+            return BARE
         return "smp" if "encoder." in self.prefix else self.dialect.name
 
     @property
@@ -85,24 +107,27 @@ class _Parts:
         return any(key.startswith((f"{root}decoder.", f"{root}segmentation_head.")) for key in self.unused)
 
 
-def _translate(state: Mapping[str, Tensor], path: Path, backbone: str) -> _Parts:
-    """Sort a state dict into backbone, tail and the rest, under our names; check that it is ``backbone``."""
-    expected = _row(path, backbone)
-    found = dialects.detect(state)
-    if found is None:
+def _network(content: Content, part: str | None, path: Path, row: Scaling) -> tuple[Network, tuple[str, ...]]:
+    """The network of ``row`` in a file, and what there is to say of the choice."""
+    found = networks_in(content)
+    if not found:
         known = ", ".join(dialect.name for dialect in dialects.DIALECTS)
-        raise UserError(
-            str(path), f"its keys (such as {next(iter(state))}) are no EfficientNet's", f"known layouts: {known}"
-        )
-    dialect, prefix = found
+        key = next((name for table in content.tables.values() for name in table), "none")
+        raise UserError(str(path), f"its keys (such as {key}) are no EfficientNet's", f"known layouts: {known}")
+    return choose(found, part, path, lambda network: dialects.shape_of(network.translated).fits(row))
+
+
+def _translate(network: Network, path: Path, expected: Scaling) -> _Parts:
+    """Sort a state dict into backbone, tail and the rest, under our names; check that it is of ``expected``."""
+    dialect, prefix = network.dialect, network.prefix
     named, unused = {}, []
-    for key, tensor in state.items():
+    for key, tensor in network.state.items():
         ours = dialect.translate(key.removeprefix(prefix)) if key.startswith(prefix) else None
         if ours is None:
             unused.append(key)
         else:
             named[ours] = _flat(ours, tensor)
-    _check_variant(named, path, expected)
+    _check_variant(named, path, expected, alone=dialect is not dialects.OURS)
     parts = _Parts(dialect, prefix, unused=tuple(unused))
     for key, tensor in _with_counters(named).items():
         name = dialects.restage(key, expected)
@@ -120,17 +145,17 @@ def _foreign_head(parts: _Parts, state: Mapping[str, Tensor], path: Path, backbo
     return next((head for head in found if head is not None), None)
 
 
-def _row(path: Path, backbone: str) -> Scaling:
+def _row(backbone: str) -> Scaling | None:
+    """The scaling row of an EfficientNet, None for a backbone of another family."""
     try:
         return scaling(backbone)
     except UserError:
-        raise UserError(
-            str(path), f"foreign weights do not fit backbone {backbone}", "give a file that save_model wrote"
-        ) from None
+        return None
 
 
-def _check_variant(named: Mapping[str, Tensor], path: Path, expected: Scaling) -> None:
-    """Refuse the weights of another variant in one line that names both."""
+def _check_variant(named: Mapping[str, Tensor], path: Path, expected: Scaling, *, alone: bool) -> None:
+    """Refuse the weights of another variant in one line that names both. Those that fit none may be of a network that was built with
+    multipliers of its own, unless variants are all that there is (``alone``)."""
     shape = dialects.shape_of(named)
     if shape.fits(expected):
         return
@@ -138,6 +163,8 @@ def _check_variant(named: Mapping[str, Tensor], path: Path, expected: Scaling) -
     if fitting:
         remedy = f"build {fitting[0]}, or give weights of {expected.name}"
         raise UserError(str(path), f"holds weights of {' or '.join(fitting)}, not of {expected.name}", remedy)
+    if not alone:
+        return
     se, width = "with" if shape.squeeze_excite else "without", shape.blocks[-1] if shape.blocks else 0
     what = f"expected {expected.name}, found {len(shape.blocks)} blocks {se} squeeze-excite, the last with {width} channels"
     raise UserError(str(path), what, f"give weights of {expected.name}")
@@ -152,14 +179,6 @@ def _with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add the batch counters that files older than PyTorch 0.4.1, or from TensorFlow, lack."""
     means = [name.removesuffix("running_mean") for name in state if name.endswith(".running_mean")]
     return {f"{name}num_batches_tracked": torch.tensor(0) for name in means} | state
-
-
-def _without_background(tail: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
-    """TensorFlow's ImageNet classifiers may have 1001 classes, the first of them background: keep the other 1000, and say so."""
-    if "fc.weight" not in tail or tail["fc.weight"].shape[0] != 1001:
-        return tail, ()
-    kept = {name: tensor[1:] if name.startswith("fc.") else tensor for name, tensor in tail.items()}
-    return kept, ("the classifier has 1001 classes: class 0 taken for TensorFlow's background and dropped",)
 
 
 def _numerics(
@@ -177,12 +196,13 @@ def _numerics(
         return given, (f"numerics as given, though these weights go with {name}",) if differ else ()
     if name is None:
         label = foreign.layout if foreign else parts.label
-        what = f"the keys of a {label} file cannot say which padding and batch norm the weights were trained with"
+        what = f"the keys of a {label} file cannot say which padding and batch norm it was trained with"
         if parts.dialect is dialects.TIMM:
-            remedy = 'give numerics: "tf" if they are of a tf_efficientnet, "torch" if of an efficientnet'
+            values = '"tf" (of tf_efficientnet) or "torch"'
         else:
-            remedy = 'give numerics: "torch", "torch_tf", "tf" or "same_static", as it was trained'
-        raise UserError(str(path), what, remedy)
+            values = '"torch", "torch_tf", "tf" or "same_static", as it was trained'
+        where = 'backbone_options={"numerics": ...}, or model.numerics in a config'
+        raise UserError(str(path), what, f"give numerics {values}: {where}")
     return Numerics.named(name), sentences
 
 
@@ -201,6 +221,7 @@ def _implied(parts: _Parts, backbone: str, foreign: ForeignHead | None = None) -
         return "torch", ()  # the `timm-` encoders of segmentation-models-pytorch, lite ones included
     if parts.dialect is dialects.TIMM and lite:
         return "tf", (
-            "padding and batch norm assumed to be TensorFlow's, as in timm's tf_efficientnet_lite; numerics= says otherwise",
+            "padding and batch norm assumed to be TensorFlow's, as in timm's tf_efficientnet_lite; "
+            f"{NUMERICS} says otherwise",
         )
     return None, ()

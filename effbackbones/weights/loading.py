@@ -1,6 +1,6 @@
 """Copying a state dict into a module by name and shape, with a report of what became of each entry."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +14,22 @@ LEAST_MATCH = 0.9
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the entries of a state dict: names loaded, left as they were, and not used."""
+    """What became of the entries of a state dict: names loaded; of the module, left as they were; not used, since they do not fit or
+    nobody knows them; and ``spare``, known and not wanted by this module, such as a published tail beside another head."""
 
     what: str
     loaded: tuple[str, ...] = ()
     reinitialised: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
+
+    @property
+    def remark(self) -> str:
+        """What of the module starts at random, in a sentence; empty if all was loaded."""
+        if not self.reinitialised:
+            return ""
+        names = ", ".join(self.reinitialised[:3]) + (", ..." if len(self.reinitialised) > 3 else "")
+        return f"{self.what}: {len(self.reinitialised)} of its entries start at random ({names}); train before use"
 
     def table(self) -> str:
         """This report as a table of one row."""
@@ -30,7 +40,11 @@ def load_table(reports: Sequence[LoadReport]) -> str:
     """One table of all ``reports``: counts, and the first names of what was not simply loaded."""
     rows = [("part", "loaded", "re-initialised", "unused", "for example")]
     for report in reports:
-        groups = (("re-initialised", report.reinitialised), ("unused", report.unused))
+        groups = (
+            ("re-initialised", report.reinitialised),
+            ("unused", report.unused),
+            (f"{len(report.spare)} not wanted here:", report.spare),
+        )
         examples = "; ".join(f"{word} {', '.join(names[:3])}" for word, names in groups if names)
         rows.append(
             (report.what, str(len(report.loaded)), str(len(report.reinitialised)), str(len(report.unused)), examples)
@@ -50,11 +64,13 @@ def load_state(
     what: str,
     allow_missing: bool = False,
     unused: Iterable[str] = (),
+    known: Container[str] = (),
 ) -> LoadReport:
     """Copy into ``module`` the entries of ``state`` that fit by name and shape; leave the rest as it is, and report it.
 
     Unless ``allow_missing``, less than 90 % of the module's entries raise :class:`UserError`. ``unused`` adds names to that
-    group of the report. A missing batch counter (``num_batches_tracked``) is no fault.
+    group of the report; of the ``known`` ones those that the module does not have are ``spare``.
+    A missing batch counter (``num_batches_tracked``) is no fault.
     """
     own = module.state_dict()
     needed = [name for name in own if not name.endswith("num_batches_tracked")]
@@ -64,7 +80,10 @@ def load_state(
         fault = f"only {len(needed) - len(missing)} of {len(needed)} entries fit; {_misfit(missing[0], own, state)}"
         raise UserError(what, fault, "give weights of this network")
     module.load_state_dict(fitting, strict=False)
-    return LoadReport(what, tuple(fitting), tuple(missing), (*(name for name in state if name not in fitting), *unused))
+    left = [name for name in state if name not in fitting]
+    spare = [name for name in left if name in known and name not in own]
+    unfit = [name for name in left if name not in spare]
+    return LoadReport(what, tuple(fitting), tuple(missing), (*unfit, *unused), tuple(spare))
 
 
 def _misfit(name: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

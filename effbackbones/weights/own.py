@@ -1,5 +1,6 @@
 """A weight file of ours, as the record that every weight file becomes."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,14 +9,54 @@ from torch import Tensor
 from effbackbones.backbones.convolution import Numerics
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
+from effbackbones.weights.content import Content
 from effbackbones.weights.dialects import clean
 from effbackbones.weights.pretrained import Pretrained
 from effbackbones.weights.record import FORMAT, Description, parse_record
+from effbackbones.weights.tensorfile import check_values
+
+BARE = "state dict of effbackbones"
+"""What the state dict of a model of ours is called that comes without the record of a model file."""
 
 
 def is_own(metadata: Mapping[str, str]) -> bool:
     """Whether the metadata of a file say that :func:`effbackbones.save_model` wrote it."""
     return metadata.get("format") == FORMAT
+
+
+def refuse_state(metadata: Mapping[str, str], path: Path) -> None:
+    """Raise :class:`UserError` for the state of a run, which is no model: it holds the optimiser and says nothing of the network."""
+    if metadata.get("format") == FORMAT or not {"record", "sha256"} <= metadata.keys():
+        return
+    try:
+        step = json.loads(metadata["record"])["step"]
+    except (ValueError, KeyError, TypeError):
+        return
+    what = f"is the training state of a run after step {str(step)[:20]}, not a model file"
+    raise UserError(str(path), what, "give the run folder, or best.safetensors in it")
+
+
+def bare_head(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The head beside the backbone that lies at ``prefix`` (``"model.backbone."``) of the state dict of a :class:`Model` of ours."""
+    if not prefix.endswith("backbone."):
+        return {}
+    root = prefix.removesuffix("backbone.") + "head."
+    return {key.removeprefix(root): tensor for key, tensor in state.items() if key.startswith(root)}
+
+
+def read_bare(content: Content, path: Path, backbone: str) -> Pretrained:
+    """The state dict of a :class:`Model` of ours on a ``backbone`` that is no EfficientNet, without anything that says so but its
+    keys. Raises :class:`UserError` for any other file."""
+    for place, tensors in content.tables.items():
+        state = {clean(key): tensor for key, tensor in tensors.items()}
+        ends = (key.partition("backbone.")[0] + "backbone." for key in state if "backbone." in key)
+        for prefix in dict.fromkeys(ends):
+            if head := bare_head(state, prefix):
+                own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+                check_values({f"{prefix}{key}": tensor for key, tensor in own.items()}, path)
+                label = f"{path}#{place}" if place else str(path)
+                return Pretrained(backbone, label, BARE, "unknown", own, head=head)
+    raise UserError(str(path), f"foreign weights do not fit backbone {backbone}", "give a file that save_model wrote")
 
 
 def read_own(
@@ -36,6 +77,7 @@ def read_own(
             f"build {about.backbone}, or give another file",
         )
     parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
+    check_values(tensors, path)
     for key, tensor in tensors.items():
         part, _, name = clean(key).partition(".")
         parts.setdefault(part, {})[name] = tensor

@@ -1,7 +1,7 @@
 """Weights from anywhere, under our names: published sources, files of six libraries, and our own.
 
-Where the file is (here), what it holds (``tensorfile.py``), and whose it is: ours says everything itself (``own.py``), one of
-another library is told apart by its keys (``foreign.py``). All ways end in one :class:`Pretrained`.
+Where the file is (here), what it holds (``content.py``), and whose it is: ours says everything itself (``own.py``), one of another
+library is told apart by its keys (``networks.py``, ``foreign.py``). All ways end in one :class:`Pretrained`.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,15 @@ from typing import Any
 
 from effbackbones.backbones.convolution import Numerics
 from effbackbones.contracts import Backbone, ImageSpec
+from effbackbones.errors import UserError
 from effbackbones.weights import hub
 from effbackbones.weights.classifiers import find_source, recognise, sources_for
+from effbackbones.weights.content import read_content
 from effbackbones.weights.foreign import read_foreign
-from effbackbones.weights.own import is_own, read_own
+from effbackbones.weights.own import is_own, read_own, refuse_state
 from effbackbones.weights.pretrained import Pretrained
 from effbackbones.weights.source import WeightSource
-from effbackbones.weights.tensorfile import PICKLED, check_file, read_tensors
+from effbackbones.weights.tensorfile import SUFFIXES, check_file
 
 
 def read_for(family: type[Backbone], weights: str | Path, backbone: str, options: Mapping[str, Any]) -> Pretrained:
@@ -28,30 +30,38 @@ def read_for(family: type[Backbone], weights: str | Path, backbone: str, options
 def read_weights(
     weights: str | Path, backbone: str, *, numerics: Numerics | str | None = None, image_spec: ImageSpec | None = None
 ) -> Pretrained:
-    """Read ``weights`` for ``backbone`` (``"b0"``, ...): ``"imagenet"``, ``"coco"``, a name from :func:`sources_for`, or a file.
+    """Read ``weights`` for ``backbone`` (``"b0"``, ...): ``"imagenet"``, ``"coco"``, a name from :func:`sources_for`, or a file; of
+    one that holds several networks, ``FILE#NAME``.
 
     ``numerics`` and ``image_spec`` win over what the weights imply. Only a named source may touch the network. Raises
     :class:`UserError`, one line, for an unreadable file, an unknown layout, weights of another variant (both are named), and
     where ``numerics`` are needed and not given.
     """
     given = None if numerics is None else Numerics.named(numerics)
-    path, source = _locate(weights, backbone)
-    tensors, metadata = read_tensors(path)
-    if is_own(metadata):
-        return read_own(tensors, metadata, path, backbone, given, image_spec)
-    return read_foreign(tensors, path, source, backbone, given, image_spec)
+    path, part, source = _locate(weights, backbone)
+    content = read_content(path)
+    if is_own(content.metadata):
+        if part is not None:
+            what = "is a model file of effbackbones, which holds one network"
+            raise UserError(f"{path}#{part}", what, f"leave #{part} out")
+        return read_own(content.tables[""], content.metadata, path, backbone, given, image_spec)
+    refuse_state(content.metadata, path)
+    return read_foreign(content, part, path, source, backbone, given, image_spec)
 
 
-def _locate(weights: str | Path, backbone: str) -> tuple[Path, WeightSource | None]:
-    """The file that ``weights`` means, and its source: named, or recognised by the file's hash, or by what the cache pinned
-    beside it."""
-    path = Path(weights).expanduser()
-    if not (isinstance(weights, Path) or path.suffix in (".safetensors", *PICKLED) or path.is_file()):
-        source = find_source(weights, backbone)
-        return hub.fetch(source), source
+def _locate(weights: str | Path, backbone: str) -> tuple[Path, str | None, WeightSource | None]:
+    """The file that ``weights`` means; the network of it that stands behind a ``#``; and the file's source: named, or recognised by
+    its hash, or by what the cache pinned beside it."""
+    path, part = Path(weights).expanduser(), None
+    if "#" in path.name and not path.exists():
+        name, _, part = path.name.partition("#")
+        path = path.with_name(name)
+    if not (isinstance(weights, Path) or path.suffix.lower() in SUFFIXES or path.is_file()):
+        source = find_source(str(weights), backbone)
+        return hub.fetch(source), None, source
     check_file(path)
     sha256, pin = hub.file_sha256(path), hub.pinned(path)
     known = recognise(sha256)
     if known is None and pin.get("sha256") == sha256:
         known = next((s for s in sources_for(backbone) if s.name == pin.get("source")), None)
-    return path, known
+    return path, part, known

@@ -14,11 +14,14 @@ from torch import Tensor
 from effbackbones.contracts import Classes, ImageSpec, class_names
 from effbackbones.errors import UserError
 from effbackbones.images.spec import ReadingSpec
-from effbackbones.weights.tensorfile import header, read_bytes
+from effbackbones.weights.tensorfile import file_kind, header, read_bytes
 
 FORMAT, FORMAT_VERSION = "effbackbones", 2
 
 _CONFIG_KEYS = ("task", "backbone", "head", "num_classes", "backbone_options", "head_options", "loss_weights")
+
+_LARGEST, _LONGEST, _DEEPEST = 2.0**32, 100_000, 20
+"""Numbers, lists and nesting in the config of a model file."""
 
 _LIBRARIES = ("effbackbones", "torch", "timm")
 
@@ -74,6 +77,7 @@ class Description:
                 str(path), f"its config has keys {sorted(found.config)}", f"expected {', '.join(_CONFIG_KEYS)}"
             )
         check_classes(found.classes, found.config, path)
+        _check_sane(found.config, "config", path)
         return found
 
 
@@ -85,21 +89,46 @@ def check_classes(classes: object, config: Mapping[str, Any], path: Path) -> Non
     ):
         what = f"its classes are of the tasks {str(list(classes))[:60]}, its config of {str(tasks)[:60]}"
         raise UserError(str(path), what, "name the classes by the tasks that the model has")
+    counts, several = config.get("num_classes"), isinstance(classes, Mapping)
+    named: Mapping[str, Any] = classes if isinstance(classes, Mapping) else {"": classes}
+    for task, names in named.items():
+        count = counts.get(task) if several and isinstance(counts, Mapping) else counts
+        # One class may be told by two names: what it is, and what it is not.
+        if names is not None and isinstance(count, int) and len(names) != count and (count, len(names)) != (1, 2):
+            where = f" of {task}" if task else ""
+            what = f"names {len(names)} classes{where}, and its head has {count}"
+            raise UserError(str(path), what, "give one name for each class")
+
+
+def _check_sane(value: Any, where: str, path: Path, depth: int = 0) -> None:
+    """Refuse numbers and lists that no network has, before anything is built from them."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_sane(item, f"{where}.{str(key)[:40]}", path, depth + 1)
+    elif isinstance(value, list) and len(value) <= _LONGEST:
+        for item in value:
+            _check_sane(item, where, path, depth + 1)
+    elif isinstance(value, list):
+        raise UserError(str(path), f"{where} has {len(value):,} values", "do not trust this file")
+    elif isinstance(value, int | float) and not abs(value) <= _LARGEST:
+        raise UserError(str(path), f"{where} is {str(value)[:40]}", "do not trust this file")
+    if depth > _DEEPEST:
+        raise UserError(str(path), f"{where[:80]} is nested too deep", "do not trust this file")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The record of a file of ours, as plain values: ``config``, ``image_spec``, ``numerics``, ``classes``, ``metrics``,
     ``provenance``, ``version``. Its tensors are not looked at."""
     path = Path(path)
-    if path.suffix != ".safetensors" and not path.is_dir():
-        raise _foreign(path)
+    if file_kind(path) != "safetensors":
+        raise not_ours(path)
     return parse_record(header(read_bytes(path), path).get("__metadata__", {}), path)
 
 
 def parse_record(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """The JSON record in the metadata of a file of ours; a foreign file or a newer format raises :class:`UserError`."""
     if metadata.get("format") != FORMAT or "sha256" not in metadata:
-        raise _foreign(path)
+        raise not_ours(path)
     try:
         record = json.loads(metadata["record"])
         number = record["version"]
@@ -117,7 +146,7 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
-def _foreign(path: Path) -> UserError:
+def not_ours(path: Path) -> UserError:
     return UserError(
         str(path), "is not a model file of effbackbones", 'foreign weights go into build_model(..., weights="FILE")'
     )

@@ -1,14 +1,12 @@
-"""Files of tensors: reading foreign ones without running their code, writing ours so that no crash can spoil them.
+"""Files of tensors in the safetensors format: read, and written so that no crash can spoil them; and what other files are.
 
-The only place that calls ``torch.load``. Every fault of a file is one :class:`UserError` that names it.
+Every fault of a file is one :class:`UserError` that names it.
 """
 
 import errno
 import hashlib
 import json
 import os
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ from torch import Tensor
 
 from effbackbones.errors import UserError
 
-PICKLED = (".pth", ".pt", ".bin", ".ckpt")
-_UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
+"""How files of weights are called. A name says no more: what they are is told by what they begin with."""
 _BLANK = b"0" * 64
 _BLANK_FIELD = b'"sha256":"' + _BLANK + b'"'
 
@@ -46,61 +44,54 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` file on the CPU, by name, and its metadata
-    (safetensors only).
-
-    Wrappers such as ``{"state_dict": ...}`` are opened. Our own safetensors files are checked against the sha256 they carry.
-    """
-    if path.suffix == ".safetensors" or path.is_dir():
-        return parse_safetensors(read_bytes(path), path)
-    if path.suffix not in PICKLED:
-        raise UserError(str(path), f"unknown suffix {path.suffix!r}", f"expected .safetensors, {', '.join(PICKLED)}")
-    return _tensors_in(read_pickled(path), path), {}
-
-
-def read_pickled(path: Path) -> Any:
-    """What ``torch.save`` wrote: tensors in plain containers. Anything else, such as code, is refused unread."""
-    if os.environ.get(_UNSAFE, "").lower() in ("1", "y", "yes", "true"):
-        raise UserError(_UNSAFE, "is set, which lets files run code as they are opened", "unset it")
+def file_kind(path: Path) -> str:
+    """``safetensors`` or ``pickled``, as ``torch.save`` writes it, by how the file begins. Raises :class:`UserError` as
+    :func:`check_file` does, and for what is neither: a web page, a pointer of Git LFS."""
     check_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice on odd pickle protocols, for files that are refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # damaged bytes fail inside the zip reader, the unpickler or the tensor code, with any exception
-        # torch's own text advises to switch the protection off; only the name of what it refused is of use.
-        refused = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.\w+)", str(error))
-        what = (
-            f"holds more than tensors ({refused[1]})"
-            if refused
-            else f"is damaged or no file of tensors ({type(error).__name__})"
-        )
-        raise UserError(str(path), what, "get it again, or convert it to safetensors") from None
+    with open(path, "rb") as file:
+        head = file.read(512)
+    text = head.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        raise UserError(str(path), "is a pointer of Git LFS, not the file that it stands for", "run git lfs pull")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(str(path), "is a web page, not a file of weights", "download the file that the page links to")
+    if (
+        head[5:9] == b"\0\0\0{"
+    ):  # before pickles: the length in front of it may begin with the byte that they begin with
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return "pickled"
+    if head[8:9] == b"{" or path.suffix.lower() == ".safetensors":
+        return "safetensors"
+    if head.startswith(b"\x89HDF"):
+        raise UserError(str(path), "is an HDF5 file, as Keras writes them", "convert it to safetensors")
+    return "pickled"
 
 
-def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside ``content``, through the wrappers that training scripts put around it."""
-    for _ in range(3):
-        if not isinstance(content, Mapping):
-            break
-        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if tensors:
-            return tensors
-        content = next(
-            (content[key] for key in ("state_dict", "model", "model_state_dict", "net") if key in content), None
-        )
-    raise UserError(
-        str(path), "holds no state dict", "expected tensors by name, at the top or under `state_dict` or `model`"
-    )
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a safetensors file on the CPU, by name, and its metadata. Ours are checked against the sha256 they carry."""
+    return parse_safetensors(read_bytes(path), path)
+
+
+def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse numbers that are not finite, and variances below 0: a network would answer with them, and nonsense."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        if not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            what = f"{name} has {count:,} of {tensor.numel():,} values that are NaN or infinite"
+        elif name.endswith("running_var") and tensor.numel() and tensor.min() < 0:
+            what = f"{name} has variances below 0, such as {float(tensor.min()):.3g}"
+        else:
+            continue
+        raise UserError(str(path), what, "take an earlier checkpoint, or get the file again")
 
 
 def parse_safetensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file given as bytes; ``path`` is for messages."""
     metadata = header(data, path).get("__metadata__", {})
-    if "sha256" in metadata:
+    if {"sha256", "record"} <= metadata.keys():  # others may have a key of that name, which says something else
         _verify(data, metadata["sha256"], path)
     try:
         tensors = safetensors.torch.load(data)

@@ -47,7 +47,7 @@ class Detector(ForeignHead):
     @property
     def numerics_remark(self) -> str:
         models, have = ("tf_efficientdet", "have") if self.biased else ("efficientdet", "have no")
-        return f"numerics taken to be those of effdet's {models}_*, whose necks {have} biases; numerics= says otherwise"
+        return f"numerics taken to be those of effdet's {models}_*, whose necks {have} biases; backbone_options numerics says otherwise"
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -161,7 +161,7 @@ class SegmentationHead(Head):
         taken, remark = weights.foreign.entries_for(self.state_dict())
         what, entries = f"head from {weights.origin}", {**weights.tail, **taken}
         left = tuple(name for name in weights.foreign.head if name not in taken)
-        report = load_state(self, entries, what=what, allow_missing=True, unused=left)
+        report = load_state(self, entries, what=what, allow_missing=True, unused=left, known=weights.tail)
         return Adopted(report, (f"{weights.origin}: {remark}",) if remark else ())
 
     def predict(self, raw: Tensor, sizes: ImageSizes) -> Tensor:

@@ -294,6 +294,7 @@ def image_reader(data: DataConfig, split: str) -> ImageReader:
 def reading_spec(data: DataConfig) -> ReadingSpec:
     """How evaluation reads images, as a model file says it."""
     depth = str(data.options.get("depth", "8"))
+    depth = depth if depth in ("8", "native") else "8"  # a data set from outside may call something else so
     return ReadingSpec(depth, data.exif, sides(data.tile), data.tile_overlap, data.batch_shape)
 
 

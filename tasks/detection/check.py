@@ -20,12 +20,15 @@ from effbackbones.model import Model
 from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
+from tasks.data.knowledge import unwrapped
 from tasks.data.sampling import Repeated
 from tasks.detection.metrics import DetectionMetrics
-from tasks.detection.results import read_results
+from tasks.detection.numbering import numbering_of
+from tasks.detection.results import ImageDetections, read_results
 from tasks.detection.statistics import BoxStatistics, statistics
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
+from tasks.settings.options import DataOptions
 from tasks.settings.sections import Config
 from tasks.spec import Goal, TaskSpec
 
@@ -155,9 +158,10 @@ def check_scores(
     limit_of_run = _most_detections(config)
     limited = DetectionMetrics(dataset.classes, max_dets=limit_of_run) if most > limit_of_run else None
     for batch, detections in batches:
-        scored = task.scored(*readable(batch, task.restored(batch, detections)))
-        for one in (metric, *((limited,) if limited else ())):
-            one.update(*scored)
+        found, truth = task.scored(*readable(batch, task.restored(batch, detections)))
+        metric.update(found, truth)
+        if limited:
+            limited.update([_first(one, limit_of_run) for one in found], truth)
     score = metric.compute()["AP"]
     best = limited.compute()["AP"] if limited else score
     if score is not None and best is not None and best < score - 1e-9:
@@ -168,6 +172,10 @@ def check_scores(
         raise UserError(
             "data", what, "boxes and images do not belong together, or a transform of yours moves them apart"
         )
+
+
+def _first(found: ImageDetections, count: int) -> ImageDetections:
+    return replace(found, boxes=found.boxes[:count], scores=found.scores[:count], labels=found.labels[:count])
 
 
 def _most_detections(config: Config) -> int:
@@ -193,8 +201,10 @@ def _in_process(config: Config) -> Config:
     return replace(config, data=replace(config.data, workers=0))
 
 
-def score_results(task: TaskSpec, config: Config, path: Path, dataset: Dataset, tell: Tell) -> dict[str, Any]:
-    """Scores of a COCO results file on a data set that has a table."""
+def score_results(
+    task: TaskSpec, config: Config, path: Path, dataset: Dataset, tell: Tell, training: Dataset | None = None
+) -> dict[str, Any]:
+    """Scores of a COCO results file on a data set that has a table. ``training``: the data whose numbers a file may have instead."""
     table = getattr(dataset, "table", None)
     if not isinstance(table, BoxTable):
         raise UserError(
@@ -202,7 +212,12 @@ def score_results(task: TaskSpec, config: Config, path: Path, dataset: Dataset, 
         )
     for line in table.repairs.lines():
         tell(line)
-    detections = read_results(path, table, tell)
+    trained = None if training is None else getattr(unwrapped(training)[0], "table", None)
+    renamed = DataOptions(config.data.name, config.data.options, tuple(config.data.options)).renames()
+    numbering = numbering_of(path, table.classes, dict(table.numbers), dict(getattr(trained, "numbers", ())), renamed)
+    if numbering.told:
+        tell(numbering.told)
+    detections = read_results(path, table, tell, numbering)
     metric = task.metrics(config, dataset.classes)
     metric.update(detections, [table.truth(index) for index in range(len(table))])
     return dict(metric.compute())

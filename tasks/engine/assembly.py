@@ -1,8 +1,9 @@
 """From a config to the objects of a run: data sets, loaders, model, device."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from tasks.engine.state import RunState
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
+from tasks.telling import say
 
 DIVISION = "split.json"
 """Where a run writes down which image is in which split, if it divided the data itself."""
@@ -145,12 +147,13 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model
     if channels != 3 and backbone_options.setdefault("in_channels", channels) != channels:
         what = f"is {backbone_options['in_channels']}, and data.options.channels {channels}"
         raise UserError("model.backbone_options.in_channels", what, "remove it: it follows from the data")
-    model = build_model(
-        backbone=wanted.backbone,
-        weights=wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None),
-        backbone_options=backbone_options,
-        **task.heads(config, dataset),
-    )
+    with _unlogged():
+        model = build_model(
+            backbone=wanted.backbone,
+            weights=wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None),
+            backbone_options=backbone_options,
+            **task.heads(config, dataset),
+        )
     model.classes = (
         model.classes if dataset is None else task.classes(config, dataset)
     )  # published detectors know theirs
@@ -163,6 +166,21 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model
     if wanted.freeze:
         model.backbone.freeze(None if wanted.freeze == "all" else wanted.freeze)
     return model
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Within, the core logs nothing: a command tells where its weights came from itself, once for all processes."""
+    logger = logging.getLogger("effbackbones")
+
+    def none(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(none)
+    try:
+        yield
+    finally:
+        logger.removeFilter(none)
 
 
 def image_spec(config: Config, spec: ImageSpec) -> ImageSpec:
@@ -197,7 +215,10 @@ def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
 def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Model:
     """A trained model from its file, or the configured one with its published weights. In eval mode."""
     if checkpoint is None:
-        return make_model(config, task, None).eval()
+        made = make_model(config, task, None).eval()
+        for sentence in made.provenance.get("assumed", ()):
+            say(sentence)
+        return made
     model = load_model(checkpoint_file(checkpoint))
     told, wanted = model.config["task"], config.model.task
     if (sorted(told) if isinstance(told, list) else told) != (sorted(wanted) if isinstance(wanted, tuple) else wanted):
