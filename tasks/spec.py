@@ -158,8 +158,7 @@ class TaskSpec(ABC):
     def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
         """Samples -> batch. Picklable."""
         divisor, fill = model.head.size_divisor, model.image_spec.mean
-        classes = model.head.num_classes if self.name == "det" else None
-        return partial(collate, targets=self.targets, size_divisor=divisor, fill=fill, num_classes=classes)
+        return partial(collate, targets=self.targets, size_divisor=divisor, fill=fill)
 
     def augment(self, config: Config, batch: Batch, num_classes: int, step: int) -> tuple[Tensor, Any]:
         """Images and targets of a training batch after augmentation on the device, drawn from (seed, step)."""

@@ -48,8 +48,8 @@ def _refuse_bad_labels(sample: Sample, num_classes: int | None) -> None:
     elif num_classes is not None and sample.labels is not None and np.shape(sample.labels) != (num_classes,):
         what = f"labels: expected shape [{num_classes}], got {list(np.shape(sample.labels))}"
     elif boxes is not None:
-        if np.ndim(boxes) != 2 or boxes.shape[1] != 4 or not np.issubdtype(boxes.dtype, np.floating):
-            what = f"boxes: expected floats [M, 4], got {getattr(boxes, 'dtype', type(boxes).__name__)} {list(np.shape(boxes))}"
+        if np.ndim(boxes) != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu":
+            what = f"boxes: expected numbers [M, 4], got {getattr(boxes, 'dtype', type(boxes).__name__)} {list(np.shape(boxes))}"
         elif len(labels_of(sample)) and not np.issubdtype(labels_of(sample).dtype, np.integer):
             what = f"box_labels: expected integers, got {labels_of(sample).dtype}"
         elif (bad := ~(np.isfinite(boxes).all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1))).any():

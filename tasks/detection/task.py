@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -68,6 +69,9 @@ class Detection(TaskSpec):
     def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
         divisor = model.head.size_divisor
         return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
+
+    def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
+        return partial(super().collate(config, model), num_classes=model.head.num_classes)
 
     def sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.uint8]:
         return sample_sheet(samples, classes)
