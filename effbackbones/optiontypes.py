@@ -98,7 +98,8 @@ def _described(hint: Any) -> str:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a mapping"
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"a list of {_described(inner[0]) or 'values'}"
+        each = _described(inner[0])
+        return f"a list of values, each {each}" if each else "a list of values"
     return getattr(hint, "__name__", "")
 
 

@@ -194,8 +194,15 @@ class TaskSpec(ABC):
     def metrics(self, config: Config, classes: Any) -> Metric:
         """Scores of a whole set: ``update(predictions, targets)`` on what :meth:`scored` gives, ``compute() -> dict``, JSON-like."""
 
-    def score_file(self, path: Path, config: Config, dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
-        """Scores of predictions that a file holds, for ``evaluate --predictions``."""
+    def score_file(
+        self,
+        path: Path,
+        config: Config,
+        dataset: Dataset,
+        tell: Callable[[str], None],
+        training: Dataset | None = None,
+    ) -> dict[str, Any]:
+        """Scores of predictions that a file holds, for ``evaluate --predictions``. ``training``: the training data, if any."""
         raise UserError("--predictions", f"{self.command} scores models, not files", "give --checkpoint")
 
     @abstractmethod

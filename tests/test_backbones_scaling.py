@@ -116,7 +116,7 @@ def test_unknown_name_says_the_nearest(name: str, says: str) -> None:
 
 @pytest.mark.parametrize("phi", [math.nan, math.inf, -math.inf])
 def test_phi_must_be_finite(phi: float) -> None:
-    with pytest.raises(UserError, match="finite"):
+    with pytest.raises(UserError, match="a phi of -20 to 20"):
         scaled(phi)
 
 

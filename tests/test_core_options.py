@@ -23,7 +23,7 @@ TINY = {"width": 0.1, "depth": 0.1}
         ("cls", "backbone", {"checkpointing": "no"}, "expected true or false, got 'no'"),
         ("cls", "backbone", {"drop_path": "0.3"}, "got '0.3'"),
         ("cls", "backbone", {"in_channels": 3.5}, "expected a whole number"),
-        ("cls", "backbone", {"levels": "C5"}, "expected a list of text"),
+        ("cls", "backbone", {"levels": "C5"}, "expected a list of values, each text"),
         ("cls", "backbone", {"nonsense": None}, "no such option"),
         ("cls", "head", {"dropout": "0.3"}, "expected a number, got '0.3'"),
         ("cls", "head", {"multilabel": "no"}, "write true or false, without quotes"),
@@ -31,7 +31,7 @@ TINY = {"width": 0.1, "depth": 0.1}
         ("cls", "head", {"nonsense": None}, "no such option"),
         ("det", "head", {"max_detections": "300"}, "expected a whole number"),
         ("det", "head", {"crowd_ignore": "off"}, "write true or false"),
-        ("seg", "head", {"channels": "64"}, "expected a list of a whole number"),
+        ("seg", "head", {"channels": "64"}, "expected a list of values, each a whole number"),
         ("seg", "head", {"label_smoothing": True}, "expected a number"),
     ],
 )

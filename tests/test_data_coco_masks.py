@@ -261,7 +261,9 @@ def test_masks_and_labels_need_no_boxes_and_lose_nothing_to_bad_ones(tmp_path: P
     labels = opened(tmp_path, what, labels=("labels",))[0].labels
     assert labels is not None
     assert labels.tolist() == [1, 1, 1]
-    with pytest.raises(UserError, match=r"annotations\[0\] \(id 1\): has no bbox"):
+    with pytest.raises(
+        UserError, match="1 of 3 boxes are not usable: 1 with a width or height of 0 or less, such as id 3"
+    ):
         opened(tmp_path, what, labels=("boxes", "mask"))
 
 

@@ -315,7 +315,11 @@ def test_predict_draws_confident_boxes_and_writes_all_in_original_pixels(tmp_pat
     found = [([150.0, 75.0, 450.0, 300.0], 0.9, 1), ([0.0, 0.0, 60.0, 60.0], 0.2, 0)]
     told = predict_into(tmp_path / "out", [file], [found])
     assert told == [f"{file}: 1 dog"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000000000139.jpg", "predictions.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "000000000139.jpg",
+        "predictions.categories.json",
+        "predictions.json",
+    ]
     picture = np.asarray(Image.open(tmp_path / "out" / "000000000139.jpg"))
     assert picture.shape == (400, 600, 3)
     left, _, right, bottom = changed(np.where(np.abs(picture.astype(int) - 90) < 24, 90, picture))
@@ -362,6 +366,7 @@ def test_predict_overwrites_its_own_pictures_but_never_a_photograph(tmp_path: Pa
             "a-3.jpg",
             "a.jpg",
             "a.png",
+            "predictions.categories.json",
             "predictions.json",
         ]
     assert round(np.asarray(Image.open(tmp_path / "a-2.jpg"))[-9:, -9:].mean()) == 50
@@ -423,7 +428,10 @@ def test_a_batch_of_which_nothing_could_be_read_leaves_nothing(tmp_path: Path) -
     writer.update(empty, restore(empty, none))
     writer.close()
     examples.update(empty, restore(empty, none))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "predictions.categories.json",
+        "predictions.json",
+    ]
     assert examples.worst() == examples.best() == []
 
 

@@ -92,7 +92,7 @@ def backward(
     state = RunState(model, SGD(model.parameters(), lr=0.1), None, None, share or Share(accumulate=len(pieces)))
     objective = Supervised(TASKS.get(model.head.task), config or Config())
     fabric = Fabric(accelerator="cpu", devices=1)
-    stepper = Stepper(fabric, state, objective, LateReader(), lambda: 0, lambda step: 1.0, None, 0, tell)
+    stepper = Stepper(fabric, state, objective, LateReader(), lambda: 0, lambda step: 1.0, None, 0, tell=tell)
     losses, _ = stepper._backward(pieces)
     return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ from tasks.engine.judging import Judge
 from tasks.engine.signals import Signals, StoppedError
 
 HANDLED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGCHLD")
+
+
+@pytest.fixture(autouse=True)
+def hears_of_hang_ups() -> Iterator[None]:
+    """Also under nohup, which leaves SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def run(folder: Path, *more: str) -> int:

@@ -235,7 +235,7 @@ def test_one_class_is_binary_by_default_and_wrong_masks_are_refused() -> None:
     model = tiny("unet", 1)
     images = torch.rand(2, 3, 32, 32)
     assert set(model.loss(images, torch.randint(2, (2, 32, 32)))) == {"cross_entropy"}
-    with pytest.raises(UserError, match=r"binary expects integer \[2, 32, 32\], got torch.float32 \[2, 1, 32, 32\]"):
+    with pytest.raises(UserError, match=r"expected masks \[2, 32, 32\], got torch.float32 \[2, 1, 32, 32\]"):
         model.loss(images, torch.rand(2, 1, 32, 32))
 
 
@@ -286,8 +286,8 @@ def test_one_image_suffices_the_others(name: str) -> None:
     ("name", "options", "said"),
     [
         ("unet", {"chanels": [8]}, r"head_options.chanels: .*did you mean channels"),
-        ("unet", {"channels": 64}, "channels: expected a list of integers, got 64"),
-        ("unet", {"channels": [64, 32.5, 8]}, "channels: expected an integer of at least 1, got 32.5"),
+        ("unet", {"channels": 64}, "channels: expected a list of .*, got 64"),
+        ("unet", {"channels": [64, 32.5, 8]}, "channels: expected a list of .*32.5"),
         ("unet", {"channels": [64, 32]}, "which must be 3, 4 or 5"),
         ("unet", {"channels": [8] * 6}, "which must be 3, 4 or 5"),
         ("unet", {"levels": [1, 3, 4, 5]}, r"levels: .*got \[1, 3, 4, 5\]"),
@@ -301,13 +301,13 @@ def test_one_image_suffices_the_others(name: str) -> None:
         ("unet", {"mode": "binary"}, "binary has exactly 1 class"),
         ("unet", {"mode": "multi"}, "mode: unknown value"),
         ("unet", {"class_weights": [1, 2]}, "class_weights: expected 3 numbers"),
-        ("unet", {"class_weights": "median"}, "class_weights: expected 3 numbers"),
+        ("unet", {"class_weights": "median"}, "class_weights: expected a list of"),
         ("unet", {"class_weights": [1, 2, -1]}, "class_weights: expected a number of at least 0"),
         ("unet", {"class_weights": [0, 0, 0]}, "class_weights: all are 0"),
         ("unet", {"label_smoothing": 1}, "label_smoothing: expected a number of at least 0 and below 1"),
         ("unet", {"focal_gamma": -1}, "focal_gamma"),
         ("unet", {"focal_gamma": float("nan")}, "focal_gamma"),
-        ("unet", {"ignore_index": "void"}, "ignore_index: expected an integer"),
+        ("unet", {"ignore_index": "void"}, "ignore_index: expected a whole number"),
         ("manet", {"pab_channels": 0}, "pab_channels"),
         ("linknet", {"levels": [1, 2]}, "levels"),
         ("fpn", {"segmentation_channels": 48}, "32 groups, got 48"),

@@ -265,9 +265,6 @@ def test_what_is_not_finite_is_no_result(task: str, pictures: list[Path]) -> Non
     with torch.no_grad():
         for parameter in model.head.parameters():
             parameter.fill_(math.nan)
-    if task == "det":  # anchors that are not finite are never detected
-        assert len(load_predictor(model, device="cpu")(pictures[0])) == 0
-        return
     with pytest.raises(UserError) as error:
         load_predictor(model, device="cpu")(pictures[0])
     one_line(error, pictures[0].name, "not finite")

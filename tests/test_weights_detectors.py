@@ -597,7 +597,7 @@ def test_other_tasks_take_the_backbone_alone(d0, tmp_path):
     path = written(tmp_path, d0)
     model = build_model("cls", "b0", num_classes=3, weights=path)
     assert torch.equal(model.backbone.stem.conv.weight, d0["backbone.conv_stem.weight"])
-    assert counts(model) == [[352, 0, 0], [0, 7, 432]]  # the whole head of a classifier starts at random
+    assert counts(model) == [[352, 0, 0], [0, 7, 432]]  # the head's own start at random, and it is said
     assert model.config["head_options"] == {}
 
 

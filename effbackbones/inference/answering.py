@@ -15,15 +15,12 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import IGNORE, Pixels, ResizePlan
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.boxes import restore_boxes
+from effbackbones.inference.finite import NOT_FINITE, REMEDY, finite_rows
 from effbackbones.inference.inputs import ImageSource
 from effbackbones.inference.masks import Segmented, mask_of_tiles, restore_mask
 from effbackbones.inference.results import RESULTS, Boxes, Classes, Mask, Result, Values
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
-
-NOT_FINITE = "its prediction is not finite"
-REMEDY = "look at the weights, or predict in fp32"
-
 
 Answer = Result | dict[str, Result] | UserError
 """A result, of several heads a dict by task, or what is wrong."""
@@ -74,18 +71,32 @@ def answers(
     device = next(model.parameters()).device
     images = torch.from_numpy(np.stack([one.pixels for one in batch])).permute(0, 3, 1, 2)
     images = images.to(device, memory_format=torch.channels_last)
+    fine = [True] * len(batch)
     if reading.tile is not None and model.head.task == "seg":
         keep, overlap = wishes.probabilities, reading.tile_overlap
         found: Any = [mask_of_tiles(model, image, reading.tile, overlap, batch_size, keep=keep) for image in images]
     else:
         valid = torch.tensor([one.plan.valid for one in batch], dtype=torch.int64, device=device)
         height, width = images.shape[-2:]
-        found = model.predict(images, ImageSizes((height, width), valid))
+        sizes = ImageSizes((height, width), valid)
+        raw = model(
+            images, sizes
+        )  # a score that is no number is below every threshold: looked at before anything is selected
+        fine = finite_rows(raw, len(batch))
+        found = model.head.predict(raw, sizes)
     head: Any = model.head
     if not isinstance(head, MultiHead):
-        return list(_of_task(head, head.task, found, batch, classes, wishes))
+        rows = _of_task(head, head.task, found, batch, classes, wishes)
+        return [row if ok else _not_finite(one) for row, ok, one in zip(rows, fine, batch, strict=True)]
     parts = {word: _of_task(head.heads[word], word, found[word], batch, classes[word], wishes) for word in found}
-    return [_by_task({word: rows[row] for word, rows in parts.items()}) for row in range(len(batch))]
+    return [
+        _by_task({word: rows[row] for word, rows in parts.items()}) if fine[row] else _not_finite(one)
+        for row, one in enumerate(batch)
+    ]
+
+
+def _not_finite(one: Fitted) -> UserError:
+    return UserError(one.source.name, NOT_FINITE, REMEDY)
 
 
 def _by_task(found: dict[str, Result | UserError]) -> Answer:
@@ -125,7 +136,7 @@ def _classes(
             about = (one.source.name, one.plan.original, classes, one.source)
             rows.append(Classes(*about, values.copy(), several, limit, wishes.top_k))
         else:
-            rows.append(UserError(one.source.name, NOT_FINITE, REMEDY))
+            rows.append(_not_finite(one))
     return rows
 
 
@@ -135,8 +146,8 @@ def _boxes(
     rows: list[Result | UserError] = []
     for one, boxes in zip(batch, restore_boxes(found, [one.plan for one in batch]), strict=True):
         fine = boxes.finite
-        if len(fine) and not fine.any():
-            rows.append(UserError(one.source.name, NOT_FINITE, REMEDY))
+        if not fine.all():
+            rows.append(_not_finite(one))
             continue
         kept = fine & (boxes.scores >= (wishes.threshold or 0.0))
         chosen = np.flatnonzero(kept)
@@ -156,8 +167,8 @@ def _masks(
         if not isinstance(scores, Segmented):
             scores = restore_mask(scores, one.plan, keep=wishes.probabilities, name=one.source.name)
         labels, confidence = scores.labels.cpu().numpy(), scores.confidence.cpu().numpy()
-        if not np.isfinite(confidence).any():
-            rows.append(UserError(one.source.name, NOT_FINITE, REMEDY))
+        if not np.isfinite(confidence).all():
+            rows.append(_not_finite(one))
             continue
         labels = _decided(labels, confidence, wishes.threshold, binary=head.num_classes == 1)
         kept = None if scores.probabilities is None else scores.probabilities.numpy()

@@ -37,9 +37,21 @@ class FiniteWatch:
         """Hook on the forward pass of a head."""
         features = arguments[0]
         batch = len(next(iter(features.values()) if isinstance(features, dict) else iter(features)))
-        rows = [~t.detach().isfinite().reshape(batch, -1).all(1) for t in _leaves(raw) if t.dim() and len(t) == batch]
-        if rows:
-            self._calls.append(torch.stack(rows).any(0))
+        rows = _fine(raw, batch)
+        if rows is not None:
+            self._calls.append(~rows)
+
+
+def finite_rows(raw: Any, batch: int) -> list[bool]:
+    """For each image of a batch whether the raw output of a head is finite for it. Waits for the device."""
+    rows = _fine(raw, batch)
+    return [True] * batch if rows is None else rows.tolist()
+
+
+def _fine(raw: Any, batch: int) -> Tensor | None:
+    """The same as bool [B] on the device; None where no tensor goes by images."""
+    rows = [t.detach().isfinite().reshape(batch, -1).all(1) for t in _leaves(raw) if t.dim() and len(t) == batch]
+    return torch.stack(rows).all(0) if rows else None
 
 
 def _leaves(tree: Any) -> Iterator[Tensor]:

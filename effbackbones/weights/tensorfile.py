@@ -55,8 +55,9 @@ def file_kind(path: Path) -> str:
         raise UserError(str(path), "is a pointer of Git LFS, not the file that it stands for", "run git lfs pull")
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UserError(str(path), "is a web page, not a file of weights", "download the file that the page links to")
-    # First, for the length before the header may begin with any byte, a pickle's 0x80 too.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
+    if (
+        head[5:9] == b"\0\0\0{"
+    ):  # before pickles: the length in front of it may begin with the byte that they begin with
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return "pickled"

@@ -20,12 +20,15 @@ from effbackbones.model import Model
 from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
+from tasks.data.knowledge import unwrapped
 from tasks.data.sampling import Repeated
 from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.numbering import numbering_of
 from tasks.detection.results import ImageDetections, read_results
 from tasks.detection.statistics import BoxStatistics, statistics
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
+from tasks.settings.options import DataOptions
 from tasks.settings.sections import Config
 from tasks.spec import Goal, TaskSpec
 
@@ -198,8 +201,10 @@ def _in_process(config: Config) -> Config:
     return replace(config, data=replace(config.data, workers=0))
 
 
-def score_results(task: TaskSpec, config: Config, path: Path, dataset: Dataset, tell: Tell) -> dict[str, Any]:
-    """Scores of a COCO results file on a data set that has a table."""
+def score_results(
+    task: TaskSpec, config: Config, path: Path, dataset: Dataset, tell: Tell, training: Dataset | None = None
+) -> dict[str, Any]:
+    """Scores of a COCO results file on a data set that has a table. ``training``: the data whose numbers a file may have instead."""
     table = getattr(dataset, "table", None)
     if not isinstance(table, BoxTable):
         raise UserError(
@@ -207,7 +212,12 @@ def score_results(task: TaskSpec, config: Config, path: Path, dataset: Dataset, 
         )
     for line in table.repairs.lines():
         tell(line)
-    detections = read_results(path, table, tell)
+    trained = None if training is None else getattr(unwrapped(training)[0], "table", None)
+    renamed = DataOptions(config.data.name, config.data.options, tuple(config.data.options)).renames()
+    numbering = numbering_of(path, table.classes, dict(table.numbers), dict(getattr(trained, "numbers", ())), renamed)
+    if numbering.told:
+        tell(numbering.told)
+    detections = read_results(path, table, tell, numbering)
     metric = task.metrics(config, dataset.classes)
     metric.update(detections, [table.truth(index) for index in range(len(table))])
     return dict(metric.compute())

@@ -16,6 +16,7 @@ from tasks.data.batch import Batch
 from tasks.data.boxes.table import xyxy
 from tasks.detection.examples import confident
 from tasks.detection.metrics import CONFIDENT
+from tasks.detection.numbering import write_categories
 from tasks.detection.results import ImageDetections, write_results
 from tasks.report.outputs import Originals, OutputNames, make_folder
 
@@ -24,7 +25,8 @@ _LARGEST = 65_500  # pixels on a side of a JPEG file
 
 
 class DetectionFiles:
-    """Writes ``OUT/NAME.jpg`` for each image and, at the end, ``OUT/predictions.json``; tells a line for each image.
+    """Writes ``OUT/NAME.jpg`` for each image and, at the end, ``OUT/predictions.json`` with the names of its ids beside it
+    (:func:`tasks.detection.numbering.write_categories`); tells a line for each image.
 
     The pictures are those of the files (``originals``, or read with ``exif``), in original size (tiny ones enlarged, see
     :func:`draw_boxes`), with boxes of a score of at least ``threshold``. The results file has all boxes, in original pixels, with
@@ -73,7 +75,9 @@ class DetectionFiles:
             self.tell(f"{meta.path or meta.id}: {self._summary(shown)}")
 
     def close(self) -> None:
-        left_out = write_results(self.out / "predictions.json", self._detections, self.category_ids)
+        path = self.out / "predictions.json"
+        left_out = write_results(path, self._detections, self.category_ids)
+        write_categories(path, self.category_ids, self.classes)
         if left_out:
             self.tell(f"{left_out:,} detections are not finite and were left out of predictions.json")
 

@@ -19,7 +19,8 @@ from effbackbones.images.geometry import Size
 from effbackbones.inference.boxes import restore_boxes
 from effbackbones.weights.tensorfile import read_bytes, write_atomically
 from tasks.data.batch import Batch
-from tasks.data.files.jsonfile import word
+from tasks.data.files.jsonfile import RepeatedKeyError, once, refuse_repeated, word
+from tasks.detection.numbering import Numbering
 
 _NUMBER = re.compile(r"-?[0-9]{1,1000}")  # of any length that there is: Python's numbers are exact
 _SHOWN = 3
@@ -114,26 +115,32 @@ def _names(detections: Sequence[ImageDetections]) -> tuple[list[int | str], list
     return [numbers[id_] if id_ in numbers and numbers[id_] not in clashing else id_ for id_ in ids], names
 
 
-def read_results(path: Path, known: KnownImages, tell: Callable[[str], None] = print) -> list[ImageDetections]:
+def read_results(
+    path: Path, known: KnownImages, tell: Callable[[str], None] = print, numbering: Numbering | None = None
+) -> list[ImageDetections]:
     """Detections of a COCO results file, one entry for each image of ``known`` in its order, also where nothing was found.
+
+    ``numbering``: the label of each category id, by default as ``known`` has them.
 
     An image is found by ``file_name`` where the record has one that fits a single image, otherwise by ``image_id``. Detections
     that are not finite are kept, so that the scores count them, and told. Raises :class:`UserError`: naming file and record
     (counted from 0) where one is malformed, with the number and the first few where images or categories are unknown.
     """
     records = _records(path)
-    images, labels = _ImageIndex(known), {number: label for label, number in enumerate(known.category_ids)}
+    images = _ImageIndex(known)
+    numbering = numbering or Numbering({number: label for label, number in enumerate(known.category_ids)})
     rows = np.empty((len(records), 5))
     owners, kinds = np.empty(len(records), np.int64), np.empty(len(records), np.int64)
     unknown: dict[str, dict[Any, None]] = {"images": {}, "categories": {}}
     for number, record in enumerate(records):
         rows[number] = _row(record, f"{path}: record {number}")
         owners[number] = images.find(record)
-        kinds[number] = labels.get(record["category_id"], -1)
+        kinds[number] = numbering.label(record["category_id"])
         if owners[number] < 0:
             unknown["images"][record["image_id"]] = None
         if kinds[number] < 0:
             unknown["categories"][record["category_id"]] = None
+    numbering.refuse_ambiguous(path, (record["category_id"] for record in records))
     for what, found in unknown.items():
         if found:
             first = ", ".join(repr(item) for item in list(found)[:_SHOWN])
@@ -149,8 +156,11 @@ def read_results(path: Path, known: KnownImages, tell: Callable[[str], None] = p
 
 
 def _records(path: Path) -> list[Mapping[str, Any]]:
+    text = read_bytes(path)
     try:
-        content = json.loads(read_bytes(path))
+        content = json.loads(text, object_pairs_hook=once)
+    except RepeatedKeyError as error:
+        raise refuse_repeated(path, text.decode(json.detect_encoding(text)), error) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}", f"is not JSON: {error.msg}", "write it again") from None
     except (ValueError, RecursionError) as error:

@@ -91,8 +91,15 @@ class Detection(TaskSpec):
         most = config.model.head_options.get("max_detections", 100)
         return DetectionMetrics(classes, max_dets=most if isinstance(most, int) else 100)
 
-    def score_file(self, path: Path, config: Config, dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
-        return score_results(self, config, path, dataset, tell)
+    def score_file(
+        self,
+        path: Path,
+        config: Config,
+        dataset: Dataset,
+        tell: Callable[[str], None],
+        training: Dataset | None = None,
+    ) -> dict[str, Any]:
+        return score_results(self, config, path, dataset, tell, training)
 
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return DetectionReporter(config, classes)

@@ -15,6 +15,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -198,8 +199,11 @@ class _Waited:
                 raise self._hanging()
         try:
             batch = coming.result()
-        except (OSError, RuntimeError) as error:
+        except (OSError, EOFError, RuntimeError) as error:
             if "Original Traceback" not in str(error):
+                # A connection breaks a moment before the process at its other end counts as dead.
+                broken = isinstance(error, ConnectionError | EOFError)
+                connection.wait([process.sentinel for process in self.processes], LEAVE_WITHIN if broken else 0.0)
                 self._look()
                 if remedy := _limits(error):
                     raise UserError("data loader", " ".join(str(error).split())[:160], remedy) from error

@@ -122,7 +122,14 @@ class Segmentation(TaskSpec):
     def metrics(self, config: Config, classes: Sequence[str]) -> Metric:
         return SegmentationMetrics(_two(classes))
 
-    def score_file(self, path: Path, config: Config, dataset: Dataset, tell: Callable[[str], None]) -> dict[str, Any]:
+    def score_file(
+        self,
+        path: Path,
+        config: Config,
+        dataset: Dataset,
+        tell: Callable[[str], None],
+        training: Dataset | None = None,
+    ) -> dict[str, Any]:
         return score_folder(self, config, path, dataset, tell)
 
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:

@@ -1,6 +1,8 @@
 """The verb ``evaluate``: a model, or a file of predictions, scored on a split."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from effbackbones.errors import UserError
 from tasks.data.dataset import Dataset
@@ -28,6 +30,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     config = as_model(config, model) if extras.checkpoint else config
     dataset = assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
     assembly.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
+    _tell_of_numbering(task, config, dataset, model.provenance, f"data.{extras.split}", "the model", tell)
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
     scores, reporter = score_model(
         task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell, strict=True
@@ -61,8 +64,8 @@ def _print_scores(scores: Scores) -> None:
 def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> int:
     """Score a file of predictions on a split; ``metrics.json`` goes into ``--out``, or beside the file."""
     path = Path(str(extras.predictions))
-    dataset = _scored_data(task, config, extras, tell)
-    scores = task.score_file(path, config, dataset, tell)
+    dataset, training = _scored_data(task, config, extras, tell)
+    scores = task.score_file(path, config, dataset, tell, training)
     folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"
     write_metrics(folder, EvaluationResults({"model": scores}, split=extras.split, predictions=str(path)), [])
     _print_scores(scores)
@@ -71,8 +74,9 @@ def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller)
     return 0
 
 
-def _scored_data(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> Dataset:
-    """The split that predictions are scored on, with the label map of the training data; with its own where these are not there."""
+def _scored_data(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> tuple[Dataset, Dataset | None]:
+    """The split that predictions are scored on, with the label map of the training data, and these; with its own where they are not
+    there."""
     try:
         train = assembly.open_dataset(config, task, "train")
     except UserError as error:
@@ -80,12 +84,32 @@ def _scored_data(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -
             raise
         dataset = assembly.open_dataset(config, task, extras.split)
         tell(f"the classes are those of split {extras.split}, for there are no training data ({str(error)[:160]})")
-        return dataset
+        return dataset, None
     dataset = train if extras.split == "train" else assembly.open_dataset(config, task, extras.split, train.classes)
     assembly.same_labels(
         task, config, dataset, task.label_record(config, train), f"data.{extras.split}", "the training data"
     )
-    return dataset
+    _tell_of_numbering(
+        task, config, dataset, task.label_record(config, train), f"data.{extras.split}", "training", tell
+    )
+    return dataset, train
+
+
+def _tell_of_numbering(
+    task: TaskSpec,
+    config: Config,
+    dataset: Dataset,
+    expected: Mapping[str, Any],
+    where: str,
+    other: str,
+    tell: Callable[[str], None],
+) -> None:
+    """Say that classes are matched by their names, where the files number them otherwise than ``other`` does."""
+    for name, value in task.label_record(config, dataset).items():
+        if name in task.numbered_by_file and expected.get(name, value) != value:
+            here, there = (", ".join(map(str, numbers[:8])) for numbers in (value, expected[name]))
+            said = f"its {name.replace('_', ' ')} are {here}, those of {other} {there}"
+            tell(f"{where}: {said}: classes are matched by their names")
 
 
 def _refuse_undefined(name: str, scores: Scores, split: str) -> None:

@@ -114,9 +114,11 @@ def _refuse_other(model: Model, key: str, word: str, value: Any) -> None:
     if key in OF_IMAGES or key == "model.task":  # looked at elsewhere
         return
     known = model.config.get("head" if key.startswith("heads.") else name, ...)
+    if key.startswith("model.backbone_options."):
+        known = (model.config.get("backbone_options") or {}).get(name, ...)
     if isinstance(known, Mapping):
         known = known.get(word, ...)
-    if known != value:
+    if known != value and not (key == "model.weights" and value is None):  # nothing is asked for
         is_told = f"; it has {known}" if isinstance(known, str | int) else ""
         what = f"does not go with --checkpoint: the model is made{is_told}"
         raise UserError(f"--{key}", what, "leave it out, or train another model")

@@ -30,7 +30,8 @@ class Annotations:
     ``source``: file or folder, for messages. I images: ``files``, ``ids``, ``sizes`` int32 [I, 2] (H, W), -1 unknown. N boxes:
     ``owner`` int64 [N], the image of each; ``boxes`` float64 [N, 4] as x, y, width, height, finite (all NaN where there is none,
     which only formats have whose reader was told that boxes are not needed); ``categories`` int64 [N],
-    positions in ``names`` and ``category_ids`` (-1: of none of these); ``crowd`` bool [N]; ``row_ids`` int64 [N]; ``record``:
+    positions in ``names`` and ``category_ids`` (-1: of none of these); ``numbers``: once classes are selected, each id in the file and
+    its label (several ids may have one); ``crowd`` bool [N]; ``row_ids`` int64 [N]; ``record``:
     how row n is named in messages; ``area`` float64 [N], NaN where absent, or None in formats that have none. ``assumed``: rows
     bool [N] of each kind of repair made while reading. ``outlines`` of the N objects, where masks are asked for. ``parents``: names of
     classes that are only the class above others, and have no object. ``notes``: what the user should hear.
@@ -48,6 +49,7 @@ class Annotations:
     record: Callable[[int], str]
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    numbers: tuple[tuple[int, int], ...] = ()
     area: NDArray[np.float64] | None = None
     assumed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     outlines: Outlines | None = None
@@ -175,7 +177,15 @@ def selected(said: Annotations, root: Path, wanted: Wanted) -> Annotations:
     unused = max((0, *said.category_ids)) + 1
     category_ids = tuple(ids.get(label, unused + label) for label in range(len(kept)))
     columns = np.array([*labels, -1], np.int64)  # the last is that of category -1
-    return replace(said, categories=columns[said.categories], names=kept, category_ids=category_ids, notes=tuple(notes))
+    numbers = tuple((id_, label) for id_, label in zip(said.category_ids, labels, strict=True) if label >= 0)
+    return replace(
+        said,
+        categories=columns[said.categories],
+        names=kept,
+        category_ids=category_ids,
+        numbers=numbers,
+        notes=tuple(notes),
+    )
 
 
 def _left_out(said: Annotations, renamed: Sequence[str], wanted: Wanted) -> frozenset[str]:
@@ -291,6 +301,7 @@ def _table(
         row_ids=said.row_ids[kept],
         classes=said.names,
         category_ids=said.category_ids,
+        numbers=said.numbers,
         repairs=repairs,
     )
 

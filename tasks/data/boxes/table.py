@@ -28,7 +28,8 @@ class BoxTable:
     [I + 1], in the order of the file. Of each row: ``boxes`` float64 [N, 4] as x, y, width, height in pixels of the
     original, repaired (where nobody asks for boxes: as they are, NaN where there is none); ``labels`` int64 [N] in 0..K-1;
     ``crowd`` bool [N]; ``area`` float64 [N] in square pixels; ``row_ids`` int64 [N], the annotation's id in the file, by which
-    what is not kept here (key points) can be found there. ``category_ids``: the number of each label in the file.
+    what is not kept here (key points) can be found there. ``category_ids``: the number of each label in the file (of several
+    that became one, the first; where the file lacks a class, a free number); ``numbers``: each number that is in the file, and its label.
     ``repairs``: what was changed on reading.
     """
 
@@ -45,6 +46,7 @@ class BoxTable:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     repairs: Repairs
+    numbers: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
