@@ -1,7 +1,9 @@
 """The command of any task, by its name: those of plug-ins have no other."""
 
 import sys
+from pathlib import Path
 
+from effbackbones.errors import UserError
 from effbackbones.registry import TASKS
 from tasks.verbs.command import run_command
 
@@ -19,7 +21,21 @@ def main(argv: list[str] | None = None) -> int:
     if words[0].startswith("-") and words != ["--version"]:
         print(f"error: {words[0]}: expected a task first; {USAGE.splitlines()[0]}", file=sys.stderr)
         return 2
-    return run_command("" if words == ["--version"] else words[0], words if words == ["--version"] else words[1:])
+    if words == ["--version"]:
+        return run_command("", words)
+    task, rest = words[0], words[1:]
+    if TASKS.canonical(task) not in TASKS.names() and not _may_bring_code(rest):
+        try:
+            TASKS.get(task)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    return run_command(task, rest)
+
+
+def _may_bring_code(words: list[str]) -> bool:
+    """Whether a line names plug-ins, or a file or run that may."""
+    return any(word.startswith(("--plugins", "--run.resume")) or Path(word).exists() for word in words)
 
 
 if __name__ == "__main__":

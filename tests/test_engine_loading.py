@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from effbackbones.errors import UserError
 from tasks.classify import main
 from tasks.data.batch import KeyedDataset, Sample
 from tasks.data.collating import class_targets, collate
-from tasks.data.files.slate import reading_file
+from tasks.data.files.slate import Slate, reading_file
 from tasks.engine import loading
-from tasks.engine.loading import Loader
+from tasks.engine.loading import Loader, _Waited
 from tasks.verbs.command import explain
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -186,3 +187,21 @@ def test_predict_of_nothing_but_unreadable_files(workers: str, checkpoint: Path,
         assert main([*line, *map(str, inputs)]) == 2
         assert "cannot be read as an image" in error_of(capsys)
         assert multiprocessing.active_children() == []
+
+
+def test_a_connection_that_breaks_before_its_process_counts_as_dead_names_the_process() -> None:
+    """For a moment a process that ends is alive still, and its connection gone."""
+    dying = multiprocessing.get_context("fork").Process(target=_end_soon)
+    dying.start()
+    waited = object.__new__(_Waited)
+    waited.timeout, waited.slate, waited.processes, waited.ended = 5.0, Slate(1), [dying], True
+    coming: Future[Any] = Future()
+    coming.set_exception(ConnectionResetError(104, "Connection reset by peer"))
+    with pytest.raises(UserError, match="worker 0: ended by itself with code 1"):
+        waited._waited_for(coming)
+    dying.join()
+
+
+def _end_soon() -> None:
+    time.sleep(0.2)
+    os._exit(1)

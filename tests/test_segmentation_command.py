@@ -311,6 +311,8 @@ def test_images_of_one_name_are_told_apart_by_what_predict_wrote(
     writer.close()
     assert main(line) == 0
     assert "pixel_accuracy 1" in capsys.readouterr().out.splitlines()
+    assert main([*line, "--run.monitor", "dice"]) == 0
+    assert "run.monitor are for models" in capsys.readouterr().err
     assert main([*line[: -len(QUIET) - 1], str(out / "index"), *QUIET]) == 0
 
 

@@ -110,3 +110,22 @@ def test_a_plug_in_that_is_started_and_named_does_not_meet_itself(
 def test_version_needs_no_torch() -> None:
     script = "import sys\nfrom tasks.run import main\ntry: main(['--version'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     assert printed_by(script).split()[-1] == "False"
+
+
+def test_a_task_that_is_not_there_is_called_that(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["clssify", "--config", "shapes"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: task 'clssify': no such name; did you mean classify")
+    assert "plugins" in said
+
+
+def test_a_run_that_is_not_there_is_called_that() -> None:
+    with pytest.raises(UserError, match=r"--run\.resume .*gone: holds no run \(config\.yaml is missing\)"):
+        parse("classify", ["--run.resume", "gone", "--optim.epochs", "3"])
+
+
+@pytest.mark.parametrize("share", ["1.5", "-0.2", "1.0", "0.0"])
+def test_shares_are_shares(share: str) -> None:
+    with pytest.raises(UserError, match=r"--data\.val: expected a number in \(0, 1\), got"):
+        parse("classify", ["--config", "folder", "--data.val", share])
+    assert parse("classify", ["--config", "folder", "--data.val", "2017"]).config.data.val == "2017"

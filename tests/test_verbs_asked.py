@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from test_inference_predictor import narrow
-from tests_support import one_line
+from tests_support import QUIET, one_line
 
 from effbackbones import UserError, save_model
 from effbackbones.model import Model
+from tasks.classify import main
 from tasks.settings.commandline import parse
 from tasks.verbs.models import as_asked, as_model
 
@@ -87,3 +89,17 @@ def test_one_head_of_several(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         asked(model, "joint", tmp_path, "--heads.det.weight", "5")
     one_line(error, "--heads.det.weight")
+
+
+def test_what_is_said_of_training_changes_nothing_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(narrow("cls"), tmp_path / "m.safetensors")
+    image = tmp_path / "a.png"
+    Image.new("RGB", (40, 30)).save(image)
+    line = ["predict", str(image), "--checkpoint", str(tmp_path / "m.safetensors"), "--out", str(tmp_path / "out")]
+    assert main([*line, *QUIET, "--optim.lr", "1", "--optim.epochs", "2"]) == 0
+    assert (
+        "predict of a trained model reads nothing of optim: --optim.lr, --optim.epochs not used"
+        in capsys.readouterr().err
+    )

@@ -367,3 +367,10 @@ def test_names_with_a_hash_are_files_too(tmp_path):
     path = written(tmp_path, RAW)
     shutil.copy(path, tmp_path / "w#1.pth")
     assert value_of(read(tmp_path / "w#1.pth")) == 1.0
+
+
+def test_a_model_file_of_ours_holds_one_network(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(build_model("cls", "b0", num_classes=2), path)
+    with pytest.raises(UserError, match=r"model\.safetensors#other: is a model file .* one network; leave #other out"):
+        build_model("cls", "b0", num_classes=2, weights=f"{path}#other")

@@ -145,16 +145,14 @@ def _boxes(
 ) -> list[Result | UserError]:
     rows: list[Result | UserError] = []
     for one, boxes in zip(batch, restore_boxes(found, [one.plan for one in batch]), strict=True):
-        fine = boxes.finite
-        if not fine.all():
+        if not boxes.finite.all():
             rows.append(_not_finite(one))
             continue
-        kept = fine & (boxes.scores >= (wishes.threshold or 0.0))
-        chosen = np.flatnonzero(kept)
+        chosen = np.flatnonzero(boxes.scores >= (wishes.threshold or 0.0))
         order = chosen[np.argsort(-boxes.scores[chosen], kind="stable")][: wishes.top_k]
         arrays = boxes.corners[order], boxes.scores[order], boxes.labels[order]
         about = (one.source.name, one.plan.original, classes, one.source)
-        rows.append(Boxes(*about, *arrays, wishes.threshold, int((~fine).sum())))
+        rows.append(Boxes(*about, *arrays, wishes.threshold))
     return rows
 
 

@@ -107,14 +107,12 @@ class Classes(Result):
 
 @dataclass(frozen=True, eq=False)
 class Boxes(Result):
-    """``boxes`` float64 [n, 4] xyxy in pixels, ``scores`` float64 [n] in descending order, ``labels`` int64 [n] in 0..K-1.
-    ``left_out``: detections that were not finite."""
+    """``boxes`` float64 [n, 4] xyxy in pixels, ``scores`` float64 [n] in descending order, ``labels`` int64 [n] in 0..K-1."""
 
     boxes: NDArray[np.float64]
     scores: NDArray[np.float64]
     labels: NDArray[np.int64]
     threshold: float | None = None
-    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.boxes)

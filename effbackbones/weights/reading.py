@@ -10,6 +10,7 @@ from typing import Any
 
 from effbackbones.backbones.convolution import Numerics
 from effbackbones.contracts import Backbone, ImageSpec
+from effbackbones.errors import UserError
 from effbackbones.weights import hub
 from effbackbones.weights.classifiers import find_source, recognise, sources_for
 from effbackbones.weights.content import read_content
@@ -40,6 +41,9 @@ def read_weights(
     path, part, source = _locate(weights, backbone)
     content = read_content(path)
     if is_own(content.metadata):
+        if part is not None:
+            what = "is a model file of effbackbones, which holds one network"
+            raise UserError(f"{path}#{part}", what, f"leave #{part} out")
         return read_own(content.tables[""], content.metadata, path, backbone, given, image_spec)
     refuse_state(content.metadata, path)
     return read_foreign(content, part, path, source, backbone, given, image_spec)

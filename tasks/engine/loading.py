@@ -18,7 +18,7 @@ from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ try:
 except ImportError:  # Windows: nothing is limited there in this way
     resource = None  # type: ignore[assignment]  # a module or nothing
 
+T = TypeVar("T")
 LOOK_EVERY = 0.25
 """Seconds between two looks at the loader processes while a batch is waited for."""
 LEAVE_WITHIN = 1.0
@@ -184,7 +185,7 @@ class _Waited:
             self.end()
             raise StopIteration
         try:
-            batch = self._waited_for(_begun(partial(next, self.source)))
+            batch = self._waited_for(begun(partial(next, self.source)))
         except BaseException:
             self.end(0.0)
             raise
@@ -203,7 +204,9 @@ class _Waited:
             if "Original Traceback" not in str(error):
                 # A connection breaks a moment before the process at its other end counts as dead.
                 broken = isinstance(error, ConnectionError | EOFError)
-                connection.wait([process.sentinel for process in self.processes], LEAVE_WITHIN if broken else 0.0)
+                ending = {process.sentinel: process for process in self.processes}
+                for sentinel in connection.wait([*ending], LEAVE_WITHIN if broken else 0.0):
+                    ending[cast(int, sentinel)].join(LEAVE_WITHIN)
                 self._look()
                 if remedy := _limits(error):
                     raise UserError("data loader", " ".join(str(error).split())[:160], remedy) from error
@@ -279,9 +282,9 @@ def _end_all() -> None:
         waited.end(0.0)
 
 
-def _begun(read: "Callable[[], Batch | _Piped]") -> "Future[Batch | _Piped]":
+def begun(read: Callable[[], T]) -> "Future[T]":
     """``read`` in a thread of its own, one that does not keep the process alive when it hangs."""
-    future: Future[Batch | _Piped] = Future()
+    future: Future[T] = Future()
 
     def run() -> None:
         try:

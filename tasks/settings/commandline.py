@@ -54,7 +54,7 @@ class Request(NamedTuple):
 
 
 _PLACEHOLDER = re.compile(r"\A[^\[]*\{[a-z_]+\}[^\]]*\Z")
-_SHARE = re.compile(r"0?\.\d+")
+_SHARE = re.compile(r"[-+]?\d*\.\d+")
 _OPTION = re.compile(r"data\.options\.\w+")
 
 
@@ -225,12 +225,15 @@ def _run_config(checkpoint: Path) -> str | None:
 
 
 def _resumed(line: "_Line") -> str | None:
-    """``config.yaml`` of the run that is to be continued, where the line names one and says no more: its own plug-ins too."""
+    """``config.yaml`` of the run that is to be continued, where the line names one and says no more: its own plug-ins too. No
+    such run raises :class:`UserError`."""
     named = dict(line.overrides).get("run.resume")
     if line.verb.config != "needed" or named in (None, "auto", "never"):
         return None
     path = Path(str(named), "config.yaml")
-    return str(path) if path.is_file() else None
+    if not path.is_file():
+        raise UserError(f"--run.resume {named}", f"holds no run ({path.name} is missing)", "name a run folder")
+    return str(path)
 
 
 def _tasks_of(checkpoint: Path) -> Tree:

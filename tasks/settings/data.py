@@ -169,7 +169,7 @@ class DataConfig(Section):
         shares = self.shares
         if sum(shares.values()) >= 1:
             what = f"expected shares of less than 1 together, got {', '.join(map(str, shares.values()))}"
-            raise UserError("data.test", what, "leave some images for training")
+            raise UserError("data.val and data.test", what, "leave some images for training")
         tile = self.tile if isinstance(self.tile, tuple) else (self.tile,)
         if self.tile is not None and self.tile_overlap >= min(side for side in tile if side is not None):
             what = f"expected less than a tile, got {self.tile_overlap} pixels of tiles of {self.tile}"

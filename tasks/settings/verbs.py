@@ -23,7 +23,8 @@ class Option:
 @dataclass(frozen=True)
 class Verb:
     """A row: the function ``name`` in ``module``, what it does in a line, the names of its ``options``, whether it takes ``inputs``
-    (words without dashes), and whether it works on a ``config``: one that must be named, or one that may be."""
+    (words without dashes), whether it works on a ``config``: one that must be named, or one that may be, and the sections of it that
+    are ``unread`` where a trained model is given: what a command line says there is told to change nothing."""
 
     name: str
     module: str
@@ -31,6 +32,7 @@ class Verb:
     options: tuple[str, ...] = ()
     config: Literal["needed", "optional", "none"] = "optional"
     inputs: bool = False
+    unread: tuple[str, ...] = ()
 
     def takes(self, option: str) -> bool:
         """Whether the option goes with it."""
@@ -60,6 +62,7 @@ VERBS = {
             "tasks.verbs.evaluate",
             "score a model, or a file of predictions, on a split",
             ("checkpoint", "split", "out", "predictions"),
+            unread=("optim",),
         ),
         Verb(
             "predict",
@@ -67,6 +70,7 @@ VERBS = {
             "predict images that have no labels",
             ("checkpoint", "out", "threshold"),
             inputs=True,
+            unread=("optim",),
         ),
         Verb(
             "check",

@@ -62,6 +62,12 @@ def _run(verb: Verb, command: str, request: Request, *, again: bool) -> int:
     import_plugins(request.config.plugins)
     # Registered names are known from here on.
     config, told = without_unknown(absolute(request.config), request.extras.lent)
+    idle = [key for key in request.extras.overrides if key.partition(".")[0] in verb.unread]
+    if idle and request.extras.checkpoint:
+        told = (
+            *told,
+            f"{verb.name} of a trained model reads nothing of {', '.join(verb.unread)}: --{', --'.join(idle)} not used",
+        )
     for line in told:
         print(line, file=sys.stderr)
     # torch comes in here

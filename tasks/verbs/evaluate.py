@@ -64,6 +64,8 @@ def _print_scores(scores: Scores) -> None:
 def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> int:
     """Score a file of predictions on a split; ``metrics.json`` goes into ``--out``, or beside the file."""
     path = Path(str(extras.predictions))
+    if config.run.metrics or config.run.monitor:
+        tell("run.metrics and run.monitor are for models: a file of predictions has the scores of its task")
     dataset, training = _scored_data(task, config, extras, tell)
     scores = task.score_file(path, config, dataset, tell, training)
     folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"

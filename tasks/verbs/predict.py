@@ -2,11 +2,10 @@
 
 import glob
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from tasks.data.files.listing import files_below
 from tasks.data.sample import Sample
 from tasks.engine import assembly
 from tasks.engine.evaluation import readable
-from tasks.engine.loading import Loader
+from tasks.engine.loading import Loader, begun
 from tasks.report.outputs import Originals
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
@@ -95,7 +94,7 @@ class _Ahead:
 
     def __iter__(self) -> Iterator[Batch]:
         following = partial(next, iter(self.batches), None)
-        coming = _begun(following)
+        coming = begun(following)
         while True:
             if wait([coming], self.timeout or None).not_done:
                 what = f"no batch came within {self.timeout:g} seconds"
@@ -103,22 +102,8 @@ class _Ahead:
             batch = coming.result()
             if batch is None:
                 return
-            coming = _begun(following)
+            coming = begun(following)
             yield batch
-
-
-def _begun(read: Callable[[], Batch | None]) -> "Future[Batch | None]":
-    """``read`` in a thread of its own, one that does not keep the process alive when it hangs."""
-    future: Future[Batch | None] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(read())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return future
 
 
 def image_files(inputs: Sequence[str]) -> list[Path]:
