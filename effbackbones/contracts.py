@@ -419,6 +419,6 @@ def head_options(head: type[Head]) -> dict[str, Any]:
 def larger(one: int, other: int) -> int:
     """The larger of two sides. A graph of ``torch.export`` keeps it as a function of the images' side; one of ``torch.jit.trace``,
     where sides are tensors, serves the side that it was traced with."""
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call] # untyped in torch
         return max(int(one), int(other))
     return cast(int, torch.sym_max(one, other))
