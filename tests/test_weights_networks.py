@@ -323,7 +323,23 @@ def test_a_half_loaded_model_says_so_and_a_tail_that_nobody_wants_is_told_apart(
     assert "2 not wanted here: conv.conv.weight, fc.weight" in table
     assert "unused strange.weight" in table
     assert table in caplog.text
+    told = [(record.name, record.levelname) for record in caplog.records if "start at random" in record.message]
+    assert told == [("effbackbones", "WARNING")]
     assert "1 of its entries start at random (last.weight)" in caplog.text
+
+
+def test_a_script_without_logging_set_up_shows_what_starts_at_random(tmp_path, monkeypatch, capsys):
+    logger = logging.getLogger("effbackbones")
+    monkeypatch.setattr(
+        logging.getLogger(), "handlers", []
+    )  # pytest's own; then Python's last resort speaks, on stderr
+    assert logger.isEnabledFor(logging.WARNING)
+    assert not logger.handlers
+    path = written(tmp_path, {**RAW, "classifier.weight": torch.zeros(1000, 1280)})
+    with HEADS.temporary({"tiny": Tiny}):
+        options = {"levels": ("C1",), "numerics": "torch"}
+        build_model("other", "b0", head="tiny", num_classes=2, weights=path, backbone_options=options)
+    assert "start at random (last.weight)" in capsys.readouterr().err
 
 
 def test_a_stem_of_other_channels_is_said(tmp_path, caplog):

@@ -106,11 +106,19 @@ def from_mapping(mapping: Mapping[str, Plain], source: str = "") -> Config:
     return build(Tree(dict(mapping), {}), None, source)
 
 
+def _before_part(weights: str) -> str:
+    """``FILE`` of ``FILE#NAME``, as :func:`effbackbones.weights.reading.read_weights` divides it; else the whole."""
+    folder, name = os.path.split(weights)
+    return os.path.join(folder, name.partition("#")[0])
+
+
 def absolute(config: Config) -> Config:
     """The config with paths that mean the same in any working directory: of data, files of weights, run folders, plug-ins."""
     model, data, run = config.model, config.data, config.run
     weights = model.weights and expanded(model.weights, "model.weights")
-    weights = absolute_path(weights, "model.weights") if weights and os.path.isfile(weights) else weights
+    # A file of several networks stands before the name of one: FILE#NAME.
+    if weights and any(os.path.isfile(name) for name in (weights, _before_part(weights))):
+        weights = absolute_path(weights, "model.weights")
     plugins = tuple(absolute_path(name, "plugins") if name.endswith(".py") else name for name in config.plugins)
     model = replace(
         model, weights=weights, init_from=model.init_from and absolute_path(model.init_from, "model.init_from")
