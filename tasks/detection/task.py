@@ -15,7 +15,7 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
 from tasks.data.batch import Batch
-from tasks.data.collating import box_targets
+from tasks.data.collating import box_targets, collate
 from tasks.data.dataset import Dataset
 from tasks.data.door import view_transform
 from tasks.data.sample import Sample, Transform
@@ -71,7 +71,10 @@ class Detection(TaskSpec):
         return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
 
     def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
-        return partial(super().collate(config, model), num_classes=model.head.num_classes)
+        head, fill = model.head, model.image_spec.mean
+        return partial(
+            collate, targets=box_targets, size_divisor=head.size_divisor, fill=fill, num_classes=head.num_classes
+        )
 
     def sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.uint8]:
         return sample_sheet(samples, classes)
