@@ -21,7 +21,7 @@ from effbackbones.errors import UserError
 from tasks.data.batch import Batch, SkipCount
 from tasks.data.check import check_dataset
 from tasks.data.door import told_of_listed
-from tasks.data.pixels import told_of_shared_images
+from tasks.data.suspicions import told_of_data
 from tasks.engine import assembly, processes
 from tasks.engine.batchnorm import FEW_STEPS
 from tasks.engine.evaluation import EvaluationLeftError
@@ -90,7 +90,7 @@ class _Run:
         self.classes = task.classes(config, datasets["train"])
         model = assembly.make_model(config, task, datasets["train"])
         if processes.is_first():
-            for line in told_of_shared_images(datasets):
+            for line in told_of_data(datasets):
                 tell(line)
             task.preflight(config, model, datasets, tell)
         self.train_set = task.view(config, datasets["train"])

@@ -11,8 +11,8 @@ from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 from tasks.data.check import check_dataset
 from tasks.data.door import told_of_listed
-from tasks.data.pixels import told_of_shared_images
 from tasks.data.sampling import Repeated
+from tasks.data.suspicions import told_of_data
 from tasks.engine import assembly
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
@@ -48,7 +48,7 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
         f"model: {sum(p.numel() for p in model.parameters()):,} parameters, each reached by the loss; first loss {total.item():.4g}"
     )
     out = Path(extras.out or f"runs/{task.command}/check-{extras.config_name}")
-    for line in told_of_shared_images(datasets):
+    for line in told_of_data(datasets):
         tell(line)
     task.preflight(config, model, datasets, tell, out)
     if extras.deep and task.goal:
