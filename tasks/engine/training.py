@@ -39,6 +39,7 @@ from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS
 from tasks.report.metricsfile import plain, write_metrics
 from tasks.settings.commandline import Extras
+from tasks.settings.idle import told_of_idle
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
@@ -81,7 +82,7 @@ class _Run:
         self.task, self.config, self.folder, self.tell, self.signals = task, config, folder, tell, signals
         device = assembly.run_device(config)
         Fabric.seed_everything(config.run.seed, workers=False, verbose=False)
-        for line in told_of_listed(config.data, task.labels(config)):
+        for line in (*told_of_idle(config), *told_of_listed(config.data, task.labels(config))):
             tell(line)
         continued = processes.is_first() and trained(folder)  # it keeps its division; other processes draw the same one
         datasets = assembly.open_splits(assembly.with_division(config, folder) if continued else config, task)

@@ -15,6 +15,7 @@ from tasks.data.sampling import Repeated
 from tasks.data.suspicions import told_of_data
 from tasks.engine import assembly
 from tasks.settings.commandline import Extras
+from tasks.settings.idle import told_of_idle
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
@@ -27,7 +28,7 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     if extras.deep and not task.looks_deep:
         raise UserError("--deep", "looks at one task at a time", "use the command of each task")
     tell, device = Teller(config.run.progress), assembly.run_device(config)
-    for line in told_of_listed(config.data, task.labels(config)):
+    for line in (*told_of_idle(config), *told_of_listed(config.data, task.labels(config))):
         print(line)
     datasets = assembly.open_splits(config, task)
     for split, dataset in datasets.items():
