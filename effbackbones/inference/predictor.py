@@ -15,9 +15,11 @@ from torch import Tensor
 
 from effbackbones.checkpoint import load_model
 from effbackbones.errors import UserError
+from effbackbones.export.record import format_of
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.answering import Fitted, Wishes, answers, autocast
+from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
 from effbackbones.inference.inputs import ImageSource, is_one, source_of
 from effbackbones.inference.results import Failed
@@ -69,7 +71,7 @@ class Predictor:
         self.device = _device(device)
         self.model = model.to(self.device).eval()
         self.classes: Any = model.classes or _numbered(model.head)
-        self._fit = _fitting(model, self.reading)
+        self._fit = fitting_of(model, self.reading)
         with autocast(self.device, precision):
             pass  # a wrong word is told here
 
@@ -196,7 +198,7 @@ def load_predictor(
     precision: str = "auto",
     max_pixels: int = MAX_PIXELS,
 ) -> Predictor:
-    """A :class:`Predictor` of a model file, of a run folder (its best weights), or of a :class:`Model`.
+    """A :class:`Predictor` of a model file, of a run folder (its best weights), of an exported file, or of a :class:`Model`.
 
     ``device``: ``auto`` takes a GPU where there is one. ``threshold``: boxes below it are left out; of several labels those that are
     told; in masks of one channel where foreground begins, of several below which a pixel has no class. ``top_k``: so many classes or
@@ -210,7 +212,8 @@ def load_predictor(
         model = source
     elif isinstance(source, str | PathLike):
         path = Path(source)
-        model = load_model(path / BEST if path.is_dir() else path)
+        exported = format_of(path) is not None and not path.is_dir()
+        model = ExportedModel.open(path) if exported else load_model(path / BEST if path.is_dir() else path)
     else:
         what = f"expected a model file, a run folder or a Model, got {type(source).__name__}"
         raise UserError("load_predictor", what, "give one of them")
@@ -248,7 +251,7 @@ def _device(asked: str | torch.device) -> torch.device:
     return device
 
 
-def _fitting(model: Model, reading: ReadingSpec) -> Fitting:
+def fitting_of(model: Model, reading: ReadingSpec) -> Fitting:
     if model.head.task == "cls":
         return Fitting.of_classes(model.image_spec)
     own_size = reading.tile is not None and model.head.task == "seg"
