@@ -59,6 +59,7 @@ LAYERS = (
     "tasks.engine",
     "tasks.spec tasks.report",
     "tasks.data.door",
+    "tasks.data.suspicions",
     "tasks.data.sets tasks.data.check tasks.data.collating tasks.data.sampling tasks.data.division tasks.data.pixels",
     "tasks.data.knowledge",
     "tasks.data.boxes tasks.data.transforms",

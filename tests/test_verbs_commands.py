@@ -186,10 +186,10 @@ def test_a_file_that_hangs_is_named_where_predict_reads_in_its_own_process(
     released, honest = Event(), predict._Files.__getitem__
 
     def read(files: Any, index: int) -> Any:
-        sample = honest(files, index)
-        if sample.path.endswith("b.jpg"):
+        found = honest(files, index)
+        if found.source.name.endswith("b.jpg"):
             released.wait(60)
-        return sample
+        return found
 
     monkeypatch.setattr(predict._Files, "__getitem__", read)
     line = ["predict", "--checkpoint", str(trained), "--out", str(tmp_path / "out"), "--run.progress", "false"]

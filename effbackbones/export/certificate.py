@@ -15,8 +15,8 @@ from effbackbones.errors import UserError
 from effbackbones.export.agreement import Agreement, Tolerance
 from effbackbones.export.graph import Graph
 from effbackbones.images.pixels import to_unit
-from effbackbones.inference.answering import Fitted
 from effbackbones.inference.boxes import restore_boxes
+from effbackbones.inference.preparing import Fitted
 from effbackbones.inference.runtimes import Runtime
 from effbackbones.multihead import MultiHead
 

@@ -29,10 +29,10 @@ from effbackbones.export.record import (
 )
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
-from effbackbones.inference.answering import Fitted
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.inputs import source_of
 from effbackbones.inference.predictor import BEST, fitting_of
+from effbackbones.inference.preparing import Fitted
 from effbackbones.inference.runtimes import open_runtime
 from effbackbones.model import Model
 from effbackbones.weights.record import versions

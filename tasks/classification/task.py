@@ -29,7 +29,6 @@ from tasks.data.door import class_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, balanced
 from tasks.data.transforms.mixing import mix
-from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
 from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
@@ -138,7 +137,6 @@ class Classification(TaskSpec):
         model: Model,
         classes: Sequence[str],
         tell: Callable[[str], None],
-        originals: Originals | None = None,
     ) -> Writer:
         several = bool(getattr(model.head, "multilabel", False))
         return PredictionFiles(out, classes, several, tell, every=config.run.probabilities)

@@ -26,7 +26,6 @@ from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.report import DetectionReporter
 from tasks.detection.results import ImageDetections, restore
 from tasks.report.boxes import sample_sheet
-from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
 from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
@@ -118,13 +117,12 @@ class Detection(TaskSpec):
         model: Model,
         classes: Sequence[str],
         tell: Callable[[str], None],
-        originals: Originals | None = None,
     ) -> Writer:
         # Published weights for its 80 classes keep COCO's ids.
         coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None
         ids = model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)
         numbers = [int(number) for number in ids]
-        return DetectionFiles(out, classes, numbers, tell, exif=config.data.exif, originals=originals)
+        return DetectionFiles(out, classes, numbers, tell)
 
 
 def category_ids(dataset: Dataset) -> tuple[int, ...]:

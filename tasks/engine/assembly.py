@@ -23,7 +23,7 @@ from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.division import Division, divided
 from tasks.data.door import reading_spec
-from tasks.data.knowledge import ids_of
+from tasks.data.knowledge import ids_of, unwrapped
 from tasks.data.pixels import mean_and_std
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
@@ -369,6 +369,6 @@ def aspects(dataset: Dataset) -> np.ndarray:
     """Width / height of each image, float [N]; a data set that does not know them raises :class:`UserError`."""
     found: np.ndarray | None = getattr(dataset, "aspects", None)
     if found is None:
-        text = f"{type(dataset).__name__} does not know the aspect ratios of its images"
+        text = f"{type(unwrapped(dataset)[0]).__name__} does not know the aspect ratios of its images"
         raise UserError("data.batch_shape", text, "set it to fixed, or give the data set `aspects`")
     return found

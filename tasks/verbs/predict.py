@@ -3,22 +3,27 @@
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from effbackbones.errors import UserError
+from effbackbones.images.geometry import Pixels, ResizePlan
 from effbackbones.images.reading import SUFFIXES
-from effbackbones.inference.finite import NOT_FINITE, REMEDY, finite_watch
-from tasks.data.batch import Batch
-from tasks.data.door import image_reader
+from effbackbones.inference.inputs import ImageSource
+from effbackbones.inference.predictor import Predictor
+from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared, fitted, together
+from effbackbones.inference.results import Failed
+from tasks.data.batch import READING
+from tasks.data.door import image_reader, reading_spec
 from tasks.data.files.listing import files_below
-from tasks.data.sample import Sample
+from tasks.data.sample import Sample, Transform
+from tasks.data.transforms.images import ClassificationTransform
+from tasks.data.transforms.window import ViewTransform
 from tasks.engine import assembly
-from tasks.engine.evaluation import readable
 from tasks.engine.loading import Loader, begun
 from tasks.report.outputs import Originals
 from tasks.settings.commandline import Extras
@@ -34,37 +39,70 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     tell, device = Teller(config.run.progress), assembly.run_device(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     config = read_as_trained(config, extras, model, tell)
-    model.to(device)
-    out, originals = Path(extras.out or "predictions"), Originals(config.data.exif)
-    writer = task.writer(config, out, model, classes, print, originals)
+    model.classes, model.reading = classes, reading_spec(config.data)
+    out = Path(extras.out or "predictions")
+    writer = task.writer(config, out, model, classes, print)
     if extras.threshold is not None:
         _limit(writer, extras.threshold)
-    if writer.draws:  # images in original size are too much to be sent between processes
-        config = replace(config, data=replace(config.data, workers=0))
-    if len(files) > 1:  # one bad file in ten thousand spoils no others
-        config = replace(config, data=replace(config.data, on_error="skip"))
-    dataset = _Files(files, config, len(model.image_spec.mean), classes, originals if writer.draws else None)
-    failed: dict[str, None] = {}
-    loader = assembly.evaluation_loader(config, task, dataset, model)
-    timeout = 0.0 if assembly.workers(config) else config.data.timeout  # loader processes are watched by the loader
-    with torch.no_grad(), finite_watch(model) as watch:
-        for batch in tell.watch(_Ahead(loader, timeout, lambda: dataset.reading), "predict"):
-            moved = batch.to(device, non_blocking=True)
-            with assembly.autocast(config, device):
-                predictions = task.predict(config, model, moved)
-            for row in watch.note([meta.path for meta in moved.meta]):
-                moved.meta[row].skipped = (f"{moved.meta[row].path}: {NOT_FINITE}; {REMEDY}",)
-            failed |= dict.fromkeys(message for meta in batch.meta for message in meta.skipped[:1])
-            known, found = readable(moved, predictions)
-            if len(known):
-                writer.update(known, found)
-            originals.forget(batch)
+    tiled = model.reading.tile is not None
+    predictor = Predictor(
+        model,
+        device=device,
+        batch_size=(config.data.eval_batch_size or 1) if tiled else _batch_size(config),
+        probabilities=config.run.probabilities and task.name == "seg",
+        on_error="return" if len(files) > 1 else "raise",  # one bad file in ten thousand spoils no others
+        precision=assembly.precision(config, device),
+        fit=fit_of(task.transform(config, model, train=False)),
+    )
+    read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
+    originals = Originals(read)
+    dataset = _Files(files, originals if writer.draws else read, predictor.fit)
+    size = 1 if tiled else _batch_size(config)
+    batches = [range(first, min(first + size, len(files))) for first in range(0, len(files), size)]
+    # Images in original size are too much to be sent between processes.
+    workers = 0 if writer.draws else assembly.workers(config)
+    loader = Loader(
+        dataset, batches, together, workers=workers, timeout=config.data.timeout, pin=device.type == "cuda", seed=0
+    )
+    timeout = 0.0 if workers else config.data.timeout  # loader processes are watched by the loader
+    failed: list[str] = []
+    for batch in tell.watch(_Ahead(loader, timeout, lambda: dataset.reading), "predict"):
+        results = predictor.answer(batch)
+        failed += [one.error for one in results if isinstance(one, Failed)]
+        if found := [one for one in results if not isinstance(one, Failed)]:
+            writer.update(found)
+        originals.forget(one.source.name for one in batch.places if isinstance(one, Placed))
     writer.close()
     tell(f"predictions of {len(files) - len(failed)} images in {out}")
     if failed:
         more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
-        raise UserError(f"{next(iter(failed))}{more}")
+        raise UserError(f"{failed[0]}{more}")
     return 0
+
+
+def _batch_size(config: Config) -> int:
+    return config.data.eval_batch_size or config.data.batch_size
+
+
+def fit_of(transform: Transform) -> Fit:
+    """How an evaluation transform brings images to size: one of a plug-in's is asked, for it may be anything."""
+    if type(transform) in (ClassificationTransform, ViewTransform):
+        fitting: Fit = transform.fitting  # type: ignore[attr-defined]  # both have it
+        return fitting
+    return _Through(transform)
+
+
+@dataclass(frozen=True)
+class _Through:
+    """An image alone through the transform of a sample."""
+
+    transform: Transform
+
+    def __call__(self, image: Pixels) -> tuple[Pixels, ResizePlan]:
+        sample = self.transform(Sample(image=image, id="image"), np.random.default_rng(0))
+        height, width = image.shape[:2]
+        there, across = sample.image.shape[:2]
+        return sample.image, sample.plan or ResizePlan.squash((height, width), (there, across))
 
 
 def _limit(writer: Any, text: str) -> None:
@@ -86,13 +124,13 @@ class _Ahead:
     """Batches, as many as there are (for the progress bar), each read while the one before it is worked on. One that is not there
     after ``timeout`` seconds (0: never) raises :class:`UserError` that names what ``reading`` says."""
 
-    def __init__(self, batches: Loader, timeout: float, reading: Callable[[], str]) -> None:
+    def __init__(self, batches: Any, timeout: float, reading: Callable[[], str]) -> None:
         self.batches, self.timeout, self.reading = batches, timeout, reading
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Prepared]:
         following = partial(next, iter(self.batches), None)
         coming = begun(following)
         while True:
@@ -127,27 +165,19 @@ def image_files(inputs: Sequence[str]) -> list[Path]:
 
 
 class _Files:
-    """Images to predict, as a data set without labels. They are decoded once: ``originals``, if there are any, keep them."""
+    """Images to predict, read by ``read`` and brought to size by ``fit``."""
 
-    def __init__(
-        self,
-        files: Sequence[Path],
-        config: Config,
-        channels: int,
-        classes: tuple[str, ...],
-        originals: Originals | None,
-    ) -> None:
-        self.files, self.classes, self.originals = files, classes, originals
+    def __init__(self, files: Sequence[Path], read: Callable[[str], Pixels], fit: Fit) -> None:
+        self.files, self.read, self.fit = files, read, fit
         self.reading = ""
         """The file that is being read, in this process."""
-        self.read = replace(image_reader(config.data, "val"), channels=channels)
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Fitted | Failed:
         path = self.reading = str(self.files[index])
-        image = self.read(path)
-        if self.originals:
-            self.originals.keep(path, image)
-        return Sample(image=image, id=path, path=path)
+        try:
+            return fitted(ImageSource(path, None, self.read), self.fit)
+        except UserError:
+            raise
+        except Exception as error:  # with its own text, for a loader process sends an exception as its traceback
+            error.add_note(f"{READING} {path}: {type(error).__name__} {' '.join(str(error).split())[:300]}")
+            raise
