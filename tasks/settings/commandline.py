@@ -39,6 +39,13 @@ class Extras:
     threshold: str | None = None
     top_k: str | None = None
     deep: bool = False
+    format: str | None = None
+    preprocess: str = "normalize"
+    postprocess: str = "predict"
+    precision: str = "fp32"
+    certify: str | None = None
+    bound: str | None = None
+    fixed: bool = False
     overrides: tuple[str, ...] = ()
     """Dotted keys of the config that the line itself says."""
     lent: tuple[str, ...] = ()
