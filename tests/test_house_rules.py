@@ -19,7 +19,17 @@ NEVER = {
 }
 # What a room imports inside functions only.
 LATE = {
-    "effbackbones": {"timm", "tifffile", "onnx", "onnxruntime", "matplotlib", "segmentation_models_pytorch"},
+    "effbackbones": {
+        "timm",
+        "tifffile",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "onnx_ir",
+        "openvino",
+        "matplotlib",
+        "segmentation_models_pytorch",
+    },
     "tasks": {"matplotlib", "jinja2", "albumentations"},
 }
 RUNS_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -62,7 +72,9 @@ LAYERS = (
     "tasks.strictyaml",
     "heads.classification heads.detection heads.segmentation",
     "heads.options heads.targets",
+    "effbackbones.export",
     "effbackbones.conformance effbackbones.inference",
+    "effbackbones.export.record",
     "effbackbones.checkpoint",
     "effbackbones.build",
     "effbackbones.headplan",
@@ -72,6 +84,7 @@ LAYERS = (
     "effbackbones.weights",
     "effbackbones.backbones.scaling effbackbones.backbones.convolution",
     "effbackbones.contracts",
+    "effbackbones.export.operators",
     "effbackbones.weights.pretrained",
     "effbackbones.weights.loading",
     "effbackbones.drawing",

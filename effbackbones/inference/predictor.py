@@ -15,9 +15,11 @@ from torch import Tensor
 
 from effbackbones.checkpoint import load_model
 from effbackbones.errors import UserError
+from effbackbones.export.record import format_of
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.answering import Wishes, answers, autocast
+from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
 from effbackbones.inference.inputs import ImageSource, is_one, source_of
 from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared, fitted, together
@@ -80,7 +82,7 @@ class Predictor:
         self.device = _device(device)
         self.model = model.to(self.device).eval()
         self.classes: Any = model.classes or _numbered(model.head)
-        self.fit = fit or _fitting(model, self.reading)
+        self.fit = fit or fitting_of(model, self.reading)
         with autocast(self.device, precision):
             pass  # a wrong word is told here
 
@@ -195,6 +197,8 @@ def _model(source: str | PathLike[str] | Model) -> Model:
         what = f"expected a model file, a run folder or a Model, got {type(source).__name__}"
         raise UserError("load_predictor", what, "give one of them")
     path = Path(source)
+    if format_of(path) is not None and not path.is_dir():
+        return ExportedModel.open(path)
     return load_model(path / BEST if path.is_dir() else path)
 
 
@@ -219,7 +223,8 @@ def _device(asked: str | torch.device) -> torch.device:
     return device
 
 
-def _fitting(model: Model, reading: ReadingSpec) -> Fitting:
+def fitting_of(model: Model, reading: ReadingSpec) -> Fitting:
+    """How images are brought to the size at which ``model`` is asked; a graph that resizes gets them as they are."""
     if model.head.task == "cls":
         return Fitting.of_classes(model.image_spec)
     own_size = reading.tile is not None and model.head.task == "seg"

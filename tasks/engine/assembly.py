@@ -16,6 +16,8 @@ from effbackbones.build import build_model
 from effbackbones.checkpoint import load_model
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
+from effbackbones.export.record import format_of
+from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
@@ -219,7 +221,8 @@ def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Mode
         for sentence in made.provenance.get("assumed", ()):
             say(sentence)
         return made
-    model = load_model(checkpoint_file(checkpoint))
+    file = checkpoint_file(checkpoint)
+    model = load_model(file) if format_of(file) is None else ExportedModel.open(file)
     told, wanted = model.config["task"], config.model.task
     if (sorted(told) if isinstance(told, list) else told) != (sorted(wanted) if isinstance(wanted, tuple) else wanted):
         remedy = f"use that task's command, not {task.command}" if isinstance(wanted, str) else "set model.task to that"

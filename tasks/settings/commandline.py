@@ -38,6 +38,13 @@ class Extras:
     predictions: str | None = None
     threshold: str | None = None
     deep: bool = False
+    format: str | None = None
+    preprocess: str = "normalize"
+    postprocess: str = "predict"
+    precision: str = "fp32"
+    certify: str | None = None
+    bound: str | None = None
+    fixed: bool = False
     overrides: tuple[str, ...] = ()
     """Dotted keys of the config that the line itself says."""
     lent: tuple[str, ...] = ()
