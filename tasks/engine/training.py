@@ -41,6 +41,7 @@ from tasks.report.metricsfile import plain, write_metrics
 from tasks.settings.commandline import Extras
 from tasks.settings.idle import told_of_idle
 from tasks.settings.sections import Config
+from tasks.settings.tree import lasting
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
 
@@ -110,6 +111,7 @@ class _Run:
             precision=assembly.precision(config, device),
             device=device.type,
             seen=config.data.batch_size // (processes.here().world * config.optim.accumulate),
+            settings=lasting(config),
         )
         self.state = assembly.begin(config, model.to(device), getattr(self.fabric.strategy.precision, "scaler", None))
         self.state.statistics = assembly.batch_norm_statistics(config, task, self.train_set, model, plan.total, device)

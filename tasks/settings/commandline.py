@@ -242,6 +242,10 @@ def _resumed(line: "_Line") -> str | None:
     path = Path(str(named), "config.yaml")
     if not path.is_file():
         raise UserError(f"--run.resume {named}", f"holds no run ({path.name} is missing)", "name a run folder")
+    if not path.stat().st_size:  # which would be a config of nothing but defaults
+        raise UserError(
+            str(path), "is empty", "restore it, or start anew from the weights of the run: --model.init_from"
+        )
     return str(path)
 
 
