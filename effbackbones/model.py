@@ -77,7 +77,7 @@ class Model(nn.Module):
         fill = self._fill.to(images.dtype)
         return F.pad(images - fill, (0, grow[1], 0, grow[0])) + fill
 
-    def forward(self, images: Tensor, sizes: ImageSizes | None = None, *, normalized: bool = False) -> Any:
+    def forward(self, images: Tensor, sizes: ImageSizes | None = None, normalized: bool = False) -> Any:
         """Images [B, C, H, W], H and W from 1 up, to the head's raw output.
 
         ``sizes`` says how much of each image is real content (default: all). ``normalized`` skips the normalisation. Raises

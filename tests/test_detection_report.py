@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from effbackbones.contracts import Detections, ImageSizes
 from effbackbones.drawing.boxes import COLOURS, draw_boxes, grid, rgb
 from effbackbones.errors import UserError
 from effbackbones.images.reading import read_image
+from effbackbones.inference.boxes import restore_boxes
+from effbackbones.inference.results import Boxes
 from tasks.data.batch import Batch
 from tasks.data.sample import Sample
 from tasks.detection.examples import KEPT, DetectionExamples
@@ -296,16 +299,16 @@ def predict_into(
     *,
     channels: int = 3,
     depth: str = "8",
+    exif: str = "apply",
     **more: Any,
 ) -> list[str]:
-    samples = [
-        Sample(image=read_image(file, channels=channels, depth=depth), id=str(file), path=str(file)) for file in files
-    ]
     told: list[str] = []
     writer = DetectionFiles(out, ["cat", "dog"], [3, 90], told.append, **more)
-    for sample, row in zip(samples, rows, strict=True):
-        batch = letterboxed([sample])
-        writer.update(batch, restore(batch, detections(batch, [row])))
+    for file, row in zip(files, rows, strict=True):
+        image = read_image(file, channels=channels, depth=depth, exif=exif)
+        batch = letterboxed([Sample(image=image, id=str(file), path=str(file))])
+        (found,) = restore_boxes(detections(batch, [row]), batch.plans())
+        writer.update([Boxes(str(file), image.shape[:2], ("cat", "dog"), partial(np.array, image), *found)])
     writer.close()
     return told
 
@@ -425,7 +428,7 @@ def test_a_batch_of_which_nothing_could_be_read_leaves_nothing(tmp_path: Path) -
         torch.zeros(0, 3, 64, 64, dtype=torch.uint8), ImageSizes((64, 64), torch.zeros(0, 2, dtype=torch.int64))
     )
     writer, examples = DetectionFiles(tmp_path / "out", ["cat"], [1], print), DetectionExamples(["cat"])
-    writer.update(empty, restore(empty, none))
+    writer.update([])
     writer.close()
     examples.update(empty, restore(empty, none))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

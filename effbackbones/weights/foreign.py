@@ -206,7 +206,7 @@ def _numerics(
         return given, (f"numerics as given, though these weights go with {name}",) if differ else ()
     if name is None:
         label = foreign.layout if foreign else parts.label
-        what = f"the keys of a {label} file cannot say which padding and batch norm it was trained with"
+        what = f"its keys ({label}) cannot say which padding and batch norm it was trained with"
         if parts.dialect is dialects.TIMM:
             values = '"tf" (of tf_efficientnet) or "torch"'
         else:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec
+from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec, larger
 from effbackbones.errors import UserError
 from effbackbones.images.pixels import top_left
 from effbackbones.weights.loading import load_state
@@ -191,7 +191,7 @@ class SegmentationHead(Head):
         odd sizes.
         """
         padded, stride = self.padded(side), self.spec.strides[0]
-        return cast(int, torch.sym_max(padded, cells * stride - -padded % stride))
+        return larger(padded, cells * stride - -padded % stride)
 
 
 def _place(level: str) -> int:

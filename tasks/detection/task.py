@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
 from tasks.data.batch import Batch
-from tasks.data.collating import box_targets
+from tasks.data.collating import box_targets, collate
 from tasks.data.dataset import Dataset
 from tasks.data.door import view_transform
 from tasks.data.sample import Sample, Transform
@@ -25,7 +26,6 @@ from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.report import DetectionReporter
 from tasks.detection.results import ImageDetections, restore
 from tasks.report.boxes import sample_sheet
-from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
 from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
@@ -69,6 +69,12 @@ class Detection(TaskSpec):
         divisor = model.head.size_divisor
         return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
 
+    def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
+        head, fill = model.head, model.image_spec.mean
+        return partial(
+            collate, targets=box_targets, size_divisor=head.size_divisor, fill=fill, num_classes=head.num_classes
+        )
+
     def sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.uint8]:
         return sample_sheet(samples, classes)
 
@@ -111,13 +117,12 @@ class Detection(TaskSpec):
         model: Model,
         classes: Sequence[str],
         tell: Callable[[str], None],
-        originals: Originals | None = None,
     ) -> Writer:
         # Published weights for its 80 classes keep COCO's ids.
         coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None
         ids = model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)
         numbers = [int(number) for number in ids]
-        return DetectionFiles(out, classes, numbers, tell, exif=config.data.exif, originals=originals)
+        return DetectionFiles(out, classes, numbers, tell)
 
 
 def category_ids(dataset: Dataset) -> tuple[int, ...]:

@@ -16,12 +16,14 @@ from effbackbones.build import build_model
 from effbackbones.checkpoint import load_model
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
+from effbackbones.export.record import format_of
+from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.division import Division, divided
 from tasks.data.door import reading_spec
-from tasks.data.knowledge import ids_of
+from tasks.data.knowledge import ids_of, unwrapped
 from tasks.data.pixels import mean_and_std
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
@@ -219,7 +221,8 @@ def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Mode
         for sentence in made.provenance.get("assumed", ()):
             say(sentence)
         return made
-    model = load_model(checkpoint_file(checkpoint))
+    file = checkpoint_file(checkpoint)
+    model = load_model(file) if format_of(file) is None else ExportedModel.open(file)
     told, wanted = model.config["task"], config.model.task
     if (sorted(told) if isinstance(told, list) else told) != (sorted(wanted) if isinstance(wanted, tuple) else wanted):
         remedy = f"use that task's command, not {task.command}" if isinstance(wanted, str) else "set model.task to that"
@@ -366,6 +369,6 @@ def aspects(dataset: Dataset) -> np.ndarray:
     """Width / height of each image, float [N]; a data set that does not know them raises :class:`UserError`."""
     found: np.ndarray | None = getattr(dataset, "aspects", None)
     if found is None:
-        text = f"{type(dataset).__name__} does not know the aspect ratios of its images"
+        text = f"{type(unwrapped(dataset)[0]).__name__} does not know the aspect ratios of its images"
         raise UserError("data.batch_shape", text, "set it to fixed, or give the data set `aspects`")
     return found

@@ -19,7 +19,6 @@ from tasks.data.dataset import Dataset
 from tasks.data.door import view_transform
 from tasks.data.sample import IGNORE, Sample, Transform
 from tasks.report.masks import mask_sheet
-from tasks.report.outputs import Originals
 from tasks.segmentation.check import GOAL, quick_checks, score_folder
 from tasks.segmentation.files import SegmentationFiles
 from tasks.segmentation.metrics import SegmentationMetrics
@@ -142,14 +141,11 @@ class Segmentation(TaskSpec):
         model: Model,
         classes: Sequence[str],
         tell: Callable[[str], None],
-        originals: Originals | None = None,
     ) -> Writer:
         return SegmentationFiles(
             out,
             _two(classes),
             tell,
-            exif=config.data.exif,
-            originals=originals,
             values=model.provenance.get("mask_values"),
             probabilities=config.run.probabilities,
         )
