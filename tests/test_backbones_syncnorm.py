@@ -112,8 +112,7 @@ def test_two_ranks_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(distance(mine, expected[1]) for mine in buffers) < 1e-5
     alone = trained(layers(), images[:3])[0], trained(layers(), images[3:])[0]
     assert distance([a + b for a, b in zip(*alone, strict=True)], expected[0]) > 0.05
-    whole = parts[0].to("meta")(images.to("meta"))  # elsewhere it is torch's own
-    assert whole.shape == (4, 4, 15, 15)
+    assert SyncNorm(3).to("meta")(images.to("meta")).shape == images.shape  # torch's own, elsewhere than on processors
 
 
 @pytest.mark.slow
