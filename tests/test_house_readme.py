@@ -35,7 +35,7 @@ def test_python_blocks_run_in_order(
 
     monkeypatch.chdir(tmp_path)
     lend(HEADS, {}, alone=True)
-    assert len(PYTHON) == 5
+    assert len(PYTHON) == 6
     lend(DATASETS, {}, alone=True)
     Path("my_head.py").write_text(PYTHON[2], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
