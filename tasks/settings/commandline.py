@@ -35,6 +35,8 @@ class Extras:
     checkpoint: str | None = None
     out: str | None = None
     split: str = "val"
+    split_named: bool = False
+    """Whether the line itself says ``split``."""
     predictions: str | None = None
     threshold: str | None = None
     top_k: str | None = None
@@ -86,7 +88,7 @@ def parse(task: str, argv: list[str]) -> Request:
     name = Path(source).stem if source else "default"
     extras = Extras(name, tuple(line.inputs), lent=lent, **options, **flags)  # type: ignore[arg-type]  # flags are its truth values
     keys = tuple(key for key, _ in line.overrides)
-    return Request(line.verb.name, config, replace(extras, overrides=keys))
+    return Request(line.verb.name, config, replace(extras, overrides=keys, split_named="split" in line.options))
 
 
 def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> tuple[Config, tuple[str, ...]]:
