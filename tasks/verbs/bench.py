@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from effbackbones.contracts import ImageSizes
+from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
 from tasks.engine import assembly
 from tasks.report.metricsfile import environment
@@ -33,15 +34,17 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
         "backbone": model.config["backbone"],
         "head": model.config["head"],
         "image_size": [height, width],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "multiply_adds": multiply_adds(model, height, width),
+        **_work(model, height, width),
         "precision": assembly.precision(config, device),
         "threads": torch.get_num_threads(),
         **environment(),
         "latency": [],
     }
-    variants: dict[str, Model] = {"plain": model, "for_inference": model.for_inference()}
-    if config.run.compile:
+    exported = isinstance(model, ExportedModel)
+    variants: dict[str, Model] = (
+        {"exported": model} if exported else {"plain": model, "for_inference": model.for_inference()}
+    )
+    if config.run.compile and not exported:
         variants["for_inference, compiled"] = model.for_inference(compile=True)
     for batch_size in (1, 16):
         images = torch.randint(
@@ -62,6 +65,17 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
     record["peak_memory_mb"], record["peak_memory_of"] = peak_memory(device)
     print(json.dumps(record, indent=1))
     return 0
+
+
+def _work(model: Model, height: int, width: int) -> dict[str, Any]:
+    """How large a model is; of an exported one the size of its file, for nobody can count in it."""
+    if isinstance(model, ExportedModel):
+        path, record = model.runtime.path, model.record
+        size = sum(file.stat().st_size for file in {path, path.with_suffix(".bin")} if file.is_file())
+        about = {"format": record.format, "arithmetic": record.precision, "runtime": model.runtime.name}
+        return {**about, "file_megabytes": size / 2**20}
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"parameters": parameters, "multiply_adds": multiply_adds(model, height, width)}
 
 
 def multiply_adds(model: Model, height: int, width: int) -> int:

@@ -52,7 +52,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         probabilities=config.run.probabilities and task.name == "seg",
         on_error="return" if len(files) > 1 else "raise",  # one bad file in ten thousand spoils no others
         precision=assembly.precision(config, device),
-        fit=fit_of(task.transform(config, model, train=False)),
+        fit=fit_of(assembly.shown(task.transform(config, model, train=False), model)),
     )
     read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
     originals = Originals(read)
