@@ -347,6 +347,42 @@ def test_the_verb_skips_hidden_files_and_keeps_a_threshold(pictures: list[Path],
     assert run_command("detect", line) == 2
 
 
+@pytest.mark.parametrize("task", ["cls", "det", "seg"])
+def test_the_verb_limits_results_as_the_predictor_does(
+    task: str, pictures: list[Path], tmp_path: Path, capsys: Any
+) -> None:
+    model = narrow(task)
+    if task == "seg":
+        out, limit = run_verb(task, model, pictures[:1], tmp_path, "--threshold", "0.9"), {"threshold": 0.9}
+    else:
+        out, limit = run_verb(task, model, pictures[:1], tmp_path, "--top-k", "2"), {"top_k": 2}
+    (mine,) = load_predictor(model, device="cpu", **limit)(pictures[:1])
+    if task == "cls":
+        record = json.loads((out / "predictions.json").read_text())
+        assert [one["label"] for one in record["images"][0]["predictions"]] == mine.order.tolist()
+        assert len(mine.order) == 2
+        assert record["written"].startswith("2 of 3 classes")
+    elif task == "det":
+        assert same_boxes(out / "predictions.json", [mine], pictures[:1]) == 2
+    else:
+        same_masks(out, [mine], pictures[:1])
+        assert (mine.labels == 255).any()
+    option, word = {"cls": ("--threshold", "0.5"), "det": ("--top-k", "0"), "seg": ("--top-k", "1")}[task], "top"
+    line = ["predict", "--checkpoint", str(tmp_path / "model.safetensors"), *option, str(pictures[0])]
+    assert run_command(COMMANDS[task], line) == 2
+    assert (option[0] if task != "seg" else word) in capsys.readouterr().err
+
+
+def test_links_are_followed_unless_the_line_says_otherwise(pictures: list[Path], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").symlink_to(pictures[0])
+    out = run_verb("cls", narrow("cls"), [tmp_path / "in"], tmp_path)
+    assert len(json.loads((out / "predictions.json").read_text())["images"]) == 1
+    line = ["predict", "--checkpoint", str(tmp_path / "model.safetensors"), "--data.links", "inside"]
+    assert run_command("classify", [*line, str(tmp_path / "in")]) == 2
+    assert "a.png: is a link that leaves" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), [("coco_mini", "det"), ("bccd", "det"), ("camvid", "seg")])
 def test_equals_the_files_of_the_verb_on_real_data(name: str, task: str, tmp_path: Path) -> None:

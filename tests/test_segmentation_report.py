@@ -316,7 +316,7 @@ def test_predictions_that_are_not_finite_are_no_class(tmp_path: Path) -> None:
     file, lost = write_picture(tmp_path / "a.png"), np.zeros((60, 80), np.bool_)
     lost[:, :20] = True
     told = predict_into(tmp_path / "out", [file], [stripes(60, 80, [2])], lost=lost)
-    assert told == [f"{file}: tree 75 %, not finite 25 %"]
+    assert told == [f"{file}: tree 75 %, no class 25 %"]
     assert (stored(tmp_path / "out/index/a.png")[1] == np.where(lost, 255, 2)).all()
 
 

@@ -22,6 +22,8 @@ from effbackbones.inference.results import RESULTS, Boxes, Classes, Mask, Result
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 
+LIMITED = frozenset({"cls", "det", "seg"})
+"""Tasks whose results a threshold, or a number of them, can limit."""
 Answer = Result | dict[str, Result] | UserError
 """A result, of several heads a dict by task, or what is wrong."""
 

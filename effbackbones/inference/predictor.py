@@ -19,7 +19,7 @@ from effbackbones.errors import UserError
 from effbackbones.export.record import format_of
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
-from effbackbones.inference.answering import Wishes, answers, autocast
+from effbackbones.inference.answering import LIMITED, Wishes, answers, autocast
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
 from effbackbones.inference.inputs import ImageSource, is_one, source_of
@@ -71,7 +71,7 @@ class Predictor:
             raise UserError("batch_size", f"expected at least 1 image at once, got {batch_size}", "correct it")
         self.wishes = Wishes(threshold, top_k, probabilities)
         self.task: str = model.head.task
-        _refuse_idle(self.task, self.wishes)
+        _refuse_idle(tuple(getattr(model.head, "heads", (self.task,))), self.wishes)
         self.reading = model.reading or ReadingSpec()
         self.batch_size, self.on_error, self.precision, self.max_pixels = (
             batch_size or 8,
@@ -203,11 +203,14 @@ def _model(source: str | PathLike[str] | Model) -> Model:
     return load_model(path / BEST if path.is_dir() else path)
 
 
-def _refuse_idle(task: str, wishes: Wishes) -> None:
-    """Refuse what a single task has no use for."""
-    if wishes.top_k is not None and task == "seg":
+def _refuse_idle(tasks: tuple[str, ...], wishes: Wishes) -> None:
+    """Refuse what none of the tasks has a use for."""
+    for name, value in (("threshold", wishes.threshold), ("top_k", wishes.top_k)):
+        if value is not None and LIMITED.isdisjoint(tasks):
+            raise UserError(name, f"is not for what a head of task {', '.join(tasks)} predicts", "leave it out")
+    if wishes.top_k is not None and tasks == ("seg",):
         raise UserError("top_k", "a mask has one class in each pixel", "leave it out, or ask for probabilities")
-    if wishes.probabilities and task in ("cls", "det"):
+    if wishes.probabilities and len(tasks) == 1 and tasks[0] in ("cls", "det"):
         raise UserError("probabilities", "are those of every pixel, and go with segmentation", "leave it out")
 
 

@@ -48,29 +48,23 @@ class DetectionFiles:
     ) -> None:
         self.out, self.classes, self.category_ids, self.tell = out, classes, category_ids, tell
         self.image_ids, self.threshold = image_ids or {}, threshold
-        self._least: float | None = None
         self._detections: list[ImageDetections] = []
         self._names = OutputNames(lambda name: [out / f"{name}.jpg"], _MARK)
         make_folder(out)
-
-    def keep_above(self, threshold: float) -> None:
-        """Neither draw nor write boxes of a lower score."""
-        self.threshold, self._least = threshold, threshold
 
     def update(self, results: Sequence[Boxes]) -> None:
         """Draw images, and keep what was found for the results file."""
         for result in results:
             found = detections_of(result)
-            if self._least is not None:
-                found = confident(found, self._least)
             self._detections.append(replace(found, id=self.image_ids.get(result.source, found.id)))
             path = self.out / f"{self._names.take(Path(result.source).stem)}.jpg"
-            shown = confident(found, self.threshold)
+            threshold = self.threshold if result.threshold is None else result.threshold
+            shown = confident(found, threshold)
             buffer = io.BytesIO()
             drawn = Image.fromarray(self._drawn(result.original(), shown))
             drawn.save(buffer, "JPEG", quality=92, comment=_MARK.encode())
             write_atomically(path, buffer.getvalue())
-            self.tell(f"{result.source}: {self._summary(shown)}")
+            self.tell(f"{result.source}: {self._summary(shown, threshold)}")
 
     def close(self) -> None:
         path = self.out / "predictions.json"
@@ -85,8 +79,6 @@ class DetectionFiles:
         texts = [f"{self.classes[label]} {score:.2f}" for label, score in zip(shown.labels, shown.scores, strict=True)]
         return draw_boxes(image, corners, texts, shown.labels, at_most=_LARGEST)
 
-    def _summary(self, shown: ImageDetections) -> str:
+    def _summary(self, shown: ImageDetections, threshold: float) -> str:
         counts = Counter(self.classes[label] for label in shown.labels.tolist())
-        return (
-            ", ".join(f"{count} {name}" for name, count in counts.most_common()) or f"nothing above {self.threshold:g}"
-        )
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or f"nothing above {threshold:g}"

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from effbackbones.backbones.syncnorm import synchronise_batch_norm
 from effbackbones.build import build_model
 from effbackbones.checkpoint import load_model
 from effbackbones.contracts import ImageSpec
@@ -209,6 +210,8 @@ def checkpoint_file(name: str) -> Path:
 def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
     """The state of a run before its first step. ``model`` is on its device; ``scaler`` is that of fp16."""
     optim, model = config.optim, model.to(memory_format=torch.channels_last)  # as the images come
+    if config.model.norm == "sync" and processes.here().world > 1:
+        synchronise_batch_norm(model)
     lr = scaled_lr(optim.lr, config.data.batch_size, optim.base_batch, optim.lr_scaling)
     groups = model.param_groups(
         lr, optim.weight_decay, layer_decay=optim.layer_decay, decay_norm_and_bias=optim.decay_norm_and_bias
@@ -330,7 +333,7 @@ def batch_norm_statistics(
     them; of a longer one None."""
     if steps >= FEW_STEPS:
         return None
-    size = max(2, config.data.batch_size // (processes.here().world * config.optim.accumulate))
+    size = max(2, normalised_together(config))
     alone = replace(config, data=replace(config.data, workers=0))  # a few images are not worth starting processes for
 
     def batches() -> Iterator[Batch]:
@@ -340,6 +343,12 @@ def batch_norm_statistics(
         return iter(loader(alone, task, keyed(config, task, dataset, model, train=True), model, groups))
 
     return Statistics(batches, device, partial(autocast, config, device))
+
+
+def normalised_together(config: Config) -> int:
+    """How many images of a training step batch norm sees at a time."""
+    world = 1 if config.model.norm == "sync" else processes.here().world
+    return config.data.batch_size // (world * config.optim.accumulate)
 
 
 class EvaluationBatches:

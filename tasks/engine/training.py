@@ -41,6 +41,7 @@ from tasks.report.metricsfile import plain, write_metrics
 from tasks.settings.commandline import Extras
 from tasks.settings.idle import told_of_idle
 from tasks.settings.sections import Config
+from tasks.settings.tree import lasting
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
 
@@ -98,6 +99,8 @@ class _Run:
         self.plan = Plan.of(config, len(self.train_set))
         if self.plan.cut_warmup:
             tell(self.plan.cut_warmup)
+        if config.model.norm == "sync" and processes.here().world == 1:
+            tell("model.norm sync changes nothing: one process sees all images")
         self.fabric, plan = make_fabric(config, device), self.plan
         self.lr_factor = partial(
             lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim
@@ -109,7 +112,8 @@ class _Run:
             config.plugins,
             precision=assembly.precision(config, device),
             device=device.type,
-            seen=config.data.batch_size // (processes.here().world * config.optim.accumulate),
+            seen=assembly.normalised_together(config),
+            settings=lasting(config),
         )
         self.state = assembly.begin(config, model.to(device), getattr(self.fabric.strategy.precision, "scaler", None))
         self.state.statistics = assembly.batch_norm_statistics(config, task, self.train_set, model, plan.total, device)

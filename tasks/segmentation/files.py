@@ -42,8 +42,8 @@ class SegmentationFiles:
     With ``values`` (those of the training masks, as :func:`tasks.segmentation.values.stored_values` has them) also
     ``OUT/values/NAME.png``, with ``probabilities`` also ``OUT/probabilities/NAME.npy``.
 
-    A pixel whose prediction was not finite has the value 255, which is no class. The overlay lies on the image, and is reduced where
-    JPEG cannot hold its size. Images of one name get numbers
+    A pixel that is less sure than the threshold, or not finite, has the value 255, which is no class. The overlay lies on the
+    image, and is reduced where JPEG cannot hold its size. Images of one name get numbers
     (``NAME-2``); a file that is not one of an earlier run is never overwritten, and where ``classes.json`` is such a file, a
     :class:`UserError` says so.
     """
@@ -81,7 +81,11 @@ class SegmentationFiles:
     def close(self) -> None:
         colours = [f"#{bytes(colour).hex()}" for colour in self._colours]
         classes = [{"value": value, "name": name, "color": colours[value]} for value, name in enumerate(self.classes)]
-        undefined = {"value": IGNORE, "meaning": "the prediction was not finite", "color": colours[IGNORE]}
+        undefined = {
+            "value": IGNORE,
+            "meaning": "no class: less sure than asked for, or not finite",
+            "color": colours[IGNORE],
+        }
         if self.own:
             undefined["stored"] = self.own.word(self.own.undefined)
             for row, value in zip(classes, self.own.values, strict=True):
@@ -124,7 +128,7 @@ class SegmentationFiles:
         """The classes with the largest shares of the pixels."""
         ranked = [int(value) for value in np.argsort(-counts, kind="stable") if counts[value]]
         shares = [
-            f"{self.classes[value] if value != IGNORE else 'not finite'} {_share(counts[value] / counts.sum())}"
+            f"{self.classes[value] if value != IGNORE else 'no class'} {_share(counts[value] / counts.sum())}"
             for value in ranked
         ]
         return ", ".join(shares[:_TOLD]) + (f", and {len(shares) - _TOLD} more" if len(shares) > _TOLD else "")

@@ -37,6 +37,7 @@ class Extras:
     split: str = "val"
     predictions: str | None = None
     threshold: str | None = None
+    top_k: str | None = None
     deep: bool = False
     format: str | None = None
     preprocess: str = "normalize"
@@ -80,9 +81,10 @@ def parse(task: str, argv: list[str]) -> Request:
     source = line.options.pop("config", None) or _resumed(line)
     shown = "print-config" in line.flags
     flags = dict.fromkeys(line.flags - {"print-config"}, True)
+    options = {name.replace("-", "_"): value for name, value in line.options.items()}
     config, lent = _config(task, line, source, shown=shown) if line.verb.config != "none" else (Config(), ())
     name = Path(source).stem if source else "default"
-    extras = Extras(name, tuple(line.inputs), lent=lent, **line.options, **flags)  # type: ignore[arg-type]  # flags are its truth values
+    extras = Extras(name, tuple(line.inputs), lent=lent, **options, **flags)  # type: ignore[arg-type]  # flags are its truth values
     keys = tuple(key for key, _ in line.overrides)
     return Request(line.verb.name, config, replace(extras, overrides=keys))
 
@@ -240,6 +242,10 @@ def _resumed(line: "_Line") -> str | None:
     path = Path(str(named), "config.yaml")
     if not path.is_file():
         raise UserError(f"--run.resume {named}", f"holds no run ({path.name} is missing)", "name a run folder")
+    if not path.stat().st_size:  # which would be a config of nothing but defaults
+        raise UserError(
+            str(path), "is empty", "restore it, or start anew from the weights of the run: --model.init_from"
+        )
     return str(path)
 
 

@@ -147,6 +147,9 @@ FREE = (
 def differences(old: Config, new: Config) -> dict[str, str]:
     """Dotted keys that differ between two configs, in order, with both values in words."""
     before, after = (dict(_flat(to_mapping(absolute(config)))) for config in (old, new))
+    for one, other in ((before, after), (after, before)):  # an empty mapping is no key beside what the other has in it
+        for key in [key for key, value in one.items() if value == {} and any(k.startswith(f"{key}.") for k in other)]:
+            del one[key]
     return {
         key: f"{_brief(before.get(key))} -> {_brief(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
@@ -162,6 +165,11 @@ def is_free(key: str) -> bool:
 def changed_keys(old: Config, new: Config) -> list[str]:
     """Dotted keys that differ between two configs and make them different runs, sorted."""
     return [key for key in differences(old, new) if not is_free(key)]
+
+
+def lasting(config: Config) -> dict[str, Plain]:
+    """The dotted keys that make a run what it is, and their values, JSON-like."""
+    return {key: value for key, value in _flat(to_mapping(absolute(config))) if not is_free(key)}
 
 
 def _brief(value: object) -> str:

@@ -11,8 +11,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Option:
-    """An option of verbs, by the name of its field in ``Extras``: its help, the ``values`` allowed (empty: any), and whether it is
-    a ``flag``, which takes none, or names a ``path``."""
+    """An option of verbs, by the name of its field in ``Extras`` (with dashes): its help, the ``values`` allowed (empty: any), and
+    whether it is a ``flag``, which takes none, or names a ``path``."""
 
     help: str
     values: tuple[str, ...] = ()
@@ -46,7 +46,11 @@ OPTIONS = {
     "out": Option("folder for the results; of an export the file: .onnx, .pt2 or .xml", path=True),
     "predictions": Option("file of predictions to score in place of a model", path=True),
     "threshold": Option(
-        "boxes of a lower score are neither drawn nor written (default: all are written, from 0.3 drawn)"
+        "boxes of a lower score are neither drawn nor written (default: all are written, from 0.3 drawn); a pixel less sure has no "
+        "class, of two classes it is where the second begins"
+    ),
+    "top-k": Option(
+        "so many classes, or boxes, of an image at most (default: all classes up to 100, else 5; all boxes)"
     ),
     "format": Option(
         "by the name of --out where it is not given; for TensorRT run trtexec --onnx=FILE.onnx --saveEngine=FILE.engine, for CoreML"
@@ -90,7 +94,7 @@ VERBS = {
             "predict",
             "tasks.verbs.predict",
             "predict images that have no labels",
-            ("checkpoint", "out", "threshold"),
+            ("checkpoint", "out", "threshold", "top-k"),
             inputs=True,
             unread=("optim",),
         ),

@@ -35,25 +35,26 @@ from tasks.verbs.models import model_and_classes, read_as_trained
 
 def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Predict files, folders and globs; writes the results into ``--out`` and tells the essential ones."""
-    files = image_files(extras.inputs)
+    # The words of a line are followed wherever they lead, unless it says otherwise itself.
+    files = image_files(extras.inputs, config.data.links if "data.links" in extras.overrides else "anywhere")
     tell, device = Teller(config.run.progress), assembly.run_device(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     config = read_as_trained(config, extras, model, tell)
     model.classes, model.reading = classes, reading_spec(config.data)
     out = Path(extras.out or "predictions")
-    writer = task.writer(config, out, model, classes, print)
-    if extras.threshold is not None:
-        _limit(writer, extras.threshold)
     tiled = model.reading.tile is not None
     predictor = Predictor(
         model,
         device=device,
+        threshold=_threshold(extras.threshold, task),
+        top_k=_count(extras.top_k),
         batch_size=(config.data.eval_batch_size or 1) if tiled else _batch_size(config),
         probabilities=config.run.probabilities and task.name == "seg",
         on_error="return" if len(files) > 1 else "raise",  # one bad file in ten thousand spoils no others
         precision=assembly.precision(config, device),
         fit=fit_of(assembly.shown(task.transform(config, model, train=False), model)),
     )
+    writer = task.writer(config, out, model, classes, print)
     read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
     originals = Originals(read)
     dataset = _Files(files, originals if writer.draws else read, predictor.fit)
@@ -105,19 +106,28 @@ class _Through:
         return sample.image, sample.plan or ResizePlan.squash((height, width), (there, across))
 
 
-def _limit(writer: Any, text: str) -> None:
-    """Let boxes below the threshold be neither drawn nor written."""
+def _threshold(text: str | None, task: TaskSpec) -> float | None:
+    if text is None:
+        return None
+    if task.name == "cls":
+        raise UserError(
+            "--threshold", "is for boxes and masks; classes are written with their probabilities", "leave it out"
+        )
     try:
         threshold = float(text)
     except ValueError:
         threshold = -1.0
     if not 0 <= threshold <= 1:
         raise UserError("--threshold", f"expected 0 to 1, got {text!r}", "correct it")
-    limited = [part for part in (writer, *getattr(writer, "parts", {}).values()) if hasattr(part, "keep_above")]
-    if not limited:
-        raise UserError("--threshold", "is for the scores of boxes", "leave it out")
-    for part in limited:
-        part.keep_above(threshold)
+    return threshold
+
+
+def _count(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise UserError("--top-k", f"expected a count of at least 1, got {text!r}", "correct it")
+    return int(text)
 
 
 class _Ahead:
@@ -144,16 +154,16 @@ class _Ahead:
             yield batch
 
 
-def image_files(inputs: Sequence[str]) -> list[Path]:
+def image_files(inputs: Sequence[str], links: str = "anywhere") -> list[Path]:
     """The images that files, folders (all below them) and globs name, sorted within each; a name without any raises
-    :class:`UserError`."""
+    :class:`UserError`. ``links`` as in :func:`tasks.data.files.listing.files_below`."""
     if not inputs:
         raise UserError("predict", "no input", "name files, folders or globs")
     files: list[Path] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            found = [path / name for name in files_below(path, links="anywhere")]
+            found = [path / name for name in files_below(path, links=links)]
         else:
             found = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
         if not found and not path.is_dir() and not glob.has_magic(name):
