@@ -253,9 +253,12 @@ def _resumed(line: "_Line") -> str | None:
 
 def _tasks_of(checkpoint: Path) -> Tree:
     """The tasks that a model file lists, as a config that says no more."""
-    from effbackbones.weights.record import read_metadata  # it imports torch
+    from effbackbones.export.record import format_of  # these import torch
+    from effbackbones.inference.runtimes import open_runtime
+    from effbackbones.weights.record import read_metadata
 
-    told = read_metadata(checkpoint)["config"].get("task")
+    record = open_runtime(checkpoint).record.model if format_of(checkpoint) else read_metadata(checkpoint)
+    told = record["config"].get("task")
     return Tree({"model": {"task": told}}, {"model.task": str(checkpoint)})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from effbackbones.checkpoint import with_head_options
 from effbackbones.contracts import head_options
 from effbackbones.errors import UserError, nearest
+from effbackbones.inference.exported import ExportedHead
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 from effbackbones.registry import TASKS
@@ -70,10 +71,13 @@ def as_asked(config: Config, extras: Extras, model: Model) -> Model:
             continue
         head: Any = model.head.heads[word] if several and word in model.head.heads else model.head  # type: ignore[operator, index]  # heads by task
         own = dict(told.get(word) or {}) if several else told
-        known = head_options(type(head))
+        exported = isinstance(head, ExportedHead)
+        known = head.built_with if exported else head_options(type(head))
         if name not in head.prediction_options and own.get(name, known.get(name, ...)) != value:
             what = f"is no option of {type(head).__name__}"
-            if name in known:
+            if exported:
+                what = "is part of the exported graph, which stays as it is"
+            elif name in known:
                 what = "is part of the trained model, which stays as it is"
             raise UserError(f"--{key}", f"with --checkpoint: {what}", _takes(name, head.prediction_options))
         if name in head.prediction_options:

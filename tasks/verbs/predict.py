@@ -58,7 +58,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         probabilities=config.run.probabilities and task.name == "seg",
         on_error="return" if len(files) > 1 else "raise",  # one bad file in ten thousand spoils no others
         precision=assembly.precision(config, device),
-        fit=fit_of(task.transform(config, model, train=False)),
+        fit=fit_of(assembly.shown(task.transform(config, model, train=False), model)),
     )
     writer = task.writer(config, out, model, classes, print)
     if source is not None and hasattr(writer, "number_as"):
