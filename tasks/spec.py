@@ -60,6 +60,13 @@ class Observer(Protocol):
         """``predictions`` as :meth:`TaskSpec.restored` gives them."""
 
 
+class Recorder(Observer, Protocol):
+    """Keeps what an evaluation found, image by image."""
+
+    def write(self, folder: Path) -> Path:
+        """Write it into ``folder``; returns the path of the file."""
+
+
 class Reporter(Observer, Protocol):
     """Collects examples during the last evaluation, and writes the report."""
 
@@ -212,6 +219,10 @@ class TaskSpec(ABC):
     @abstractmethod
     def observer(self, config: Config, classes: Any) -> Reporter:
         """What sees the last evaluation and writes the report."""
+
+    def recorder(self, dataset: Dataset, classes: Any) -> Recorder | None:
+        """What keeps the predictions for ``dataset``, for other programs to read; None: nothing does."""
+        return None
 
     @abstractmethod
     def writer(

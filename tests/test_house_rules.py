@@ -22,6 +22,7 @@ LATE = {
     "effbackbones": {
         "timm",
         "tifffile",
+        "h5py",
         "onnx",
         "onnxruntime",
         "onnxscript",

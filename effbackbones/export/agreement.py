@@ -13,11 +13,13 @@ _ROUNDING = 1e-5  # of scores in float32, between two runtimes
 
 @dataclass(frozen=True)
 class Tolerance:
-    """When boxes are the same: corners within ``pixels``, scores within ``score``. ``value``: when raw numbers are."""
+    """When boxes are the same: corners within ``pixels``, scores within ``score``; looked for are those of scores from ``from_score``
+    on. ``value``: when raw numbers are the same."""
 
     pixels: float = 1.0
     score: float = 1e-3
     value: float = 1e-3
+    from_score: float = 0.0
 
 
 @dataclass
@@ -93,7 +95,7 @@ class Agreement:
         ]
         (boxes, scores, labels), (other_boxes, other_scores, other_labels) = lists
         free = np.ones(len(other_scores), bool)
-        matched = missing = 0
+        floor, same, missing = self.tolerance.from_score, 0, 0
         for box, score, label in zip(boxes, scores, labels, strict=True):
             gap = np.abs(other_scores - score)
             fits = free & (other_labels == label) & (gap <= self.tolerance.score)
@@ -101,13 +103,14 @@ class Agreement:
             if fits.any():
                 place = int(np.where(fits, gap, np.inf).argmin())
                 free[place] = False
-                matched += 1
+                # Two lists of n that share m have 2 m of 2 n in common.
+                same += int(score >= floor) + int(other_scores[place] >= floor)
                 self._difference("boxes", box, other_boxes[place])
                 self._difference("scores", score, other_scores[place])
-            elif score > least[1] + _ROUNDING:
+            elif score >= floor and score > least[1] + _ROUNDING:
                 missing += 1
-        missing += int((other_scores[free] > least[0] + _ROUNDING).sum())
-        # Two lists of n that share m have 2 m of 2 n in common.
-        self.same["boxes"] = self.same.get("boxes", 0) + 2 * matched
-        self.all["boxes"] = self.all.get("boxes", 0) + 2 * matched + missing
+        left = other_scores[free]
+        missing += int(((left >= floor) & (left > least[0] + _ROUNDING)).sum())
+        self.same["boxes"] = self.same.get("boxes", 0) + same
+        self.all["boxes"] = self.all.get("boxes", 0) + same + missing
         self.largest.setdefault("boxes", 0.0)

@@ -41,11 +41,11 @@ class Bounds:
         """What is allowed where nothing was said: of the same arithmetic nothing but rounding, of a smaller one more; a resize inside
         of the graph is not that of PIL."""
         if precision == "int8":
-            return cls(0.7, 0.03, Tolerance(8.0, 0.15))
+            return cls(0.7, 0.03, Tolerance(8.0, 0.15, 0.2, 0.1))
         if precision == "fp16":
-            return cls(0.95, 0.005, Tolerance(2.0, 0.02))
+            return cls(0.95, 0.005, Tolerance(2.0, 0.02, 0.02, 0.1))
         if preprocessing == "resize":
-            return cls(0.9, 0.01, Tolerance(2.0, 0.03))
+            return cls(0.9, 0.01, Tolerance(2.0, 0.03, 0.02, 0.1))
         return cls(0.995, 0.001)
 
 

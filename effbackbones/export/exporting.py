@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from effbackbones.checkpoint import load_model, record_of
 from effbackbones.errors import UserError, nearest
 from effbackbones.export.certificate import Bounds, Scores, certify, refused, require_images, scored
+from effbackbones.export.formats import WRITERS
 from effbackbones.export.graph import Graph
-from effbackbones.export.onnxfile import write_onnx, write_record
 from effbackbones.export.program import Traced, may_be_free
 from effbackbones.export.record import (
     FORMATS,
@@ -97,16 +97,13 @@ def export_model(
                 remedy = "give images that show something" if nothing else _remedy(precision, preprocessing)
                 raise UserError(str(out), f"not exported: {why}", remedy)
             record = record.with_certificate(certificate)
-            WRITE_RECORD[kind](written, record)
+            WRITERS[kind].put(written, record)
         beside(written).write_text(record.to_json(indent=2) + "\n", encoding="utf-8")
         for file in sorted(folder.iterdir()):
             file.replace(out.parent / file.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return record
-
-
-WRITE_RECORD: Mapping[str, Callable[[Path, ExportRecord], None]] = {"onnx": write_record}
 
 
 def _format(out: Path, asked: str | None) -> str:
@@ -166,7 +163,7 @@ def _written(
     free = may_be_free(graph, dynamic_size)
     folded = replace_model(graph, model.for_inference(channels_last=False))
     found = Traced.of(folded, dynamic_size=free)
-    outputs = write_onnx(found, path)
+    outputs = WRITERS[kind].write(found, path)
     named = graph.named(**found.example.inputs)
     record = ExportRecord(
         format=kind,
@@ -181,7 +178,7 @@ def _written(
         source=dict(source),
         versions=versions(),
     )
-    WRITE_RECORD[kind](path, record)
+    WRITERS[kind].put(path, record)
     return record
 
 
@@ -198,7 +195,7 @@ def _certificate(
     """What is measured on ``images``."""
     fitted, originals = _fitted(graph.model, images)
     require_images(fitted, graph)
-    runtime = open_runtime(path)
+    runtime = open_runtime(path, trusted=True)  # it was just written
     certificate = certify(graph, runtime, fitted, originals, bounds)
     if scores is not None:
         certificate = scored(certificate, scores(graph.model), scores(ExportedModel(runtime)))

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -228,6 +229,8 @@ def _device(asked: str | torch.device) -> torch.device:
 
 def fitting_of(model: Model, reading: ReadingSpec) -> Fitting:
     """How images are brought to the size at which ``model`` is asked; a graph that resizes gets them as they are."""
+    if model.resizes:
+        return replace(Fitting.of_classes(model.image_spec), mode="own")
     if model.head.task == "cls":
         return Fitting.of_classes(model.image_spec)
     own_size = reading.tile is not None and model.head.task == "seg"

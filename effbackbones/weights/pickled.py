@@ -172,7 +172,7 @@ def _archived(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # damaged bytes fail in the zip reader with any exception, names that are no text among them
         return None
     return None if any(name.endswith("/data.pkl") for name in names) else ", ".join(names[:3]) or "empty"
 

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from effbackbones.errors import UserError
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar", ".h5", ".hdf5", ".keras")
 """How files of weights are called. A name says no more: what they are is told by what they begin with."""
+_KERAS_FIRST = (b"metadata.json", b"config.json", b"model.weights.h5")
+"""With one of these a ``.keras`` file begins, which is a zip."""
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -59,7 +61,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def file_kind(path: Path) -> str:
-    """``safetensors`` or ``pickled``, as ``torch.save`` writes it, by how the file begins. Raises :class:`UserError` as
+    """``safetensors``, ``keras``, or ``pickled``, as ``torch.save`` writes it, by how the file begins. Raises :class:`UserError` as
     :func:`check_file` does, and for what is neither: a web page, a pointer of Git LFS, an archive, a file of another kind."""
     check_file(path)
     with open(path, "rb") as file:
@@ -69,6 +71,8 @@ def file_kind(path: Path) -> str:
         raise UserError(str(path), "is a pointer of Git LFS, not the file that it stands for", "run git lfs pull")
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UserError(str(path), "is a web page, not a file of weights", "download the file that the page links to")
+    if head.startswith(b"\x89HDF") or (head.startswith(b"PK\x03\x04") and head[30:].startswith(_KERAS_FIRST)):
+        return "keras"
     if (
         head[5:9] == b"\0\0\0{"
     ):  # before pickles: the length in front of it may begin with the byte that they begin with
@@ -77,8 +81,6 @@ def file_kind(path: Path) -> str:
         return "pickled"
     if head[8:9] == b"{" or path.suffix.lower() == ".safetensors":
         return "safetensors"
-    if head.startswith(b"\x89HDF"):
-        raise UserError(str(path), "is an HDF5 file, as Keras writes them", "convert it to safetensors")
     _refuse_other_kinds(path, head)
     return "pickled"
 

@@ -140,10 +140,22 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
     * ``duplicates`` (``keep`` or ``drop``): objects that are there twice;
     * ``supercategories`` (``drop`` or ``keep``): categories without objects that are only above others.
 
+    ``without_images`` (false): images need not be there, as where a file of predictions is scored.
+
     A sample has what ``data.labels`` asks for: ``boxes`` (as if nothing is asked), ``labels`` or ``label`` as in
     :class:`BoxDataset`, ``mask``; any of them at once.
     """
-    known = (*_READ, *_IMAGES, *_BOXES, "unlabelled", "no_segmentation", "ignored", "rotation", "supercategories")
+    known = (
+        *_READ,
+        *_IMAGES,
+        *_BOXES,
+        "unlabelled",
+        "no_segmentation",
+        "ignored",
+        "rotation",
+        "supercategories",
+        "without_images",
+    )
     options, root = DataOptions(data.name, data.options, known), _root(data)
     return open_coco(
         root,
@@ -154,6 +166,7 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
         no_segmentation=options.word("no_segmentation", NO_SEGMENTATION),
         ignored=options.word("ignored", IGNORED),
         rotation=options.word("rotation", ROTATION),
+        without_images=data.options.get("without_images", False) is True,
     )
 
 

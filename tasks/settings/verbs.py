@@ -49,7 +49,9 @@ class Verb:
 OPTIONS = {
     "config": Option("bundled name or YAML file; a file wins", path=True),
     "checkpoint": Option("model file or run folder; a run's own config is used when --config is not given", path=True),
-    "split": Option("train, val or test", ("train", "val", "test")),
+    "split": Option(
+        "train, val or test; of predict: the images of that split, by their ids in its files", ("train", "val", "test")
+    ),
     "out": Option("folder for the results; of an export the file: .onnx, .pt2 or .xml", path=True),
     "predictions": Option("file of predictions to score in place of a model", path=True),
     "threshold": Option(
@@ -128,7 +130,7 @@ VERBS = {
             "predict",
             "tasks.verbs.predict",
             "predict images that have no labels",
-            ("checkpoint", "out", "threshold", "top-k"),
+            ("checkpoint", "split", "out", "threshold", "top-k"),
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
