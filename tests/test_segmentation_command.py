@@ -240,7 +240,7 @@ def test_an_untrained_decoder_predicts_nothing(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_settings_that_masks_cannot_follow_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for setting, value in (("mixup", "0.2"), ("erasing", "0.1"), ("multilabel", "true")):
+    for setting, value in (("mixup", "0.2"), ("erasing", "0.1"), ("balance", "0.5")):
         assert main([*TINY, f"--data.{setting}", value]) == 2
         assert f"--data.{setting}: is for classification" in error_of(capsys)
 

@@ -199,7 +199,8 @@ def load_predictor(
     """A :class:`Predictor` of a model file, of a run folder (its best weights), or of a :class:`Model`.
 
     ``device``: ``auto`` takes a GPU where there is one. ``threshold``: boxes below it are left out; of several labels those that are
-    told; in masks of one channel where foreground begins, of several below which a pixel has no class. ``top_k``: so many classes or
+    told; in masks of one channel where foreground begins, of several below which a pixel has no class, of classes that overlap over
+    which each is there. ``top_k``: so many classes or
     boxes of an image at most. ``batch_size``: images that the network gets at once (8). ``probabilities``: masks come with those
     of all classes. ``on_error``: ``return`` gives a :class:`Failed` for an image that cannot be read or predicted. ``precision``:
     ``auto`` is that of the commands, bf16 on a GPU. ``max_pixels``: larger files are refused.

@@ -46,7 +46,8 @@ OPTIONS = {
     "out": Option("folder for the results", path=True),
     "predictions": Option("file of predictions to score in place of a model", path=True),
     "threshold": Option(
-        "boxes of a lower score are neither drawn nor written (default: all are written, from 0.3 drawn)"
+        "boxes of a lower score are neither drawn nor written (default: all are written, from 0.3 drawn); of classes that overlap in "
+        "masks those of a higher probability are there (0.5)"
     ),
     "deep": Option("look at what takes minutes too", flag=True),
     "print-config": Option("show each value and where it comes from, and do nothing", flag=True),

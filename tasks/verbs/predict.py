@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from effbackbones.checkpoint import with_head_options
 from effbackbones.errors import UserError
 from effbackbones.images.reading import SUFFIXES
 from effbackbones.inference.finite import NOT_FINITE, REMEDY, finite_watch
@@ -34,11 +35,19 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     tell, device = Teller(config.run.progress), assembly.run_device(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     config = read_as_trained(config, extras, model, tell)
+    threshold = None if extras.threshold is None else _share(extras.threshold)
+    if (
+        threshold is not None
+        and getattr(model.head, "multilabel", False)
+        and "threshold" in type(model.head).prediction_options
+    ):
+        model = with_head_options(model, {**(model.config.get("head_options") or {}), "threshold": threshold})
+        threshold = None
     model.to(device)
     out, originals = Path(extras.out or "predictions"), Originals(config.data.exif)
     writer = task.writer(config, out, model, classes, print, originals)
-    if extras.threshold is not None:
-        _limit(writer, extras.threshold)
+    if threshold is not None:
+        _limit(writer, threshold)
     if writer.draws:  # images in original size are too much to be sent between processes
         config = replace(config, data=replace(config.data, workers=0))
     if len(files) > 1:  # one bad file in ten thousand spoils no others
@@ -67,17 +76,24 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     return 0
 
 
-def _limit(writer: Any, text: str) -> None:
-    """Let boxes below the threshold be neither drawn nor written."""
+def _share(text: str) -> float:
+    """The number that a threshold is."""
     try:
         threshold = float(text)
     except ValueError:
         threshold = -1.0
     if not 0 <= threshold <= 1:
         raise UserError("--threshold", f"expected 0 to 1, got {text!r}", "correct it")
+    return threshold
+
+
+def _limit(writer: Any, threshold: float) -> None:
+    """Let boxes below the threshold be neither drawn nor written."""
     limited = [part for part in (writer, *getattr(writer, "parts", {}).values()) if hasattr(part, "keep_above")]
     if not limited:
-        raise UserError("--threshold", "is for the scores of boxes", "leave it out")
+        raise UserError(
+            "--threshold", "is for the scores of boxes, and for masks whose classes overlap", "leave it out"
+        )
     for part in limited:
         part.keep_above(threshold)
 
