@@ -347,3 +347,15 @@ def test_sets_have_room_for_31_classes() -> None:
     full = pixels_of(torch.zeros(1, 31, 1, 2), torch.tensor([[[2**31 - 1, 1 << 30]]], dtype=torch.int32), "multilabel")
     assert full.labels[0, :, 0].all()
     assert full.labels[0, :, 1].tolist() == [0.0] * 30 + [1.0]
+
+
+def test_ratios_of_pieces_do_not_make_that_of_the_batch() -> None:
+    """Why Dice is averaged over the pieces of a batch and cross-entropy is not: by hand, of one class in one channel. A piece that is
+    wholly right (TP 1 of 1) and one that is half right (TP 1 of 2, nothing else said) are 1 - 2 * 2 / (2 + 3) together."""
+    sure = 50.0
+    logits = torch.tensor([sure, -sure, sure, -sure]).view(2, 1, 1, 2)
+    targets = torch.tensor([[[1, 0]], [[1, 1]]])
+    pieces = [evaluate("dice", "binary", logits[row : row + 1], targets[row : row + 1])[0] for row in (0, 1)]
+    assert [float(loss) for loss in pieces] == pytest.approx([0, 1 - 2 / 3], abs=1e-6)
+    assert float(evaluate("dice", "binary", logits, targets)[0]) == pytest.approx(1 - 4 / 5)
+    assert float(sum(pieces) / 2) != pytest.approx(1 - 4 / 5)
