@@ -77,20 +77,26 @@ def save_model(
                 f"not written: {name} is not finite",
                 "training has diverged; go back to an earlier checkpoint",
             )
-    backbone: Any = model.backbone
-    numerics = getattr(getattr(backbone, "_orig_mod", backbone), "numerics", None)
+    told = {**as_mapping(getattr(model, "provenance", {})), **(provenance or {})}
+    text = json.dumps(record_of(model, names, metrics or {}, told), allow_nan=False)
+    write_atomically(path, pack(tensors, {"format": FORMAT, "record": text}))
+
+
+def record_of(model: Any, classes: Any, metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says about ``model``, as :meth:`Description.of` reads it: plain values."""
+    numerics = getattr(getattr(model.backbone, "_orig_mod", model.backbone), "numerics", None)
     record = {
         "version": FORMAT_VERSION,
-        "config": config,
+        "config": model.config,
         "image_spec": model.image_spec,
         "reading": getattr(model, "reading", None),
         "numerics": numerics if is_dataclass(numerics) else None,
-        "classes": names,
-        "metrics": metrics or {},
-        "provenance": {**versions(), **as_mapping(getattr(model, "provenance", {})), **(provenance or {})},
+        "classes": classes,
+        "metrics": metrics,
+        "provenance": {**versions(), **provenance},
     }
-    text = json.dumps(plain(record, "record"), allow_nan=False)
-    write_atomically(path, pack(tensors, {"format": FORMAT, "record": text}))
+    plain_record: dict[str, Any] = plain(record, "record")
+    return plain_record
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -348,7 +348,7 @@ class Head(nn.Module, ABC):
         least. A graph that is exported keeps it as a function of the side."""
         divisor = self.size_divisor
         least = math.ceil(self.min_size / divisor) * divisor
-        return cast(int, torch.sym_max((side + divisor - 1) // divisor * divisor, least))
+        return larger((side + divisor - 1) // divisor * divisor, least)
 
     def image_spec(self, spec: ImageSpec) -> ImageSpec:
         """How images are prepared for this head on a backbone whose weights were trained with ``spec``. Default: as there."""
@@ -414,3 +414,11 @@ def head_options(head: type[Head]) -> dict[str, Any]:
             parameters = list(inspect.signature(cls.__init__).parameters.values())[3:]  # self, spec, num_classes
             options |= {p.name: p.default for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     return options
+
+
+def larger(one: int, other: int) -> int:
+    """The larger of two sides. A graph of ``torch.export`` keeps it as a function of the images' side; one of ``torch.jit.trace``,
+    where sides are tensors, serves the side that it was traced with."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call] # untyped in torch
+        return max(int(one), int(other))
+    return cast(int, torch.sym_max(one, other))

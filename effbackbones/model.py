@@ -24,6 +24,9 @@ class Model(nn.Module):
     become the images that it was trained on; None where nobody said it. It can be set, and :func:`save_model` keeps it.
     """
 
+    resizes: bool = False
+    """Whether images are to come as they are, because the model brings them to size itself, as an exported one may."""
+
     def __init__(
         self,
         backbone: Backbone,
@@ -77,7 +80,7 @@ class Model(nn.Module):
         fill = self._fill.to(images.dtype)
         return F.pad(images - fill, (0, grow[1], 0, grow[0])) + fill
 
-    def forward(self, images: Tensor, sizes: ImageSizes | None = None, *, normalized: bool = False) -> Any:
+    def forward(self, images: Tensor, sizes: ImageSizes | None = None, normalized: bool = False) -> Any:
         """Images [B, C, H, W], H and W from 1 up, to the head's raw output.
 
         ``sizes`` says how much of each image is real content (default: all). ``normalized`` skips the normalisation. Raises

@@ -111,7 +111,7 @@ class Counting(TaskSpec):
     def observer(self, config, classes):
         return CountReport()
 
-    def writer(self, config, out, model, classes, tell, originals=None):
+    def writer(self, config, out, model, classes, tell):
         return CountFile(out, tell)
 
 
@@ -141,10 +141,10 @@ class CountFile:
     def __init__(self, out, tell):
         self.out, self.tell, self.rows = out, tell, []
 
-    def update(self, batch, predictions):
-        for meta, found in zip(batch.meta, predictions, strict=True):
-            self.rows.append([meta.path, f"{found:.2f}"])
-            self.tell(f"{meta.path}: {found:.1f}")
+    def update(self, results):
+        for result in results:
+            self.rows.append([result.source, f"{result.values:.2f}"])
+            self.tell(f"{result.source}: {result.values:.1f}")
 
     def close(self):
         self.out.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,6 @@ from tasks.data.dataset import (
 )
 from tasks.data.sample import Sample, Transform
 from tasks.data.transforms.listed import register_transform as register_transform
-from tasks.report.outputs import Originals
 from tasks.report.records import Summary
 from tasks.scoring.added import register_metric as register_metric
 from tasks.settings.sections import Config
@@ -60,6 +59,13 @@ class Observer(Protocol):
         """``predictions`` as :meth:`TaskSpec.restored` gives them."""
 
 
+class Recorder(Observer, Protocol):
+    """Keeps what an evaluation found, image by image."""
+
+    def write(self, folder: Path) -> Path:
+        """Write it into ``folder``; returns the path of the file."""
+
+
 class Reporter(Observer, Protocol):
     """Collects examples during the last evaluation, and writes the report."""
 
@@ -68,11 +74,15 @@ class Reporter(Observer, Protocol):
         figures of, that of training in a run."""
 
 
-class Writer(Observer, Protocol):
+class Writer(Protocol):
     """Writes predictions into files, and tells the essential ones."""
 
     draws: bool
-    """Whether it draws on the images of the files, which are kept for it then."""
+    """Whether it draws on the images, which are kept for it then."""
+
+    def update(self, results: Sequence[Any]) -> None:
+        """Results of images as :class:`effbackbones.inference.predictor.Predictor` gives them; of a task of the user's ``Values``,
+        or what :func:`effbackbones.inference.results.register_result` says."""
 
     def close(self) -> None:
         """Write what is left."""
@@ -177,7 +187,7 @@ class TaskSpec(ABC):
     # From predictions to scores and files ----------------------------------------------------------------------------
 
     def predict(self, config: Config, model: Model, batch: Batch) -> Any:
-        """Predictions for a batch, :meth:`restored`."""
+        """Predictions for a batch of an evaluation, :meth:`restored`."""
         return self.restored(batch, model.predict(batch.images, batch.sizes))
 
     @abstractmethod
@@ -209,6 +219,10 @@ class TaskSpec(ABC):
     def observer(self, config: Config, classes: Any) -> Reporter:
         """What sees the last evaluation and writes the report."""
 
+    def recorder(self, dataset: Dataset, classes: Any) -> Recorder | None:
+        """What keeps the predictions for ``dataset``, for other programs to read; None: nothing does."""
+        return None
+
     @abstractmethod
     def writer(
         self,
@@ -217,10 +231,8 @@ class TaskSpec(ABC):
         model: Model,
         classes: Any,
         tell: Callable[[str], None],
-        originals: Originals | None = None,
     ) -> Writer:
-        """What writes predictions into the folder ``out`` and tells the essential ones. ``originals``: where it finds the images
-        to draw on; by itself it reads their files."""
+        """What writes predictions into the folder ``out`` and tells the essential ones."""
 
 
 def told_of_head(task: TaskSpec, config: Config, dataset: Dataset | None, implied: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,7 +184,10 @@ def test_other_columns_need_no_second_guess(root: Path) -> None:
         opened(root, columns=["id_code", "diagnosis"])
     with pytest.raises(UserError, match=r"there is no column 'diagnose'; did you mean diagnosis"):
         opened(root, columns=["id_code", "diagnose"])
-    with pytest.raises(UserError, match=r"data\.options\.columns: expected two names"):
+    with pytest.raises(
+        UserError,
+        match=r"data\.options\.columns: expected the column of files, and that of labels or those of all classes",
+    ):
         opened(root, columns=["id_code"])
 
 

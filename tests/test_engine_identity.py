@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -348,6 +349,20 @@ def test_what_changes_the_result_is_refused_by_name(
     assert expected in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_state_of_another_config_is_not_continued_from(stopped: Path, tmp_path: Path, capsys: Any) -> None:
+    """config.yaml edited by hand, or states copied from another run."""
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    file = folder / "config.yaml"
+    file.write_text(re.sub(r"(\n  seed:) .*", r"\1 77", file.read_text()))
+    assert main(["--run.resume", str(folder)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "its state was saved under another config (run.seed " in said
+    assert "-> 77" in said
+    file.write_text("")
+    assert main(["--run.resume", str(folder)]) == 2
+    assert "config.yaml: is empty" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_code_of_a_plug_in_that_changed_is_told(tmp_path: Path, capsys: Any) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text("x = 1\n")
@@ -355,7 +370,7 @@ def test_code_of_a_plug_in_that_changed_is_told(tmp_path: Path, capsys: Any) -> 
     model.config, model.image_spec = {}, ""  # type: ignore[assignment]  # what is asked of a model
 
     def now() -> dict[str, Any]:
-        return identity(model, [], {}, [str(plugin), "json"], precision="fp32", device="cpu", seen=8)  # type: ignore[arg-type]
+        return identity(model, [], {}, [str(plugin), "json"], precision="fp32", device="cpu", seen=8, settings={})  # type: ignore[arg-type]
 
     before = json.loads(json.dumps(now()))
     compare(before, now(), tmp_path, told.append)

@@ -151,7 +151,7 @@ def test_arrays(root: Path) -> None:
     (root / "train/masks/1.png").unlink()
     for array, word in (
         (MASK.astype(np.float32) / 255, "float32"),
-        (np.stack([MASK] * 3, 2), "3 channels"),
+        (np.stack([MASK] * 3, 2), "[2, 4, 3]"),
         (MASK[0], "expected [H, W]"),
     ):
         np.save(root / "train/masks/1.npy", array)

@@ -19,7 +19,18 @@ NEVER = {
 }
 # What a room imports inside functions only.
 LATE = {
-    "effbackbones": {"timm", "tifffile", "onnx", "onnxruntime", "matplotlib", "segmentation_models_pytorch"},
+    "effbackbones": {
+        "timm",
+        "tifffile",
+        "h5py",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "onnx_ir",
+        "openvino",
+        "matplotlib",
+        "segmentation_models_pytorch",
+    },
     "tasks": {"matplotlib", "jinja2", "albumentations"},
 }
 RUNS_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -49,6 +60,7 @@ LAYERS = (
     "tasks.engine",
     "tasks.spec tasks.report",
     "tasks.data.door",
+    "tasks.data.suspicions",
     "tasks.data.sets tasks.data.check tasks.data.collating tasks.data.sampling tasks.data.division tasks.data.pixels",
     "tasks.data.knowledge",
     "tasks.data.boxes tasks.data.transforms",
@@ -61,7 +73,9 @@ LAYERS = (
     "tasks.strictyaml",
     "heads.classification heads.detection heads.segmentation",
     "heads.options heads.targets",
+    "effbackbones.export",
     "effbackbones.conformance effbackbones.inference",
+    "effbackbones.export.record",
     "effbackbones.checkpoint",
     "effbackbones.build",
     "effbackbones.headplan",
@@ -71,6 +85,7 @@ LAYERS = (
     "effbackbones.weights",
     "effbackbones.backbones.scaling effbackbones.backbones.convolution",
     "effbackbones.contracts",
+    "effbackbones.export.operators",
     "effbackbones.weights.pretrained",
     "effbackbones.weights.loading",
     "effbackbones.drawing",

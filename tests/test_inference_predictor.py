@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests_support import ONE_THREAD, ROOT, class_names, one_line
+from tests_support import ONE_THREAD, QUIET, ROOT, class_names, one_line
 from torch import Tensor
 
 from effbackbones import ReadingSpec, UserError, build_model, load_predictor, save_model
@@ -25,7 +25,9 @@ from effbackbones.contracts import Head
 from effbackbones.inference import results
 from effbackbones.inference.results import Boxes, Classes, Failed, Mask, Values
 from effbackbones.model import Model
+from tasks.data.sample import Sample
 from tasks.verbs.command import run_command
+from tasks.verbs.predict import fit_of
 
 NARROW = {"width": 0.25, "depth": 0.3}
 COMMANDS = {"cls": "classify", "det": "detect", "seg": "segment", ("det", "seg"): "joint"}
@@ -345,6 +347,42 @@ def test_the_verb_skips_hidden_files_and_keeps_a_threshold(pictures: list[Path],
     assert run_command("detect", line) == 2
 
 
+@pytest.mark.parametrize("task", ["cls", "det", "seg"])
+def test_the_verb_limits_results_as_the_predictor_does(
+    task: str, pictures: list[Path], tmp_path: Path, capsys: Any
+) -> None:
+    model = narrow(task)
+    if task == "seg":
+        out, limit = run_verb(task, model, pictures[:1], tmp_path, "--threshold", "0.9"), {"threshold": 0.9}
+    else:
+        out, limit = run_verb(task, model, pictures[:1], tmp_path, "--top-k", "2"), {"top_k": 2}
+    (mine,) = load_predictor(model, device="cpu", **limit)(pictures[:1])
+    if task == "cls":
+        record = json.loads((out / "predictions.json").read_text())
+        assert [one["label"] for one in record["images"][0]["predictions"]] == mine.order.tolist()
+        assert len(mine.order) == 2
+        assert record["written"].startswith("2 of 3 classes")
+    elif task == "det":
+        assert same_boxes(out / "predictions.json", [mine], pictures[:1]) == 2
+    else:
+        same_masks(out, [mine], pictures[:1])
+        assert (mine.labels == 255).any()
+    option, word = {"cls": ("--threshold", "0.5"), "det": ("--top-k", "0"), "seg": ("--top-k", "1")}[task], "top"
+    line = ["predict", "--checkpoint", str(tmp_path / "model.safetensors"), *option, str(pictures[0])]
+    assert run_command(COMMANDS[task], line) == 2
+    assert (option[0] if task != "seg" else word) in capsys.readouterr().err
+
+
+def test_links_are_followed_unless_the_line_says_otherwise(pictures: list[Path], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").symlink_to(pictures[0])
+    out = run_verb("cls", narrow("cls"), [tmp_path / "in"], tmp_path)
+    assert len(json.loads((out / "predictions.json").read_text())["images"]) == 1
+    line = ["predict", "--checkpoint", str(tmp_path / "model.safetensors"), "--data.links", "inside"]
+    assert run_command("classify", [*line, str(tmp_path / "in")]) == 2
+    assert "a.png: is a link that leaves" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), [("coco_mini", "det"), ("bccd", "det"), ("camvid", "seg")])
 def test_equals_the_files_of_the_verb_on_real_data(name: str, task: str, tmp_path: Path) -> None:
@@ -374,3 +412,34 @@ def test_goes_into_a_spawned_process(pictures: list[Path]) -> None:
     process.start()
     assert answers.get(timeout=120) == ask(pictures[0]).boxes.tolist()
     process.join()
+
+
+def test_the_verb_asks_the_predictor(pictures: list[Path], tmp_path: Path, capsys: Any) -> None:
+    """Unreadable files are counted one by one, however many stand in a row; other depths, in batches of their own."""
+    bad = [tmp_path / f"a{k:02}.png" for k in range(25)]
+    for file in bad:
+        file.write_bytes(b"x")
+    Image.fromarray(np.full((30, 40), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    model = narrow("cls", depth="native")
+    save_model(model, tmp_path / "model.safetensors")
+    line = ["predict", "--checkpoint", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "out"), *QUIET]
+    good = [tmp_path / "deep.png", pictures[0]]
+    assert run_command("classify", [*line, *map(str, [*bad, *good])]) == 2
+    told = capsys.readouterr().err
+    assert f"predictions of 2 images in {tmp_path / 'out'}" in told
+    assert f"error: {bad[0]}: cannot be read as an image" in told
+    assert told.rstrip().endswith("(and 24 more files)")
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    for row, mine in zip(rows, load_predictor(model, device="cpu")(good), strict=True):
+        assert [row["file"], *(one["label"] for one in row["predictions"])] == [mine.source, *mine.order.tolist()]
+
+
+def test_a_transform_of_ones_own_brings_images_to_size() -> None:
+    def halved(sample: Sample, rng: np.random.Generator) -> Sample:
+        return replace(sample, image=sample.image[::2, ::2])
+
+    pixels, plan = fit_of(halved)(np.zeros((40, 60, 3), np.uint8))
+    assert pixels.shape == (20, 30, 3)
+    assert (plan.original, plan.scaled) == ((40, 60), (20, 30))
+    found = load_predictor(narrow("seg"), device="cpu", fit=fit_of(halved))(np.zeros((80, 100, 3), np.uint8))
+    assert found.labels.shape == (80, 100)

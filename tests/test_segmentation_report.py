@@ -3,6 +3,7 @@
 import io
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from effbackbones.drawing.masks import WRONG, errors, fitted, legend, overlay, p
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, ResizePlan
 from effbackbones.images.reading import read_image
+from effbackbones.inference.results import Mask as Segments
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.masks.count import MaskStatistics
-from tasks.data.sample import Sample
+from tasks.data.sample import IGNORE, Sample
 from tasks.report.drawings import class_shares
 from tasks.report.masks import mask_sheet
 from tasks.report.outputs import OutputNames, is_free
@@ -260,8 +262,9 @@ def predict_into(
     told: list[str] = []
     writer = SegmentationFiles(out, classes, told.append, **more)
     for file, values in zip(files, labels, strict=True):
-        batch = letterboxed([Sample(image=read_image(file), id=str(file), path=str(file))])
-        writer.update(batch, [segmented(values, lost)])
+        known = values if lost is None else np.where(lost, IGNORE, values)
+        confidence = np.full(values.shape, 0.75, np.float32)
+        writer.update([Segments(str(file), values.shape, tuple(classes), partial(read_image, file), known, confidence)])
     writer.close()
     return told
 
@@ -313,7 +316,7 @@ def test_predictions_that_are_not_finite_are_no_class(tmp_path: Path) -> None:
     file, lost = write_picture(tmp_path / "a.png"), np.zeros((60, 80), np.bool_)
     lost[:, :20] = True
     told = predict_into(tmp_path / "out", [file], [stripes(60, 80, [2])], lost=lost)
-    assert told == [f"{file}: tree 75 %, not finite 25 %"]
+    assert told == [f"{file}: tree 75 %, no class 25 %"]
     assert (stored(tmp_path / "out/index/a.png")[1] == np.where(lost, 255, 2)).all()
 
 
@@ -372,8 +375,11 @@ def test_probabilities_are_restored_before_they_are_written(tmp_path: Path) -> N
     batch = letterboxed([Sample(image=read_image(file), id="a", path=str(file))])
     scores = torch.zeros(1, 3, 64, 64)
     scores[:, 1, :, :32], scores[:, 2, :, 32:] = 1, 1
+    (found,) = restore(batch, scores)
+    assert found.labels.shape == (50, 97)
     writer = SegmentationFiles(tmp_path / "out", CLASSES, lambda text: None)
-    writer.update(batch, restore(batch, scores))
+    arrays = found.labels.numpy(), found.confidence.numpy()
+    writer.update([Segments(str(file), (50, 97), tuple(CLASSES), partial(read_image, file), *arrays)])
     index = stored(tmp_path / "out/index/a.png")[1]
     assert index.shape == (50, 97)
     assert (index[:, :47] == 1).all()

@@ -12,6 +12,7 @@ from PIL import Image
 from scenes import letterboxed, write_picture
 
 from effbackbones.errors import UserError
+from effbackbones.inference.results import Classes, Mask
 from tasks.classification.files import PredictionFiles
 from tasks.data.door import masks
 from tasks.data.sample import Sample
@@ -31,6 +32,16 @@ def dataset(root: Path, values: Any, options: dict[str, Any]) -> Any:
     Image.new("RGB", (3, 1)).save(root / "train/images/0.png")
     Image.fromarray(values).save(root / "train/masks/0.png")
     return masks(DataConfig(name="masks", root=str(root), options=options), "train", None)
+
+
+def result_of(file: Path, scores: torch.Tensor, *, keep: bool = False) -> Mask:
+    """What a predictor makes of probabilities [1, K, 64, 64] of an image."""
+    image = np.asarray(Image.open(file))
+    batch = letterboxed([Sample(image, "a", str(file))])
+    (found,) = restore(batch, scores, keep=keep)
+    kept = None if found.probabilities is None else found.probabilities.numpy()
+    about: Any = str(file), image.shape[:2], tuple(CLASSES), lambda: image
+    return Mask(*about, found.labels.numpy(), found.confidence.numpy(), kept)
 
 
 GREY = np.array([[0, 128, 255]], np.uint8)
@@ -53,7 +64,7 @@ def test_predictions_in_the_values_of_the_training_masks(tmp_path: Path, name: s
     labels = (np.arange(64 * 64).reshape(64, 64) % 3).astype(np.uint8)
     scores = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), 3).permute(2, 0, 1)[None].float()
     writer = SegmentationFiles(tmp_path / "out", CLASSES, lambda text: None, values=record)
-    writer.update(batch := letterboxed([Sample(np.asarray(Image.open(file)), "a", str(file))]), restore(batch, scores))
+    writer.update([result_of(file, scores)])
     writer.close()
     np.testing.assert_array_equal(data.read_mask(tmp_path / "out/values/a.png"), labels)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/index/a.png")), labels)
@@ -78,10 +89,9 @@ def test_probabilities_of_each_pixel(tmp_path: Path) -> None:
     file = write_picture(tmp_path / "a.png", (48, 64))
     torch.manual_seed(0)
     scores = torch.rand(1, 3, 64, 64).softmax(1)
-    batch = letterboxed([Sample(np.asarray(Image.open(file)), "a", str(file))])
     for _ in range(2):  # a second time into the same folder: under the same name
         writer = SegmentationFiles(tmp_path / "out", CLASSES, lambda text: None, probabilities=True)
-        writer.update(batch, restore(batch, scores, keep=True))
+        writer.update([result_of(file, scores, keep=True)])
         writer.close()
     assert [path.name for path in (tmp_path / "out/probabilities").iterdir()] == ["a.npy"]
     found = np.load(tmp_path / "out/probabilities/a.npy")
@@ -90,7 +100,7 @@ def test_probabilities_of_each_pixel(tmp_path: Path) -> None:
     chosen = np.take_along_axis(found, np.asarray(Image.open(tmp_path / "out/index/a.png"))[None].astype(int), 0)[0]
     np.testing.assert_array_equal(chosen, found.max(0))  # where two are equal in float16, the one that was larger
     with pytest.raises(UserError, match=r"run\.probabilities: .*segment"):
-        SegmentationFiles(tmp_path / "o", CLASSES, print, probabilities=True).update(batch, restore(batch, scores))
+        SegmentationFiles(tmp_path / "o", CLASSES, print, probabilities=True).update([result_of(file, scores)])
     assert Config(run=RunConfig(probabilities=True)).run.probabilities
 
 
@@ -109,9 +119,9 @@ def test_all_classes_or_the_file_says_how_many(
 ) -> None:
     told: list[str] = []
     writer = PredictionFiles(tmp_path, [f"c{k}" for k in range(classes)], multilabel, told.append, every=every)
-    batch = letterboxed([Sample(np.zeros((8, 8, 3), np.uint8), "a", "a.png")])
     probabilities = torch.rand(classes)
-    writer.update(batch, [probabilities])
+    names = tuple(f"c{k}" for k in range(classes))
+    writer.update([Classes("a.png", (8, 8), names, lambda: np.zeros((8, 8, 3), np.uint8), probabilities.numpy())])
     writer.close()
     record = json.loads((tmp_path / "predictions.json").read_text())
     rows = record["images"][0]["predictions"]

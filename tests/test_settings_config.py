@@ -281,6 +281,8 @@ def test_relative_paths_of_an_older_run_are_no_change_and_addresses_are_no_paths
     assert changed_keys(old, new) == changed_keys(new, old) == []
     named = read(tmp_path, "model: {weights: imagenet}\ndata: {root: 's3://bucket/photos'}\n")
     assert absolute(named) == named
+    part = absolute(read(tmp_path, "model: {weights: 'w.pth#ema'}\n"))
+    assert part.model.weights == f"{tmp_path / 'w.pth'}#ema"
     monkeypatch.chdir(tmp_path.parent)
     assert changed_keys(new, old) == ["model.weights", "plugins"]
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -186,10 +187,10 @@ def test_a_file_that_hangs_is_named_where_predict_reads_in_its_own_process(
     released, honest = Event(), predict._Files.__getitem__
 
     def read(files: Any, index: int) -> Any:
-        sample = honest(files, index)
-        if sample.path.endswith("b.jpg"):
+        found = honest(files, index)
+        if found.source.name.endswith("b.jpg"):
             released.wait(60)
-        return sample
+        return found
 
     monkeypatch.setattr(predict._Files, "__getitem__", read)
     line = ["predict", "--checkpoint", str(trained), "--out", str(tmp_path / "out"), "--run.progress", "false"]
@@ -219,7 +220,17 @@ def test_check_and_bench_tell_what_they_find(capsys: Any) -> None:
     assert main(["check", *TINY]) == 0
     assert "each reached by the loss" in capsys.readouterr().out
     assert main(["bench", *TINY]) == 0
-    record = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    record = json.loads(told.out)
+    lines = told.err.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert sum(line.startswith("step ") for line in lines) == 4  # no bar: a line for each measurement
+    rows = [re.split(r" {2,}", line) for line in lines if re.match(r"(plain|for_inference) ", line)]
+    for row, measured in zip(rows, record["latency"], strict=True):
+        assert row[:2] == [measured["model"], str(measured["batch"])]
+        assert [float(value) for value in row[2:]] == pytest.approx(
+            [measured["ms"], measured["images_per_second"]], abs=0.06
+        )
     assert record["parameters"] > 0
     assert record["multiply_adds"] > 0
     assert {(row["model"], row["batch"]) for row in record["latency"]} == {

@@ -90,17 +90,13 @@ def test_what_is_drawn_does_not_depend_on_what_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)).save(path)
     pixels = read_image(path)
-    batch: Any = type(
-        "OneImage", (), {"images": np.zeros((1, 3, 8, 8)), "meta": [ImageMeta(str(path), str(path), (30, 20))]}
-    )
-    originals = Originals()
-    assert np.array_equal(originals.read(batch, batch.meta[0]), pixels)
-    originals.keep(str(path), pixels)
-    assert originals.read(batch, batch.meta[0]) is pixels
-    originals.keep("deep", pixels.astype(np.uint16))  # drawn in 8 bits, as the file is read here
-    assert "deep" not in originals._kept
-    originals.forget(batch)
-    assert originals.read(batch, batch.meta[0]) is not pixels
+    originals = Originals(read_image)
+    first = originals(str(path))
+    assert np.array_equal(first, pixels)
+    assert originals(str(path)) is first
+    originals.forget([str(path)])
+    assert originals(str(path)) is not first
+    assert np.array_equal(originals(str(path)), pixels)
 
 
 @pytest.mark.parametrize("weights", ["null", "median_frequency"])

@@ -37,7 +37,7 @@ def test_a_row_names_a_function_and_options_that_exist(verb: Verb) -> None:
 
 def test_every_option_reaches_a_verb() -> None:
     fields = set(Extras.__dataclass_fields__)
-    assert set(OPTIONS) - {"config", "print-config"} <= fields
+    assert {name.replace("-", "_") for name in OPTIONS} - {"config", "print_config"} <= fields
     for name in OPTIONS:
         assert any(verb.takes(name) for verb in VERBS.values()), name
 
@@ -61,10 +61,13 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
     assert main(["join", "runs/a", "--out=there", "runs/b"]) == 7
     assert toy == [Extras(inputs=("runs/a", "runs/b"), out="there")]
     for argv, text in {
-        ("--config", "shapes"): "--config: does not go with join; it goes with train, evaluate, predict, check, bench",
+        (
+            "--config",
+            "shapes",
+        ): "--config: does not go with join; it goes with train, evaluate, predict, check, export, bench",
         ("--data.root", "x"): "--data.root: does not go with join; it goes with train",
         ("--print-config",): "--print-config: does not go with join",
-        ("--split", "val"): "--split: does not go with join; it goes with evaluate",
+        ("--split", "val"): "--split: does not go with join; it goes with evaluate, export",
     }.items():
         assert main(["join", *argv]) == 2
         assert f"error: {text}" in capsys.readouterr().err
@@ -73,12 +76,12 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
     shown = " ".join(capsys.readouterr().out.split())
     assert "|join]" in shown
     assert "join: say nothing about anything" in shown
-    assert "folder for the results (evaluate, predict, check, join)" in shown
+    assert "the file: .onnx, .pt2 or .xml (evaluate, predict, check, export, join)" in shown
 
 
 def test_inputs_and_flags_go_with_the_verbs_that_take_them(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, text in {
-        ("bench", "a.jpg"): "argument 'a.jpg': bench takes none; options start with --; inputs go with predict",
+        ("bench", "a.jpg"): "argument 'a.jpg': bench takes none; options start with --; inputs go with predict, export",
         ("--config", "shapes", "--deep"): "--deep: does not go with train; it goes with check",
         ("check", "--config", "shapes", "--deep=1"): "--deep: takes no value; write --deep",
     }.items():

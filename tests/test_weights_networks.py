@@ -2,9 +2,11 @@
 
 import argparse
 import datetime
+import gzip
 import logging
 import pathlib
 import shutil
+import zipfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -143,18 +145,64 @@ def test_files_are_told_by_their_content(tmp_path, name, pickled):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "pointer of Git LFS"),
         (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page"),
         (b"<html>404</html>", "is a web page"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"),
     ],
 )
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path, head, said, name):
-    if name == "w.safetensors" and said == "HDF5":
-        pytest.skip("called damaged, which it is under that name")
     (tmp_path / name).write_bytes(head)
     for action in (read, load_model):
         with pytest.raises(UserError) as error:
             action(tmp_path / name)
         one_line(error, str(tmp_path / name), said)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"weights"), "packed (gzip)"),
+        (b'{"weight_map": {}}', "index of a model in several files"),
+        (b'{"a": 1}', "JSON text"),
+        (b"\x93NUMPY\x01\x00", "array of NumPy"),
+        (b"\x08\x09\x12\x07pytorch", "ONNX graph"),
+        (b"\x1c\0\0\0TFL3", "TensorFlow Lite"),
+    ],
+)
+def test_files_of_other_kinds(tmp_path, content, said):
+    (tmp_path / "w.bin").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "w.bin")
+    one_line(error, str(tmp_path / "w.bin"), said)
+
+
+def test_an_archive_of_files(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.writestr("inner/w.pth", b"")
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "w.zip")
+    one_line(error, "ZIP archive of other files (inner/w.pth)")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch gives quantised tensors up
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensor: tensor.to("meta"), "a shape without values"),
+        (lambda tensor: tensor.to_sparse(), "sparse"),
+        (lambda tensor: tensor.to(torch.complex64), "complex"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "quantised"),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers(tmp_path, change, said):
+    path = written(tmp_path, {**RAW, "conv_stem.weight": change(RAW["conv_stem.weight"])})
+    with pytest.raises(UserError) as error:
+        read(path)
+    one_line(error, str(path), "stem.conv.weight", said)
+
+
+def test_weights_that_are_all_zero(tmp_path):
+    path = written(tmp_path, stem(0.0))
+    with pytest.raises(UserError, match="every weight in it is 0"):
+        read(path)
 
 
 class Settings:
@@ -323,7 +371,23 @@ def test_a_half_loaded_model_says_so_and_a_tail_that_nobody_wants_is_told_apart(
     assert "2 not wanted here: conv.conv.weight, fc.weight" in table
     assert "unused strange.weight" in table
     assert table in caplog.text
+    told = [(record.name, record.levelname) for record in caplog.records if "start at random" in record.message]
+    assert told == [("effbackbones", "WARNING")]
     assert "1 of its entries start at random (last.weight)" in caplog.text
+
+
+def test_a_script_without_logging_set_up_shows_what_starts_at_random(tmp_path, monkeypatch, capsys):
+    logger = logging.getLogger("effbackbones")
+    monkeypatch.setattr(
+        logging.getLogger(), "handlers", []
+    )  # pytest's own; then Python's last resort speaks, on stderr
+    assert logger.isEnabledFor(logging.WARNING)
+    assert not logger.handlers
+    path = written(tmp_path, {**RAW, "classifier.weight": torch.zeros(1000, 1280)})
+    with HEADS.temporary({"tiny": Tiny}):
+        options = {"levels": ("C1",), "numerics": "torch"}
+        build_model("other", "b0", head="tiny", num_classes=2, weights=path, backbone_options=options)
+    assert "start at random (last.weight)" in capsys.readouterr().err
 
 
 def test_a_stem_of_other_channels_is_said(tmp_path, caplog):

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from safetensors.torch import save
 from tests_support import one_line
 from torch import Tensor, nn
 from weight_files import numbered, parts_of, write_weights
@@ -17,9 +18,11 @@ from effbackbones.contracts import IMAGENET_MEAN, ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.weights import dialects, foreign, hub
 from effbackbones.weights.classifiers import SOURCES, find_source, recognise, sources_for
+from effbackbones.weights.content import read_content
 from effbackbones.weights.loading import LoadReport, adapt_stem, load_state, load_table
 from effbackbones.weights.reading import read_weights
 from effbackbones.weights.source import HALF
+from effbackbones.weights.tensorfile import file_kind
 
 B = [f"b{i}" for i in range(8)]
 LITE = [f"lite{i}" for i in range(5)]
@@ -574,3 +577,17 @@ def test_adapted_stem_answers_equal_channels_as_before(channels):
         assert torch.allclose(answer, conv(grey.expand(-1, 3, -1, -1), weight))
     if channels > 3:
         assert torch.allclose(adapt_stem(weight, channels)[:, 3], weight[:, 0] * 3 / channels)
+
+
+@pytest.mark.parametrize("low", range(0, 256, 8))
+def test_a_header_of_any_length_is_one_of_safetensors(tmp_path, low):
+    # Its length is the first thing in the file, and may begin with the byte of a pickle (0x80).
+    path = tmp_path / "file.pth"
+    for more in range(0, 512, 8):
+        content = save({"w": torch.zeros(1)}, {"filler": "x" * more})
+        if content[0] == low:
+            break
+    assert content[0] == low
+    path.write_bytes(content)
+    assert file_kind(path) == "safetensors"
+    assert torch.equal(read_content(path).tables[""]["w"], torch.zeros(1))

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from effbackbones.errors import UserError, nearest
 
@@ -204,14 +205,14 @@ class ConvNorm(Foldable):
         return out
 
     def fold(self) -> Self:
-        if isinstance(self.bn, nn.BatchNorm2d):
+        if isinstance(self.bn, _BatchNorm):
             fold_into(self.conv, self.bn)
             self.bn = nn.Identity()
         return self
 
 
 @torch.no_grad()
-def fold_into(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
+def fold_into(conv: nn.Conv2d, bn: _BatchNorm) -> None:
     """Fold the running statistics of ``bn`` into the ``conv`` in front of it, in place; computed in float64."""
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError("a batch norm without running statistics cannot be folded")

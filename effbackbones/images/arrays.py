@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, Size
@@ -29,6 +30,25 @@ def read_array(path: str | Path, channels: int, max_pixels: int, depth: str) -> 
     return as_pixels(path, array, depth)
 
 
+def read_numbers(path: str | Path, max_pixels: int) -> NDArray[np.integer | np.bool_]:
+    """The whole numbers or truth values [H, W] of a ``.npy`` file, one for each pixel; sides of 1 before or behind are dropped."""
+    shape, dtype = _stored(path)
+    plain = tuple(
+        side for place, side in enumerate(shape) if side != 1 or place not in (0, len(shape) - 1) or len(shape) < 3
+    )
+    if len(plain) != 2 or min(plain) < 1:
+        remedy = "store the number of its class for each pixel (of one layer for each class: the place of the largest)"
+        raise UserError(str(path), f"expected [H, W], got {list(shape)}", remedy)
+    if dtype.kind not in "bui":
+        raise UserError(str(path), f"expected whole numbers, got {dtype}", "convert it, to uint8 or uint16")
+    check_pixels(path, (plain[1], plain[0]), max_pixels)
+    try:
+        array: NDArray[np.integer | np.bool_] = np.load(path, allow_pickle=False).reshape(plain)
+    except DAMAGE as error:
+        raise unreadable(path, error) from error
+    return array
+
+
 def as_pixels(path: str | Path, array: Pixels, depth: str) -> Pixels:
     """Numbers of uint8, uint16 or float32 as pixels; ``depth`` 8 keeps the upper byte of 16 bits. Floating point outside of
     0..1 raises :class:`UserError`."""
@@ -38,7 +58,20 @@ def as_pixels(path: str | Path, array: Pixels, depth: str) -> Pixels:
 
 
 def _header(path: str | Path) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape [H, W, C] and dtype."""
+    """Shape [H, W, C] and dtype of pixels."""
+    stored, dtype = _stored(path)
+    shape = (*stored, 1) if len(stored) == 2 else stored
+    if len(shape) != 3 or min(shape) < 1 or dtype not in (np.uint8, np.uint16, np.float32):
+        raise UserError(
+            str(path),
+            f"expected [H, W] or [H, W, C] of uint8, uint16 or float32; got {list(stored)} of {dtype}",
+            "convert it",
+        )
+    return shape, dtype
+
+
+def _stored(path: str | Path) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Shape and dtype as the file has them."""
     with opened_file(path) as file:
         try:
             major, _ = np.lib.format.read_magic(file)
@@ -46,11 +79,4 @@ def _header(path: str | Path) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
             shape, _, dtype = read(file, max_header_size=10_000)
         except DAMAGE as error:
             raise unreadable(path, error) from error
-    shape = (*shape, 1) if len(shape) == 2 else shape
-    if len(shape) != 3 or min(shape) < 1 or dtype not in (np.uint8, np.uint16, np.float32):
-        raise UserError(
-            str(path),
-            f"expected [H, W] or [H, W, C] of uint8, uint16 or float32; got {list(shape)} of {dtype}",
-            "convert it",
-        )
     return shape, dtype

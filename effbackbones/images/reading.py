@@ -6,8 +6,8 @@ naming the file. (TIFF files of bands that are no colours go through tifffile, :
 
 What comes out, by kind of file: EXIF orientation is applied; CMYK, palette, 1-bit and grey become what ``channels`` asks
 for; alpha and palette transparency are dropped, not composited, as the loaders did that published weights were trained
-with; an animation gives its first frame, a TIFF file of several pages is refused or read as bands; 16-bit grey is scaled to
-8 bits (``>> 8``, not clipped) or kept by option.
+with; an animation gives its first frame or is refused, a TIFF file of several pages is refused or read as bands; 16-bit grey
+is scaled to 8 bits (``>> 8``, not clipped) or kept by option.
 Embedded colour profiles are not applied.
 """
 
@@ -59,6 +59,8 @@ SUFFIXES = frozenset(
 )
 """Endings, in lower case, of the files that :func:`read_image` reads."""
 
+FRAMES = ("stop", "first")
+_ANIMATED = ("GIF", "PNG", "WEBP")
 _BANDS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _TURNS = {
     1: None,
@@ -83,6 +85,7 @@ def read_image(
     max_pixels: int = MAX_PIXELS,
     depth: str = "8",
     at_least: Size | None = None,
+    frames: str = "first",
 ) -> Pixels:
     """Pixels [H, W, channels] of an image file: uint8, or uint16 where ``depth`` is ``native`` and the file has 16 bits.
 
@@ -91,12 +94,14 @@ def read_image(
     bands of a TIFF file that are not colours and alpha alone (:func:`effbackbones.images.tiff.read_bands`).
     ``exif``: ``apply`` turns the image upright, ``ignore`` gives it as stored. ``at_least`` (H, W): a JPEG may be decoded
     at 1/2, 1/4 or 1/8 of its size as long as neither side falls below; twice what is needed leaves a later antialiased
-    resize good. Raises :class:`UserError` for anything that cannot be read whole, and above ``max_pixels``, which is
-    compared with the header before anything is decoded.
+    resize good. ``frames``: an animation gives its ``first`` frame, or is refused (``stop``).
+    Raises :class:`UserError` for anything that cannot be read whole, and above ``max_pixels``, which is compared with the
+    header before anything is decoded.
     """
-    if exif not in ("apply", "ignore") or depth not in ("8", "native") or channels < 1:
+    if exif not in ("apply", "ignore") or depth not in ("8", "native") or channels < 1 or frames not in FRAMES:
         raise ValueError(
-            f"exif must be apply or ignore, depth 8 or native, channels positive; got {exif!r}, {depth!r}, {channels}"
+            f"exif must be apply or ignore, depth 8 or native, channels positive, frames stop or first; got {exif!r}, {depth!r}, "
+            f"{channels}, {frames!r}"
         )
     if str(path).lower().endswith(".npy"):
         return read_array(path, channels, max_pixels, depth)
@@ -114,6 +119,10 @@ def read_image(
             "set data.options.channels, or store the others too, as TIFF or .npy",
         )
     with opened_image(path, max_pixels) as image:
+        count = frame_count(image) if frames == "stop" else 1
+        if count > 1:
+            remedy = "store the one that is wanted by itself, or set data.options.frames: first"
+            raise UserError(str(path), f"has {count} frames: which of them is the image?", remedy)
         if at_least is not None and image.format in ("JPEG", "MPO"):
             height, width = at_least
             image.draft(None, (height, width) if orientation_of(image) > 4 and exif == "apply" else (width, height))
@@ -192,6 +201,13 @@ def _opened_by_pil(file: IO[bytes]) -> ImageFile.ImageFile:
     except UnidentifiedImageError:
         Image.init()  # loads the rarer formats: 50 ms, once; builds of PIL differ in which they have
         return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def frame_count(image: Image.Image) -> int:
+    """How many frames an animation has; 1 of other files. (Of a JPEG, what comes after the first is a preview or a map of depth.)"""
+    return (
+        int(getattr(image, "n_frames", 1)) if image.format in _ANIMATED and getattr(image, "is_animated", False) else 1
+    )
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -1,9 +1,9 @@
-"""From a batch of fitted images to one result for each: the network, and the way back to original pixels."""
+"""From a batch of prepared images to one result for each: the network, and the way back to original pixels."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,26 +13,20 @@ from torch.utils import _pytree as pytree
 from effbackbones.contracts import Detections, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.images.classsets import members
-from effbackbones.images.geometry import IGNORE, Pixels, ResizePlan
+from effbackbones.images.geometry import IGNORE
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.boxes import restore_boxes
 from effbackbones.inference.finite import NOT_FINITE, REMEDY, finite_rows
-from effbackbones.inference.inputs import ImageSource
 from effbackbones.inference.masks import Segmented, mask_of_tiles, restore_mask, sure_of
+from effbackbones.inference.preparing import Placed
 from effbackbones.inference.results import RESULTS, Boxes, Classes, Mask, Masks, Result, Values
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 
+LIMITED = frozenset({"cls", "det", "seg"})
+"""Tasks whose results a threshold, or a number of them, can limit."""
 Answer = Result | dict[str, Result] | UserError
 """A result, of several heads a dict by task, or what is wrong."""
-
-
-class Fitted(NamedTuple):
-    """An image at the size that the network gets, and the ``plan`` that leads back."""
-
-    source: ImageSource
-    pixels: Pixels
-    plan: ResizePlan
 
 
 @dataclass(frozen=True)
@@ -66,12 +60,18 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 @torch.no_grad()
 def answers(
-    model: Model, batch: Sequence[Fitted], classes: Any, wishes: Wishes, *, reading: ReadingSpec, batch_size: int
+    model: Model,
+    images: Tensor,
+    batch: Sequence[Placed],
+    classes: Any,
+    wishes: Wishes,
+    *,
+    reading: ReadingSpec,
+    batch_size: int,
 ) -> list[Answer]:
-    """A result for each image of a batch of one shape and dtype, or what is wrong with its prediction."""
+    """A result for each of ``images`` [B, C, H, W], which ``batch`` says the places of, or what is wrong with its prediction."""
     device = next(model.parameters()).device
-    images = torch.from_numpy(np.stack([one.pixels for one in batch])).permute(0, 3, 1, 2)
-    images = images.to(device, memory_format=torch.channels_last)
+    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
     fine = [True] * len(batch)
     if reading.tile is not None and model.head.task == "seg":
         keep, overlap = wishes.probabilities, reading.tile_overlap
@@ -99,7 +99,7 @@ def answers(
     ]
 
 
-def _not_finite(one: Fitted) -> UserError:
+def _not_finite(one: Placed) -> UserError:
     return UserError(one.source.name, NOT_FINITE, REMEDY)
 
 
@@ -114,7 +114,7 @@ def _by_task(found: dict[str, Result | UserError]) -> Answer:
 
 
 def _of_task(
-    head: Any, task: str, found: Any, batch: Sequence[Fitted], classes: tuple[str, ...], wishes: Wishes
+    head: Any, task: str, found: Any, batch: Sequence[Placed], classes: tuple[str, ...], wishes: Wishes
 ) -> list[Result | UserError]:
     """The results of one head."""
     if task in _MAKERS and task not in RESULTS:
@@ -130,7 +130,7 @@ def _of_task(
 
 
 def _classes(
-    head: Any, found: Tensor, batch: Sequence[Fitted], classes: tuple[str, ...], wishes: Wishes
+    head: Any, found: Tensor, batch: Sequence[Placed], classes: tuple[str, ...], wishes: Wishes
 ) -> list[Result | UserError]:
     several = bool(getattr(head, "multilabel", False))
     limit = 0.5 if wishes.threshold is None else wishes.threshold
@@ -145,7 +145,7 @@ def _classes(
 
 
 def _boxes(
-    head: Any, found: Detections, batch: Sequence[Fitted], classes: tuple[str, ...], wishes: Wishes
+    head: Any, found: Detections, batch: Sequence[Placed], classes: tuple[str, ...], wishes: Wishes
 ) -> list[Result | UserError]:
     rows: list[Result | UserError] = []
     for one, boxes in zip(batch, restore_boxes(found, [one.plan for one in batch]), strict=True):
@@ -161,7 +161,7 @@ def _boxes(
 
 
 def _masks(
-    head: Any, found: Any, batch: Sequence[Fitted], classes: tuple[str, ...], wishes: Wishes
+    head: Any, found: Any, batch: Sequence[Placed], classes: tuple[str, ...], wishes: Wishes
 ) -> list[Result | UserError]:
     over = sure_of(head, wishes.threshold)
     names = ("background", "foreground") if len(classes) == 1 and over is None else classes

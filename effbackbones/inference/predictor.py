@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -15,11 +16,14 @@ from torch import Tensor
 
 from effbackbones.checkpoint import load_model
 from effbackbones.errors import UserError
+from effbackbones.export.record import format_of
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
-from effbackbones.inference.answering import Fitted, Wishes, answers, autocast
+from effbackbones.inference.answering import LIMITED, Wishes, answers, autocast
+from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
 from effbackbones.inference.inputs import ImageSource, is_one, source_of
+from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared, fitted, together
 from effbackbones.inference.results import Failed
 from effbackbones.model import Model
 
@@ -32,15 +36,23 @@ OneImage = str | PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 
 class Predictor:
     """Images to results, as the commands make them: read (orientation, depth, channels), brought to size (letterbox, crop or tiles),
-    predicted in batches, and brought back to the pixels of each image.
+    predicted in batches, and brought back to the pixels of each image. It may be called from several threads, and be pickled into
+    another process.
 
-    ``model`` is put on the device and into eval mode. It may be called from several threads, and be pickled into another process.
-    Made by :func:`load_predictor`, which explains the arguments.
+    ``source``: a model file, a run folder (its best weights are taken), or a :class:`Model`, which is put on the device and into
+    eval mode. ``device``: ``auto`` takes a GPU where there is one. ``threshold``: boxes below it are left out; of several labels
+    those that are told; in masks of one channel where foreground begins, of several below which a pixel has no class, of classes that
+    overlap over which each is there. ``top_k``: so many classes or boxes of an image at most. ``batch_size``: images that the network
+    gets at once (8). ``probabilities``: masks come with those of all classes. ``on_error``: ``return`` gives a :class:`Failed` for an
+    image that cannot be read or predicted. ``precision``: ``auto`` is that of the commands, bf16 on a GPU. ``max_pixels``: larger
+    files are refused. ``fit``: brings images to size in another way than the model says.
+
+    Raises :class:`UserError` for what is no model, and for arguments that the task has no use for.
     """
 
     def __init__(
         self,
-        model: Model,
+        source: str | PathLike[str] | Model,
         *,
         device: str | torch.device = "auto",
         threshold: float | None = None,
@@ -50,14 +62,16 @@ class Predictor:
         on_error: Literal["raise", "return"] = "raise",
         precision: str = "auto",
         max_pixels: int = MAX_PIXELS,
+        fit: Fit | None = None,
     ) -> None:
+        model = _model(source)
         if on_error not in ("raise", "return"):
             raise UserError("on_error", f"unknown value {on_error!r}", "raise or return")
         if batch_size is not None and batch_size < 1:
             raise UserError("batch_size", f"expected at least 1 image at once, got {batch_size}", "correct it")
         self.wishes = Wishes(threshold, top_k, probabilities)
         self.task: str = model.head.task
-        _refuse_idle(self.task, self.wishes)
+        _refuse_idle(tuple(getattr(model.head, "heads", (self.task,))), self.wishes)
         self.reading = model.reading or ReadingSpec()
         self.batch_size, self.on_error, self.precision, self.max_pixels = (
             batch_size or 8,
@@ -69,7 +83,7 @@ class Predictor:
         self.device = _device(device)
         self.model = model.to(self.device).eval()
         self.classes: Any = model.classes or _numbered(model.head)
-        self._fit = _fitting(model, self.reading)
+        self.fit = fit or fitting_of(model, self.reading)
         with autocast(self.device, precision):
             pass  # a wrong word is told here
 
@@ -108,6 +122,28 @@ class Predictor:
         config = self.model.config
         return f"Predictor({self.task}: {config.get('backbone')} + {config.get('head')}, {self.device})"
 
+    def answer(self, batch: Prepared) -> list[Any]:
+        """One result for each image of a batch that was read elsewhere, by the network asked once for all images of a shape."""
+        found: dict[int, Any] = {
+            row: self._failed(one) for row, one in enumerate(batch.places) if isinstance(one, Failed)
+        }
+        for rows, images in batch.groups:
+            some = [one for row in rows if isinstance(one := batch.places[row], Placed)]
+            with autocast(self.device, self.precision):
+                results = answers(
+                    self.model,
+                    images,
+                    some,
+                    self.classes,
+                    self.wishes,
+                    reading=self.reading,
+                    batch_size=self.batch_size,
+                )
+            for row, one, result in zip(rows, some, results, strict=True):
+                wrong = isinstance(result, UserError)
+                found[row] = self._failed(Failed(one.source.name, str(result))) if wrong else result
+        return [found[row] for row in range(len(batch))]
+
     def _stream(self, images: Iterable[Any], bgr: bool) -> Iterator[Any]:
         """Results in order. While the network works on one batch the next is read."""
         numbered = enumerate(images)
@@ -115,7 +151,7 @@ class Predictor:
             coming = self._begun(readers, numbered, bgr)
             while coming:
                 following = self._begun(readers, numbered, bgr)
-                yield from self._answered([one.result() for one in coming])
+                yield from self.answer(together([one.result() for one in coming]))
                 coming = following
 
     def _begun(
@@ -124,14 +160,13 @@ class Predictor:
         """The next images, being read and brought to size; so many as a batch takes."""
         count = 1 if self.reading.tile is not None and self.task == "seg" else self.batch_size
         # Each is looked at before the next is asked for: an iterator may use its memory again.
-        return [
-            readers.submit(self._fitted, *self._source(given, number, bgr)) for number, given in islice(numbered, count)
-        ]
+        found = [self._source(given, number, bgr) for number, given in islice(numbered, count)]
+        return [readers.submit(self._fitted, one) for one in found]
 
-    def _source(self, given: Any, number: int, bgr: bool) -> tuple[ImageSource | None, UserError | None, str]:
+    def _source(self, given: Any, number: int, bgr: bool) -> ImageSource | Failed:
         spec, reading = self.model.image_spec, self.reading
         try:
-            found = source_of(
+            return source_of(
                 given,
                 number,
                 channels=len(spec.mean),
@@ -141,98 +176,41 @@ class Predictor:
                 bgr=bgr,
             )
         except UserError as error:
-            return None, error, f"image {number}"
-        return found, None, found.name
+            return Failed(f"image {number}", str(error))
 
-    def _fitted(self, source: ImageSource | None, error: UserError | None, name: str) -> "Fitted | Failed":
-        try:
-            if source is None:
-                assert error is not None
-                raise error
-            pixels, plan = self._fit(source())
-            return Fitted(source, pixels, plan)
-        except UserError as wrong:
-            return self._failed(name, wrong)
+    def _fitted(self, one: ImageSource | Failed) -> Fitted | Failed:
+        found = fitted(one, self.fit) if isinstance(one, ImageSource) else one
+        return self._failed(found) if isinstance(found, Failed) else found
 
-    def _failed(self, name: str, error: UserError) -> Failed:
+    def _failed(self, failed: Failed) -> Failed:
         if self.on_error == "raise":
-            raise error
-        return Failed(name, str(error))
-
-    def _answered(self, batch: list["Fitted | Failed"]) -> Iterator[Any]:
-        """One result for each, by the network asked once for all images of a shape."""
-        found: dict[int, Any] = {}
-        groups: dict[Any, list[int]] = {}
-        for row, one in enumerate(batch):
-            if isinstance(one, Failed):
-                found[row] = one
-            else:
-                groups.setdefault((one.pixels.shape, one.pixels.dtype), []).append(row)
-        for rows in groups.values():
-            some = [one for row in rows if isinstance(one := batch[row], Fitted)]
-            with autocast(self.device, self.precision):
-                results = answers(
-                    self.model,
-                    some,
-                    self.classes,
-                    self.wishes,
-                    reading=self.reading,
-                    batch_size=self.batch_size,
-                )
-            for row, one, result in zip(rows, some, results, strict=True):
-                found[row] = self._failed(one.source.name, result) if isinstance(result, UserError) else result
-        yield from (found[row] for row in range(len(batch)))
+            raise UserError(failed.error)
+        return failed
 
 
-def load_predictor(
-    source: str | PathLike[str] | Model,
-    *,
-    device: str | torch.device = "auto",
-    threshold: float | None = None,
-    top_k: int | None = None,
-    batch_size: int | None = None,
-    probabilities: bool = False,
-    on_error: Literal["raise", "return"] = "raise",
-    precision: str = "auto",
-    max_pixels: int = MAX_PIXELS,
-) -> Predictor:
-    """A :class:`Predictor` of a model file, of a run folder (its best weights), or of a :class:`Model`.
+load_predictor = Predictor
 
-    ``device``: ``auto`` takes a GPU where there is one. ``threshold``: boxes below it are left out; of several labels those that are
-    told; in masks of one channel where foreground begins, of several below which a pixel has no class, of classes that overlap over
-    which each is there. ``top_k``: so many classes or
-    boxes of an image at most. ``batch_size``: images that the network gets at once (8). ``probabilities``: masks come with those
-    of all classes. ``on_error``: ``return`` gives a :class:`Failed` for an image that cannot be read or predicted. ``precision``:
-    ``auto`` is that of the commands, bf16 on a GPU. ``max_pixels``: larger files are refused.
 
-    Raises :class:`UserError` for what is no model, and for arguments that the task has no use for.
-    """
+def _model(source: str | PathLike[str] | Model) -> Model:
     if isinstance(source, Model):
-        model = source
-    elif isinstance(source, str | PathLike):
-        path = Path(source)
-        model = load_model(path / BEST if path.is_dir() else path)
-    else:
+        return source
+    if not isinstance(source, str | PathLike):
         what = f"expected a model file, a run folder or a Model, got {type(source).__name__}"
         raise UserError("load_predictor", what, "give one of them")
-    return Predictor(
-        model,
-        device=device,
-        threshold=threshold,
-        top_k=top_k,
-        batch_size=batch_size,
-        probabilities=probabilities,
-        on_error=on_error,
-        precision=precision,
-        max_pixels=max_pixels,
-    )
+    path = Path(source)
+    if format_of(path) is not None and not path.is_dir():
+        return ExportedModel.open(path)
+    return load_model(path / BEST if path.is_dir() else path)
 
 
-def _refuse_idle(task: str, wishes: Wishes) -> None:
-    """Refuse what a single task has no use for."""
-    if wishes.top_k is not None and task == "seg":
+def _refuse_idle(tasks: tuple[str, ...], wishes: Wishes) -> None:
+    """Refuse what none of the tasks has a use for."""
+    for name, value in (("threshold", wishes.threshold), ("top_k", wishes.top_k)):
+        if value is not None and LIMITED.isdisjoint(tasks):
+            raise UserError(name, f"is not for what a head of task {', '.join(tasks)} predicts", "leave it out")
+    if wishes.top_k is not None and tasks == ("seg",):
         raise UserError("top_k", "a mask has one class in each pixel", "leave it out, or ask for probabilities")
-    if wishes.probabilities and task in ("cls", "det"):
+    if wishes.probabilities and len(tasks) == 1 and tasks[0] in ("cls", "det"):
         raise UserError("probabilities", "are those of every pixel, and go with segmentation", "leave it out")
 
 
@@ -249,7 +227,10 @@ def _device(asked: str | torch.device) -> torch.device:
     return device
 
 
-def _fitting(model: Model, reading: ReadingSpec) -> Fitting:
+def fitting_of(model: Model, reading: ReadingSpec) -> Fitting:
+    """How images are brought to the size at which ``model`` is asked; a graph that resizes gets them as they are."""
+    if model.resizes:
+        return replace(Fitting.of_classes(model.image_spec), mode="own")
     if model.head.task == "cls":
         return Fitting.of_classes(model.image_spec)
     own_size = reading.tile is not None and model.head.task == "seg"

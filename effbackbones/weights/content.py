@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from effbackbones.errors import UserError
+from effbackbones.weights.kerasfile import read_keras
+from effbackbones.weights.keraslayers import Preparation
 from effbackbones.weights.pickled import StandIn, module_state, read_objects
 from effbackbones.weights.tensorfile import file_kind, parse_safetensors, read_bytes
 
@@ -22,11 +24,13 @@ _DEPTH = 6
 @dataclass(frozen=True)
 class Content:
     """``tables``: tensors by name, by dotted place (``""``: at the top). ``others``: top entries that are no tensors, and of what
-    class where that is not plain. ``metadata`` of a safetensors file."""
+    class where that is not plain. ``metadata`` of a safetensors file. ``prepared``: how images are prepared, by the prefix of a
+    network, where a file says so (Keras)."""
 
     tables: dict[str, dict[str, Tensor]]
     others: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    prepared: Mapping[str, Preparation] = field(default_factory=dict)
 
     def beside(self, place: str) -> tuple[str, ...]:
         """What there is in the file beside the table at ``place``, by its top entries."""
@@ -34,9 +38,13 @@ class Content:
 
 
 def read_content(path: Path) -> Content:
-    """The content of a safetensors file, or of one that ``torch.save`` wrote. Raises :class:`UserError` for anything else, and for a
-    file without tensors."""
-    if file_kind(path) == "safetensors":
+    """The content of a safetensors file, one that ``torch.save`` wrote, or one of Keras. Raises :class:`UserError` for
+    anything else, and for a file without tensors."""
+    kind = file_kind(path)
+    if kind == "keras":
+        tensors, prepared, beside = read_keras(path)
+        return Content({"": tensors}, beside, prepared=prepared)
+    if kind == "safetensors":
         tensors, metadata = parse_safetensors(read_bytes(path), path)
         return Content({"": tensors}, metadata=metadata)
     whole, dropped = read_objects(path)

@@ -1,8 +1,8 @@
-"""Key names of the EfficientNets of torchvision, timm, lukemelas (with segmentation-models-pytorch), zylo117 and ours, and the
-maps between them.
+"""Key names of the EfficientNets of torchvision, timm, lukemelas (with segmentation-models-pytorch), zylo117, Keras and ours, and
+the maps between them.
 
 Pure functions on names and shapes. Traps they settle: timm's ``conv_pw`` projects where the expand ratio is 1 and expands
-elsewhere; lukemelas numbers blocks through all stages; torchvision numbers the parts of a block.
+elsewhere; lukemelas numbers blocks through all stages; torchvision numbers the parts of a block; Keras counts layers by letters.
 """
 
 import re
@@ -43,7 +43,7 @@ class Dialect:
         """
         if match := self.block.fullmatch(key):
             *where, rest = match.groups()
-            numbers = [int(text) for text in where]
+            numbers = [ord(text) - ord("a") if text.islower() else int(text) for text in where]
             if len(numbers) == 2:
                 numbers[0] -= self.stage_offset
             part, _, leaf = rest.rpartition(".")
@@ -102,7 +102,15 @@ _ZYLO117_PARTS = {
 ZYLO117 = Dialect(  # lukemelas's names, every convolution wrapped in a module that pads
     "zylo117", LUKEMELAS.block, _ZYLO117_PARTS, _ZYLO117_PARTS, _parts("_conv_stem.conv _bn0", _OUTER[:2])
 )
-DIALECTS = (OURS, TORCHVISION, TIMM, LUKEMELAS, ZYLO117)
+KERAS = Dialect(
+    "keras",
+    re.compile(r"block([1-7])([a-z])_(.+)"),
+    _parts("dwconv bn se_reduce se_expand project_conv project_bn", _FIRST),
+    _parts("expand_conv expand_bn dwconv bn se_reduce se_expand project_conv project_bn", _LATER),
+    _parts("stem_conv stem_bn top_conv top_bn predictions", _OUTER),
+    stage_offset=1,
+)
+DIALECTS = (OURS, TORCHVISION, TIMM, LUKEMELAS, ZYLO117, KERAS)
 
 
 def detect(keys: Iterable[str]) -> list[tuple[Dialect, str]]:

@@ -5,7 +5,7 @@ named in :attr:`Pretrained.assumed`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from effbackbones.errors import UserError
 from effbackbones.registry import LAYOUTS
 from effbackbones.weights import dialects
 from effbackbones.weights.content import Content
+from effbackbones.weights.keraslayers import Preparation
 from effbackbones.weights.loading import LoadReport
 from effbackbones.weights.networks import Network, choose, networks_in
 from effbackbones.weights.own import BARE, bare_head, read_bare
@@ -53,8 +54,11 @@ def read_foreign(
     for tensors in (parts.backbone, parts.tail, head, foreign.head if foreign else {}):
         check_values(tensors, path)
     settled, remarks = _numerics(parts, foreign, source, given, path, backbone)
-    spec = image_spec or (source.image_spec if source else None)
-    if spec is None:
+    spec, prepared = image_spec or (source.image_spec if source else None), content.prepared.get(network.prefix)
+    if spec is None and prepared:
+        spec = _spec_of(prepared, default_image_spec(scaling(backbone)))
+        remarks += tuple(f"{path} was {remark}" for remark in prepared.remarks)
+    elif spec is None:
         spec = default_image_spec(scaling(backbone))
         remarks += (
             f"{path} does not say its mean and std: assumed {spec.mean} and {spec.std}; {IMAGE_SPEC} says otherwise",
@@ -81,6 +85,12 @@ def read_foreign(
         head_options=dict(source.head_options) if source else {},
         assumed=(*chosen, *remarks, *(foreign.remarks if foreign else ())),
     )
+
+
+def _spec_of(prepared: Preparation, family: ImageSpec) -> ImageSpec:
+    """What a file says of its images, and of its ``family`` what it does not say."""
+    spec = replace(family, mean=prepared.mean, std=prepared.std)
+    return replace(spec, size=prepared.size) if prepared.size else spec
 
 
 @dataclass
@@ -196,7 +206,7 @@ def _numerics(
         return given, (f"numerics as given, though these weights go with {name}",) if differ else ()
     if name is None:
         label = foreign.layout if foreign else parts.label
-        what = f"the keys of a {label} file cannot say which padding and batch norm it was trained with"
+        what = f"its keys ({label}) cannot say which padding and batch norm it was trained with"
         if parts.dialect is dialects.TIMM:
             values = '"tf" (of tf_efficientnet) or "torch"'
         else:
@@ -213,7 +223,7 @@ def _implied(parts: _Parts, backbone: str, foreign: ForeignHead | None = None) -
         return ("torch_tf" if backbone in ("b5", "b6", "b7") else "torch"), ()
     if parts.dialect is dialects.LUKEMELAS:
         return ("tf" if lite else "same_static"), ()
-    if parts.dialect is dialects.ZYLO117:
+    if parts.dialect in (dialects.ZYLO117, dialects.KERAS):
         return "tf_original", ()  # SAME padding by the size of each input, whatever its class is called
     if foreign and foreign.numerics:
         return foreign.numerics, (foreign.numerics_remark,)

@@ -9,6 +9,7 @@ business with: what calls functions, or runs programs, is refused unread.
 import os
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -159,9 +160,21 @@ def read_pickled(path: Path, classes: Mapping[str, type]) -> Any:
             what = f"holds more than tensors ({refused[1]})"
         elif "TorchScript" in str(error):
             what = "is a TorchScript program, not a file of tensors"
+        elif (held := _archived(path)) is not None:
+            what = f"is a ZIP archive of other files ({held})"
         else:
             what = f"is damaged or no file of tensors ({type(error).__name__})"
         raise UserError(str(path), what, "get it again, or convert it to safetensors") from None
+
+
+def _archived(path: Path) -> str | None:
+    """The first names in a ZIP archive that ``torch.save`` did not write; None for what is no such archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # damaged bytes fail in the zip reader with any exception, names that are no text among them
+        return None
+    return None if any(name.endswith("/data.pkl") for name in names) else ", ".join(names[:3]) or "empty"
 
 
 def _inert(name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from effbackbones.backbones.convolution import (
     Activation,
@@ -109,7 +110,7 @@ class SeparableConv(Foldable):
         return out
 
     def fold(self) -> Self:
-        if isinstance(self.bn, nn.BatchNorm2d):
+        if isinstance(self.bn, _BatchNorm):
             fold_into(self.pointwise, self.bn)
             self.bn = nn.Identity()
         return self

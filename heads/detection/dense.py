@@ -178,7 +178,7 @@ class DenseHead(Head):
         evidence, deltas, count = self.evidence(raw), raw.deltas.float(), self.selection.pre_nms
         decode, probability = self.coder.decode, self.probability
         found = candidates(evidence, deltas, raw.anchors, sizes.valid, count, decode=decode, probability=probability)
-        return self.selection(found)
+        return self.selection(found, self.num_classes)
 
     def evidence(self, raw: Any) -> Tensor:
         """Values float32 [B, A, K] by which anchor-class pairs are ranked."""

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from effbackbones.contracts import Detections
+from effbackbones.export.operators import for_onnx, suppress
 from heads.detection.anchors import pairwise_iou
 from heads.options import choice, number, whole
 
@@ -39,7 +40,9 @@ def top_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     rows = logits.gather(1, anchors[..., None].expand(-1, -1, logits.shape[2]))
     chosen = torch.where(finite, rows, -torch.inf).flatten(1)
     pairs = _largest(chosen, count)
-    values, order = chosen.gather(1, pairs).sort(stable=True, descending=True)
+    values = chosen.gather(1, pairs)
+    # ONNX has no stable sort, and promises of its TopK that the first of equals comes first.
+    values, order = values.topk(values.shape[1]) if for_onnx() else values.sort(stable=True, descending=True)
     pairs = pairs.gather(1, order)
     return values, anchors.gather(1, pairs // logits.shape[2]), pairs % logits.shape[2]
 
@@ -49,6 +52,8 @@ def _largest(values: Tensor, count: int) -> Tensor:
     does not promise. The host waits for nothing."""
     count = min(count, values.shape[1])
     top, columns = values.topk(count)
+    if for_onnx():  # whose TopK promises it
+        return columns.sort(1).values
     least = top[:, -1:]
     turn = torch.arange(1, count + 1, device=values.device) - (top > least).sum(1, keepdim=True)
     seen = (values == least).cumsum(1, dtype=torch.int32)  # where this first reaches n stands the n-th of the least
@@ -103,11 +108,16 @@ class Selection:
         number("sigma", self.sigma, above=0)
         whole("pre_nms", self.pre_nms)
 
-    def __call__(self, found: Candidates) -> Detections:
-        """Detections of fixed shape, ``max_detections`` rows per image."""
-        if self.nms == "hard":
-            return hard_nms(found, iou=self.nms_iou, threshold=self.score_threshold, most=self.max_detections)
-        return gaussian_nms(found, sigma=self.sigma, threshold=self.score_threshold, most=self.max_detections)
+    def __call__(self, found: Candidates, num_classes: int) -> Detections:
+        """Detections of fixed shape, ``max_detections`` rows per image, of ``num_classes`` classes."""
+        threshold, most = self.score_threshold, self.max_detections
+        if self.nms != "hard":
+            return gaussian_nms(found, sigma=self.sigma, threshold=threshold, most=most)
+        if for_onnx():
+            return _hard_nms_of_onnx(found, num_classes, iou=self.nms_iou, threshold=threshold, most=most)
+        if torch.compiler.is_exporting():
+            return _hard_nms_unrolled(found, iou=self.nms_iou, threshold=threshold, most=most)
+        return hard_nms(found, iou=self.nms_iou, threshold=threshold, most=most)
 
 
 def hard_nms(found: Candidates, *, iou: float, threshold: float, most: int) -> Detections:
@@ -121,6 +131,34 @@ def hard_nms(found: Candidates, *, iou: float, threshold: float, most: int) -> D
     count = torch.tensor([len(rows) for rows in kept], device=found.boxes.device)
     rows = torch.stack([F.pad(rows, (0, most - len(rows))) for rows in kept])
     return _fixed(found, rows, found.scores.gather(1, rows), count)
+
+
+def _hard_nms_of_onnx(found: Candidates, num_classes: int, *, iou: float, threshold: float, most: int) -> Detections:
+    """The same in a graph for ONNX, which has an operator for it."""
+    boxes, scores, labels = found
+    first = scores.shape[1]
+    rank = (first - torch.arange(first, device=scores.device)).float()  # candidates are sorted
+    own = labels[:, None] == torch.arange(num_classes, device=labels.device)[:, None]
+    stay = suppress(boxes, torch.where(own & (scores > threshold)[:, None], rank, 0.0), iou, most)
+    rows = torch.where(stay, rank, 0.0).topk(min(most, first)).indices
+    rows = F.pad(rows, (0, most - rows.shape[1]))
+    return _fixed(found, rows, scores.gather(1, rows), stay.sum(1).clamp(max=most))
+
+
+def _hard_nms_unrolled(found: Candidates, *, iou: float, threshold: float, most: int) -> Detections:
+    """The same in a graph of tensor operations alone, whose shapes do not depend on values: the best one left is taken, and what
+    it suppresses goes, ``most`` times."""
+    boxes, scores, labels = found
+    left, rows, taken = scores > threshold, [], []
+    for _ in range(most):
+        row = left.to(torch.uint8).argmax(1, keepdim=True)  # the first, for they are sorted
+        rows.append(row)
+        taken.append(left.gather(1, row))
+        overlap = pairwise_iou(boxes.gather(1, row[..., None].expand(-1, -1, 4)), boxes)[:, 0]
+        left = left & ~((overlap > iou) & (labels == labels.gather(1, row)))
+        left = left.scatter(1, row, False)
+    chosen = torch.cat(rows, 1)
+    return _fixed(found, chosen, scores.gather(1, chosen), torch.cat(taken, 1).sum(1))
 
 
 def gaussian_nms(found: Candidates, *, sigma: float, threshold: float, most: int) -> Detections:

@@ -10,6 +10,7 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from effbackbones.backbones.convolution import Activation, Foldable, activation_layer, convolution, fold_into
 from heads.detection.bifpn import NUMERICS, SeparableConv
@@ -72,7 +73,7 @@ class Tower(Foldable):
                 break
             own = [cast(nn.Conv2d, copy.deepcopy(shared)) for _ in cast(nn.ModuleList, norms)]
             for conv, norm in zip(own, cast(nn.ModuleList, norms), strict=True):
-                fold_into(conv, cast(nn.BatchNorm2d, norm))
+                fold_into(conv, cast(_BatchNorm, norm))
             self.pointwise[repeat] = nn.ModuleList(own)
             self.bn[repeat] = nn.ModuleList(nn.Identity() for _ in own)
         return self

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec
+from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec, larger
 from effbackbones.errors import UserError
 from effbackbones.images.classsets import UNKNOWN
 from effbackbones.images.pixels import top_left
@@ -62,7 +62,7 @@ class SegmentationHead(Head):
         super().__init__(spec, num_classes, **options)
         self.mode = _mode(mode, num_classes)
         self.multilabel = self.mode == "multilabel"
-        self.thresholds = _thresholds(threshold, num_classes)
+        self.threshold, self.thresholds = threshold, _thresholds(threshold, num_classes)
         if not self.multilabel and set(self.thresholds) != {0.5}:
             raise UserError("head_options.threshold", f"goes with mode multilabel, got {self.mode}", "remove it")
         self.loss_weights = losses.parse_losses(loss)
@@ -211,7 +211,7 @@ class SegmentationHead(Head):
         odd sizes.
         """
         padded, stride = self.padded(side), self.spec.strides[0]
-        return cast(int, torch.sym_max(padded, cells * stride - -padded % stride))
+        return larger(padded, cells * stride - -padded % stride)
 
 
 def _place(level: str) -> int:

@@ -6,10 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from tasks.classification.results import stacked
-from tasks.data.batch import Batch
+from effbackbones.inference.results import Classes
 
 SHOWN = 5
 """Classes told for each predicted image."""
@@ -19,7 +16,8 @@ ALL = 100
 
 class PredictionFiles:
     """``predictions.json`` and ``predictions.csv`` (file, rank, class, probability): all classes of each file, the most probable
-    first, or of more than :data:`ALL` the first :data:`SHOWN`, unless ``every`` or several may be right; the file says how many
+    first, or of more than :data:`ALL` the first :data:`SHOWN`, unless ``every`` or several may be right, or so many as
+    the results are limited to; the file says how many
     (``written``, of how many classes)."""
 
     draws = False
@@ -29,16 +27,21 @@ class PredictionFiles:
     ) -> None:
         self.out, self.classes, self.multilabel, self.tell = out, classes, multilabel, tell
         self.written = len(classes) if every or multilabel or len(classes) <= ALL else SHOWN
+        self.told = SHOWN
         self.rows: list[dict[str, Any]] = []
 
-    def update(self, batch: Batch, predictions: Sequence[Tensor]) -> None:
-        """Note the images of a batch with their probabilities, float [K] each."""
-        top = stacked(predictions).float().topk(self.written, dim=1)
-        for meta, scores, labels in zip(batch.meta, top.values.tolist(), top.indices.tolist(), strict=True):
-            pairs = zip(scores, labels, strict=True)
+    def update(self, results: Sequence[Classes]) -> None:
+        """Note images with their probabilities."""
+        for result in results:
+            if result.top_k is not None:
+                self.written = self.told = min(result.top_k, len(self.classes))
+            order = result.order[: self.written]
+            pairs = zip(result.probabilities[order].tolist(), order.tolist(), strict=True)
             found = [{"class": self.classes[label], "label": label, "probability": score} for score, label in pairs]
-            self.rows.append({"file": meta.path, "predictions": found})
-            self.tell(f"{meta.path}: " + ", ".join(f"{p['class']} {p['probability']:.3f}" for p in found[:SHOWN]))
+            self.rows.append({"file": result.source, "predictions": found})
+            self.tell(
+                f"{result.source}: " + ", ".join(f"{p['class']} {p['probability']:.3f}" for p in found[: self.told])
+            )
 
     def close(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)

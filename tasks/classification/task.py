@@ -29,7 +29,6 @@ from tasks.data.door import class_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, balanced
 from tasks.data.transforms.mixing import mix
-from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
 from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
@@ -93,7 +92,8 @@ class Classification(TaskSpec):
 
     def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
         # No padding: the head would not know it from the image.
-        return partial(collate, targets=class_targets, size_divisor=None, fill=model.image_spec.mean)
+        classes, fill = model.head.num_classes, model.image_spec.mean
+        return partial(collate, targets=class_targets, size_divisor=None, fill=fill, num_classes=classes)
 
     def augment(self, config: Config, batch: Batch, num_classes: int, step: int) -> tuple[Tensor, Any]:
         data = config.data
@@ -137,7 +137,6 @@ class Classification(TaskSpec):
         model: Model,
         classes: Sequence[str],
         tell: Callable[[str], None],
-        originals: Originals | None = None,
     ) -> Writer:
         several = bool(getattr(model.head, "multilabel", False))
         return PredictionFiles(out, classes, several, tell, every=config.run.probabilities)

@@ -25,15 +25,40 @@ def collate(
     targets: Callable[[Sequence[Sample]], Any],
     size_divisor: int | None = 1,
     fill: Sequence[float],
+    num_classes: int | None = None,
 ) -> Batch:
     """Images of different sizes are padded at right and bottom, with the colour ``fill`` (0..1, one value per channel) and masks
     with ignored pixels, to the largest sides rounded up to ``size_divisor``; if that is None they raise :class:`UserError`.
     ``targets``: how they are made of such samples."""
     valid = [sample.plan.valid if sample.plan else sample.image.shape[:2] for sample in samples]
+    for sample in samples:
+        _refuse_bad_labels(sample, num_classes)
     padded = samples if size_divisor is None else _of_one_size(samples, size_divisor, fill)
     images, sizes = stack_images(padded)
     sizes = sizes._replace(valid=torch.tensor(valid, dtype=torch.int64))
     return Batch(images, sizes, targets(padded), [ImageMeta.of(sample) for sample in samples])
+
+
+def _refuse_bad_labels(sample: Sample, num_classes: int | None) -> None:
+    """Raise :class:`UserError` naming sample and field where a loss would fail, or go wrong without a word; here, because a data
+    set or transform of the user's may give anything. Unknown labels (negative, NaN) are the loss's to judge; one class may be
+    told by 0 and 1."""
+    what, boxes = "", sample.boxes
+    if num_classes is not None and sample.label is not None and sample.label >= max(num_classes, 2):
+        what = f"label: expected less than {num_classes}, got {sample.label}"
+    elif num_classes is not None and sample.labels is not None and np.shape(sample.labels) != (num_classes,):
+        what = f"labels: expected shape [{num_classes}], got {list(np.shape(sample.labels))}"
+    elif boxes is not None:
+        if np.ndim(boxes) != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu":
+            what = f"boxes: expected numbers [M, 4], got {getattr(boxes, 'dtype', type(boxes).__name__)} {list(np.shape(boxes))}"
+        elif len(labels_of(sample)) and not np.issubdtype(labels_of(sample).dtype, np.integer):
+            what = f"box_labels: expected integers, got {labels_of(sample).dtype}"
+        elif (bad := ~(np.isfinite(boxes).all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1))).any():
+            what = f"boxes: row {int(bad.argmax())} is {boxes[bad.argmax()].tolist()}, expected finite x0 <= x1 and y0 <= y1"
+        elif (odd := labels_of(sample)[(labels_of(sample) < 0) | (labels_of(sample) >= (num_classes or np.inf))]).size:
+            what = f"box_labels: expected 0 or more{f', less than {num_classes}' if num_classes else ''}, got {odd[0]}"
+    if what:
+        raise UserError(sample.path or sample.id, what, "correct the data set or the transform that gives it")
 
 
 def _of_one_size(samples: Sequence[Sample], divisor: int, fill: Sequence[float]) -> list[Sample]:

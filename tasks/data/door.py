@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
+from effbackbones.images.reading import FRAMES
 from effbackbones.images.spec import ReadingSpec
 from tasks.data.boxes.annotations import Selection, Wanted
 from tasks.data.boxes.table import BoxDataset
@@ -38,7 +39,7 @@ from tasks.settings.options import DataOptions
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec
 
-_READ = ("channels", "depth", "reduced")
+_READ = ("channels", "depth", "reduced", "frames")
 _CLASSES = ("classes", "rename")
 _BOXES = (*_CLASSES, "duplicates")
 IGNORED, ROTATION = ("object", "crowd"), ("keep", "enclose")
@@ -77,9 +78,9 @@ def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Tabl
     Options: ``classes`` (a list, or a file in ``data.root`` with one name on each line; default: those of the training
     table), ``rename`` (a list of ``old=new``, which comes first; several may become one), ``image_root`` (folder that file names
     are relative to; default: the CSV's), ``suffix`` (added to file names without the ending of an image), ``columns`` (the names of
-    the columns of files and of labels), ``group`` (that of a third one, whose rows of one value stay together where ``data.val`` is
-    a share), ``delimiter`` (between cells; default: found from the header), ``separator`` (between labels, ``;``), and those of
-    :func:`image_reader`.
+    the columns of files and of labels, or of files and of one for each class that holds 1 or 0), ``group``
+    (that of another one, whose rows of one value stay together where ``data.val`` is a share), ``delimiter`` (between cells; default:
+    found from the header), ``separator`` (between labels, ``;``), and those of :func:`image_reader`.
     """
     known = (*_READ, *_CLASSES, "image_root", "suffix", "columns", "group", "delimiter", "separator")
     options, root = DataOptions(data.name, data.options, known), _root(data)
@@ -102,12 +103,12 @@ def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Tabl
 def _table_format(options: DataOptions) -> TableFormat:
     """How the options say that a table is written."""
     columns, delimiter = options.names("columns") or COLUMNS, options.text("delimiter")
-    if len(columns) != 2:
-        what = f"expected two names, of the columns of files and of labels, got {len(columns)}"
+    if len(columns) < 2:
+        what = f"expected the column of files, and that of labels or those of all classes, got {len(columns)} names"
         raise UserError("data.options.columns", what, "write [file, labels]")
     if delimiter is not None and len(delimiter) != 1:
         raise UserError("data.options.delimiter", f"expected one character, got {delimiter!r}", "correct it")
-    return TableFormat((columns[0], columns[1]), options.text("group"), delimiter, options.text("separator"))
+    return TableFormat(columns, options.text("group"), delimiter, options.text("separator"))
 
 
 def shapes(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> ShapesDataset:
@@ -140,10 +141,22 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
     * ``duplicates`` (``keep`` or ``drop``): objects that are there twice;
     * ``supercategories`` (``drop`` or ``keep``): categories without objects that are only above others.
 
+    ``without_images`` (false): images need not be there, as where a file of predictions is scored.
+
     A sample has what ``data.labels`` asks for: ``boxes`` (as if nothing is asked), ``labels`` or ``label`` as in
     :class:`BoxDataset`, ``mask``; any of them at once. With ``data.multilabel`` masks keep all classes of a pixel.
     """
-    known = (*_READ, *_IMAGES, *_BOXES, "unlabelled", "no_segmentation", "ignored", "rotation", "supercategories")
+    known = (
+        *_READ,
+        *_IMAGES,
+        *_BOXES,
+        "unlabelled",
+        "no_segmentation",
+        "ignored",
+        "rotation",
+        "supercategories",
+        "without_images",
+    )
     options, root = DataOptions(data.name, data.options, known), _root(data)
     return open_coco(
         root,
@@ -155,6 +168,7 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
         ignored=options.word("ignored", IGNORED),
         rotation=options.word("rotation", ROTATION),
         sets=_sets_wanted(data),
+        without_images=data.options.get("without_images", False) is True,
     )
 
 
@@ -163,10 +177,10 @@ def voc(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDat
     ``data.root``, by default the split's own; see :func:`tasks.data.sets.voc.open_voc`.
 
     Options: ``difficult`` (``ignore`` or ``keep``), ``first_pixel`` (1 as in VOC, 0, or ``auto``: 0 where corners show it), ``classes`` (a
-    list, labels in its order), ``rename`` (a list of ``old=new``, several may become one), ``duplicates`` (``keep`` or ``drop``) and
-    those of :func:`image_reader`.
+    list, labels in its order), ``rename`` (a list of ``old=new``, several may become one), ``duplicates`` (``keep`` or ``drop``),
+    ``ignored`` and ``rotation`` as of :func:`coco`, and those of :func:`image_reader`.
     """
-    options = DataOptions(data.name, data.options, (*_READ, *_BOXES, "difficult", "first_pixel"))
+    options = DataOptions(data.name, data.options, (*_READ, *_BOXES, "difficult", "first_pixel", "ignored", "rotation"))
     root, wanted = _root(data), _wanted(data, split, classes, options)
     _refuse_masks(data)
     return open_voc(
@@ -176,6 +190,8 @@ def voc(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDat
         ignore_difficult=options.word("difficult", ("ignore", "keep")) == "ignore",
         first_pixel=options.word("first_pixel", FIRST_PIXEL),
         whole=bool(data.shares),
+        ignored=options.word("ignored", IGNORED),
+        rotation=options.word("rotation", ROTATION),
     )
 
 
@@ -287,7 +303,8 @@ def _declared(options: DataOptions, root: Path) -> Declared:
 
 
 def image_reader(data: DataConfig, split: str) -> ImageReader:
-    """By ``data.exif``, ``data.max_pixels`` and the options ``channels`` (3), ``depth`` (``8`` or ``native``), ``reduced``
+    """By ``data.exif``, ``data.max_pixels`` and the options ``channels`` (3), ``depth`` (``8`` or ``native``), ``frames`` (of files with
+    several: ``stop``, or ``first``), ``reduced``
     (false; true: JPEGs of the training split may be decoded at 1/2, 1/4 or 1/8 as long as both sides stay twice
     ``data.image_size``; evaluation always reads them whole)."""
     channels, depth, reduced = (
@@ -299,12 +316,14 @@ def image_reader(data: DataConfig, split: str) -> ImageReader:
         what = f"expected a number of channels, got {channels!r}"
         raise UserError("data.options.channels", what, "give 1, 3, 4, ...")
     choice("data.options.depth", depth, ("8", "native"))
+    frames = str(data.options.get("frames", "stop"))
+    choice("data.options.frames", frames, FRAMES)
     size = sides(data.image_size)
     if not isinstance(reduced, bool) or (reduced and size is None):
         what = f"expected true or false, and true with data.image_size; got {reduced!r}"
         raise UserError("data.options.reduced", what, "correct it")
     at_least = (2 * size[0], 2 * size[1]) if size and reduced and split == "train" else None
-    return ImageReader(channels, depth, data.exif, data.max_pixels, at_least)
+    return ImageReader(channels, depth, data.exif, data.max_pixels, at_least, frames)
 
 
 def reading_spec(data: DataConfig) -> ReadingSpec:

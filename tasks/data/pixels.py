@@ -48,7 +48,7 @@ def deep_range(dataset: Dataset) -> Range | None:
     if read is None:
         return None
     native, highest, found = replace(read, depth="native", at_least=None), 0, 0
-    for path in _some(dataset, LOOKED_AT):
+    for path in some_paths(dataset, LOOKED_AT):
         try:
             pixels = native(path)
         except UserError:  # the run will say so, or cannot read more than 8 bits of it
@@ -115,7 +115,7 @@ def told_of_shared_images(datasets: Mapping[str, Dataset]) -> list[str]:
     return lines
 
 
-def _some(dataset: Dataset, limit: int) -> list[str]:
+def some_paths(dataset: Dataset, limit: int) -> list[str]:
     """The files of a few images, evenly spread."""
     paths = paths_of(dataset)
     count = min(limit, len(paths))

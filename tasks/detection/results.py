@@ -17,6 +17,7 @@ from effbackbones.contracts import Detections
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
 from effbackbones.inference.boxes import restore_boxes
+from effbackbones.inference.results import Boxes
 from effbackbones.weights.tensorfile import read_bytes, write_atomically
 from tasks.data.batch import Batch
 from tasks.data.files.jsonfile import RepeatedKeyError, once, refuse_repeated, word
@@ -62,12 +63,21 @@ def restore(batch: Batch, detections: Detections) -> list[ImageDetections]:
 
     An image that was transformed in a way that cannot be undone raises :class:`UserError`.
     """
-    restored = []
-    for meta, found in zip(batch.meta, restore_boxes(detections, batch.plans()), strict=True):
-        with np.errstate(invalid="ignore"):  # infinite less infinite
-            xywh = np.concatenate([found.corners[:, :2], found.corners[:, 2:] - found.corners[:, :2]], 1)
-        restored.append(ImageDetections(meta.id, meta.original, xywh, found.scores, found.labels, meta.path))
-    return restored
+    return [
+        ImageDetections(meta.id, meta.original, _xywh(found.corners), found.scores, found.labels, meta.path)
+        for meta, found in zip(batch.meta, restore_boxes(detections, batch.plans()), strict=True)
+    ]
+
+
+def detections_of(result: Boxes) -> ImageDetections:
+    """What a predictor found, in the form of a results file."""
+    boxes = _xywh(result.boxes)
+    return ImageDetections(result.source, result.size, boxes, result.scores, result.labels, result.source)
+
+
+def _xywh(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # infinite less infinite
+        return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
 
 
 def finite_rows(boxes: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,24 +11,23 @@ from numpy.typing import NDArray
 from torchmetrics import Metric
 
 from effbackbones.contracts import Detections
-from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
 from tasks.data.batch import Batch
-from tasks.data.collating import box_targets
+from tasks.data.collating import box_targets, collate
 from tasks.data.dataset import Dataset
 from tasks.data.door import view_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, repeat_factors
 from tasks.detection.check import GOAL, quick_checks, score_results
-from tasks.detection.files import DetectionFiles
+from tasks.detection.files import DetectionFiles, DetectionRecorder
 from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.numbering import category_ids
 from tasks.detection.report import DetectionReporter
 from tasks.detection.results import ImageDetections, restore
 from tasks.report.boxes import sample_sheet
-from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
-from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
+from tasks.spec import Recorder, Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
 from tasks.verbs.samples import draw_samples
 
@@ -69,6 +69,12 @@ class Detection(TaskSpec):
         divisor = model.head.size_divisor
         return view_transform(config.data, model.image_spec, train=train, epochs=epochs, size_divisor=divisor)
 
+    def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
+        head, fill = model.head, model.image_spec.mean
+        return partial(
+            collate, targets=box_targets, size_divisor=head.size_divisor, fill=fill, num_classes=head.num_classes
+        )
+
     def sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.uint8]:
         return sample_sheet(samples, classes)
 
@@ -104,6 +110,9 @@ class Detection(TaskSpec):
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return DetectionReporter(config, classes)
 
+    def recorder(self, dataset: Dataset, classes: Sequence[str]) -> Recorder:
+        return DetectionRecorder(classes, category_ids(dataset))
+
     def writer(
         self,
         config: Config,
@@ -111,25 +120,12 @@ class Detection(TaskSpec):
         model: Model,
         classes: Sequence[str],
         tell: Callable[[str], None],
-        originals: Originals | None = None,
     ) -> Writer:
         # Published weights for its 80 classes keep COCO's ids.
         coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None
         ids = model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)
         numbers = [int(number) for number in ids]
-        return DetectionFiles(out, classes, numbers, tell, exif=config.data.exif, originals=originals)
-
-
-def category_ids(dataset: Dataset) -> tuple[int, ...]:
-    """The id of each label in the files of the data set; counted from 1 where it has none."""
-    ids: Sequence[int] = getattr(dataset, "category_ids", range(1, len(dataset.classes) + 1))
-    if len(ids) != len(dataset.classes):
-        raise UserError(
-            f"{type(dataset).__name__}.category_ids",
-            f"{len(ids)} for {len(dataset.classes)} classes",
-            "give one for each",
-        )
-    return tuple(int(number) for number in ids)
+        return DetectionFiles(out, classes, numbers, tell)
 
 
 TASK = Detection()

@@ -12,17 +12,22 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from effbackbones.backbones.syncnorm import synchronise_batch_norm
 from effbackbones.build import build_model
 from effbackbones.checkpoint import load_model
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
+from effbackbones.export.record import format_of
+from effbackbones.inference.exported import ExportedModel
+from effbackbones.inference.fitting import Fitting
 from effbackbones.model import Model
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.division import Division, divided
 from tasks.data.door import reading_spec
-from tasks.data.knowledge import ids_of
+from tasks.data.knowledge import ids_of, unwrapped
 from tasks.data.pixels import mean_and_std
+from tasks.data.sample import Transform
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
 from tasks.engine.batchnorm import FEW_STEPS, IMAGES, Statistics
@@ -205,6 +210,8 @@ def checkpoint_file(name: str) -> Path:
 def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
     """The state of a run before its first step. ``model`` is on its device; ``scaler`` is that of fp16."""
     optim, model = config.optim, model.to(memory_format=torch.channels_last)  # as the images come
+    if config.model.norm == "sync" and processes.here().world > 1:
+        synchronise_batch_norm(model)
     lr = scaled_lr(optim.lr, config.data.batch_size, optim.base_batch, optim.lr_scaling)
     groups = model.param_groups(
         lr, optim.weight_decay, layer_decay=optim.layer_decay, decay_norm_and_bias=optim.decay_norm_and_bias
@@ -219,7 +226,8 @@ def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Mode
         for sentence in made.provenance.get("assumed", ()):
             say(sentence)
         return made
-    model = load_model(checkpoint_file(checkpoint))
+    file = checkpoint_file(checkpoint)
+    model = load_model(file) if format_of(file) is None else ExportedModel.open(file)
     told, wanted = model.config["task"], config.model.task
     if (sorted(told) if isinstance(told, list) else told) != (sorted(wanted) if isinstance(wanted, tuple) else wanted):
         remedy = f"use that task's command, not {task.command}" if isinstance(wanted, str) else "set model.task to that"
@@ -290,8 +298,19 @@ def keyed(config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, tra
         epochs = (
             optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
         )
-    transform = task.transform(config, model, train=train, epochs=epochs)
+    transform = shown(task.transform(config, model, train=train, epochs=epochs), model)
     return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
+
+
+def shown(transform: Transform, model: Model) -> Transform:
+    """The transform as ``model`` is shown images: as they are, where it resizes them itself."""
+    if model.resizes:
+        untyped: Any = transform
+        if not isinstance(getattr(untyped, "fitting", None), Fitting):
+            what = f"{type(transform).__name__} resizes images, and so does the exported graph"
+            raise UserError("--checkpoint", what, "export with preprocessing normalize")
+        untyped.fitting = replace(untyped.fitting, mode="own")
+    return transform
 
 
 def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, batches: Any) -> Loader:
@@ -314,7 +333,7 @@ def batch_norm_statistics(
     them; of a longer one None."""
     if steps >= FEW_STEPS:
         return None
-    size = max(2, config.data.batch_size // (processes.here().world * config.optim.accumulate))
+    size = max(2, normalised_together(config))
     alone = replace(config, data=replace(config.data, workers=0))  # a few images are not worth starting processes for
 
     def batches() -> Iterator[Batch]:
@@ -324,6 +343,12 @@ def batch_norm_statistics(
         return iter(loader(alone, task, keyed(config, task, dataset, model, train=True), model, groups))
 
     return Statistics(batches, device, partial(autocast, config, device))
+
+
+def normalised_together(config: Config) -> int:
+    """How many images of a training step batch norm sees at a time."""
+    world = 1 if config.model.norm == "sync" else processes.here().world
+    return config.data.batch_size // (world * config.optim.accumulate)
 
 
 class EvaluationBatches:
@@ -349,7 +374,7 @@ def evaluation_loader(
     similar = config.data.batch_shape == "aspect" and hasattr(dataset, "aspects")
     order = np.argsort(aspects(dataset), kind="stable") if similar else np.arange(len(dataset))
     # Images that are read in tiles are large, and of many sizes.
-    size = 1 if config.data.tile else config.data.eval_batch_size or config.data.batch_size
+    size = 1 if config.data.tile or model.resizes else config.data.eval_batch_size or config.data.batch_size
     batches = EvaluationBatches(order, size, rank, world)
     return loader(config, task, keyed(config, task, dataset, model, train=False), model, batches)
 
@@ -366,6 +391,6 @@ def aspects(dataset: Dataset) -> np.ndarray:
     """Width / height of each image, float [N]; a data set that does not know them raises :class:`UserError`."""
     found: np.ndarray | None = getattr(dataset, "aspects", None)
     if found is None:
-        text = f"{type(dataset).__name__} does not know the aspect ratios of its images"
+        text = f"{type(unwrapped(dataset)[0]).__name__} does not know the aspect ratios of its images"
         raise UserError("data.batch_shape", text, "set it to fixed, or give the data set `aspects`")
     return found

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from effbackbones.backbones.syncnorm import SyncNorm
 from effbackbones.model import Model
 from tasks.data.batch import Batch
 
@@ -59,6 +60,8 @@ class Statistics:
         try:
             for norm in norms:
                 norm.train()
+                if isinstance(norm, SyncNorm):
+                    norm.shared = False  # each process has all of these images
                 norm.momentum, norm.num_batches_tracked = (
                     None,
                     torch.tensor(0),
@@ -70,6 +73,8 @@ class Statistics:
         finally:
             for norm, (momentum, count) in zip(norms, counts, strict=True):
                 norm.momentum, norm.num_batches_tracked = momentum, count
+                if isinstance(norm, SyncNorm):
+                    norm.shared = True
             model.train(training)
 
 

@@ -15,6 +15,8 @@ from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.fingerprint import difference, fingerprint
 
+_LONGER = ("optim.epochs", "optim.max_steps")
+"""Keys by which a run becomes longer, which the schedule looks at."""
 _WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -27,9 +29,10 @@ def identity(
     precision: str,
     device: str,
     seen: int,
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What must be the same when a run continues, and what is told; JSON-like. ``datasets`` by split; ``device``: its kind;
-    ``seen``: how many images batch norm sees at a time."""
+    ``seen``: how many images batch norm sees at a time; ``settings``: the keys of the config that make a run what it is."""
     return {
         "classes": classes,
         "data": {split: fingerprint(dataset) for split, dataset in datasets.items()},
@@ -39,6 +42,7 @@ def identity(
         "device": device,
         "seen": seen,
         "plugins": {plugin: _digest(plugin) for plugin in plugins},
+        "settings": dict(settings),
     }
 
 
@@ -57,6 +61,16 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, tel
         if before.get(name) != now[name]:
             what = f"{key} was {str(before.get(name))[:160]} and is now {str(now[name])[:160]}"
             raise UserError(str(folder), what, "restore it, or start anew with another run.out and model.init_from")
+    settings = before.get("settings", {})  # keys that one release has and another not are no change
+    changed = [
+        key for key, value in now["settings"].items() if key not in _LONGER and settings.get(key, value) != value
+    ]
+    if changed:
+        shown = "; ".join(f"{key} {str(settings[key])[:60]} -> {str(now['settings'][key])[:60]}" for key in changed)
+        what = (
+            f"its state was saved under another config ({shown[:300]}), of another run or before config.yaml was edited"
+        )
+        raise UserError(str(folder), what, "restore it, or start anew with another run.out and model.init_from")
     if before.get("seen") != now["seen"]:
         text = "each step sees the same images, but batch norm takes its statistics from"
         tell(

@@ -48,7 +48,7 @@ _NO_SHARING = (errno.EROFS, errno.ENOSPC, errno.EACCES, errno.EPERM, errno.ENOEN
 
 
 class Loader:
-    """The batches of a :class:`DataLoader`, with or without loader processes.
+    """The batches of a :class:`DataLoader`, with or without loader processes: :class:`Batch`, or anything that is ``mapped`` as one.
 
     One that is not there after ``timeout`` seconds (0: never), or whose loader process has died, raises :class:`UserError` that
     names the process, what it was reading, and the cause. Without shared memory batches come through pipes, or from this
@@ -59,7 +59,7 @@ class Loader:
         self,
         dataset: Any,
         batches: Any,
-        collate: Callable[[Sequence[Any]], Batch],
+        collate: Callable[[Sequence[Any]], Any],
         *,
         workers: int,
         timeout: float,

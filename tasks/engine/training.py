@@ -21,7 +21,7 @@ from effbackbones.errors import UserError
 from tasks.data.batch import Batch, SkipCount
 from tasks.data.check import check_dataset
 from tasks.data.door import told_of_listed
-from tasks.data.pixels import told_of_shared_images
+from tasks.data.suspicions import told_of_data
 from tasks.engine import assembly, processes
 from tasks.engine.batchnorm import FEW_STEPS
 from tasks.engine.evaluation import EvaluationLeftError
@@ -39,7 +39,9 @@ from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS
 from tasks.report.metricsfile import plain, write_metrics
 from tasks.settings.commandline import Extras
+from tasks.settings.idle import told_of_idle
 from tasks.settings.sections import Config
+from tasks.settings.tree import lasting
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
 
@@ -81,7 +83,7 @@ class _Run:
         self.task, self.config, self.folder, self.tell, self.signals = task, config, folder, tell, signals
         device = assembly.run_device(config)
         Fabric.seed_everything(config.run.seed, workers=False, verbose=False)
-        for line in told_of_listed(config.data, task.labels(config)):
+        for line in (*told_of_idle(config), *told_of_listed(config.data, task.labels(config))):
             tell(line)
         continued = processes.is_first() and trained(folder)  # it keeps its division; other processes draw the same one
         datasets = assembly.open_splits(assembly.with_division(config, folder) if continued else config, task)
@@ -90,13 +92,15 @@ class _Run:
         self.classes = task.classes(config, datasets["train"])
         model = assembly.make_model(config, task, datasets["train"])
         if processes.is_first():
-            for line in told_of_shared_images(datasets):
+            for line in told_of_data(datasets):
                 tell(line)
             task.preflight(config, model, datasets, tell)
         self.train_set = task.view(config, datasets["train"])
         self.plan = Plan.of(config, len(self.train_set))
         if self.plan.cut_warmup:
             tell(self.plan.cut_warmup)
+        if config.model.norm == "sync" and processes.here().world == 1:
+            tell("model.norm sync changes nothing: one process sees all images")
         self.fabric, plan = make_fabric(config, device), self.plan
         self.lr_factor = partial(
             lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim
@@ -108,7 +112,8 @@ class _Run:
             config.plugins,
             precision=assembly.precision(config, device),
             device=device.type,
-            seen=config.data.batch_size // (processes.here().world * config.optim.accumulate),
+            seen=assembly.normalised_together(config),
+            settings=lasting(config),
         )
         self.state = assembly.begin(config, model.to(device), getattr(self.fabric.strategy.precision, "scaler", None))
         self.state.statistics = assembly.batch_norm_statistics(config, task, self.train_set, model, plan.total, device)

@@ -22,7 +22,6 @@ from tasks.engine import assembly
 from tasks.multitask.metrics import JointMetrics
 from tasks.multitask.parts import parts, parts_alone
 from tasks.multitask.report import JointReporter
-from tasks.report.outputs import Originals
 from tasks.settings.sections import Config
 from tasks.spec import Reporter, TaskSpec, Writer
 from tasks.telling import Teller
@@ -131,10 +130,9 @@ class Joint(TaskSpec):
         model: Model,
         classes: Any,
         tell: Callable[[str], None],
-        originals: Originals | None = None,
     ) -> Writer:
         made = {
-            word: task.writer(own, out / task.command, alone, classes[word], tell, originals)
+            word: task.writer(own, out / task.command, alone, classes[word], tell)
             for word, (task, own), alone in parts_alone(config, model)
         }
         return Writers(made)
@@ -185,9 +183,15 @@ class Writers:
     def __init__(self, parts: Mapping[str, Writer]) -> None:
         self.parts, self.draws = parts, any(part.draws for part in parts.values())
 
-    def update(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
+    def update(self, results: Sequence[Mapping[str, Any]]) -> None:
         for word, part in self.parts.items():
-            part.update(batch, predictions[word])
+            part.update([result[word] for result in results])
+
+    def number_as(self, dataset: Dataset) -> None:
+        """As :meth:`tasks.detection.files.DetectionFiles.number_as`, for the parts that have ids."""
+        for part in self.parts.values():
+            if hasattr(part, "number_as"):
+                part.number_as(dataset)
 
     def close(self) -> None:
         for part in self.parts.values():

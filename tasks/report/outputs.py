@@ -5,13 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels
-from effbackbones.images.reading import MAX_PIXELS, read_image
-from tasks.data.batch import Batch, ImageMeta
 
 KEPT_BYTES = 2**28
 """So much of images that results are drawn on is kept in memory; what does not fit is read from its file a second time."""
@@ -45,35 +42,26 @@ class OutputNames:
 
 
 class Originals:
-    """The images of files, in original size, that results are drawn on: as they were kept by :meth:`keep`, or read from their
-    files with ``exif``."""
+    """Reads image files by ``read``, and keeps them, as far as there is room, until they are drawn on."""
 
-    def __init__(self, exif: str = "apply") -> None:
-        self.exif = exif
+    def __init__(self, read: Callable[[str], Pixels]) -> None:
+        self.read = read
         self._kept: dict[str, Pixels] = {}
 
-    def keep(self, path: str, image: Pixels) -> None:
-        """Keep an image that was just decoded, if there is room; only of 8 bits, for others are read in another depth here."""
-        if (
-            image.dtype == np.uint8
-            and image.nbytes + sum(kept.nbytes for kept in list(self._kept.values())) <= KEPT_BYTES
-        ):
-            self._kept[path] = image
-
-    def read(self, batch: Batch, meta: ImageMeta) -> Pixels:
-        """The image [H, W, C] that ``meta`` of ``batch`` is of, with the channels that the network got."""
-        kept = self._kept.get(meta.path)
+    def __call__(self, path: str) -> Pixels:
+        """The image [H, W, C] of a file; decoded again, where it was not kept."""
+        kept = self._kept.get(path)
         if kept is not None:
             return kept
-        limit = max(
-            [MAX_PIXELS, *(height * width for height, width in (one.original for one in batch.meta))]
-        )  # read before
-        return read_image(meta.path, channels=batch.images.shape[1], exif=self.exif, max_pixels=limit)
+        image = self.read(path)
+        if image.nbytes + sum(one.nbytes for one in list(self._kept.values())) <= KEPT_BYTES:
+            self._kept[path] = image
+        return image
 
-    def forget(self, batch: Batch) -> None:
-        """Keep the images of ``batch`` no longer."""
-        for meta in batch.meta:
-            self._kept.pop(meta.path, None)
+    def forget(self, paths: Iterable[str]) -> None:
+        """Keep these images no longer."""
+        for path in paths:
+            self._kept.pop(path, None)
 
 
 def is_free(path: Path, mark: str) -> bool:

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
 from effbackbones.drawing.masks import overlay, palette_of
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, Pixels
+from effbackbones.inference.results import Mask as Segments
 from effbackbones.weights.tensorfile import write_atomically
-from tasks.data.batch import Batch, ImageMeta
 from tasks.data.sample import IGNORE
-from tasks.report.outputs import Originals, OutputNames, make_folder
-from tasks.segmentation.results import Segmented
+from tasks.report.outputs import OutputNames, make_folder
 from tasks.segmentation.values import OwnValues
 
 MARK = "segmentation by effbackbones"
@@ -41,8 +40,8 @@ class SegmentationFiles:
     With ``values`` (those of the training masks, as :func:`tasks.segmentation.values.stored_values` has them) also
     ``OUT/values/NAME.png``, with ``probabilities`` also ``OUT/probabilities/NAME.npy``.
 
-    A pixel whose prediction was not finite has the value 255, which is no class. The overlay lies on the image of the file
-    (``originals``, or read with ``exif``), and is reduced where JPEG cannot hold its size. Images of one name get numbers
+    A pixel that is less sure than the threshold, or not finite, has the value 255, which is no class. The overlay lies on the
+    image, and is reduced where JPEG cannot hold its size. Images of one name get numbers
     (``NAME-2``); a file that is not one of an earlier run is never overwritten, and where ``classes.json`` is such a file, a
     :class:`UserError` says so.
     """
@@ -54,15 +53,12 @@ class SegmentationFiles:
         out: Path,
         classes: Sequence[str],
         tell: Callable[[str], None],
-        exif: str = "apply",
-        originals: Originals | None = None,
         values: Mapping[str, Any] | None = None,
         probabilities: bool = False,
     ) -> None:
         self.out, self.classes, self.tell = out, classes, tell
         self.own = OwnValues.of(values, classes)
         self.kinds = _FILES | (_OWN if self.own else {}) | (PROBABILITIES if probabilities else {})
-        self.originals = originals or Originals(exif)
         self._colours = palette_of(classes)
         self._images: dict[str, str] = {}
         # Arrays bear no mark: the pictures beside them say whose they are.
@@ -75,16 +71,19 @@ class SegmentationFiles:
                 str(out / "classes.json"), "is there, and was not written by predict", "name another folder with --out"
             )
 
-    def update(self, batch: Batch, predictions: Sequence[Segmented]) -> None:
-        """Write the files of the images of a batch."""
-        for meta, found in zip(batch.meta, predictions, strict=True):
-            labels = found.labels.masked_fill(found.confidence.isnan(), IGNORE).cpu().numpy()
-            self._write(meta, labels, self.originals.read(batch, meta), found.probabilities)
+    def update(self, results: Sequence[Segments]) -> None:
+        """Write the files of images."""
+        for result in results:
+            self._write(result.source, result.labels, result.original(), result.probabilities)
 
     def close(self) -> None:
         colours = [f"#{bytes(colour).hex()}" for colour in self._colours]
         classes = [{"value": value, "name": name, "color": colours[value]} for value, name in enumerate(self.classes)]
-        undefined = {"value": IGNORE, "meaning": "the prediction was not finite", "color": colours[IGNORE]}
+        undefined = {
+            "value": IGNORE,
+            "meaning": "no class: less sure than asked for, or not finite",
+            "color": colours[IGNORE],
+        }
         if self.own:
             undefined["stored"] = self.own.word(self.own.undefined)
             for row, value in zip(classes, self.own.values, strict=True):
@@ -98,9 +97,9 @@ class SegmentationFiles:
         }
         write_atomically(self.out / "classes.json", (json.dumps(record, indent=2) + "\n").encode())
 
-    def _write(self, meta: ImageMeta, labels: Mask, image: Pixels, probabilities: Tensor | None) -> None:
-        name = self._names.take(Path(meta.path or meta.id).stem)
-        self._images[name] = os.path.abspath(meta.path or meta.id)
+    def _write(self, source: str, labels: Mask, image: Pixels, probabilities: NDArray[np.float16] | None) -> None:
+        name = self._names.take(Path(source).stem)
+        self._images[name] = os.path.abspath(source)
         places = self._places(name)
         comment = PngInfo()
         comment.add_text("Comment", MARK)
@@ -116,13 +115,13 @@ class SegmentationFiles:
         picture = Image.fromarray(overlay(image, labels, self.classes, at_most=LARGEST))
         write_atomically(places["overlay"], encoded(picture, "JPEG", quality=92, comment=MARK.encode()))
         reduced = f"; overlay reduced to {picture.width} x {picture.height}" if max(image.shape[:2]) > LARGEST else ""
-        self.tell(f"{meta.path or meta.id}: {self._summary(counts)}{reduced}")
+        self.tell(f"{source}: {self._summary(counts)}{reduced}")
 
     def _summary(self, counts: np.ndarray) -> str:
         """The classes with the largest shares of the pixels."""
         ranked = [int(value) for value in np.argsort(-counts, kind="stable") if counts[value]]
         shares = [
-            f"{self.classes[value] if value != IGNORE else 'not finite'} {share(counts[value] / counts.sum())}"
+            f"{self.classes[value] if value != IGNORE else 'no class'} {share(counts[value] / counts.sum())}"
             for value in ranked
         ]
         return ", ".join(shares[:_TOLD]) + (f", and {len(shares) - _TOLD} more" if len(shares) > _TOLD else "")
@@ -147,13 +146,13 @@ def written_for(folder: Path) -> dict[str, str]:
     return {}
 
 
-def stored(probabilities: Tensor | None) -> bytes:
+def stored(probabilities: NDArray[np.float16] | None) -> bytes:
     """The file of an image's probabilities."""
     if probabilities is None:
         what = "asks for what several tasks together do not keep"
         raise UserError("run.probabilities", what, "predict with the command segment")
     buffer = io.BytesIO()
-    np.save(buffer, probabilities.numpy())
+    np.save(buffer, probabilities)
     return buffer.getvalue()
 
 

@@ -12,12 +12,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from effbackbones.drawing.masks import overlay, palette_of
 from effbackbones.errors import UserError
-from effbackbones.images.classsets import UNKNOWN, has
+from effbackbones.images.classsets import set_of
+from effbackbones.inference.results import Masks
 from effbackbones.weights.tensorfile import write_atomically
-from tasks.data.batch import Batch, ImageMeta
-from tasks.report.outputs import Originals, OutputNames, make_folder
+from tasks.report.outputs import OutputNames, make_folder
 from tasks.segmentation.files import LARGEST, MARK, encoded, is_ours, share, stored
-from tasks.segmentation.results import Segmented
 
 _FILES = {
     "masks": "CLASS/NAME.png, grey: 255 where the class is, else 0",
@@ -32,28 +31,21 @@ class SetFiles:
     ``OUT/classes.json``, which says what the folders and thresholds of the classes are, of which image each NAME is, and what share of
     it each class has; tells the largest classes of each image. With ``probabilities`` also ``OUT/probabilities/NAME.npy``.
 
-    ``OUT/masks`` is in the form that ``data.options.mask_names: "{class}/{name}"`` reads. A pixel whose prediction was not
-    finite has no class there, and is counted. Names and overlays as of :class:`tasks.segmentation.files.SegmentationFiles`.
+    ``OUT/masks`` is in the form that ``data.options.mask_names: "{class}/{name}"`` reads. Names and overlays as of
+    :class:`tasks.segmentation.files.SegmentationFiles`.
     """
 
     draws = True
 
     def __init__(
-        self,
-        out: Path,
-        classes: Sequence[str],
-        thresholds: Sequence[float],
-        tell: Callable[[str], None],
-        exif: str = "apply",
-        originals: Originals | None = None,
-        probabilities: bool = False,
+        self, out: Path, classes: Sequence[str], tell: Callable[[str], None], *, probabilities: bool = False
     ) -> None:
-        self.out, self.classes, self.thresholds, self.tell = out, classes, thresholds, tell
+        self.out, self.classes, self.tell = out, classes, tell
         self.folders = folders_of(classes)
         self.kinds = _FILES | (_PROBABILITIES if probabilities else {})
-        self.originals = originals or Originals(exif)
         self._images: dict[str, str] = {}
         self._shares: dict[str, dict[str, float]] = {}
+        self._thresholds: tuple[float, ...] = ()
         self._names = OutputNames(lambda name: [*self._masks(name), self._overlay(name)], MARK)
         for kind in self.kinds:
             for folder in self.folders if kind == "masks" else ["."]:
@@ -63,14 +55,15 @@ class SetFiles:
                 str(out / "classes.json"), "is there, and was not written by predict", "name another folder with --out"
             )
 
-    def update(self, batch: Batch, predictions: Sequence[Segmented]) -> None:
-        """Write the files of the images of a batch."""
-        for meta, found in zip(batch.meta, predictions, strict=True):
-            self._write(batch, meta, found)
+    def update(self, results: Sequence[Masks]) -> None:
+        """Write the files of images."""
+        for result in results:
+            self._write(result)
 
     def close(self) -> None:
         colours = [f"#{bytes(colour).hex()}" for colour in palette_of(self.classes)]
-        rows = zip(self.classes, self.folders, self.thresholds, colours, strict=False)  # the palette goes on
+        thresholds = self._thresholds or (None,) * len(self.classes)  # of no image nothing was said
+        rows = zip(self.classes, self.folders, thresholds, colours, strict=False)  # the palette goes on
         record = {
             "about": MARK,
             "files": self.kinds,
@@ -83,27 +76,23 @@ class SetFiles:
         }
         write_atomically(self.out / "classes.json", (json.dumps(record, indent=2) + "\n").encode())
 
-    def _write(self, batch: Batch, meta: ImageMeta, found: Segmented) -> None:
-        name = self._names.take(Path(meta.path or meta.id).stem)
-        self._images[name] = os.path.abspath(meta.path or meta.id)
-        sets = found.labels.masked_fill(found.confidence.isnan(), UNKNOWN).cpu().numpy()
+    def _write(self, result: Masks) -> None:
+        name = self._names.take(Path(result.source).stem)
+        self._images[name], self._thresholds = os.path.abspath(result.source), result.thresholds
         comment = PngInfo()
         comment.add_text("Comment", MARK)
         shares = {}
-        for label, (text, path) in enumerate(zip(self.classes, self._masks(name), strict=True)):
-            inside = has(sets, label)
+        for text, inside, path in zip(self.classes, result.masks, self._masks(name), strict=True):
             shares[text] = float(inside.mean())
             picture = Image.fromarray(inside.astype(np.uint8) * np.uint8(255))
             write_atomically(path, encoded(picture, "PNG", pnginfo=comment))
-        if (lost := float((sets == UNKNOWN).mean())) > 0:
-            shares["not finite"] = lost
         self._shares[name] = shares
         if "probabilities" in self.kinds:
-            write_atomically(self.out / "probabilities" / f"{name}.npy", stored(found.probabilities))
-        drawn = Image.fromarray(overlay(self.originals.read(batch, meta), sets, self.classes, at_most=LARGEST))
+            write_atomically(self.out / "probabilities" / f"{name}.npy", stored(result.probabilities))
+        drawn = Image.fromarray(overlay(result.original(), set_of(result.masks), self.classes, at_most=LARGEST))
         write_atomically(self._overlay(name), encoded(drawn, "JPEG", quality=92, comment=MARK.encode()))
-        reduced = f"; overlay reduced to {drawn.width} x {drawn.height}" if max(sets.shape) > LARGEST else ""
-        self.tell(f"{meta.path or meta.id}: {_summary(shares)}{reduced}")
+        reduced = f"; overlay reduced to {drawn.width} x {drawn.height}" if max(result.size) > LARGEST else ""
+        self.tell(f"{result.source}: {_summary(shares)}{reduced}")
 
     def _masks(self, name: str) -> list[Path]:
         return [self.out / "masks" / folder / f"{name}.png" for folder in self.folders]

@@ -22,7 +22,6 @@ from tasks.data.dataset import Dataset
 from tasks.data.door import view_transform
 from tasks.data.sample import IGNORE, Sample, Transform
 from tasks.report.masks import mask_sheet
-from tasks.report.outputs import Originals
 from tasks.segmentation.check import GOAL, quick_checks, score_folder
 from tasks.segmentation.files import SegmentationFiles
 from tasks.segmentation.metrics import SegmentationMetrics
@@ -161,17 +160,14 @@ class Segmentation(TaskSpec):
         model: Model,
         classes: Sequence[str],
         tell: Callable[[str], None],
-        originals: Originals | None = None,
     ) -> Writer:
-        exif, probabilities = config.data.exif, config.run.probabilities
-        if (over := sure_of(model.head)) is not None:
-            return SetFiles(out, classes, over, tell, exif, originals, probabilities)
+        probabilities = config.run.probabilities
+        if getattr(model.head, "multilabel", False):
+            return SetFiles(out, classes, tell, probabilities=probabilities)
         return SegmentationFiles(
             out,
             _two(classes),
             tell,
-            exif=exif,
-            originals=originals,
             values=model.provenance.get("mask_values"),
             probabilities=probabilities,
         )

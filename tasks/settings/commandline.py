@@ -35,9 +35,19 @@ class Extras:
     checkpoint: str | None = None
     out: str | None = None
     split: str = "val"
+    split_named: bool = False
+    """Whether the line itself says ``split``."""
     predictions: str | None = None
     threshold: str | None = None
+    top_k: str | None = None
     deep: bool = False
+    format: str | None = None
+    preprocess: str = "normalize"
+    postprocess: str = "predict"
+    precision: str = "fp32"
+    certify: str | None = None
+    bound: str | None = None
+    fixed: bool = False
     overrides: tuple[str, ...] = ()
     """Dotted keys of the config that the line itself says."""
     lent: tuple[str, ...] = ()
@@ -73,11 +83,12 @@ def parse(task: str, argv: list[str]) -> Request:
     source = line.options.pop("config", None) or _resumed(line)
     shown = "print-config" in line.flags
     flags = dict.fromkeys(line.flags - {"print-config"}, True)
+    options = {name.replace("-", "_"): value for name, value in line.options.items()}
     config, lent = _config(task, line, source, shown=shown) if line.verb.config != "none" else (Config(), ())
     name = Path(source).stem if source else "default"
-    extras = Extras(name, tuple(line.inputs), lent=lent, **line.options, **flags)  # type: ignore[arg-type]  # flags are its truth values
+    extras = Extras(name, tuple(line.inputs), lent=lent, **options, **flags)  # type: ignore[arg-type]  # flags are its truth values
     keys = tuple(key for key, _ in line.overrides)
-    return Request(line.verb.name, config, replace(extras, overrides=keys))
+    return Request(line.verb.name, config, replace(extras, overrides=keys, split_named="split" in line.options))
 
 
 def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> tuple[Config, tuple[str, ...]]:
@@ -233,14 +244,21 @@ def _resumed(line: "_Line") -> str | None:
     path = Path(str(named), "config.yaml")
     if not path.is_file():
         raise UserError(f"--run.resume {named}", f"holds no run ({path.name} is missing)", "name a run folder")
+    if not path.stat().st_size:  # which would be a config of nothing but defaults
+        raise UserError(
+            str(path), "is empty", "restore it, or start anew from the weights of the run: --model.init_from"
+        )
     return str(path)
 
 
 def _tasks_of(checkpoint: Path) -> Tree:
     """The tasks that a model file lists, as a config that says no more."""
-    from effbackbones.weights.record import read_metadata  # it imports torch
+    from effbackbones.export.record import format_of  # these import torch
+    from effbackbones.inference.runtimes import open_runtime
+    from effbackbones.weights.record import read_metadata
 
-    told = read_metadata(checkpoint)["config"].get("task")
+    record = open_runtime(checkpoint).record.model if format_of(checkpoint) else read_metadata(checkpoint)
+    told = record["config"].get("task")
     return Tree({"model": {"task": told}}, {"model.task": str(checkpoint)})
 
 

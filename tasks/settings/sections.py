@@ -48,6 +48,8 @@ class ModelConfig(Section):
     """Options of the backbone, such as {stem_stride: 1, drop_path: 0.1}."""
     head_options: Options = field(default_factory=dict)
     """Options of the head, such as {dropout: 0.3}."""
+    norm: Literal["batch", "sync"] = "batch"
+    """Batch norm over the images of each process (batch), or of all processes together (sync)."""
     freeze: str | None = None
     """Freeze the backbone from the stem through this level (stem, C1, ...), or all of it (all)."""
     unfreeze_epoch: int | None = None

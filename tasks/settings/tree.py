@@ -106,11 +106,19 @@ def from_mapping(mapping: Mapping[str, Plain], source: str = "") -> Config:
     return build(Tree(dict(mapping), {}), None, source)
 
 
+def _before_part(weights: str) -> str:
+    """``FILE`` of ``FILE#NAME``, as :func:`effbackbones.weights.reading.read_weights` divides it; else the whole."""
+    folder, name = os.path.split(weights)
+    return os.path.join(folder, name.partition("#")[0])
+
+
 def absolute(config: Config) -> Config:
     """The config with paths that mean the same in any working directory: of data, files of weights, run folders, plug-ins."""
     model, data, run = config.model, config.data, config.run
     weights = model.weights and expanded(model.weights, "model.weights")
-    weights = absolute_path(weights, "model.weights") if weights and os.path.isfile(weights) else weights
+    # A file of several networks stands before the name of one: FILE#NAME.
+    if weights and any(os.path.isfile(name) for name in (weights, _before_part(weights))):
+        weights = absolute_path(weights, "model.weights")
     plugins = tuple(absolute_path(name, "plugins") if name.endswith(".py") else name for name in config.plugins)
     model = replace(
         model, weights=weights, init_from=model.init_from and absolute_path(model.init_from, "model.init_from")
@@ -139,6 +147,9 @@ FREE = (
 def differences(old: Config, new: Config) -> dict[str, str]:
     """Dotted keys that differ between two configs, in order, with both values in words."""
     before, after = (dict(_flat(to_mapping(absolute(config)))) for config in (old, new))
+    for one, other in ((before, after), (after, before)):  # an empty mapping is no key beside what the other has in it
+        for key in [key for key, value in one.items() if value == {} and any(k.startswith(f"{key}.") for k in other)]:
+            del one[key]
     return {
         key: f"{_brief(before.get(key))} -> {_brief(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
@@ -154,6 +165,11 @@ def is_free(key: str) -> bool:
 def changed_keys(old: Config, new: Config) -> list[str]:
     """Dotted keys that differ between two configs and make them different runs, sorted."""
     return [key for key in differences(old, new) if not is_free(key)]
+
+
+def lasting(config: Config) -> dict[str, Plain]:
+    """The dotted keys that make a run what it is, and their values, JSON-like."""
+    return {key: value for key, value in _flat(to_mapping(absolute(config))) if not is_free(key)}
 
 
 def _brief(value: object) -> str:

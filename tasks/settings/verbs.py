@@ -11,8 +11,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Option:
-    """An option of verbs, by the name of its field in ``Extras``: its help, the ``values`` allowed (empty: any), and whether it is
-    a ``flag``, which takes none, or names a ``path``."""
+    """An option of verbs, by the name of its field in ``Extras`` (with dashes): its help, the ``values`` allowed (empty: any), and
+    whether it is a ``flag``, which takes none, or names a ``path``."""
 
     help: str
     values: tuple[str, ...] = ()
@@ -42,13 +42,40 @@ class Verb:
 OPTIONS = {
     "config": Option("bundled name or YAML file; a file wins", path=True),
     "checkpoint": Option("model file or run folder; a run's own config is used when --config is not given", path=True),
-    "split": Option("train, val or test", ("train", "val", "test")),
-    "out": Option("folder for the results", path=True),
+    "split": Option(
+        "train, val or test; of predict: the images of that split, by their ids in its files", ("train", "val", "test")
+    ),
+    "out": Option("folder for the results; of an export the file: .onnx, .pt2 or .xml", path=True),
     "predictions": Option("file of predictions to score in place of a model", path=True),
     "threshold": Option(
-        "boxes of a lower score are neither drawn nor written (default: all are written, from 0.3 drawn); of classes that overlap in "
-        "masks those of a higher probability are there (0.5)"
+        "boxes of a lower score are neither drawn nor written (default: all are written, from 0.3 drawn); a pixel less sure has no "
+        "class, of two classes it is where the second begins, of classes that overlap each is where it is surer (0.5)"
     ),
+    "top-k": Option(
+        "so many classes, or boxes, of an image at most (default: all classes up to 100, else 5; all boxes)"
+    ),
+    "format": Option(
+        "by the name of --out where it is not given; for TensorRT run trtexec --onnx=FILE.onnx --saveEngine=FILE.engine, for CoreML"
+        " coremltools.convert(torch.export.load('FILE.pt2'))",
+        ("onnx", "torch_export", "openvino"),
+    ),
+    "preprocess": Option(
+        "part of the graph: none (normalised floats in), normalize (default: bytes of the model's size in), resize (bytes of any size in)",
+        ("none", "normalize", "resize"),
+    ),
+    "postprocess": Option(
+        "part of the graph: none (raw output), predict (default: probabilities, boxes after suppression), answer (top 5, a label"
+        " for each pixel)",
+        ("none", "predict", "answer"),
+    ),
+    "precision": Option(
+        "fp32 (default), fp16, int8 (static; dynamic would leave convolutions as they are)", ("fp32", "fp16", "int8")
+    ),
+    "certify": Option("images that file and model are compared on (default 32)"),
+    "bound": Option(
+        "AGREEMENT,CHANGE: the least share that must agree, and the most that a score may change: 0.995,0.001"
+    ),
+    "fixed": Option("one image size, for runtimes that want it so", flag=True),
     "deep": Option("look at what takes minutes too", flag=True),
     "print-config": Option("show each value and where it comes from, and do nothing", flag=True),
 }
@@ -69,7 +96,7 @@ VERBS = {
             "predict",
             "tasks.verbs.predict",
             "predict images that have no labels",
-            ("checkpoint", "out", "threshold"),
+            ("checkpoint", "split", "out", "threshold", "top-k"),
             inputs=True,
             unread=("optim",),
         ),
@@ -79,6 +106,25 @@ VERBS = {
             "look at data and model before a long run",
             ("checkpoint", "out", "deep"),
             config="needed",
+        ),
+        Verb(
+            "export",
+            "tasks.verbs.export",
+            "write a trained model as a graph for other runtimes, compared with it on real images",
+            (
+                "checkpoint",
+                "out",
+                "split",
+                "format",
+                "preprocess",
+                "postprocess",
+                "precision",
+                "certify",
+                "bound",
+                "fixed",
+            ),
+            inputs=True,
+            unread=("optim",),
         ),
         Verb("bench", "tasks.verbs.bench", "size, speed and memory of a model, here", ("checkpoint",)),
     )

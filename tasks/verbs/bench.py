@@ -5,24 +5,32 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
 
 from effbackbones.contracts import ImageSizes
+from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
 from tasks.engine import assembly
 from tasks.report.metricsfile import environment
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
+from tasks.telling import Teller
 from tasks.verbs.models import as_asked
+
+WARM_UP, ROUNDS = 2, 10
+"""Calls of a model that are not measured, and that are."""
+WIDTH = 80
 
 
 def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
-    """Parameters, multiply-adds, latency and peak memory of the configured model, here; JSON on standard output."""
+    """Parameters, multiply-adds, latency and peak memory of the configured model, here: JSON on standard output, and progress and
+    a table for the eye on standard error."""
     device = assembly.run_device(config)
     model = assembly.load_or_make(config, task, extras.checkpoint)
     if extras.checkpoint:
@@ -33,35 +41,76 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
         "backbone": model.config["backbone"],
         "head": model.config["head"],
         "image_size": [height, width],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "multiply_adds": multiply_adds(model, height, width),
+        **_work(model, height, width),
         "precision": assembly.precision(config, device),
         "threads": torch.get_num_threads(),
         **environment(),
         "latency": [],
     }
-    variants: dict[str, Model] = {"plain": model, "for_inference": model.for_inference()}
-    if config.run.compile:
+    exported = isinstance(model, ExportedModel)
+    variants: dict[str, Model] = (
+        {"exported": model} if exported else {"plain": model, "for_inference": model.for_inference()}
+    )
+    if config.run.compile and not exported:
         variants["for_inference, compiled"] = model.for_inference(compile=True)
-    for batch_size in (1, 16):
-        images = torch.randint(
-            0, 256, (batch_size, len(model.image_spec.mean), height, width), dtype=torch.uint8, device=device
-        )
-        images = images.contiguous(memory_format=torch.channels_last)
-        for name, variant in variants.items():
+    cases = [(name, variant, batch_size) for batch_size in (1, 16) for name, variant in variants.items()]
+    tell, done = Teller(config.run.progress), 0
+    with tell.bar(len(cases) * (WARM_UP + ROUNDS), 0, "bench", "call"):
+        for name, variant, batch_size in cases:
+            shape = (batch_size, len(model.image_spec.mean), height, width)
+            images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+            images = images.contiguous(memory_format=torch.channels_last)
 
             def call(variant: Model = variant, images: torch.Tensor = images) -> None:
+                nonlocal done
                 with assembly.autocast(config, device):
                     variant.predict(images)
+                done += 1
 
-            milliseconds = latency(call, device)
+            def told(name: str = name, batch_size: int = batch_size) -> None:
+                tell.step(done, WARM_UP + ROUNDS, {"model": name, "batch": str(batch_size)})
+
+            milliseconds = latency(call, device, told)
             rate = 1e3 * batch_size / milliseconds
             record["latency"].append(
                 {"model": name, "batch": batch_size, "ms": milliseconds, "images_per_second": rate}
             )
     record["peak_memory_mb"], record["peak_memory_of"] = peak_memory(device)
     print(json.dumps(record, indent=1))
+    tell(table(record, device))
     return 0
+
+
+def _work(model: Model, height: int, width: int) -> dict[str, Any]:
+    """How large a model is; of an exported one the size of its file, for nobody can count in it."""
+    if isinstance(model, ExportedModel):
+        path, record = model.runtime.path, model.record
+        size = sum(file.stat().st_size for file in {path, path.with_suffix(".bin")} if file.is_file())
+        about = {"format": record.format, "arithmetic": record.precision, "runtime": model.runtime.name}
+        return {**about, "file_megabytes": size / 2**20}
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"parameters": parameters, "multiply_adds": multiply_adds(model, height, width)}
+
+
+def table(record: Mapping[str, Any], device: torch.device) -> str:
+    """What was measured, for the eye: lines of at most 80 columns."""
+    size = " x ".join(map(str, record["image_size"]))
+    lines = [
+        *wrap(f"{record['backbone']} + {record['head']} at {size}", WIDTH),
+        _said_of_work(record),
+        f"{record['precision']} on {device}" + (f", {record['threads']} threads" if device.type == "cpu" else ""),
+        f"{'model':<28}{'batch':>6}{'ms':>12}{'images/s':>12}",
+    ]
+    for row in record["latency"]:
+        lines.append(f"{row['model']:<28}{row['batch']:>6}{row['ms']:>12.2f}{row['images_per_second']:>12.1f}")
+    lines.append(f"peak memory {record['peak_memory_mb']:,.0f} MB {record['peak_memory_of']}")
+    return "\n".join(lines)
+
+
+def _said_of_work(record: Mapping[str, Any]) -> str:
+    if "parameters" in record:
+        return f"{record['parameters'] / 1e6:.2f} M parameters, {record['multiply_adds'] / 1e9:.2f} G multiply-adds an image"
+    return f"{record['format']} of {record['file_megabytes']:.1f} MB, {record['arithmetic']}, by {record['runtime']}"
 
 
 def multiply_adds(model: Model, height: int, width: int) -> int:
@@ -75,18 +124,19 @@ def multiply_adds(model: Model, height: int, width: int) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def latency(call: Callable[[], None], device: torch.device, rounds: int = 10) -> float:
-    """Median milliseconds of a call, after a warm-up."""
+def latency(call: Callable[[], None], device: torch.device, told: Callable[[], None] = lambda: None) -> float:
+    """Median milliseconds of a call, after a warm-up; ``told`` is called after each, outside of the time."""
     times = []
-    for index in range(rounds + 2):
+    for index in range(WARM_UP + ROUNDS):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if index >= 2:
+        if index >= WARM_UP:
             times.append(1e3 * (time.perf_counter() - start))
+        told()
     return statistics.median(times)
 
 

@@ -11,10 +11,11 @@ from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 from tasks.data.check import check_dataset
 from tasks.data.door import told_of_listed
-from tasks.data.pixels import told_of_shared_images
 from tasks.data.sampling import Repeated
+from tasks.data.suspicions import told_of_data
 from tasks.engine import assembly
 from tasks.settings.commandline import Extras
+from tasks.settings.idle import told_of_idle
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
@@ -27,7 +28,7 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     if extras.deep and not task.looks_deep:
         raise UserError("--deep", "looks at one task at a time", "use the command of each task")
     tell, device = Teller(config.run.progress), assembly.run_device(config)
-    for line in told_of_listed(config.data, task.labels(config)):
+    for line in (*told_of_idle(config), *told_of_listed(config.data, task.labels(config))):
         print(line)
     datasets = assembly.open_splits(config, task)
     for split, dataset in datasets.items():
@@ -48,7 +49,7 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
         f"model: {sum(p.numel() for p in model.parameters()):,} parameters, each reached by the loss; first loss {total.item():.4g}"
     )
     out = Path(extras.out or f"runs/{task.command}/check-{extras.config_name}")
-    for line in told_of_shared_images(datasets):
+    for line in told_of_data(datasets):
         tell(line)
     task.preflight(config, model, datasets, tell, out)
     if extras.deep and task.goal:

@@ -3,81 +3,137 @@
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-from effbackbones.checkpoint import with_head_options
 from effbackbones.errors import UserError
+from effbackbones.images.geometry import Pixels, ResizePlan
 from effbackbones.images.reading import SUFFIXES
-from effbackbones.inference.finite import NOT_FINITE, REMEDY, finite_watch
-from tasks.data.batch import Batch
-from tasks.data.door import image_reader
+from effbackbones.inference.inputs import ImageSource
+from effbackbones.inference.predictor import Predictor
+from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared, fitted, together
+from effbackbones.inference.results import Failed
+from effbackbones.model import Model
+from tasks.data.batch import READING
+from tasks.data.dataset import Dataset
+from tasks.data.door import image_reader, reading_spec
 from tasks.data.files.listing import files_below
-from tasks.data.sample import Sample
+from tasks.data.knowledge import paths_of
+from tasks.data.sample import Sample, Transform
+from tasks.data.transforms.images import ClassificationTransform
+from tasks.data.transforms.window import ViewTransform
 from tasks.engine import assembly
-from tasks.engine.evaluation import readable
 from tasks.engine.loading import Loader, begun
 from tasks.report.outputs import Originals
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import model_and_classes, read_as_trained
+from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
 
 
 def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Predict files, folders and globs; writes the results into ``--out`` and tells the essential ones."""
-    files = image_files(extras.inputs)
+    # The words of a line are followed wherever they lead, unless it says otherwise itself.
+    links = config.data.links if "data.links" in extras.overrides else "anywhere"
+    files = image_files(extras.inputs, links) if extras.inputs or not extras.split_named else []
     tell, device = Teller(config.run.progress), assembly.run_device(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     config = read_as_trained(config, extras, model, tell)
-    threshold = None if extras.threshold is None else _share(extras.threshold)
-    if (
-        threshold is not None
-        and getattr(model.head, "multilabel", False)
-        and "threshold" in type(model.head).prediction_options
-    ):
-        model = with_head_options(model, {**(model.config.get("head_options") or {}), "threshold": threshold})
-        threshold = None
-    model.to(device)
-    out, originals = Path(extras.out or "predictions"), Originals(config.data.exif)
-    writer = task.writer(config, out, model, classes, print, originals)
-    if threshold is not None:
-        _limit(writer, threshold)
-    if writer.draws:  # images in original size are too much to be sent between processes
-        config = replace(config, data=replace(config.data, workers=0))
-    if len(files) > 1:  # one bad file in ten thousand spoils no others
-        config = replace(config, data=replace(config.data, on_error="skip"))
-    dataset = _Files(files, config, len(model.image_spec.mean), classes, originals if writer.draws else None)
-    failed: dict[str, None] = {}
-    loader = assembly.evaluation_loader(config, task, dataset, model)
-    timeout = 0.0 if assembly.workers(config) else config.data.timeout  # loader processes are watched by the loader
-    with torch.no_grad(), finite_watch(model) as watch:
-        for batch in tell.watch(_Ahead(loader, timeout, lambda: dataset.reading), "predict"):
-            moved = batch.to(device, non_blocking=True)
-            with assembly.autocast(config, device):
-                predictions = task.predict(config, model, moved)
-            for row in watch.note([meta.path for meta in moved.meta]):
-                moved.meta[row].skipped = (f"{moved.meta[row].path}: {NOT_FINITE}; {REMEDY}",)
-            failed |= dict.fromkeys(message for meta in batch.meta for message in meta.skipped[:1])
-            known, found = readable(moved, predictions)
-            if len(known):
-                writer.update(known, found)
-            originals.forget(batch)
+    model.classes, model.reading = classes, reading_spec(config.data)
+    source = _source(task, config, extras, model, classes) if extras.split_named else None
+    files = files or list(map(Path, _files_of(source, extras.split)))
+    out = Path(extras.out or "predictions")
+    tiled = model.reading.tile is not None
+    predictor = Predictor(
+        model,
+        device=device,
+        threshold=_threshold(extras.threshold, task),
+        top_k=_count(extras.top_k),
+        batch_size=(config.data.eval_batch_size or 1) if tiled else _batch_size(config),
+        probabilities=config.run.probabilities and task.name == "seg",
+        on_error="return" if len(files) > 1 else "raise",  # one bad file in ten thousand spoils no others
+        precision=assembly.precision(config, device),
+        fit=fit_of(assembly.shown(task.transform(config, model, train=False), model)),
+    )
+    writer = task.writer(config, out, model, classes, print)
+    if source is not None and hasattr(writer, "number_as"):
+        writer.number_as(source)
+    read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
+    originals = Originals(read)
+    dataset = _Files(files, originals if writer.draws else read, predictor.fit)
+    size = 1 if tiled else _batch_size(config)
+    batches = [range(first, min(first + size, len(files))) for first in range(0, len(files), size)]
+    # Images in original size are too much to be sent between processes.
+    workers = 0 if writer.draws else assembly.workers(config)
+    loader = Loader(
+        dataset, batches, together, workers=workers, timeout=config.data.timeout, pin=device.type == "cuda", seed=0
+    )
+    timeout = 0.0 if workers else config.data.timeout  # loader processes are watched by the loader
+    failed: list[str] = []
+    for batch in tell.watch(_Ahead(loader, timeout, lambda: dataset.reading), "predict"):
+        results = predictor.answer(batch)
+        failed += [one.error for one in results if isinstance(one, Failed)]
+        if found := [one for one in results if not isinstance(one, Failed)]:
+            writer.update(found)
+        originals.forget(one.source.name for one in batch.places if isinstance(one, Placed))
     writer.close()
     tell(f"predictions of {len(files) - len(failed)} images in {out}")
     if failed:
         more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
-        raise UserError(f"{next(iter(failed))}{more}")
+        raise UserError(f"{failed[0]}{more}")
     return 0
 
 
-def _share(text: str) -> float:
-    """The number that a threshold is."""
+def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> Dataset:
+    """The split that the line names."""
+    config = assembly.with_division(as_model(config, model), beside(extras.checkpoint))
+    return assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
+
+
+def _files_of(source: Dataset | None, split: str) -> list[str]:
+    files = [] if source is None else paths_of(source)
+    if not all(files):
+        raise UserError(f"data.{split}", "its images are no files", "name files, folders or globs")
+    return files
+
+
+def _batch_size(config: Config) -> int:
+    return config.data.eval_batch_size or config.data.batch_size
+
+
+def fit_of(transform: Transform) -> Fit:
+    """How an evaluation transform brings images to size: one of a plug-in's is asked, for it may be anything."""
+    if type(transform) in (ClassificationTransform, ViewTransform):
+        fitting: Fit = transform.fitting  # type: ignore[attr-defined]  # both have it
+        return fitting
+    return _Through(transform)
+
+
+@dataclass(frozen=True)
+class _Through:
+    """An image alone through the transform of a sample."""
+
+    transform: Transform
+
+    def __call__(self, image: Pixels) -> tuple[Pixels, ResizePlan]:
+        sample = self.transform(Sample(image=image, id="image"), np.random.default_rng(0))
+        height, width = image.shape[:2]
+        there, across = sample.image.shape[:2]
+        return sample.image, sample.plan or ResizePlan.squash((height, width), (there, across))
+
+
+def _threshold(text: str | None, task: TaskSpec) -> float | None:
+    if text is None:
+        return None
+    if task.name == "cls":
+        raise UserError(
+            "--threshold", "is for boxes and masks; classes are written with their probabilities", "leave it out"
+        )
     try:
         threshold = float(text)
     except ValueError:
@@ -87,28 +143,25 @@ def _share(text: str) -> float:
     return threshold
 
 
-def _limit(writer: Any, threshold: float) -> None:
-    """Let boxes below the threshold be neither drawn nor written."""
-    limited = [part for part in (writer, *getattr(writer, "parts", {}).values()) if hasattr(part, "keep_above")]
-    if not limited:
-        raise UserError(
-            "--threshold", "is for the scores of boxes, and for masks whose classes overlap", "leave it out"
-        )
-    for part in limited:
-        part.keep_above(threshold)
+def _count(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise UserError("--top-k", f"expected a count of at least 1, got {text!r}", "correct it")
+    return int(text)
 
 
 class _Ahead:
     """Batches, as many as there are (for the progress bar), each read while the one before it is worked on. One that is not there
     after ``timeout`` seconds (0: never) raises :class:`UserError` that names what ``reading`` says."""
 
-    def __init__(self, batches: Loader, timeout: float, reading: Callable[[], str]) -> None:
+    def __init__(self, batches: Any, timeout: float, reading: Callable[[], str]) -> None:
         self.batches, self.timeout, self.reading = batches, timeout, reading
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Prepared]:
         following = partial(next, iter(self.batches), None)
         coming = begun(following)
         while True:
@@ -122,16 +175,16 @@ class _Ahead:
             yield batch
 
 
-def image_files(inputs: Sequence[str]) -> list[Path]:
+def image_files(inputs: Sequence[str], links: str = "anywhere") -> list[Path]:
     """The images that files, folders (all below them) and globs name, sorted within each; a name without any raises
-    :class:`UserError`."""
+    :class:`UserError`. ``links`` as in :func:`tasks.data.files.listing.files_below`."""
     if not inputs:
         raise UserError("predict", "no input", "name files, folders or globs")
     files: list[Path] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            found = [path / name for name in files_below(path, links="anywhere")]
+            found = [path / name for name in files_below(path, links=links)]
         else:
             found = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
         if not found and not path.is_dir() and not glob.has_magic(name):
@@ -143,27 +196,19 @@ def image_files(inputs: Sequence[str]) -> list[Path]:
 
 
 class _Files:
-    """Images to predict, as a data set without labels. They are decoded once: ``originals``, if there are any, keep them."""
+    """Images to predict, read by ``read`` and brought to size by ``fit``."""
 
-    def __init__(
-        self,
-        files: Sequence[Path],
-        config: Config,
-        channels: int,
-        classes: tuple[str, ...],
-        originals: Originals | None,
-    ) -> None:
-        self.files, self.classes, self.originals = files, classes, originals
+    def __init__(self, files: Sequence[Path], read: Callable[[str], Pixels], fit: Fit) -> None:
+        self.files, self.read, self.fit = files, read, fit
         self.reading = ""
         """The file that is being read, in this process."""
-        self.read = replace(image_reader(config.data, "val"), channels=channels)
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Fitted | Failed:
         path = self.reading = str(self.files[index])
-        image = self.read(path)
-        if self.originals:
-            self.originals.keep(path, image)
-        return Sample(image=image, id=path, path=path)
+        try:
+            return fitted(ImageSource(path, None, self.read), self.fit)
+        except UserError:
+            raise
+        except Exception as error:  # with its own text, for a loader process sends an exception as its traceback
+            error.add_note(f"{READING} {path}: {type(error).__name__} {' '.join(str(error).split())[:300]}")
+            raise

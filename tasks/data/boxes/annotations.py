@@ -34,7 +34,8 @@ class Annotations:
     its label (several ids may have one); ``crowd`` bool [N]; ``row_ids`` int64 [N]; ``record``:
     how row n is named in messages; ``area`` float64 [N], NaN where absent, or None in formats that have none. ``assumed``: rows
     bool [N] of each kind of repair made while reading. ``outlines`` of the N objects, where masks are asked for. ``parents``: names of
-    classes that are only the class above others, and have no object. ``notes``: what the user should hear.
+    classes that are only the class above others, and have no object. ``notes``: what the user should hear. ``centred``: whether boxes
+    are told by their middle in the file.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Annotations:
     outlines: Outlines | None = None
     parents: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    centred: bool = False
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ def mended_table(
     repairs = count.result(int(used.sum()))
     keep = keep & ~again if drop_duplicates else keep
     if not allow_bad:
-        refuse_bad_boxes(said.source, said.boxes[used], sides[used], repairs)
+        refuse_bad_boxes(said.source, said.boxes[used], sides[used], repairs, said.centred)
     return _table(said, root, boxes, keep, repairs)
 
 

@@ -73,6 +73,7 @@ def read_coco(
             "id_zero": row_ids == 0,
             "outline_box": from_outline,
             "corners": corners,
+            "scored": np.array(["score" in row for row in annotations.rows], np.bool_),
             **marks,
             **turns,
         },

@@ -1,6 +1,6 @@
 """Fields of COCO annotations that change what a box means, as tools write them: marks to ignore an object, rotations, other box modes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,20 @@ from tasks.data.files.jsonfile import word
 from tasks.data.files.records import NUMBER, Records
 
 IGNORE_MARKS = frozenset(
-    ["ignore", "ignored", "is_ignored", "ignore_flag", "iscrowd", "is_crowd", "crowd", "difficult", "is_difficult"]
+    [
+        "ignore",
+        "ignored",
+        "isignore",
+        "is_ignore",
+        "is_ignored",
+        "ignore_flag",
+        "iscrowd",
+        "is_crowd",
+        "crowd",
+        "difficult",
+        "is_difficult",
+        "deleted",
+    ]
 )
 """Names, in lower case, of fields by which tools say that finding an object is neither right nor wrong."""
 _TURNS = ("rotation", "angle")
@@ -21,38 +34,41 @@ _MODES = "0 (x0, y0, x1, y1) and 1 (x, y, width, height)"
 _LEAST_TURN = 1e-3  # degrees
 
 
-def _places(row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:
-    """The annotation itself (True), and what it holds of further fields."""
-    yield row, True
+def _beside(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What an annotation holds of further fields."""
     for key in _PLACES:
         inner = row.get(key)
         if isinstance(inner, dict):
-            yield inner, False
+            yield inner
 
 
 def ignored(records: Records) -> NDArray[np.bool_]:
     """Which annotations have a mark to ignore them, ``iscrowd`` of the annotation itself apart, bool [N]."""
-    return np.array([any(_marks(row)) for row in records.rows], np.bool_)
+    return np.array(
+        [any(marks(row, "iscrowd")) or any(any(marks(inner)) for inner in _beside(row)) for row in records.rows],
+        np.bool_,
+    )
 
 
-def _marks(row: dict[str, Any]) -> Iterator[bool]:
-    for place, itself in _places(row):
-        for key, value in place.items():
-            if key.lower() in IGNORE_MARKS and not (itself and key == "iscrowd"):
-                yield value is True or value in (1, "1") or (isinstance(value, str) and value.lower() == "true")
+def marks(fields: Mapping[str, Any], apart: str = "") -> Iterator[bool]:
+    """What each mark to ignore an object says among its fields, that called ``apart`` left out."""
+    for key, value in fields.items():
+        if key.lower() in IGNORE_MARKS and key != apart:
+            yield value is True or value in (1, "1") or (isinstance(value, str) and value.lower() in ("true", "yes"))
 
 
 def turned(records: Records) -> NDArray[np.float64]:
     """Degrees by which a box is to be turned about its middle, 0 where nothing says so, float64 [N]."""
-    return np.array([_turn(row) for row in records.rows], np.float64)
+    turns = (next(filter(None, map(turn, (row, *_beside(row)))), 0.0) for row in records.rows)
+    return np.fromiter(turns, np.float64, len(records))
 
 
-def _turn(row: dict[str, Any]) -> float:
-    for place, _ in _places(row):
-        for key in _TURNS:
-            value: Any = place.get(key)
-            if type(value) in NUMBER and abs(value) < 1e6 and min(value % 180, -value % 180) > _LEAST_TURN:
-                return float(value)
+def turn(fields: Mapping[str, Any]) -> float:
+    """Degrees by which one box is turned, by its fields; 0 where none says so."""
+    for key in _TURNS:
+        value: Any = fields.get(key)
+        if type(value) in NUMBER and abs(value) < 1e6 and min(value % 180, -value % 180) > _LEAST_TURN:
+            return float(value)
     return 0.0
 
 

@@ -14,6 +14,7 @@ WARN_DROPPED, STOP_DROPPED = 0.01, 0.20
 """Shares of dropped boxes that are warned of, and that stop the run."""
 _ROUNDING = 1e-6  # pixels: sums of decimal fractions are off by less
 _BEYOND = 1.0  # pixels that a box must reach out of its image to speak for corner boxes
+_NEARLY_ALL = 0.95
 _EXAMPLES = 3
 Rows = NDArray[np.bool_]
 """Which boxes, bool [N]."""
@@ -35,6 +36,7 @@ KINDS = {
     "outline": "are outlines: the boxes around taken",
     "key_points": "have key points beside, which are left out",
     "area": "without a positive area: that of the box taken",
+    "scored": "have a score, as predictions of a model have: objects like all others",
     "iscrowd": "without iscrowd: 0 taken",
     "id_zero": "with annotation id 0: kept (scores number them anew)",
 }
@@ -151,17 +153,21 @@ def duplicates(
     return again
 
 
-def refuse_bad_boxes(source: str, boxes: NDArray[np.float64], sides: NDArray[np.float64], repairs: Repairs) -> None:
-    """Raise :class:`UserError` where more than 20 % of the boxes were dropped, or most reach out of their image.
+def refuse_bad_boxes(
+    source: str, boxes: NDArray[np.float64], sides: NDArray[np.float64], repairs: Repairs, centred: bool = False
+) -> None:
+    """Raise :class:`UserError` where more than 20 % of the boxes were dropped, or most reach out of their image; or more than 20 % do,
+    and none would if the four numbers meant something else.
 
-    ``boxes`` [n, 4] and ``sides`` [n, 2]: as the annotations say, of the classes asked for. Says where corners (x0, y0, x1, y1)
-    seem to stand in place of x, y, width, height.
+    ``boxes`` [n, 4] (x, y, width, height) and ``sides`` [n, 2]: as the annotations say, of the classes asked for. ``centred``: the four
+    numbers in the file begin with the middle of the box.
     """
     with np.errstate(over="ignore"):
-        over = (boxes[:, :2] + boxes[:, 2:] > sides + _BEYOND).any(1)
+        over = ((boxes[:, :2] + boxes[:, 2:] > sides + _BEYOND) | (boxes[:, :2] < -_BEYOND)).any(1)
     most = 2 * int(over.sum()) > len(boxes)
     many = repairs.dropped > STOP_DROPPED * repairs.boxes
-    if not (most or many):
+    other = _other_layout(boxes, sides, centred) if int(over.sum()) > STOP_DROPPED * len(boxes) else ""
+    if not (most or many or other):
         return
     examples = [repairs.examples[kind][0] for kind in (*_DROPPED, "clipped") if kind in repairs.examples]
     if many:
@@ -171,13 +177,20 @@ def refuse_bad_boxes(source: str, boxes: NDArray[np.float64], sides: NDArray[np.
         what = f"{repairs.dropped:,} of {repairs.boxes:,} boxes are not usable: {whys}"
     else:
         what = f"{int(over.sum()):,} of {len(boxes):,} boxes reach out of their image"
-    corners = "; these look like corner boxes (x0, y0, x1, y1)" if most and _corners_fit(boxes, sides) else ""
-    raise UserError(
-        source, f"{what}, such as {examples[0]}{corners}", "correct them, or set data.allow_bad_boxes: true"
-    )
+    looks = f"; these look like {other}" if other else ""
+    raise UserError(source, f"{what}, such as {examples[0]}{looks}", "correct them, or set data.allow_bad_boxes: true")
 
 
-def _corners_fit(boxes: NDArray[np.float64], sides: NDArray[np.float64]) -> bool:
-    """Whether nearly all boxes would be sound if they were corners."""
-    sound = (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes[:, 2:] <= sides + _BEYOND).all(1)
-    return float(sound.mean()) > 0.9
+def _other_layout(boxes: NDArray[np.float64], sides: NDArray[np.float64], centred: bool) -> str:
+    """What the four numbers of nearly all boxes may mean instead, so that they lie in their images; empty where nothing fits."""
+    extent = boxes[:, 2:]
+    first = boxes[:, :2] + extent / 2 if centred else boxes[:, :2]  # as in the file
+    other = ("x and y of the upper left corner", first) if centred else ("x and y of the middle", first - extent / 2)
+    for name, low, high in (
+        ("corner boxes (x0, y0, x1, y1)", first, extent),
+        (f"{other[0]}, width, height", other[1], other[1] + extent),
+    ):
+        sound = (high > low).all(1) & (low >= -_BEYOND).all(1) & (high <= sides + _BEYOND).all(1)
+        if float(sound.mean()) > _NEARLY_ALL:
+            return name
+    return ""

@@ -1,13 +1,15 @@
 """Annotation files of Pascal VOC: an XML file for each image, read without ever expanding an entity."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
+from tasks.data.boxes.fields import marks, turn
 
 MAX_BYTES = 10_000_000
 """Larger files are refused."""
@@ -15,18 +17,23 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VocObject(NamedTuple):
-    """The name of its class; ``corners`` xmin, ymin, xmax, ymax as in the file; whether it is marked as difficult."""
+    """The name of its class; ``corners`` xmin, ymin, xmax, ymax as in the file; whether it is marked as difficult; degrees by which
+    the box is turned, and whether it is marked to be ignored, where tools say so; how many ``parts`` it has."""
 
     name: str
     corners: tuple[float, ...]
     difficult: bool
+    rotation: float = 0.0
+    ignored: bool = False
+    parts: int = 0
 
 
 class VocImage(NamedTuple):
-    """``size`` (H, W), -1 where the file does not say it, and the objects in their order."""
+    """``size`` (H, W), -1 where the file does not say it, the objects in their order, and the name of the image (empty: not said)."""
 
     size: Size
     objects: tuple[VocObject, ...]
+    file: str = ""
 
 
 def read_voc(path: Path) -> VocImage:
@@ -36,7 +43,7 @@ def read_voc(path: Path) -> VocImage:
         raise UserError(str(path), f"expected <annotation>, got <{root.tag[:40]}>", "write VOC's format")
     objects = tuple(_object(item, f"{path}: object {number}") for number, item in enumerate(root.findall("object"), 1))
     height, width = (_side(root, key, path) for key in ("height", "width"))
-    return VocImage((height, width), objects)
+    return VocImage((height, width), objects, (root.findtext("filename") or "").strip())
 
 
 def _tree(path: Path) -> Element:
@@ -78,13 +85,31 @@ def _object(item: Element, where: str) -> VocObject:
     if not name:
         raise UserError(where, "has no name", "name its class")
     where += f" ({name[:40]})"
-    box = item.find("bndbox")
-    if box is None:
-        raise UserError(where, "has no bndbox", "add xmin, ymin, xmax, ymax")
+    boxes = item.findall("bndbox")
+    if len(boxes) != 1:
+        kinds = [kind for kind in ("robndbox", "polygon") if item.find(kind) is not None]
+        what = f"has {len(boxes)} bndbox" if boxes else f"has no bndbox{f', but a {kinds[0]}' if kinds else ''}"
+        raise UserError(where, what, "write one with xmin, ymin, xmax, ymax")
+    box, more = boxes[0], dict(_attributes(item))
     difficult = (item.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
         raise UserError(where, f"difficult: expected 0 or 1, got {difficult[:40]!r}", "correct it")
-    return VocObject(name, tuple(_number(box, key, where) for key in _CORNERS), difficult == "1")
+    corners = tuple(_number(box, key, where) for key in _CORNERS)
+    return VocObject(
+        name, corners, difficult == "1", turn(more), any(marks(more, "difficult")), len(item.findall("part"))
+    )
+
+
+def _attributes(item: Element) -> Iterator[tuple[str, Any]]:
+    """Further fields of an object, beside it and in its list of attributes, numbers as such."""
+    pairs: list[tuple[str | None, str | None]] = [(field.tag, field.text) for field in item if not len(field)]
+    pairs += [(field.findtext("name"), field.findtext("value")) for field in item.iterfind("attributes/attribute")]
+    for name, text in pairs:
+        word = (text or "").strip()
+        try:
+            yield (name or "").strip(), float(word)
+        except ValueError:
+            yield (name or "").strip(), word
 
 
 def _number(box: Element, key: str, where: str) -> float:

@@ -16,6 +16,8 @@ SEPARATOR = ";"
 _JOINING = ("|", ",", "/", "+", "&", " ")
 """What joins labels in files of others."""
 _LOOKED_AT = 50
+_NUMBERS = {"1": True, "0": False, "1.0": True, "0.0": False}
+"""What the columns of classes hold."""
 
 
 class Row(NamedTuple):
@@ -29,14 +31,20 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class TableFormat:
-    """How a table is written. ``columns``: the names of those with files and with labels; ``group``: that of a third one, which says
+    """How a table is written. ``columns``: the names of those with files and with labels, or with files and of more than one class, which
+    hold 1 or 0; ``group``: that of a third one, which says
     what belongs together; ``delimiter`` between cells, None: found from the header; ``separator`` between labels, None: ``;``, and
     labels that look joined by something else are refused."""
 
-    columns: tuple[str, str] = COLUMNS
+    columns: tuple[str, ...] = COLUMNS
     group: str | None = None
     delimiter: str | None = None
     separator: str | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The columns of classes; none where labels have one column."""
+        return self.columns[1:] if len(self.columns) > 2 else ()
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -61,12 +69,12 @@ def read_table(path: Path, form: TableFormat, root: Path) -> Table:
         raise _refused(path, header, form, text, delimiter, root)
     places = [header.index(name) for name in form.wanted]
     try:
-        rows = list(_rows(path, text, delimiter, places, len(header), form.separator or SEPARATOR))
+        rows = list(_rows(path, text, delimiter, places, len(header), form))
     except csv.Error as error:
         raise UserError(str(path), f"cannot be read as a CSV file: {error}", "mend its quotes") from error
-    if form.separator is None:
+    if form.separator is None and not form.classes:
         _refuse_joined(path, rows)
-    return Table(rows, tuple(name for name in header if name not in form.wanted))
+    return Table(rows, tuple(name or "one without a name" for name in header if name not in form.wanted))
 
 
 def _text(path: Path) -> str:
@@ -108,6 +116,8 @@ def _proposed(header: Sequence[str], text: str, delimiter: str, root: Path) -> s
     fewest different cells."""
     plain = "write that as the first line, or set data.options.columns: [FILES, LABELS]"
     lines = [cells for cells in csv.reader(text.splitlines()[1 : _LOOKED_AT + 1], delimiter=delimiter) if cells]
+    if any(elsewhere(root, cell) for cell in header):
+        return f"the first line names a file already: write {','.join(COLUMNS)} above it"
     if len(header) < 2 or not lines or any(len(cells) != len(header) for cells in lines):
         return plain
     for place, name in enumerate(header):
@@ -115,7 +125,15 @@ def _proposed(header: Sequence[str], text: str, delimiter: str, root: Path) -> s
         if found is None:
             continue
         different = {other: len({cells[other] for cells in lines}) for other in range(len(header)) if other != place}
-        labels = header[min(different, key=lambda other: (different[other] == 1, different[other]))]
+        held = [
+            n
+            for n, cells in enumerate(zip(*lines, strict=True))
+            if n != place and {c.strip() for c in cells} <= set(_NUMBERS)
+        ]
+        if len(held) > 1:  # a column for each class
+            labels = ", ".join(header[column] for column in held)
+        else:
+            labels = header[min(different, key=lambda other: (different[other] == 1, different[other]))]
         options = [f"columns: [{name}, {labels}]"]
         options += [f"image_root: {root / found[0]}"] if found[0] != "." else []
         options += [f"suffix: {found[1]}"] if found[1] else []
@@ -123,19 +141,35 @@ def _proposed(header: Sequence[str], text: str, delimiter: str, root: Path) -> s
     return plain
 
 
-def _rows(path: Path, text: str, delimiter: str, places: Sequence[int], count: int, separator: str) -> Iterator[Row]:
+def _rows(path: Path, text: str, delimiter: str, places: Sequence[int], count: int, form: TableFormat) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     next(reader, None)
     for cells in reader:
         where = f"{path}:{reader.line_num}"
         if len(cells) == count:
-            file, labels, *group = (cells[place].strip() for place in places)
-            parts = labels.split() if separator.isspace() else labels.split(separator)
-            found = tuple(label.strip() for label in parts) if labels else ()
-            yield Row(where, file, found, group[0] if group else "")
+            found = [cells[place].strip() for place in places]
+            group = "" if form.group is None else found.pop()
+            labels = _held(found[1:], form.classes, where) if form.classes else _parted(found[1], form.separator)
+            yield Row(where, found[0], labels, group)
         elif cells:  # not a blank line
             what = f"expected {count} cells, got {len(cells)}"
             raise UserError(where, what, "quote names that hold the character between cells")
+
+
+def _parted(cell: str, separator: str | None) -> tuple[str, ...]:
+    """The labels in a cell."""
+    mark = separator or SEPARATOR
+    parts = cell.split() if mark.isspace() else cell.split(mark)
+    return tuple(label.strip() for label in parts) if cell else ()
+
+
+def _held(cells: Sequence[str], classes: Sequence[str], where: str) -> tuple[str, ...]:
+    """The classes whose cells hold 1."""
+    for cell, name in zip(cells, classes, strict=True):
+        if cell not in _NUMBERS:
+            remedy = "write 1 or 0 in the columns of classes"
+            raise UserError(where, f"column {name[:40]!r}: expected 1 or 0, got {cell[:40]!r}", remedy)
+    return tuple(name for cell, name in zip(cells, classes, strict=True) if _NUMBERS[cell])
 
 
 def _refuse_joined(path: Path, rows: Sequence[Row]) -> None:
@@ -144,6 +178,12 @@ def _refuse_joined(path: Path, rows: Sequence[Row]) -> None:
     if any(len(row.labels) > 1 for row in rows):
         return
     labels = {label for row in rows for label in row.labels}
+    listed = [label for label in labels if label[:1] + label[-1:] in ("[]", "()", "{}")]
+    if listed:
+        what = f"labels such as {min(listed)[:60]!r} are lists as a program writes them"
+        raise UserError(
+            str(path), what, f"write their names, joined by {SEPARATOR!r}, or set data.options.separator: {SEPARATOR!r}"
+        )
     for character in _JOINING:
         parts = {label: label.split(character) for label in labels if character in label.strip(character)}
         pieces = [piece.strip() for split in parts.values() for piece in split]

@@ -105,12 +105,20 @@ class ImageReader:
     exif: str = "apply"
     max_pixels: int = MAX_PIXELS
     at_least: Size | None = None
+    frames: str = "stop"
 
     def __call__(self, path: str) -> Pixels:
         """Pixels [H, W, channels] of a file."""
         reading_file(path)
-        options = {"channels": self.channels, "max_pixels": self.max_pixels}
-        return read_image(path, **options, depth=self.depth, exif=self.exif, at_least=self.at_least)
+        return read_image(
+            path,
+            channels=self.channels,
+            max_pixels=self.max_pixels,
+            depth=self.depth,
+            exif=self.exif,
+            at_least=self.at_least,
+            frames=self.frames,
+        )
 
 
 DEFAULT_READER = ImageReader()

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import ImageFile
 
 from effbackbones.errors import UserError
+from effbackbones.images.arrays import read_numbers
 from effbackbones.images.geometry import Mask
-from effbackbones.images.reading import MAX_PIXELS, is_deep, opened_image, orientation_of, read_image, turned
+from effbackbones.images.reading import MAX_PIXELS, frame_count, is_deep, opened_image, orientation_of, turned
 from tasks.data.files.slate import reading_file
 from tasks.data.sample import IGNORE
 
@@ -24,7 +25,6 @@ OTHERS = ("stop", "ignore", "nearest")
 Numbers = NDArray[np.uint8 | np.uint16 | np.uint32]
 
 _LOSSY = ("JPEG", "MPO", "AVIF")
-_ANIMATED = ("GIF", "PNG", "WEBP")
 _NEAR = 64
 """So far apart may the channels of a grey be in a file that does not keep values exactly."""
 
@@ -217,13 +217,10 @@ def span(values: list[int]) -> str:
 
 def read_stored(path: str | Path, *, max_pixels: int = MAX_PIXELS, exif: str = "apply") -> Stored:
     """What a mask file holds, in any of the formats of :func:`effbackbones.images.reading.read_image` and under its limits; ``.npy``:
-    [H, W] of uint8 or uint16. Raises :class:`UserError` naming the file."""
+    [H, W] of whole numbers or truth values. Raises :class:`UserError` naming the file."""
     if str(path).lower().endswith(".npy"):
-        array = read_image(path, channels=1, max_pixels=max_pixels, depth="native")[..., 0]
-        if array.dtype == np.float32:
-            raise UserError(str(path), "holds float32", "store whole numbers, uint8 or uint16")
-        numbers: NDArray[np.uint8 | np.uint16] = array.astype(array.dtype)
-        return Stored("grey", numbers, 255 if array.dtype == np.uint8 else 65535)
+        numbers = _sixteen_bits(str(path), read_numbers(path, max_pixels))
+        return Stored("grey", numbers, 255 if numbers.dtype == np.uint8 else 65535)
     with opened_image(path, max_pixels) as image:
         return _decoded(str(path), image, exif)
 
@@ -236,9 +233,8 @@ def _decoded(path: str, file_image: ImageFile.ImageFile, exif: str) -> Stored:
         _white(file_image),
         file_image.format in _LOSSY,
     )
-    if file_image.format in _ANIMATED and getattr(file_image, "n_frames", 1) > 1:
-        what = f"has {file_image.n_frames} frames: which of them is the mask?"  # type: ignore[attr-defined]  # those formats have it
-        raise UserError(path, what, "store one mask in each file")
+    if (frames := frame_count(file_image)) > 1:
+        raise UserError(path, f"has {frames} frames: which of them is the mask?", "store one mask in each file")
     file_image.load()
     image = turned(file_image, orientation, exif)
     mode = image.mode
@@ -259,18 +255,23 @@ def _decoded(path: str, file_image: ImageFile.ImageFile, exif: str) -> Stored:
             np.pad(colors, ((0, 256 - len(colors)), (0, 0))),
         )
     if mode == "I" or mode.startswith("I;16"):
-        numbers = np.asarray(image).astype(np.int64)
-        outside = (numbers < 0) | (numbers > 65535)
-        if outside.any():
-            y, x = divmod(int(outside.argmax()), outside.shape[1])
-            raise UserError(
-                path, f"value {numbers[y, x]} at x {x}, y {y} does not fit 16 bits", "store masks with 8 or 16 bits"
-            )
-        return Stored("grey", _undone(numbers.astype(np.uint16), white), white)
+        return Stored("grey", _undone(_sixteen_bits(path, np.asarray(image)).astype(np.uint16), white), white)
     if mode in ("RGB", "RGBA") and not deep:
         return Stored("colour", np.array(image)[..., :3], 255, lossy)
     kind = f"16-bit {mode}" if deep else mode
     raise UserError(path, f"pixels of kind {kind} are no classes", "store masks as PNG: grey, palette or 8-bit colour")
+
+
+def _sixteen_bits(path: str, numbers: NDArray[np.integer | np.bool_]) -> NDArray[np.uint8 | np.uint16]:
+    """Whole numbers in 0..65535, in 8 bits where their type says so."""
+    if numbers.dtype in (np.uint8, np.bool_):
+        return numbers.astype(np.uint8)
+    outside = (numbers < 0) | (numbers > 65535)
+    if outside.any():
+        y, x = divmod(int(outside.argmax()), outside.shape[1])
+        what = f"value {numbers[y, x]} at x {x}, y {y} does not fit 16 bits without a sign"
+        raise UserError(path, what, "store masks with 8 or 16 bits, pixels to be ignored as 255")
+    return numbers.astype(np.uint16)
 
 
 def _white(image: ImageFile.ImageFile) -> int:

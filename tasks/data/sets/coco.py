@@ -25,13 +25,15 @@ def open_coco(
     ignored: str = "object",
     rotation: str = "keep",
     sets: bool = False,
+    without_images: bool = False,
 ) -> BoxDataset:
     """The split that the annotation ``file`` below ``root`` describes, by default
     ``annotations/instances_{train,val}2017.json``; labels are the categories in the order of their ids.
 
-    ``folder``: what ``file_name`` is relative to, by default as :func:`image_folder` finds it. ``unlabelled``,
-    ``no_segmentation`` and ``sets`` as in :func:`tasks.data.sets.painting.painting_of`; ``ignored`` and ``rotation`` as in
-    :func:`tasks.data.boxes.cocofile.read_coco`. What is refused and what is mended:
+    ``folder``: what ``file_name`` is relative to, by default as :func:`image_folder` finds it. ``unlabelled``, ``no_segmentation`` and
+    ``sets`` as in :func:`tasks.data.sets.painting.painting_of`; ``ignored`` and ``rotation`` as in
+    :func:`tasks.data.boxes.cocofile.read_coco`; ``without_images``: files need not be there, for what reads annotations alone. What is
+    refused and what is mended:
     :func:`tasks.data.boxes.cocofile.read_coco`, :mod:`tasks.data.boxes.repairs`. Boxes need not be there, or sound, unless they
     are wanted.
     """
@@ -47,6 +49,7 @@ def open_coco(
         lambda image: f"{path}: images[{image}] (id {ids[image]})",
         f"set data.options.{wanted.split}_images, or correct file_name",
         links=wanted.links,
+        absent=without_images,
     )
     said = replace(said, files=files)
     if not masks:

@@ -48,8 +48,10 @@ class TableDataset:
         rows = _checked(_renamed(found, rename or {}, self.file, classes), self.root, multilabel, suffix, links)
         if not rows:
             raise UserError(str(table), "has no rows", "list at least one image")
-        self.classes = classes or tuple(sorted({label for row in rows for label in row.labels}))
-        if not self.classes:
+        occurring = {label for row in rows for label in row.labels}
+        said = dict.fromkeys((rename or {}).get(name, name) for name in form.classes)
+        self.classes = classes or tuple(said) or tuple(sorted(occurring))
+        if not (classes or occurring):
             raise UserError(str(table), "no row has a label", "label at least one image")
         self.ids, self.names = PackedNames(row.file for row in found), PackedNames(row.file for row in rows)
         self.groups = tuple(row.group for row in rows) if form.group else None

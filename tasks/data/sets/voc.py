@@ -1,6 +1,6 @@
 """Data set ``voc``: Pascal VOC's layout (Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +8,11 @@ import numpy as np
 
 from effbackbones.errors import UserError, nearest
 from tasks.data.boxes.annotations import Annotations, Selection, Wanted, open_boxes
+from tasks.data.boxes.fields import enclosed
 from tasks.data.boxes.table import BoxDataset
-from tasks.data.boxes.vocfile import VocImage, read_voc
+from tasks.data.boxes.vocfile import VocImage, VocObject, read_voc
 from tasks.data.files.images import check_files
+from tasks.data.files.listing import shown
 from tasks.data.sets.vocfolders import VocFiles, find_voc
 
 FIRST_PIXEL = ("auto", "1", "0")
@@ -28,6 +30,8 @@ def open_voc(
     ignore_difficult: bool = True,
     first_pixel: str = "auto",
     whole: bool = False,
+    ignored: str = "object",
+    rotation: str = "keep",
 ) -> BoxDataset:
     """The images of the list ``ImageSets/Main/LISTING.txt`` below ``root``: ``JPEGImages/ID.*`` with ``Annotations/ID.xml``; where
     there are no lists, the annotation files in the folder ``LISTING``, or with ``whole`` all below ``root``, with their images
@@ -48,8 +52,39 @@ def open_voc(
     offset, notes = _offset(first_pixel, found, read)
     labels = _labels(wanted, found.annotations, read)
     said = _columns(found, files, read, labels, ignore=ignore_difficult, offset=offset)
-    said = replace(said, notes=(*found.notes, *notes))
+    said = _marked(said, [item for image in read for item in image.objects], ignored, rotation)
+    said = replace(said, notes=(*found.notes, *notes, *_passed_over(files, read)))
     return open_boxes(said, found.folder, replace(wanted, selection=Selection()))
+
+
+def _marked(said: Annotations, objects: Sequence[VocObject], ignored: str, rotation: str) -> Annotations:
+    """The same with the marks of labelling tools followed, or noted: see :func:`tasks.data.boxes.cocofile.read_coco`."""
+    degrees = np.array([item.rotation for item in objects], np.float64)
+    marked = np.array([item.ignored for item in objects], np.bool_) & ~said.crowd
+    turned, crowd = degrees != 0, ignored == "crowd"
+    return replace(
+        said,
+        boxes=enclosed(said.boxes, degrees) if rotation == "enclose" else said.boxes,
+        crowd=said.crowd | marked if crowd else said.crowd,
+        assumed={
+            "ignored_crowd" if crowd else "ignored": marked,
+            "rotated_enclosed" if rotation == "enclose" else "rotated": turned,
+        },
+    )
+
+
+def _passed_over(files: Sequence[str], read: Sequence[VocImage]) -> Iterator[str]:
+    """What the annotation files say and nobody follows: parts of objects, names of other images."""
+    parts = sum(item.parts for image in read for item in image.objects)
+    if parts:
+        yield f"{parts:,} parts of objects are not used"
+    others = [
+        f"{image.file} for {Path(file).name}"
+        for file, image in zip(files, read, strict=True)
+        if image.file and Path(image.file.replace("\\", "/")).stem != Path(file).stem
+    ]
+    if others:
+        yield f"{len(others):,} annotation files say another file name than that of their image: {shown(others)}"
 
 
 def _offset(first_pixel: str, found: VocFiles, read: Sequence[VocImage]) -> tuple[int, tuple[str, ...]]:

@@ -56,6 +56,8 @@ def open_yolo(
     classes = _class_names(names, described)
     found = find_files(described, wanted.split, name, wanted.links, whole=whole)
     sizes = header_sizes([f"{found.root}/{file}" for file in found.files], wanted.read.exif, wanted.on_error)
+    if wanted.split != "test" and not any(found.texts):
+        raise found.refusal()
     return open_boxes(_columns(found, sizes, classes, described, rows), found.root, wanted)
 
 
@@ -79,6 +81,11 @@ def _class_names(listed: object, described: Described) -> tuple[str, ...]:
     ):
         raise UserError(where, f"expected a list of names, got {str(listed)[:60]}", "list the names of the classes")
     names = tuple(str(name) for name in listed)
+    count = described.values.get("nc", len(names))
+    if described.file is not None and where != "data.options.names" and count != len(names):
+        raise UserError(
+            f"{described.file}: nc", f"is {count}, and names has {len(names)} classes", "correct one of the two"
+        )
     if len(set(names)) < len(names):
         raise UserError(
             where,
@@ -111,6 +118,7 @@ def _columns(
         category_ids=tuple(range(len(names))),
         assumed={"outline": found.outlines, "key_points": found.poses},
         notes=files.notes(),
+        centred=True,
     )
 
 

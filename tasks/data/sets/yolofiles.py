@@ -76,6 +76,15 @@ class YoloFiles:
         said.append((self.orphans, "label files have no image, and what they label is not used"))
         return tuple(f"{len(names):,} {what}: {shown(names)}" for names, what in said if names)
 
+    def refusal(self) -> UserError:
+        """What to say of a split none of whose images has a label file."""
+        wanted = f"{stem(os.path.basename(self.files[0]))}.txt"
+        what = f"none of {len(self.files):,} images has a label file there, such as {wanted} of {self.files[0]}"
+        if not os.path.isdir(self.source):
+            what = f"there is no such folder, in which {wanted} of {self.files[0]} would lie"
+        remedy = "name label files as their images, .txt in place of the ending, or list the images in a text file"
+        return UserError(self.source, what, remedy)
+
 
 def find_files(described: Described, split: str, name: str | None, links: str, *, whole: bool = False) -> YoloFiles:
     """The files of a split that the config calls ``name`` (None: as in ``data.yaml``, else as the split itself); with ``whole``, all below

@@ -52,6 +52,7 @@ class ClassificationTransform:
         self.image_spec, self.size, self.train = image_spec, size, train
         self.first = first if train else None
         self.crop, self.scale, self.ratio, self.flip = crop if train else "center", scale, ratio, flip
+        self.fitting = replace(Fitting.of_classes(image_spec), size=size)
         self.steps: list[Transform] = []
         if train and randaugment is not None:
             self.steps.append(RandAugment(*randaugment, image_spec))
@@ -84,7 +85,7 @@ class ClassificationTransform:
             left, top, right, bottom = random_area((height, width), self.scale, self.ratio, rng)
             return resize(image[top:bottom, left:right], self.size, spec.interpolation), None
         if crop == "center":
-            return replace(Fitting.of_classes(spec), size=self.size)(image)
+            return self.fitting(image)
         plan = ResizePlan.squash((height, width), self.size)
         image = plan.apply_image(image, spec.interpolation, fill_of(image, spec.mean).tolist())
         if crop == "pad":

@@ -1,0 +1,82 @@
+"""What in a data set looks like a mistake though it can be read: told before a run, and by ``check``."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from effbackbones.errors import UserError
+from effbackbones.images.reading import opened_image, orientation_of
+from tasks.data.dataset import Dataset
+from tasks.data.knowledge import reader_of, unwrapped
+from tasks.data.pixels import LOOKED_AT, some_paths, told_of_shared_images
+
+_SHOWN = 3
+_BETWEEN = re.compile(r"[\s_\-]+")
+_MISSING = frozenset(["nan", "none", "null", "n/a", "na", "undefined"])
+"""Names, in lower case, that programs write where a value is missing."""
+_SAME_SIDES = (2, 3, 4)
+"""EXIF orientations that leave height and width as they are: mirrored, turned by 180 degrees."""
+
+
+def told_of_data(datasets: Mapping[str, Dataset]) -> Iterator[str]:
+    """A line for each thing that looks like a mistake in the data sets of a run, by split."""
+    yield from told_of_shared_images(datasets)
+    if "train" in datasets:
+        yield from _told_of_names(datasets["train"].classes)
+    for split, dataset in datasets.items():
+        for line in _told_of_files(dataset):
+            yield f"{split}: {line}"
+
+
+def _told_of_names(classes: Sequence[str]) -> Iterator[str]:
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(_BETWEEN.sub(" ", name).strip().casefold(), []).append(name)
+    alike = [names for names in groups.values() if len(names) > 1]
+    if alike:
+        first, *others = alike[0]
+        which = " and ".join(map(repr, (first, *others)))
+        more = f", and {len(alike) - 1} more such groups," if len(alike) > 1 else ""
+        remedy = f"data.options.rename: [{', '.join(f'{name}={first}' for name in others)}] makes them one"
+        if any(name != name.strip() for name in alike[0]):  # which no option can say
+            remedy = "correct the names in the files"
+        yield f"warning: the classes {which}{more} differ in case, spaces or hyphens alone ({remedy})"
+    missing = [name for name in classes if name.strip().casefold() in _MISSING]
+    if missing and len(classes) > len(missing):
+        yield f"warning: the class {missing[0]!r} looks like labels that are missing; remove those samples, if so"
+
+
+def _told_of_files(dataset: Dataset) -> Iterator[str]:
+    """What a look at some files shows: colours that are hidden by transparency, orientations that no size can confirm."""
+    read = reader_of(dataset)
+    if read is None:
+        return
+    alpha: list[str] = []
+    turned: list[str] = []
+    paths = some_paths(dataset, LOOKED_AT)
+    for path in paths:
+        if path.lower().endswith((".npy", ".tif", ".tiff")):  # numbers, and bands, which their readers look at
+            continue
+        try:
+            with opened_image(path, read.max_pixels) as image:
+                turned += [path] * (orientation_of(image) in _SAME_SIDES)
+                if read.channels in (1, 3) and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+                    least = np.asarray(image.convert("RGBA"))[..., 3].min()
+                    alpha += [path] * bool(least < 255)
+        except UserError:  # told where it is read
+            continue
+    if alpha:
+        remedy = "the colours stored there are used; paint them on a background if they are arbitrary"
+        yield f"warning: {_counted(alpha, paths)} are transparent in parts, which is not looked at: {remedy}"
+    base, _ = unwrapped(dataset)
+    if turned and read.exif == "apply" and any(hasattr(base, name) for name in ("table", "read_mask")):
+        remedy = "data.exif: ignore, if they were drawn on the pixels as stored"
+        what = "are by EXIF upside down or mirrored, and their labels taken as drawn on the upright image"
+        yield f"warning: {_counted(turned, paths)} {what} ({remedy})"
+
+
+def _counted(found: Sequence[str], looked_at: Sequence[str]) -> str:
+    names = ", ".join(os.path.basename(path) for path in found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+    return f"{len(found)} of {len(looked_at)} images looked at ({names})"

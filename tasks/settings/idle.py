@@ -1,0 +1,54 @@
+"""Keys that are set and change nothing, because another key rests them: told before a run."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from tasks.settings.data import DataConfig
+from tasks.settings.sections import Config, ModelConfig, OptimConfig
+
+
+class _Idle(NamedTuple):
+    """``keys`` that rest where ``when`` holds of a config; ``why`` in words."""
+
+    keys: tuple[str, ...]
+    when: Callable[[ModelConfig, DataConfig, OptimConfig], bool]
+    why: str
+
+
+_IDLE = (
+    _Idle(("optim.momentum",), lambda _, __, o: o.name == "adamw", "optim.name is adamw"),
+    _Idle(("optim.betas",), lambda _, __, o: o.name != "adamw", "optim.name is not adamw"),
+    _Idle(("optim.alpha",), lambda _, __, o: o.name != "rmsprop_tf", "optim.name is not rmsprop_tf"),
+    _Idle(("optim.eps",), lambda _, __, o: o.name == "sgd", "optim.name is sgd"),
+    _Idle(
+        ("optim.step_epochs", "optim.step_gamma"), lambda _, __, o: o.schedule != "step", "optim.schedule is not step"
+    ),
+    _Idle(("optim.min_lr_fraction",), lambda _, __, o: o.schedule == "constant", "optim.schedule is constant"),
+    _Idle(("optim.warmup_start",), lambda _, __, o: not (o.warmup_epochs or o.warmup_steps), "there is no warm-up"),
+    _Idle(("optim.base_batch",), lambda _, __, o: o.lr_scaling == "none", "optim.lr_scaling is none"),
+    _Idle(
+        ("model.unfreeze_epoch",),
+        lambda m, _, o: o.max_steps is None and (m.unfreeze_epoch or 0) >= o.epochs,
+        "the run ends before",
+    ),
+    _Idle(("data.close_mosaic",), lambda _, d, __: not d.mosaic, "data.mosaic is 0"),
+    _Idle(("data.tile_overlap",), lambda _, d, __: d.tile is None, "data.tile is not set"),
+    _Idle(("data.scale", "data.ratio"), lambda _, d, __: d.crop != "resized", "data.crop is not resized"),
+    _Idle(
+        ("data.split_by", "data.split_group", "data.division"),
+        lambda _, d, __: not d.shares,
+        "neither data.val nor data.test is a share",
+    ),
+)
+
+
+def told_of_idle(config: Config) -> Iterator[str]:
+    """A line for each key that differs from its default and changes nothing."""
+    sections = {section.SECTION: section for section in (config.model, config.data, config.optim)}
+    for keys, when, why in _IDLE:
+        if not when(config.model, config.data, config.optim):
+            continue
+        for key in keys:
+            section, name = key.split(".")
+            if getattr(sections[section], name) != getattr(type(sections[section])(), name):
+                yield f"{key} is set and changes nothing: {why}"

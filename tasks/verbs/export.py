@@ -1,0 +1,132 @@
+"""The verb ``export``: a trained model as a graph for other runtimes, with a certificate that it says what the model says."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from effbackbones.errors import UserError
+from effbackbones.export.certificate import Bounds
+from effbackbones.export.exporting import export_model
+from effbackbones.export.record import beside
+from effbackbones.model import Model
+from tasks.data.dataset import Dataset
+from tasks.data.sampling import Repeated
+from tasks.engine import assembly
+from tasks.engine.evaluation import monitor, score_model
+from tasks.settings.commandline import Extras
+from tasks.settings.data import DataConfig
+from tasks.settings.sections import Config
+from tasks.spec import TaskSpec
+from tasks.telling import Teller
+from tasks.verbs.models import as_model, data_classes, model_and_classes, read_as_trained
+from tasks.verbs.predict import image_files
+
+IMAGES, CALIBRATION = 32, 128
+"""Images of a certificate, and of a calibration."""
+
+
+def export(task: TaskSpec, config: Config, extras: Extras) -> int:
+    """Write the model of ``--checkpoint`` to ``--out``, where it agrees with the model on images of the data, or those named."""
+    if not extras.out:
+        raise UserError("--out", "no file is named", "give --out FILE.onnx, FILE.pt2 or FILE.xml")
+    tell, out = Teller(config.run.progress), Path(extras.out)
+    config = replace(config, run=replace(config.run, device="cpu"))
+    model, classes = model_and_classes(task, config, extras, require_classes=False)
+    model.classes = model.classes or classes
+    config = read_as_trained(config, extras, model, tell)
+    calibration: Any
+    if extras.inputs:
+        files: list[Any] = [str(file) for file in image_files(extras.inputs)]
+        images, scores, calibration = files[: _count(extras)], None, files[:CALIBRATION]
+        tell("named images have no labels: agreement is measured, no score")
+    else:
+        dataset = _data(task, config, extras, model, classes)
+        some = Repeated(dataset, assembly.spread(len(dataset), _count(extras)))
+        images = [some[row].image for row in range(len(some))]
+        scores = _scores(task, as_model(config, model), some, classes, tell)
+        calibration = _calibration(task, config, extras, model, classes) if extras.precision == "int8" else ()
+    record = export_model(
+        model,
+        out,
+        images=images,
+        format=extras.format,
+        preprocessing=extras.preprocess,
+        postprocessing=extras.postprocess,
+        precision=extras.precision,
+        dynamic_size=False if extras.fixed else None,
+        bounds=_bounds(extras),
+        scores=scores if extras.postprocess == "predict" and extras.preprocess != "none" else None,
+        calibration=calibration,
+        origin=str(assembly.checkpoint_file(extras.checkpoint)) if extras.checkpoint else None,
+        tell=tell,
+    )
+    for name, pair in (record.certificate or {}).get("scores", {}).items():
+        print(f"{name} {pair['model']:.6g} {pair['exported']:.6g}")
+    tell(f"exported {out}, {out.stat().st_size / 2**20:.1f} MB; certificate {beside(out)}")
+    return 0
+
+
+def _count(extras: Extras) -> int:
+    text = extras.certify
+    if text is None:
+        return IMAGES
+    if not text.isdecimal() or not int(text):
+        raise UserError("--certify", f"expected a number of images from 1 up, got {text!r}", "correct it")
+    return int(text)
+
+
+def _bounds(extras: Extras) -> Bounds | None:
+    if extras.bound is None:
+        return None
+    try:
+        agreement, score = (float(part) for part in extras.bound.split(","))
+    except ValueError:
+        agreement = score = -1.0
+    if not (0 <= agreement <= 1 and 0 <= score <= 1):
+        raise UserError(
+            "--bound", f"expected two numbers of 0 to 1, AGREEMENT,CHANGE, got {extras.bound!r}", "correct it"
+        )
+    return replace(Bounds.of(extras.precision, extras.preprocess), agreement=agreement, score=score)
+
+
+def _data(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> Dataset:
+    """The split that the certificate is measured on."""
+    if config.data == DataConfig():
+        raise UserError("--checkpoint", "no run is named whose data could be looked at", _REMEDY)
+    try:
+        return assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
+    except UserError as error:
+        raise UserError(str(error), "", _REMEDY) from None
+
+
+_REMEDY = "the certificate needs real images: name some after the options, or the data by --config or --data.root"
+
+
+def _scores(
+    task: TaskSpec, config: Config, dataset: Dataset, classes: Any, tell: Teller
+) -> Callable[[Any], Mapping[str, float | None]]:
+    """What a model scores on the images of the certificate, by the score that chose it."""
+    name = monitor(task, config, classes).name
+
+    def scores(model: Any) -> dict[str, float | None]:
+        found, _ = score_model(
+            task,
+            config,
+            model,
+            dataset=dataset,
+            classes=classes,
+            device=assembly.run_device(config),
+            tell=tell,
+            observe=False,
+            strict=True,
+        )
+        return {name: found[name]}
+
+    return scores
+
+
+def _calibration(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> list[Any]:
+    """Training images, from which the ranges of whole numbers are taken; none of the certificate's."""
+    dataset = assembly.open_dataset(config, task, "train", data_classes(task, config, extras, model, classes))
+    return [dataset[row].image for row in assembly.spread(len(dataset), CALIBRATION).tolist()]

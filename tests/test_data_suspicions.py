@@ -1,0 +1,222 @@
+"""What can be read, but not in the way that it was probably meant: told, or refused with what it looks like."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_data_boxes_told import content, opened as coco_opened, voc_data, yolo_data
+from test_data_mask_formats import opened as masks_opened, pair
+from test_data_table import opened as table_opened, write_table
+
+from effbackbones.errors import UserError
+from effbackbones.images.reading import read_image
+from tasks.data.boxes.repairs import RepairCount, mend, refuse_bad_boxes
+from tasks.data.door import folder, voc, yolo
+from tasks.data.files.reading import ImageReader
+from tasks.data.suspicions import told_of_data
+from tasks.settings.data import DataConfig
+
+RNG = np.random.default_rng(0)
+SIDES = np.array([[160.0, 120.0]])
+
+
+def some_boxes(count: int = 50) -> np.ndarray:
+    """x, y, width, height inside of an image of 160 x 120, many of them far from its corner."""
+    low, high = RNG.random((count, 2)) * 0.6, RNG.random((count, 2)) * 0.3 + 0.1
+    return np.concatenate([low, high], 1) * np.tile(SIDES, 2)
+
+
+def refused(boxes: np.ndarray, centred: bool) -> str:
+    sides, count = np.repeat(SIDES, len(boxes), 0), RepairCount(str)
+    mend(boxes, sides, np.ones(len(boxes), np.bool_), count)
+    try:
+        refuse_bad_boxes("file", boxes, sides, count.result(len(boxes)), centred)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_boxes_in_another_layout_are_called_that() -> None:
+    """Also where fewer than half reach out of their image."""
+    boxes = some_boxes()
+    low, extent = boxes[:, :2], boxes[:, 2:]
+    assert refused(boxes, False) == refused(boxes, True) == ""
+    as_corners = np.concatenate([low, low + extent], 1)
+    assert "corner boxes" in refused(as_corners, False)
+    assert "middle" in refused(np.concatenate([low + extent / 2, extent], 1), False)
+    # In YOLO's files the first two numbers are the middle: what is read is half an extent further up and left.
+    for numbers, name in ((as_corners, "corner boxes"), (boxes, "upper left corner")):
+        read = np.concatenate([numbers[:, :2] - numbers[:, 2:] / 2, numbers[:, 2:]], 1)
+        assert name in refused(read, True)
+
+
+def test_whole_numbers_with_a_decimal_point(tmp_path: Path) -> None:
+    said = content()
+    for row in said["annotations"]:
+        row |= {"category_id": float(row["category_id"]), "image_id": 1.0, "iscrowd": 0.0}
+    dataset = coco_opened(tmp_path, said)
+    assert dataset.table.labels.tolist() == [0, 1, 0]
+    said["annotations"][1]["category_id"] = 1.5
+    with pytest.raises(UserError, match=r"category_id: expected a whole number, got 1\.5"):
+        coco_opened(tmp_path, said)
+
+
+def test_scores_among_the_annotations_are_told(tmp_path: Path) -> None:
+    dataset = coco_opened(tmp_path, content({"score": 0.4}))
+    assert dataset.table.repairs.counts == {"scored": 1}
+
+
+def voc_edited(root: Path, old: str, new: str) -> DataConfig:
+    data = voc_data(root, {"1": [[10.0, 20.0, 30.0, 10.0], [50.0, 5.0, 20.0, 60.0]]})
+    for path in root.rglob("*.xml"):
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+    return data
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["<deleted>1</deleted>", "<attributes><attribute><name>ignore</name><value>1</value></attribute></attributes>"],
+)
+def test_marks_in_voc_files(tmp_path: Path, field: str) -> None:
+    data = voc_edited(tmp_path, "<bndbox>", f"{field}<bndbox>")
+    assert voc(data, "train", None).table.repairs.counts == {"ignored": 1}
+    crowd = DataConfig(name="voc", root=data.root, options={"ignored": "crowd"})
+    assert voc(crowd, "train", None).table.crowd.tolist() == [True, False]
+
+
+def test_turned_boxes_in_voc_files(tmp_path: Path) -> None:
+    turn = "<attributes><attribute><name>rotation</name><value>90.0</value></attribute></attributes>"
+    data = voc_edited(tmp_path, "<bndbox>", f"{turn}<bndbox>")
+    kept = voc(data, "train", None).table
+    assert kept.repairs.counts == {"rotated": 1}
+    assert kept.boxes[0].tolist() == [10, 20, 30, 10]
+    around = voc(DataConfig(name="voc", root=data.root, options={"rotation": "enclose"}), "train", None).table
+    np.testing.assert_allclose(around.boxes[0], [20, 10, 10, 30])
+
+
+def test_what_voc_files_say_besides(tmp_path: Path) -> None:
+    data = voc_edited(tmp_path, "<object>", "<filename>other.jpg</filename><object><part><name>head</name></part>")
+    notes = " ".join(voc(data, "train", None).notes)
+    assert "1 parts of objects are not used" in notes
+    assert "other.jpg for 1." in notes
+    for path in tmp_path.rglob("*.xml"):
+        path.write_text(path.read_text().replace("<bndbox>", "<bndbox></bndbox><bndbox>", 1))
+    with pytest.raises(UserError, match=r"object 1 \(a\): has 2 bndbox"):
+        voc(data, "train", None)
+
+
+def test_yolo_without_label_files_or_with_another_number_of_classes(tmp_path: Path) -> None:
+    data = yolo_data(tmp_path, {"1": "0 .5 .5 .2 .2"}, yaml="nc: 3\nnames: [a, b]\n")
+    with pytest.raises(UserError, match=r"nc: is 3, and names has 2 classes"):
+        yolo(data, "train", None)
+    data = yolo_data(tmp_path, {"1": "0 .5 .5 .2 .2"})
+    for path in list(tmp_path.rglob("1.txt")):
+        path.rename(path.with_suffix(".TXT"))
+    with pytest.raises(UserError, match=r"none of \d images has a label file there, such as 1\.txt of "):
+        yolo(data, "train", None)
+
+
+def test_a_column_for_each_class(tmp_path: Path) -> None:
+    for name in "abc":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    write_table(tmp_path, "image,red,green,blue", "a.png,1,0,0", "b.png,1.0,1,0", "c.png,0,0,0.0")
+    with pytest.raises(UserError, match=r"set data\.options\.columns: \[image, red, green, blue\]"):
+        table_opened(tmp_path)
+    dataset = table_opened(tmp_path, multilabel=True, columns=["image", "red", "green", "blue"])
+    assert dataset.classes == ("red", "green", "blue")
+    assert [dataset[index].labels.tolist() for index in range(3)] == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    with pytest.raises(UserError, match=r"train\.csv:3: expected one label, got 2"):
+        table_opened(tmp_path, columns=["image", "red", "green", "blue"])
+    write_table(tmp_path, "image,red,green", "a.png,1,0", "b.png,-1,0")
+    with pytest.raises(UserError, match=r"train\.csv:3: column 'red': expected 1 or 0, got '-1'"):
+        table_opened(tmp_path, multilabel=True, columns=["image", "red", "green"])
+
+
+def test_tables_without_a_header_and_with_lists(tmp_path: Path) -> None:
+    for name in "ab":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    write_table(tmp_path, "a.png,red", "b.png,green")
+    with pytest.raises(UserError, match=r"the first line names a file already: write file,labels above it"):
+        table_opened(tmp_path)
+    write_table(tmp_path, "file,labels", "a.png,\"['red', 'green']\"", "b.png,\"['green']\"")
+    with pytest.raises(UserError, match=r"are lists as a program writes them"):
+        table_opened(tmp_path, multilabel=True)
+
+
+@pytest.mark.parametrize("kind", [bool, np.int64, np.int16, np.uint8, np.uint32])
+@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 3), (2, 3, 1)])
+def test_masks_of_any_whole_numbers(tmp_path: Path, kind: Any, shape: tuple[int, ...]) -> None:
+    mask = np.array([[0, 1, 1], [1, 0, 1]])
+    pair(tmp_path, "train", "1", Image.new("L", (3, 2)))
+    (tmp_path / "train/masks/1.png").unlink()
+    np.save(tmp_path / "train/masks/1.npy", mask.astype(kind).reshape(shape))
+    dataset = masks_opened(tmp_path, names=["bg", "a"], format="index")
+    np.testing.assert_array_equal(dataset[0].mask, mask)
+
+
+@pytest.mark.parametrize(
+    ("array", "what"),
+    [
+        (np.zeros((2, 3), np.float32), "expected whole numbers, got float32"),
+        (np.zeros((2, 3, 4), np.uint8), r"expected \[H, W\], got \[2, 3, 4\]"),
+        (np.full((2, 3), -100), "value -100 at x 0, y 0"),
+    ],
+)
+def test_arrays_that_are_no_masks(tmp_path: Path, array: np.ndarray, what: str) -> None:
+    pair(tmp_path, "train", "1", Image.new("L", (3, 2)))
+    (tmp_path / "train/masks/1.png").unlink()
+    np.save(tmp_path / "train/masks/1.npy", array)
+    with pytest.raises(UserError, match=what):
+        masks_opened(tmp_path, names=["bg", "a"], format="index")[0]
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp"])
+def test_several_frames_are_asked_about(tmp_path: Path, ending: str) -> None:
+    frames = [Image.fromarray(RNG.integers(0, 255, (8, 8, 3), dtype=np.uint8)) for _ in range(3)]
+    path = tmp_path / f"a.{ending}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match=r"has 3 frames: .*data\.options\.frames: first"):
+        ImageReader()(str(path))
+    np.testing.assert_array_equal(ImageReader(frames="first")(str(path)), read_image(path))
+
+
+def folders(root: Path, *names: str) -> dict[str, Any]:
+    for name in names:
+        (root / "train" / name).mkdir(parents=True)
+        Image.fromarray(RNG.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(root / "train" / name / "1.png")
+    return {"train": folder(DataConfig(name="folder", root=str(root)), "train", None)}
+
+
+def test_names_that_are_nearly_alike_or_no_names(tmp_path: Path) -> None:
+    lines = list(told_of_data(folders(tmp_path, "traffic light", "traffic_Light", "nan", "cat")))
+    assert len(lines) == 2
+    assert "data.options.rename: [traffic_Light=traffic light]" in lines[0]
+    assert "'nan'" in lines[1]
+    assert list(told_of_data(folders(tmp_path / "other", "cat", "cats", "dog"))) == []
+
+
+def test_transparency_is_told(tmp_path: Path) -> None:
+    datasets = folders(tmp_path, "a", "b")
+    clear = np.dstack([np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=np.uint8) * 255])
+    Image.fromarray(clear).save(tmp_path / "train/a/1.png")
+    assert ["1 of 2 images looked at (1.png) are transparent in parts" in line for line in told_of_data(datasets)] == [
+        True
+    ]
+    Image.fromarray(clear | np.array([0, 0, 0, 255], np.uint8)).save(tmp_path / "train/a/1.png")
+    assert list(told_of_data(datasets)) == []
+
+
+@pytest.mark.parametrize(("orientation", "told"), [(3, True), (2, True), (1, False)])
+def test_orientations_that_no_size_confirms(tmp_path: Path, orientation: int, told: bool) -> None:
+    for number in range(2):
+        pair(tmp_path, "train", str(number), Image.fromarray(np.array([[0, 1, 2]], np.uint8)))
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.new("RGB", (3, 1)).save(tmp_path / "train/images/0.png", exif=exif)
+    lines = list(told_of_data({"train": masks_opened(tmp_path, format="index")}))
+    assert [line for line in lines if "data.exif: ignore" in line and "0.png" in line] == (lines if told else [])
+    assert bool(lines) == told
