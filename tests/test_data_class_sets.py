@@ -172,7 +172,7 @@ def random_sets(seed: int, height: int = 24, width: int = 31, count: int = 12) -
     return np.ascontiguousarray(np.repeat(np.repeat(coarse, 6, 0), 6, 1)[:height, :width])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     scaled=st.tuples(st.integers(5, 40), st.integers(5, 40)),

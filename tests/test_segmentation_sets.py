@@ -1,6 +1,7 @@
 """Segmentation of classes that overlap: scores, predictions, files, and the command from data to answers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from tests_support import QUIET, STILL, class_names, error_of, one_line, small_line
 
-from effbackbones import build_model, load_model, load_predictor
+from effbackbones import build_model, load_model, load_predictor, save_model
 from effbackbones.checkpoint import with_head_options
 from effbackbones.errors import UserError
+from effbackbones.export import export_model
 from effbackbones.images.classsets import UNKNOWN, set_of
 from effbackbones.images.geometry import ResizePlan
 from effbackbones.inference.masks import restore_mask, sure_of
@@ -50,7 +52,7 @@ def test_scores_by_hand() -> None:
     assert image_iou_of_sets(np.array([[0]], np.int32), np.array([[0]], np.int32), 2) is None
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31), k=st.integers(1, 31))
 def test_scores_are_those_of_each_class_by_itself(seed: int, k: int) -> None:
     """A class of a set scores as the foreground of a mask of two classes, whatever the others do; images in any order."""
@@ -117,6 +119,27 @@ def test_a_model_of_sets_has_thresholds_that_may_be_asked_for_anew() -> None:
     assert sure_of(model.head) == (0.5, 0.2)
     assert sure_of(model.head, 0.7) == (0.7, 0.7)
     assert sure_of(with_head_options(model, {**options, "threshold": 0.4}).head) == (0.4, 0.4)
+
+
+@pytest.mark.slow
+def test_an_exported_file_has_the_sets_and_thresholds_of_its_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"mode": "multilabel", "channels": [8] * 5, "threshold": [0.5, 0.45]}
+    model = build_model(
+        "seg", "b0", num_classes=2, backbone_options={"width": 0.25, "depth": 0.3}, head_options=options
+    )
+    model.use_image_spec(replace(model.eval().image_spec, size=(64, 64)))
+    model.classes = ("a", "b")
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    save_model(model, tmp_path / "model.safetensors")
+    record = export_model(tmp_path / "model.safetensors", tmp_path / "model.onnx", images=[image])
+    assert record.heads[0].multilabel
+    here, there = (load_predictor(source, device="cpu")(image) for source in (model, tmp_path / "model.onnx"))
+    assert isinstance(there, Masks)
+    assert there.thresholds == here.thresholds == (0.5, 0.45)
+    assert (there.masks == here.masks).mean() > 0.99
+    other = load_predictor(tmp_path / "model.onnx", device="cpu", threshold=0.9)(image)
+    assert other.thresholds == (0.9, 0.9)
 
 
 def test_runs_and_shares_of_masks() -> None:

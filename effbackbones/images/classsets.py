@@ -5,15 +5,14 @@ moves one of class numbers (uint8), and the type of a mask says which of the two
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from effbackbones.images.geometry import Mask
-
 Sets = NDArray[np.int32]
+Mask = NDArray[np.uint8 | np.int32]
+"""Classes [H, W]: uint8, a number in each pixel, or int32, a set of them."""
 MOST = 31
 """Classes that a set has room for."""
 IGNORE = 255
@@ -22,7 +21,7 @@ UNKNOWN = -1
 """The same in a mask of sets."""
 
 
-def ignored_in(mask: "Mask") -> int:
+def ignored_in(mask: Mask) -> int:
     """The value of pixels of which nobody knows, in a mask of its type."""
     return UNKNOWN if mask.dtype == np.int32 else IGNORE
 

@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.images.classsets import IGNORE as IGNORE, ignored_in
+from effbackbones.images.classsets import IGNORE as IGNORE, Mask as Mask, ignored_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = NDArray[np.uint8 | np.uint16 | np.float32]
-Mask = NDArray[np.uint8 | np.int32]
-"""Classes [H, W]: uint8, a number in each pixel, or int32, a set of them (:mod:`effbackbones.images.classsets`)."""
 Size = tuple[int, int]
 Scalar = TypeVar("Scalar", bound=np.generic)
 Coordinates = TypeVar("Coordinates", NDArray[np.float32], NDArray[np.float64], "Tensor")
