@@ -56,9 +56,8 @@ def test_classes_and_pixels_agree_by_what_they_decide() -> None:
     agreement.add("cls", {"probabilities": one}, {"probabilities": one + np.nan}, multilabel=True)
     maps = np.array([[[0.6, 0.2]], [[0.4, 0.8]]])
     agreement.add("seg", {"probabilities": maps}, {"probabilities": maps[::-1]})
-    agreement.add(
-        "seg", {"probabilities": maps}, {"probabilities": maps + [[[0.1]], [[0.2]]]}, multilabel=True
-    )  # each by itself
+    surer = maps + np.array([[[0.1]], [[0.2]]])
+    agreement.add("seg", {"probabilities": maps}, {"probabilities": surer}, multilabel=True)  # each class by itself
     agreement.add("seg", {"labels": np.array([[0, 1]])}, {"labels": np.array([[0, 0]])})
     agreement.add("cls", {"logits": one}, {"logits": one + 0.1})
     assert agreement.same == {"top-1": 1, "labels": 3, "pixels": 4, "values": 0}
