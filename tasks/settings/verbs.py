@@ -56,7 +56,7 @@ OPTIONS = {
     "predictions": Option("file of predictions to score in place of a model", path=True),
     "threshold": Option(
         "boxes of a lower score are neither drawn nor written (default: all are written, from 0.3 drawn); a pixel less sure has no "
-        "class, of two classes it is where the second begins"
+        "class, of two classes it is where the second begins, of classes that overlap each is where it is surer (0.5)"
     ),
     "top-k": Option(
         "so many classes, or boxes, of an image at most (default: all classes up to 100, else 5; all boxes)"
