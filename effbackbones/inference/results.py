@@ -192,9 +192,9 @@ class Masks(Result):
         known = {"classes": list(self.classes), "thresholds": list(self.thresholds), "shares": self.shares}
         return {**self._head(), **known, "masks": found}
 
-    def draw(self) -> Image.Image:
+    def draw(self, at_most: int | None = None) -> Image.Image:
         """The image under the colours of its classes, in stripes where they overlap."""
-        return Image.fromarray(overlay(self.original(), set_of(self.masks), self.classes))
+        return Image.fromarray(overlay(self.original(), set_of(self.masks), self.classes, at_most=at_most))
 
 
 def _lengths(mask: NDArray[np.bool_]) -> list[int]:
