@@ -16,6 +16,7 @@ from PIL import Image
 from effbackbones.drawing.boxes import draw_boxes, rgb
 from effbackbones.drawing.masks import overlay
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import set_of
 from effbackbones.images.geometry import Pixels, Size
 
 DRAWN = 0.3
@@ -162,6 +163,44 @@ class Mask(Result):
 
     def draw(self) -> Image.Image:
         return Image.fromarray(overlay(self.original(), self.labels, self.classes))
+
+
+@dataclass(frozen=True, eq=False)
+class Masks(Result):
+    """``masks`` bool [K, H, W]: where each of the ``classes`` is, which may overlap: where its probability is over its of ``thresholds``.
+    ``probabilities`` float16 [K, H, W], where they were asked for."""
+
+    masks: NDArray[np.bool_]
+    thresholds: tuple[float, ...]
+    probabilities: NDArray[np.float16] | None = None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the pixels of each class that is there, the largest first; they need not add up to 1."""
+        shares = self.masks.mean((1, 2))
+        order = np.argsort(-shares, kind="stable")
+        return {self.classes[label]: float(shares[label]) for label in order if shares[label]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Shares, and the mask of each class that is there as runs: lengths by rows, of pixels without it and with it in turn."""
+        found = [
+            {"class": self.classes[label], "label": int(label), "runs": _lengths(self.masks[label])}
+            for label in np.flatnonzero(self.masks.any((1, 2)))
+        ]
+        known = {"classes": list(self.classes), "thresholds": list(self.thresholds), "shares": self.shares}
+        return {**self._head(), **known, "masks": found}
+
+    def draw(self) -> Image.Image:
+        """The image under the colours of its classes, in stripes where they overlap."""
+        return Image.fromarray(overlay(self.original(), set_of(self.masks), self.classes))
+
+
+def _lengths(mask: NDArray[np.bool_]) -> list[int]:
+    """Lengths of the runs of a mask, of False first, which may be none."""
+    flat = np.concatenate([[False], mask.ravel()])
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    lengths: list[int] = np.diff(np.concatenate([[0], ends, [mask.size]])).tolist()
+    return lengths
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from effbackbones.checkpoint import with_head_options
@@ -158,3 +159,9 @@ def data_classes(task: TaskSpec, config: Config, extras: Extras, model: Model, c
     if model.classes is None:
         return tuple(task.data_names(classes, lambda: assembly.open_dataset(config, task, extras.split).classes))
     return tuple(model.provenance.get("data_classes", classes))
+
+
+def beside(checkpoint: str | None) -> Path:
+    """The folder of a run, or that of a model file; the working folder without either."""
+    path = Path(checkpoint or ".")
+    return path if path.is_dir() else path.parent

@@ -17,9 +17,12 @@ from effbackbones.inference.inputs import ImageSource
 from effbackbones.inference.predictor import Predictor
 from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared, fitted, together
 from effbackbones.inference.results import Failed
+from effbackbones.model import Model
 from tasks.data.batch import READING
+from tasks.data.dataset import Dataset
 from tasks.data.door import image_reader, reading_spec
 from tasks.data.files.listing import files_below
+from tasks.data.knowledge import paths_of
 from tasks.data.sample import Sample, Transform
 from tasks.data.transforms.images import ClassificationTransform
 from tasks.data.transforms.window import ViewTransform
@@ -30,17 +33,20 @@ from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import model_and_classes, read_as_trained
+from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
 
 
 def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Predict files, folders and globs; writes the results into ``--out`` and tells the essential ones."""
     # The words of a line are followed wherever they lead, unless it says otherwise itself.
-    files = image_files(extras.inputs, config.data.links if "data.links" in extras.overrides else "anywhere")
+    links = config.data.links if "data.links" in extras.overrides else "anywhere"
+    files = image_files(extras.inputs, links) if extras.inputs or not extras.split_named else []
     tell, device = Teller(config.run.progress), assembly.run_device(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     config = read_as_trained(config, extras, model, tell)
     model.classes, model.reading = classes, reading_spec(config.data)
+    source = _source(task, config, extras, model, classes) if extras.split_named else None
+    files = files or list(map(Path, _files_of(source, extras.split)))
     out = Path(extras.out or "predictions")
     tiled = model.reading.tile is not None
     predictor = Predictor(
@@ -55,6 +61,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         fit=fit_of(assembly.shown(task.transform(config, model, train=False), model)),
     )
     writer = task.writer(config, out, model, classes, print)
+    if source is not None and hasattr(writer, "number_as"):
+        writer.number_as(source)
     read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
     originals = Originals(read)
     dataset = _Files(files, originals if writer.draws else read, predictor.fit)
@@ -79,6 +87,19 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
         raise UserError(f"{failed[0]}{more}")
     return 0
+
+
+def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> Dataset:
+    """The split that the line names."""
+    config = assembly.with_division(as_model(config, model), beside(extras.checkpoint))
+    return assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
+
+
+def _files_of(source: Dataset | None, split: str) -> list[str]:
+    files = [] if source is None else paths_of(source)
+    if not all(files):
+        raise UserError(f"data.{split}", "its images are no files", "name files, folders or globs")
+    return files
 
 
 def _batch_size(config: Config) -> int:
