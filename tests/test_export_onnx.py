@@ -152,7 +152,7 @@ def test_a_broken_graph_is_refused_and_nothing_is_left(
 ) -> None:
     broken, out = damaged(exported.path, tmp_path), tmp_path / "out"
 
-    def write(found: Any, path: Path) -> Any:
+    def write(found: Any, path: Path, *_: Any) -> Any:
         shutil.copy(broken, path)
         return exported.record.outputs
 

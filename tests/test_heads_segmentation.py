@@ -244,7 +244,7 @@ def test_a_head_of_sets_keeps_all_promises() -> None:
 
 
 def test_sets_of_other_classes_are_refused_with_the_pixel() -> None:
-    model, sets = tiny("unet", 3, mode="multilabel"), torch.zeros(1, 32, 32, dtype=torch.int32)
+    model, sets = tiny("unet", 3, mode="multilabel").eval(), torch.zeros(1, 32, 32, dtype=torch.int32)
     assert model.loss(torch.rand(1, 3, 32, 32), sets.index_fill(1, torch.tensor(0), -1))
     sets[0, 4, 5] = 0b1001
     with pytest.raises(UserError, match=r"targets\[0, 4, 5\]: expected a set of 3 classes, got 9"):

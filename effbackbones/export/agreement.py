@@ -95,7 +95,10 @@ class Agreement:
         ]
         (boxes, scores, labels), (other_boxes, other_scores, other_labels) = lists
         free = np.ones(len(other_scores), bool)
-        floor, same, missing = self.tolerance.from_score, 0, 0
+        best = max(
+            scores.max(initial=0.0), other_scores.max(initial=0.0)
+        )  # of a network that is never sure, less is looked at
+        floor, same, missing = min(self.tolerance.from_score, float(best) / 2), 0, 0
         for box, score, label in zip(boxes, scores, labels, strict=True):
             gap = np.abs(other_scores - score)
             fits = free & (other_labels == label) & (gap <= self.tolerance.score)

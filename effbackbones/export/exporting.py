@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 
 from effbackbones.checkpoint import load_model, record_of
 from effbackbones.errors import UserError, nearest
-from effbackbones.export.certificate import Bounds, Scores, certify, refused, require_images, scored
+from effbackbones.export.certificate import Bounds, Scores, certify, fed, refused, require_images, scored
 from effbackbones.export.formats import WRITERS
 from effbackbones.export.graph import Graph
 from effbackbones.export.program import Traced, may_be_free
+from effbackbones.export.quantisation import Change, quantise
 from effbackbones.export.record import (
     FORMATS,
     POSTPROCESSING,
@@ -73,6 +75,9 @@ def export_model(
     """
     out = Path(out)
     kind = _format(out, format)
+    if precision == "int8_dynamic":
+        what = "quantises products of matrices alone, and leaves convolutions, which are all of these networks, as they are or slower"
+        raise UserError("precision int8_dynamic", what, "int8 is static: it takes calibration images")
     for name, value, known in (
         ("preprocessing", preprocessing, PREPROCESSING),
         ("postprocessing", postprocessing, POSTPROCESSING),
@@ -161,9 +166,9 @@ def _written(
     """The file without its certificate; returns its record, which is in it."""
     model = graph.model
     free = may_be_free(graph, dynamic_size)
-    folded = replace_model(graph, model.for_inference(channels_last=False))
+    folded = replace_model(graph, _smaller(model.for_inference(channels_last=False), precision))
     found = Traced.of(folded, dynamic_size=free)
-    outputs = WRITERS[kind].write(found, path)
+    outputs = WRITERS[kind].write(found, path, precision, _change(graph, precision, calibration))
     named = graph.named(**found.example.inputs)
     record = ExportRecord(
         format=kind,
@@ -187,6 +192,30 @@ def replace_model(graph: Graph, model: Model) -> Graph:
     return Graph(
         model, preprocessing=graph.preprocessing, postprocessing=graph.postprocessing, top_k=graph.top_k
     ).eval()
+
+
+def _smaller(model: Model, precision: str) -> Model:
+    """The model in fp16, where that is asked for: from normalised images to raw output; before and after all stays fp32."""
+    if precision == "fp16":
+        spec = model.image_spec
+        model.half().use_image_spec(spec)
+    return model
+
+
+def _change(graph: Graph, precision: str, calibration: Sequence[Any]) -> Change | None:
+    """What is done to a file of ONNX in between."""
+    if precision != "int8":
+        return None
+    if not len(calibration):
+        raise UserError(
+            "calibration", "int8 takes its ranges from real images, and there is none", "give some, 100 or more"
+        )
+    fitted, originals = _fitted(graph.model, calibration)
+    feeds = [
+        {name: value.numpy() for name, value in fed(graph, [one], [image]).items()}
+        for one, image in zip(fitted, originals, strict=True)
+    ]
+    return partial(quantise, feeds=feeds)
 
 
 def _certificate(

@@ -75,9 +75,7 @@ OPTIONS = {
         " for each pixel)",
         ("none", "predict", "answer"),
     ),
-    "precision": Option(
-        "fp32 (default), fp16, int8 (static; dynamic would leave convolutions as they are)", ("fp32", "fp16", "int8")
-    ),
+    "precision": Option("fp32 (default), fp16, or int8: static, calibrated on 128 training images, or on those named"),
     "certify": Option("images that file and model are compared on (default 32)"),
     "bound": Option(
         "AGREEMENT,CHANGE: the least share that must agree, and the most that a score may change: 0.995,0.001"
