@@ -26,8 +26,8 @@ from effbackbones.inference import results
 from effbackbones.inference.results import Boxes, Classes, Failed, Mask, Values
 from effbackbones.model import Model
 from tasks.data.sample import Sample
+from tasks.data.transforms.alone import fit_of
 from tasks.verbs.command import run_command
-from tasks.verbs.predict import fit_of
 
 NARROW = {"width": 0.25, "depth": 0.3}
 COMMANDS = {"cls": "classify", "det": "detect", "seg": "segment", ("det", "seg"): "joint"}

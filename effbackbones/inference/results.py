@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from effbackbones.drawing.boxes import draw_boxes, rgb
+from effbackbones.drawing.boxes import draw_boxes
 from effbackbones.drawing.masks import overlay
 from effbackbones.errors import UserError
 from effbackbones.images.classsets import set_of
@@ -47,9 +47,10 @@ class Result:
         """The same as JSON text."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
-    def draw(self) -> Image.Image:
-        """The image with what was found: an RGB picture."""
-        return Image.fromarray(rgb(self.original()))
+    def draw(self, at_most: int | None = None) -> Image.Image:
+        """The image with what was found: an RGB picture of its size, or with a longest side of ``at_most`` pixels; tiny ones enlarged
+        under boxes and words."""
+        return Image.fromarray(draw_boxes(self.original(), np.zeros((0, 4)), at_least=1, at_most=at_most))
 
     def _head(self) -> dict[str, Any]:
         return {"source": self.source, "size": list(self.size)}
@@ -94,7 +95,7 @@ class Classes(Result):
         found = [{"class": name, "label": label, "probability": value} for name, label, value in rows]
         return {**self._head(), "classes": len(self.classes), "multilabel": self.multilabel, "predictions": found}
 
-    def draw(self) -> Image.Image:
+    def draw(self, at_most: int | None = None) -> Image.Image:
         height, width = self.size
         shown = (
             [row for row in self.order if self.probabilities[row] >= self.threshold]
@@ -103,7 +104,7 @@ class Classes(Result):
         )
         text = ", ".join(f"{self.classes[row]} {self.probabilities[row]:.2f}" for row in shown) or "none"
         whole = np.array([[0, 0, width, height]], np.float64)
-        return Image.fromarray(draw_boxes(self.original(), whole, [text], [self.label]))
+        return Image.fromarray(draw_boxes(self.original(), whole, [text], [self.label], at_most=at_most))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +131,12 @@ class Boxes(Result):
         ]
         return {**self._head(), "boxes": found}
 
-    def draw(self) -> Image.Image:
+    def draw(self, at_most: int | None = None) -> Image.Image:
         shown = self.scores >= (DRAWN if self.threshold is None else self.threshold)
         pairs = zip(self.labels[shown], self.scores[shown], strict=True)
         texts = [f"{self.classes[label]} {score:.2f}" for label, score in pairs]
-        return Image.fromarray(draw_boxes(self.original(), self.boxes[shown], texts, self.labels[shown]))
+        drawn = draw_boxes(self.original(), self.boxes[shown], texts, self.labels[shown], at_most=at_most)
+        return Image.fromarray(drawn)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,8 +163,8 @@ class Mask(Result):
         runs = np.stack([flat[starts].astype(np.int64), np.diff(np.append(starts, flat.size))], 1)
         return {**self._head(), "classes": list(self.classes), "shares": self.shares, "runs": runs.ravel().tolist()}
 
-    def draw(self) -> Image.Image:
-        return Image.fromarray(overlay(self.original(), self.labels, self.classes))
+    def draw(self, at_most: int | None = None) -> Image.Image:
+        return Image.fromarray(overlay(self.original(), self.labels, self.classes, at_most=at_most))
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,9 +192,9 @@ class Masks(Result):
         known = {"classes": list(self.classes), "thresholds": list(self.thresholds), "shares": self.shares}
         return {**self._head(), **known, "masks": found}
 
-    def draw(self) -> Image.Image:
+    def draw(self, at_most: int | None = None) -> Image.Image:
         """The image under the colours of its classes, in stripes where they overlap."""
-        return Image.fromarray(overlay(self.original(), set_of(self.masks), self.classes))
+        return Image.fromarray(overlay(self.original(), set_of(self.masks), self.classes, at_most=at_most))
 
 
 def _lengths(mask: NDArray[np.bool_]) -> list[int]:
