@@ -24,6 +24,9 @@ class Model(nn.Module):
     become the images that it was trained on; None where nobody said it. It can be set, and :func:`save_model` keeps it.
     """
 
+    resizes: bool = False
+    """Whether images are to come as they are, because the model brings them to size itself, as an exported one may."""
+
     def __init__(
         self,
         backbone: Backbone,

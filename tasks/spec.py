@@ -31,6 +31,7 @@ from tasks.data.transforms.listed import register_transform as register_transfor
 from tasks.report.records import Summary
 from tasks.scoring.added import register_metric as register_metric
 from tasks.settings.sections import Config
+from tasks.settings.verbs import register_verb as register_verb
 from tasks.telling import Teller
 
 T = TypeVar("T")
@@ -57,6 +58,13 @@ class Observer(Protocol):
 
     def update(self, batch: Batch, predictions: Any) -> None:
         """``predictions`` as :meth:`TaskSpec.restored` gives them."""
+
+
+class Recorder(Observer, Protocol):
+    """Keeps what an evaluation found, image by image."""
+
+    def write(self, folder: Path) -> Path:
+        """Write it into ``folder``; returns the path of the file."""
 
 
 class Reporter(Observer, Protocol):
@@ -211,6 +219,10 @@ class TaskSpec(ABC):
     @abstractmethod
     def observer(self, config: Config, classes: Any) -> Reporter:
         """What sees the last evaluation and writes the report."""
+
+    def recorder(self, dataset: Dataset, classes: Any) -> Recorder | None:
+        """What keeps the predictions for ``dataset``, for other programs to read; None: nothing does."""
+        return None
 
     @abstractmethod
     def writer(

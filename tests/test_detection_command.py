@@ -107,6 +107,50 @@ def test_real_coco_files_train_predict_and_score_again(
         assert float(by_file[name]) == pytest.approx(float(value), abs=1e-9, rel=1e-5), name  # printed with six digits
 
 
+def test_predictions_carry_the_ids_of_the_data_and_are_scored_without_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco = coco_folder(tmp_path / "coco")
+    file = coco / "annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    for image in content["images"]:  # ids that no file name tells
+        image["id"] += 100
+    for row in content["annotations"]:
+        row["image_id"] += 100
+    file.write_text(json.dumps(content))
+    run, out = str(tmp_path / "run"), tmp_path / "out"
+    every = ["--model.head_options.score_threshold", "0.0", "--model.head_options.pre_nms", "300"]
+    assert (
+        main(["--config", "coco", "--data.root", str(coco), *TINY, *every, "--optim.max_steps", "1", "--run.out", run])
+        == 0
+    )
+    assert main(["evaluate", "--checkpoint", run, "--out", str(tmp_path / "scored"), *QUIET]) == 0
+    assert main(["predict", "--checkpoint", run, "--split", "val", "--out", str(out), *QUIET]) == 0
+    scored, predicted = (json.loads((folder / "predictions.json").read_text()) for folder in (tmp_path / "scored", out))
+    assert {record["image_id"] for record in scored} == {image["id"] for image in content["images"]}
+    assert {record["category_id"] for record in scored} <= {3, 7}
+    assert sorted(map(str, predicted)) == sorted(map(str, scored))
+    capsys.readouterr()
+    shutil.rmtree(coco / "val2017")
+    shutil.rmtree(coco / "train2017")
+    line = ["evaluate", "--config", "coco", "--data.root", str(coco), "--out", str(tmp_path / "again"), *QUIET]
+    assert main([*line, "--predictions", str(out / "predictions.json")]) == 0
+    by_file = json.loads((tmp_path / "again/metrics.json").read_text())["model"]
+    by_model = json.loads((tmp_path / "scored/metrics.json").read_text())["model"]
+    assert {name: by_file[name] for name in by_file if name[0] == "A"} == {
+        name: by_model[name] for name in by_file if name[0] == "A"
+    }
+    assert main([*line[: -len(QUIET)], "--checkpoint", run, *QUIET]) == 2  # a model needs the images
+    assert "have no file" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_predict_by_split_needs_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    assert main(["--config", "shapes", *TINY, "--data.options", "{train: 12, val: 8, test: 8}", "--run.out", run]) == 0
+    assert main(["predict", "--checkpoint", run, "--split", "val", "--out", str(tmp_path / "out"), *QUIET]) == 2
+    assert "data.val: its images are no files" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_check_passes_on_real_data(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["check", "--config", "bccd", "--data.root", str(data_root / "bccd"), *SMALL, "--out", str(tmp_path)]
     assert main(line) == 0

@@ -21,6 +21,7 @@ from effbackbones.images.reading import read_image
 from effbackbones.inference.boxes import restore_boxes
 from effbackbones.inference.results import Boxes
 from tasks.data.batch import Batch
+from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 from tasks.detection.examples import KEPT, DetectionExamples
 from tasks.detection.files import DetectionFiles
@@ -300,10 +301,13 @@ def predict_into(
     channels: int = 3,
     depth: str = "8",
     exif: str = "apply",
+    dataset: Any = None,
     **more: Any,
 ) -> list[str]:
     told: list[str] = []
     writer = DetectionFiles(out, ["cat", "dog"], [3, 90], told.append, **more)
+    if dataset is not None:
+        writer.number_as(dataset)
     for file, row in zip(files, rows, strict=True):
         image = read_image(file, channels=channels, depth=depth, exif=exif)
         batch = letterboxed([Sample(image=image, id=str(file), path=str(file))])
@@ -398,12 +402,28 @@ def test_predict_draws_images_of_any_channels_and_depth(tmp_path: Path, kind: st
     assert np.abs(picture[200, 110:290] - shades[200, 110:290, None]).max() < 12
 
 
+class OneImage:
+    """A data set whose only image has an id that its file does not tell."""
+
+    classes, category_ids = ("cat", "dog"), (4, 91)
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __len__(self) -> int:
+        return 1
+
+    def known(self, index: int) -> Known:
+        return Known("77", b"", (str(self.file),))
+
+
 def test_predict_takes_image_ids_of_a_data_set_and_leaves_out_what_is_not_finite(tmp_path: Path) -> None:
     file, nan = write_picture(tmp_path / "a.png", WIDE), float("nan")
     rows = [[([0.0, 0.0, 60.0, 60.0], 0.9, 0), ([0.0, nan, 60.0, 60.0], 0.9, 0), ([0.0, 0.0, 60.0, 60.0], nan, 0)]]
-    told = predict_into(tmp_path / "out", [file], rows, image_ids={str(file): "77"})
+    told = predict_into(tmp_path / "out", [file], rows, dataset=OneImage(file))
     assert told == [f"{file}: 1 cat", "2 detections are not finite and were left out of predictions.json"]
-    assert [record["image_id"] for record in json.loads((tmp_path / "out" / "predictions.json").read_text())] == [77]
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [(record["image_id"], record["category_id"]) for record in records] == [(77, 4)]
 
 
 def test_pictures_lie_upright_as_they_were_predicted(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests_support import ROOT, printed_by
 
 from effbackbones import Model, UserError, build_model, load_predictor, save_model
-from effbackbones.export import export_model, exporting
+from effbackbones.export import export_model, formats
 from effbackbones.export.record import ExportRecord
+from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.runtimes import open_runtime
+from tasks.detect import main
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -150,11 +153,11 @@ def test_a_broken_graph_is_refused_and_nothing_is_left(
 ) -> None:
     broken, out = damaged(exported.path, tmp_path), tmp_path / "out"
 
-    def write(found: Any, path: Path) -> Any:
+    def write(found: Any, path: Path, *_: Any) -> Any:
         shutil.copy(broken, path)
         return exported.record.outputs
 
-    monkeypatch.setattr(exporting, "write_onnx", write)
+    monkeypatch.setitem(formats.WRITERS, "onnx", formats.WRITERS["onnx"]._replace(write=write))
     out.mkdir()
     (out / "model.onnx").write_bytes(b"before")
     with pytest.raises(UserError, match=r"model\.onnx: not exported: .* agrees with the model in .*% of boxes alone"):
@@ -205,3 +208,53 @@ def test_a_file_of_another_is_told(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match=r"broken\.onnx: cannot be opened as ONNX"):
         load_predictor(tmp_path / "broken.onnx")
+
+
+def test_commands_take_the_file_as_they_take_a_checkpoint(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "picture.png"
+    Image.fromarray(scenes(1)[0]).save(picture)
+    quiet = ["--run.progress", "false", "--data.workers", "0", "--run.device", "cpu"]
+    for name, file in (("ours", exported.checkpoint), ("theirs", exported.path)):
+        assert main(["predict", "--checkpoint", str(file), "--out", str(tmp_path / name), str(picture), *quiet]) == 0
+    ours, theirs = (json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("ours", "theirs"))
+    assert len(ours) > 3
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["category_id"] == other["category_id"]
+        np.testing.assert_allclose(other["bbox"], one["bbox"], atol=0.1)
+    capsys.readouterr()
+    for argv, says in (
+        (
+            ["--model.head_options", "{nms_iou: 0.7}"],
+            "model.head_options.nms_iou: with --checkpoint: is part of the exported graph",
+        ),
+        (["--data.image_size", "128"], "image_spec: is part of the graph in"),
+        (["--model.mean", "[0.5, 0.5, 0.5]"], "image_spec: is part of the graph in"),
+    ):
+        assert main(["predict", "--checkpoint", str(exported.path), str(picture), *quiet, *argv]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_shapes_and_dtypes_that_a_graph_does_not_take_are_told(exported: Exported) -> None:
+    model = ExportedModel.open(exported.path)
+    with pytest.raises(UserError, match=r"images: expected \['batch', 3, 64, 96\], got \[1, 3, 96, 96\]"):
+        model.predict(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
+    with pytest.raises(UserError, match="images: expected uint8, got float32"):
+        model.predict(torch.zeros(1, 3, 64, 96))
+    with pytest.raises(UserError, match=r"exported model: cannot be trained; take the checkpoint"):
+        model.head.loss(None, None, None)  # type: ignore[arg-type]
+
+
+def test_the_example_without_torch_finds_what_a_predictor_finds(exported: Exported, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.fromarray(scenes(1)[0]).save(picture)
+    code = (
+        "import sys, json; sys.modules['torch'] = None; sys.path.insert(0, sys.argv[1]); from deploy import detect;"
+        "print(json.dumps(detect(sys.argv[2], sys.argv[3], 0.0)))"
+    )
+    found = json.loads(printed_by(code, str(ROOT / "examples"), str(exported.path), str(picture)))
+    expected = load_predictor(exported.checkpoint)(picture)
+    assert [name for name, _, _ in found] == list(expected.names)
+    np.testing.assert_allclose([score for _, score, _ in found], expected.scores, atol=1e-4)
+    np.testing.assert_allclose(np.array([box for _, _, box in found]), expected.boxes, atol=0.5)

@@ -13,11 +13,13 @@ _ROUNDING = 1e-5  # of scores in float32, between two runtimes
 
 @dataclass(frozen=True)
 class Tolerance:
-    """When boxes are the same: corners within ``pixels``, scores within ``score``. ``value``: when raw numbers are."""
+    """When boxes are the same: corners within ``pixels``, scores within ``score``; looked for are those of scores from ``from_score``
+    on. ``value``: when raw numbers are the same."""
 
     pixels: float = 1.0
     score: float = 1e-3
     value: float = 1e-3
+    from_score: float = 0.0
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Agreement:
         if "boxes" in expected:
             self._boxes(expected, found)
         elif task == "seg" and expected.keys() & {"labels", "probabilities"}:
-            self._pixels(expected, found)
+            self._pixels(expected, found, multilabel)
         elif task == "cls" and "probabilities" in expected:
             self._difference("probabilities", expected["probabilities"], found["probabilities"])
             pair = [one["probabilities"] for one in (expected, found)]
@@ -67,14 +69,14 @@ class Agreement:
         largest = float(np.where(np.isnan(gap), np.inf, gap).max(initial=0.0))
         self.largest[name] = max(self.largest.get(name, 0.0), largest)
 
-    def _pixels(self, expected: Arrays, found: Arrays) -> None:
+    def _pixels(self, expected: Arrays, found: Arrays, multilabel: bool) -> None:
         labels = []
         for arrays in (expected, found):
             maps = arrays.get("probabilities")
             if maps is None:
                 labels.append(arrays["labels"])
             else:
-                labels.append(maps.argmax(0) if len(maps) > 1 else maps[0] > 0.5)
+                labels.append(maps > 0.5 if multilabel or len(maps) == 1 else maps.argmax(0))
         if "probabilities" in expected:
             self._difference("probabilities", expected["probabilities"], found["probabilities"])
         self._count("pixels", labels[0] == labels[1])
@@ -93,7 +95,10 @@ class Agreement:
         ]
         (boxes, scores, labels), (other_boxes, other_scores, other_labels) = lists
         free = np.ones(len(other_scores), bool)
-        matched = missing = 0
+        best = max(
+            scores.max(initial=0.0), other_scores.max(initial=0.0)
+        )  # of a network that is never sure, less is looked at
+        floor, same, missing = min(self.tolerance.from_score, float(best) / 2), 0, 0
         for box, score, label in zip(boxes, scores, labels, strict=True):
             gap = np.abs(other_scores - score)
             fits = free & (other_labels == label) & (gap <= self.tolerance.score)
@@ -101,13 +106,14 @@ class Agreement:
             if fits.any():
                 place = int(np.where(fits, gap, np.inf).argmin())
                 free[place] = False
-                matched += 1
+                # Two lists of n that share m have 2 m of 2 n in common.
+                same += int(score >= floor) + int(other_scores[place] >= floor)
                 self._difference("boxes", box, other_boxes[place])
                 self._difference("scores", score, other_scores[place])
-            elif score > least[1] + _ROUNDING:
+            elif score >= floor and score > least[1] + _ROUNDING:
                 missing += 1
-        missing += int((other_scores[free] > least[0] + _ROUNDING).sum())
-        # Two lists of n that share m have 2 m of 2 n in common.
-        self.same["boxes"] = self.same.get("boxes", 0) + 2 * matched
-        self.all["boxes"] = self.all.get("boxes", 0) + 2 * matched + missing
+        left = other_scores[free]
+        missing += int(((left >= floor) & (left > least[0] + _ROUNDING)).sum())
+        self.same["boxes"] = self.same.get("boxes", 0) + same
+        self.all["boxes"] = self.all.get("boxes", 0) + same + missing
         self.largest.setdefault("boxes", 0.0)

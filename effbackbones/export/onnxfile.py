@@ -21,7 +21,7 @@ NEEDS = "onnx, onnxruntime and onnxscript; pip install 'effbackbones[export]'"
 def write_onnx(found: Traced, path: Path) -> tuple[Port, ...]:
     """Write the graph to ``path`` in one file; returns its outputs as a record names them."""
     require("onnx", "onnxscript")
-    with _quiet("torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad():
+    with quiet("torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad():
         program = torch.onnx.export(
             found.graph,
             found.arguments,
@@ -42,7 +42,7 @@ def write_onnx(found: Traced, path: Path) -> tuple[Port, ...]:
 
 
 @contextmanager
-def _quiet(*names: str) -> Iterator[None]:
+def quiet(*names: str) -> Iterator[None]:
     """Within, the loggers of these packages tell of errors alone: they speak of their own insides."""
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
@@ -66,17 +66,7 @@ def _name_sides(model: Any, found: Traced, ports: tuple[Port, ...]) -> None:
             value.shape = ir.Shape(list(shapes[value.name]))
 
 
-def read_text(path: Path) -> str | None:
-    """The text of the record in the file ``path``."""
-    onnx = require("onnx")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's own, of several packages
-        raise UserError(str(path), f"cannot be read as ONNX ({type(error).__name__})", "export it again") from None
-    return next((str(entry.value) for entry in model.metadata_props if entry.key == KEY), None)
-
-
-def write_record(path: Path, record: ExportRecord) -> None:
+def put_record(path: Path, record: ExportRecord) -> None:
     """Put the record into the file ``path``, in place of one that is there."""
     onnx = require("onnx")
     model = onnx.load(str(path))

@@ -1,5 +1,6 @@
 """An exported file in the place of a model: the same questions, answered by the runtime of the file."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -12,6 +13,7 @@ from effbackbones.contracts import Backbone, Detections, FeatureSpec, Head, Imag
 from effbackbones.errors import UserError
 from effbackbones.export.record import ExportRecord, HeadFacts
 from effbackbones.images.pixels import require_batch, to_unit
+from effbackbones.inference.masks import SURE
 from effbackbones.inference.runtimes import Runtime, open_runtime
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
@@ -49,9 +51,8 @@ class ExportedModel(Model):
         # A graph of one size has no other to fit a batch to.
         aspect = about.reading is not None and about.reading.batch_shape == "aspect" and not record.dynamic_size
         self.reading = replace(about.reading, batch_shape="fixed") if aspect and about.reading else about.reading
-        self.takes_any_size = record.preprocessing == "resize"
+        self.resizes = record.preprocessing == "resize"
         self.folded = True
-        self._where = nn.Parameter(torch.zeros(0), requires_grad=False)
         self.eval()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -122,10 +123,13 @@ class ExportedHead(Head):
     """Stands for a head that is in the graph: reads its outputs."""
 
     task: ClassVar[str] = ""
+    built_with: Mapping[str, Any] = {}
+    """Options of predictions that are part of the graph."""
 
     def __init__(self, spec: FeatureSpec, num_classes: int, *, multilabel: bool = False) -> None:
         super().__init__(spec, num_classes)
-        self.multilabel = multilabel
+        self.multilabel, self.thresholds = multilabel, (SURE,) * num_classes
+        self._where = nn.Parameter(torch.zeros(0), requires_grad=False)  # says on what device answers are wanted
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> Answered:
         """Outputs of the graph, in the order of its names."""
@@ -155,9 +159,15 @@ def _spec(names: tuple[str, ...]) -> FeatureSpec:
 
 def _head(facts: HeadFacts, record: ExportRecord, names: tuple[str, ...]) -> Head:
     kind: Any = type("ExportedHead", (ExportedHead,), {"task": facts.task})  # the task is of the class
-    head: Head = kind(
+    head: ExportedHead = kind(
         _spec(tuple(name for name in names if name in facts.outputs)), facts.num_classes, multilabel=facts.multilabel
     )
+    head.built_with = facts.thresholds
+    if (
+        facts.multilabel and "threshold" in facts.thresholds
+    ):  # which the graph leaves to whoever reads its probabilities
+        own = facts.thresholds["threshold"]
+        head.thresholds = tuple(own) if isinstance(own, list | tuple) else (own,) * facts.num_classes
     # What the graph resizes comes as it is; what it pads it pads by itself, so only shapes of batches depend on this.
     head.size_divisor, head.min_size = (
         (1, 1) if record.preprocessing == "resize" else (facts.size_divisor, facts.min_size)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -40,11 +41,11 @@ class Predictor:
 
     ``source``: a model file, a run folder (its best weights are taken), or a :class:`Model`, which is put on the device and into
     eval mode. ``device``: ``auto`` takes a GPU where there is one. ``threshold``: boxes below it are left out; of several labels
-    those that are told; in masks of one channel where foreground begins, of several below which a pixel has no class. ``top_k``: so
-    many classes or boxes of an image at most. ``batch_size``: images that the network gets at once (8). ``probabilities``: masks
-    come with those of all classes. ``on_error``: ``return`` gives a :class:`Failed` for an image that cannot be read or predicted.
-    ``precision``: ``auto`` is that of the commands, bf16 on a GPU. ``max_pixels``: larger files are refused. ``fit``: brings images
-    to size in another way than the model says.
+    those that are told; in masks of one channel where foreground begins, of several below which a pixel has no class, of classes that
+    overlap over which each is there. ``top_k``: so many classes or boxes of an image at most. ``batch_size``: images that the network
+    gets at once (8). ``probabilities``: masks come with those of all classes. ``on_error``: ``return`` gives a :class:`Failed` for an
+    image that cannot be read or predicted. ``precision``: ``auto`` is that of the commands, bf16 on a GPU. ``max_pixels``: larger
+    files are refused. ``fit``: brings images to size in another way than the model says.
 
     Raises :class:`UserError` for what is no model, and for arguments that the task has no use for.
     """
@@ -229,6 +230,8 @@ def device_of(asked: str | torch.device) -> torch.device:
 
 def fitting_of(model: Model, reading: ReadingSpec) -> Fitting:
     """How images are brought to the size at which ``model`` is asked; a graph that resizes gets them as they are."""
+    if model.resizes:
+        return replace(Fitting.of_classes(model.image_spec), mode="own")
     if model.head.task == "cls":
         return Fitting.of_classes(model.image_spec)
     own_size = reading.tile is not None and model.head.task == "seg"

@@ -28,8 +28,8 @@ class Runtime(ABC):
     """As a report says it."""
     record: ExportRecord
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, trusted: bool = False) -> None:
+        self.path, self.trusted = path, trusted
         self._open()
 
     @abstractmethod
@@ -41,10 +41,10 @@ class Runtime(ABC):
         """Outputs by name."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {"path": self.path, "trusted": self.trusted}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path = state["path"]
+        self.path, self.trusted = state["path"], state["trusted"]
         self._open()
 
 
@@ -103,7 +103,7 @@ class TorchProgram(Runtime):
 
     def _open(self) -> None:
         self.record = ExportRecord.of(_text_of_archive(self.path), self.path)
-        if os.environ.get(TRUST) != "1":
+        if not self.trusted and os.environ.get(TRUST) != "1":
             what = "is a file of torch.export, which runs code when it is opened"
             raise UserError(str(self.path), what, f"set {TRUST}=1 if you made it yourself, or export to ONNX")
         try:
@@ -120,15 +120,15 @@ class TorchProgram(Runtime):
 RUNTIMES: dict[str, type[Runtime]] = {"onnx": OnnxRuntime, "torch_export": TorchProgram, "openvino": OpenVino}
 
 
-def open_runtime(path: str | Path) -> Runtime:
-    """The exported file ``path``, opened by the runtime of its suffix. Raises :class:`UserError` for what is none, for files without a
-    record, and where the runtime is not installed."""
+def open_runtime(path: str | Path, *, trusted: bool = False) -> Runtime:
+    """The exported file ``path``, opened by the runtime of its suffix; ``trusted``: it may run code. Raises :class:`UserError` for what
+    is none, for files without a record, and where the runtime is not installed."""
     path = Path(path)
     known = format_of(path)
     if known is None:
         raise UserError(str(path), "is no exported file by its name", f"they end in {', '.join(SUFFIXES)}")
     check_file(path)
-    return RUNTIMES[known](path)
+    return RUNTIMES[known](path, trusted=trusted)
 
 
 def imported(package: str, path: Path) -> Any:

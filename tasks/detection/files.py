@@ -1,6 +1,7 @@
 """What ``predict`` leaves of a detector: a drawn picture of each image, and one COCO results file of all of them."""
 
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,15 +14,36 @@ from effbackbones.drawing.boxes import Picture, draw_boxes
 from effbackbones.images.geometry import Pixels
 from effbackbones.inference.results import Boxes
 from effbackbones.weights.tensorfile import write_atomically
+from tasks.data.batch import Batch
 from tasks.data.boxes.table import xyxy
+from tasks.data.dataset import Dataset
+from tasks.data.knowledge import ids_of, paths_of
 from tasks.detection.examples import confident
 from tasks.detection.metrics import CONFIDENT
-from tasks.detection.numbering import write_categories
+from tasks.detection.numbering import category_ids, write_categories
 from tasks.detection.results import ImageDetections, detections_of, write_results
 from tasks.report.outputs import OutputNames, make_folder
 
 _MARK = "detections drawn by effbackbones"
 _LARGEST = 65_500  # pixels on a side of a JPEG file
+
+
+class DetectionRecorder:
+    """Keeps the detections of an evaluation for ``FOLDER/predictions.json``, a COCO results file with the ids of images and categories
+    that the data's own files have (``category_ids``, of each label), and their names beside it."""
+
+    def __init__(self, classes: Sequence[str], category_ids: Sequence[int]) -> None:
+        self.classes, self.category_ids = classes, category_ids
+        self._detections: list[ImageDetections] = []
+
+    def update(self, batch: Batch, predictions: Sequence[ImageDetections]) -> None:
+        self._detections += predictions
+
+    def write(self, folder: Path) -> Path:
+        path = folder / "predictions.json"
+        write_results(path, self._detections, self.category_ids)
+        write_categories(path, self.category_ids, self.classes)
+        return path
 
 
 class DetectionFiles:
@@ -30,8 +52,8 @@ class DetectionFiles:
 
     The pictures are in original size (tiny ones enlarged, see :func:`draw_boxes`), with boxes of a
     score of at least ``threshold``. The results file has all boxes, in original pixels, with
-    ``category_ids`` (the id of each label) and with ``image_ids`` (by path) or what
-    :func:`tasks.detection.results.write_results` makes of the path. Images of one name get numbers (``NAME-2.jpg``); a file that
+    ``category_ids`` (the id of each label), and of images the ids of a data set (:meth:`number_as`) or what
+    :func:`tasks.detection.results.write_results` makes of their paths. Images of one name get numbers (``NAME-2.jpg``); a file that
     is not such a picture of an earlier run is never overwritten.
     """
 
@@ -43,20 +65,25 @@ class DetectionFiles:
         classes: Sequence[str],
         category_ids: Sequence[int],
         tell: Callable[[str], None],
-        image_ids: Mapping[str, str] | None = None,
         threshold: float = CONFIDENT,
     ) -> None:
         self.out, self.classes, self.category_ids, self.tell = out, classes, category_ids, tell
-        self.image_ids, self.threshold = image_ids or {}, threshold
+        self.threshold = threshold
+        self._ids: Mapping[str, str] = {}
         self._detections: list[ImageDetections] = []
         self._names = OutputNames(lambda name: [out / f"{name}.jpg"], _MARK)
         make_folder(out)
+
+    def number_as(self, dataset: Dataset) -> None:
+        """Take the ids of images and categories from the files of ``dataset``."""
+        self._ids = dict(zip(map(os.path.abspath, paths_of(dataset)), ids_of(dataset), strict=True))
+        self.category_ids = category_ids(dataset)
 
     def update(self, results: Sequence[Boxes]) -> None:
         """Draw images, and keep what was found for the results file."""
         for result in results:
             found = detections_of(result)
-            self._detections.append(replace(found, id=self.image_ids.get(result.source, found.id)))
+            self._detections.append(replace(found, id=self._ids.get(os.path.abspath(result.source), found.id)))
             path = self.out / f"{self._names.take(Path(result.source).stem)}.jpg"
             threshold = self.threshold if result.threshold is None else result.threshold
             shown = confident(found, threshold)

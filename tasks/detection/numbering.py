@@ -7,6 +7,7 @@ from typing import Any
 
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import write_atomically
+from tasks.data.dataset import Dataset
 from tasks.data.files.jsonfile import parse, word
 
 _SHOWN = 3
@@ -102,3 +103,15 @@ def numbering_of(
         if trained.get(number, label) != label
     }
     return Numbering({**trained, **numbers}, ambiguous)
+
+
+def category_ids(dataset: Dataset) -> tuple[int, ...]:
+    """The id of each label in the files of the data set; counted from 1 where it has none."""
+    ids: Sequence[int] = getattr(dataset, "category_ids", range(1, len(dataset.classes) + 1))
+    if len(ids) != len(dataset.classes):
+        raise UserError(
+            f"{type(dataset).__name__}.category_ids",
+            f"{len(ids)} for {len(dataset.classes)} classes",
+            "give one for each",
+        )
+    return tuple(int(number) for number in ids)

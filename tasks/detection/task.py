@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torchmetrics import Metric
 
 from effbackbones.contracts import Detections
-from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
 from tasks.data.batch import Batch
@@ -21,13 +20,14 @@ from tasks.data.door import view_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, repeat_factors
 from tasks.detection.check import GOAL, quick_checks, score_results
-from tasks.detection.files import DetectionFiles
+from tasks.detection.files import DetectionFiles, DetectionRecorder
 from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.numbering import category_ids
 from tasks.detection.report import DetectionReporter
 from tasks.detection.results import ImageDetections, restore
 from tasks.report.boxes import sample_sheet
 from tasks.settings.sections import Config
-from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
+from tasks.spec import Recorder, Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
 from tasks.verbs.samples import draw_samples
 
@@ -110,6 +110,9 @@ class Detection(TaskSpec):
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return DetectionReporter(config, classes)
 
+    def recorder(self, dataset: Dataset, classes: Sequence[str]) -> Recorder:
+        return DetectionRecorder(classes, category_ids(dataset))
+
     def writer(
         self,
         config: Config,
@@ -123,18 +126,6 @@ class Detection(TaskSpec):
         ids = model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)
         numbers = [int(number) for number in ids]
         return DetectionFiles(out, classes, numbers, tell)
-
-
-def category_ids(dataset: Dataset) -> tuple[int, ...]:
-    """The id of each label in the files of the data set; counted from 1 where it has none."""
-    ids: Sequence[int] = getattr(dataset, "category_ids", range(1, len(dataset.classes) + 1))
-    if len(ids) != len(dataset.classes):
-        raise UserError(
-            f"{type(dataset).__name__}.category_ids",
-            f"{len(ids)} for {len(dataset.classes)} classes",
-            "give one for each",
-        )
-    return tuple(int(number) for number in ids)
 
 
 TASK = Detection()

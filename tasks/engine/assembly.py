@@ -19,6 +19,7 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.export.record import format_of
 from effbackbones.inference.exported import ExportedModel
+from effbackbones.inference.fitting import Fitting
 from effbackbones.model import Model
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
@@ -26,6 +27,7 @@ from tasks.data.division import Division, divided
 from tasks.data.door import reading_spec
 from tasks.data.knowledge import ids_of, unwrapped
 from tasks.data.pixels import mean_and_std
+from tasks.data.sample import Transform
 from tasks.data.sampling import Repeated, by_aspect
 from tasks.engine import processes
 from tasks.engine.batchnorm import FEW_STEPS, IMAGES, Statistics
@@ -296,8 +298,19 @@ def keyed(config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, tra
         epochs = (
             optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
         )
-    transform = task.transform(config, model, train=train, epochs=epochs)
+    transform = shown(task.transform(config, model, train=train, epochs=epochs), model)
     return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
+
+
+def shown(transform: Transform, model: Model) -> Transform:
+    """The transform as ``model`` is shown images: as they are, where it resizes them itself."""
+    if model.resizes:
+        untyped: Any = transform
+        if not isinstance(getattr(untyped, "fitting", None), Fitting):
+            what = f"{type(transform).__name__} resizes images, and so does the exported graph"
+            raise UserError("--checkpoint", what, "export with preprocessing normalize")
+        untyped.fitting = replace(untyped.fitting, mode="own")
+    return transform
 
 
 def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, batches: Any) -> Loader:
@@ -361,7 +374,7 @@ def evaluation_loader(
     similar = config.data.batch_shape == "aspect" and hasattr(dataset, "aspects")
     order = np.argsort(aspects(dataset), kind="stable") if similar else np.arange(len(dataset))
     # Images that are read in tiles are large, and of many sizes.
-    size = 1 if config.data.tile else config.data.eval_batch_size or config.data.batch_size
+    size = 1 if config.data.tile or model.resizes else config.data.eval_batch_size or config.data.batch_size
     batches = EvaluationBatches(order, size, rank, world)
     return loader(config, task, keyed(config, task, dataset, model, train=False), model, batches)
 

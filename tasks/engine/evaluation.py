@@ -91,10 +91,12 @@ def score_model(
     tell: Teller,
     share: Share | None = None,
     observe: bool = True,
+    observers: Iterable[Observer] = (),
     leave: Callable[[], bool] = lambda: False,
     strict: bool = False,
 ) -> tuple[dict[str, Any], Any]:
-    """Scores of a model over a data set, and what the task's observer collected for the report, if it is to ``observe``.
+    """Scores of a model over a data set, and what the task's observer collected for the report, if it is to ``observe``; further
+    ``observers`` look on.
 
     Where several processes score together each gives its ``share``. ``leave`` is asked before each batch; :class:`EvaluationLeftError` is
     raised when it says so. Answers of the network that are not finite are told, or, if it is ``strict``, raise :class:`UserError`.
@@ -102,7 +104,7 @@ def score_model(
     share, observer = share or Share(), task.observer(config, classes) if observe else None
     loader = assembly.evaluation_loader(config, task, dataset, model, share.rank, share.world)
     metric = metric_of(task, config, classes).to(device)
-    observers = [observer] if observer else []
+    observers = [*observers, *([observer] if observer else [])]
     arithmetic = partial(assembly.autocast, config, device)
     batches = _unless(leave, tell.watch(loader, "evaluate"))
     # A compiled network would be compiled anew for what looks on.

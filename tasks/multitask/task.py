@@ -187,6 +187,12 @@ class Writers:
         for word, part in self.parts.items():
             part.update([result[word] for result in results])
 
+    def number_as(self, dataset: Dataset) -> None:
+        """As :meth:`tasks.detection.files.DetectionFiles.number_as`, for the parts that have ids."""
+        for part in self.parts.values():
+            if hasattr(part, "number_as"):
+                part.number_as(dataset)
+
     def close(self) -> None:
         for part in self.parts.values():
             part.close()

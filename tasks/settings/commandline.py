@@ -35,6 +35,8 @@ class Extras:
     checkpoint: str | None = None
     out: str | None = None
     split: str = "val"
+    split_named: bool = False
+    """Whether the line itself says ``split``."""
     predictions: str | None = None
     threshold: str | None = None
     top_k: str | None = None
@@ -87,7 +89,18 @@ def parse(task: str, argv: list[str]) -> Request:
     name = Path(source).stem if source else "default"
     extras = Extras(name, tuple(line.inputs), lent=lent, **options, **flags)  # type: ignore[arg-type]  # flags are its truth values
     keys = tuple(key for key, _ in line.overrides)
-    return Request(line.verb.name, config, replace(extras, overrides=keys))
+    return Request(line.verb.name, config, replace(extras, overrides=keys, split_named="split" in line.options))
+
+
+def named_plugins(argv: list[str]) -> tuple[str, ...]:
+    """The plug-ins that a command line itself names."""
+    found: tuple[str, ...] = ()
+    for place, word in enumerate(argv):
+        name, given, text = word.partition("=")
+        if name == "--plugins" and (given or place + 1 < len(argv)):
+            value, _ = _override("plugins", text if given else argv[place + 1])
+            found = tuple(map(str, value)) if isinstance(value, list) else ()
+    return found
 
 
 def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> tuple[Config, tuple[str, ...]]:
@@ -206,7 +219,7 @@ class _Line:
             raise UserError(
                 word.partition("=")[0], "no such option", f"did you mean --{close[0]}?" if close else nearest_key(name)
             )
-        if not self.verb.takes(name if option else "config"):
+        if not self.verb.takes(name if option else "config") and name != "plugins":  # a verb may come from one
             fits = _verbs_with(name if option else "config")
             raise UserError(f"--{name}", f"does not go with {self.verb.name}", f"it goes with {fits}")
         if option and option.flag:
@@ -252,9 +265,12 @@ def _resumed(line: "_Line") -> str | None:
 
 def _tasks_of(checkpoint: Path) -> Tree:
     """The tasks that a model file lists, as a config that says no more."""
-    from effbackbones.weights.record import read_metadata  # it imports torch
+    from effbackbones.export.record import format_of  # these import torch
+    from effbackbones.inference.runtimes import open_runtime
+    from effbackbones.weights.record import read_metadata
 
-    told = read_metadata(checkpoint)["config"].get("task")
+    record = open_runtime(checkpoint).record.model if format_of(checkpoint) else read_metadata(checkpoint)
+    told = record["config"].get("task")
     return Tree({"model": {"task": told}}, {"model.task": str(checkpoint)})
 
 

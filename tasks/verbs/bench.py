@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from effbackbones.contracts import ImageSizes
+from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
 from tasks.engine import assembly
 from tasks.report.metricsfile import environment
@@ -40,15 +41,17 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
         "backbone": model.config["backbone"],
         "head": model.config["head"],
         "image_size": [height, width],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "multiply_adds": multiply_adds(model, height, width),
+        **_work(model, height, width),
         "precision": assembly.precision(config, device),
         "threads": torch.get_num_threads(),
         **environment(),
         "latency": [],
     }
-    variants: dict[str, Model] = {"plain": model, "for_inference": model.for_inference()}
-    if config.run.compile:
+    exported = isinstance(model, ExportedModel)
+    variants: dict[str, Model] = (
+        {"exported": model} if exported else {"plain": model, "for_inference": model.for_inference()}
+    )
+    if config.run.compile and not exported:
         variants["for_inference, compiled"] = model.for_inference(compile=True)
     cases = [(name, variant, batch_size) for batch_size in (1, 16) for name, variant in variants.items()]
     tell, done = Teller(config.run.progress), 0
@@ -78,12 +81,23 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
     return 0
 
 
+def _work(model: Model, height: int, width: int) -> dict[str, Any]:
+    """How large a model is; of an exported one the size of its file, for nobody can count in it."""
+    if isinstance(model, ExportedModel):
+        path, record = model.runtime.path, model.record
+        size = sum(file.stat().st_size for file in {path, path.with_suffix(".bin")} if file.is_file())
+        about = {"format": record.format, "arithmetic": record.precision, "runtime": model.runtime.name}
+        return {**about, "file_megabytes": size / 2**20}
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"parameters": parameters, "multiply_adds": multiply_adds(model, height, width)}
+
+
 def table(record: Mapping[str, Any], device: torch.device) -> str:
     """What was measured, for the eye: lines of at most 80 columns."""
     size = " x ".join(map(str, record["image_size"]))
     lines = [
         *wrap(f"{record['backbone']} + {record['head']} at {size}", WIDTH),
-        f"{record['parameters'] / 1e6:.2f} M parameters, {record['multiply_adds'] / 1e9:.2f} G multiply-adds an image",
+        _said_of_work(record),
         f"{record['precision']} on {device}" + (f", {record['threads']} threads" if device.type == "cpu" else ""),
         f"{'model':<28}{'batch':>6}{'ms':>12}{'images/s':>12}",
     ]
@@ -91,6 +105,12 @@ def table(record: Mapping[str, Any], device: torch.device) -> str:
         lines.append(f"{row['model']:<28}{row['batch']:>6}{row['ms']:>12.2f}{row['images_per_second']:>12.1f}")
     lines.append(f"peak memory {record['peak_memory_mb']:,.0f} MB {record['peak_memory_of']}")
     return "\n".join(lines)
+
+
+def _said_of_work(record: Mapping[str, Any]) -> str:
+    if "parameters" in record:
+        return f"{record['parameters'] / 1e6:.2f} M parameters, {record['multiply_adds'] / 1e9:.2f} G multiply-adds an image"
+    return f"{record['format']} of {record['file_megabytes']:.1f} MB, {record['arithmetic']}, by {record['runtime']}"
 
 
 def multiply_adds(model: Model, height: int, width: int) -> int:

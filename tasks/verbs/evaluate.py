@@ -1,6 +1,7 @@
 """The verb ``evaluate``: a model, or a file of predictions, scored on a split."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import as_model, data_classes, model_and_classes, read_as_trained
+from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
 
 
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Score a model on a split; writes ``metrics.json`` and ``report.html`` into ``--out``, or beside the run."""
     tell, device = Teller(config.run.progress), assembly.run_device(config)
-    config = assembly.with_division(config, _beside(extras.checkpoint))
+    config = assembly.with_division(config, beside(extras.checkpoint))
     if extras.predictions:
         return _evaluate_file(task, config, extras, tell)
     model, classes = model_and_classes(task, config, extras, require_classes=True)
@@ -32,13 +33,24 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     assembly.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
     _tell_of_numbering(task, config, dataset, model.provenance, f"data.{extras.split}", "the model", tell)
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
+    recorder = task.recorder(dataset, classes)
     scores, reporter = score_model(
-        task, config, model.to(device), dataset=dataset, classes=classes, device=device, tell=tell, strict=True
+        task,
+        config,
+        model.to(device),
+        dataset=dataset,
+        classes=classes,
+        device=device,
+        tell=tell,
+        observers=[recorder] if recorder else [],
+        strict=True,
     )
-    folder = Path(extras.out) if extras.out else _beside(extras.checkpoint) / f"evaluate-{extras.split}"
+    folder = Path(extras.out) if extras.out else beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
     results = EvaluationResults({"model": scores}, split=extras.split, checkpoint=extras.checkpoint)
     write_metrics(folder, results, [])
+    if recorder:
+        tell(f"predictions {recorder.write(folder)}")
     facts = {
         "checkpoint": extras.checkpoint or config.model.weights or "none: random weights",
         "assumed": "; ".join(model.provenance.get("assumed", [])) or "nothing",
@@ -66,6 +78,8 @@ def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller)
     path = Path(str(extras.predictions))
     if config.run.metrics or config.run.monitor:
         tell("run.metrics and run.monitor are for models: a file of predictions has the scores of its task")
+    if config.data.name == "coco":  # which says all that is scored in its annotations
+        config = replace(config, data=replace(config.data, options={**config.data.options, "without_images": True}))
     dataset, training = _scored_data(task, config, extras, tell)
     scores = task.score_file(path, config, dataset, tell, training)
     folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"
@@ -120,8 +134,3 @@ def _refuse_undefined(name: str, scores: Scores, split: str) -> None:
         raise UserError(
             f"data.{split}", f"{name} is undefined: there is nothing in it that could be found", "score labelled data"
         )
-
-
-def _beside(checkpoint: str | None) -> Path:
-    path = Path(checkpoint or ".")
-    return path if path.is_dir() else path.parent

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from effbackbones.checkpoint import with_head_options
 from effbackbones.contracts import head_options
 from effbackbones.errors import UserError, nearest
+from effbackbones.inference.exported import ExportedHead
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 from effbackbones.registry import TASKS
@@ -69,10 +71,13 @@ def as_asked(config: Config, extras: Extras, model: Model) -> Model:
             continue
         head: Any = model.head.heads[word] if several and word in model.head.heads else model.head  # type: ignore[operator, index]  # heads by task
         own = dict(told.get(word) or {}) if several else told
-        known = head_options(type(head))
+        exported = isinstance(head, ExportedHead)
+        known = head.built_with if exported else head_options(type(head))
         if name not in head.prediction_options and own.get(name, known.get(name, ...)) != value:
             what = f"is no option of {type(head).__name__}"
-            if name in known:
+            if exported:
+                what = "is part of the exported graph, which stays as it is"
+            elif name in known:
                 what = "is part of the trained model, which stays as it is"
             raise UserError(f"--{key}", f"with --checkpoint: {what}", _takes(name, head.prediction_options))
         if name in head.prediction_options:
@@ -154,3 +159,9 @@ def data_classes(task: TaskSpec, config: Config, extras: Extras, model: Model, c
     if model.classes is None:
         return tuple(task.data_names(classes, lambda: assembly.open_dataset(config, task, extras.split).classes))
     return tuple(model.provenance.get("data_classes", classes))
+
+
+def beside(checkpoint: str | None) -> Path:
+    """The folder of a run, or that of a model file; the working folder without either."""
+    path = Path(checkpoint or ".")
+    return path if path.is_dir() else path.parent

@@ -3,26 +3,25 @@
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from effbackbones.errors import UserError
-from effbackbones.images.geometry import Pixels, ResizePlan
+from effbackbones.images.geometry import Pixels
 from effbackbones.images.reading import SUFFIXES
 from effbackbones.inference.inputs import ImageSource
 from effbackbones.inference.predictor import Predictor
 from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared, fitted, together
 from effbackbones.inference.results import Failed
+from effbackbones.model import Model
 from tasks.data.batch import READING
+from tasks.data.dataset import Dataset
 from tasks.data.door import image_reader, reading_spec
 from tasks.data.files.listing import files_below
-from tasks.data.sample import Sample, Transform
-from tasks.data.transforms.images import ClassificationTransform
-from tasks.data.transforms.window import ViewTransform
+from tasks.data.knowledge import paths_of
+from tasks.data.transforms.alone import fit_of
 from tasks.engine import assembly
 from tasks.engine.loading import Loader, begun
 from tasks.report.outputs import Originals
@@ -30,17 +29,20 @@ from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import model_and_classes, read_as_trained
+from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
 
 
 def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Predict files, folders and globs; writes the results into ``--out`` and tells the essential ones."""
     # The words of a line are followed wherever they lead, unless it says otherwise itself.
-    files = image_files(extras.inputs, config.data.links if "data.links" in extras.overrides else "anywhere")
+    links = config.data.links if "data.links" in extras.overrides else "anywhere"
+    files = image_files(extras.inputs, links) if extras.inputs or not extras.split_named else []
     tell, device = Teller(config.run.progress), assembly.run_device(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     config = read_as_trained(config, extras, model, tell)
     model.classes, model.reading = classes, reading_spec(config.data)
+    source = _source(task, config, extras, model, classes) if extras.split_named else None
+    files = files or list(map(Path, _files_of(source, extras.split)))
     out = Path(extras.out or "predictions")
     tiled = model.reading.tile is not None
     predictor = Predictor(
@@ -52,9 +54,11 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         probabilities=config.run.probabilities and task.name == "seg",
         on_error="return" if len(files) > 1 else "raise",  # one bad file in ten thousand spoils no others
         precision=assembly.precision(config, device),
-        fit=fit_of(task.transform(config, model, train=False)),
+        fit=fit_of(assembly.shown(task.transform(config, model, train=False), model)),
     )
     writer = task.writer(config, out, model, classes, print)
+    if source is not None and hasattr(writer, "number_as"):
+        writer.number_as(source)
     read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
     originals = Originals(read)
     dataset = _Files(files, originals if writer.draws else read, predictor.fit)
@@ -81,29 +85,21 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     return 0
 
 
+def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> Dataset:
+    """The split that the line names."""
+    config = assembly.with_division(as_model(config, model), beside(extras.checkpoint))
+    return assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
+
+
+def _files_of(source: Dataset | None, split: str) -> list[str]:
+    files = [] if source is None else paths_of(source)
+    if not all(files):
+        raise UserError(f"data.{split}", "its images are no files", "name files, folders or globs")
+    return files
+
+
 def _batch_size(config: Config) -> int:
     return config.data.eval_batch_size or config.data.batch_size
-
-
-def fit_of(transform: Transform) -> Fit:
-    """How an evaluation transform brings images to size: one of a plug-in's is asked, for it may be anything."""
-    if type(transform) in (ClassificationTransform, ViewTransform):
-        fitting: Fit = transform.fitting  # type: ignore[attr-defined]  # both have it
-        return fitting
-    return _Through(transform)
-
-
-@dataclass(frozen=True)
-class _Through:
-    """An image alone through the transform of a sample."""
-
-    transform: Transform
-
-    def __call__(self, image: Pixels) -> tuple[Pixels, ResizePlan]:
-        sample = self.transform(Sample(image=image, id="image"), np.random.default_rng(0))
-        height, width = image.shape[:2]
-        there, across = sample.image.shape[:2]
-        return sample.image, sample.plan or ResizePlan.squash((height, width), (there, across))
 
 
 def _threshold(text: str | None, task: TaskSpec) -> float | None:

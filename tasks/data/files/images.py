@@ -27,10 +27,11 @@ def check_files(
     remedy: str,
     *,
     links: str = "inside",
+    absent: bool = False,
 ) -> list[str]:
     """The names as the folders spell them (accents may be written in two ways). Raises :class:`UserError` for those that lead out of
-    ``root``, or where there is no file; ``record`` says where name i stands. ``links``: where these may lead, one of
-    :data:`tasks.data.files.listing.LINKS`.
+    ``root``, or (unless files may be ``absent``) where there is no file; ``record`` says where name i stands. ``links``: where
+    these may lead, one of :data:`tasks.data.files.listing.LINKS`.
 
     Folders are listed once each; only links and what a listing does not show are looked at one by one.
     """
@@ -54,7 +55,7 @@ def check_files(
         found[index], folder = there, there.rpartition("/")[0]
         if folder not in listings:
             listings[folder] = _files(root / folder)
-    if missing:
+    if missing and not absent:
         shown = ", ".join(names[index][:40] for index in missing[:_SHOWN])
         more = ", ..." if len(missing) > _SHOWN else ""
         what = f"{len(missing):,} of {len(names):,} images have no file in {root}: {shown}{more}"
