@@ -50,7 +50,8 @@ def read_weights(
         network, said = find_network(content, part, path, row)
         found = read_foreign(network, path, source, row, given, image_spec)
     assert found is not None  # read_own reads or refuses what is for no EfficientNet
-    for tensors in (found.backbone, found.tail, found.head, found.foreign.head if found.foreign else {}):
+    of_head = found.foreign.head if found.foreign else found.head
+    for tensors in (found.backbone, found.tail, {f"head.{name}": tensor for name, tensor in of_head.items()}):
         check_values(tensors, path)
     return replace(found, assumed=(*said, *found.assumed))
 
