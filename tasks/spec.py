@@ -31,6 +31,7 @@ from tasks.data.transforms.listed import register_transform as register_transfor
 from tasks.report.records import Summary
 from tasks.scoring.added import register_metric as register_metric
 from tasks.settings.sections import Config
+from tasks.settings.verbs import register_verb as register_verb
 from tasks.telling import Teller
 
 T = TypeVar("T")

@@ -118,7 +118,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, category_ids: tuple[int, 
     read = read_results(tmp_path / "r.json", known, said.append)
     assert [found.id for found in read] == ["7", "12", "scan-3"]
     assert all(same(a, b) for a, b in zip(read, [written[1], written[0], written[2]], strict=True))
-    assert said == [f"{tmp_path / 'r.json'}: {6 * k} detections in 2 of 3 images"]
+    assert said == [f"{tmp_path / 'r.json'}: {6 * k} detections in 2 of 3 images; 1 have none and count as empty"]
     truths = [
         Truth(found.boxes, found.labels, np.zeros(len(found.labels), bool), np.ones(len(found.labels)))
         for found in read

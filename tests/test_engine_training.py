@@ -45,6 +45,7 @@ from tasks.engine.stepping import StepLog
 from tasks.engine.training import DIVERGED_AFTER
 from tasks.engine.watching import Watcher, watching
 from tasks.settings.commandline import parse
+from tasks.settings.sections import Config
 from tasks.verbs.check import refuse_dead_parameters
 
 
@@ -530,3 +531,22 @@ def test_dead_parameters_are_named() -> None:
     assert isinstance(loss, torch.Tensor)
     with pytest.raises(Exception, match=r"head\.unused"):
         refuse_dead_parameters(model, loss)
+
+
+def test_what_a_failed_start_made_goes_again(tmp_path: Path) -> None:
+    def fails(path: Path, *others: Path) -> None:
+        with RunFolder(path, Config()):
+            assert path.is_dir()
+            for other in others:
+                other.mkdir()
+            raise ZeroDivisionError
+
+    (tmp_path / "kept").mkdir()
+    for path in (tmp_path / "runs/classify/shapes", tmp_path / "kept/a/b"):
+        with pytest.raises(ZeroDivisionError):
+            fails(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert not any((tmp_path / "kept").iterdir())
+    with pytest.raises(ZeroDivisionError):
+        fails(tmp_path / "runs/classify/shapes", tmp_path / "runs/other")  # of a run that began meanwhile
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]

@@ -56,10 +56,12 @@ def test_classes_and_pixels_agree_by_what_they_decide() -> None:
     agreement.add("cls", {"probabilities": one}, {"probabilities": one + np.nan}, multilabel=True)
     maps = np.array([[[0.6, 0.2]], [[0.4, 0.8]]])
     agreement.add("seg", {"probabilities": maps}, {"probabilities": maps[::-1]})
+    surer = maps + np.array([[[0.1]], [[0.2]]])
+    agreement.add("seg", {"probabilities": maps}, {"probabilities": surer}, multilabel=True)  # each class by itself
     agreement.add("seg", {"labels": np.array([[0, 1]])}, {"labels": np.array([[0, 0]])})
     agreement.add("cls", {"logits": one}, {"logits": one + 0.1})
-    assert agreement.same == {"top-1": 1, "labels": 3, "pixels": 1, "values": 0}
-    assert agreement.all == {"top-1": 2, "labels": 3, "pixels": 4, "values": 3}
+    assert agreement.same == {"top-1": 1, "labels": 3, "pixels": 4, "values": 0}
+    assert agreement.all == {"top-1": 2, "labels": 3, "pixels": 8, "values": 3}
     assert agreement.largest["probabilities"] == np.inf  # NaN is no agreement
     assert agreement.share() == 0
 

@@ -231,6 +231,26 @@ def test_predictions_are_float32_probabilities(mode: str, classes: int) -> None:
         torch.testing.assert_close(found.sum(1), torch.ones(2, 40, 50))
 
 
+def test_a_head_of_sets_keeps_its_promises() -> None:
+    """Without the slow ones, which differ from other modes in nothing but the expansion of the targets: that waits for nobody."""
+    options = {**SMALL["unet"], "mode": "multilabel", "loss": ["cross_entropy", "focal"]}
+    names = ["count", "loss_finite", "loss_pure", "loss_scalar", "select", "no_sync", "mode_independent"]
+    enforce(check_head(HEADS.get("unet"), options=options, promises=names))
+
+
+@pytest.mark.slow
+def test_a_head_of_sets_keeps_all_promises() -> None:
+    enforce(check_head(HEADS.get("unet"), options={**SMALL["unet"], "mode": "multilabel"}))
+
+
+def test_sets_of_other_classes_are_refused_with_the_pixel() -> None:
+    model, sets = tiny("unet", 3, mode="multilabel").eval(), torch.zeros(1, 32, 32, dtype=torch.int32)
+    assert model.loss(torch.rand(1, 3, 32, 32), sets.index_fill(1, torch.tensor(0), -1))
+    sets[0, 4, 5] = 0b1001
+    with pytest.raises(UserError, match=r"targets\[0, 4, 5\]: expected a set of 3 classes, got 9"):
+        model.loss(torch.rand(1, 3, 32, 32), sets)
+
+
 def test_one_class_is_binary_by_default_and_wrong_masks_are_refused() -> None:
     model = tiny("unet", 1)
     images = torch.rand(2, 3, 32, 32)
@@ -307,6 +327,9 @@ def test_one_image_suffices_the_others(name: str) -> None:
         ("unet", {"label_smoothing": 1}, "label_smoothing: expected a number of at least 0 and below 1"),
         ("unet", {"focal_gamma": -1}, "focal_gamma"),
         ("unet", {"focal_gamma": float("nan")}, "focal_gamma"),
+        ("unet", {"threshold": 0.4}, "threshold: goes with mode multilabel, got multiclass"),
+        ("unet", {"mode": "multilabel", "threshold": 1.5}, "threshold: expected a number of at least 0 and at most 1"),
+        ("unet", {"mode": "multilabel", "threshold": [0.5, 0.5]}, "threshold: expected a number, or 3, one per class"),
         ("unet", {"ignore_index": "void"}, "ignore_index: expected a whole number"),
         ("manet", {"pab_channels": 0}, "pab_channels"),
         ("linknet", {"levels": [1, 2]}, "levels"),

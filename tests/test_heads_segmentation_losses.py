@@ -319,3 +319,43 @@ def test_all_losses_together_keep_the_contract(mode: str) -> None:
     options = {"loss": list(LOSSES), "mode": mode, "channels": [8] * 5, "class_weights": class_weights(mode).tolist()}
     names = ["no_sync", "loss_finite", "loss_scalar", "loss_pure", "amp", "gradient_reach", "mode_independent"]
     enforce(check_head(UNetHead, num_classes=classes, options=options, targets=targets, promises=names))
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_sets_of_classes_are_the_planes_that_they_stand_for(name: str) -> None:
+    """int32 [B, H, W] of bits gives the loss, gradient and count of float [B, K, H, W], where ignored pixels are so for all."""
+    logits, _ = make_batch("multilabel")
+    planes = torch.randint(2, logits.shape).float()
+    sets = sum(planes[:, label].int() << label for label in range(logits.shape[1]))
+    unknown = torch.rand(sets.shape) < 0.2
+    sets, planes = sets.masked_fill(unknown, -1), planes.masked_fill(unknown[:, None], IGNORE)
+    for weights in (None, class_weights("multilabel")):
+        found, expected = (
+            evaluate(name, "multilabel", logits, targets, class_weights=weights) for targets in (sets, planes)
+        )
+        torch.testing.assert_close(found, expected)
+        whole = [losses.counts(targets, "multilabel", logits.shape[1], weights) for targets in (sets, planes)]
+        torch.testing.assert_close(*whole)
+    nothing, gradient = evaluate(name, "multilabel", logits, torch.full_like(sets, -1))
+    assert nothing == 0
+    assert not gradient.any()
+
+
+def test_sets_have_room_for_31_classes() -> None:
+    with pytest.raises(UserError, match="room for 31 classes, these are 32"):
+        pixels_of(torch.zeros(1, 32, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int32), "multilabel")
+    full = pixels_of(torch.zeros(1, 31, 1, 2), torch.tensor([[[2**31 - 1, 1 << 30]]], dtype=torch.int32), "multilabel")
+    assert full.labels[0, :, 0].all()
+    assert full.labels[0, :, 1].tolist() == [0.0] * 30 + [1.0]
+
+
+def test_ratios_of_pieces_do_not_make_that_of_the_batch() -> None:
+    """Why Dice is averaged over the pieces of a batch and cross-entropy is not: by hand, of one class in one channel. A piece that is
+    wholly right (TP 1 of 1) and one that is half right (TP 1 of 2, nothing else said) are 1 - 2 * 2 / (2 + 3) together."""
+    sure = 50.0
+    logits = torch.tensor([sure, -sure, sure, -sure]).view(2, 1, 1, 2)
+    targets = torch.tensor([[[1, 0]], [[1, 1]]])
+    pieces = [evaluate("dice", "binary", logits[row : row + 1], targets[row : row + 1])[0] for row in (0, 1)]
+    assert [float(loss) for loss in pieces] == pytest.approx([0, 1 - 2 / 3], abs=1e-6)
+    assert float(evaluate("dice", "binary", logits, targets)[0]) == pytest.approx(1 - 4 / 5)
+    assert float(sum(pieces) / 2) != pytest.approx(1 - 4 / 5)

@@ -240,7 +240,7 @@ def test_an_untrained_decoder_predicts_nothing(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_settings_that_masks_cannot_follow_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for setting, value in (("mixup", "0.2"), ("erasing", "0.1"), ("multilabel", "true")):
+    for setting, value in (("mixup", "0.2"), ("erasing", "0.1"), ("balance", "0.5")):
         assert main([*TINY, f"--data.{setting}", value]) == 2
         assert f"--data.{setting}: is for classification" in error_of(capsys)
 
@@ -306,7 +306,9 @@ def test_images_of_one_name_are_told_apart_by_what_predict_wrote(
     assert main(line) == 2
     assert "0.png: would be the mask of " in error_of(capsys)
     images = {name: str(root / "val" / "images" / folder / "0.png") for name, folder in (("0", "a"), ("0-2", "b"))}
-    writer = TASK.writer(config_of("--config", "folder"), out, SimpleNamespace(provenance={}), CLASSES, print)  # type: ignore[arg-type]
+    writer = TASK.writer(
+        config_of("--config", "folder"), out, SimpleNamespace(provenance={}, head=None), CLASSES, print
+    )  # type: ignore[arg-type]
     writer._images |= images  # type: ignore[attr-defined]
     writer.close()
     assert main(line) == 0

@@ -452,7 +452,7 @@ FOREIGN = [
     ("segment", "data.mixup", "0.2"),
     ("segment", "data.repeat_threshold", "0.1"),
     ("segment", "data.min_box", "3"),
-    ("segment", "data.multilabel", "true"),
+    ("detect", "data.multilabel", "true"),
     ("segment", "model.crop_fraction", "0.5"),
     ("segment", "optim.task_weighting", "uncertainty"),
     ("classify", "data.mosaic", "0.5"),

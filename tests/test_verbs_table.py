@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests_support import ROOT, printed_by
@@ -13,7 +14,8 @@ from tests_support import ROOT, printed_by
 from effbackbones.errors import UserError
 from tasks.detect import main
 from tasks.settings.commandline import Extras, parse
-from tasks.settings.verbs import OPTIONS, VERBS, Verb
+from tasks.settings.keytypes import hint_of
+from tasks.settings.verbs import OPTIONS, VERBS, Verb, register_verb
 from tasks.verbs.command import explain
 
 TOY = '''"""A verb that reads neither config nor task."""
@@ -119,3 +121,71 @@ def test_options_of_a_head_are_named_as_in_a_config_of_several_tasks() -> None:
         == "heads.seg.options.chanels: no such option"
     )
     assert explain(UserError("head_options.chanels", "no such option"))[0] == "head_options.chanels: no such option"
+
+
+PLUGIN = """
+from tasks.settings.verbs import register_verb
+
+
+@register_verb("what it was asked", options=("out",), inputs=True)
+def inquire(task, config, extras):
+    print(task.command, config.data.image_size, extras.out, *extras.inputs)
+    return 5
+
+
+@register_verb("nothing", config="none", inputs=True)
+def idle(extras):
+    print(extras.inputs)
+    return 0
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A plug-in with two verbs, of which nothing is left afterwards."""
+    path = tmp_path / "inquiring.py"
+    path.write_text(PLUGIN)
+    before = dict(VERBS)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield str(path)
+    sys.modules.pop("inquiring", None)
+    VERBS.clear()
+    VERBS.update(before)
+
+
+def test_a_plug_in_brings_verbs(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["inquire", "--plugins", plugin, "--data.image_size", "64", "--out", "there", "a.jpg"]
+    assert main(["inquire", "--data.image_size", "64"]) == 2
+    assert "error: command 'inquire': no such verb; " in capsys.readouterr().err
+    for _ in range(2):
+        assert main(line) == 5
+        told = capsys.readouterr()
+        assert told.out == "detect 64 there a.jpg\n"
+        assert told.err == f"plug-in {plugin}\n"  # once
+    assert main(["idle", f"--plugins=[{plugin}]", "b.jpg"]) == 0
+    assert capsys.readouterr().out == "('b.jpg',)\n"
+    assert main(["inquire", "--plugins", plugin, "--split", "val"]) == 2
+    assert "--split: does not go with inquire" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["inquire", "--plugins", plugin, "--help"])
+    assert "inquire: what it was asked" in capsys.readouterr().out
+
+
+def test_verbs_keep_their_names_and_know_their_options() -> None:
+    def predict(task: Any, config: Any, extras: Any) -> int:
+        return 0
+
+    with pytest.raises(UserError, match=r"verb 'predict': is that of tasks\.verbs\.predict; give the function another"):
+        register_verb("mine")(predict)
+    predict.__name__ = "mine"
+    with pytest.raises(UserError, match=r"verb 'mine': there is no option 'ouut'; did you mean out"):
+        register_verb("mine", options=("ouut",))(predict)
+    assert "mine" not in VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=lambda verb: verb.name)
+def test_what_a_verb_does_not_read_are_keys(verb: Verb) -> None:
+    assert [key for key in verb.unread if key != "optim" and hint_of(key) is None] == []
+    assert verb.reads("data.image_size")
+    assert verb.reads("data.flip") == (verb.name in ("train", "check"))
+    assert verb.reads("data.root") == (verb.name not in ("predict", "bench"))

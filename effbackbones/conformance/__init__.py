@@ -79,7 +79,7 @@ def check_head(
         spec or default_spec(head_class, options),
         num_classes,
         options,
-        targets or default_targets(head_class.task),
+        targets or default_targets(head_class.task, options),
     )
     return _run(HEAD_PROMISES, case, promises)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from effbackbones.backbones.efficientnet import EfficientNet
 from effbackbones.contracts import Backbone, BoxTargets, FeatureSpec, Head, ImageSizes, ImageSpec
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import UNKNOWN
 from effbackbones.model import Model
 
 IGNORED = 255
@@ -72,12 +73,13 @@ def default_spec(head_class: type[Head], options: Mapping[str, Any]) -> FeatureS
         return EfficientNet("b0", levels=needs.levels, output_stride=needs.output_stride, tap=needs.tap).feature_spec
 
 
-def default_targets(task: str) -> Callable[[ImageSizes, int, bool], Any]:
-    """Random targets in the form that the built-in tasks use; another task raises :class:`UserError`."""
+def default_targets(task: str, options: Mapping[str, Any] | None = None) -> Callable[[ImageSizes, int, bool], Any]:
+    """Random targets in the form that the built-in tasks use, of a segmentation head whose ``options`` say mode multilabel sets of
+    classes; another task raises :class:`UserError`."""
     makers: dict[str, Callable[[ImageSizes, int, bool], Any]] = {
         "cls": _class_targets,
         "det": _box_targets,
-        "seg": _mask_targets,
+        "seg": _set_targets if (options or {}).get("mode") == "multilabel" else _mask_targets,
     }
     if task not in makers:
         raise UserError(f"task {task!r}", "this project does not know its targets", "pass targets= to check_head")
@@ -108,3 +110,8 @@ def _mask_targets(sizes: ImageSizes, num_classes: int, empty: bool) -> Tensor:
     masks[..., : sizes.batch[1] if empty else 3] = IGNORED
     masks[-1:, : sizes.batch[0] // 2] = IGNORED  # images that count for more and for less
     return masks
+
+
+def _set_targets(sizes: ImageSizes, num_classes: int, empty: bool) -> Tensor:
+    sets = torch.randint(2**num_classes, (len(sizes.valid), *sizes.batch), dtype=torch.int32)
+    return torch.where(_mask_targets(sizes, 1, empty) == IGNORED, UNKNOWN, sets)

@@ -1,7 +1,8 @@
 """Masks drawn on images: a colour for each class, the ignored hatched, what is wrong in red.
 
-Masks are uint8 [H, W], a class in each pixel, 255 ignored. A class called ``background`` at number 0 is black in pictures of
-classes and leaves the image as it is in overlays.
+Masks are uint8 [H, W], a class in each pixel, 255 ignored, or sets of classes (:mod:`effbackbones.images.classsets`), drawn in stripes
+of all their colours. A class called ``background`` at number 0 is black in pictures of classes and leaves the image as it is in
+overlays.
 """
 
 import math
@@ -14,11 +15,13 @@ from PIL import Image, ImageDraw
 
 from effbackbones.drawing.boxes import COLOURS, Picture, rgb
 from effbackbones.drawing.fonts import drawable
+from effbackbones.images.classsets import MOST, UNKNOWN, Sets, are_sets, has, ignored_in
 from effbackbones.images.geometry import IGNORE, Mask, resize, resize_nearest
 
 WRONG = (224, 40, 40)
 _GREY = (128, 134, 142)
 _PAPER, _INK = (250, 250, 250), (28, 36, 48)
+_NONE = 254  # no class, where sets are drawn
 _BAND = 512  # rows that are blended at once
 _VEIL, _HATCH, _BORDER = 70, 190, 235  # how far colours cover the image, of 255
 
@@ -62,9 +65,21 @@ def overlay(
     """
     image, labels = fitted(image, labels, at_least, at_most)
     cover = np.full(256, round(255 * alpha), np.uint8)
+    if are_sets(labels):
+        cover[_NONE] = 0
+        return _painted(image, _striped(labels), palette_of(classes), cover, outlined=labels)
     if has_background(classes):
         cover[0] = 0
-    return _painted(image, labels, palette_of(classes), cover, borders=True)
+    return _painted(image, labels, palette_of(classes), cover, outlined=labels)
+
+
+def occurring(mask: Mask) -> list[int]:
+    """The classes in a mask, rising; 255 last, where there are ignored pixels."""
+    if not are_sets(mask):
+        return [int(value) for value in np.unique(mask)]
+    values = np.unique(mask)
+    union = int(np.bitwise_or.reduce(values[values != UNKNOWN], initial=0))
+    return [label for label in range(MOST) if union >> label & 1] + [IGNORE] * bool((values == UNKNOWN).any())
 
 
 def errors(
@@ -72,13 +87,13 @@ def errors(
 ) -> Picture:
     """``image`` with the pixels in red whose ``labels`` are not those of ``mask``; ignored ones are hatched, right ones
     untouched. Sizes as in :func:`overlay`."""
-    wrong = np.where(mask == IGNORE, mask, labels != mask).astype(np.uint8)
+    wrong: Mask = np.where(mask == ignored_in(mask), IGNORE, labels != mask).astype(np.uint8)
     image, wrong = fitted(image, wrong, at_least, at_most)
     table = np.zeros((256, 3), np.uint8)
     table[1], table[IGNORE] = WRONG, _GREY
     cover = np.zeros(256, np.uint8)
     cover[1] = 190
-    return _painted(image, wrong, table, cover, borders=False)
+    return _painted(image, wrong, table, cover)
 
 
 def fitted(
@@ -124,14 +139,18 @@ def legend(classes: Sequence[str], shown: Sequence[int], width: int, size: int =
 
 
 def _painted(
-    image: NDArray[np.generic], labels: Mask, table: NDArray[np.uint8], cover: NDArray[np.uint8], borders: bool
+    image: NDArray[np.generic],
+    labels: Mask,
+    table: NDArray[np.uint8],
+    cover: NDArray[np.uint8],
+    outlined: Mask | None = None,
 ) -> Picture:
-    """``image`` under the colours of ``table`` [256, 3], which cover it by ``cover`` [256] of 255."""
+    """``image`` under the colours of ``table`` [256, 3], which cover it by ``cover`` [256] of 255; ``outlined``: what has borders."""
     if labels.shape != image.shape[:2]:
         raise ValueError(f"expected labels of the image's size {image.shape[:2]}, got {labels.shape}")
     height, width = labels.shape
-    line = max(1, round(math.sqrt(height * width) / 400))
-    edges = _edges(labels, line) if borders else None
+    line = _line(height, width)
+    edges = None if outlined is None else _edges(outlined, line)
     hatch = np.arange(width) // line
     picture: Picture = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, _BAND):
@@ -146,6 +165,27 @@ def _painted(
         ground, colours = Image.fromarray(rgb(image[rows])), Image.fromarray(table[part])
         picture[rows] = np.asarray(Image.composite(colours, ground, Image.fromarray(strength)))
     return picture
+
+
+def _line(height: int, width: int) -> int:
+    """Pixels of a line in a picture of that size."""
+    return max(1, round(math.sqrt(height * width) / 400))
+
+
+def _striped(sets: Sets) -> NDArray[np.uint8]:
+    """One class for each pixel of its set, in slanted stripes; :data:`_NONE` for no class, 255 where it is ignored."""
+    height, width = sets.shape
+    stripe = (np.arange(height)[:, None] + np.arange(width)) // (4 * _line(height, width))
+    labels = np.full(sets.shape, _NONE, np.uint8)
+    union = int(np.bitwise_or.reduce(sets[sets != UNKNOWN], axis=None, initial=0))
+    planes = {label: has(sets, label) for label in range(MOST) if union >> label & 1}
+    count = np.maximum(1, sum(plane.astype(np.int64) for plane in planes.values()))
+    before = np.zeros(sets.shape, np.int64)
+    for label, plane in planes.items():
+        labels[plane & (before == stripe % count)] = label
+        before += plane
+    labels[sets == UNKNOWN] = IGNORE
+    return labels
 
 
 def _edges(labels: Mask, width: int) -> NDArray[np.bool_]:

@@ -41,7 +41,7 @@ class Agreement:
         if "boxes" in expected:
             self._boxes(expected, found)
         elif task == "seg" and expected.keys() & {"labels", "probabilities"}:
-            self._pixels(expected, found)
+            self._pixels(expected, found, multilabel)
         elif task == "cls" and "probabilities" in expected:
             self._difference("probabilities", expected["probabilities"], found["probabilities"])
             pair = [one["probabilities"] for one in (expected, found)]
@@ -69,14 +69,14 @@ class Agreement:
         largest = float(np.where(np.isnan(gap), np.inf, gap).max(initial=0.0))
         self.largest[name] = max(self.largest.get(name, 0.0), largest)
 
-    def _pixels(self, expected: Arrays, found: Arrays) -> None:
+    def _pixels(self, expected: Arrays, found: Arrays, multilabel: bool) -> None:
         labels = []
         for arrays in (expected, found):
             maps = arrays.get("probabilities")
             if maps is None:
                 labels.append(arrays["labels"])
             else:
-                labels.append(maps.argmax(0) if len(maps) > 1 else maps[0] > 0.5)
+                labels.append(maps > 0.5 if multilabel or len(maps) == 1 else maps.argmax(0))
         if "probabilities" in expected:
             self._difference("probabilities", expected["probabilities"], found["probabilities"])
         self._count("pixels", labels[0] == labels[1])
@@ -95,7 +95,10 @@ class Agreement:
         ]
         (boxes, scores, labels), (other_boxes, other_scores, other_labels) = lists
         free = np.ones(len(other_scores), bool)
-        floor, same, missing = self.tolerance.from_score, 0, 0
+        best = max(
+            scores.max(initial=0.0), other_scores.max(initial=0.0)
+        )  # of a network that is never sure, less is looked at
+        floor, same, missing = min(self.tolerance.from_score, float(best) / 2), 0, 0
         for box, score, label in zip(boxes, scores, labels, strict=True):
             gap = np.abs(other_scores - score)
             fits = free & (other_labels == label) & (gap <= self.tolerance.score)

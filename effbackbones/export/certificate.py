@@ -60,12 +60,11 @@ def certify(
     facts = {head.task: head for head in runtime.record.heads}
     for rows in _batches(len(images), one_by_one=graph.preprocessing == "resize"):
         some = [images[row] for row in rows]
+        feed = fed(graph, some, [originals[row] for row in rows])
+        answers = runtime({name: tensor.numpy() for name, tensor in feed.items()})
         if graph.preprocessing == "resize":
-            answers = runtime({"images": np.ascontiguousarray(originals[rows[0]].transpose(2, 0, 1)[None])})
             expected = _restored(graph, _expected(graph, some), some)
         else:
-            feed = _inputs(graph, some)
-            answers = runtime({name: tensor.numpy() for name, tensor in feed.items()})
             with torch.no_grad():
                 expected = {name: value.numpy() for name, value in graph.named(**feed).items()}
         several = isinstance(graph.model.head, MultiHead)
@@ -122,9 +121,10 @@ def _batches(count: int, *, one_by_one: bool) -> Iterator[list[int]]:
     yield from (list(range(first, last)) for first, last in pairwise(borders))
 
 
-def _inputs(graph: Graph, some: Sequence[Fitted]) -> dict[str, Tensor]:
-    """What the graph is fed."""
-    images = torch.from_numpy(np.stack([one.pixels for one in some])).permute(0, 3, 1, 2).contiguous()
+def fed(graph: Graph, some: Sequence[Fitted], originals: Sequence[NDArray[Any]]) -> dict[str, Tensor]:
+    """What the graph is fed: images as they were read where it resizes them, else as they were fitted."""
+    pixels = originals if graph.preprocessing == "resize" else [one.pixels for one in some]
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     if graph.preprocessing == "none":
         images = graph.model.normalize(images).contiguous()
     elif graph.takes_floats:
@@ -139,7 +139,7 @@ def _expected(graph: Graph, some: Sequence[Fitted]) -> dict[str, Tensor]:
     """What the model says of images that were resized outside of it, before answers are read."""
     plain = Graph(graph.model, preprocessing="normalize", postprocessing="predict")
     with torch.no_grad():
-        return plain.named(**_inputs(plain, some))
+        return plain.named(**fed(plain, some, []))
 
 
 def _restored(graph: Graph, found: Mapping[str, Tensor], some: Sequence[Fitted]) -> dict[str, NDArray[Any]]:

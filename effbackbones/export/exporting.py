@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,18 @@ from numpy.typing import NDArray
 
 from effbackbones.checkpoint import load_model, record_of
 from effbackbones.errors import UserError, nearest
-from effbackbones.export.certificate import Bounds, Scores, certify, refused, require_images, scored
+from effbackbones.export.certificate import Bounds, Scores, certify, fed, refused, require_images, scored
 from effbackbones.export.formats import WRITERS
 from effbackbones.export.graph import Graph
 from effbackbones.export.program import Traced, may_be_free
+from effbackbones.export.quantisation import Change, quantise
 from effbackbones.export.record import (
     FORMATS,
     POSTPROCESSING,
     PRECISIONS,
     PREPROCESSING,
     ExportRecord,
+    Port,
     beside,
     format_of,
 )
@@ -73,6 +76,9 @@ def export_model(
     """
     out = Path(out)
     kind = _format(out, format)
+    if precision == "int8_dynamic":
+        what = "quantises products of matrices alone, and leaves convolutions, which are all of these networks, as they are or slower"
+        raise UserError("precision int8_dynamic", what, "int8 is static: it takes calibration images")
     for name, value, known in (
         ("preprocessing", preprocessing, PREPROCESSING),
         ("postprocessing", postprocessing, POSTPROCESSING),
@@ -88,7 +94,7 @@ def export_model(
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         written = folder / out.name
-        record = _written(graph, written, kind, precision, dynamic_size, _digest(file), calibration)
+        record = _written(graph, written, kind, precision, dynamic_size, _digest(file), calibration, tell)
         if images is not None:
             limits = bounds or Bounds.of(precision, preprocessing)
             certificate = _certificate(graph, written, images, limits, scores, tell)
@@ -157,13 +163,21 @@ def _written(
     dynamic_size: bool | None,
     source: Mapping[str, Any],
     calibration: Sequence[Any],
+    tell: Tell,
 ) -> ExportRecord:
     """The file without its certificate; returns its record, which is in it."""
     model = graph.model
     free = may_be_free(graph, dynamic_size)
-    folded = replace_model(graph, model.for_inference(channels_last=False))
-    found = Traced.of(folded, dynamic_size=free)
-    outputs = WRITERS[kind].write(found, path)
+    folded = replace_model(graph, _smaller(model.for_inference(channels_last=False), precision))
+    change = _change(graph, precision, calibration)
+    try:
+        found, outputs = _traced(folded, path, kind, precision, change, free=free)
+    except UserError as error:
+        if not free or dynamic_size:
+            raise
+        tell(f"height and width are fixed, for the network does not let them be free ({str(error)[:120]})")
+        free = False
+        found, outputs = _traced(folded, path, kind, precision, change, free=free)
     named = graph.named(**found.example.inputs)
     record = ExportRecord(
         format=kind,
@@ -182,11 +196,50 @@ def _written(
     return record
 
 
+def _traced(
+    graph: Graph, path: Path, kind: str, precision: str, change: Change | None, *, free: bool
+) -> tuple[Traced, tuple[Port, ...]]:
+    """The graph, traced and written, and its outputs. One that the exporters do not take raises :class:`UserError`."""
+    found = Traced.of(graph, dynamic_size=free)
+    try:
+        return found, WRITERS[kind].write(found, path, precision, change)
+    except UserError:
+        raise
+    except Exception as error:  # torch's, onnxscript's and onnxruntime's own, of many kinds
+        reason = " ".join(str(error.__cause__ or error).split())[:160]
+        what = f"{type(graph.model.head).__name__} cannot be exported to {kind} ({type(error).__name__}: {reason})"
+        raise UserError("export", what, "try another format, or fixed sizes") from error
+
+
 def replace_model(graph: Graph, model: Model) -> Graph:
     """The same graph of another model."""
     return Graph(
         model, preprocessing=graph.preprocessing, postprocessing=graph.postprocessing, top_k=graph.top_k
     ).eval()
+
+
+def _smaller(model: Model, precision: str) -> Model:
+    """The model in fp16, where that is asked for: from normalised images to raw output; before and after all stays fp32."""
+    if precision == "fp16":
+        spec = model.image_spec
+        model.half().use_image_spec(spec)
+    return model
+
+
+def _change(graph: Graph, precision: str, calibration: Sequence[Any]) -> Change | None:
+    """What is done to a file of ONNX in between."""
+    if precision != "int8":
+        return None
+    if not len(calibration):
+        raise UserError(
+            "calibration", "int8 takes its ranges from real images, and there is none", "give some, 100 or more"
+        )
+    fitted, originals = _fitted(graph.model, calibration)
+    feeds = [
+        {name: value.numpy() for name, value in fed(graph, [one], [image]).items()}
+        for one, image in zip(fitted, originals, strict=True)
+    ]
+    return partial(quantise, feeds=feeds)
 
 
 def _certificate(
@@ -207,7 +260,7 @@ def _certificate(
 def _fitted(model: Model, images: Sequence[Any]) -> tuple[list[Fitted], list[NDArray[Any]]]:
     """Images as a predictor brings them to size, and as they were read."""
     spec, reading = model.image_spec, model.reading or ReadingSpec()
-    fit = fitting_of(model, reading if reading.tile is None else replace(reading, tile=None, batch_shape="fixed"))
+    fit = fitting_of(model, replace(reading, tile=None, batch_shape="fixed"))  # all of one size
     fitted, originals = [], []
     for number, image in enumerate(images):
         about = {"channels": len(spec.mean), "depth": reading.depth, "exif": reading.exif, "max_pixels": MAX_PIXELS}

@@ -10,18 +10,30 @@ import torch
 from effbackbones.errors import UserError
 from effbackbones.export.onnxfile import put_record, quiet, require, write_onnx
 from effbackbones.export.program import Traced, export_program
+from effbackbones.export.quantisation import Change
 from effbackbones.export.record import KEY, ExportRecord, Port
 
 
 class Format(NamedTuple):
-    """``write`` (graph, file) gives the outputs as a record names them; ``put`` (file, record) the record into a file."""
+    """``write`` (graph, file, precision, what is done to a file of ONNX in between) gives the outputs as a record names them; ``put``
+    (file, record) the record into a file."""
 
-    write: Callable[[Traced, Path], tuple[Port, ...]]
+    write: Callable[[Traced, Path, str, Change | None], tuple[Port, ...]]
     put: Callable[[Path, ExportRecord], None]
 
 
-def write_program(found: Traced, path: Path) -> tuple[Port, ...]:
-    """Write a program of ``torch.export``."""
+def write_changed(found: Traced, path: Path, precision: str, change: Change | None) -> tuple[Port, ...]:
+    """Write a file of ONNX, changed."""
+    ports = write_onnx(found, path)
+    if change is not None:
+        change(path)
+    return ports
+
+
+def write_program(found: Traced, path: Path, precision: str, change: Change | None) -> tuple[Port, ...]:
+    """Write a program of ``torch.export``, which cannot be changed."""
+    if change is not None:
+        raise UserError("precision", f"{precision} is of onnx and openvino, not of torch_export", "export to onnx")
     program = export_program(found)
     with quiet("torch.export"):
         torch.export.save(program, str(path), extra_files={KEY: ""})
@@ -35,11 +47,11 @@ def put_into_program(path: Path, record: ExportRecord) -> None:
         torch.export.save(program, str(path), extra_files={KEY: record.to_json()})
 
 
-def write_openvino(found: Traced, path: Path) -> tuple[Port, ...]:
+def write_openvino(found: Traced, path: Path, precision: str, change: Change | None) -> tuple[Port, ...]:
     """Write OpenVINO's ``.xml`` and ``.bin``, by way of ONNX."""
     openvino = require("openvino")
     between = path.with_suffix(".onnx")
-    ports = write_onnx(found, between)
+    ports = write_changed(found, between, precision, change)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -68,7 +80,7 @@ def put_into_openvino(path: Path, record: ExportRecord) -> None:
 
 
 WRITERS: dict[str, Format] = {
-    "onnx": Format(write_onnx, put_record),
+    "onnx": Format(write_changed, put_record),
     "torch_export": Format(write_program, put_into_program),
     "openvino": Format(write_openvino, put_into_openvino),
 }

@@ -12,6 +12,7 @@ from effbackbones.errors import UserError
 from effbackbones.export.record import HeadFacts, Port
 from effbackbones.export.resizing import Resizing
 from effbackbones.images.spec import ReadingSpec
+from effbackbones.inference.masks import sure_of
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 
@@ -73,9 +74,12 @@ class Graph(nn.Module):
         return self.answered(word, head, dict(_leaves(found, "probabilities" if word in ("cls", "seg") else "output")))
 
     def answered(self, word: str, head: Head, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Predictions of a head, or where answers are wanted these: the best classes, a label for each pixel."""
+        """Predictions of a head, or where answers are wanted these: the best classes, a label for each pixel, or
+        a mask of each class where they overlap."""
         if self.postprocessing != "answer":
             return found
+        if word == "seg" and (over := sure_of(head)) is not None:
+            return {"masks": (found["probabilities"] > torch.tensor(over)[:, None, None]).to(torch.uint8)}
         if word == "seg":
             return {"labels": _labels(found["probabilities"])}
         if word == "cls" and head.num_classes > 1:
@@ -184,6 +188,7 @@ class Example(NamedTuple):
 _MEANINGS = {
     "probabilities": "of each class, 0..1 (of each pixel: [batch, classes, height, width])",
     "scores": "falling, 0..1",
+    "masks": "1 where a class is, else 0: in the order of model.classes, which may overlap",
     "labels": "numbers of classes, in the order of model.classes",
     "boxes": "x1 y1 x2 y2 in pixels of the images given; rows from count on are 0",
     "count": "boxes of each image",

@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from effbackbones.errors import UserError, nearest
+from effbackbones.images.classsets import IGNORE as IGNORE, Mask as Mask, ignored_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = NDArray[np.uint8 | np.uint16 | np.float32]
-Mask = NDArray[np.uint8]
 Size = tuple[int, int]
-IGNORE = 255
-"""Value of a mask's pixels of which nobody knows the class."""
 Scalar = TypeVar("Scalar", bound=np.generic)
 Coordinates = TypeVar("Coordinates", NDArray[np.float32], NDArray[np.float64], "Tensor")
 Extent = tuple[float, float, float, float]
@@ -140,11 +138,13 @@ class ResizePlan:
             return self._window(resized if whole else resized[rows, columns], fill)
         return self._window(_resize_part(image, self.scaled, rows, columns, interpolation), fill)
 
-    def apply_mask(self, mask: Mask, fill: int = 255) -> Mask:
-        """Class indices ``mask`` [H, W] through the plan by nearest neighbour: [size]. ``fill`` is the ignored class."""
+    def apply_mask(self, mask: Mask, fill: int | None = None) -> Mask:
+        """Classes ``mask`` [H, W] through the plan by nearest neighbour: [size]. ``fill``: beyond the image; ignored by default."""
         self._check(mask)
         rows, columns = (part.source for part in self._overlap())
-        return self._window(resize_nearest(self._turned(mask), self.scaled, rows, columns), fill)
+        return self._window(
+            resize_nearest(self._turned(mask), self.scaled, rows, columns), ignored_in(mask) if fill is None else fill
+        )
 
     def apply_boxes(self, boxes: Coordinates) -> Coordinates:
         """Boxes [..., 4] xyxy or points [..., 2] xy of the original image, in pixels of the window; not clipped."""

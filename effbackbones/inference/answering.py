@@ -12,13 +12,14 @@ from torch.utils import _pytree as pytree
 
 from effbackbones.contracts import Detections, ImageSizes
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import members
 from effbackbones.images.geometry import IGNORE
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.boxes import restore_boxes
 from effbackbones.inference.finite import NOT_FINITE, REMEDY, finite_rows
-from effbackbones.inference.masks import Segmented, mask_of_tiles, restore_mask
+from effbackbones.inference.masks import Segmented, mask_of_tiles, restore_mask, sure_of
 from effbackbones.inference.preparing import Placed
-from effbackbones.inference.results import RESULTS, Boxes, Classes, Mask, Result, Values
+from effbackbones.inference.results import RESULTS, Boxes, Classes, Mask, Masks, Result, Values
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 
@@ -74,7 +75,10 @@ def answers(
     fine = [True] * len(batch)
     if reading.tile is not None and model.head.task == "seg":
         keep, overlap = wishes.probabilities, reading.tile_overlap
-        found: Any = [mask_of_tiles(model, image, reading.tile, overlap, batch_size, keep=keep) for image in images]
+        over = sure_of(model.head, wishes.threshold)
+        found: Any = [
+            mask_of_tiles(model, image, reading.tile, overlap, batch_size, keep=keep, over=over) for image in images
+        ]
     else:
         valid = torch.tensor([one.plan.valid for one in batch], dtype=torch.int64, device=device)
         height, width = images.shape[-2:]
@@ -159,18 +163,23 @@ def _boxes(
 def _masks(
     head: Any, found: Any, batch: Sequence[Placed], classes: tuple[str, ...], wishes: Wishes
 ) -> list[Result | UserError]:
-    names = ("background", "foreground") if len(classes) == 1 else classes
+    over = sure_of(head, wishes.threshold)
+    names = ("background", "foreground") if len(classes) == 1 and over is None else classes
     rows: list[Result | UserError] = []
     for one, scores in zip(batch, found, strict=True):
         if not isinstance(scores, Segmented):
-            scores = restore_mask(scores, one.plan, keep=wishes.probabilities, name=one.source.name)
+            scores = restore_mask(scores, one.plan, keep=wishes.probabilities, name=one.source.name, over=over)
         labels, confidence = scores.labels.cpu().numpy(), scores.confidence.cpu().numpy()
         if not np.isfinite(confidence).all():
             rows.append(_not_finite(one))
             continue
-        labels = _decided(labels, confidence, wishes.threshold, binary=head.num_classes == 1)
         kept = None if scores.probabilities is None else scores.probabilities.numpy()
-        rows.append(Mask(one.source.name, one.plan.original, names, one.source, labels, confidence, kept))
+        about = (one.source.name, one.plan.original, names, one.source)
+        if over is not None:
+            rows.append(Masks(*about, members(labels, len(names)), over, kept))
+            continue
+        labels = _decided(labels, confidence, wishes.threshold, binary=head.num_classes == 1)
+        rows.append(Mask(*about, labels, confidence, kept))
     return rows
 
 

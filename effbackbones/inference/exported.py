@@ -13,6 +13,7 @@ from effbackbones.contracts import Backbone, Detections, FeatureSpec, Head, Imag
 from effbackbones.errors import UserError
 from effbackbones.export.record import ExportRecord, HeadFacts
 from effbackbones.images.pixels import require_batch, to_unit
+from effbackbones.inference.masks import SURE
 from effbackbones.inference.runtimes import Runtime, open_runtime
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
@@ -127,7 +128,7 @@ class ExportedHead(Head):
 
     def __init__(self, spec: FeatureSpec, num_classes: int, *, multilabel: bool = False) -> None:
         super().__init__(spec, num_classes)
-        self.multilabel = multilabel
+        self.multilabel, self.thresholds = multilabel, (SURE,) * num_classes
         self._where = nn.Parameter(torch.zeros(0), requires_grad=False)  # says on what device answers are wanted
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> Answered:
@@ -162,6 +163,11 @@ def _head(facts: HeadFacts, record: ExportRecord, names: tuple[str, ...]) -> Hea
         _spec(tuple(name for name in names if name in facts.outputs)), facts.num_classes, multilabel=facts.multilabel
     )
     head.built_with = facts.thresholds
+    if (
+        facts.multilabel and "threshold" in facts.thresholds
+    ):  # which the graph leaves to whoever reads its probabilities
+        own = facts.thresholds["threshold"]
+        head.thresholds = tuple(own) if isinstance(own, list | tuple) else (own,) * facts.num_classes
     # What the graph resizes comes as it is; what it pads it pads by itself, so only shapes of batches depend on this.
     head.size_divisor, head.min_size = (
         (1, 1) if record.preprocessing == "resize" else (facts.size_divisor, facts.min_size)

@@ -41,11 +41,11 @@ class Predictor:
 
     ``source``: a model file, a run folder (its best weights are taken), or a :class:`Model`, which is put on the device and into
     eval mode. ``device``: ``auto`` takes a GPU where there is one. ``threshold``: boxes below it are left out; of several labels
-    those that are told; in masks of one channel where foreground begins, of several below which a pixel has no class. ``top_k``: so
-    many classes or boxes of an image at most. ``batch_size``: images that the network gets at once (8). ``probabilities``: masks
-    come with those of all classes. ``on_error``: ``return`` gives a :class:`Failed` for an image that cannot be read or predicted.
-    ``precision``: ``auto`` is that of the commands, bf16 on a GPU. ``max_pixels``: larger files are refused. ``fit``: brings images
-    to size in another way than the model says.
+    those that are told; in masks of one channel where foreground begins, of several below which a pixel has no class, of classes that
+    overlap over which each is there. ``top_k``: so many classes or boxes of an image at most. ``batch_size``: images that the network
+    gets at once (8). ``probabilities``: masks come with those of all classes. ``on_error``: ``return`` gives a :class:`Failed` for an
+    image that cannot be read or predicted. ``precision``: ``auto`` is that of the commands, bf16 on a GPU. ``max_pixels``: larger
+    files are refused. ``fit``: brings images to size in another way than the model says.
 
     Raises :class:`UserError` for what is no model, and for arguments that the task has no use for.
     """

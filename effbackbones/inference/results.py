@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from effbackbones.drawing.boxes import draw_boxes, rgb
+from effbackbones.drawing.boxes import draw_boxes
 from effbackbones.drawing.masks import overlay
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import set_of
 from effbackbones.images.geometry import Pixels, Size
 
 DRAWN = 0.3
@@ -46,9 +47,10 @@ class Result:
         """The same as JSON text."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
-    def draw(self) -> Image.Image:
-        """The image with what was found: an RGB picture."""
-        return Image.fromarray(rgb(self.original()))
+    def draw(self, at_most: int | None = None) -> Image.Image:
+        """The image with what was found: an RGB picture of its size, or with a longest side of ``at_most`` pixels; tiny ones enlarged
+        under boxes and words."""
+        return Image.fromarray(draw_boxes(self.original(), np.zeros((0, 4)), at_least=1, at_most=at_most))
 
     def _head(self) -> dict[str, Any]:
         return {"source": self.source, "size": list(self.size)}
@@ -93,7 +95,7 @@ class Classes(Result):
         found = [{"class": name, "label": label, "probability": value} for name, label, value in rows]
         return {**self._head(), "classes": len(self.classes), "multilabel": self.multilabel, "predictions": found}
 
-    def draw(self) -> Image.Image:
+    def draw(self, at_most: int | None = None) -> Image.Image:
         height, width = self.size
         shown = (
             [row for row in self.order if self.probabilities[row] >= self.threshold]
@@ -102,7 +104,7 @@ class Classes(Result):
         )
         text = ", ".join(f"{self.classes[row]} {self.probabilities[row]:.2f}" for row in shown) or "none"
         whole = np.array([[0, 0, width, height]], np.float64)
-        return Image.fromarray(draw_boxes(self.original(), whole, [text], [self.label]))
+        return Image.fromarray(draw_boxes(self.original(), whole, [text], [self.label], at_most=at_most))
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,11 +131,12 @@ class Boxes(Result):
         ]
         return {**self._head(), "boxes": found}
 
-    def draw(self) -> Image.Image:
+    def draw(self, at_most: int | None = None) -> Image.Image:
         shown = self.scores >= (DRAWN if self.threshold is None else self.threshold)
         pairs = zip(self.labels[shown], self.scores[shown], strict=True)
         texts = [f"{self.classes[label]} {score:.2f}" for label, score in pairs]
-        return Image.fromarray(draw_boxes(self.original(), self.boxes[shown], texts, self.labels[shown]))
+        drawn = draw_boxes(self.original(), self.boxes[shown], texts, self.labels[shown], at_most=at_most)
+        return Image.fromarray(drawn)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +163,46 @@ class Mask(Result):
         runs = np.stack([flat[starts].astype(np.int64), np.diff(np.append(starts, flat.size))], 1)
         return {**self._head(), "classes": list(self.classes), "shares": self.shares, "runs": runs.ravel().tolist()}
 
-    def draw(self) -> Image.Image:
-        return Image.fromarray(overlay(self.original(), self.labels, self.classes))
+    def draw(self, at_most: int | None = None) -> Image.Image:
+        return Image.fromarray(overlay(self.original(), self.labels, self.classes, at_most=at_most))
+
+
+@dataclass(frozen=True, eq=False)
+class Masks(Result):
+    """``masks`` bool [K, H, W]: where each of the ``classes`` is, which may overlap: where its probability is over its of ``thresholds``.
+    ``probabilities`` float16 [K, H, W], where they were asked for."""
+
+    masks: NDArray[np.bool_]
+    thresholds: tuple[float, ...]
+    probabilities: NDArray[np.float16] | None = None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the pixels of each class that is there, the largest first; they need not add up to 1."""
+        shares = self.masks.mean((1, 2))
+        order = np.argsort(-shares, kind="stable")
+        return {self.classes[label]: float(shares[label]) for label in order if shares[label]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Shares, and the mask of each class that is there as runs: lengths by rows, of pixels without it and with it in turn."""
+        found = [
+            {"class": self.classes[label], "label": int(label), "runs": _lengths(self.masks[label])}
+            for label in np.flatnonzero(self.masks.any((1, 2)))
+        ]
+        known = {"classes": list(self.classes), "thresholds": list(self.thresholds), "shares": self.shares}
+        return {**self._head(), **known, "masks": found}
+
+    def draw(self, at_most: int | None = None) -> Image.Image:
+        """The image under the colours of its classes, in stripes where they overlap."""
+        return Image.fromarray(overlay(self.original(), set_of(self.masks), self.classes, at_most=at_most))
+
+
+def _lengths(mask: NDArray[np.bool_]) -> list[int]:
+    """Lengths of the runs of a mask, of False first, which may be none."""
+    flat = np.concatenate([[False], mask.ravel()])
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    lengths: list[int] = np.diff(np.concatenate([[0], ends, [mask.size]])).tolist()
+    return lengths
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes, ImageSpec, larger
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import UNKNOWN
 from effbackbones.images.pixels import top_left
 from effbackbones.weights.loading import load_state
 from effbackbones.weights.pretrained import Adopted, Pretrained
@@ -31,11 +32,13 @@ class SegmentationHead(Head):
     * ``loss``: names with or without a factor, ``["cross_entropy", "dice*0.5"]``, or a dict; ``cross_entropy`` (default), ``dice``,
       ``jaccard``, ``focal``, ``tversky``, ``lovasz``. All leave out the pixels that are ``ignore_index`` (255).
     * ``class_weights``: one number per class; in binary mode two, background and foreground.
+    * ``threshold``, multi-label: the probability over which a class is said to be in a pixel, one number or one per class (0.5).
     * ``label_smoothing`` of the cross-entropy; ``focal_gamma``, ``focal_alpha``; ``tversky_alpha`` and ``tversky_beta``, which
       weigh false positives and false negatives.
     """
 
     task: ClassVar[str] = "seg"
+    prediction_options: ClassVar[tuple[str, ...]] = ("threshold",)
     pools_to_one: ClassVar[bool] = False
     """A batch norm of the decoder sees a map pooled to one cell, which in training needs two images."""
 
@@ -48,6 +51,7 @@ class SegmentationHead(Head):
         loss: str | Sequence[str] | Mapping[str, float] = "cross_entropy",
         class_weights: Sequence[float] | None = None,
         ignore_index: int = losses.IGNORE_INDEX,
+        threshold: float | Sequence[float] = 0.5,
         label_smoothing: float = 0.0,
         focal_gamma: float = 2.0,
         focal_alpha: float | None = None,
@@ -57,6 +61,10 @@ class SegmentationHead(Head):
     ) -> None:
         super().__init__(spec, num_classes, **options)
         self.mode = _mode(mode, num_classes)
+        self.multilabel = self.mode == "multilabel"
+        self.threshold, self.thresholds = threshold, _thresholds(threshold, num_classes)
+        if not self.multilabel and set(self.thresholds) != {0.5}:
+            raise UserError("head_options.threshold", f"goes with mode multilabel, got {self.mode}", "remove it")
         self.loss_weights = losses.parse_losses(loss)
         self.counted = tuple(name for name in self.loss_weights if name in ("cross_entropy", "focal"))
         self.ignore_index = whole("ignore_index", ignore_index, -(2**31))
@@ -130,8 +138,11 @@ class SegmentationHead(Head):
         return {name: found[name] for name in self.counted}
 
     def check_targets(self, targets: Tensor, sizes: ImageSizes) -> None:
-        """Classes 0..K-1, binary 0 and 1, multi-label shares in 0..1; or ``ignore_index``."""
-        batch, several, ignore = len(sizes.valid), self.mode == "multilabel", self.ignore_index
+        """Classes 0..K-1, binary 0 and 1, multi-label shares in 0..1; or ``ignore_index``. Multi-label sets: of K classes, or below 0."""
+        batch, several, ignore = len(sizes.valid), self.multilabel, self.ignore_index
+        if losses.are_sets(targets, self.mode):
+            self._check_sets(targets, sizes)
+            return
         shape = (batch, self.num_classes, *sizes.batch) if several else (batch, *sizes.batch)
         require_tensor("targets", targets, [shape], f"masks {list(shape)}")
         if (found := values(targets)) is None:
@@ -147,6 +158,15 @@ class SegmentationHead(Head):
             odd = (found == ignore) & inside & (found == 0).any()
             remedy = "write foreground as 1; what is unknown as another number, and set head_options.ignore_index to it"
             require_all("targets", found, ~odd, f"0 and 1 (no pixel is 1, and {ignore} is ignored)", remedy)
+
+    def _check_sets(self, targets: Tensor, sizes: ImageSizes) -> None:
+        shape = (len(sizes.valid), *sizes.batch)
+        require_tensor("targets", targets, [shape], f"masks {list(shape)}")
+        if (found := values(targets)) is not None:
+            remedy = f"write what is to be ignored as {UNKNOWN}"
+            require_all(
+                "targets", found, found >> self.num_classes <= 0, f"a set of {self.num_classes} classes", remedy
+            )
 
     @staticmethod
     def _inside(shape: tuple[int, ...], heights: Sequence[int], widths: Sequence[int]) -> NDArray[np.bool_]:
@@ -232,6 +252,15 @@ def _mode(mode: str | None, num_classes: int) -> str:
         expected = "exactly 1 class, the foreground" if mode == "binary" else "at least 2 classes"
         raise UserError("head_options.mode", f"{mode} has {expected}, got {num_classes}", "correct mode or num_classes")
     return mode
+
+
+def _thresholds(threshold: float | Sequence[float], num_classes: int) -> tuple[float, ...]:
+    """One for each class."""
+    each = [threshold] * num_classes if isinstance(threshold, int | float) else threshold
+    if isinstance(each, str) or len(each) != num_classes:
+        what = f"expected a number, or {num_classes}, one per class; got {threshold!r}"
+        raise UserError("head_options.threshold", what[:200], "correct it")
+    return tuple(number("threshold", one, 0, most=1) for one in each)
 
 
 def _class_weights(weights: Sequence[float] | None, mode: str, num_classes: int) -> Tensor | None:

@@ -7,6 +7,12 @@ for its shape, and nothing waits for the device.
 
 Three modes: ``multiclass``, one class per pixel (softmax); ``binary``, one channel, 0 background and 1 foreground (sigmoid);
 ``multilabel``, any number of classes per pixel (a sigmoid each).
+
+``cross_entropy`` and ``focal`` are sums over pixels, divided by a count (:func:`counts`): of a batch in pieces they are made exact.
+``dice``, ``jaccard``, ``tversky`` and ``lovasz`` are no such sums. The gradient of 1 - 2 TP / (P + G) at a pixel needs TP, P and G of
+the whole batch, which are known after the forward pass of its last piece, when the activations of the first are gone: it would take
+a second forward pass of every piece. Nor does any weight of the pieces' own ratios give that of their sums. So they are of each piece
+by itself, and averaged, which the run says; one piece, or as large ones as fit, come closest.
 """
 
 import math
@@ -18,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from effbackbones.errors import UserError, nearest
+from effbackbones.images.classsets import MOST
 
 MODES = ("multiclass", "binary", "multilabel")
 IGNORE_INDEX = 255
@@ -41,20 +48,30 @@ def pixels_of(logits: Tensor, targets: Tensor, mode: str = "multiclass", ignore_
     """Read logits [B, K, H, W] and targets, of which those equal to ``ignore_index`` are ignored.
 
     ``targets``: integers [B, H, W] in 0..K-1 (binary: 0 or 1); multi-label float or integers [B, K, H, W] in 0..1, so that a
-    pixel may be ignored for one class alone. Other shapes and types raise :class:`UserError`. Values are not looked at, which
-    would wait for the device: the reader of the data vouches for them.
+    pixel may be ignored for one class alone, or int32 [B, H, W], a set of classes in each pixel as
+    :mod:`effbackbones.images.classsets` has it, in which what is below 0 is ignored. Other shapes and types raise
+    :class:`UserError`. Values are not looked at, which would wait for the device: the reader of the data vouches for them.
     """
     _check_targets(logits, targets, mode)
-    labels, valid = _labels_of(targets, mode, ignore_index)
+    labels, valid = _labels_of(targets, mode, ignore_index, logits.shape[1])
     return Pixels(logits.flatten(-2).float().masked_fill(~valid, 0.0), labels, valid, mode)
 
 
-def _labels_of(targets: Tensor, mode: str, ignore_index: int) -> tuple[Tensor, Tensor]:
+def _labels_of(targets: Tensor, mode: str, ignore_index: int, num_classes: int) -> tuple[Tensor, Tensor]:
     """``labels`` and ``valid`` of :class:`Pixels`."""
+    if are_sets(targets, mode):
+        sets, bits = targets.flatten(-2)[:, None], torch.arange(num_classes, dtype=torch.int32, device=targets.device)
+        valid = (sets >= 0).expand(-1, num_classes, -1)
+        return ((sets >> bits[:, None]) & 1).float() * valid, valid
     ignored = (targets == ignore_index).flatten(-2)
     flat = targets.flatten(-2)
     labels = (flat.float() if mode == "multilabel" else flat.long()).masked_fill(ignored, 0)
     return labels, ~ignored if mode == "multilabel" else ~ignored[:, None]
+
+
+def are_sets(targets: Tensor, mode: str) -> bool:
+    """Whether targets of that mode are sets of classes [B, H, W], not shares [B, K, H, W]."""
+    return mode == "multilabel" and targets.ndim == 3 and targets.dtype == torch.int32
 
 
 def counts(
@@ -64,7 +81,7 @@ def counts(
 
     The others are ratios of sums over a batch, which no count makes equal to those of the batch's parts.
     """
-    labels, valid = _labels_of(targets, mode, ignore_index)
+    labels, valid = _labels_of(targets, mode, ignore_index, num_classes)
     pixels = valid.sum()
     if class_weights is None:
         return {"cross_entropy": pixels, "focal": pixels * num_classes if mode == "multiclass" else pixels}
@@ -82,6 +99,11 @@ def _check_targets(logits: Tensor, targets: Tensor, mode: str) -> None:
     if mode == "binary" and classes != 1:
         raise UserError("mode", f"binary has one channel of logits, got {classes}", "build the head with num_classes 1")
     several = mode == "multilabel"
+    if are_sets(targets, mode) and targets.shape == (batch, height, width):
+        if classes > MOST:
+            what = f"have room for {MOST} classes, these are {classes}"
+            raise UserError("segmentation targets int32 [B, H, W]", what, "give shares [B, K, H, W]")
+        return
     shape = (batch, classes, height, width) if several else (batch, height, width)
     kind = "float or integer" if several else "integer"
     if targets.shape != shape or (targets.is_floating_point() and not several) or targets.dtype == torch.bool:

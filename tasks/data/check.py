@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import UNKNOWN, are_sets
 from effbackbones.images.geometry import Pixels
 from tasks.data.dataset import Dataset
 from tasks.data.sample import IGNORE, Sample
@@ -91,7 +92,11 @@ def _violations(sample: object, num_classes: int, mask_classes: int) -> Iterator
         if not np.isin(sample.labels, (0, 1)).all():
             yield "labels: expected zeros and ones"
     yield from _box_violations(sample, num_classes)
-    if sample.mask is not None:
+    if are_sets(sample.mask):
+        yield from _array_violations("mask", sample.mask, np.int32, sample.image.shape[:2])
+        if len(odd := np.unique(sample.mask[(sample.mask != UNKNOWN) & (sample.mask >> mask_classes != 0)])):
+            yield f"mask: expected sets of {mask_classes} classes or {UNKNOWN} (ignored), got {', '.join(map(str, odd[:5]))}"
+    elif sample.mask is not None:
         yield from _array_violations("mask", sample.mask, np.uint8, sample.image.shape[:2])
         values = np.unique(sample.mask)
         odd = values[(values >= mask_classes) & (values != IGNORE)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from effbackbones.contracts import BoxTargets, Labelled
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import IGNORE, UNKNOWN, are_sets
 from effbackbones.images.colours import fill_of
 from effbackbones.images.geometry import ResizePlan
 from tasks.data.batch import Batch, ImageMeta, stack_images
@@ -112,8 +113,24 @@ def box_targets(samples: Sequence[Sample]) -> BoxTargets | None:
 
 def mask_targets(samples: Sequence[Sample]) -> Tensor | None:
     """The masks of a batch uint8 [B, H, W], None where no sample has one; samples of which only some do raise :class:`UserError`."""
-    if not _all_have(samples, "mask", "give images without labels a mask of 255"):
+    return _stacked(samples, sets=False)
+
+
+def set_targets(samples: Sequence[Sample]) -> Tensor | None:
+    """As :func:`mask_targets`, of masks of sets of classes: int32 [B, H, W]."""
+    return _stacked(samples, sets=True)
+
+
+def _stacked(samples: Sequence[Sample], *, sets: bool) -> Tensor | None:
+    """The masks of a batch; one of the other kind raises :class:`UserError`."""
+    if not _all_have(samples, "mask", f"give images without labels a mask of {UNKNOWN if sets else IGNORE}"):
         return None
+    for sample in samples:
+        if are_sets(sample.mask) != sets:
+            assert sample.mask is not None
+            what = f"its mask is {sample.mask.dtype}, and data.multilabel {str(sets).lower()} wants {'int32' if sets else 'uint8'}"
+            remedy = "set data.multilabel to what the data set gives, or see Sample in tasks/data/sample.py"
+            raise UserError(sample.path or sample.id, what, remedy)
     return torch.from_numpy(np.stack([sample.mask for sample in samples if sample.mask is not None]))
 
 

@@ -19,7 +19,7 @@ from tasks.data.files.reading import ImageReader, listed_classes
 from tasks.data.masks.declared import Declared
 from tasks.data.masks.file import FORMATS, OTHERS
 from tasks.data.masks.pairs import Pairing
-from tasks.data.masks.perclass import CLASS, NAME, OVERLAPS
+from tasks.data.masks.perclass import CLASS, KEEP, NAME, OVERLAPS
 from tasks.data.sets.coco import open_coco
 from tasks.data.sets.folders import FolderDataset
 from tasks.data.sets.masks import MaskDataset, open_class_masks, open_masks
@@ -123,7 +123,8 @@ def shapes(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Sha
         raise UserError("classes", what, "train a new model")
     count, seed = options.whole(split, SPLITS[split], 1), options.whole("seed", 0, 0)
     objects = options.whole("objects", 4, 1)
-    return ShapesDataset(sides(data.image_size) or (64, 64), count, seed=seed, split=split, objects=objects)
+    size = sides(data.image_size) or (64, 64)
+    return ShapesDataset(size, count, seed=seed, split=split, objects=objects, sets=_sets_wanted(data))
 
 
 def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDataset:
@@ -143,7 +144,7 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
     ``without_images`` (false): images need not be there, as where a file of predictions is scored.
 
     A sample has what ``data.labels`` asks for: ``boxes`` (as if nothing is asked), ``labels`` or ``label`` as in
-    :class:`BoxDataset`, ``mask``; any of them at once.
+    :class:`BoxDataset`, ``mask``; any of them at once. With ``data.multilabel`` masks keep all classes of a pixel.
     """
     known = (
         *_READ,
@@ -166,6 +167,7 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
         no_segmentation=options.word("no_segmentation", NO_SEGMENTATION),
         ignored=options.word("ignored", IGNORED),
         rotation=options.word("rotation", ROTATION),
+        sets=_sets_wanted(data),
         without_images=data.options.get("without_images", False) is True,
     )
 
@@ -226,7 +228,7 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
       it is in ``values``;
     * ``mask_names``: where each class has a mask file of its own, how these are called: ``{name}_{class}``, ``{class}/{name}``; a class
       without files is what no mask covers. ``overlap``: ``stop`` (default), ``first`` or ``last`` of the classes that a pixel has;
-      ``without_masks``: ``stop`` (default) or ``background``, for images without any;
+      ``data.multilabel`` in its place keeps them all. ``without_masks``: ``stop`` (default) or ``background``, for images without any;
     * ``other``: for values that are no class: ``stop`` (default), ``ignore``, or ``nearest``, what the nearest known value is.
     """
     known = (*_READ, *_PAIRS, *_CLASSES, *_PER_CLASS, "format", "colors", "values", "ignore", "other")
@@ -238,10 +240,14 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
     pairing = Pairing(root, names, images, masks_in, listing, before, behind, single, data.links)
     read, pattern = image_reader(data, split), options.text("mask_names")
     if pattern is not None:
-        return _class_masks(options, pairing, split, declared, pattern, classes, read)
+        return _class_masks(options, pairing, split, declared, pattern, classes, read, sets=_sets_wanted(data))
     for name in _PER_CLASS[1:]:
         if name in options.given:
             raise UserError(f"data.options.{name}", "goes with mask_names alone", "remove it")
+    if _sets_wanted(data):
+        what = "wants masks whose classes overlap, and here a pixel has one class"
+        remedy = "give each class a mask (data.options.mask_names), or outlines (data.name coco); or set it to false"
+        raise UserError("data.multilabel", what, remedy)
     return open_masks(pairing, split, declared, training=classes, on_error=data.on_error, read=read)
 
 
@@ -253,16 +259,26 @@ def _class_masks(
     pattern: str,
     classes: tuple[str, ...] | None,
     read: ImageReader,
+    *,
+    sets: bool,
 ) -> MaskDataset:
     """Masks of one file for each class."""
     if NAME not in pattern or CLASS not in pattern:
         what = f"expected {NAME} and {CLASS} in it, got {pattern!r}"
         raise UserError("data.options.mask_names", what, f"write such as '{NAME}_{CLASS}' or '{CLASS}/{NAME}'")
-    overlap = options.word("overlap", OVERLAPS)
+    if sets and "overlap" in options.given:
+        what = "chooses one class of a pixel, and data.multilabel keeps them all"
+        raise UserError("data.options.overlap", what, "remove one of the two")
+    overlap = KEEP if sets else options.word("overlap", OVERLAPS)
     bare = options.word("without_masks", ("stop", "background")) == "background"
     return open_class_masks(
         pairing, split, declared, pattern, overlap=overlap, without_masks=bare, training=classes, read=read
     )
+
+
+def _sets_wanted(data: DataConfig) -> bool:
+    """Whether masks are to hold sets of classes. Of several tasks together ``data.multilabel`` speaks of the labels of images."""
+    return data.multilabel and data.labels == ("mask",)
 
 
 def _declared(options: DataOptions, root: Path) -> Declared:
@@ -410,7 +426,7 @@ def told_of_listed(data: DataConfig, labels: Sequence[str]) -> list[str]:
     (:func:`tasks.data.transforms.listed.check_listed`). Empty where it lists nothing. ``labels``: what the task reads."""
     if not data.augment:
         return []
-    check_listed(data.augment, labels)
+    check_listed(data.augment, labels, sets=data.multilabel and tuple(labels) == ("mask",))
     beside, windows = beside_listed(data), {"boxes", "mask"} & set(labels)
     own = ["flip", "color_jitter", *(("vertical_flip",) if windows else ("crop", "randaugment", "erasing"))]
     following = ("scale_jitter", "crop_size", "mosaic") if windows else ("crop", "mixup", "cutmix")

@@ -41,7 +41,8 @@ class Sample:
 
     ``image`` [H, W, C]: uint8, uint16, or float32 in 0..1. ``id``: unique in the data set. ``path``: the file, for messages.
     ``label``: 0..K-1 or ``labels`` float32 [K] of 0 and 1. ``boxes`` float32 [M, 4] xyxy pixels of ``image`` with
-    ``box_labels`` int64 [M] and ``crowd`` bool [M]. ``mask`` uint8 [H, W], a class in each pixel, 255 = ignore.
+    ``box_labels`` int64 [M] and ``crowd`` bool [M]. ``mask`` uint8 [H, W], a class in each pixel, 255 = ignore,
+    or int32 [H, W], a set of classes in each, -1 = ignore (:mod:`effbackbones.images.classsets`).
     Set by transforms: ``plan``, how the image was brought to its size (None: in a way that cannot be undone, or not at
     all), ``original``, (H, W) before. ``skipped``: messages on unreadable samples that this one stands for.
     ``truth``: what boxes are scored against, where the data set knows it better than ``Truth.of`` would make it.

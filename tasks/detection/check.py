@@ -217,7 +217,7 @@ def score_results(
     numbering = numbering_of(path, table.classes, dict(table.numbers), dict(getattr(trained, "numbers", ())), renamed)
     if numbering.told:
         tell(numbering.told)
-    detections = read_results(path, table, tell, numbering)
+    detections = read_results(path, table, tell, numbering, allow_bad_boxes=config.data.allow_bad_boxes)
     metric = task.metrics(config, dataset.classes)
     metric.update(detections, [table.truth(index) for index in range(len(table))])
     return dict(metric.compute())

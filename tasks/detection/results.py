@@ -21,6 +21,7 @@ from effbackbones.inference.results import Boxes
 from effbackbones.weights.tensorfile import read_bytes, write_atomically
 from tasks.data.batch import Batch
 from tasks.data.files.jsonfile import RepeatedKeyError, once, refuse_repeated, word
+from tasks.detection.doubts import refuse_other_boxes, told_of_scores
 from tasks.detection.numbering import Numbering
 
 _NUMBER = re.compile(r"-?[0-9]{1,1000}")  # of any length that there is: Python's numbers are exact
@@ -126,15 +127,21 @@ def _names(detections: Sequence[ImageDetections]) -> tuple[list[int | str], list
 
 
 def read_results(
-    path: Path, known: KnownImages, tell: Callable[[str], None] = print, numbering: Numbering | None = None
+    path: Path,
+    known: KnownImages,
+    tell: Callable[[str], None] = print,
+    numbering: Numbering | None = None,
+    *,
+    allow_bad_boxes: bool = False,
 ) -> list[ImageDetections]:
     """Detections of a COCO results file, one entry for each image of ``known`` in its order, also where nothing was found.
 
     ``numbering``: the label of each category id, by default as ``known`` has them.
 
     An image is found by ``file_name`` where the record has one that fits a single image, otherwise by ``image_id``. Detections
-    that are not finite are kept, so that the scores count them, and told. Raises :class:`UserError`: naming file and record
-    (counted from 0) where one is malformed, with the number and the first few where images or categories are unknown.
+    that are not finite are kept, so that the scores count them, and told, as are images without any, and scores outside of 0..1.
+    Raises :class:`UserError`: naming file and record (counted from 0) where one is malformed, with the number and the first few
+    where images or categories are unknown, and unless ``allow_bad_boxes`` where boxes are corners, or shares of the image.
     """
     records = _records(path)
     images = _ImageIndex(known)
@@ -151,17 +158,21 @@ def read_results(
         if kinds[number] < 0:
             unknown["categories"][record["category_id"]] = None
     numbering.refuse_ambiguous(path, (record["category_id"] for record in records))
-    for what, found in unknown.items():
-        if found:
-            first = ", ".join(repr(item) for item in list(found)[:_SHOWN])
+    for what, strange in unknown.items():
+        if strange:
+            first = ", ".join(repr(item) for item in list(strange)[:_SHOWN])
             raise UserError(
-                str(path), f"{len(found)} unknown {what}: {first}", "score it against the data that it was made from"
+                str(path), f"{len(strange)} unknown {what}: {first}", "score it against the data that it was made from"
             )
-    bad = int((~finite_rows(rows[:, :4], rows[:, 4])).sum())
-    tell(
-        f"{path}: {len(rows):,} detections in {len(np.unique(owners)):,} of {len(known.ids):,} images"
-        + (f"; {bad:,} are not finite and count as wrong" if bad else "")
-    )
+    fine = finite_rows(rows[:, :4], rows[:, 4])
+    if not allow_bad_boxes:
+        refuse_other_boxes(str(path), np.asarray(known.sizes)[owners[fine]], rows[fine, :4])
+    bad, found = int((~fine).sum()), len(np.unique(owners))
+    bare = f"; {len(known.ids) - found:,} have none and count as empty" if found < len(known.ids) else ""
+    wrong = f"; {bad:,} are not finite and count as wrong" if bad else ""
+    tell(f"{path}: {len(rows):,} detections in {found:,} of {len(known.ids):,} images{bare}{wrong}")
+    if said := told_of_scores(rows[fine, 4]):
+        tell(f"{path}: {said}")
     return _by_image(known, owners, rows, kinds)
 
 

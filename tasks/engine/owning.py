@@ -65,6 +65,7 @@ class RunFolder:
         self.path, self.config, self.tell = path, config, tell
         self.states = path / STATES
         self._made: list[Path] = []
+        self._parents: list[Path] = []
         self._before = {CONFIG, STATES, FolderLock.NAME}
         """What may lie in it beside what the run has brought about."""
         self._lock = FolderLock(path, tell)
@@ -97,6 +98,7 @@ class RunFolder:
     def _create(self) -> None:
         """Make the folder with its config inside in one step: another process of the run sees all of it or nothing."""
         if not self.path.exists():
+            self._parents = [parent for parent in self.path.absolute().parents if not parent.exists()]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             draft = self.path.parent / f".{self.path.name}-{uuid4().hex}"
             draft.mkdir()
@@ -138,11 +140,11 @@ class RunFolder:
                     self.states.rmdir()
 
     def _leave(self) -> None:
-        """Give the folder up; one that was made here and is empty now goes."""
+        """Give the folder up; one that was made here and is empty now goes, and those that were made for it to lie in."""
         self._lock.release()
-        if self.path in self._made:
-            with suppress(OSError):
-                self.path.rmdir()
+        with suppress(OSError):
+            for folder in ([self.path] if self.path in self._made else []) + self._parents:
+                folder.rmdir()
 
 
 def _probe(folder: Path) -> None:

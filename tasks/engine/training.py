@@ -31,6 +31,7 @@ from tasks.engine.launch import launch, make_fabric
 from tasks.engine.loggers import Loggers, check_loggers, open_loggers
 from tasks.engine.optim import lr_factor
 from tasks.engine.owning import own_folder, refuse_full_disk
+from tasks.engine.pictures import show_predictions
 from tasks.engine.plan import Plan
 from tasks.engine.resume import GlobalBatches, Share, load_state, save_state
 from tasks.engine.rundir import BEST, STATES, keep_config, trained
@@ -393,6 +394,8 @@ class _Run:
         progress.history.append(row)
         progress.loss_sum, progress.loss_steps = 0.0, 0
         self.loggers.write(state.step, row)
+        asked = self.task, self.config, state, row["weights"], self.judge.datasets["val"]
+        show_predictions(*asked, self.loggers, self.tell)
         self.tell(f"epoch {epoch:g}: {_essential(row, self.judge.monitor.name)}")
         if waiting > MOST_WAITING:
             text = f"{waiting:.0%} of the time went into waiting for data: raise data.workers"

@@ -8,12 +8,13 @@ import numpy as np
 
 from effbackbones.drawing.boxes import Picture, rgb
 from effbackbones.drawing.masks import errors, fitted, overlay
-from effbackbones.images.geometry import Mask
+from effbackbones.images.classsets import UNKNOWN, are_sets, ignored_in
+from effbackbones.images.geometry import IGNORE, Mask
 from tasks.data.batch import Batch
-from tasks.data.sample import IGNORE
 from tasks.report.extremes import Extremes
 from tasks.segmentation.metrics import image_iou
 from tasks.segmentation.results import Segmented
+from tasks.segmentation.setmetrics import image_iou_of_sets
 
 KEPT = 8
 """So many of the worst and of the best images are kept."""
@@ -59,10 +60,8 @@ class SegmentationExamples:
             mask = batch.meta[row].mask
             if mask is None:
                 continue
-            labels = found.labels.masked_fill(found.confidence.isnan(), IGNORE).cpu().numpy()  # no class
-            number = max(2, len(self.classes))
-            guesses = np.where(labels == IGNORE, (mask + 1) % number, labels)  # wrong ones, where there are none
-            iou = image_iou(guesses, mask, number)
+            labels = found.labels.masked_fill(found.confidence.isnan(), ignored_in(mask)).cpu().numpy()  # no class
+            iou = _iou(labels, mask, len(self.classes))
             if iou is not None:
                 self._kept.consider(iou, partial(self._example, batch, row, labels, mask, iou))
 
@@ -82,5 +81,13 @@ class SegmentationExamples:
             (labels, mask) if meta.plan is None else (meta.plan.apply_mask(m)[:height, :width] for m in (labels, mask))
         )
         (shown, guess), (_, truth) = (fitted(image, part, _ENLARGED, _SIDE) for part in maps)
-        right = float((labels == mask)[mask != IGNORE].mean())
+        right = float((labels == mask)[mask != ignored_in(mask)].mean())
         return Example(meta.id, iou, right, np.ascontiguousarray(rgb(shown)), self.classes, truth, guess)
+
+
+def _iou(labels: Mask, mask: Mask, count: int) -> float | None:
+    """Mean IoU of an image; where there is no class, a wrong one is taken."""
+    if are_sets(mask) and are_sets(labels):
+        return image_iou_of_sets(np.where(labels == UNKNOWN, ~mask, labels), mask, count)
+    number = max(2, count)
+    return image_iou(np.where(labels == IGNORE, (mask + 1) % number, labels).astype(np.uint8), mask, number)

@@ -21,8 +21,8 @@ from tasks.data.sample import IGNORE
 from tasks.report.outputs import OutputNames, make_folder
 from tasks.segmentation.values import OwnValues
 
-_MARK = "segmentation by effbackbones"
-_LARGEST = 65_500  # pixels on a side of a JPEG file
+MARK = "segmentation by effbackbones"
+LARGEST = 65_500  # pixels on a side of a JPEG file
 _TOLD = 5  # classes
 _FILES = {
     "index": "NAME.png, grey: the value of each pixel is its class",
@@ -30,9 +30,7 @@ _FILES = {
     "overlay": "NAME.jpg, the image under the colours; for the eye alone",
 }
 _OWN = {"values": "NAME.png: each pixel has the value of its class in the masks of training (stored, below)"}
-_PROBABILITIES = {
-    "probabilities": "NAME.npy, float16 [classes, height, width]; of one channel that of the second class"
-}
+PROBABILITIES = {"probabilities": "NAME.npy, float16 [classes, height, width]; of one channel that of the second class"}
 
 
 class SegmentationFiles:
@@ -60,15 +58,15 @@ class SegmentationFiles:
     ) -> None:
         self.out, self.classes, self.tell = out, classes, tell
         self.own = OwnValues.of(values, classes)
-        self.kinds = _FILES | (_OWN if self.own else {}) | (_PROBABILITIES if probabilities else {})
+        self.kinds = _FILES | (_OWN if self.own else {}) | (PROBABILITIES if probabilities else {})
         self._colours = palette_of(classes)
         self._images: dict[str, str] = {}
         # Arrays bear no mark: the pictures beside them say whose they are.
-        marked = [kind for kind in self.kinds if kind not in _PROBABILITIES]
-        self._names = OutputNames(lambda name: [self._places(name)[kind] for kind in marked], _MARK)
+        marked = [kind for kind in self.kinds if kind not in PROBABILITIES]
+        self._names = OutputNames(lambda name: [self._places(name)[kind] for kind in marked], MARK)
         for kind in self.kinds:
             make_folder(out / kind)
-        if not _is_ours(out / "classes.json"):
+        if not is_ours(out / "classes.json"):
             raise UserError(
                 str(out / "classes.json"), "is there, and was not written by predict", "name another folder with --out"
             )
@@ -91,7 +89,7 @@ class SegmentationFiles:
             for row, value in zip(classes, self.own.values, strict=True):
                 row["stored"] = self.own.word(value)
         record = {
-            "about": _MARK,
+            "about": MARK,
             "files": self.kinds,
             "classes": classes,
             "undefined": undefined,
@@ -104,31 +102,26 @@ class SegmentationFiles:
         self._images[name] = os.path.abspath(source)
         places = self._places(name)
         comment = PngInfo()
-        comment.add_text("Comment", _MARK)
+        comment.add_text("Comment", MARK)
         drawn = Image.fromarray(labels)
         counts = np.array(drawn.histogram())
-        write_atomically(places["index"], _encoded(drawn, "PNG", pnginfo=comment))
+        write_atomically(places["index"], encoded(drawn, "PNG", pnginfo=comment))
         drawn.putpalette(self._colours.tobytes())
-        write_atomically(places["color"], _encoded(drawn, "PNG", pnginfo=comment))
+        write_atomically(places["color"], encoded(drawn, "PNG", pnginfo=comment))
         if self.own:
-            write_atomically(places["values"], _encoded(self.own.picture(labels), "PNG", pnginfo=comment))
+            write_atomically(places["values"], encoded(self.own.picture(labels), "PNG", pnginfo=comment))
         if "probabilities" in self.kinds:
-            if probabilities is None:
-                what = "asks for what several tasks together do not keep"
-                raise UserError("run.probabilities", what, "predict with the command segment")
-            buffer = io.BytesIO()
-            np.save(buffer, probabilities)
-            write_atomically(places["probabilities"], buffer.getvalue())
-        picture = Image.fromarray(overlay(image, labels, self.classes, at_most=_LARGEST))
-        write_atomically(places["overlay"], _encoded(picture, "JPEG", quality=92, comment=_MARK.encode()))
-        reduced = f"; overlay reduced to {picture.width} x {picture.height}" if max(image.shape[:2]) > _LARGEST else ""
+            write_atomically(places["probabilities"], stored(probabilities))
+        picture = Image.fromarray(overlay(image, labels, self.classes, at_most=LARGEST))
+        write_atomically(places["overlay"], encoded(picture, "JPEG", quality=92, comment=MARK.encode()))
+        reduced = f"; overlay reduced to {picture.width} x {picture.height}" if max(image.shape[:2]) > LARGEST else ""
         self.tell(f"{source}: {self._summary(counts)}{reduced}")
 
     def _summary(self, counts: np.ndarray) -> str:
         """The classes with the largest shares of the pixels."""
         ranked = [int(value) for value in np.argsort(-counts, kind="stable") if counts[value]]
         shares = [
-            f"{self.classes[value] if value != IGNORE else 'no class'} {_share(counts[value] / counts.sum())}"
+            f"{self.classes[value] if value != IGNORE else 'no class'} {share(counts[value] / counts.sum())}"
             for value in ranked
         ]
         return ", ".join(shares[:_TOLD]) + (f", and {len(shares) - _TOLD} more" if len(shares) > _TOLD else "")
@@ -142,7 +135,7 @@ def written_for(folder: Path) -> dict[str, str]:
     """NAME of each image whose files are in ``folder``, which ``predict`` wrote, by the image's real path; where that is not
     known, as for masks from elsewhere, nothing."""
     for place in (folder / "classes.json", folder.parent / "classes.json"):
-        if place.is_file() and _is_ours(place):
+        if place.is_file() and is_ours(place):
             try:
                 images = json.loads(place.read_text(encoding="utf-8"))["images"]
                 return {os.path.realpath(path): name for name, path in images.items()}
@@ -153,21 +146,33 @@ def written_for(folder: Path) -> dict[str, str]:
     return {}
 
 
-def _share(value: float) -> str:
+def stored(probabilities: NDArray[np.float16] | None) -> bytes:
+    """The file of an image's probabilities."""
+    if probabilities is None:
+        what = "asks for what several tasks together do not keep"
+        raise UserError("run.probabilities", what, "predict with the command segment")
+    buffer = io.BytesIO()
+    np.save(buffer, probabilities)
+    return buffer.getvalue()
+
+
+def share(value: float) -> str:
+    """A share of pixels in words."""
     return "< 1 %" if value < 0.01 else f"{100 * value:.0f} %"
 
 
-def _encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    """The file of a picture."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Whether there is nothing at ``path``, or the record of an earlier run."""
     try:
         with open(path, encoding="utf-8") as file:
-            return bool(_MARK in file.read(200))  # it stands at the beginning
+            return bool(MARK in file.read(200))  # it stands at the beginning
     except FileNotFoundError:
         return not path.is_symlink()
     except (OSError, ValueError):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from effbackbones.drawing.masks import WRONG, has_background, palette_of
+from effbackbones.drawing.masks import WRONG, has_background, occurring, palette_of
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.masks.count import MaskStatistics, median_frequency
@@ -35,6 +35,10 @@ _MEANING = {
     "pixels": "labelled pixels in them",
     "non_finite": "pixels whose prediction was not finite, counted as wrong",
 }
+_MEANING_OF_SETS = {
+    **{name: text for name, text in _MEANING.items() if name not in ("boundary_iou", "ece")},
+    "pixel_accuracy": "share of the pixels whose whole set of classes is the true one",
+}
 _CURVES = ("val_miou", "val_dice", "val_boundary_iou", "val_pixel_accuracy", "val_miou_raw")
 _MOST_BARS = 50  # classes; more are in the table alone
 _HATCHED = "repeating-linear-gradient(135deg, #80868e 0 2px, #d5d9de 2px 5px)"
@@ -60,7 +64,8 @@ def segmentation_report(
     ``examples``: what the evaluation collected, ``masks``: what the training data is like.
     """
     scores = summary.results.scores
-    report = begun(summary, ("miou", "pixel_accuracy", "dice", "boundary_iou"), _MEANING)
+    meaning = _MEANING if "boundary_iou" in scores else _MEANING_OF_SETS
+    report = begun(summary, ("miou", "pixel_accuracy", "dice", "boundary_iou"), meaning)
     add_training(report, summary, _CURVES)
     add_classes(report, scores)
     add_confusion(report, scores, "pixels")
@@ -88,14 +93,12 @@ def _examples(report: Report, title: str, examples: Sequence[Example]) -> None:
 def _legend(examples: Sequence[Example]) -> list[tuple[str, str]]:
     """What the colours that occur mean."""
     classes = examples[0].classes
-    occurring = np.unique(
-        np.concatenate([np.unique(labels) for example in examples for labels in (example.truth, example.labels)])
-    )
+    shown = {value for example in examples for labels in (example.truth, example.labels) for value in occurring(labels)}
     colours = ["rgb({} {} {})".format(*colour) for colour in palette_of(classes).tolist()]
     colours[IGNORE] = _HATCHED
     if has_background(classes):
         colours[0] = "none"
-    entries = [("ignored" if value == IGNORE else classes[value], colours[value]) for value in occurring.tolist()]
+    entries = [("ignored" if value == IGNORE else classes[value], colours[value]) for value in sorted(shown)]
     return [*entries, ("wrong", "rgb({} {} {})".format(*WRONG))]
 
 
@@ -104,10 +107,13 @@ def _masks(report: Report, masks: MaskStatistics) -> None:
     if not masks.pixels.any():
         return
     pixels, images = masks.pixels, masks.images
-    labelled, looked_at = max(1, int(pixels.sum())), max(1, masks.looked_at)
+    labelled, looked_at = max(1, masks.labelled), max(1, masks.looked_at)
     order = np.argsort(pixels, kind="stable").tolist()
     looked = f"{masks.looked_at:,} of {masks.total:,} images looked at; " if masks.looked_at < masks.total else ""
     void = f"{looked}{percent(masks.ignored / max(1, labelled + masks.ignored))} of all pixels are ignored."
+    if masks.overlap is not None:
+        several, bare = (percent(part / labelled) for part in (masks.overlap.several, masks.overlap.bare))
+        void += f" Of the others {several} have several classes, {bare} none."
     if len(order) <= _MOST_BARS:
         shares = {
             "share of the labelled pixels": pixels[order] / labelled,

@@ -1,5 +1,7 @@
 """Segmentations of a batch in pixels of the original images."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from effbackbones.errors import UserError
@@ -9,7 +11,9 @@ from effbackbones.model import Model
 from tasks.data.batch import Batch
 
 
-def restore(batch: Batch, predictions: Tensor, *, keep: bool = False) -> list[Segmented]:
+def restore(
+    batch: Batch, predictions: Tensor, *, keep: bool = False, over: Sequence[float] | None = None
+) -> list[Segmented]:
     """One per image of a batch, from probabilities float [B, K, H, W] in pixels of its images, by
     :func:`effbackbones.inference.masks.restore_mask`.
 
@@ -17,11 +21,18 @@ def restore(batch: Batch, predictions: Tensor, *, keep: bool = False) -> list[Se
     saw a part alone: the rest has no class.
     """
     rows = zip(predictions.detach(), batch.plans(), batch.meta, strict=True)
-    return [restore_mask(scores, plan, keep=keep, name=meta.path or meta.id) for scores, plan, meta in rows]
+    return [restore_mask(scores, plan, keep=keep, name=meta.path or meta.id, over=over) for scores, plan, meta in rows]
 
 
 def predict_tiled(
-    model: Model, batch: Batch, tile: Size, overlap: int, batch_size: int = 1, *, keep: bool = False
+    model: Model,
+    batch: Batch,
+    tile: Size,
+    overlap: int,
+    batch_size: int = 1,
+    *,
+    keep: bool = False,
+    over: Sequence[float] | None = None,
 ) -> list[Segmented]:
     """One per image of a batch of images at their own size, padding aside, by :func:`effbackbones.inference.masks.mask_of_tiles`.
 
@@ -33,5 +44,5 @@ def predict_tiled(
         if (plan.scaled, plan.offset, plan.mirrored) != (meta.original, (0, 0), (False, False)) or not plan.whole:
             what = f"was brought from {[height, width]} to {list(plan.scaled)} pixels; tiles are for images at their own size"
             raise UserError(meta.path or meta.id, what, "leave it as it is")
-        found.append(mask_of_tiles(model, image[:, :height, :width], tile, overlap, batch_size, keep=keep))
+        found.append(mask_of_tiles(model, image[:, :height, :width], tile, overlap, batch_size, keep=keep, over=over))
     return found

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import MOST
+from effbackbones.inference.masks import sure_of
 from effbackbones.model import Model
 from tasks.data.batch import Batch
-from tasks.data.collating import mask_targets
+from tasks.data.collating import collate, mask_targets, set_targets
 from tasks.data.dataset import Dataset
 from tasks.data.door import view_transform
 from tasks.data.sample import IGNORE, Sample, Transform
@@ -24,6 +27,8 @@ from tasks.segmentation.files import SegmentationFiles
 from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.report import SegmentationReporter
 from tasks.segmentation.results import Segmented, predict_tiled, restore
+from tasks.segmentation.setfiles import SetFiles
+from tasks.segmentation.setmetrics import SetMetrics
 from tasks.segmentation.statistics import class_weights
 from tasks.segmentation.values import stored_values
 from tasks.settings.sections import Config
@@ -31,9 +36,12 @@ from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
 from tasks.verbs.samples import draw_samples
 
+MULTILABEL = "multilabel"
+"""The mode of heads that give each class a sigmoid."""
+
 
 class Segmentation(TaskSpec):
-    """Images to a class in each pixel."""
+    """Images to a class in each pixel, or with ``data.multilabel`` to any number of classes, which overlap."""
 
     name: ClassVar[str] = "seg"
     command: ClassVar[str] = "segment"
@@ -44,6 +52,7 @@ class Segmentation(TaskSpec):
         return "miou"
 
     def labels(self, config: Config) -> tuple[str, ...]:
+        _several(config)  # looked at before data are
         return ("mask",)
 
     def classes(self, config: Config, dataset: Dataset) -> tuple[str, ...]:
@@ -58,18 +67,21 @@ class Segmentation(TaskSpec):
 
     def heads(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
         classes = () if dataset is None else self.classes(config, dataset)
-        if len(classes) == 1:
+        several = _several(config)
+        if len(classes) == 1 and not several:
             what = f"segmentation tells classes apart, there is only {classes[0]!r}"
-            raise UserError(
-                "data.options.classes", what, "add the background as a class (COCO files: unlabelled: background)"
-            )
+            remedy = "add the background as a class (COCO files: unlabelled: background), or set data.multilabel: true"
+            raise UserError("data.options.classes", what, remedy)
+        if several and len(classes) > MOST:
+            what = f"masks of classes that overlap have at most {MOST}, these are {len(classes)}"
+            raise UserError("data.options.classes", what, "choose some, or set data.multilabel: false")
         if config.model.head_options.get("ignore_index", IGNORE) != IGNORE:
             what = f"masks hold {IGNORE} where nothing is known, in losses and scores alike"
             raise UserError(
                 "model.head_options.ignore_index", what, "remove it; data.options.ignore says what is ignored in files"
             )
         implied = self._implied_options(config, dataset)
-        if len(classes) == 2 and config.model.num_classes == 1:
+        if len(classes) == 2 and config.model.num_classes == 1 and not several:
             # One channel for the second class, the first being background.
             both = replace(config, model=replace(config.model, num_classes=None))
             return told_of_head(self, both, dataset, implied) | {"num_classes": 1}
@@ -78,10 +90,17 @@ class Segmentation(TaskSpec):
     def _implied_options(self, config: Config, dataset: Dataset | None) -> dict[str, Any]:
         # What is off is not said, so that a head of the user's need not know it.
         smoothing = config.optim.label_smoothing
-        options: dict[str, Any] = {"label_smoothing": smoothing} if smoothing else {}
+        options: dict[str, Any] = {"mode": MULTILABEL} if config.data.multilabel else {}
+        if smoothing:
+            options["label_smoothing"] = smoothing
         if config.optim.class_weights and dataset is not None and "class_weights" not in config.model.head_options:
             options["class_weights"] = class_weights(dataset, config.data.on_error, config.optim.class_weights)
         return options
+
+    def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
+        divisor, fill = model.head.size_divisor, model.image_spec.mean
+        targets = set_targets if config.data.multilabel else mask_targets
+        return partial(collate, targets=targets, size_divisor=divisor, fill=fill)
 
     def transform(self, config: Config, model: Model, *, train: bool, epochs: float = math.inf) -> Transform:
         tile = _tile(config)
@@ -106,11 +125,11 @@ class Segmentation(TaskSpec):
 
     def predict(self, config: Config, model: Model, batch: Batch) -> list[Segmented]:
         tile = _tile(config)
-        keep = config.run.probabilities
+        keep, over = config.run.probabilities, sure_of(model.head)
         if tile is None:
-            return restore(batch, model.predict(batch.images, batch.sizes), keep=keep)
+            return restore(batch, model.predict(batch.images, batch.sizes), keep=keep, over=over)
         data = config.data
-        return predict_tiled(model, batch, tile, data.tile_overlap, data.eval_batch_size or 1, keep=keep)
+        return predict_tiled(model, batch, tile, data.tile_overlap, data.eval_batch_size or 1, keep=keep, over=over)
 
     def restored(self, batch: Batch, predictions: Tensor) -> list[Segmented]:
         return restore(batch, predictions)
@@ -119,7 +138,7 @@ class Segmentation(TaskSpec):
         return predictions, [meta.mask for meta in batch.meta]
 
     def metrics(self, config: Config, classes: Sequence[str]) -> Metric:
-        return SegmentationMetrics(_two(classes))
+        return SetMetrics(classes) if _several(config) else SegmentationMetrics(_two(classes))
 
     def score_file(
         self,
@@ -142,13 +161,28 @@ class Segmentation(TaskSpec):
         classes: Sequence[str],
         tell: Callable[[str], None],
     ) -> Writer:
+        probabilities = config.run.probabilities
+        if getattr(model.head, "multilabel", False):
+            return SetFiles(out, classes, tell, probabilities=probabilities)
         return SegmentationFiles(
             out,
             _two(classes),
             tell,
             values=model.provenance.get("mask_values"),
-            probabilities=config.run.probabilities,
+            probabilities=probabilities,
         )
+
+
+def _several(config: Config) -> bool:
+    """Whether a pixel may have several classes; :class:`UserError` where data and head are told differently."""
+    several, mode = config.data.multilabel, config.model.head_options.get("mode")
+    if mode == MULTILABEL and not several:
+        what = f"is {MULTILABEL}, and data.multilabel false: its masks give a pixel one class"
+        raise UserError("model.head_options.mode", what, "set data.multilabel: true, with the command segment")
+    if several and mode not in (None, MULTILABEL):
+        what = f"is {mode}, and data.multilabel lets a pixel have several classes"
+        raise UserError("model.head_options.mode", what, "remove one of the two")
+    return several
 
 
 def _tile(config: Config) -> tuple[int, int] | None:

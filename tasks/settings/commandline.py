@@ -91,6 +91,17 @@ def parse(task: str, argv: list[str]) -> Request:
     return Request(line.verb.name, config, replace(extras, overrides=keys, split_named="split" in line.options))
 
 
+def named_plugins(argv: list[str]) -> tuple[str, ...]:
+    """The plug-ins that a command line itself names."""
+    found: tuple[str, ...] = ()
+    for place, word in enumerate(argv):
+        name, given, text = word.partition("=")
+        if name == "--plugins" and (given or place + 1 < len(argv)):
+            value, _ = _override("plugins", text if given else argv[place + 1])
+            found = tuple(map(str, value)) if isinstance(value, list) else ()
+    return found
+
+
 def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> tuple[Config, tuple[str, ...]]:
     """The config that a line says, and its lent options; if it is to be ``shown``, print it and raise ``SystemExit(0)``."""
     checkpoint = line.options.get("checkpoint")
@@ -207,7 +218,7 @@ class _Line:
             raise UserError(
                 word.partition("=")[0], "no such option", f"did you mean --{close[0]}?" if close else nearest_key(name)
             )
-        if not self.verb.takes(name if option else "config"):
+        if not self.verb.takes(name if option else "config") and name != "plugins":  # a verb may come from one
             fits = _verbs_with(name if option else "config")
             raise UserError(f"--{name}", f"does not go with {self.verb.name}", f"it goes with {fits}")
         if option and option.flag:

@@ -56,7 +56,7 @@ class DataConfig(Section):
     }
     MEANT_FOR: ClassVar = {
         **dict.fromkeys(("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix", "balance"), ("cls",)),
-        "multilabel": ("cls", "multi"),
+        "multilabel": ("cls", "seg", "multi"),
         "tile": ("seg",),
         "tile_overlap": ("seg",),
         "mosaic": ("det", "seg", "multi"),
@@ -101,7 +101,7 @@ class DataConfig(Section):
     timeout: float = 300.0
     """Seconds without a batch after which a loader counts as hanging; 0: never."""
     multilabel: bool = False
-    """Whether an image may have several labels or none."""
+    """Whether an image (classification) or a pixel (segmentation: classes that overlap) may have several labels or none."""
     exif: Literal["apply", "ignore"] = "apply"
     """Whether the orientation that a photograph carries is applied."""
     on_error: Literal["stop", "skip"] = "stop"

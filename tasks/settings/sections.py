@@ -169,7 +169,8 @@ class OptimConfig(Section):
     max_steps: int | None = None
     """Optimiser steps, in place of epochs."""
     accumulate: int = 1
-    """Pieces that a batch is split into when it does not fit in memory; batch norm then sees one piece at a time."""
+    """Pieces that a batch is split into when it does not fit in memory; batch norm then sees one piece at a time, and losses that no
+    count adds up (dice, jaccard, tversky, lovasz) are of each piece by itself and averaged."""
     clip_norm: float | None = None
     """Largest norm of the whole gradient; null: not clipped."""
     label_smoothing: float = 0.0

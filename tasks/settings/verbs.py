@@ -5,8 +5,11 @@ and the :class:`tasks.settings.commandline.Extras`; one whose row says ``config=
 task nor torch is loaded for it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+from effbackbones.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Option:
 @dataclass(frozen=True)
 class Verb:
     """A row: the function ``name`` in ``module``, what it does in a line, the names of its ``options``, whether it takes ``inputs``
-    (words without dashes), whether it works on a ``config``: one that must be named, or one that may be, and the sections of it that
-    are ``unread`` where a trained model is given: what a command line says there is told to change nothing."""
+    (words without dashes), whether it works on a ``config``: one that must be named, or one that may be, and the sections and keys of it
+    that are ``unread`` where a trained model is given: what a command line says there is told to change nothing."""
 
     name: str
     module: str
@@ -33,6 +36,10 @@ class Verb:
     config: Literal["needed", "optional", "none"] = "optional"
     inputs: bool = False
     unread: tuple[str, ...] = ()
+
+    def reads(self, key: str) -> bool:
+        """Whether it makes something of a dotted key of the config where a trained model is given."""
+        return not any(key == name or key.startswith(f"{name}.") for name in self.unread)
 
     def takes(self, option: str) -> bool:
         """Whether the option goes with it."""
@@ -49,7 +56,7 @@ OPTIONS = {
     "predictions": Option("file of predictions to score in place of a model", path=True),
     "threshold": Option(
         "boxes of a lower score are neither drawn nor written (default: all are written, from 0.3 drawn); a pixel less sure has no "
-        "class, of two classes it is where the second begins"
+        "class, of two classes it is where the second begins, of classes that overlap each is where it is surer (0.5)"
     ),
     "top-k": Option(
         "so many classes, or boxes, of an image at most (default: all classes up to 100, else 5; all boxes)"
@@ -68,9 +75,7 @@ OPTIONS = {
         " for each pixel)",
         ("none", "predict", "answer"),
     ),
-    "precision": Option(
-        "fp32 (default), fp16, int8 (static; dynamic would leave convolutions as they are)", ("fp32", "fp16", "int8")
-    ),
+    "precision": Option("fp32 (default), fp16, or int8: static, calibrated on 128 training images, or on those named"),
     "certify": Option("images that file and model are compared on (default 32)"),
     "bound": Option(
         "AGREEMENT,CHANGE: the least share that must agree, and the most that a score may change: 0.995,0.001"
@@ -81,6 +86,33 @@ OPTIONS = {
 }
 OF_CONFIGS = ("config", "print-config")
 """Options of every verb that works on a config."""
+OF_TRAINING = (
+    "optim",
+    *(
+        f"data.{name}"
+        for name in (
+            *("scale", "ratio", "augment", "flip", "randaugment", "color_jitter", "erasing", "mixup", "cutmix"),
+            *("vertical_flip", "scale_jitter", "mosaic", "close_mosaic", "crop_size", "min_box"),
+            *("repeat_threshold", "balance"),
+        )
+    ),
+    *(
+        f"run.{name}"
+        for name in (
+            *("out", "resume", "eval_every", "patience", "save_minutes", "log_every"),
+            *("tensorboard", "loggers", "join_timeout"),
+        )
+    ),
+)
+"""What a trained model is evaluated without."""
+OF_DATA = tuple(
+    f"data.{name}"
+    for name in (
+        *("name", "root", "train", "val", "test", "split_by", "split_group", "division", "labels", "multilabel"),
+        *("on_error", "keep_empty", "allow_bad_boxes", "crowd", "limit_train", "limit_val"),
+    )
+)
+"""What images without labels are predicted without."""
 VERBS = {
     verb.name: verb
     for verb in (
@@ -90,7 +122,7 @@ VERBS = {
             "tasks.verbs.evaluate",
             "score a model, or a file of predictions, on a split",
             ("checkpoint", "split", "out", "predictions"),
-            unread=("optim",),
+            unread=OF_TRAINING,
         ),
         Verb(
             "predict",
@@ -98,7 +130,7 @@ VERBS = {
             "predict images that have no labels",
             ("checkpoint", "split", "out", "threshold", "top-k"),
             inputs=True,
-            unread=("optim",),
+            unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
         Verb(
             "check",
@@ -124,10 +156,41 @@ VERBS = {
                 "fixed",
             ),
             inputs=True,
-            unread=("optim",),
+            unread=OF_TRAINING,
         ),
-        Verb("bench", "tasks.verbs.bench", "size, speed and memory of a model, here", ("checkpoint",)),
+        Verb(
+            "bench",
+            "tasks.verbs.bench",
+            "size, speed and memory of a model, here",
+            ("checkpoint",),
+            unread=(*OF_TRAINING, *OF_DATA),
+        ),
     )
 }
 DEFAULT = "train"
 """The verb of a command line that names none."""
+F = TypeVar("F", bound=Callable[..., int])
+
+
+def register_verb(
+    help: str,
+    *,
+    options: tuple[str, ...] = (),
+    config: Literal["needed", "optional", "none"] = "optional",
+    inputs: bool = False,
+) -> Callable[[F], F]:
+    """Register a function of a plug-in as the verb of its name; ``--plugins`` on the command line brings it in. Called with
+    (task, config, extras), or with the extras alone where ``config`` is ``none``; returns an exit code. The fields are those of
+    :class:`Verb`. Names that are taken, by another file, and unknown options raise :class:`UserError`."""
+
+    def register(function: F) -> F:
+        name, module = function.__name__, function.__module__
+        if name in VERBS and VERBS[name].module != module:
+            raise UserError(f"verb {name!r}", f"is that of {VERBS[name].module}", "give the function another name")
+        for option in options:
+            if option not in OPTIONS:
+                raise UserError(f"verb {name!r}", f"there is no option {option!r}", nearest(option, OPTIONS))
+        VERBS[name] = Verb(name, module, help, options, config, inputs)
+        return function
+
+    return register

@@ -15,7 +15,7 @@ from pathlib import Path
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.engine.signals import Signals, StoppedError
-from tasks.settings.commandline import Request, parse
+from tasks.settings.commandline import Request, named_plugins, parse
 from tasks.settings.lent import without_unknown
 from tasks.settings.tree import absolute
 from tasks.settings.verbs import DEFAULT, VERBS, Verb
@@ -29,10 +29,12 @@ def run_command(command: str, argv: list[str]) -> int:
     with unfailing_streams():
         try:
             with Signals():
+                early = _plugins_of_verb(argv)
+                import_plugins(early)
                 request = parse(command, argv)
                 # What a launcher can start again: the line that this process was started with.
                 again = argv == sys.argv[len(sys.argv) - len(argv) :]
-                return _run(VERBS[request.verb], command, request, again=again)
+                return _run(VERBS[request.verb], command, request, again=again, early=early)
         except StoppedError as stopped:
             print(stopped, file=sys.stderr)
             return stopped.code
@@ -46,7 +48,14 @@ def run_command(command: str, argv: list[str]) -> int:
             return code
 
 
-def _run(verb: Verb, command: str, request: Request, *, again: bool) -> int:
+def _plugins_of_verb(argv: list[str]) -> tuple[str, ...]:
+    """The plug-ins that a command line names, if its verb is none of ours: one of them has to bring it."""
+    if not argv or argv[0].startswith("-") or argv[0] in VERBS:
+        return ()
+    return named_plugins(argv)
+
+
+def _run(verb: Verb, command: str, request: Request, *, again: bool, early: tuple[str, ...]) -> int:
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         raise UserError(
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "is set, so that opening a checkpoint could run code", "unset it"
@@ -59,15 +68,12 @@ def _run(verb: Verb, command: str, request: Request, *, again: bool) -> int:
     if verb.config == "none":
         function = getattr(importlib.import_module(verb.module), verb.name)
         return int(function(request.extras))
-    import_plugins(request.config.plugins)
+    import_plugins(tuple(plugin for plugin in request.config.plugins if plugin not in early))
     # Registered names are known from here on.
     config, told = without_unknown(absolute(request.config), request.extras.lent)
-    idle = [key for key in request.extras.overrides if key.partition(".")[0] in verb.unread]
+    idle = [key for key in request.extras.overrides if not verb.reads(key)]
     if idle and request.extras.checkpoint:
-        told = (
-            *told,
-            f"{verb.name} of a trained model reads nothing of {', '.join(verb.unread)}: --{', --'.join(idle)} not used",
-        )
+        told = (*told, f"{verb.name} of a trained model makes nothing of --{', --'.join(idle)}: not used")
     for line in told:
         print(line, file=sys.stderr)
     # torch comes in here

@@ -3,15 +3,13 @@
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from effbackbones.errors import UserError
-from effbackbones.images.geometry import Pixels, ResizePlan
+from effbackbones.images.geometry import Pixels
 from effbackbones.images.reading import SUFFIXES
 from effbackbones.inference.inputs import ImageSource
 from effbackbones.inference.predictor import Predictor
@@ -23,9 +21,7 @@ from tasks.data.dataset import Dataset
 from tasks.data.door import image_reader, reading_spec
 from tasks.data.files.listing import files_below
 from tasks.data.knowledge import paths_of
-from tasks.data.sample import Sample, Transform
-from tasks.data.transforms.images import ClassificationTransform
-from tasks.data.transforms.window import ViewTransform
+from tasks.data.transforms.alone import fit_of
 from tasks.engine import assembly
 from tasks.engine.loading import Loader, begun
 from tasks.report.outputs import Originals
@@ -104,27 +100,6 @@ def _files_of(source: Dataset | None, split: str) -> list[str]:
 
 def _batch_size(config: Config) -> int:
     return config.data.eval_batch_size or config.data.batch_size
-
-
-def fit_of(transform: Transform) -> Fit:
-    """How an evaluation transform brings images to size: one of a plug-in's is asked, for it may be anything."""
-    if type(transform) in (ClassificationTransform, ViewTransform):
-        fitting: Fit = transform.fitting  # type: ignore[attr-defined]  # both have it
-        return fitting
-    return _Through(transform)
-
-
-@dataclass(frozen=True)
-class _Through:
-    """An image alone through the transform of a sample."""
-
-    transform: Transform
-
-    def __call__(self, image: Pixels) -> tuple[Pixels, ResizePlan]:
-        sample = self.transform(Sample(image=image, id="image"), np.random.default_rng(0))
-        height, width = image.shape[:2]
-        there, across = sample.image.shape[:2]
-        return sample.image, sample.plan or ResizePlan.squash((height, width), (there, across))
 
 
 def _threshold(text: str | None, task: TaskSpec) -> float | None:

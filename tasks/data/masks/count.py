@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import UNKNOWN, are_sets
 from tasks.data.sample import IGNORE
 
 if TYPE_CHECKING:
@@ -15,10 +16,19 @@ if TYPE_CHECKING:
     from tasks.data.dataset import Dataset
 
 
+class Overlap(NamedTuple):
+    """Pixels of masks of sets of classes: ``labelled`` ones, and of these those of no class (``bare``) and of ``several``."""
+
+    labelled: int
+    bare: int
+    several: int
+
+
 @dataclass(frozen=True)
 class MaskStatistics:
     """K ``classes`` in ``looked_at`` masks of a set of ``total`` images, int64 [K] each: ``pixels`` of the class, ``images`` that
-    have it, ``present``, all labelled pixels of those images. ``ignored``: pixels that are ignored."""
+    have it, ``present``, all labelled pixels of those images. ``ignored``: pixels that are ignored. ``overlap``: of masks of sets,
+    how the classes share pixels."""
 
     classes: tuple[str, ...]
     pixels: NDArray[np.int64]
@@ -27,6 +37,12 @@ class MaskStatistics:
     ignored: int
     looked_at: int
     total: int
+    overlap: Overlap | None = None
+
+    @property
+    def labelled(self) -> int:
+        """Pixels that are not ignored."""
+        return int(self.pixels.sum()) if self.overlap is None else self.overlap.labelled
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -49,8 +65,8 @@ def count_masks(
     classes = tuple(getattr(dataset, "mask_classes", dataset.classes))
     total, looked_at = len(dataset), 0
     count = total if limit is None else min(limit, total)
-    sums = np.zeros((3, len(classes)), np.int64)
-    ignored = 0
+    sums, more = np.zeros((3, len(classes)), np.int64), np.zeros(4, np.int64)
+    sets = False
     for index in watch((np.arange(count) * total // max(count, 1)).tolist()):
         try:
             mask = _mask(dataset, index)
@@ -60,20 +76,42 @@ def count_masks(
             continue
         if mask is None:
             continue
-        found = np.bincount(mask.ravel(), minlength=IGNORE + 1)
-        pixels = found[: len(classes)]
-        labelled = int(pixels.sum())
-        if labelled + int(found[IGNORE]) < mask.size:
-            value = len(classes) + int(found[len(classes) : IGNORE].nonzero()[0][0])
-            raise UserError(
-                f"mask {index}",
-                f"value {value} is no class: there are {len(classes)}, and 255 is ignored",
-                "correct the mask",
-            )
-        sums += np.stack([pixels, pixels > 0, (pixels > 0) * labelled])
-        ignored += int(found[IGNORE])
+        sets = are_sets(mask)
+        pixels, others = (_count_sets if sets else _count_numbers)(mask, len(classes), f"mask {index}")
+        sums += np.stack([pixels, pixels > 0, (pixels > 0) * others[0]])
+        more += others
         looked_at += 1
-    return MaskStatistics(classes, sums[0], sums[1], sums[2], ignored, looked_at, total)
+    labelled, ignored, bare, several = more.tolist()
+    overlap = Overlap(labelled, bare, several) if sets else None
+    return MaskStatistics(classes, sums[0], sums[1], sums[2], ignored, looked_at, total, overlap)
+
+
+Counts = tuple[NDArray[np.int64], list[int]]
+"""Pixels of each class, int64 [K], and those that are labelled, ignored, of no class, of several."""
+
+
+def _count_numbers(mask: "Mask", count: int, name: str) -> Counts:
+    found = np.bincount(mask.ravel(), minlength=IGNORE + 1)
+    pixels, ignored = found[:count], int(found[IGNORE])
+    labelled = int(pixels.sum())
+    if labelled + ignored < mask.size:
+        value = count + int(found[count:IGNORE].nonzero()[0][0])
+        what = f"value {value} is no class: there are {count}, and 255 is ignored"
+        raise UserError(name, what, "correct the mask")
+    return pixels, [labelled, ignored, 0, 0]
+
+
+def _count_sets(mask: "Mask", count: int, name: str) -> Counts:
+    values, times = np.unique(mask, return_counts=True)
+    ignored = int(times[values == UNKNOWN].sum())
+    known = values != UNKNOWN
+    values, times = values[known], times[known]
+    if (odd := values[values >> count != 0]).any():
+        what = f"value {odd[0]} is no set of {count} classes, and {UNKNOWN} is ignored"
+        raise UserError(name, what, "correct the mask")
+    there = values[:, None] >> np.arange(count) & 1
+    each = there.sum(1)
+    return times @ there, [int(times.sum()), ignored, int(times[each == 0].sum()), int(times[each > 1].sum())]
 
 
 def _mask(dataset: Any, index: int) -> "Mask | None":

@@ -24,13 +24,14 @@ def open_coco(
     no_segmentation: str = "ignore",
     ignored: str = "object",
     rotation: str = "keep",
+    sets: bool = False,
     without_images: bool = False,
 ) -> BoxDataset:
     """The split that the annotation ``file`` below ``root`` describes, by default
     ``annotations/instances_{train,val}2017.json``; labels are the categories in the order of their ids.
 
-    ``folder``: what ``file_name`` is relative to, by default as :func:`image_folder` finds it. ``unlabelled`` and
-    ``no_segmentation`` as in :func:`tasks.data.sets.painting.painting_of`; ``ignored`` and ``rotation`` as in
+    ``folder``: what ``file_name`` is relative to, by default as :func:`image_folder` finds it. ``unlabelled``, ``no_segmentation`` and
+    ``sets`` as in :func:`tasks.data.sets.painting.painting_of`; ``ignored`` and ``rotation`` as in
     :func:`tasks.data.boxes.cocofile.read_coco`; ``without_images``: files need not be there, for what reads annotations alone. What is
     refused and what is mended:
     :func:`tasks.data.boxes.cocofile.read_coco`, :mod:`tasks.data.boxes.repairs`. Boxes need not be there, or sound, unless they
@@ -55,7 +56,7 @@ def open_coco(
         return open_boxes(said, folder, wanted)
     said = selected(said, folder, wanted)
     painting, mask_classes, repairs = painting_of(
-        said, unlabelled=unlabelled, no_segmentation=no_segmentation, max_pixels=wanted.read.max_pixels
+        said, unlabelled=unlabelled, no_segmentation=no_segmentation, max_pixels=wanted.read.max_pixels, sets=sets
     )
     table, images, notes = open_table(said, folder, wanted)
     painting = painting.take(images) if len(images) < len(said.files) else painting

@@ -16,7 +16,7 @@ from tasks.data.masks.file import MaskReader, span
 from tasks.data.masks.format import Look, found_format, remedy_for_strangers
 from tasks.data.masks.pairs import Pairing, Pairs
 from tasks.data.masks.palettes import by_colour, common
-from tasks.data.masks.perclass import ClassFiles, class_files, combined
+from tasks.data.masks.perclass import KEEP, ClassFiles, class_files, combined
 from tasks.data.sample import Sample
 
 BINARY = ("background", "foreground")
@@ -141,7 +141,8 @@ def open_class_masks(
     read: ImageReader = DEFAULT_READER,
 ) -> ClassMaskDataset:
     """A split with one mask file for each class, called by ``pattern``: black and white, or 0 and 1 where ``declared`` says format
-    ``index``. Arguments as of :func:`open_masks` and :func:`tasks.data.masks.perclass.class_files`."""
+    ``index``. ``overlap`` as in :func:`tasks.data.masks.perclass.combined`, other arguments as of :func:`open_masks` and
+    :func:`tasks.data.masks.perclass.class_files`."""
     names = declared.names or training
     if names is None or declared.merged is not None or pairing.listing:
         wrong = "rename" if declared.merged is not None else "list" if pairing.listing else "classes"
@@ -154,7 +155,7 @@ def open_class_masks(
     if training is not None:
         refuse_other_classes("data.options.classes", names, training)
     form = "index" if declared.format == "index" else "binary"
-    found = class_files(pairing, split, pattern, names, without_masks=without_masks)
+    found = class_files(pairing, split, pattern, names, without_masks=without_masks, sets=overlap == KEEP)
     return ClassMaskDataset(found, names, declared.reader(form, 2, read), read, overlap=overlap)
 
 

@@ -1,5 +1,6 @@
 """Masks of classes, painted object by object from outlines, and the samples that have them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import UNKNOWN, Sets
 from effbackbones.images.geometry import Mask, Size, resize_nearest
 from effbackbones.images.reading import MAX_PIXELS
 from tasks.data.boxes.table import BoxDataset, BoxTable
@@ -30,7 +32,8 @@ class Painting:
 
     Those of image i are ``first[i]`` to ``first[i + 1]``, int64 [I + 1]. Of each: ``rows`` int64 [M], its place in ``outlines``;
     ``values`` uint8 [M]; ``boxes`` float64 [M, 4] as x, y, width, height, painted in place of an outline that is missing.
-    ``empty``: the value of pixels without an object.
+    ``empty``: the value of pixels without an object. ``sets``: a pixel has the classes of all its objects, ``values`` says which these
+    are; it is ignored where one of them is, and where it has none and ``empty`` says so.
     """
 
     outlines: Outlines
@@ -39,6 +42,7 @@ class Painting:
     values: NDArray[np.uint8]
     boxes: NDArray[np.float64]
     empty: int
+    sets: bool = False
 
     def take(self, images: NDArray[np.integer]) -> "Painting":
         """The painting of some images, in the order given."""
@@ -51,20 +55,49 @@ class Painting:
         """What is painted of one image, as bytes."""
         places = slice(*self.first[index : index + 2])
         outlines = b"".join(self.outlines.known(int(row)) for row in self.rows[places])
-        return bytes([self.empty]) + self.values[places].tobytes() + self.boxes[places].tobytes() + outlines
+        return (
+            bytes([self.empty])
+            + b"sets" * self.sets
+            + self.values[places].tobytes()
+            + self.boxes[places].tobytes()
+            + outlines
+        )
 
     def mask(self, index: int, size: Size) -> Mask:
-        """uint8 [``size``]: the mask of image ``index``, which has that size."""
+        """uint8 [``size``], with ``sets`` int32: the mask of image ``index``, which has that size."""
         height, width = size
+        places = range(self.first[index], self.first[index + 1])
+        if self.sets:
+            return self._sets(places, size)
         canvas = np.full((width, height), self.empty, np.uint8)  # columns first, as the engine has it
-        for place in range(self.first[index], self.first[index + 1]):
-            row, value = int(self.rows[place]), int(self.values[place])
-            if self._missing(row):
-                left, top, right, bottom = _touched(self.boxes[place], size)
-                canvas[left:right, top:bottom] = value
-            else:
-                self.outlines.paint(canvas, row, value)
+        for place in places:
+            self._paint(canvas, place, int(self.values[place]), size)
         return np.ascontiguousarray(canvas.T)
+
+    def _sets(self, places: Sequence[int], size: Size) -> Sets:
+        height, width = size
+        sets = np.zeros((width, height), np.int32)
+        free = np.full((width, height), self.empty == IGNORE)
+        for value in sorted({int(self.values[place]) for place in places}):  # 255, ignored, is the last
+            plane = np.zeros((width, height), np.uint8)
+            for place in places:
+                if self.values[place] == value:
+                    self._paint(plane, place, 1, size)
+            if value == IGNORE:
+                free |= plane > 0
+            else:
+                sets |= plane.astype(np.int32) << value
+                free &= plane == 0
+        sets[free] = UNKNOWN
+        return np.ascontiguousarray(sets.T)
+
+    def _paint(self, canvas: NDArray[np.uint8], place: int, value: int, size: Size) -> None:
+        row = int(self.rows[place])
+        if self._missing(row):
+            left, top, right, bottom = _touched(self.boxes[place], size)
+            canvas[left:right, top:bottom] = value
+        else:
+            self.outlines.paint(canvas, row, value)
 
     def _missing(self, row: int) -> bool:
         return bool(self.outlines.sizes[row, 0] < 0 and self.outlines.parts[row] == self.outlines.parts[row + 1])
@@ -84,6 +117,7 @@ def painting_of(
     unlabelled: str = BACKGROUND,
     no_segmentation: str = "ignore",
     max_pixels: int = MAX_PIXELS,
+    sets: bool = False,
 ) -> tuple[Painting, tuple[str, ...], tuple[str, ...]]:
     """How the objects that were selected are painted; the names of the values; and what is to be told of it.
 
@@ -91,12 +125,13 @@ def painting_of(
     as :data:`IGNORE`: nobody knows what each of their pixels is, except where an object is drawn on top. Then the objects by falling
     area, so that small ones lie on large ones; of equal ones the later in the file on top. ``box`` paints such boxes as if they were
     outlines, ``stop`` refuses them. Pixels without an object are class 0, ``background``, or with ``unlabelled`` ``ignore``
-    :data:`IGNORE`. Raises :class:`UserError` for outlines that are not of their image.
+    :data:`IGNORE`. With ``sets`` nothing lies on top, and there is no class ``background``: a pixel has the classes of all objects
+    there, or none. Raises :class:`UserError` for outlines that are not of their image.
     """
     outlines = said.outlines
     if outlines is None:
         raise ValueError("the annotations were read without outlines")
-    mask_classes = _mask_classes(said.names, with_background=unlabelled == BACKGROUND)
+    mask_classes = _mask_classes(said.names, with_background=unlabelled == BACKGROUND and not sets)
     clipped = _refuse_foreign(said, outlines, max_pixels)
     used = said.categories >= 0
     missing = outlines.missing & used
@@ -109,7 +144,7 @@ def painting_of(
     rows = order[used[order]]
     first = np.searchsorted(said.owner[rows], np.arange(len(said.files) + 1)).astype(np.int64)
     unknown = 0 if unlabelled == BACKGROUND else IGNORE
-    painting = Painting(outlines, first, rows, values[rows].astype(np.uint8), said.boxes[rows], unknown)
+    painting = Painting(outlines, first, rows, values[rows].astype(np.uint8), said.boxes[rows], unknown, sets)
     boxes = "ignored" if no_segmentation == "ignore" else "painted"
     told = (
         (missing, f"annotations without a segmentation: their boxes are {boxes}"),

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from effbackbones.images.geometry import Size, resize
+from effbackbones.images.classsets import set_of
+from effbackbones.images.geometry import Mask, Size, resize
 from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 
@@ -56,17 +57,24 @@ class ShapesDataset:
     """``count`` images of ``size`` (H, W), uint8 RGB, each with 1..``objects`` shapes.
 
     A sample has the ``label`` of the largest visible shape; ``boxes``, tight around the visible pixels of each shape, with
-    ``box_labels`` and ``crowd`` (all False); ``mask``, 0 = background and class k at k + 1. ``split`` separates the random
-    streams of train, val and test.
+    ``box_labels`` and ``crowd`` (all False); ``mask``, 0 = background and class k at k + 1, or with ``sets`` the set of classes of
+    each pixel: those of the shapes that lie there, also behind others. ``split`` separates the random streams of train, val and test.
     """
 
     classes = CLASSES
-    mask_classes = ("background", *CLASSES)
 
     def __init__(
-        self, size: Size = (64, 64), count: int = 4096, *, seed: int = 0, split: str = "train", objects: int = 4
+        self,
+        size: Size = (64, 64),
+        count: int = 4096,
+        *,
+        seed: int = 0,
+        split: str = "train",
+        objects: int = 4,
+        sets: bool = False,
     ) -> None:
         self.size, self.count, self.seed, self.split, self.objects = size, count, seed, split, objects
+        self.sets, self.mask_classes = sets, CLASSES if sets else ("background", *CLASSES)
 
     def __len__(self) -> int:
         return self.count
@@ -76,11 +84,15 @@ class ShapesDataset:
             raise IndexError(f"shape image {index} of {self.count}")
         rng = np.random.default_rng((self.seed, list(SPLITS).index(self.split), index))
         kinds = rng.integers(len(CLASSES), size=int(rng.integers(1, self.objects + 1))).tolist()
-        owner = self._layout(kinds, rng)
+        owner, stencils = self._layout(kinds, rng)
         image = self._painted(owner, len(kinds), rng)
         labels = np.array(kinds, np.int64)
         areas = np.bincount(owner.ravel(), minlength=len(kinds) + 1)[1:]
-        mask = np.concatenate([[0], labels + 1]).astype(np.uint8)[owner]
+        mask: Mask = np.concatenate([[0], labels + 1]).astype(np.uint8)[owner]
+        if self.sets:
+            whole = [(kind, stencils[place]) for place, kind in enumerate(kinds) if areas[place]]
+            planes = ([inside for kind, inside in whole if kind == label] for label in range(len(CLASSES)))
+            mask = set_of(np.any([np.zeros(self.size, np.bool_), *inside], 0) for inside in planes)
         visible = np.flatnonzero(areas >= _MIN_VISIBLE)
         boxes = np.array([_tight_box(owner == which + 1) for which in visible.tolist()], np.float32).reshape(-1, 4)
         crowd = np.zeros(len(visible), np.bool_)
@@ -97,25 +109,28 @@ class ShapesDataset:
 
     def known(self, index: int) -> Known:
         """What is known of a sample without drawing it: what it is drawn from."""
-        return Known(f"{self.split}-{index}", repr((self.size, self.seed, self.objects)).encode())
+        return Known(f"{self.split}-{index}", repr((self.size, self.seed, self.objects)).encode() + b"sets" * self.sets)
 
-    def _layout(self, kinds: list[int], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Which object each pixel belongs to, int64 [H, W]: 0 none, i + 1 the i-th of ``kinds``, later ones in front.
+    def _layout(self, kinds: list[int], rng: np.random.Generator) -> tuple[NDArray[np.int64], list[NDArray[np.bool_]]]:
+        """Which object each pixel belongs to, int64 [H, W]: 0 none, i + 1 the i-th of ``kinds``, later ones in front; and the pixels
+        [H, W] of each by itself.
 
         The first has a circumradius of 0.22 to 0.4 of the shorter side, the others at most half of it.
         """
         height, width = self.size
         largest = min(height, width) * rng.uniform(0.22, 0.4)
         owner: NDArray[np.int64] = np.zeros(self.size, np.int64)
+        stencils: list[NDArray[np.bool_]] = []
         for number, kind in enumerate(kinds):
             radius = largest if number == 0 else largest * rng.uniform(0.3, 0.5)
             # Half of the outline may cross the border for the small ones, none for the large one.
             margin = radius if number == 0 else radius / 2
             center = rng.uniform((margin, margin), (width - margin, height - margin))
-            owner[_stencil(self.size, CLASSES[kind], center, radius, rng.uniform(0, 2 * math.pi))] = number + 1
+            stencils.append(_stencil(self.size, CLASSES[kind], center, radius, rng.uniform(0, 2 * math.pi)))
+            owner[stencils[-1]] = number + 1
         for number in np.flatnonzero(np.bincount(owner.ravel(), minlength=len(kinds) + 1) < _MIN_VISIBLE).tolist():
             owner[owner == number] = 0
-        return owner
+        return owner, stencils
 
     def _painted(self, owner: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Texture behind, one colour with a slight gradient for each object, noise on top."""

@@ -1,6 +1,6 @@
 """Data set ``yolo``: a text file for each image, with a line ``class cx cy w h`` for each object, all as shares of the image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from tasks.data.boxes.annotations import Annotations, Wanted, open_boxes
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.files.images import header_sizes
 from tasks.data.sets.yolofiles import Described, YoloFiles, find_files
+from tasks.data.sets.yolonames import class_names
 from tasks.data.sets.yolorows import Row, corners as corners_of, key_points, parsed
 
 MAX_BYTES = 10_000_000
@@ -49,50 +50,17 @@ def open_yolo(
 
     A line with more than five numbers is an outline, class x y x y ..., of which the box around it is taken, or a pose, a box with key
     points, which are left out: ``rows`` says so, or ``kpt_shape`` in ``data.yaml``, or the numbers themselves
-    (:func:`tasks.data.sets.yolorows.key_points`). Class names are the list ``names``, or those of ``names`` in ``data.yaml`` (a list, or
-    number: name); category ids are the numbers in the files. Shares become pixels by the image's size, from its header.
+    (:func:`tasks.data.sets.yolorows.key_points`). Class names are the list ``names``, or what :func:`tasks.data.sets.yolonames.class_names`
+    finds; category ids are the numbers in the files. Shares become pixels by the image's size, from its header.
     """
     described = Described.of(root)
-    classes = _class_names(names, described)
     found = find_files(described, wanted.split, name, wanted.links, whole=whole)
+    classes, told = class_names(names, described, found)
+    found = replace(found, told=(*told, *found.told))
     sizes = header_sizes([f"{found.root}/{file}" for file in found.files], wanted.read.exif, wanted.on_error)
     if wanted.split != "test" and not any(found.texts):
         raise found.refusal()
     return open_boxes(_columns(found, sizes, classes, described, rows), found.root, wanted)
-
-
-def _class_names(listed: object, described: Described) -> tuple[str, ...]:
-    """Names of the classes, in the order of their numbers."""
-    where = "data.options.names"
-    if listed is None:
-        if described.file is None:
-            file = described.root / "data.yaml"
-            raise UserError(where, f"is not set, and there is no {file}", "list the names of the classes")
-        where, listed = f"{described.file}: names", described.values.get("names")
-    if isinstance(listed, dict):
-        if sorted(listed) != sorted(map(str, range(len(listed)))):
-            what = f"expected the numbers 0 to {len(listed) - 1}, got {', '.join(listed)[:80]}"
-            raise UserError(where, what, "give each class its number")
-        listed = [listed[str(number)] for number in range(len(listed))]
-    if (
-        not isinstance(listed, list)
-        or not listed
-        or not all(isinstance(name, str | int) and name != "" for name in listed)
-    ):
-        raise UserError(where, f"expected a list of names, got {str(listed)[:60]}", "list the names of the classes")
-    names = tuple(str(name) for name in listed)
-    count = described.values.get("nc", len(names))
-    if described.file is not None and where != "data.options.names" and count != len(names):
-        raise UserError(
-            f"{described.file}: nc", f"is {count}, and names has {len(names)} classes", "correct one of the two"
-        )
-    if len(set(names)) < len(names):
-        raise UserError(
-            where,
-            f"{next(name for name in names if names.count(name) > 1)!r} stands there twice",
-            "give each its own name",
-        )
-    return names
 
 
 def _columns(

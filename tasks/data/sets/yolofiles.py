@@ -3,19 +3,19 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from effbackbones.errors import UserError
-from tasks.data.files.images import check_files, images_below
+from tasks.data.files.images import images_below
 from tasks.data.files.listing import Lookup, files_below, leaves, refuse_link, shown, stem
+from tasks.data.sets.yololists import images_listed
 from tasks.strictyaml import read_tree
 
 _NO_LABELS = frozenset(["classes.txt", "predefined_classes.txt", "readme.txt", "notes.txt"])
 """Text files that labelling tools put among the label files."""
 _SPLITS = {"val": ("val", "valid", "validation")}
-_MAX_LIST = 200_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Described:
 @dataclass(frozen=True)
 class YoloFiles:
     """Of a split: ``files`` of images relative to ``root``, the label file of each (None: it has none), the label files without an image,
-    and ``source`` for messages."""
+    ``source`` for messages, and what was ``told`` of lists."""
 
     root: Path
     files: list[str]
@@ -68,13 +68,14 @@ class YoloFiles:
     texts: list[str | None]
     orphans: list[str]
     source: str
+    told: tuple[str, ...] = ()
 
     def notes(self) -> tuple[str, ...]:
         """What is to be told of images and label files without each other."""
         alone = [file for file, text in zip(self.files, self.texts, strict=True) if text is None]
         said = [(alone, "images have no label file, so no object")] if len(alone) < len(self.files) else []
         said.append((self.orphans, "label files have no image, and what they label is not used"))
-        return tuple(f"{len(names):,} {what}: {shown(names)}" for names, what in said if names)
+        return (*self.told, *(f"{len(names):,} {what}: {shown(names)}" for names, what in said if names))
 
     def refusal(self) -> UserError:
         """What to say of a split none of whose images has a label file."""
@@ -140,6 +141,7 @@ def _listed(root: Path, entries: Sequence[str], where: str, links: str) -> YoloF
     """Images of several folders and lists; the label file of ``A/images/B.jpg`` is ``A/labels/B.txt``, beside the image where no folder is
     called ``images``."""
     files: list[str] = []
+    told: list[str] = []
     for entry in entries:
         path = _resolved(root, entry)
         if path is None:
@@ -151,46 +153,22 @@ def _listed(root: Path, entries: Sequence[str], where: str, links: str) -> YoloF
             prefix = "" if below == "." else f"{below}/"
             files += [prefix + name for name in images_below(path, root=root, links=links)]
         else:
-            files += _lines(path, root, links)
+            listed, said = images_listed(path, root, links)
+            files, told = [*files, *listed], [*told, *said]
     if not files:
         raise UserError(where, f"holds no image: {', '.join(entries)[:80]}", "fill it, or correct it")
     files = list(dict.fromkeys(files))
     labels = [_label_of(f"{root}/{file}") for file in files]
     folders = sorted({f"{root}/{part}" for part in _label_folders(files)})
-    return _paired(root, files, folders, labels, root, links, [stem(file) for file in files])
+    found = _paired(root, files, folders, labels, root, links, [stem(file) for file in files])
+    return replace(found, told=tuple(told))
 
 
 def _resolved(root: Path, entry: str) -> Path | None:
-    """What an entry names: relative to the root; exporters write ``../train/images`` of what lies in it."""
+    """What an entry names: relative to the root; exporters write ``../train/images`` of what lies in it, and ``train.txt`` for train."""
     tries = [root / entry] + ([root / entry.removeprefix("../")] if entry.startswith("../") else [])
+    tries.append(root / f"{entry}.txt")
     return next((Path(os.path.normpath(path)) for path in tries if path.exists()), None)
-
-
-def _lines(listing: Path, root: Path, links: str) -> list[str]:
-    """Images on the lines of a text file: relative to the root, or with ``./`` to the list."""
-    try:
-        if listing.stat().st_size > _MAX_LIST:
-            raise UserError(str(listing), "is too large for a list of images", "name a text file, or a folder")
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot be read as a list: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
-        raise UserError(str(listing), what, "name a folder, or a text file with one image on each line") from None
-    numbers: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        name = line.strip().replace("\\", "/")
-        if not name:
-            continue
-        whole = listing.parent / name if name.startswith("./") else root / name
-        if name.startswith("./") and not whole.exists():
-            whole = root / name
-        below = os.path.relpath(os.path.normpath(whole), root).replace(os.sep, "/")
-        if numbers.setdefault(below, number) != number:
-            what = f"{name[:80]!r} stands in line {numbers[below]} already"
-            raise UserError(f"{listing}:{number}", what, "remove one of the two")
-    names, at = list(numbers), list(numbers.values())
-    return check_files(
-        root, names, lambda index: f"{listing}:{at[index]}", "add the image, or remove the line", links=links
-    )
 
 
 def _label_of(image: str) -> str:

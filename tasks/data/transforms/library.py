@@ -11,8 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import IGNORE, UNKNOWN, are_sets
+from effbackbones.images.geometry import Mask
 from tasks.data.sample import Sample, crowd_of, labels_of
 
 
@@ -52,7 +55,8 @@ class Composed:
         if sample.boxes is not None:
             given["bboxes"] = _numbered(sample)
         if sample.mask is not None:
-            given["mask"] = np.ascontiguousarray(sample.mask)
+            masked = _Bytes(sample.mask, sample.path or sample.id)
+            given["mask"] = masked.mask
         try:
             got = seeded(self._compose("bboxes" in given), rng)(**given)
         except Exception as error:  # whatever the library or OpenCV raises: its arguments do not suit this image
@@ -61,7 +65,7 @@ class Composed:
             raise UserError(sample.path or sample.id, what, remedy) from error
         changed = replace(sample, image=self._checked(got["image"], sample), plan=None)
         if "mask" in given:
-            changed = replace(changed, mask=np.asarray(got["mask"], np.uint8))
+            changed = replace(changed, mask=masked.mask_of(got["mask"]))
         if "bboxes" in given:
             boxes = np.asarray(got["bboxes"], np.float32).reshape(-1, 5)
             rows = boxes[:, 4].astype(np.int64)
@@ -87,6 +91,32 @@ class Composed:
             what = f"gives images of {is_}, the data's are {was}"
             raise UserError(self.where, what, "leave out what changes the kind of number or the channels")
         return image
+
+
+class _Bytes:
+    """A mask as the library takes it, which fills and moves bytes: numbers of classes as they are; of sets of classes the number of
+    each that occurs, 0 for no class and 255 for what is ignored. What has several channels it would fill in the first alone."""
+
+    def __init__(self, mask: Mask, name: str) -> None:
+        self.values: NDArray[np.int32] | None = None
+        if not are_sets(mask):
+            self.mask = np.ascontiguousarray(mask)
+            return
+        found = np.setdiff1d(mask, (0, UNKNOWN))
+        if len(found) > IGNORE - 1:
+            what = f"has {len(found)} different sets of classes in its mask, and data.augment moves {IGNORE - 1}"
+            raise UserError(
+                name, what, "leave data.augment out (data.flip, scale_jitter and crop_size move any), or join classes"
+            )
+        self.values = np.full(IGNORE + 1, UNKNOWN, np.int32)
+        self.values[0], self.values[1 : len(found) + 1] = 0, found
+        numbers = np.where(mask == 0, 0, 1 + np.searchsorted(found, mask))
+        self.mask = np.where(mask == UNKNOWN, IGNORE, numbers).astype(np.uint8)
+
+    def mask_of(self, moved: Any) -> Mask:
+        """The mask that became of it."""
+        numbers = np.asarray(moved, np.uint8)
+        return numbers if self.values is None else self.values[numbers]
 
 
 def _numbered(sample: Sample) -> Any:

@@ -55,13 +55,16 @@ class Listed:
         return sample
 
 
-def check_listed(steps: Sequence[Step], labels: Sequence[str]) -> None:
-    """Refuse a list of which a name or an argument is wrong, or a transform cannot move the ``labels`` (``boxes``, ``mask``), by a
-    :class:`UserError` that names the field."""
+def check_listed(steps: Sequence[Step], labels: Sequence[str], *, sets: bool = False) -> None:
+    """Refuse a list of which a name or an argument is wrong, or a transform cannot move the ``labels`` (``boxes``, ``mask``; with
+    ``sets`` one of sets of classes), by a :class:`UserError` that names the field."""
     for number, step in enumerate(steps):
         made = _made(step, where := f"{FIELD}[{number}]")
         for one in _inside(made):
             _refuse_unmoved(one, labels, where)
+            if sets and getattr(one, "fill_mask", None) not in (None, 0, IGNORE):
+                what = f"is {one.fill_mask}, and with data.multilabel masks have no numbers of classes"
+                raise UserError(f"{where}.fill_mask", what, f"0 (no class), or {IGNORE} (ignored)")
 
 
 def names_in(steps: Sequence[Step]) -> Iterator[str]:

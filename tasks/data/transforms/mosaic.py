@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from effbackbones.errors import UserError
+from effbackbones.images.classsets import ignored_in
 from effbackbones.images.geometry import Mask, Size
-from tasks.data.sample import IGNORE, Sample, crowd_of, labels_of
+from tasks.data.sample import Sample, crowd_of, labels_of
 from tasks.data.transforms.views import JitterRange, jittered, through
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def mosaic(
     """
     first = samples[0]
     image = np.empty((*canvas, first.image.shape[2]), first.image.dtype)
-    mask: Mask | None = None if first.mask is None else np.full(canvas, IGNORE, np.uint8)
+    mask: Mask | None = None if first.mask is None else np.full(canvas, ignored_in(first.mask), first.mask.dtype)
     parts = []
     for sample, tile in zip(samples, _tiles(canvas, rng), strict=True):
         _check_alike(sample, first)
