@@ -21,6 +21,7 @@ from effbackbones.export.record import format_of
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
 from effbackbones.model import Model
+from effbackbones.weights.repository import fetch_repository, is_repository
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.division import Division, divided
@@ -202,7 +203,9 @@ def image_spec(config: Config, spec: ImageSpec) -> ImageSpec:
 
 
 def checkpoint_file(name: str) -> Path:
-    """The model file that ``name`` says: itself, or the best one of a run folder."""
+    """The model file that ``name`` says: itself, the best one of a run folder, or that of a repository (``hf-hub:USER/NAME``)."""
+    if is_repository(name):
+        return fetch_repository(name)
     path = Path(name)
     return path / BEST if path.is_dir() else path
 
