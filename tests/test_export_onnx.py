@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests_support import ROOT, printed_by
 
 from effbackbones import Model, UserError, build_model, load_predictor, save_model
 from effbackbones.export import export_model, formats
@@ -243,3 +244,17 @@ def test_shapes_and_dtypes_that_a_graph_does_not_take_are_told(exported: Exporte
         model.predict(torch.zeros(1, 3, 64, 96))
     with pytest.raises(UserError, match=r"exported model: cannot be trained; take the checkpoint"):
         model.head.loss(None, None, None)  # type: ignore[arg-type]
+
+
+def test_the_example_without_torch_finds_what_a_predictor_finds(exported: Exported, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.fromarray(scenes(1)[0]).save(picture)
+    code = (
+        "import sys, json; sys.modules['torch'] = None; sys.path.insert(0, sys.argv[1]); from deploy import detect;"
+        "print(json.dumps(detect(sys.argv[2], sys.argv[3], 0.0)))"
+    )
+    found = json.loads(printed_by(code, str(ROOT / "examples"), str(exported.path), str(picture)))
+    expected = load_predictor(exported.checkpoint)(picture)
+    assert [name for name, _, _ in found] == list(expected.names)
+    np.testing.assert_allclose([score for _, score, _ in found], expected.scores, atol=1e-4)
+    np.testing.assert_allclose(np.array([box for _, _, box in found]), expected.boxes, atol=0.5)

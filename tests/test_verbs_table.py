@@ -69,7 +69,7 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
         ): "--config: does not go with join; it goes with train, evaluate, predict, check, export, bench",
         ("--data.root", "x"): "--data.root: does not go with join; it goes with train",
         ("--print-config",): "--print-config: does not go with join",
-        ("--split", "val"): "--split: does not go with join; it goes with evaluate, export",
+        ("--split", "val"): "--split: does not go with join; it goes with evaluate, predict, export",
     }.items():
         assert main(["join", *argv]) == 2
         assert f"error: {text}" in capsys.readouterr().err

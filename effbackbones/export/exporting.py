@@ -26,6 +26,7 @@ from effbackbones.export.record import (
     PRECISIONS,
     PREPROCESSING,
     ExportRecord,
+    Port,
     beside,
     format_of,
 )
@@ -93,7 +94,7 @@ def export_model(
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         written = folder / out.name
-        record = _written(graph, written, kind, precision, dynamic_size, _digest(file), calibration)
+        record = _written(graph, written, kind, precision, dynamic_size, _digest(file), calibration, tell)
         if images is not None:
             limits = bounds or Bounds.of(precision, preprocessing)
             certificate = _certificate(graph, written, images, limits, scores, tell)
@@ -162,13 +163,21 @@ def _written(
     dynamic_size: bool | None,
     source: Mapping[str, Any],
     calibration: Sequence[Any],
+    tell: Tell,
 ) -> ExportRecord:
     """The file without its certificate; returns its record, which is in it."""
     model = graph.model
     free = may_be_free(graph, dynamic_size)
     folded = replace_model(graph, _smaller(model.for_inference(channels_last=False), precision))
-    found = Traced.of(folded, dynamic_size=free)
-    outputs = WRITERS[kind].write(found, path, precision, _change(graph, precision, calibration))
+    change = _change(graph, precision, calibration)
+    try:
+        found, outputs = _traced(folded, path, kind, precision, change, free=free)
+    except UserError as error:
+        if not free or dynamic_size:
+            raise
+        tell(f"height and width are fixed, for the network does not let them be free ({str(error)[:120]})")
+        free = False
+        found, outputs = _traced(folded, path, kind, precision, change, free=free)
     named = graph.named(**found.example.inputs)
     record = ExportRecord(
         format=kind,
@@ -185,6 +194,21 @@ def _written(
     )
     WRITERS[kind].put(path, record)
     return record
+
+
+def _traced(
+    graph: Graph, path: Path, kind: str, precision: str, change: Change | None, *, free: bool
+) -> tuple[Traced, tuple[Port, ...]]:
+    """The graph, traced and written, and its outputs. One that the exporters do not take raises :class:`UserError`."""
+    found = Traced.of(graph, dynamic_size=free)
+    try:
+        return found, WRITERS[kind].write(found, path, precision, change)
+    except UserError:
+        raise
+    except Exception as error:  # torch's, onnxscript's and onnxruntime's own, of many kinds
+        reason = " ".join(str(error.__cause__ or error).split())[:160]
+        what = f"{type(graph.model.head).__name__} cannot be exported to {kind} ({type(error).__name__}: {reason})"
+        raise UserError("export", what, "try another format, or fixed sizes") from error
 
 
 def replace_model(graph: Graph, model: Model) -> Graph:
@@ -236,7 +260,7 @@ def _certificate(
 def _fitted(model: Model, images: Sequence[Any]) -> tuple[list[Fitted], list[NDArray[Any]]]:
     """Images as a predictor brings them to size, and as they were read."""
     spec, reading = model.image_spec, model.reading or ReadingSpec()
-    fit = fitting_of(model, reading if reading.tile is None else replace(reading, tile=None, batch_shape="fixed"))
+    fit = fitting_of(model, replace(reading, tile=None, batch_shape="fixed"))  # all of one size
     fitted, originals = [], []
     for number, image in enumerate(images):
         about = {"channels": len(spec.mean), "depth": reading.depth, "exif": reading.exif, "max_pixels": MAX_PIXELS}

@@ -35,6 +35,8 @@ def export(task: TaskSpec, config: Config, extras: Extras) -> int:
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     model.classes = model.classes or classes
     config = read_as_trained(config, extras, model, tell)
+    # The same images for both, of the one size that a graph may have.
+    config = replace(config, data=replace(config.data, batch_shape="fixed"))
     calibration: Any
     if extras.inputs:
         files: list[Any] = [str(file) for file in image_files(extras.inputs)]

@@ -1,0 +1,120 @@
+"""Every head on three backbones says in other runtimes what it says in torch; smaller arithmetic; and no torch where it is deployed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from effbackbones import Model, UserError, build_model, list_heads, load_predictor
+from effbackbones.export import export_model
+from effbackbones.export.certificate import Bounds
+from effbackbones.export.quantisation import quantised_nodes
+from effbackbones.inference.runtimes import TRUST, open_runtime
+
+pytestmark = pytest.mark.slow
+SIZES = {"cls": (64, 96), "det": (128, 128), "seg": (64, 96)}
+TASK_OF = {"classification": "cls", "efficientdet": "det"}
+
+
+def scenes(count: int) -> list[Any]:
+    rng = np.random.default_rng(0)
+    small = [Image.fromarray(rng.integers(0, 256, (7, 9, 3), np.uint8)) for _ in range(count)]
+    return [np.asarray(one.resize((140 + 9 * i, 110), Image.Resampling.BICUBIC)) for i, one in enumerate(small)]
+
+
+def made(backbone: str, head: str) -> Model:
+    """A model whose last layer tells classes apart."""
+    torch.manual_seed(0)
+    task = TASK_OF.get(head, "seg")
+    model = build_model(task, backbone, head=head, num_classes=3).eval()
+    last = [one for one in model.head.modules() if isinstance(one, torch.nn.Conv2d | torch.nn.Linear)]
+    if task == "det":
+        untyped: Any = model.head
+        last = [untyped.class_net.predict.pointwise]
+    torch.nn.init.normal_(last[-1].weight, std=0.3)
+    model.use_image_spec(replace(model.image_spec, size=SIZES[task]))
+    return model
+
+
+def outputs(model: Model, images: torch.Tensor) -> dict[str, Any]:
+    found = model.predict(images)
+    return found._asdict() if hasattr(found, "_asdict") else {"probabilities": found}
+
+
+@pytest.mark.parametrize("backbone", ["lite0", "b0", "b3"])
+@pytest.mark.parametrize("head", list_heads())
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_runtime_says_what_torch_says(backbone: str, head: str, suffix: str, tmp_path: Path) -> None:
+    if suffix == ".xml":
+        pytest.importorskip("openvino")
+    model, path = made(backbone, head), tmp_path / f"model{suffix}"
+    export_model(model, path, images=scenes(4))
+    runtime = open_runtime(path)
+    height, width = SIZES[model.head.task]
+    sizes = [(height, width)] if model.head.task == "det" else [(height, width), (height + 13, width - 21)]
+    for batch, size in ((3, sizes[0]), (1, sizes[-1])):
+        images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)
+        feed = {"images": images.numpy(), "valid": np.array([size] * batch)}
+        answers = runtime({port.name: feed[port.name] for port in runtime.record.inputs})
+        for name, value in outputs(model, images).items():
+            gap = np.abs(answers[name].astype(np.float64) - value.double().numpy()).max()
+            assert gap <= (0.01 if name == "boxes" else 1e-4), (name, gap)
+
+
+def test_a_program_of_torch_says_what_its_model_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = made("lite0", "efficientdet"), scenes(3)
+    export_model(model, tmp_path / "model.pt2", images=images)
+    with pytest.raises(UserError, match=r"model\.pt2: is a file of torch\.export, which runs code when it is opened"):
+        load_predictor(tmp_path / "model.pt2")
+    monkeypatch.setenv(TRUST, "1")
+    for one, other in zip(load_predictor(model)(images), load_predictor(tmp_path / "model.pt2")(images), strict=True):
+        np.testing.assert_allclose(other.boxes, one.boxes, atol=1e-2)
+
+
+@pytest.mark.parametrize("head", ["classification", "efficientdet", "unet"])
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_graph_that_resizes_takes_images_as_they_are(head: str, suffix: str, tmp_path: Path) -> None:
+    if suffix == ".xml":
+        pytest.importorskip("openvino")
+    model, images = made("lite0", head), scenes(3)
+    record = export_model(
+        model, tmp_path / f"model{suffix}", images=images, preprocessing="resize", bounds=Bounds(0.0, 1.0)
+    )
+    assert record.certificate is not None
+    for one, other in zip(
+        load_predictor(model)(images), load_predictor(tmp_path / f"model{suffix}")(images), strict=True
+    ):
+        assert one.size == other.size
+        if head == "unet":
+            assert (one.labels == other.labels).mean() > 0.97
+        if head == "classification":
+            np.testing.assert_allclose(other.probabilities, one.probabilities, atol=0.02)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("head", ["classification", "efficientdet", "unet"])
+def test_smaller_arithmetic_makes_a_smaller_file(head: str, precision: str, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model, images = made("b0", head), scenes(4)
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    export_model(model, whole, images=None)
+    export_model(model, small, images=images, precision=precision, calibration=images, bounds=Bounds(0.0, 1.0))
+    share = small.stat().st_size / whole.stat().st_size
+    assert share < (0.6 if precision == "fp16" else 0.5)
+    if precision == "int8":
+        names = quantised_nodes(onnx.load(str(whole)).graph)
+        weighted = [node for node in onnx.load(str(whole)).graph.node if node.op_type in ("Conv", "Gemm")]
+        assert (
+            0.4 * len(weighted) < len(names) < len(weighted) - 16
+        )  # squeeze-excite alone has two in each of 16 blocks
+
+
+def test_dynamic_quantisation_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="precision int8_dynamic: quantises products of matrices alone"):
+        export_model(made("lite0", "classification"), tmp_path / "a.onnx", images=None, precision="int8_dynamic")
+    with pytest.raises(UserError, match="calibration: int8 takes its ranges from real images"):
+        export_model(made("lite0", "classification"), tmp_path / "a.onnx", images=None, precision="int8")
