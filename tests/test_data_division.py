@@ -15,8 +15,8 @@ from scenes import write_picture
 from effbackbones.errors import UserError
 from tasks.classification.task import TASK as CLS
 from tasks.data import fingerprint
-from tasks.data.copies import copies
 from tasks.data.division import Division, divided
+from tasks.data.files.copies import copies
 from tasks.data.knowledge import ids_of, occurrences, paths_of
 from tasks.data.sampling import Repeated
 from tasks.detection.task import TASK as DET

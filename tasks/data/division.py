@@ -10,8 +10,8 @@ import numpy as np
 
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import write_atomically
-from tasks.data.copies import copies
 from tasks.data.dataset import Dataset
+from tasks.data.files.copies import copies
 from tasks.data.knowledge import Indices, groups_of, ids_of, occurrences, paths_of
 
 _ABOUT = "division of a data set by effbackbones"
