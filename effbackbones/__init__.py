@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from effbackbones.errors import UserError
     from effbackbones.images.spec import ReadingSpec
+    from effbackbones.inference.embedding import Embedder
     from effbackbones.inference.predictor import Predictor, load_predictor
     from effbackbones.inference.results import register_result
     from effbackbones.model import Model
@@ -45,6 +46,7 @@ _HOME = {
     "backbones.convolution": ("Numerics",),
     "errors": ("UserError",),
     "images.spec": ("ReadingSpec",),
+    "inference.embedding": ("Embedder",),
     "inference.predictor": ("Predictor", "load_predictor"),
     "inference.results": ("register_result",),
     "model": ("Model",),
@@ -57,6 +59,7 @@ __all__ = [
     "BackboneNeeds",
     "BoxTargets",
     "Detections",
+    "Embedder",
     "FeatureSpec",
     "Head",
     "ImageSizes",

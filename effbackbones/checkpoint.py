@@ -20,6 +20,7 @@ from effbackbones.build import build_model
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.weights import dialects
+from effbackbones.weights.kinds import file_kind
 from effbackbones.weights.own import refuse_state
 from effbackbones.weights.record import (
     FORMAT,
@@ -33,7 +34,8 @@ from effbackbones.weights.record import (
     plain,
     versions,
 )
-from effbackbones.weights.tensorfile import check_values, file_kind, pack, read_tensors, write_atomically
+from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
+from effbackbones.weights.values import check_values
 
 _LOG = logging.getLogger("effbackbones")
 _SPARE, _CALLS, _GENEROSITY = 1 << 28, 10_000, 4

@@ -35,7 +35,7 @@ def test_python_blocks_run_in_order(
 
     monkeypatch.chdir(tmp_path)
     lend(HEADS, {}, alone=True)
-    assert len(PYTHON) == 5
+    assert len(PYTHON) == 6
     lend(DATASETS, {}, alone=True)
     Path("my_head.py").write_text(PYTHON[2], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -90,7 +90,7 @@ def test_the_makefile_says_what_it_downloads() -> None:
 
 def test_named_commands_files_and_configs_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(re.findall(r"effbackbones-\w+", README)) <= set(project["scripts"])
+    assert set(re.findall(r'(?<!")effbackbones-\w+', README)) <= set(project["scripts"])
     for path in re.findall(r"\]\(([A-Z]+\.md)\)", README) + re.findall(r"`(effbackbones/\w+\.py)`", README):
         assert (ROOT / path).is_file(), path
     flat = README.replace("\n", " ")

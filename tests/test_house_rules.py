@@ -33,6 +33,8 @@ LATE = {
     },
     "tasks": {"matplotlib", "jinja2", "albumentations"},
 }
+BRIDGES = "effbackbones/bridges/"
+"""Where a file is loaded only when it is asked for: it imports the framework that it serves, and of the house public names alone."""
 RUNS_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {
     "eval",
@@ -74,6 +76,8 @@ LAYERS = (
     "heads.classification heads.detection heads.segmentation",
     "heads.options heads.targets",
     "effbackbones.export",
+    "effbackbones.bridges",
+    "effbackbones.bridges",
     "effbackbones.conformance effbackbones.inference",
     "effbackbones.export.record",
     "effbackbones.checkpoint",
@@ -195,9 +199,20 @@ def _safe_loader(tree: ast.Module, loader: ast.expr | None, aliases: dict[str, s
     return loader is not None and dotted(loader, aliases) in safe | own
 
 
+def broken_bridges(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        for name in modules_of(node):
+            top, _, rest = name.partition(".")
+            if top in ROOMS and (top != "effbackbones" or (rest and not rest.startswith("bridges"))):
+                yield f"line {node.lineno}: bridges import public names of effbackbones alone"
+            if top in RUNS_CODE:
+                yield f"line {node.lineno}: {top} runs code of what it reads"
+
+
 def faults(source: str, file: str) -> list[str]:
     tree = ast.parse(source)
-    return [*broken_imports(tree, file.partition("/")[0]), *broken_calls(tree, file)]
+    imports = broken_bridges(tree) if file.startswith(BRIDGES) else broken_imports(tree, file.partition("/")[0])
+    return [*imports, *broken_calls(tree, file)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -230,6 +245,9 @@ def test_file_keeps_the_rules(path: Path) -> None:
         ("tasks/x.py", "import yaml\nyaml.load('x', Loader=yaml.Loader)", "without a safe loader"),
         ("tasks/x.py", "import yaml\nclass L(yaml.FullLoader): ...\nyaml.load('x', Loader=L)", "without a safe loader"),
         ("tasks/x.py", "from yaml import unsafe_load\nunsafe_load('x')", "yaml.unsafe_load"),
+        (BRIDGES + "x.py", "from effbackbones.model import Model", "public names"),
+        (BRIDGES + "x.py", "def f():\n    import heads.classification", "public names"),
+        (BRIDGES + "x.py", "import pickle", "runs code"),
         ("benchmarks/x.py", "eval('1')", "eval"),
         ("benchmarks/x.py", "f = exec", "exec"),
         ("tasks/x.py", "import subprocess\nsubprocess.run('ls', shell=True)", "shell="),
@@ -253,6 +271,7 @@ def test_what_is_allowed_passes() -> None:
         == []
     )
     assert faults("model.eval()", "tasks/x.py") == []
+    assert faults("import torchvision\nfrom effbackbones import Backbone", BRIDGES + "x.py") == []
 
 
 def test_files_are_named_for_what_they_hold() -> None:

@@ -292,6 +292,9 @@ def test_heads_of_others(pictures: list[Path], monkeypatch: pytest.MonkeyPatch) 
 
     backbone = create_backbone("b0", **NARROW)
     ask = load_predictor(Model(backbone, Mean(backbone.feature_spec, 1)).eval(), device="cpu", batch_size=2)
+    for idle in ({"threshold": 0.5}, {"top_k": 2}):
+        with pytest.raises(UserError, match="is not for what a head of task mean predicts"):
+            load_predictor(ask.model, device="cpu", **idle)
     found = ask(pictures)
     assert [type(one) for one in found] == [Values] * 4
     assert json.loads(found[2].to_json())["values"]["value"] == pytest.approx(float(found[2].values["value"]))

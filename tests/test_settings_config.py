@@ -369,13 +369,18 @@ def _numbers(kind: type, interval: str) -> st.SearchStrategy[Any]:
     return st.floats(low, min(high, 1e9), allow_nan=False, **limits)
 
 
+def _means_itself(text: str) -> bool:
+    """Whether a text is filled in nowhere: of a home folder or variable that does not exist, paths are refused."""
+    return not text.startswith("~") and "$" not in text
+
+
 def _values(hint: Any, interval: str) -> st.SearchStrategy[Any]:
     if section_of(hint) is not None:
         return st.none() | _section(RandAugmentConfig)
     if len(members_of(hint)) > 1:
         return st.one_of([_values(member, interval) for member in get_args(hint)])
     if hint in (NoneType, bool, str):
-        return {NoneType: st.none(), bool: st.booleans(), str: _TEXT}[hint]
+        return {NoneType: st.none(), bool: st.booleans(), str: _TEXT.filter(_means_itself)}[hint]
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
     if get_origin(hint) is dict:

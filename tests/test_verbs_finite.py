@@ -12,7 +12,7 @@ from tests_support import QUIET, error_of
 
 from effbackbones import build_model, load_predictor, save_model
 from effbackbones.inference.finite import finite_watch
-from effbackbones.weights.tensorfile import file_kind
+from effbackbones.weights.kinds import file_kind
 from tasks import classify, detect, segment
 
 COMMANDS = {"cls": classify, "det": detect, "seg": segment}

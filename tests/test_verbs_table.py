@@ -66,10 +66,10 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
         (
             "--config",
             "shapes",
-        ): "--config: does not go with join; it goes with train, evaluate, predict, check, export, bench",
+        ): "--config: does not go with join; it goes with train, evaluate, predict, check, export, bench, embed",
         ("--data.root", "x"): "--data.root: does not go with join; it goes with train",
         ("--print-config",): "--print-config: does not go with join",
-        ("--split", "val"): "--split: does not go with join; it goes with evaluate, export",
+        ("--split", "val"): "--split: does not go with join; it goes with evaluate, predict, export",
     }.items():
         assert main(["join", *argv]) == 2
         assert f"error: {text}" in capsys.readouterr().err
@@ -78,12 +78,12 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
     shown = " ".join(capsys.readouterr().out.split())
     assert "|join]" in shown
     assert "join: say nothing about anything" in shown
-    assert "the file: .onnx, .pt2 or .xml (evaluate, predict, check, export, join)" in shown
+    assert ".onnx, .pt2 or .xml, of features .npy or .parquet (evaluate, predict, check, export, embed, join)" in shown
 
 
 def test_inputs_and_flags_go_with_the_verbs_that_take_them(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, text in {
-        ("bench", "a.jpg"): "argument 'a.jpg': bench takes none; options start with --; inputs go with predict, export",
+        ("bench", "a.jpg"): "argument 'a.jpg': bench takes none; options start with --; inputs go with predict, export, embed",
         ("--config", "shapes", "--deep"): "--deep: does not go with train; it goes with check",
         ("check", "--config", "shapes", "--deep=1"): "--deep: takes no value; write --deep",
     }.items():
@@ -188,4 +188,4 @@ def test_what_a_verb_does_not_read_are_keys(verb: Verb) -> None:
     assert [key for key in verb.unread if key != "optim" and hint_of(key) is None] == []
     assert verb.reads("data.image_size")
     assert verb.reads("data.flip") == (verb.name in ("train", "check"))
-    assert verb.reads("data.root") == (verb.name not in ("predict", "bench"))
+    assert verb.reads("data.root") == (verb.name not in ("predict", "bench", "embed"))

@@ -40,12 +40,20 @@ def keras_network(keras: Any, name: str, side: tuple[int | None, int | None], **
         if isinstance(layer, keras.layers.BatchNormalization):
             shape = layer.gamma.shape
             layer.momentum = 0.0
-            layer.set_weights([draw.uniform(0.8, 1.2, shape), draw.normal(0, 0.2, shape), *layer.get_weights()[2:]])
+            gain = (
+                0.2 if layer.name.endswith("project_bn") else 1.0
+            )  # as trained branches are, or roundings grow with depth
+            gamma = draw.uniform(0.8, 1.2, shape) * gain
+            layer.set_weights([gamma, draw.normal(0, 0.2, shape), *layer.get_weights()[2:]])
         if isinstance(layer, keras.layers.Normalization):
             layer.set_weights([np.array([0.4, 0.5, 0.6]), np.array([0.04, 0.05, 0.06]), np.array(0)])
     # Statistics of a batch, so that every layer matters: with others signals grow on the way down, and roundings with them.
     with torch.no_grad():
         network(torch.rand(4, side[0] or 64, side[1] or 64, 3) * 255, training=True)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):  # a channel that hardly varies would blow up roundings
+            *others, variance = layer.get_weights()
+            layer.set_weights([*others, np.maximum(variance, variance.mean())])
     return network
 
 

@@ -159,7 +159,7 @@ def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path, head, said, n
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (gzip.compress(b"weights"), "packed (gzip)"),
+        (gzip.compress(b"weights", mtime=0), "packed (gzip)"),
         (b'{"weight_map": {}}', "index of a model in several files"),
         (b'{"a": 1}', "JSON text"),
         (b"\x93NUMPY\x01\x00", "array of NumPy"),

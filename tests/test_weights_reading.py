@@ -19,10 +19,10 @@ from effbackbones.errors import UserError
 from effbackbones.weights import dialects, foreign, hub
 from effbackbones.weights.classifiers import SOURCES, find_source, recognise, sources_for
 from effbackbones.weights.content import read_content
+from effbackbones.weights.kinds import file_kind
 from effbackbones.weights.loading import LoadReport, adapt_stem, load_state, load_table
 from effbackbones.weights.reading import read_weights
 from effbackbones.weights.source import HALF
-from effbackbones.weights.tensorfile import file_kind
 
 B = [f"b{i}" for i in range(8)]
 LITE = [f"lite{i}" for i in range(5)]

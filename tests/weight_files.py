@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from effbackbones.backbones.scaling import scaling
 from effbackbones.weights import foreign
 from effbackbones.weights.content import Content
+from effbackbones.weights.networks import find_network
 
 SMP = {
     "unet": "Unet",
@@ -57,7 +58,7 @@ def numbered(network: nn.Module) -> dict[str, Tensor]:
 def parts_of(state: Mapping[str, Tensor], backbone: str) -> Any:
     """A foreign state dict, sorted for ``backbone`` under our names."""
     path, row = Path("x.pth"), scaling(backbone)
-    network, _ = foreign._network(Content({"": dict(state)}), None, path, row)
+    network, _ = find_network(Content({"": dict(state)}), None, path, row)
     return foreign._translate(network, path, row)
 
 

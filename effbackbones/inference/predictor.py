@@ -80,7 +80,7 @@ class Predictor:
             max_pixels,
         )
         self.asked_device = device
-        self.device = _device(device)
+        self.device = device_of(device)
         self.model = model.to(self.device).eval()
         self.classes: Any = model.classes or _numbered(model.head)
         self.fit = fit or fitting_of(model, self.reading)
@@ -115,7 +115,7 @@ class Predictor:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.device = _device(self.asked_device)
+        self.device = device_of(self.asked_device)
         self.model.to(self.device)
 
     def __repr__(self) -> str:
@@ -214,7 +214,8 @@ def _refuse_idle(tasks: tuple[str, ...], wishes: Wishes) -> None:
         raise UserError("probabilities", "are those of every pixel, and go with segmentation", "leave it out")
 
 
-def _device(asked: str | torch.device) -> torch.device:
+def device_of(asked: str | torch.device) -> torch.device:
+    """The device that is asked for; ``auto`` takes a GPU where there is one. One that cannot be used raises :class:`UserError`."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

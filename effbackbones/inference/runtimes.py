@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.export.record import KEY, SUFFIXES, ExportRecord, format_of
-from effbackbones.weights.tensorfile import check_file
+from effbackbones.weights.kinds import check_file
 
 Arrays = Mapping[str, NDArray[Any]]
 TRUST = "EFFBACKBONES_TRUST_PT2"

@@ -17,14 +17,11 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.registry import LAYOUTS
 from effbackbones.weights import dialects
-from effbackbones.weights.content import Content
 from effbackbones.weights.keraslayers import Preparation
 from effbackbones.weights.loading import LoadReport
-from effbackbones.weights.networks import Network, choose, networks_in
-from effbackbones.weights.own import BARE, bare_head, read_bare
+from effbackbones.weights.networks import BARE, Network
 from effbackbones.weights.pretrained import ForeignHead, Pretrained, Remainder
 from effbackbones.weights.source import WeightSource
-from effbackbones.weights.tensorfile import check_values
 
 NUMERICS = "backbone_options numerics (in a config model.numerics)"
 IMAGE_SPEC = "backbone_options image_spec (in a config model.mean and model.std)"
@@ -32,29 +29,22 @@ IMAGE_SPEC = "backbone_options image_spec (in a config model.mean and model.std)
 
 
 def read_foreign(
-    content: Content,
-    part: str | None,
+    network: Network,
     path: Path,
     source: WeightSource | None,
-    backbone: str,
+    row: Scaling,
     given: Numerics | None,
     image_spec: ImageSpec | None,
 ) -> Pretrained:
-    """What the file ``path`` holds for ``backbone``; ``part`` names its network where there are several, ``source`` is known of
-    published weights. The numerics ``given`` and ``image_spec`` win over what the weights imply. Raises :class:`UserError` for an
-    unknown layout, weights of another variant, several networks of which none is named, numbers that are not finite, and where
+    """What the ``network`` of a file holds for the backbone of ``row``; ``source`` is known of published weights. The numerics
+    ``given`` and ``image_spec`` win over what the weights imply. Raises :class:`UserError` for weights of another variant, and where
     numerics are needed and not given."""
-    row = _row(backbone)
-    if row is None:
-        return read_bare(content, path, backbone)
-    network, chosen = _network(content, part, path, row)
+    backbone = row.name
     parts = _translate(network, path, row)
-    head = bare_head(network.state, network.prefix) if network.dialect is dialects.OURS else {}
+    head = network.head
     foreign = None if head else _foreign_head(parts, network.state, path, backbone)
-    for tensors in (parts.backbone, parts.tail, head, foreign.head if foreign else {}):
-        check_values(tensors, path)
     settled, remarks = _numerics(parts, foreign, source, given, path, backbone)
-    spec, prepared = image_spec or (source.image_spec if source else None), content.prepared.get(network.prefix)
+    spec, prepared = image_spec or (source.image_spec if source else None), network.prepared
     if spec is None and prepared:
         spec = _spec_of(prepared, default_image_spec(scaling(backbone)))
         remarks += tuple(f"{path} was {remark}" for remark in prepared.remarks)
@@ -69,7 +59,6 @@ def read_foreign(
     if head:
         root = network.prefix.removesuffix("backbone.") + "head."
         unused = tuple(key for key in unused if not key.startswith(root))
-    beside = content.beside(network.place)
     return Pretrained(
         backbone,
         str(source or path),
@@ -79,11 +68,13 @@ def read_foreign(
         parts.tail,
         head=head,
         foreign=foreign,
-        unread=LoadReport(f"file {path.name}", unused=unused, spare=beside) if unused or beside else None,
+        unread=LoadReport(f"file {path.name}", unused=unused, spare=network.beside)
+        if unused or network.beside
+        else None,
         options={"numerics": settled, "image_spec": spec},
         published=source.name if source else "",
         head_options=dict(source.head_options) if source else {},
-        assumed=(*chosen, *remarks, *(foreign.remarks if foreign else ())),
+        assumed=(*remarks, *(foreign.remarks if foreign else ())),
     )
 
 
@@ -117,16 +108,6 @@ class _Parts:
         return any(key.startswith((f"{root}decoder.", f"{root}segmentation_head.")) for key in self.unused)
 
 
-def _network(content: Content, part: str | None, path: Path, row: Scaling) -> tuple[Network, tuple[str, ...]]:
-    """The network of ``row`` in a file, and what there is to say of the choice."""
-    found = networks_in(content)
-    if not found:
-        known = ", ".join(dialect.name for dialect in dialects.DIALECTS)
-        key = next((name for table in content.tables.values() for name in table), "none")
-        raise UserError(str(path), f"its keys (such as {key}) are no EfficientNet's", f"known layouts: {known}")
-    return choose(found, part, path, lambda network: dialects.shape_of(network.translated).fits(row))
-
-
 def _translate(network: Network, path: Path, expected: Scaling) -> _Parts:
     """Sort a state dict into backbone, tail and the rest, under our names; check that it is of ``expected``."""
     dialect, prefix = network.dialect, network.prefix
@@ -153,14 +134,6 @@ def _foreign_head(parts: _Parts, state: Mapping[str, Tensor], path: Path, backbo
     remainder = Remainder(rest, parts.dialect.name, parts.prefix, backbone, path)
     found = (LAYOUTS.get(name)(remainder) for name in LAYOUTS.names())
     return next((head for head in found if head is not None), None)
-
-
-def _row(backbone: str) -> Scaling | None:
-    """The scaling row of an EfficientNet, None for a backbone of another family."""
-    try:
-        return scaling(backbone)
-    except UserError:
-        return None
 
 
 def _check_variant(named: Mapping[str, Tensor], path: Path, expected: Scaling, *, alone: bool) -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from effbackbones.backbones.scaling import Scaling
 from effbackbones.errors import UserError, nearest
 from effbackbones.weights.content import Content
-from effbackbones.weights.dialects import Dialect, clean, detect
+from effbackbones.weights.dialects import DIALECTS, OURS, Dialect, clean, detect, shape_of
+from effbackbones.weights.keraslayers import Preparation
 
+BARE = "state dict of effbackbones"
+"""What the state dict of a model of ours is called that comes without the record of a model file."""
 _AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|averaged?|avg|polyak)(?:[._]|$)|emamodel|modelema")
 _RAW = re.compile(r"(?:^|[._])current[._]")
 """Where Lightning keeps the raw weights when averages took their place."""
@@ -23,12 +27,20 @@ _RAW = re.compile(r"(?:^|[._])current[._]")
 @dataclass(frozen=True)
 class Network:
     """A network in a file: the ``place`` of its state dict, the ``prefix`` of its keys there (without the marks of wrappers), and in
-    whose names it is. ``state`` is that whole state dict."""
+    whose names it is. ``state`` is that whole state dict, ``beside`` what else the file has at its top, ``prepared`` how its images are
+    prepared, where the file says so."""
 
     place: str
     prefix: str
     dialect: Dialect
     state: Mapping[str, Tensor]
+    beside: tuple[str, ...] = ()
+    prepared: Preparation | None = None
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """The head of a :class:`Model` of ours whose backbone it is."""
+        return head_beside(self.state, self.prefix) if self.dialect is OURS else {}
 
     @property
     def label(self) -> str:
@@ -46,14 +58,38 @@ class Network:
         return {ours: tensor for ours, tensor in pairs if ours}
 
 
+def find_network(content: Content, part: str | None, path: Path, row: Scaling) -> tuple[Network, tuple[str, ...]]:
+    """The network of ``row`` in the file ``path``, and what there is to say of the choice; ``part`` names one where there are several.
+    Raises :class:`UserError` where there is none, or none is named of several."""
+    found = networks_in(content)
+    if not found:
+        known = ", ".join(dialect.name for dialect in DIALECTS)
+        key = next((name for table in content.tables.values() for name in table), "none")
+        raise UserError(str(path), f"its keys (such as {key}) are no EfficientNet's", f"known layouts: {known}")
+    return choose(found, part, path, lambda network: shape_of(network.translated).fits(row))
+
+
+def head_beside(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The head beside the backbone that lies at ``prefix`` (``"model.backbone."``) of the state dict of a :class:`Model` of ours."""
+    if not prefix.endswith("backbone."):
+        return {}
+    root = prefix.removesuffix("backbone.") + "head."
+    return {key.removeprefix(root): tensor for key, tensor in state.items() if key.startswith(root)}
+
+
 def networks_in(content: Content) -> list[Network]:
     """All networks of the families that are known, in the order of the file."""
     return [
-        Network(place, prefix, dialect, state)
+        Network(place, prefix, dialect, state, _beside(content.others, place), content.prepared.get(prefix))
         for place, tensors in content.tables.items()
         for state in [{clean(key): tensor for key, tensor in tensors.items()}]
         for dialect, prefix in detect(state)
     ]
+
+
+def _beside(others: Sequence[str], place: str) -> tuple[str, ...]:
+    """What there is in a file beside the table at ``place``, of its top entries ``others``."""
+    return tuple(name for name in others if not place or name.partition(" ")[0] != place.partition(".")[0])
 
 
 def choose(

@@ -11,17 +11,9 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.weights.content import Content
 from effbackbones.weights.dialects import clean
+from effbackbones.weights.networks import BARE, head_beside
 from effbackbones.weights.pretrained import Pretrained
 from effbackbones.weights.record import FORMAT, Description, parse_record
-from effbackbones.weights.tensorfile import check_values
-
-BARE = "state dict of effbackbones"
-"""What the state dict of a model of ours is called that comes without the record of a model file."""
-
-
-def is_own(metadata: Mapping[str, str]) -> bool:
-    """Whether the metadata of a file say that :func:`effbackbones.save_model` wrote it."""
-    return metadata.get("format") == FORMAT
 
 
 def refuse_state(metadata: Mapping[str, str], path: Path) -> None:
@@ -36,39 +28,26 @@ def refuse_state(metadata: Mapping[str, str], path: Path) -> None:
     raise UserError(str(path), what, "give the run folder, or best.safetensors in it")
 
 
-def bare_head(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The head beside the backbone that lies at ``prefix`` (``"model.backbone."``) of the state dict of a :class:`Model` of ours."""
-    if not prefix.endswith("backbone."):
-        return {}
-    root = prefix.removesuffix("backbone.") + "head."
-    return {key.removeprefix(root): tensor for key, tensor in state.items() if key.startswith(root)}
-
-
-def read_bare(content: Content, path: Path, backbone: str) -> Pretrained:
-    """The state dict of a :class:`Model` of ours on a ``backbone`` that is no EfficientNet, without anything that says so but its
-    keys. Raises :class:`UserError` for any other file."""
-    for place, tensors in content.tables.items():
-        state = {clean(key): tensor for key, tensor in tensors.items()}
-        ends = (key.partition("backbone.")[0] + "backbone." for key in state if "backbone." in key)
-        for prefix in dict.fromkeys(ends):
-            if head := bare_head(state, prefix):
-                own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-                check_values({f"{prefix}{key}": tensor for key, tensor in own.items()}, path)
-                label = f"{path}#{place}" if place else str(path)
-                return Pretrained(backbone, label, BARE, "unknown", own, head=head)
-    raise UserError(str(path), f"foreign weights do not fit backbone {backbone}", "give a file that save_model wrote")
-
-
 def read_own(
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
+    content: Content,
+    part: str | None,
     path: Path,
     backbone: str,
     numerics: Numerics | None,
     spec: ImageSpec | None,
-) -> Pretrained:
-    """What such a file holds for ``backbone``: it says everything itself. ``numerics`` and ``spec`` (image spec), where they are
-    given, win. Raises :class:`UserError` for a damaged record and for weights of another backbone."""
+    *,
+    alone: bool,
+) -> Pretrained | None:
+    """What a file of ours holds for ``backbone``: it says everything itself; None where it is of another library. ``numerics`` and
+    ``spec`` (image spec), where they are given, win. ``alone``: no other library has weights of that backbone. Raises
+    :class:`UserError` for a damaged record, weights of another backbone, and the state of a run."""
+    metadata, tensors = content.metadata, content.tables.get("", {})
+    refuse_state(metadata, path)
+    if metadata.get("format") != FORMAT:
+        return _bare(content, path, backbone) if alone else None
+    if part is not None:
+        what = "is a model file of effbackbones, which holds one network"
+        raise UserError(f"{path}#{part}", what, f"leave #{part} out")
     about = Description.of(parse_record(metadata, path), path)
     if about.backbone != backbone:
         raise UserError(
@@ -77,7 +56,6 @@ def read_own(
             f"build {about.backbone}, or give another file",
         )
     parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
-    check_values(tensors, path)
     for key, tensor in tensors.items():
         part, _, name = clean(key).partition(".")
         parts.setdefault(part, {})[name] = tensor
@@ -97,3 +75,17 @@ def read_own(
         config=about.config,
         assumed=(f"numerics as given, though these weights were trained with {own}",) if differ else (),
     )
+
+
+def _bare(content: Content, path: Path, backbone: str) -> Pretrained:
+    """The state dict of a :class:`Model` of ours on a ``backbone`` that is no EfficientNet, without anything that says so but its
+    keys. Raises :class:`UserError` for any other file."""
+    for place, tensors in content.tables.items():
+        state = {clean(key): tensor for key, tensor in tensors.items()}
+        ends = (key.partition("backbone.")[0] + "backbone." for key in state if "backbone." in key)
+        for prefix in dict.fromkeys(ends):
+            if head := head_beside(state, prefix):
+                own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+                label = f"{path}#{place}" if place else str(path)
+                return Pretrained(backbone, label, BARE, "unknown", own, head=head)
+    raise UserError(str(path), f"foreign weights do not fit backbone {backbone}", "give a file that save_model wrote")

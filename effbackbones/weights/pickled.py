@@ -11,7 +11,7 @@ import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,6 +21,8 @@ from torch import Tensor
 from effbackbones.errors import UserError
 
 _UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+_DEPTH = 6
+"""How deep wrappers are looked into."""
 _MOST = 200
 """Classes that a file may name."""
 _PLAIN = ("bool", "dict", "float", "frozenset", "int", "list", "object", "slice", "str", "tuple")
@@ -113,6 +115,39 @@ class _Listed(list[Any]):
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+def read_tables(path: Path) -> tuple[dict[str, dict[str, Tensor]], tuple[str, ...]]:
+    """State dicts in a file, by the dotted place where each was found (``""``: at the top), and its top entries that are no tensors,
+    with their class where that is not plain. Raises :class:`UserError` for a file without tensors."""
+    whole, dropped = read_objects(path)
+    tables = dict(_tables(whole, ""))
+    if not tables:
+        held = f"; it holds {', '.join(dropped[:3])}" if dropped else ""
+        remedy = "expected tensors by name, at the top or under a name such as `state_dict` or `model`"
+        raise UserError(str(path), f"holds no state dict{held}", remedy)
+    return tables, tuple(_others(whole))
+
+
+def _tables(value: Any, place: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    value = module_state(value) or value
+    if not isinstance(value, dict) or depth > _DEPTH:
+        return
+    # By the methods of dict: a file may have set attributes of the same names.
+    tensors = {str(key): item for key, item in dict.items(value) if isinstance(item, Tensor)}
+    if tensors:
+        yield place, tensors
+    for key, item in dict.items(value):
+        if not isinstance(item, Tensor):
+            yield from _tables(item, f"{place}.{key}" if place else str(key), depth + 1)
+
+
+def _others(whole: Any) -> Iterator[str]:
+    for key, item in dict.items(whole) if isinstance(whole, dict) else ():
+        if isinstance(item, StandIn) and module_state(item) is None:
+            yield f"{key} ({item.named})"
+        elif not isinstance(item, Tensor):
+            yield str(key)
 
 
 def read_objects(path: Path) -> tuple[Any, tuple[str, ...]]:

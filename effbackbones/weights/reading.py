@@ -5,20 +5,24 @@ library is told apart by its keys (``networks.py``, ``foreign.py``). All ways en
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from effbackbones.backbones.convolution import Numerics
+from effbackbones.backbones.scaling import Scaling, scaling
 from effbackbones.contracts import Backbone, ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.weights import hub
 from effbackbones.weights.classifiers import find_source, recognise, sources_for
 from effbackbones.weights.content import read_content
 from effbackbones.weights.foreign import read_foreign
-from effbackbones.weights.own import is_own, read_own, refuse_state
+from effbackbones.weights.kinds import SUFFIXES, check_file
+from effbackbones.weights.networks import find_network
+from effbackbones.weights.own import read_own
 from effbackbones.weights.pretrained import Pretrained
 from effbackbones.weights.source import WeightSource
-from effbackbones.weights.tensorfile import SUFFIXES, check_file
+from effbackbones.weights.values import check_values
 
 
 def read_for(family: type[Backbone], weights: str | Path, backbone: str, options: Mapping[str, Any]) -> Pretrained:
@@ -34,19 +38,30 @@ def read_weights(
     one that holds several networks, ``FILE#NAME``.
 
     ``numerics`` and ``image_spec`` win over what the weights imply. Only a named source may touch the network. Raises
-    :class:`UserError`, one line, for an unreadable file, an unknown layout, weights of another variant (both are named), and
-    where ``numerics`` are needed and not given.
+    :class:`UserError`, one line, for an unreadable file, an unknown layout, weights of another variant (both are named), several
+    networks of which none is named, numbers that no network can have, and where ``numerics`` are needed and not given.
     """
     given = None if numerics is None else Numerics.named(numerics)
     path, part, source = _locate(weights, backbone)
-    content = read_content(path)
-    if is_own(content.metadata):
-        if part is not None:
-            what = "is a model file of effbackbones, which holds one network"
-            raise UserError(f"{path}#{part}", what, f"leave #{part} out")
-        return read_own(content.tables[""], content.metadata, path, backbone, given, image_spec)
-    refuse_state(content.metadata, path)
-    return read_foreign(content, part, path, source, backbone, given, image_spec)
+    content, row = read_content(path), _row(backbone)
+    said: tuple[str, ...] = ()
+    found = read_own(content, part, path, backbone, given, image_spec, alone=row is None)
+    if found is None and row is not None:
+        network, said = find_network(content, part, path, row)
+        found = read_foreign(network, path, source, row, given, image_spec)
+    assert found is not None  # read_own reads or refuses what is for no EfficientNet
+    of_head = found.foreign.head if found.foreign else found.head
+    for tensors in (found.backbone, found.tail, {f"head.{name}": tensor for name, tensor in of_head.items()}):
+        check_values(tensors, path)
+    return replace(found, assumed=(*said, *found.assumed))
+
+
+def _row(backbone: str) -> Scaling | None:
+    """The scaling row of an EfficientNet, None for a backbone of another family."""
+    try:
+        return scaling(backbone)
+    except UserError:
+        return None
 
 
 def _locate(weights: str | Path, backbone: str) -> tuple[Path, str | None, WeightSource | None]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from effbackbones.contracts import Classes, ImageSpec, class_names
 from effbackbones.errors import UserError
 from effbackbones.images.spec import ReadingSpec
-from effbackbones.weights.tensorfile import file_kind, header, read_bytes
+from effbackbones.weights.kinds import file_kind
+from effbackbones.weights.tensorfile import header, read_bytes
 
 FORMAT, FORMAT_VERSION = "effbackbones", 2
 

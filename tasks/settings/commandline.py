@@ -48,6 +48,7 @@ class Extras:
     certify: str | None = None
     bound: str | None = None
     fixed: bool = False
+    nearest: str | None = None
     overrides: tuple[str, ...] = ()
     """Dotted keys of the config that the line itself says."""
     lent: tuple[str, ...] = ()

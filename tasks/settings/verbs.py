@@ -52,7 +52,9 @@ OPTIONS = {
     "split": Option(
         "train, val or test; of predict: the images of that split, by their ids in its files", ("train", "val", "test")
     ),
-    "out": Option("folder for the results; of an export the file: .onnx, .pt2 or .xml", path=True),
+    "out": Option(
+        "folder for the results; of an export the file: .onnx, .pt2 or .xml, of features .npy or .parquet", path=True
+    ),
     "predictions": Option("file of predictions to score in place of a model", path=True),
     "threshold": Option(
         "boxes of a lower score are neither drawn nor written (default: all are written, from 0.3 drawn); a pixel less sure has no "
@@ -81,6 +83,7 @@ OPTIONS = {
         "AGREEMENT,CHANGE: the least share that must agree, and the most that a score may change: 0.995,0.001"
     ),
     "fixed": Option("one image size, for runtimes that want it so", flag=True),
+    "nearest": Option("for each image so many others whose features are most like its own, as CSV beside --out"),
     "deep": Option("look at what takes minutes too", flag=True),
     "print-config": Option("show each value and where it comes from, and do nothing", flag=True),
 }
@@ -164,6 +167,14 @@ VERBS = {
             "size, speed and memory of a model, here",
             ("checkpoint",),
             unread=(*OF_TRAINING, *OF_DATA),
+        ),
+        Verb(
+            "embed",
+            "tasks.verbs.embed",
+            "write pooled features of images, and which are nearest to which",
+            ("checkpoint", "out", "nearest"),
+            inputs=True,
+            unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
     )
 }

@@ -49,7 +49,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         model,
         device=device,
         threshold=_threshold(extras.threshold, task),
-        top_k=_count(extras.top_k),
+        top_k=count_of("--top-k", extras.top_k),
         batch_size=(config.data.eval_batch_size or 1) if tiled else _batch_size(config),
         probabilities=config.run.probabilities and task.name == "seg",
         on_error="return" if len(files) > 1 else "raise",  # one bad file in ten thousand spoils no others
@@ -118,11 +118,12 @@ def _threshold(text: str | None, task: TaskSpec) -> float | None:
     return threshold
 
 
-def _count(text: str | None) -> int | None:
+def count_of(option: str, text: str | None) -> int | None:
+    """The count that an ``option`` says, None where it says nothing."""
     if text is None:
         return None
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise UserError("--top-k", f"expected a count of at least 1, got {text!r}", "correct it")
+        raise UserError(option, f"expected a count of at least 1, got {text!r}", "correct it")
     return int(text)
 
 
