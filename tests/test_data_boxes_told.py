@@ -442,11 +442,17 @@ def test_annotations_without_lists_are_found_beside_or_apart(tmp_path: Path, lay
         if n:
             (tmp_path / f"{texts}{n}.xml").write_text(xml(BOXES, 1))
     shares: dict[str, Any] = {} if layout == "split" else {"val": 0.25}
-    dataset = voc(DataConfig(name="voc", root=str(tmp_path), **shares), "train", None)
+    with pytest.raises(
+        UserError, match=r"1 of 4 images have no annotation file \(\*\.xml\): .*0\.png; add them, or set data\.op"
+    ):
+        voc(DataConfig(name="voc", root=str(tmp_path), **shares), "train", None)
+    data = DataConfig(name="voc", root=str(tmp_path), options={"missing": "skip"}, **shares)
+    dataset = voc(data, "train", None)
     assert [len(Path(file).name) for file in dataset.table.files] == [5, 5, 5]
     assert len(dataset.table.boxes) == 9
+    alone = f"{'' if layout == 'split' else images}0.png"
     assert dataset.notes == (
-        f"1 images have no annotation file and are not used: {'' if layout == 'split' else images}0.png",
+        f"1 of 4 images have no annotation file (*.xml): {alone}: they are left out (data.options.missing)",
     )
 
 

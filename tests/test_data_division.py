@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from effbackbones.errors import UserError
 from tasks.classification.task import TASK as CLS
 from tasks.data import fingerprint
 from tasks.data.division import Division, divided
+from tasks.data.files.copies import copies
 from tasks.data.knowledge import ids_of, occurrences, paths_of
 from tasks.data.sampling import Repeated
-from tasks.engine.assembly import DIVISION, open_dataset, open_splits, with_division, write_division
+from tasks.detection.task import TASK as DET
+from tasks.engine.splits import DIVISION, open_dataset, open_splits, with_division, write_division
 from tasks.segmentation.task import TASK as SEG
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config, RunConfig
@@ -183,3 +186,59 @@ def test_views_of_views_know_their_images() -> None:
     assert ids_of(view) == [dataset.ids[place] for place in (3, 2, 3)]
     images, labels = occurrences(view) or (None, None)
     assert (images.tolist(), labels.tolist()) == ([0, 1, 2], [1, 2, 1])  # type: ignore[union-attr]  # they are known
+
+
+def voc_set(root: Path, count: int) -> DataConfig:
+    """Annotation files beside their images, without lists; image 3 is there again as 7 and 8."""
+    for number in range(count):
+        write_picture(root / f"{number}.png", (40, 50), 3 if number in (7, 8) else number)
+        box = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>"
+        (root / f"{number}.xml").write_text(
+            f"<annotation><object><name>{'ab'[number % 2]}</name>{box}</object></annotation>"
+        )
+    return DataConfig(name="voc", root=str(root), val=0.25)
+
+
+def yolo_set(root: Path, count: int) -> DataConfig:
+    for number in range(count):
+        write_picture(root / "images" / f"{number}.png", (40, 50), 3 if number in (7, 8) else number)
+        (root / "labels").mkdir(exist_ok=True)
+        (root / "labels" / f"{number}.txt").write_text(f"{number % 2} .5 .5 .2 .2\n")
+    (root / "classes.txt").write_text("a\nb\n")
+    return DataConfig(name="yolo", root=str(root), val=0.25)
+
+
+@pytest.mark.parametrize("made", [voc_set, yolo_set])
+def test_boxes_of_one_folder_are_divided_by_id_and_copies_stay_together(tmp_path: Path, made: Any) -> None:
+    data = made(tmp_path / "data", 20)
+    for seed in range(6):
+        config = Config(data=data, run=RunConfig(seed=seed))
+        datasets = open_splits(config, DET)
+        train, val = (ids_of(datasets[split]) for split in ("train", "val"))
+        assert sorted([*train, *val], key=int) == [str(number) for number in range(20)]
+        assert 4 <= len(val) <= 6
+        assert len({"3", "7", "8"} & set(val)) in (0, 3)
+        assert {datasets["val"].classes, datasets["train"].classes} == {("a", "b")}
+        assert ids_of(open_dataset(config, DET, "val")) == val  # as evaluate opens it
+        assert "3 that are there more than once kept together" in datasets["val"].notes[-1]  # type: ignore[attr-defined]
+    moved = tmp_path / "moved"
+    (tmp_path / "data").rename(moved)
+    again = open_splits(Config(data=replace(data, root=str(moved)), run=RunConfig(seed=5)), DET)
+    assert ids_of(again["val"]) == val
+
+
+def test_copies_are_files_that_are_the_same_byte_by_byte(tmp_path: Path) -> None:
+    contents = [b"x" * 9000, b"y" + b"x" * 8999, b"x" * 9000, b"x" * 8999, b"", b"", b"y" + b"x" * 8999]
+    paths = []
+    for number, content in enumerate(contents):
+        paths.append(str(tmp_path / str(number)))
+        (tmp_path / str(number)).write_bytes(content)
+    assert copies([*paths, "", "", str(tmp_path / "gone"), str(tmp_path / "gone")]) == [[0, 2], [1, 6], [4, 5]]
+
+
+def test_where_most_images_are_copies_they_are_not_kept_together(tmp_path: Path) -> None:
+    for number in range(8):
+        write_picture(tmp_path / "ab"[number % 2] / f"{number}.png", (6, 8))
+    division = open_splits(Config(data=DataConfig(root=str(tmp_path), val=0.5)), CLS)["val"]
+    assert len(division) == 4
+    assert "8 images are there more than once, too many to be kept together" in division.notes[0]  # type: ignore[attr-defined]

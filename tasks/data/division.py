@@ -11,10 +11,13 @@ import numpy as np
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.data.dataset import Dataset
-from tasks.data.knowledge import Indices, groups_of, ids_of, occurrences
+from tasks.data.files.copies import copies
+from tasks.data.knowledge import Indices, groups_of, ids_of, occurrences, paths_of
 
 _ABOUT = "division of a data set by effbackbones"
 _MOST_OWED = 1.0  # samples that one stratum could not give and the next gives: so the sums come out
+_MOST_COPIES = 0.5
+"""Share of images with copies above which equal files do not show that images belong together."""
 _STREAM = 3  # keeps the draws apart from those of samples and orders
 
 
@@ -72,11 +75,16 @@ def divided(
 
     ``by_class``: each split has its share of each class (of samples of several classes the rarest counts), as far as whole samples
     go; where classes are not known without reading, at random. ``group``: a regular expression on ids; samples for which its first
-    group (all of it, if it has none) is the same stay together, as do those of one group that the data set itself names. Raises
+    group (all of it, if it has none) is the same stay together, as do those of one group that the data set itself names, and those
+    whose files are copies of each other. Raises
     :class:`UserError` where a split would be empty.
     """
     ids, rng = ids_of(dataset), np.random.default_rng((seed, _STREAM))
-    found, units = (occurrences(dataset) if by_class else None), _units(dataset, ids, group)
+    found = occurrences(dataset) if by_class else None
+    same = copies(paths_of(dataset))
+    many = sum(map(len, same))
+    few = many <= _MOST_COPIES * len(ids)
+    units = _joined(_units(dataset, ids, group), same if few else [])
     strata = _strata(found, len(ids), len(dataset.classes), units)
     names, sizes = sorted(shares), [len(unit) for unit in units]
     where, owed = np.full(len(units), -1), dict.fromkeys(shares, 0.0)
@@ -103,8 +111,11 @@ def divided(
             raise UserError(f"data.{name}", what, "choose other shares, or add images")
     counts = ", ".join(f"{len(part):,} {name}" for name, part in members_of.items())
     how = "by class" if found is not None else "at random"
-    together = f", {len(units):,} groups kept together" if len(units) < len(ids) else ""
-    return Division(members_of, f"{len(ids):,} images divided {how} with seed {seed}{together}: {counts}")
+    grouped = group is not None or groups_of(dataset) is not None
+    together = f", {len(units):,} groups kept together" if grouped and len(units) < len(ids) else ""
+    together += f", {many:,} that are there more than once kept together" if many and few else ""
+    apart = "" if few else f"; {many:,} images are there more than once, too many to be kept together"
+    return Division(members_of, f"{len(ids):,} images divided {how} with seed {seed}{together}: {counts}{apart}")
 
 
 def _units(dataset: Dataset, ids: Sequence[str], group: str | None) -> list[Indices]:
@@ -117,6 +128,28 @@ def _units(dataset: Dataset, ids: Sequence[str], group: str | None) -> list[Indi
     _, places = np.unique(np.array(names), return_inverse=True)
     order = np.argsort(places, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(places[order])) + 1)
+
+
+def _joined(units: list[Indices], same: Sequence[Sequence[int]]) -> list[Indices]:
+    """The same with those units made one that have a sample of one group of ``same`` each."""
+    if not same:
+        return units
+    first = {int(index): place for place, unit in enumerate(units) for index in unit}
+    parent = list(range(len(units)))
+
+    def top(place: int) -> int:
+        while parent[place] != place:
+            place = parent[place]
+        return place
+
+    for group in same:
+        for index in group[1:]:
+            one, other = sorted((top(first[group[0]]), top(first[index])))
+            parent[other] = one
+    members: dict[int, list[Indices]] = {}
+    for place, unit in enumerate(units):
+        members.setdefault(top(place), []).append(unit)
+    return [np.concatenate(parts) for parts in members.values()]
 
 
 def pattern_of(group: str) -> "re.Pattern[str]":

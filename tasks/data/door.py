@@ -14,6 +14,7 @@ from effbackbones.images.reading import FRAMES
 from effbackbones.images.spec import ReadingSpec
 from tasks.data.boxes.annotations import Selection, Wanted
 from tasks.data.boxes.table import BoxDataset
+from tasks.data.files.absent import MISSING
 from tasks.data.files.csvfile import COLUMNS, TableFormat
 from tasks.data.files.reading import ImageReader, listed_classes
 from tasks.data.masks.declared import Declared
@@ -178,9 +179,11 @@ def voc(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDat
 
     Options: ``difficult`` (``ignore`` or ``keep``), ``first_pixel`` (1 as in VOC, 0, or ``auto``: 0 where corners show it), ``classes`` (a
     list, labels in its order), ``rename`` (a list of ``old=new``, several may become one), ``duplicates`` (``keep`` or ``drop``),
-    ``ignored`` and ``rotation`` as of :func:`coco`, and those of :func:`image_reader`.
+    ``missing`` (``stop``, ``skip`` or ``empty``: images without annotation file), ``ignored`` and ``rotation`` as of :func:`coco`, and
+    those of :func:`image_reader`.
     """
-    options = DataOptions(data.name, data.options, (*_READ, *_BOXES, "difficult", "first_pixel", "ignored", "rotation"))
+    known = (*_READ, *_BOXES, "difficult", "first_pixel", "missing", "ignored", "rotation")
+    options = DataOptions(data.name, data.options, known)
     root, wanted = _root(data), _wanted(data, split, classes, options)
     _refuse_masks(data)
     return open_voc(
@@ -190,6 +193,7 @@ def voc(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDat
         ignore_difficult=options.word("difficult", ("ignore", "keep")) == "ignore",
         first_pixel=options.word("first_pixel", FIRST_PIXEL),
         whole=bool(data.shares),
+        missing=options.word("missing", MISSING),
         ignored=options.word("ignored", IGNORED),
         rotation=options.word("rotation", ROTATION),
     )
@@ -200,17 +204,19 @@ def yolo(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
     below ``data.root``, by default what ``data.yaml`` says there, or the split's own; ``data.root`` may be a ``data.yaml`` itself. See
     :func:`tasks.data.sets.yolo.open_yolo`.
 
-    Options: ``names``; ``rows`` (``auto``, ``outline`` or ``pose``: what lines of more than five numbers are); ``classes`` (names of
+    Options: ``names``; ``missing`` (``empty``, ``skip`` or ``stop``: images without label file); ``rows`` (``auto``, ``outline`` or
+    ``pose``: what lines of more than five numbers are); ``classes`` (names of
     those wanted), ``rename`` (a list of ``old=new``, several may become one), ``duplicates`` (``keep`` or ``drop``) and those of
     :func:`image_reader`.
     """
-    options = DataOptions(data.name, data.options, (*_READ, *_BOXES, "names", "rows"))
+    options = DataOptions(data.name, data.options, (*_READ, *_BOXES, "names", "rows", "missing"))
     root = _root(data, or_file=True)
     wanted = _wanted(data, split, classes, options)
     _refuse_masks(data)
     name: str | None = getattr(data, split)
     names, rows = data.options.get("names"), options.word("rows", ROWS)
-    return open_yolo(root, wanted, name=name, names=names, rows=rows, whole=bool(data.shares))
+    missing = options.word("missing", tuple(reversed(MISSING)))
+    return open_yolo(root, wanted, name=name, names=names, rows=rows, whole=bool(data.shares), missing=missing)
 
 
 def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> MaskDataset:
@@ -229,17 +235,22 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
     * ``mask_names``: where each class has a mask file of its own, how these are called: ``{name}_{class}``, ``{class}/{name}``; a class
       without files is what no mask covers. ``overlap``: ``stop`` (default), ``first`` or ``last`` of the classes that a pixel has;
       ``data.multilabel`` in its place keeps them all. ``without_masks``: ``stop`` (default) or ``background``, for images without any;
+    * ``missing``: images without mask: ``stop`` (default), ``skip``, or ``empty``, as if it were 0, or black, everywhere;
     * ``other``: for values that are no class: ``stop`` (default), ``ignore``, or ``nearest``, what the nearest known value is.
     """
-    known = (*_READ, *_PAIRS, *_CLASSES, *_PER_CLASS, "format", "colors", "values", "ignore", "other")
+    known = (*_READ, *_PAIRS, *_CLASSES, *_PER_CLASS, "format", "colors", "values", "ignore", "other", "missing")
     options, root = DataOptions(data.name, data.options, known), _root(data)
     declared = _declared(options, root).renamed(options.renames())
     images, masks_in, listing, before, behind = (options.text(name) for name in _PAIRS)
     names = {one: _named(data, one) for one in ("train", split)}
     single = bool(data.shares)
-    pairing = Pairing(root, names, images, masks_in, listing, before, behind, single, data.links)
+    missing = options.word("missing", MISSING)
+    pairing = Pairing(root, names, images, masks_in, listing, before, behind, single, data.links, missing)
     read, pattern = image_reader(data, split), options.text("mask_names")
     if pattern is not None:
+        if "missing" in options.given:
+            what = "is for one mask for each image, and data.options.mask_names says one for each class"
+            raise UserError("data.options.missing", what, "set data.options.without_masks in its place")
         return _class_masks(options, pairing, split, declared, pattern, classes, read, sets=_sets_wanted(data))
     for name in _PER_CLASS[1:]:
         if name in options.given:

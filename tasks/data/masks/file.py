@@ -15,7 +15,7 @@ from PIL import ImageFile
 
 from effbackbones.errors import UserError
 from effbackbones.images.arrays import read_numbers
-from effbackbones.images.geometry import Mask
+from effbackbones.images.geometry import Mask, Size
 from effbackbones.images.reading import MAX_PIXELS, frame_count, is_deep, opened_image, orientation_of, turned
 from tasks.data.files.slate import reading_file
 from tasks.data.sample import IGNORE
@@ -102,6 +102,15 @@ class MaskReader:
         """The classes in a file."""
         reading_file(str(path))
         return self.decode(read_stored(path, max_pixels=self.max_pixels, exif=self.exif), str(path))
+
+    def blank(self, size: Size, path: str) -> Mask:
+        """The classes in a mask of ``size`` (H, W) that is 0, or black, everywhere; of an image that has none, ``path``."""
+        labels, unknown = self._looked_up(np.zeros(size, np.uint8))
+        if unknown.any() and self.others == "stop":
+            word = "black is the colour" if self.format == "rgb" else "0 is the value"
+            what = f"has no mask, and {word} of no class, so that none can stand for it"
+            raise UserError(path, what, "set data.options.missing: skip")
+        return labels
 
     def decode(self, stored: Stored, path: str) -> Mask:
         """The classes in what was read from ``path``."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name
+from tasks.data.files.absent import told_of_missing
 from tasks.data.files.images import check_files, images_below
 from tasks.data.files.names import normalised
 
@@ -17,13 +18,15 @@ SPLIT = "{split}"
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images and their masks, paths below ``root``; ``ids``, the name that two share. ``mask_folder``: for messages."""
+    """Images and their masks, paths below ``root`` (an empty one: there is no mask); ``ids``, the name that two share. ``mask_folder``:
+    for messages; ``notes``: what to tell of images without masks."""
 
     root: Path
     ids: tuple[str, ...]
     images: tuple[str, ...]
     masks: tuple[str, ...]
     mask_folder: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Pairing:
       passed over.
 
     ``single``: there is one split, divided later; so ``{split}`` need not stand anywhere, and ``images`` with ``masks`` will do.
-    ``links``: where links may lead, as :func:`tasks.data.files.listing.files_below` has it.
+    ``links``: where links may lead, as :func:`tasks.data.files.listing.files_below` has it. ``missing``: what becomes of images without
+    mask, one of :data:`tasks.data.files.absent.MISSING`.
     """
 
     root: Path
@@ -51,6 +55,7 @@ class Pairing:
     mask_suffix: str | None = None
     single: bool = False
     links: str = "inside"
+    missing: str = "stop"
 
     def pairs(self, split: str) -> Pairs:
         """Those of a split. A partner that is missing, two files for one name, and whatever leads out of ``root`` raise
@@ -59,12 +64,16 @@ class Pairing:
         images, masks, images_in, masks_in, before = self._sides(split)
         if self.listing:
             listing = _inside("data.options.list", self.listing.replace(SPLIT, name))
-            ids = _listed(root, listing, images, masks, before, split)
+            ids = _listed(root, listing, images, masks, before, split, self.missing)
         else:
-            ids = _complete(root, images, masks, images_in, masks_in)
-        pairs = Pairs(root, ids, tuple(images[id_] for id_ in ids), tuple(masks[id_] for id_ in ids), masks_in)
+            ids = _complete(root, images, masks, images_in, masks_in, self.missing)
+        alone = [images[id_] for id_ in ids if id_ not in masks]
+        notes = told_of_missing(str(root / masks_in), "mask", alone, len(ids), self.missing)
+        ids = tuple(id_ for id_ in ids if self.missing != "skip" or id_ in masks)
+        taken = tuple(images[id_] for id_ in ids), tuple(masks.get(id_, "") for id_ in ids)
+        pairs = Pairs(root, ids, *taken, masks_in, notes)
         self._check(pairs.images)
-        self._check(pairs.masks)
+        self._check([mask for mask in pairs.masks if mask])
         return pairs
 
     def _check(self, files: Sequence[str]) -> None:
@@ -145,24 +154,24 @@ def _by_stem(root: Path, folder: str, links: str, suffix: str, other_suffix: str
 
 
 def _complete(
-    root: Path, images: Mapping[str, str], masks: Mapping[str, str], images_in: str, masks_in: str
+    root: Path, images: Mapping[str, str], masks: Mapping[str, str], images_in: str, masks_in: str, missing: str
 ) -> tuple[str, ...]:
-    """The names of all images, each of which has a mask, and each mask an image."""
+    """The names of all images, each of which has a mask unless it may be ``missing``, and each mask an image."""
     for ones, others, kind, folder in ((images, masks, "mask", masks_in), (masks, images, "image", images_in)):
         alone = sorted(set(ones) - set(others))
-        if alone:
+        if alone and not (kind == "mask" and missing != "stop"):
             more = f", and {len(alone) - 1:,} more have none" if len(alone) > 1 else ""
             what = f"has no {kind} of that name in {folder}{more}"
-            raise UserError(
-                str(root / ones[alone[0]]), what, f"add the {kind}, or set data.options.{kind}_suffix or list"
-            )
+            or_missing = ", or data.options.missing: skip or empty" if kind == "mask" else ""
+            remedy = f"add the {kind}, or set data.options.{kind}_suffix or list{or_missing}"
+            raise UserError(str(root / ones[alone[0]]), what, remedy)
     return tuple(sorted(images))
 
 
 def _listed(
-    root: Path, name: str, images: Mapping[str, str], masks: Mapping[str, str], suffix: str, split: str
+    root: Path, name: str, images: Mapping[str, str], masks: Mapping[str, str], suffix: str, split: str, missing: str
 ) -> tuple[str, ...]:
-    """The names on the lines of a list, each with its image and its mask."""
+    """The names on the lines of a list, each with its image and, unless it may be ``missing``, its mask."""
     path = root / name
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -176,13 +185,17 @@ def _listed(
             continue
         if stem not in images:
             stem = (stem.rpartition(".")[0] if is_image_name(stem) else stem).removesuffix(suffix)
-        for kind, files in (("image", images), ("mask", masks)):
-            if stem not in files:
-                raise UserError(f"{path}:{number}", f"there is no {kind} {stem[:80]!r}", "add it, or remove the line")
+        if stem not in images:
+            raise UserError(f"{path}:{number}", f"there is no image {stem[:80]!r}", "add it, or remove the line")
         if found.setdefault(stem, number) != number:
             raise UserError(
                 f"{path}:{number}", f"{stem[:80]!r} stands in line {found[stem]} already", "remove one of the two"
             )
     if not found:
         raise UserError(str(path), "lists no image", "write one name on each line")
+    alone = [stem for stem in found if stem not in masks]
+    if alone and missing == "stop":
+        more = f", and {len(alone) - 1:,} more images have none" if len(alone) > 1 else ""
+        remedy = "add it, or remove the line, or set data.options.missing: skip or empty"
+        raise UserError(f"{path}:{found[alone[0]]}", f"there is no mask {alone[0][:80]!r}{more}", remedy)
     return tuple(found)

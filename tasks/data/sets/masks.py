@@ -65,7 +65,7 @@ class MaskDataset:
 
     def known(self, index: int) -> Known:
         """What is known of a sample without decoding it."""
-        return Known(self.ids[index], self._meaning, (self.path(index), self._mask_path(index)))
+        return Known(self.ids[index], self._meaning, tuple(dict.fromkeys((self.path(index), self._mask_path(index)))))
 
     def mask(self, index: int) -> Mask:
         """The mask of one image, of which nothing but the header is read."""
@@ -74,10 +74,13 @@ class MaskDataset:
         return mask
 
     def _stored(self, index: int) -> Mask:
-        return self.read_mask(self._mask_path(index))
+        if self.masks[index]:
+            return self.read_mask(self._mask_path(index))
+        return self.read_mask.blank(image_size(self.path(index), exif=self.read.exif), self.path(index))
 
     def _mask_path(self, index: int) -> str:
-        return f"{self.root}/{self.masks[index]}"
+        """The file of a mask; that of the image where it has none."""
+        return f"{self.root}/{self.masks[index] or self.images[index]}"
 
     def _fitting(self, index: int, mask: Mask) -> str:
         """How the image is to be read, ``apply`` or ``ignore``, so that it has the size of its mask."""
@@ -189,10 +192,12 @@ def open_masks(
     names = declared.new_names or names
     if training is not None:
         refuse_other_classes("data.options.classes", names, training)
-    notes = list(found.notes)
+    notes = [*pairs.notes, *found.notes]
     if form == "binary" and any(name.lower().endswith((".jpg", ".jpeg")) for name in pairs.masks):
         notes.append("JPEG masks do not keep values exactly: what is over half is the second class")
     reader = found.declared.reader(form, len(names), read, palette=found.palette, remedy=found.remedy)
+    if "" in pairs.masks:
+        reader.blank((1, 1), str(root / pairs.images[pairs.masks.index("")]))
     if declared.others != "stop":
         notes.append(_told_of_others(reader, found.look))
     return MaskDataset(pairs, names, reader, read, tuple(notes))
@@ -232,7 +237,7 @@ def _found(
     root = pairing.root
 
     def looked(found: Pairs) -> tuple[str, Look]:
-        look = Look.at([f"{root}/{name}" for name in found.masks], max_pixels=max_pixels, on_error=on_error)
+        look = Look.at([f"{root}/{name}" for name in found.masks if name], max_pixels=max_pixels, on_error=on_error)
         if declared.format != "auto":
             return declared.format, look
         numbers = declared.values is not None  # then 0 and 255 are values like others

@@ -15,6 +15,7 @@ from tasks.data.files.images import check_files
 from tasks.data.files.listing import shown
 from tasks.data.sets.vocfolders import VocFiles, find_voc
 
+_EMPTY = VocImage((-1, -1), ())
 FIRST_PIXEL = ("auto", "1", "0")
 _LOOKED_AT = 1000
 """Annotation files of other splits that are looked at for what the first pixel is."""
@@ -30,12 +31,15 @@ def open_voc(
     ignore_difficult: bool = True,
     first_pixel: str = "auto",
     whole: bool = False,
+    missing: str = "stop",
     ignored: str = "object",
     rotation: str = "keep",
 ) -> BoxDataset:
     """The images of the list ``ImageSets/Main/LISTING.txt`` below ``root``: ``JPEGImages/ID.*`` with ``Annotations/ID.xml``; where
     there are no lists, the annotation files in the folder ``LISTING``, or with ``whole`` all below ``root``, with their images
     beside them or in a folder of images (:mod:`tasks.data.sets.vocfolders`).
+
+    An image without annotation file is dealt with as ``missing`` says (:data:`tasks.data.files.absent.MISSING`).
 
     Corners are pixels counted from 1, both inclusive; boxes become continuous: (xmin - 1, ymin - 1, xmax, ymax). Where ``first_pixel``
     is 0, or ``auto`` and corners at 0 or many fractions show it, they are continuous as they stand. Objects
@@ -44,11 +48,11 @@ def open_voc(
     Labels are in the order of the classes wanted, of which other objects are left out; by default those of the training split,
     sorted.
     """
-    found = find_voc(root, listing, wanted.split, links=wanted.links, whole=whole)
+    found = find_voc(root, listing, wanted.split, links=wanted.links, whole=whole).settled(missing)
     files = check_files(
         found.folder, found.files, found.record.__getitem__, "add the image, or remove the line", links=wanted.links
     )
-    read = [read_voc(path) for path in found.annotations]
+    read = [_EMPTY if path in found.absent else read_voc(path) for path in found.annotations]
     offset, notes = _offset(first_pixel, found, read)
     labels = _labels(wanted, found.annotations, read)
     said = _columns(found, files, read, labels, ignore=ignore_difficult, offset=offset)

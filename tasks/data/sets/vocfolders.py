@@ -1,12 +1,14 @@
 """Where the images and annotation files of a VOC data set lie: by lists, in folders of the splits, or all in one."""
 
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name
+from tasks.data.files.absent import told_of_missing
 from tasks.data.files.images import images_below
 from tasks.data.files.listing import Lookup, files_below, shown, stem
 
@@ -18,7 +20,8 @@ _MARK = re.compile(r"\s+(-1|0|1)$")
 @dataclass(frozen=True)
 class VocFiles:
     """Of a split: ``ids``; ``files``, images relative to ``folder``; ``annotations``, files; ``record``, where image i is named;
-    ``source`` for messages; ``others``: annotation files of the same data that are not of this split; ``notes``: what to tell."""
+    ``source`` for messages; ``others``: annotation files of the same data that are not of this split; ``notes``: what to tell;
+    ``absent``: those of ``annotations`` that are not there."""
 
     folder: Path
     ids: list[str]
@@ -28,6 +31,23 @@ class VocFiles:
     source: str
     others: list[Path]
     notes: tuple[str, ...] = ()
+    absent: frozenset[Path] = frozenset()
+
+    def settled(self, missing: str) -> "VocFiles":
+        """The same where images without annotation file are dealt with as ``missing`` says, one of
+        :data:`tasks.data.files.absent.MISSING`."""
+        lacking = [place for place, path in enumerate(self.annotations) if path in self.absent]
+        names = [self.files[place] for place in lacking]
+        told = told_of_missing(self.source, "annotation file (*.xml)", names, len(self.files), missing)
+        left = [place for place in range(len(self.files)) if missing != "skip" or place not in set(lacking)]
+        return replace(
+            self,
+            ids=[self.ids[place] for place in left],
+            files=[self.files[place] for place in left],
+            annotations=[self.annotations[place] for place in left],
+            record=[self.record[place] for place in left],
+            notes=(*self.notes, *told),
+        )
 
 
 def find_voc(root: Path, name: str, split: str, *, links: str, whole: bool) -> VocFiles:
@@ -50,7 +70,7 @@ def _by_list(root: Path, listing: Path, split: str, links: str) -> VocFiles:
     texts = _annotations(xml_in, root, links) if xml_in.is_dir() else []
     found_images, found_texts = _Finder(images), _Finder({stem(text): text for text in texts})
     ids: dict[str, int] = {}
-    files, annotations = [], []
+    files, annotations, absent = list[str](), list[Path](), list[Path]()
     for number, line in _lines(listing, split):
         id_ = next((one for one in _meant(line) if found_images.find(one)), None)
         if id_ is None:
@@ -61,14 +81,15 @@ def _by_list(root: Path, listing: Path, split: str, links: str) -> VocFiles:
             raise UserError(f"{listing}:{number}", what, "remove one of the two")
         files.append(found_images.find(id_) or "")
         text = found_texts.find(id_) or found_texts.find(stem(files[-1]))
-        annotations.append(xml_in / (text or f"{id_}.xml"))  # what is not there is told when it is read
+        annotations.append(xml_in / (text or f"{id_}.xml"))
+        absent += [] if text else annotations[-1:]
     if not ids:
         raise UserError(str(listing), "lists no image", "list one id on each line")
     alone = [text for text in texts if found_images.find(stem(text)) is None]
     notes = (f"{len(alone):,} annotation files have no image in {images_in}: {shown(alone)}",) if alone else ()
     record = [f"{listing}:{number}" for number in ids.values()]
     others = [xml_in / text for text in texts]
-    return VocFiles(images_in, list(ids), files, annotations, record, str(listing), others, notes)
+    return VocFiles(images_in, list(ids), files, annotations, record, str(listing), others, notes, frozenset(absent))
 
 
 def _in_folder(folder: Path, root: Path, links: str) -> VocFiles:
@@ -82,16 +103,24 @@ def _in_folder(folder: Path, root: Path, links: str) -> VocFiles:
         short = _by_stem(files, folder)
     finder = _Finder(short)
     pairs = [(text, finder.find(_without(stem(text), ANNOTATIONS, "annotations"))) for text in texts]
-    used = {file for _, file in pairs if file}
-    alone, bare = [text for text, file in pairs if file is None], sorted(set(files) - used)
-    said = [(alone, "annotation files have no image"), (bare, "images have no annotation file and are not used")]
-    notes = tuple(f"{len(names):,} {what}: {shown(names)}" for names, what in said if names)
-    found = [(text, file) for text, file in pairs if file]
+    found = {text: file for text, file in pairs if file}
+    alone, other = [text for text, file in pairs if file is None], sorted(set(files) - set(found.values()))
     if not found:
         raise UserError(str(folder), f"no annotation file has an image of its name: {shown(alone)}", "add the images")
-    paths = [folder / text for text, _ in found]
-    ids, names = [stem(text) for text, _ in found], [file for _, file in found]
-    return VocFiles(folder, ids, names, paths, list(map(str, paths)), str(folder), [], notes)
+    places = {os.path.dirname(file) for file in found.values()}
+    bare = [file for file in other if os.path.dirname(file) in places]
+    elsewhere = [file for file in other if os.path.dirname(file) not in places]
+    said = [
+        (alone, "annotation files have no image"),
+        (elsewhere, "images in folders without annotations are not used"),
+    ]
+    notes = tuple(f"{len(names):,} {what}: {shown(names)}" for names, what in said if names)
+    lacking = {f"{stem(file)}.xml": file for file in bare}
+    both = sorted({**found, **lacking}.items())
+    paths = [folder / text for text, _ in both]
+    ids, names = [stem(text) for text, _ in both], [file for _, file in both]
+    absent = frozenset(folder / text for text in lacking)
+    return VocFiles(folder, ids, names, paths, list(map(str, paths)), str(folder), [], notes, absent)
 
 
 def _annotations(folder: Path, root: Path, links: str) -> list[str]:

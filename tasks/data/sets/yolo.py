@@ -39,14 +39,15 @@ def open_yolo(
     names: object = None,
     rows: str = "auto",
     whole: bool = False,
+    missing: str = "empty",
 ) -> BoxDataset:
     """A split of the data in the folder ``root``, or of what a ``data.yaml`` describes (``root``: that file).
 
     With ``name`` all images below ``images/NAME`` with label files of the same path below ``labels/NAME``, in ``root``; or, where
     there is no such folder, ``NAME/images`` and ``NAME/labels``; or the folder or text file of paths ``NAME``. Without, what
     ``data.yaml`` has for the split: a folder, a text file of paths, or several of them; else ``name`` is the split's own; with
-    ``whole``, all images where nothing is called so. An image without a label file, or with an empty one, has no objects; label
-    files without an image are told.
+    ``whole``, all images where nothing is called so. An image without a label file, or with an empty one, has no objects, unless
+    ``missing`` says otherwise (:data:`tasks.data.files.absent.MISSING`); label files without an image are told.
 
     A line with more than five numbers is an outline, class x y x y ..., of which the box around it is taken, or a pose, a box with key
     points, which are left out: ``rows`` says so, or ``kpt_shape`` in ``data.yaml``, or the numbers themselves
@@ -56,7 +57,7 @@ def open_yolo(
     described = Described.of(root)
     found = find_files(described, wanted.split, name, wanted.links, whole=whole)
     classes, told = class_names(names, described, found)
-    found = replace(found, told=(*told, *found.told))
+    found = replace(found, told=(*told, *found.told)).settled(missing)
     sizes = header_sizes([f"{found.root}/{file}" for file in found.files], wanted.read.exif, wanted.on_error)
     if wanted.split != "test" and not any(found.texts):
         raise found.refusal()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from effbackbones.errors import UserError
+from tasks.data.files.absent import told_of_missing
 from tasks.data.files.images import images_below
 from tasks.data.files.listing import Lookup, files_below, leaves, refuse_link, shown, stem
 from tasks.data.sets.yololists import images_listed
@@ -69,6 +70,22 @@ class YoloFiles:
     orphans: list[str]
     source: str
     told: tuple[str, ...] = ()
+
+    def settled(self, missing: str) -> "YoloFiles":
+        """The same where images without label file are dealt with as ``missing`` says, one of
+        :data:`tasks.data.files.absent.MISSING`."""
+        alone = [file for file, text in zip(self.files, self.texts, strict=True) if text is None]
+        if missing == "empty" or not alone:
+            return self
+        told = told_of_missing(self.source, "label file (*.txt)", alone, len(self.files), missing)
+        left = [place for place, text in enumerate(self.texts) if text is not None]
+        return replace(
+            self,
+            files=[self.files[place] for place in left],
+            ids=[self.ids[place] for place in left],
+            texts=[self.texts[place] for place in left],
+            told=(*self.told, *told),
+        )
 
     def notes(self) -> tuple[str, ...]:
         """What is to be told of images and label files without each other."""
