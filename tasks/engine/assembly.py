@@ -142,7 +142,7 @@ def same_labels(
             )
 
 
-def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model:
+def make_model(config: Config, task: TaskSpec, dataset: Dataset | None, tell: Callable[[str], None] = say) -> Model:
     """The configured model, with its weights; the training data, if there are any, decide which classes it has."""
     wanted = config.model
     backbone_options = dict(wanted.backbone_options)
@@ -165,7 +165,7 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model
     model.reading = reading_spec(config.data)
     spec = image_spec(config, model.image_spec)
     if wanted.normalization == "data" and dataset is not None:
-        mean, std = mean_and_std(dataset)
+        mean, std = mean_and_std(dataset, tell)
         spec = replace(spec.for_channels(len(mean)), mean=mean, std=std)
     model.use_image_spec(spec)
     if wanted.freeze:
