@@ -11,6 +11,7 @@ from PIL import Image
 
 from effbackbones import Model, UserError, build_model, list_heads, load_predictor
 from effbackbones.export import export_model
+from effbackbones.export.agreement import Agreement, Tolerance
 from effbackbones.export.certificate import Bounds
 from effbackbones.export.quantisation import quantised_nodes
 from effbackbones.inference.runtimes import TRUST, open_runtime
@@ -35,7 +36,7 @@ def made(backbone: str, head: str) -> Model:
     if task == "det":
         untyped: Any = model.head
         last = [untyped.class_net.predict.pointwise]
-    torch.nn.init.normal_(last[-1].weight, std=0.3)
+    torch.nn.init.normal_(last[-1].weight, std=0.3 if task == "det" else 0.05)  # rounding grows with it
     model.use_image_spec(replace(model.image_spec, size=SIZES[task]))
     return model
 
@@ -60,9 +61,15 @@ def test_a_runtime_says_what_torch_says(backbone: str, head: str, suffix: str, t
         images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)
         feed = {"images": images.numpy(), "valid": np.array([size] * batch)}
         answers = runtime({port.name: feed[port.name] for port in runtime.record.inputs})
-        for name, value in outputs(model, images).items():
-            gap = np.abs(answers[name].astype(np.float64) - value.double().numpy()).max()
-            assert gap <= (0.01 if name == "boxes" else 1e-4), (name, gap)
+        expected = {name: value.numpy() for name, value in outputs(model, images).items()}
+        found = Agreement(Tolerance(pixels=0.05, score=1e-4))  # boxes of equal scores may change places
+        for row in range(batch):
+            both = [{name: values[name][row] for name in expected} for values in (expected, answers)]
+            found.add(model.head.task, *both)
+        assert found.largest.get("probabilities", 0.0) <= 1e-4
+        if model.head.task == "det":
+            assert found.share() == 1
+            assert found.all["boxes"] > 100
 
 
 def test_a_program_of_torch_says_what_its_model_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 from effbackbones.registry import TASKS
 from tasks.data.door import read_as
-from tasks.engine import assembly
+from tasks.engine import assembly, splits
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config, HeadConfig
 from tasks.settings.tree import to_mapping
@@ -157,7 +157,7 @@ def _unnamed(count: int) -> tuple[str, ...]:
 def data_classes(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> tuple[str, ...]:
     """The names that the data set has for the classes of a model: one that was trained here knows them."""
     if model.classes is None:
-        return tuple(task.data_names(classes, lambda: assembly.open_dataset(config, task, extras.split).classes))
+        return tuple(task.data_names(classes, lambda: splits.open_dataset(config, task, extras.split).classes))
     return tuple(model.provenance.get("data_classes", classes))
 
 
