@@ -1,7 +1,7 @@
 """From a config to a model: built or loaded, and at the start of a run."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
