@@ -83,7 +83,10 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
 
 def test_inputs_and_flags_go_with_the_verbs_that_take_them(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, text in {
-        ("bench", "a.jpg"): "argument 'a.jpg': bench takes none; options start with --; inputs go with predict, export, embed",
+        (
+            "bench",
+            "a.jpg",
+        ): "argument 'a.jpg': bench takes none; options start with --; inputs go with predict, export, embed",
         ("--config", "shapes", "--deep"): "--deep: does not go with train; it goes with check",
         ("check", "--config", "shapes", "--deep=1"): "--deep: takes no value; write --deep",
     }.items():
