@@ -18,7 +18,7 @@ from tasks.classification.statistics import class_weights, label_pairs, positive
 from tasks.classification.task import TASK
 from tasks.data.masks.count import MaskStatistics, inverse_frequency
 from tasks.data.sampling import Repeated, balanced
-from tasks.engine import assembly
+from tasks.engine import splits
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config, ModelConfig, OptimConfig
 
@@ -78,7 +78,7 @@ def folders(root: Path, counts: dict[str, int]) -> Config:
 
 def test_weights_follow_from_the_training_images(tmp_path: Path) -> None:
     config = folders(tmp_path, {"a": 6, "b": 2, "c": 1})
-    train = assembly.open_dataset(config, TASK, "train")
+    train = splits.open_dataset(config, TASK, "train")
     assert class_weights(train, "balanced") == pytest.approx([9 / 18, 9 / 6, 9 / 3])
     median = np.array([2 / 6, 1, 2])
     scaled = median * 9 / (median * [6, 2, 1]).sum()
@@ -99,7 +99,7 @@ def test_weights_of_positives_follow_from_the_training_images(tmp_path: Path) ->
     (tmp_path / "train.csv").write_text("file,labels\n0.png,x;y\n1.png,x\n2.png,\n3.png,x\n")
     data = DataConfig(name="table", root=str(tmp_path), multilabel=True, options={"classes": ["x", "y", "z"]})
     config = Config(data=data, optim=OptimConfig(class_weights="balanced"))
-    train = assembly.open_dataset(config, TASK, "train")
+    train = splits.open_dataset(config, TASK, "train")
     assert positive_weights(train) == pytest.approx([1 / 3, 3, 1])
     assert TASK.heads(config, train)["head_options"]["pos_weight"] == pytest.approx([1 / 3, 3, 1])
     view = TASK.view(Config(data=DataConfig(**{**vars(data), "balance": 1.0})), train)
@@ -122,7 +122,7 @@ def test_classes_become_alike(labels: list[int], seed: int) -> None:
 
 def test_a_view_is_balanced_and_the_run_sees_it(tmp_path: Path) -> None:
     config = folders(tmp_path, {"a": 6, "b": 2, "c": 1})
-    train = assembly.open_dataset(config, TASK, "train")
+    train = splits.open_dataset(config, TASK, "train")
     assert TASK.view(config, train) is train
     view = TASK.view(Config(data=DataConfig(root=str(tmp_path), balance=1.0)), train)
     assert isinstance(view, Repeated)

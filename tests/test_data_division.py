@@ -20,7 +20,7 @@ from tasks.data.files.copies import copies
 from tasks.data.knowledge import ids_of, occurrences, paths_of
 from tasks.data.sampling import Repeated
 from tasks.detection.task import TASK as DET
-from tasks.engine.assembly import DIVISION, open_dataset, open_splits, with_division, write_division
+from tasks.engine.splits import DIVISION, open_dataset, open_splits, with_division, write_division
 from tasks.segmentation.task import TASK as SEG
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config, RunConfig

@@ -16,7 +16,7 @@ from tasks.classification.task import TASK
 from tasks.data.door import class_transform
 from tasks.data.pixels import deep_range, mean_and_std, told_of_range, told_of_shared_images
 from tasks.data.sets.folders import FolderDataset
-from tasks.engine import assembly
+from tasks.engine import assembly, splits
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config, ModelConfig
 from tasks.telling import Teller
@@ -35,7 +35,7 @@ def folders(root: Path, arrays: dict[str, np.ndarray], ending: str = "png") -> P
 
 def opened(root: Path, **options: Any) -> dict[str, Any]:
     config = Config(data=DataConfig(root=str(root), options={"channels": 1} | options))
-    return assembly.open_splits(config, TASK)
+    return splits.open_splits(config, TASK)
 
 
 @pytest.mark.parametrize("ending", ["png", "npy", "tif"])
@@ -82,6 +82,24 @@ def test_mean_and_deviation_of_the_data_reach_the_model(tmp_path: Path) -> None:
         ModelConfig(normalization="data", mean=(0.5,))
 
 
+def test_unreadable_images_do_not_count_in_mean_and_deviation_and_are_told(tmp_path: Path) -> None:
+    array, said = RNG.integers(0, 256, (8, 9, 3)).astype(np.uint8), list[str]()
+    root = folders(tmp_path, {"a": array, "b": array})
+    expected = mean_and_std(opened(root)["train"], said.append)
+    assert not said
+    (root / "train/a/9.png").write_bytes(b"no image")
+    assert mean_and_std(opened(root)["train"], said.append) == expected
+    assert len(said) == 1
+    assert (
+        "warning: model.normalization: 1 of 3 images cannot be read and do not count in mean and std; the first: "
+        in said[0]
+    )
+    for path in (root / "train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"model\.normalization: no image can be read .*; the first: .*\.png"):
+        mean_and_std(opened(root)["train"], said.append)
+
+
 def test_channels_of_the_data_are_those_of_the_network(tmp_path: Path) -> None:
     """One key is enough: the stem follows from the images."""
     array = RNG.integers(0, 256, (32, 32, 5), np.uint8)
@@ -99,7 +117,7 @@ def test_what_evaluation_never_sees(tmp_path: Path, capsys: pytest.CaptureFixtur
     for split in ("train", "val"):
         for name in "ab":
             write_picture(tmp_path / split / name / "0.png", (64, 200))
-    datasets = assembly.open_splits(Config(data=DataConfig(root=str(tmp_path))), TASK)
+    datasets = splits.open_splits(Config(data=DataConfig(root=str(tmp_path))), TASK)
     spec = ImageSpec((64, 64), crop_fraction=1.0)
     assert unseen(datasets["val"], spec) == pytest.approx(1 - 64 / 200)
     assert unseen(datasets["val"], dataclasses.replace(spec, crop_mode="squash")) == 0
@@ -146,8 +164,8 @@ def test_one_label_in_a_table_is_no_task(tmp_path: Path) -> None:
     write_picture(tmp_path / "0.png")
     (tmp_path / "train.csv").write_text("file,labels\n0.png,a\n")
     config = Config(data=DataConfig(name="table", root=str(tmp_path)))
-    train = assembly.open_dataset(config, TASK, "train")
+    train = splits.open_dataset(config, TASK, "train")
     with pytest.raises(UserError, match="there is only 'a'"):
         TASK.heads(config, train)
     several = Config(data=DataConfig(name="table", root=str(tmp_path), multilabel=True))
-    assert TASK.heads(several, assembly.open_dataset(several, TASK, "train"))["num_classes"] == 1
+    assert TASK.heads(several, splits.open_dataset(several, TASK, "train"))["num_classes"] == 1

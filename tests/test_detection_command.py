@@ -22,7 +22,8 @@ from tasks.detect import main
 from tasks.detection.check import GOAL, check_headers, check_scores, quick_checks, truth_as_predictions
 from tasks.detection.statistics import statistics
 from tasks.detection.task import TASK
-from tasks.engine.assembly import make_model, open_dataset, open_splits
+from tasks.engine.assembly import make_model
+from tasks.engine.splits import open_dataset, open_splits
 from tasks.settings.commandline import parse
 from tasks.telling import Teller
 from tasks.verbs import deep_check

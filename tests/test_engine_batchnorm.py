@@ -16,7 +16,7 @@ from effbackbones.model import Model
 from effbackbones.weights.tensorfile import read_tensors
 from tasks.classify import main
 from tasks.data.batch import Batch
-from tasks.engine import assembly, batchnorm
+from tasks.engine import batchnorm, feeding
 from tasks.engine.batchnorm import FEW_STEPS, Statistics, live
 from tasks.settings.sections import Config
 
@@ -82,7 +82,7 @@ def test_frozen_statistics_stay() -> None:
 
 
 def test_runs_of_ordinary_length_are_left_alone() -> None:
-    ask: Callable[..., Any] = assembly.batch_norm_statistics
+    ask: Callable[..., Any] = feeding.batch_norm_statistics
     model = small()
     assert ask(Config(), None, None, model, FEW_STEPS, torch.device("cpu")) is None
     assert ask(Config(), None, None, model, FEW_STEPS - 1, torch.device("cpu")) is not None
@@ -93,7 +93,7 @@ def test_a_short_run_keeps_what_it_was_judged_with(
 ) -> None:
     """The model file has the statistics taken anew, the state to continue from its own; without them all is as it was."""
     for name, few in (("anew", FEW_STEPS), ("own", 0)):
-        monkeypatch.setattr(assembly, "FEW_STEPS", few)
+        monkeypatch.setattr(feeding, "FEW_STEPS", few)
         assert main([*TINY, "--run.out", str(tmp_path / name), "--optim.epochs", "1"]) == 0
     said = capsys.readouterr().err
     assert said.count(f"fewer than {batchnorm.FEW_STEPS} steps: batch norms are judged by statistics taken anew") == 1

@@ -12,7 +12,7 @@ from tests_support import QUIET
 from effbackbones import UserError
 from effbackbones.registry import TASKS
 from tasks.classify import main
-from tasks.engine import assembly, pictures
+from tasks.engine import assembly, pictures, splits
 from tasks.engine.loggers import Loggers
 from tasks.settings.commandline import parse
 
@@ -25,10 +25,10 @@ def made(command: str, *words: str) -> tuple[Any, ...]:
     """Task, config, model and validation images."""
     config = parse(command, ["--config", "shapes", *SMALL, *words]).config
     task: Any = TASKS.get(WORDS[command])
-    train = assembly.open_dataset(config, task, "train")
+    train = splits.open_dataset(config, task, "train")
     torch.manual_seed(0)
     model = assembly.make_model(config, task, train)
-    return task, config, model, assembly.open_dataset(config, task, "val", train.classes)
+    return task, config, model, splits.open_dataset(config, task, "val", train.classes)
 
 
 @pytest.mark.parametrize("command", WORDS)

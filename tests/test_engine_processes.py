@@ -13,7 +13,7 @@ from tests_support import ONE_THREAD, ROOT, TINY, one_line, two_processes
 
 from effbackbones import UserError
 from tasks.classify import main
-from tasks.engine import assembly, processes
+from tasks.engine import hardware, processes
 from tasks.engine.processes import Place, place
 from tasks.settings.commandline import parse
 
@@ -254,7 +254,7 @@ def device(*words: str, there: int, monkeypatch: pytest.MonkeyPatch, mps: bool =
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
     config = parse("classify", ["--config", "shapes", *words]).config
     monkeypatch.setattr(processes, "_settled", [place(os.environ, config.run.processes)])
-    return assembly.run_device(config)
+    return hardware.run_device(config)
 
 
 @pytest.mark.parametrize(

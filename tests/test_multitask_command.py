@@ -283,9 +283,9 @@ def test_heads_that_no_weights_were_made_for_predict_nothing(
 def test_deep_checks_are_refused_before_anything_is_read(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.engine import assembly
+    from tasks.engine import splits
 
-    monkeypatch.setattr(assembly, "open_splits", lambda *_: pytest.fail("data were opened"))
+    monkeypatch.setattr(splits, "open_splits", lambda *_: pytest.fail("data were opened"))
     assert main(["check", "--deep", *TINY]) == 2
     assert "--deep: looks at one task at a time" in error_of(capsys)
 

@@ -15,7 +15,8 @@ from effbackbones import load_model
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import ResizePlan
 from tasks.data.transforms import window
-from tasks.engine.assembly import make_model, open_splits
+from tasks.engine.assembly import make_model
+from tasks.engine.splits import open_splits
 from tasks.segment import main
 from tasks.segmentation import check
 from tasks.segmentation.check import GOAL, quick_checks, truth_score

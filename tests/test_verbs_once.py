@@ -20,8 +20,9 @@ from tasks.classification.task import TASK as CLASSIFICATION
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.masks.count import count_masks
 from tasks.data.sets.shapes import ShapesDataset
-from tasks.engine.assembly import make_model, open_dataset
+from tasks.engine.assembly import make_model
 from tasks.engine.evaluation import evaluate
+from tasks.engine.splits import open_dataset
 from tasks.joint import main
 from tasks.multitask.task import TASK
 from tasks.report import outputs

@@ -113,16 +113,6 @@ KERAS = Dialect(
 DIALECTS = (OURS, TORCHVISION, TIMM, LUKEMELAS, ZYLO117, KERAS)
 
 
-def detect(keys: Iterable[str]) -> list[tuple[Dialect, str]]:
-    """The networks in a state dict: the dialect of each, and the prefix in front of it (``"encoder."``), in the order of the keys."""
-    return [
-        (dialect, key.removesuffix(dialect.stem))
-        for key in keys
-        for dialect in DIALECTS
-        if key == dialect.stem or key.endswith(f".{dialect.stem}")
-    ]
-
-
 def clean(key: str) -> str:
     """``key`` without the marks of ``torch.compile`` and of DataParallel."""
     return key.replace("_orig_mod.", "").removeprefix("module.")

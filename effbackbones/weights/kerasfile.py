@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from effbackbones.errors import UserError
-from effbackbones.weights.keraslayers import Layer, Preparation, name_by_order, preparation
+from effbackbones.weights.keraslayers import Layer, Preparation, name_by_order, preparation, tensors_of
 
 if TYPE_CHECKING:
     from h5py import Group
@@ -35,15 +34,6 @@ _FIELDS = {
     "normalization": ("mean", "variance", "count"),
 }
 """What the numbered variables of Keras 3 are, by the class of the layer (its ``save_own_variables``)."""
-_LEAVES = {
-    "kernel": "weight",
-    "depthwise_kernel": "weight",
-    "gamma": "weight",
-    "beta": "bias",
-    "bias": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
 
 
 def read_keras(path: Path) -> tuple[dict[str, Tensor], dict[str, Preparation], tuple[str, ...]]:
@@ -62,16 +52,15 @@ def read_keras(path: Path) -> tuple[dict[str, Tensor], dict[str, Preparation], t
             config = config or _config(file.attrs.get("model_config"))
             legacy = "layer_names" in file.attrs or "model_weights" in file
             root = file.get("model_weights", file)
-            layers = list(_legacy_layers(root, path)) if legacy else name_by_order(list(_layers(root, path)))
+            layers = list(_legacy_layers(root, path) if legacy else _layers(root, path))
             beside = tuple(name for name in _OTHER if name in file)
+        layers = layers if legacy else name_by_order(layers)
     except UserError:
         raise
     except Exception as error:  # damaged bytes fail in the zip reader or in HDF5, with any exception
         what = f"is damaged or no file of Keras ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
         raise UserError(str(path), what, "copy or download it again") from None
-    tensors = {
-        f"{layer.prefix}{layer.name}.{leaf}": tensor for layer in layers for leaf, tensor in _tensors(layer).items()
-    }
+    tensors = tensors_of(layers)
     if not tensors:
         raise UserError(str(path), "is a file of Keras without weights", "save the model, or its weights, again")
     return tensors, preparation(layers, config), beside
@@ -152,18 +141,3 @@ def _array(item: Any) -> np.ndarray:
     if item.attrs.get("dtype") == "bfloat16":  # stored as bytes: the upper half of a float32
         return (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return stored
-
-
-def _tensors(layer: Layer) -> dict[str, Tensor]:
-    """Parameters and buffers of a layer as PyTorch orders them: filters [O, I, H, W], of Keras [H, W, I, O], depthwise ones
-    [C, 1, H, W], of Keras [H, W, C, 1]; matrices [O, I], of Keras [I, O]."""
-    found = {}
-    for field, array in layer.fields.items():
-        if field not in _LEAVES or array.dtype.kind not in "fiu":
-            continue
-        if array.ndim == 4:
-            array = array.transpose((2, 3, 0, 1) if layer.kind == "depthwise_conv2d" else (3, 2, 0, 1))
-        elif array.ndim == 2:
-            array = array.T
-        found[_LEAVES[field]] = torch.from_numpy(np.ascontiguousarray(array))
-    return found

@@ -1,15 +1,27 @@
-"""What the layers of a Keras file are: their names where it has none, and how a model prepares its images.
+"""What the layers of a Keras file are: their names where it has none, their tensors, and how a model prepares its images.
 
 Source: ``keras/src/applications/efficientnet.py`` (the order of layers, ``Rescaling`` and ``Normalization`` inside of the model).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from effbackbones.contracts import IMAGENET_STD
+
+_LEAVES = {
+    "kernel": "weight",
+    "depthwise_kernel": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "bias": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,28 @@ def _chain(layers: Sequence[Layer]) -> dict[int, str]:
 
 def _inputs(layer: Layer) -> int:
     return int(layer.fields["kernel"].shape[2])
+
+
+def tensors_of(layers: Iterable[Layer]) -> dict[str, Tensor]:
+    """The parameters and buffers of ``layers`` by name (``"efficientnetb0.block1a_dwconv.weight"``), in PyTorch's order."""
+    return {
+        f"{layer.prefix}{layer.name}.{leaf}": tensor for layer in layers for leaf, tensor in _tensors(layer).items()
+    }
+
+
+def _tensors(layer: Layer) -> dict[str, Tensor]:
+    """Parameters and buffers of a layer as PyTorch orders them: filters [O, I, H, W], of Keras [H, W, I, O], depthwise ones
+    [C, 1, H, W], of Keras [H, W, C, 1]; matrices [O, I], of Keras [I, O]."""
+    found = {}
+    for field, array in layer.fields.items():
+        if field not in _LEAVES or array.dtype.kind not in "fiu":
+            continue
+        if array.ndim == 4:
+            array = array.transpose((2, 3, 0, 1) if layer.kind == "depthwise_conv2d" else (3, 2, 0, 1))
+        elif array.ndim == 2:
+            array = array.T
+        found[_LEAVES[field]] = torch.from_numpy(np.ascontiguousarray(array))
+    return found
 
 
 def preparation(layers: Sequence[Layer], config: Mapping[str, Any]) -> dict[str, Preparation]:

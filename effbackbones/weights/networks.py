@@ -4,7 +4,7 @@ Averaged weights win over the raw ones beside them, as timm has it; of several n
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from effbackbones.backbones.scaling import Scaling
 from effbackbones.errors import UserError, nearest
 from effbackbones.weights.content import Content
-from effbackbones.weights.dialects import DIALECTS, OURS, Dialect, clean, detect, shape_of
+from effbackbones.weights.dialects import DIALECTS, OURS, Dialect, clean, shape_of
 from effbackbones.weights.keraslayers import Preparation
 
 BARE = "state dict of effbackbones"
@@ -77,13 +77,23 @@ def head_beside(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(root): tensor for key, tensor in state.items() if key.startswith(root)}
 
 
+def _detect(keys: Iterable[str]) -> list[tuple[Dialect, str]]:
+    """The networks in a state dict: the dialect of each, and the prefix in front of it (``"encoder."``), in the order of the keys."""
+    return [
+        (dialect, key.removesuffix(dialect.stem))
+        for key in keys
+        for dialect in DIALECTS
+        if key == dialect.stem or key.endswith(f".{dialect.stem}")
+    ]
+
+
 def networks_in(content: Content) -> list[Network]:
     """All networks of the families that are known, in the order of the file."""
     return [
         Network(place, prefix, dialect, state, _beside(content.others, place), content.prepared.get(prefix))
         for place, tensors in content.tables.items()
         for state in [{clean(key): tensor for key, tensor in tensors.items()}]
-        for dialect, prefix in detect(state)
+        for dialect, prefix in _detect(state)
     ]
 
 

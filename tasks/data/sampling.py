@@ -137,3 +137,8 @@ def by_aspect(order: Order, aspects: NDArray[np.floating], batch_size: int, seed
         return np.concatenate([shuffled.ravel(), ordered[whole * batch_size :]])
 
     return similar
+
+
+def spread(count: int, limit: int) -> np.ndarray:
+    """At most ``limit`` of ``range(count)``, spread evenly over it, int64."""
+    return np.arange(min(count, limit)) * count // max(min(count, limit), 1)

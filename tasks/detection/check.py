@@ -21,12 +21,12 @@ from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
 from tasks.data.knowledge import unwrapped
-from tasks.data.sampling import Repeated
+from tasks.data.sampling import Repeated, spread
 from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.numbering import numbering_of
 from tasks.detection.results import ImageDetections, read_results
 from tasks.detection.statistics import BoxStatistics, statistics
-from tasks.engine import assembly
+from tasks.engine import feeding
 from tasks.engine.evaluation import readable
 from tasks.settings.options import DataOptions
 from tasks.settings.sections import Config
@@ -145,10 +145,10 @@ def check_scores(
     task: TaskSpec, config: Config, model: Model, dataset: Dataset, split: str, limit: int = READ, tell: Tell = print
 ) -> None:
     """The truth, sent as predictions through loader, resizing, restoration and scorer, must give AP 1."""
-    view = Repeated(dataset, assembly.spread(len(dataset), limit))
+    view = Repeated(dataset, spread(len(dataset), limit))
     batches = [
         (batch, truth_as_predictions(batch.targets))
-        for batch in assembly.evaluation_loader(_in_process(config), task, view, model)
+        for batch in feeding.evaluation_loader(_in_process(config), task, view, model)
         if batch.targets is not None
     ]
     if not batches:

@@ -14,7 +14,7 @@ from effbackbones.images.geometry import ResizePlan, Size
 from effbackbones.model import Model
 from tasks.data.boxes.table import BoxTable, xyxy
 from tasks.data.dataset import Dataset
-from tasks.engine import assembly
+from tasks.data.sampling import spread
 from tasks.settings.sections import Config
 
 LOOKED_AT = 1000
@@ -69,7 +69,7 @@ def _chunks(dataset: Dataset, size: Size, limit: int, on_error: str) -> Iterator
     """Boxes [m, 4] xyxy of images spread over the data set, with their letterbox, at most :data:`_CHUNK` boxes at a time, none
     empty; images without boxes, and with ``on_error`` ``skip`` unreadable ones, are left out."""
     chunk: _Chunk = []
-    for index in assembly.spread(len(dataset), limit).tolist():
+    for index in spread(len(dataset), limit).tolist():
         try:
             boxes, original = _boxes_of(dataset, index)
         except UserError:

@@ -14,7 +14,7 @@ from effbackbones.inference.finite import NOT_FINITE, REMEDY, FiniteWatch, finit
 from effbackbones.model import Model
 from tasks.data.batch import Batch, SkipCount
 from tasks.data.dataset import Dataset
-from tasks.engine import assembly
+from tasks.engine import feeding, hardware
 from tasks.engine.resume import Share
 from tasks.scoring.added import Monitor, monitor_of, with_added
 from tasks.settings.sections import Config
@@ -102,10 +102,10 @@ def score_model(
     raised when it says so. Answers of the network that are not finite are told, or, if it is ``strict``, raise :class:`UserError`.
     """
     share, observer = share or Share(), task.observer(config, classes) if observe else None
-    loader = assembly.evaluation_loader(config, task, dataset, model, share.rank, share.world)
+    loader = feeding.evaluation_loader(config, task, dataset, model, share.rank, share.world)
     metric = metric_of(task, config, classes).to(device)
     observers = [*observers, *([observer] if observer else [])]
-    arithmetic = partial(assembly.autocast, config, device)
+    arithmetic = partial(hardware.autocast, config, device)
     batches = _unless(leave, tell.watch(loader, "evaluate"))
     # A compiled network would be compiled anew for what looks on.
     with nullcontext() if config.run.compile else finite_watch(model) as watch:

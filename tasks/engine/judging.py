@@ -11,7 +11,7 @@ from effbackbones.checkpoint import load_model, save_model
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
-from tasks.engine import assembly, processes
+from tasks.engine import hardware, processes
 from tasks.engine.evaluation import monitor, score_model
 from tasks.engine.plan import Plan
 from tasks.engine.rundir import BEST
@@ -43,7 +43,7 @@ class Judge:
     """What each split holds (:func:`tasks.data.fingerprint.fingerprint`): the model file tells later evaluations."""
 
     def __post_init__(self) -> None:
-        train, self.device = self.datasets["train"], assembly.run_device(self.config)
+        train, self.device = self.datasets["train"], hardware.run_device(self.config)
         self.classes = self.task.classes(self.config, train)
         self.score = partial(
             score_model, self.task, self.config, classes=self.classes, device=self.device, tell=self.tell

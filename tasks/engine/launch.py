@@ -17,7 +17,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeout
 
 from effbackbones.errors import UserError
-from tasks.engine import assembly, processes
+from tasks.engine import hardware, processes
 from tasks.settings.sections import Config
 
 _MIXED: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -100,11 +100,11 @@ def make_fabric(config: Config, device: torch.device) -> Fabric:
     if config.run.deterministic:
         torch.backends.cudnn.benchmark = False
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for
-    place, precision = processes.here(), assembly.precision(config, device)
+    place, precision = processes.here(), hardware.precision(config, device)
     plugins: list[Any] = [_Autocast(_MIXED[precision], device.type) if precision in _MIXED else Precision()]
     return Fabric(
         accelerator={"cpu": "cpu", "cuda": "gpu"}.get(device.type, device.type),
-        devices=assembly.device_indices(config, place.local_world),
+        devices=hardware.device_indices(config, place.local_world),
         num_nodes=place.nodes,
         strategy=DDPStrategy(timeout=timedelta(seconds=config.run.join_timeout)) if place.world > 1 else "auto",
         plugins=[*plugins, _Decided(place)],

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError, nearest
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.data.dataset import Dataset
-from tasks.engine import assembly
+from tasks.data.sampling import spread
+from tasks.engine import feeding
 from tasks.engine.state import RunState
 from tasks.report.metricsfile import flatten
 from tasks.settings.sections import Config
@@ -58,8 +59,8 @@ def open_loggers(
     names = [*(("tensorboard",) if run.tensorboard and _installed("tensorboard") else ()), *run.loggers]
     loggers = Loggers(folder, names, dict(flatten(to_mapping(config))), tell)
     if run.loggers and loggers.show_pictures:
-        keyed = assembly.keyed(config, task, train_set, state.model, train=True)
-        rows = assembly.spread(len(train_set), SAMPLES).tolist()
+        keyed = feeding.keyed(config, task, train_set, state.model, train=True)
+        rows = spread(len(train_set), SAMPLES).tolist()
         sheet = task.sheet([keyed[0, row] for row in rows], task.classes(config, train_set))
         if sheet is not None:
             loggers.picture(state.step, "training_samples", sheet)

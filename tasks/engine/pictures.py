@@ -11,8 +11,9 @@ from effbackbones.inference.predictor import Predictor
 from effbackbones.inference.results import Failed, Values
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
+from tasks.data.sampling import spread
 from tasks.data.transforms.alone import fit_of
-from tasks.engine import assembly
+from tasks.engine import hardware
 from tasks.engine.loggers import Loggers
 from tasks.engine.state import RunState
 from tasks.settings.sections import Config
@@ -40,7 +41,7 @@ def show_predictions(
         return
     try:
         with state.weights(weights):
-            sheets = drawn_predictions(task, config, state.model, dataset, assembly.run_device(config))
+            sheets = drawn_predictions(task, config, state.model, dataset, hardware.run_device(config))
     except Exception as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         tell(f"warning: predictions cannot be drawn for the loggers: {text}")
@@ -55,14 +56,14 @@ def drawn_predictions(
     """Images spread over a data set with what ``model`` finds in them, on a sheet [H, W, 3] by title, one for each task; none of what
     cannot be drawn. The model's mode is as before."""
     images = []
-    for index in assembly.spread(len(dataset), SHOWN).tolist():
+    for index in spread(len(dataset), SHOWN).tolist():
         try:
             images.append(dataset[index].image)
         except UserError:  # the evaluation has told of it
             continue
     training = model.training
     try:
-        fit, precision = fit_of(task.transform(config, model, train=False)), assembly.precision(config, device)
+        fit, precision = fit_of(task.transform(config, model, train=False)), hardware.precision(config, device)
         results = Predictor(model, device=device, batch_size=SHOWN, on_error="return", precision=precision, fit=fit)(
             images
         )

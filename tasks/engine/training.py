@@ -22,7 +22,7 @@ from tasks.data.batch import Batch, SkipCount
 from tasks.data.check import check_dataset
 from tasks.data.door import told_of_listed
 from tasks.data.suspicions import told_of_data
-from tasks.engine import assembly, processes
+from tasks.engine import assembly, feeding, hardware, processes, splits
 from tasks.engine.batchnorm import FEW_STEPS
 from tasks.engine.evaluation import EvaluationLeftError
 from tasks.engine.identity import compare, identity
@@ -73,7 +73,7 @@ def train(task: TaskSpec, config: Config, extras: Extras) -> int:
             run = _Run(task, config, path, tell, signals)
             tell(f"run folder {path}")
             if first:
-                assembly.write_division(path, run.judge.datasets["train"])
+                splits.write_division(path, run.judge.datasets["train"])
             return run.go()
 
 
@@ -82,16 +82,16 @@ class _Run:
 
     def __init__(self, task: TaskSpec, config: Config, folder: Path, tell: Teller, signals: Signals) -> None:
         self.task, self.config, self.folder, self.tell, self.signals = task, config, folder, tell, signals
-        device = assembly.run_device(config)
+        device = hardware.run_device(config)
         Fabric.seed_everything(config.run.seed, workers=False, verbose=False)
         for line in (*told_of_idle(config), *told_of_listed(config.data, task.labels(config))):
             tell(line)
         continued = processes.is_first() and trained(folder)  # it keeps its division; other processes draw the same one
-        datasets = assembly.open_splits(assembly.with_division(config, folder) if continued else config, task)
+        datasets = splits.open_splits(splits.with_division(config, folder) if continued else config, task)
         for dataset in datasets.values():  # now, not after hours of training
             check_dataset(dataset, limit=16, on_error=config.data.on_error, labels=task.labels(config))
         self.classes = task.classes(config, datasets["train"])
-        model = assembly.make_model(config, task, datasets["train"])
+        model = assembly.make_model(config, task, datasets["train"], tell)
         if processes.is_first():
             for line in told_of_data(datasets):
                 tell(line)
@@ -111,13 +111,13 @@ class _Run:
             plain(self.classes),
             datasets,
             config.plugins,
-            precision=assembly.precision(config, device),
+            precision=hardware.precision(config, device),
             device=device.type,
-            seen=assembly.normalised_together(config),
+            seen=feeding.normalised_together(config),
             settings=lasting(config),
         )
         self.state = assembly.begin(config, model.to(device), getattr(self.fabric.strategy.precision, "scaler", None))
-        self.state.statistics = assembly.batch_norm_statistics(config, task, self.train_set, model, plan.total, device)
+        self.state.statistics = feeding.batch_norm_statistics(config, task, self.train_set, model, plan.total, device)
         leaves, data = (self._leaves, self._leaving), self.identity["data"]
         self.judge = Judge(task, config, self.state, self.plan, datasets, folder, tell, *leaves, data)
         self.skips, self.pace = SkipCount(len(self.train_set)), Pace(config.data.batch_size)
@@ -220,10 +220,10 @@ class _Run:
     def _batches(self, stop: int) -> Iterator[Batch]:
         """This process's pieces of the batches from the next step to ``stop``; what they had to skip is counted and told."""
         config, state, data = self.config, self.state, self.train_set
-        order = assembly.training_order(config, data)
+        order = feeding.training_order(config, data)
         pieces = GlobalBatches(order, len(data), config.data.batch_size, start=state.step, stop=stop, share=state.share)
-        samples = assembly.keyed(config, self.task, data, state.model, train=True)
-        loader = assembly.loader(config, self.task, samples, state.model, pieces)
+        samples = feeding.keyed(config, self.task, data, state.model, train=True)
+        loader = feeding.loader(config, self.task, samples, state.model, pieces)
         self.pace.restart(state.step)
         for batch in self.pace.waiting(loader):
             known = len(self.skips.messages)
@@ -399,7 +399,7 @@ class _Run:
         self.tell(f"epoch {epoch:g}: {_essential(row, self.judge.monitor.name)}")
         if waiting > MOST_WAITING:
             text = f"{waiting:.0%} of the time went into waiting for data: raise data.workers"
-            self.tell(f"{text} (now {assembly.workers(self.config)}), or shrink the files")
+            self.tell(f"{text} (now {feeding.workers(self.config)}), or shrink the files")
         if processes.is_first():  # of the newest weights; the end puts the best ones' in their place
             write_metrics(self.folder, results, progress.history)
         self._save()

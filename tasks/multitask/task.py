@@ -17,8 +17,7 @@ from tasks.data.collating import collate, targets_by_task
 from tasks.data.dataset import Dataset
 from tasks.data.door import view_transform
 from tasks.data.sample import Sample, Transform
-from tasks.data.sampling import Repeated
-from tasks.engine import assembly
+from tasks.data.sampling import Repeated, spread
 from tasks.multitask.metrics import JointMetrics
 from tasks.multitask.parts import parts, parts_alone
 from tasks.multitask.report import JointReporter
@@ -143,7 +142,7 @@ def _with_labels(datasets: Mapping[str, Dataset], fields: Sequence[str]) -> dict
     without any raises :class:`UserError`."""
     found = {}
     for split, dataset in datasets.items():
-        looked_at = assembly.spread(len(dataset), LOOKED_AT)
+        looked_at = spread(len(dataset), LOOKED_AT)
         rows = [row for row in looked_at.tolist() if _has(dataset, row, fields)]
         if not rows:
             what = f"none of the {len(looked_at)} samples looked at has a {' or '.join(fields)}"

@@ -23,8 +23,8 @@ from tasks.data.masks.file import MaskReader
 from tasks.data.masks.perclass import KEEP, combined
 from tasks.data.pixels import told_of_range
 from tasks.data.sample import IGNORE
-from tasks.data.sampling import Repeated
-from tasks.engine import assembly
+from tasks.data.sampling import Repeated, spread
+from tasks.engine import feeding
 from tasks.engine.evaluation import readable
 from tasks.segmentation.files import written_for
 from tasks.segmentation.results import Segmented, restore
@@ -98,9 +98,9 @@ def truth_score(task: TaskSpec, config: Config, model: Model, dataset: Dataset) 
     """Mean IoU that the truth itself gets as a prediction, over a few images; None without a labelled pixel."""
     classes = task.classes(config, dataset)
     metric = task.metrics(config, classes)
-    view = Repeated(dataset, assembly.spread(len(dataset), READ))
+    view = Repeated(dataset, spread(len(dataset), READ))
     config = replace(config, data=replace(config.data, workers=0))
-    for batch in assembly.evaluation_loader(config, task, view, model):
+    for batch in feeding.evaluation_loader(config, task, view, model):
         if batch.targets is not None:
             # Images that are read in tiles come alone, without padding, at their own size.
             tiled, sets = config.data.tile is not None, batch.targets.dtype == torch.int32

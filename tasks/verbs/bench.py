@@ -15,7 +15,7 @@ import torch
 from effbackbones.contracts import ImageSizes
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
-from tasks.engine import assembly
+from tasks.engine import assembly, hardware
 from tasks.report.metricsfile import environment
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
@@ -31,7 +31,7 @@ WIDTH = 80
 def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Parameters, multiply-adds, latency and peak memory of the configured model, here: JSON on standard output, and progress and
     a table for the eye on standard error."""
-    device = assembly.run_device(config)
+    device = hardware.run_device(config)
     model = assembly.load_or_make(config, task, extras.checkpoint)
     if extras.checkpoint:
         model = as_asked(config, extras, model)
@@ -42,7 +42,7 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
         "head": model.config["head"],
         "image_size": [height, width],
         **_work(model, height, width),
-        "precision": assembly.precision(config, device),
+        "precision": hardware.precision(config, device),
         "threads": torch.get_num_threads(),
         **environment(),
         "latency": [],
@@ -63,7 +63,7 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
 
             def call(variant: Model = variant, images: torch.Tensor = images) -> None:
                 nonlocal done
-                with assembly.autocast(config, device):
+                with hardware.autocast(config, device):
                     variant.predict(images)
                 done += 1
 

@@ -20,7 +20,7 @@ from tasks.data.batch import Batch
 from tasks.data.dataset import Dataset
 from tasks.data.sample import Sample
 from tasks.data.sampling import Repeated
-from tasks.engine import assembly
+from tasks.engine import assembly, feeding, hardware
 from tasks.engine.cores import cores
 from tasks.settings.sections import Config
 from tasks.spec import Goal, TaskSpec
@@ -136,10 +136,10 @@ def learn_eight(task: TaskSpec, config: Config, dataset: Dataset, tell: Teller, 
 
     A network that cannot learn eight images by heart will not learn the others: labels, targets, loss or decoding disagree.
     """
-    config, device = _small(config), assembly.run_device(config)
+    config, device = _small(config), hardware.run_device(config)
     view = Repeated(dataset, np.array(_first(dataset, goal.has)))
     model = assembly.make_model(config, task, dataset).to(device)
-    batches = [batch.to(device) for batch in assembly.evaluation_loader(config, task, view, model)]
+    batches = [batch.to(device) for batch in feeding.evaluation_loader(config, task, view, model)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     start, steps, best = time.monotonic(), 0, 0.0
     while time.monotonic() - start < 60 * MINUTES:

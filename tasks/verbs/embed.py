@@ -13,7 +13,7 @@ from effbackbones.errors import UserError
 from effbackbones.inference.embedding import Embedded, Embedder, nearest_images
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.data.door import reading_spec
-from tasks.engine import assembly
+from tasks.engine import hardware
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
@@ -33,7 +33,7 @@ def embed(task: TaskSpec, config: Config, extras: Extras) -> int:
     config = read_as_trained(config, extras, model, tell)
     model.reading = reading_spec(config.data)
     embedder = Embedder(
-        model, batch_size=config.data.eval_batch_size or config.data.batch_size, device=assembly.run_device(config)
+        model, batch_size=config.data.eval_batch_size or config.data.batch_size, device=hardware.run_device(config)
     )
     found: list[Embedded] = []
     with tell.bar(len(files), 0, "embed", "image"):

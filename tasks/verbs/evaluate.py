@@ -7,7 +7,7 @@ from typing import Any
 
 from effbackbones.errors import UserError
 from tasks.data.dataset import Dataset
-from tasks.engine import assembly
+from tasks.engine import hardware, splits
 from tasks.engine.evaluation import monitor, score_model
 from tasks.engine.identity import told_of_other_data
 from tasks.report.metricsfile import environment, write_metrics
@@ -22,15 +22,15 @@ from tasks.verbs.models import as_model, beside, data_classes, model_and_classes
 
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Score a model on a split; writes ``metrics.json`` and ``report.html`` into ``--out``, or beside the run."""
-    tell, device = Teller(config.run.progress), assembly.run_device(config)
-    config = assembly.with_division(config, beside(extras.checkpoint))
+    tell, device = Teller(config.run.progress), hardware.run_device(config)
+    config = splits.with_division(config, beside(extras.checkpoint))
     if extras.predictions:
         return _evaluate_file(task, config, extras, tell)
     model, classes = model_and_classes(task, config, extras, require_classes=True)
     config = read_as_trained(config, extras, model, tell)
     config = as_model(config, model) if extras.checkpoint else config
-    dataset = assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
-    assembly.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
+    dataset = splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
+    splits.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
     _tell_of_numbering(task, config, dataset, model.provenance, f"data.{extras.split}", "the model", tell)
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
     recorder = task.recorder(dataset, classes)
@@ -94,15 +94,15 @@ def _scored_data(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -
     """The split that predictions are scored on, with the label map of the training data, and these; with its own where they are not
     there."""
     try:
-        train = assembly.open_dataset(config, task, "train")
+        train = splits.open_dataset(config, task, "train")
     except UserError as error:
         if extras.split == "train" or config.data.shares:
             raise
-        dataset = assembly.open_dataset(config, task, extras.split)
+        dataset = splits.open_dataset(config, task, extras.split)
         tell(f"the classes are those of split {extras.split}, for there are no training data ({str(error)[:160]})")
         return dataset, None
-    dataset = train if extras.split == "train" else assembly.open_dataset(config, task, extras.split, train.classes)
-    assembly.same_labels(
+    dataset = train if extras.split == "train" else splits.open_dataset(config, task, extras.split, train.classes)
+    splits.same_labels(
         task, config, dataset, task.label_record(config, train), f"data.{extras.split}", "the training data"
     )
     _tell_of_numbering(

@@ -11,8 +11,8 @@ from effbackbones.export.exporting import export_model
 from effbackbones.export.record import beside
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
-from tasks.data.sampling import Repeated
-from tasks.engine import assembly
+from tasks.data.sampling import Repeated, spread
+from tasks.engine import assembly, hardware, splits
 from tasks.engine.evaluation import monitor, score_model
 from tasks.settings.commandline import Extras
 from tasks.settings.data import DataConfig
@@ -44,7 +44,7 @@ def export(task: TaskSpec, config: Config, extras: Extras) -> int:
         tell("named images have no labels: agreement is measured, no score")
     else:
         dataset = _data(task, config, extras, model, classes)
-        some = Repeated(dataset, assembly.spread(len(dataset), _count(extras)))
+        some = Repeated(dataset, spread(len(dataset), _count(extras)))
         images = [some[row].image for row in range(len(some))]
         scores = _scores(task, as_model(config, model), some, classes, tell)
         calibration = _calibration(task, config, extras, model, classes) if extras.precision == "int8" else ()
@@ -97,7 +97,7 @@ def _data(task: TaskSpec, config: Config, extras: Extras, model: Model, classes:
     if config.data == DataConfig():
         raise UserError("--checkpoint", "no run is named whose data could be looked at", _REMEDY)
     try:
-        return assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
+        return splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
     except UserError as error:
         raise UserError(str(error), "", _REMEDY) from None
 
@@ -118,7 +118,7 @@ def _scores(
             model,
             dataset=dataset,
             classes=classes,
-            device=assembly.run_device(config),
+            device=hardware.run_device(config),
             tell=tell,
             observe=False,
             strict=True,
@@ -130,5 +130,5 @@ def _scores(
 
 def _calibration(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> list[Any]:
     """Training images, from which the ranges of whole numbers are taken; none of the certificate's."""
-    dataset = assembly.open_dataset(config, task, "train", data_classes(task, config, extras, model, classes))
-    return [dataset[row].image for row in assembly.spread(len(dataset), CALIBRATION).tolist()]
+    dataset = splits.open_dataset(config, task, "train", data_classes(task, config, extras, model, classes))
+    return [dataset[row].image for row in spread(len(dataset), CALIBRATION).tolist()]

@@ -12,8 +12,9 @@ from effbackbones.inference.exported import ExportedHead
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 from effbackbones.registry import TASKS
+from effbackbones.weights.repository import is_repository
 from tasks.data.door import read_as
-from tasks.engine import assembly
+from tasks.engine import assembly, splits
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config, HeadConfig
 from tasks.settings.tree import to_mapping
@@ -157,11 +158,13 @@ def _unnamed(count: int) -> tuple[str, ...]:
 def data_classes(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> tuple[str, ...]:
     """The names that the data set has for the classes of a model: one that was trained here knows them."""
     if model.classes is None:
-        return tuple(task.data_names(classes, lambda: assembly.open_dataset(config, task, extras.split).classes))
+        return tuple(task.data_names(classes, lambda: splits.open_dataset(config, task, extras.split).classes))
     return tuple(model.provenance.get("data_classes", classes))
 
 
 def beside(checkpoint: str | None) -> Path:
-    """The folder of a run, or that of a model file; the working folder without either."""
+    """The folder of a run, or that of a model file; the working folder without either, and for a repository of the Hub."""
+    if is_repository(checkpoint):
+        return Path()
     path = Path(checkpoint or ".")
     return path if path.is_dir() else path.parent

@@ -22,7 +22,7 @@ from tasks.data.door import image_reader, reading_spec
 from tasks.data.files.listing import files_below
 from tasks.data.knowledge import paths_of
 from tasks.data.transforms.alone import fit_of
-from tasks.engine import assembly
+from tasks.engine import feeding, hardware, splits
 from tasks.engine.loading import Loader, begun
 from tasks.report.outputs import Originals
 from tasks.settings.commandline import Extras
@@ -37,7 +37,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     # The words of a line are followed wherever they lead, unless it says otherwise itself.
     links = config.data.links if "data.links" in extras.overrides else "anywhere"
     files = image_files(extras.inputs, links) if extras.inputs or not extras.split_named else []
-    tell, device = Teller(config.run.progress), assembly.run_device(config)
+    tell, device = Teller(config.run.progress), hardware.run_device(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     config = read_as_trained(config, extras, model, tell)
     model.classes, model.reading = classes, reading_spec(config.data)
@@ -53,8 +53,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         batch_size=(config.data.eval_batch_size or 1) if tiled else _batch_size(config),
         probabilities=config.run.probabilities and task.name == "seg",
         on_error="return" if len(files) > 1 else "raise",  # one bad file in ten thousand spoils no others
-        precision=assembly.precision(config, device),
-        fit=fit_of(assembly.shown(task.transform(config, model, train=False), model)),
+        precision=hardware.precision(config, device),
+        fit=fit_of(feeding.shown(task.transform(config, model, train=False), model)),
     )
     writer = task.writer(config, out, model, classes, print)
     if source is not None and hasattr(writer, "number_as"):
@@ -65,7 +65,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     size = 1 if tiled else _batch_size(config)
     batches = [range(first, min(first + size, len(files))) for first in range(0, len(files), size)]
     # Images in original size are too much to be sent between processes.
-    workers = 0 if writer.draws else assembly.workers(config)
+    workers = 0 if writer.draws else feeding.workers(config)
     loader = Loader(
         dataset, batches, together, workers=workers, timeout=config.data.timeout, pin=device.type == "cuda", seed=0
     )
@@ -87,8 +87,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
 
 def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> Dataset:
     """The split that the line names."""
-    config = assembly.with_division(as_model(config, model), beside(extras.checkpoint))
-    return assembly.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
+    config = splits.with_division(as_model(config, model), beside(extras.checkpoint))
+    return splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
 
 
 def _files_of(source: Dataset | None, split: str) -> list[str]:

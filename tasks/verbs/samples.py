@@ -9,7 +9,8 @@ from effbackbones.drawing.boxes import Picture
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.sample import Sample
-from tasks.engine import assembly
+from tasks.data.sampling import spread
+from tasks.engine import feeding
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 
@@ -26,8 +27,8 @@ def draw_samples(
     sheet: Callable[[Sequence[Sample], Sequence[str]], Picture],
 ) -> Path:
     """Draw augmented training samples into ``out/samples.jpg``; ``sheet`` draws samples and the names of their classes."""
-    keyed = assembly.keyed(config, task, dataset, model, train=True)
-    samples = [keyed[0, index] for index in assembly.spread(len(dataset), COUNT).tolist()]
+    keyed = feeding.keyed(config, task, dataset, model, train=True)
+    samples = [keyed[0, index] for index in spread(len(dataset), COUNT).tolist()]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "samples.jpg"
     Image.fromarray(sheet(samples, task.classes(config, dataset))).save(path, quality=90)

@@ -1,0 +1,137 @@
+"""From a config and a data set to its batches: in which order, behind which transform, read by how many processes."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from effbackbones.errors import UserError
+from effbackbones.inference.fitting import Fitting
+from effbackbones.model import Model
+from tasks.data.batch import Batch, KeyedDataset
+from tasks.data.dataset import Dataset
+from tasks.data.knowledge import unwrapped
+from tasks.data.sample import Transform
+from tasks.data.sampling import by_aspect
+from tasks.engine import processes
+from tasks.engine.batchnorm import FEW_STEPS, IMAGES, Statistics
+from tasks.engine.cores import cores
+from tasks.engine.hardware import autocast, run_device
+from tasks.engine.loading import Loader
+from tasks.engine.resume import shuffled, steps_per_epoch
+from tasks.settings.sections import Config
+from tasks.spec import TaskSpec
+
+
+def workers(config: Config) -> int:
+    """Loader processes: what was asked for, or one per core, at most 8."""
+    return min(cores(), 8) if config.data.workers is None else config.data.workers
+
+
+def keyed(config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, train: bool) -> KeyedDataset:
+    """``dataset`` behind the task's transform, read by (epoch, index)."""
+    optim, epochs = config.optim, math.inf
+    if train:
+        epochs = (
+            optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
+        )
+    transform = shown(task.transform(config, model, train=train, epochs=epochs), model)
+    return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
+
+
+def shown(transform: Transform, model: Model) -> Transform:
+    """The transform as ``model`` is shown images: as they are, where it resizes them itself."""
+    if model.resizes:
+        untyped: Any = transform
+        if not isinstance(getattr(untyped, "fitting", None), Fitting):
+            what = f"{type(transform).__name__} resizes images, and so does the exported graph"
+            raise UserError("--checkpoint", what, "export with preprocessing normalize")
+        untyped.fitting = replace(untyped.fitting, mode="own")
+    return transform
+
+
+def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, batches: Any) -> Loader:
+    """A loader of ``batches`` (lists of keys)."""
+    return Loader(
+        dataset,
+        batches,
+        task.collate(config, model),
+        workers=workers(config),
+        timeout=config.data.timeout,
+        pin=run_device(config).type == "cuda",
+        seed=config.run.seed,
+    )
+
+
+def batch_norm_statistics(
+    config: Config, task: TaskSpec, dataset: Dataset, model: Model, steps: int, device: torch.device
+) -> Statistics | None:
+    """Of a run of few ``steps``, what takes the statistics of its batch norms anew, from training images in batches as training sees
+    them; of a longer one None."""
+    if steps >= FEW_STEPS:
+        return None
+    size = max(2, normalised_together(config))
+    alone = replace(config, data=replace(config.data, workers=0))  # a few images are not worth starting processes for
+
+    def batches() -> Iterator[Batch]:
+        keys = [(0, int(index)) for index in training_order(config, dataset)(0)]
+        groups = [keys[first : first + size] for first in range(0, len(keys), size)]
+        groups = [group for group in groups if len(group) == size][: max(1, -(-IMAGES // size))]
+        return iter(loader(alone, task, keyed(config, task, dataset, model, train=True), model, groups))
+
+    return Statistics(batches, device, partial(autocast, config, device))
+
+
+def normalised_together(config: Config) -> int:
+    """How many images of a training step batch norm sees at a time."""
+    world = 1 if config.model.norm == "sync" else processes.here().world
+    return config.data.batch_size // (world * config.optim.accumulate)
+
+
+class EvaluationBatches:
+    """Batch sampler of an evaluation: every sample once over all processes, without padding."""
+
+    def __init__(self, order: np.ndarray, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.indices = order[rank::world]
+        self.size = max(1, batch_size // world)
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in range(0, len(self.indices), self.size):
+            yield [(0, int(index)) for index in self.indices[first : first + self.size]]
+
+
+def evaluation_loader(
+    config: Config, task: TaskSpec, dataset: Dataset, model: Model, rank: int = 0, world: int = 1
+) -> Loader:
+    """A loader over all of ``dataset``, this process's share of it."""
+    # Files to predict do not know their aspects; batches of mixed ones are only padded more.
+    similar = config.data.batch_shape == "aspect" and hasattr(dataset, "aspects")
+    order = np.argsort(aspects(dataset), kind="stable") if similar else np.arange(len(dataset))
+    # Images that are read in tiles are large, and of many sizes.
+    size = 1 if config.data.tile or model.resizes else config.data.eval_batch_size or config.data.batch_size
+    batches = EvaluationBatches(order, size, rank, world)
+    return loader(config, task, keyed(config, task, dataset, model, train=False), model, batches)
+
+
+def training_order(config: Config, dataset: Dataset) -> Callable[[int], np.ndarray]:
+    """Epoch -> order of the training samples, a permutation drawn from (seed, epoch)."""
+    order = shuffled(len(dataset), config.run.seed)
+    if config.data.batch_shape == "fixed":
+        return order
+    return by_aspect(order, aspects(dataset), config.data.batch_size, config.run.seed)
+
+
+def aspects(dataset: Dataset) -> np.ndarray:
+    """Width / height of each image, float [N]; a data set that does not know them raises :class:`UserError`."""
+    found: np.ndarray | None = getattr(dataset, "aspects", None)
+    if found is None:
+        text = f"{type(unwrapped(dataset)[0]).__name__} does not know the aspect ratios of its images"
+        raise UserError("data.batch_shape", text, "set it to fixed, or give the data set `aspects`")
+    return found
