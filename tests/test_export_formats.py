@@ -18,7 +18,7 @@ from effbackbones.inference.runtimes import TRUST, open_runtime
 
 pytestmark = pytest.mark.slow
 SIZES = {"cls": (64, 96), "det": (128, 128), "seg": (64, 96)}
-FIXED = ("efficientdet", "pspnet")  # anchors of one size; pooling to a fixed number of cells
+FIXED = ("efficientdet", "pspnet", "upernet")  # anchors of one size; pooling to a fixed number of cells
 TASK_OF = {"classification": "cls", "efficientdet": "det"}
 
 
