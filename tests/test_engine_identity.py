@@ -92,8 +92,8 @@ def test_a_run_that_cannot_begin_leaves_no_folder_and_one_that_was_killed_gives_
     folder, told = tmp_path / "out/run", list[str]()
     with pytest.raises(ValueError, match="broken"), RunFolder(folder, config()):
         raise ValueError("broken")
-    assert not folder.exists()
-    folder.mkdir()
+    assert not folder.parent.exists()
+    folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="broken"), RunFolder(folder, config()):
         raise ValueError("broken")

@@ -2,7 +2,8 @@
 
 import glob
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from tasks.data.files.listing import files_below
 from tasks.data.knowledge import paths_of
 from tasks.data.transforms.alone import fit_of
 from tasks.engine import feeding, hardware, splits
-from tasks.engine.loading import Loader, begun
+from tasks.engine.loading import LEAVE_WITHIN, Loader, begun
 from tasks.report.outputs import Originals
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
@@ -71,12 +72,13 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     )
     timeout = 0.0 if workers else config.data.timeout  # loader processes are watched by the loader
     failed: list[str] = []
-    for batch in tell.watch(_Ahead(loader, timeout, lambda: dataset.reading), "predict"):
-        results = predictor.answer(batch)
-        failed += [one.error for one in results if isinstance(one, Failed)]
-        if found := [one for one in results if not isinstance(one, Failed)]:
-            writer.update(found)
-        originals.forget(one.source.name for one in batch.places if isinstance(one, Placed))
+    with closing(_Ahead(loader, timeout, lambda: dataset.reading)) as ahead:
+        for batch in tell.watch(ahead, "predict"):
+            results = predictor.answer(batch)
+            failed += [one.error for one in results if isinstance(one, Failed)]
+            if found := [one for one in results if not isinstance(one, Failed)]:
+                writer.update(found)
+            originals.forget(one.source.name for one in batch.places if isinstance(one, Placed))
     writer.close()
     tell(f"predictions of {len(files) - len(failed)} images in {out}")
     if failed:
@@ -133,21 +135,26 @@ class _Ahead:
 
     def __init__(self, batches: Any, timeout: float, reading: Callable[[], str]) -> None:
         self.batches, self.timeout, self.reading = batches, timeout, reading
+        self.coming: Future[Prepared | None] = begun(lambda: None)
+
+    def close(self) -> None:
+        """Wait for the read that is under way: at the end of the batches it is their processes' own end."""
+        wait([self.coming], 2 * LEAVE_WITHIN)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Prepared]:
         following = partial(next, iter(self.batches), None)
-        coming = begun(following)
+        self.coming = begun(following)
         while True:
-            if wait([coming], self.timeout or None).not_done:
+            if wait([self.coming], self.timeout or None).not_done:
                 what = f"no batch came within {self.timeout:g} seconds"
                 raise UserError(self.reading(), what, "raise data.timeout, or leave the file out")
-            batch = coming.result()
+            batch = self.coming.result()
             if batch is None:
                 return
-            coming = begun(following)
+            self.coming = begun(following)
             yield batch
 
 
