@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from effbackbones.inference.results import register_result
     from effbackbones.model import Model
     from effbackbones.multihead import MultiHead
+    from effbackbones.publishing import push_to_hub
     from effbackbones.registry import list_backbones, list_heads, register_backbone, register_head
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ _HOME = {
     "inference.results": ("register_result",),
     "model": ("Model",),
     "multihead": ("MultiHead",),
+    "publishing": ("push_to_hub",),
     "registry": ("list_backbones", "list_heads", "register_backbone", "register_head"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -77,6 +79,7 @@ __all__ = [
     "list_heads",
     "load_model",
     "load_predictor",
+    "push_to_hub",
     "register_backbone",
     "register_head",
     "register_result",

@@ -34,6 +34,7 @@ from effbackbones.weights.record import (
     plain,
     versions,
 )
+from effbackbones.weights.repository import fetch_repository, is_repository
 from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 from effbackbones.weights.values import check_values
 
@@ -117,7 +118,7 @@ def load_model(path: str | Path) -> Model:
     Needs no config and no network, and imports nothing that the file names: a head, backbone or task that is not registered
     raises :class:`UserError` naming it. So do damaged files, and files of a newer format.
     """
-    path = Path(path)
+    path = fetch_repository(path) if is_repository(path) else Path(path)
     if file_kind(path) != "safetensors":
         raise not_ours(path)
     tensors, metadata = read_tensors(path)

@@ -187,7 +187,7 @@ def test_transformers_backbone(tmp_path, transformers):
         maps = model(IMAGES).feature_maps
     assert_same(maps, direct(model.network, ("C3", "C5")))
     model.save_pretrained(tmp_path)
-    again = transformers.AutoBackbone.from_pretrained(str(tmp_path)).eval()
+    again = bridges.EffBackbonesBackbone.from_pretrained(tmp_path).eval()
     assert (again.config.out_features, again.config.backbone_options) == (["C3", "C5"], SMALL)
     with torch.no_grad():
         assert_same(again(IMAGES).feature_maps, maps)

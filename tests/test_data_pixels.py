@@ -82,6 +82,24 @@ def test_mean_and_deviation_of_the_data_reach_the_model(tmp_path: Path) -> None:
         ModelConfig(normalization="data", mean=(0.5,))
 
 
+def test_unreadable_images_do_not_count_in_mean_and_deviation_and_are_told(tmp_path: Path) -> None:
+    array, said = RNG.integers(0, 256, (8, 9, 3)).astype(np.uint8), list[str]()
+    root = folders(tmp_path, {"a": array, "b": array})
+    expected = mean_and_std(opened(root)["train"], said.append)
+    assert not said
+    (root / "train/a/9.png").write_bytes(b"no image")
+    assert mean_and_std(opened(root)["train"], said.append) == expected
+    assert len(said) == 1
+    assert (
+        "warning: model.normalization: 1 of 3 images cannot be read and do not count in mean and std; the first: "
+        in said[0]
+    )
+    for path in (root / "train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"model\.normalization: no image can be read .*; the first: .*\.png"):
+        mean_and_std(opened(root)["train"], said.append)
+
+
 def test_channels_of_the_data_are_those_of_the_network(tmp_path: Path) -> None:
     """One key is enough: the stem follows from the images."""
     array = RNG.integers(0, 256, (32, 32, 5), np.uint8)

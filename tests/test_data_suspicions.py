@@ -220,3 +220,12 @@ def test_orientations_that_no_size_confirms(tmp_path: Path, orientation: int, to
     lines = list(told_of_data({"train": masks_opened(tmp_path, format="index")}))
     assert [line for line in lines if "data.exif: ignore" in line and "0.png" in line] == (lines if told else [])
     assert bool(lines) == told
+
+
+def test_images_that_no_annotation_file_names_are_told(tmp_path: Path) -> None:
+    dataset = coco_opened(tmp_path, content())
+    assert list(told_of_data({"train": dataset})) == []
+    Image.new("RGB", (4, 4)).save(tmp_path / "left.png")
+    (told,) = told_of_data({"train": dataset})
+    assert "1 of 2 image files below" in told
+    assert told.endswith("left.png")

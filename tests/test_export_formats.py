@@ -18,6 +18,7 @@ from effbackbones.inference.runtimes import TRUST, open_runtime
 
 pytestmark = pytest.mark.slow
 SIZES = {"cls": (64, 96), "det": (128, 128), "seg": (64, 96)}
+FIXED = ("efficientdet", "pspnet", "upernet")  # anchors of one size; pooling to a fixed number of cells
 TASK_OF = {"classification": "cls", "efficientdet": "det"}
 
 
@@ -56,7 +57,8 @@ def test_a_runtime_says_what_torch_says(backbone: str, head: str, suffix: str, t
     export_model(model, path, images=scenes(4))
     runtime = open_runtime(path)
     height, width = SIZES[model.head.task]
-    sizes = [(height, width)] if model.head.task == "det" else [(height, width), (height + 13, width - 21)]
+    assert runtime.record.dynamic_size == (head not in FIXED)
+    sizes = [(height, width)] if head in FIXED else [(height, width), (height + 13, width - 21)]
     for batch, size in ((3, sizes[0]), (1, sizes[-1])):
         images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)
         feed = {"images": images.numpy(), "valid": np.array([size] * batch)}

@@ -242,6 +242,8 @@ def test_shapes_and_dtypes_that_a_graph_does_not_take_are_told(exported: Exporte
         model.predict(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
     with pytest.raises(UserError, match="images: expected uint8, got float32"):
         model.predict(torch.zeros(1, 3, 64, 96))
+    with pytest.raises(UserError, match=r"model\.onnx: onnxruntime fails on images \[1, 3, 9, 9\]"):
+        model.runtime({"images": np.zeros((1, 3, 9, 9), np.uint8)})
     with pytest.raises(UserError, match=r"exported model: cannot be trained; take the checkpoint"):
         model.head.loss(None, None, None)  # type: ignore[arg-type]
 

@@ -191,4 +191,5 @@ def test_what_a_verb_does_not_read_are_keys(verb: Verb) -> None:
     assert [key for key in verb.unread if key != "optim" and hint_of(key) is None] == []
     assert verb.reads("data.image_size")
     assert verb.reads("data.flip") == (verb.name in ("train", "check"))
+    assert verb.reads("data.root", split=True)
     assert verb.reads("data.root") == (verb.name not in ("predict", "bench", "embed"))

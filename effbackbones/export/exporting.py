@@ -17,7 +17,7 @@ from effbackbones.checkpoint import load_model, record_of
 from effbackbones.errors import UserError, nearest
 from effbackbones.export.certificate import Bounds, Scores, certify, fed, refused, require_images, scored
 from effbackbones.export.formats import WRITERS
-from effbackbones.export.graph import Graph
+from effbackbones.export.graph import Example, Graph
 from effbackbones.export.program import Traced, may_be_free
 from effbackbones.export.quantisation import Change, quantise
 from effbackbones.export.record import (
@@ -171,13 +171,29 @@ def _written(
     folded = replace_model(graph, _smaller(model.for_inference(channels_last=False), precision))
     change = _change(graph, precision, calibration)
     try:
-        found, outputs = _traced(folded, path, kind, precision, change, free=free)
+        return _recorded(graph, folded, path, kind, precision, change, source, free=free)
     except UserError as error:
         if not free or dynamic_size:
             raise
         tell(f"height and width are fixed, for the network does not let them be free ({str(error)[:120]})")
-        free = False
-        found, outputs = _traced(folded, path, kind, precision, change, free=free)
+    return _recorded(graph, folded, path, kind, precision, change, source, free=False)
+
+
+def _recorded(
+    graph: Graph,
+    folded: Graph,
+    path: Path,
+    kind: str,
+    precision: str,
+    change: Change | None,
+    source: Mapping[str, Any],
+    *,
+    free: bool,
+) -> ExportRecord:
+    """The file with its record. One with free sides is asked at the size of the model, another than it was traced with: poolings to
+    a fixed number of cells fail there."""
+    model = graph.model
+    found, outputs = _traced(folded, path, kind, precision, change, free=free)
     named = graph.named(**found.example.inputs)
     record = ExportRecord(
         format=kind,
@@ -193,6 +209,9 @@ def _written(
         versions=versions(),
     )
     WRITERS[kind].put(path, record)
+    if free:
+        plain = Example.of(graph, dynamic_size=False).inputs
+        open_runtime(path, trusted=True)({name: value.numpy() for name, value in plain.items()})
     return record
 
 

@@ -37,8 +37,20 @@ class Runtime(ABC):
         """Open ``path`` and read its record."""
 
     @abstractmethod
-    def __call__(self, inputs: Arrays) -> Arrays:
+    def _run(self, inputs: Arrays) -> Arrays:
         """Outputs by name."""
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """Outputs by name. A runtime that fails raises :class:`UserError`."""
+        try:
+            return self._run(inputs)
+        except Exception as error:  # each runtime's own, of many kinds
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+            reason = " ".join(str(error).split())[:160]
+            what = f"{self.name} fails on {shapes} ({type(error).__name__}: {reason})"
+            raise UserError(
+                str(self.path), what, "give what the record in the file says, or export it again"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "trusted": self.trusted}
@@ -69,7 +81,7 @@ class OnnxRuntime(Runtime):
         self.record = ExportRecord.of(told.get(KEY), self.path)
         self._names = [one.name for one in self._session.get_outputs()]
 
-    def __call__(self, inputs: Arrays) -> Arrays:
+    def _run(self, inputs: Arrays) -> Arrays:
         found = self._session.run(self._names, dict(inputs))
         return dict(zip(self._names, found, strict=True))
 
@@ -91,7 +103,7 @@ class OpenVino(Runtime):
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         self._compiled = core.compile_model(model, "CPU", options)
 
-    def __call__(self, inputs: Arrays) -> Arrays:
+    def _run(self, inputs: Arrays) -> Arrays:
         found = self._compiled(dict(inputs))
         return {output.get_any_name(): np.array(value) for output, value in found.items()}
 
@@ -112,7 +124,7 @@ class TorchProgram(Runtime):
             raise _unreadable(self.path, "torch.export", error) from None
 
     @torch.no_grad()
-    def __call__(self, inputs: Arrays) -> Arrays:
+    def _run(self, inputs: Arrays) -> Arrays:
         found = self._program(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()))
         return {port.name: value.numpy() for port, value in zip(self.record.outputs, found, strict=True)}
 

@@ -2,6 +2,9 @@
 
 Read as arrays and JSON alone: nothing that a file names is imported or run, and links out of it are refused. h5py (extra ``keras``)
 is needed, Keras is not.
+
+The checkpoints of the original release (``model.ckpt``) become such a file by ``efficientnet_weight_update_util.py``, which Keras had in
+``keras/applications`` and which runs under TensorFlow with ``tf_keras`` (``TF_USE_LEGACY_KERAS=1``).
 """
 
 import io

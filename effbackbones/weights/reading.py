@@ -21,6 +21,7 @@ from effbackbones.weights.kinds import SUFFIXES, check_file
 from effbackbones.weights.networks import find_network
 from effbackbones.weights.own import read_own
 from effbackbones.weights.pretrained import Pretrained
+from effbackbones.weights.repository import fetch_repository, is_repository
 from effbackbones.weights.source import WeightSource
 from effbackbones.weights.values import check_values
 
@@ -34,8 +35,8 @@ def read_for(family: type[Backbone], weights: str | Path, backbone: str, options
 def read_weights(
     weights: str | Path, backbone: str, *, numerics: Numerics | str | None = None, image_spec: ImageSpec | None = None
 ) -> Pretrained:
-    """Read ``weights`` for ``backbone`` (``"b0"``, ...): ``"imagenet"``, ``"coco"``, a name from :func:`sources_for`, or a file; of
-    one that holds several networks, ``FILE#NAME``.
+    """Read ``weights`` for ``backbone`` (``"b0"``, ...): ``"imagenet"``, ``"coco"``, a name from :func:`sources_for`, a repository
+    (``hf-hub:USER/NAME``), or a file; of one that holds several networks, ``FILE#NAME``.
 
     ``numerics`` and ``image_spec`` win over what the weights imply. Only a named source may touch the network. Raises
     :class:`UserError`, one line, for an unreadable file, an unknown layout, weights of another variant (both are named), several
@@ -67,6 +68,8 @@ def _row(backbone: str) -> Scaling | None:
 def _locate(weights: str | Path, backbone: str) -> tuple[Path, str | None, WeightSource | None]:
     """The file that ``weights`` means; the network of it that stands behind a ``#``; and the file's source: named, or recognised by
     its hash, or by what the cache pinned beside it."""
+    if is_repository(weights):
+        return fetch_repository(weights), None, None
     path, part = Path(weights).expanduser(), None
     if "#" in path.name and not path.exists():
         name, _, part = path.name.partition("#")

@@ -164,15 +164,15 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
             raise
 
     def _substitute(self, epoch: int, index: int, error: UserError) -> Sample:
-        skipped = [str(error)]
+        skipped, tried = [str(error)], {index}
         for other in np.random.default_rng((self.seed, epoch, index, 1)).integers(len(self), size=SUBSTITUTES).tolist():
+            tried.add(other)  # of few samples one may be drawn again
             try:
                 return replace(self._read(epoch, other), skipped=tuple(skipped))
             except UserError as again:
                 skipped.append(str(again))
-        raise UserError(
-            f"{SUBSTITUTES + 1} samples in a row", f"cannot be read; the first: {skipped[0]}", "repair the data"
-        )
+        what = f"{len(tried)} of {len(self)} samples were tried and cannot be read; the first: {skipped[0]}"
+        raise UserError("data", what, "repair the data")
 
 
 class SkipCount:

@@ -9,14 +9,16 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from effbackbones.images.classsets import UNKNOWN, are_sets
 from effbackbones.images.geometry import Pixels
+from tasks.data.batch import MAX_SKIPPED
 from tasks.data.dataset import Dataset
 from tasks.data.sample import IGNORE, Sample
 
 _FIELDS = ("label", "labels", "boxes", "box_labels", "crowd", "mask", "target")
 
 
-def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", labels: Sequence[str] = ()) -> None:
-    """Read up to ``limit`` samples, evenly spread, and raise :class:`UserError` that names the first violation.
+def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", labels: Sequence[str] = ()) -> str:
+    """Read up to ``limit`` samples, evenly spread, and raise :class:`UserError` that names the first violation. Returns what is to
+    be told of samples that cannot be read, where these may be skipped; else nothing.
 
     Looked at: class names, length, and of each sample what :class:`Sample` promises of its fields, unique ids, the same
     fields and image channels in all samples, and that reading a sample twice gives the same. The values of a mask are
@@ -27,12 +29,15 @@ def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", 
     _check_classes(dataset)
     seen: dict[str, int] = {}
     first: Sample | None = None
-    for index in np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int)).tolist():
+    unreadable: list[str] = []
+    looked_at = np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int)).tolist()
+    for index in looked_at:
         try:
             sample = dataset[index]
-        except UserError:
+        except UserError as error:
             if on_error == "stop":
                 raise
+            unreadable.append(str(error))
             continue
         where = _name(dataset, index, sample)
         for what in _violations(sample, len(dataset.classes), len(getattr(dataset, "mask_classes", dataset.classes))):
@@ -53,6 +58,10 @@ def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", 
             *_changed(sample, dataset[index]),
         ):
             raise UserError(where, what, "make all samples alike, and __getitem__ a function of the index alone")
+    if not unreadable:
+        return ""
+    much = f", where a run stops at {MAX_SKIPPED:.0%}" if len(unreadable) > MAX_SKIPPED * len(looked_at) else ""
+    return f"{len(unreadable)} of {len(looked_at)} samples looked at cannot be read{much}; the first: {unreadable[0]}"
 
 
 def _name(dataset: Dataset, index: int, sample: object) -> str:

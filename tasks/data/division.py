@@ -80,11 +80,11 @@ def divided(
     :class:`UserError` where a split would be empty.
     """
     ids, rng = ids_of(dataset), np.random.default_rng((seed, _STREAM))
-    found = occurrences(dataset) if by_class else None
+    found, groups = (occurrences(dataset) if by_class else None), groups_of(dataset)
     same = copies(paths_of(dataset))
     many = sum(map(len, same))
     few = many <= _MOST_COPIES * len(ids)
-    units = _joined(_units(dataset, ids, group), same if few else [])
+    units = _joined(_units(ids, groups if group is None else _groups(group, ids)), same if few else [])
     strata = _strata(found, len(ids), len(dataset.classes), units)
     names, sizes = sorted(shares), [len(unit) for unit in units]
     where, owed = np.full(len(units), -1), dict.fromkeys(shares, 0.0)
@@ -118,11 +118,14 @@ def divided(
     return Division(members_of, f"{len(ids):,} images divided {how} with seed {seed}{together}: {counts}{apart}")
 
 
-def _units(dataset: Dataset, ids: Sequence[str], group: str | None) -> list[Indices]:
-    """What stays together: samples of one group, or each by itself."""
-    names = groups_of(dataset)
-    if group is not None:
-        names = [_group(pattern_of(group), name) for name in ids]
+def _groups(group: str, ids: Sequence[str]) -> list[str]:
+    """The group of each id by a regular expression."""
+    pattern = pattern_of(group)
+    return [_group(pattern, name) for name in ids]
+
+
+def _units(ids: Sequence[str], names: Sequence[str] | None) -> list[Indices]:
+    """What stays together: samples of one group, by the ``names`` of the groups where there are any, or each by itself."""
     if names is None:
         return [np.array([index], np.int64) for index in range(len(ids))]
     _, places = np.unique(np.array(names), return_inverse=True)

@@ -1,7 +1,7 @@
 """What the pixels of a data set are: the range that its files use, mean and deviation, images that two splits share."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
@@ -74,15 +74,19 @@ def told_of_range(dataset: Dataset, measured: bool) -> str | None:
     return f"warning: {text}, a small part of what the weights' mean and std expect; set model.normalization: data"
 
 
-def mean_and_std(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_std(
+    dataset: Dataset, tell: Callable[[str], None] = lambda _: None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pixels in 0..1, over :data:`MEASURED` images evenly spread; each image counts
-    alike. Unreadable ones are passed over; :class:`UserError` where none can be read, or they differ in their channels."""
+    alike. Unreadable ones are passed over and told; :class:`UserError` where none can be read, or they differ in their channels."""
     sums: list[NDArray[np.float64]] = []
+    passed: list[str] = []
     count = min(MEASURED, len(dataset))
     for index in (np.arange(count) * len(dataset) // max(1, count)).tolist():
         try:
             image = dataset[index].image
-        except UserError:
+        except UserError as error:
+            passed.append(str(error))
             continue
         pixels = image.astype(np.float32) / _white(image)
         sums.append(np.stack([pixels.mean((0, 1), np.float64), (pixels**2).mean((0, 1), np.float64)]))
@@ -90,7 +94,13 @@ def mean_and_std(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]
             what = f"images have {sums[0].shape[1]} and {sums[-1].shape[1]} channels"
             raise UserError("model.normalization", what, "bring all to one number")
     if not sums:
-        raise UserError("model.normalization", "no image can be read to measure mean and std", "repair the data")
+        what = "no image can be read to measure mean and std"
+        raise UserError("model.normalization", f"{what}; the first: {passed[0]}" if passed else what, "repair the data")
+    if passed:
+        tell(
+            f"warning: model.normalization: {len(passed)} of {count} images cannot be read and do not count in mean and std; "
+            f"the first: {passed[0]}"
+        )
     mean, square = np.mean(sums, 0)
     std = np.sqrt((square - mean**2).clip(_SMALLEST_STD**2))
     return tuple(mean.round(6).tolist()), tuple(std.round(6).clip(_SMALLEST_STD).tolist())

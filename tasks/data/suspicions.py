@@ -9,6 +9,7 @@ import numpy as np
 from effbackbones.errors import UserError
 from effbackbones.images.reading import opened_image, orientation_of
 from tasks.data.dataset import Dataset
+from tasks.data.files.listing import files_below, shown
 from tasks.data.knowledge import reader_of, unwrapped
 from tasks.data.pixels import LOOKED_AT, some_paths, told_of_shared_images
 
@@ -25,9 +26,24 @@ def told_of_data(datasets: Mapping[str, Dataset]) -> Iterator[str]:
     yield from told_of_shared_images(datasets)
     if "train" in datasets:
         yield from _told_of_names(datasets["train"].classes)
+    yield from _told_of_unnamed(datasets)
     for split, dataset in datasets.items():
         for line in _told_of_files(dataset):
             yield f"{split}: {line}"
+
+
+def _told_of_unnamed(datasets: Mapping[str, Dataset]) -> Iterator[str]:
+    """Images beside those of annotation files that none of these names."""
+    tables = [unwrapped(dataset)[0].table for dataset in datasets.values() if hasattr(unwrapped(dataset)[0], "table")]
+    used = {os.path.normpath(table.path(index)) for table in tables for index in range(len(table))}
+    for root in dict.fromkeys(table.root for table in tables):
+        try:
+            found = files_below(root, links="anywhere")
+        except UserError:  # a loop of links, or no such folder: nothing that is read lies there
+            continue
+        unused = [name for name in found if os.path.normpath(f"{root}/{name}") not in used]
+        if unused:
+            yield f"{len(unused):,} of {len(found):,} image files below {root} are in no split that is read: {shown(unused)}"
 
 
 def _told_of_names(classes: Sequence[str]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """From a config to a model: built or loaded, and at the start of a run."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from effbackbones.errors import UserError
 from effbackbones.export.record import format_of
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
+from effbackbones.weights.repository import fetch_repository, is_repository
 from tasks.data.dataset import Dataset
 from tasks.data.door import reading_spec
 from tasks.data.pixels import mean_and_std
@@ -30,7 +31,7 @@ from tasks.spec import TaskSpec
 from tasks.telling import say
 
 
-def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model:
+def make_model(config: Config, task: TaskSpec, dataset: Dataset | None, tell: Callable[[str], None] = say) -> Model:
     """The configured model, with its weights; the training data, if there are any, decide which classes it has."""
     wanted = config.model
     backbone_options = dict(wanted.backbone_options)
@@ -53,7 +54,7 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None) -> Model
     model.reading = reading_spec(config.data)
     spec = image_spec(config, model.image_spec)
     if wanted.normalization == "data" and dataset is not None:
-        mean, std = mean_and_std(dataset)
+        mean, std = mean_and_std(dataset, tell)
         spec = replace(spec.for_channels(len(mean)), mean=mean, std=std)
     model.use_image_spec(spec)
     if wanted.freeze:
@@ -90,7 +91,9 @@ def image_spec(config: Config, spec: ImageSpec) -> ImageSpec:
 
 
 def checkpoint_file(name: str) -> Path:
-    """The model file that ``name`` says: itself, or the best one of a run folder."""
+    """The model file that ``name`` says: itself, the best one of a run folder, or that of a repository (``hf-hub:USER/NAME``)."""
+    if is_repository(name):
+        return fetch_repository(name)
     path = Path(name)
     return path / BEST if path.is_dir() else path
 

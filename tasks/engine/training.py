@@ -91,7 +91,7 @@ class _Run:
         for dataset in datasets.values():  # now, not after hours of training
             check_dataset(dataset, limit=16, on_error=config.data.on_error, labels=task.labels(config))
         self.classes = task.classes(config, datasets["train"])
-        model = assembly.make_model(config, task, datasets["train"])
+        model = assembly.make_model(config, task, datasets["train"], tell)
         if processes.is_first():
             for line in told_of_data(datasets):
                 tell(line)

@@ -113,7 +113,7 @@ def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> tup
         )
     tree = _load(task, source or of_run)
     if checkpoint and not tree.values and TASKS.canonical(task) == SEVERAL:
-        tree = _tasks_of(Path(checkpoint))
+        tree = _tasks_of(checkpoint)
     unread = (
         tree.values.pop("plugins", None) if of_run else None
     )  # a stranger's run names no code to run here; --plugins does
@@ -263,12 +263,14 @@ def _resumed(line: "_Line") -> str | None:
     return str(path)
 
 
-def _tasks_of(checkpoint: Path) -> Tree:
+def _tasks_of(named: str) -> Tree:
     """The tasks that a model file lists, as a config that says no more."""
     from effbackbones.export.record import format_of  # these import torch
     from effbackbones.inference.runtimes import open_runtime
     from effbackbones.weights.record import read_metadata
+    from effbackbones.weights.repository import fetch_repository, is_repository
 
+    checkpoint = fetch_repository(named) if is_repository(named) else Path(named)
     record = open_runtime(checkpoint).record.model if format_of(checkpoint) else read_metadata(checkpoint)
     told = record["config"].get("task")
     return Tree({"model": {"task": told}}, {"model.task": str(checkpoint)})

@@ -37,8 +37,10 @@ class Verb:
     inputs: bool = False
     unread: tuple[str, ...] = ()
 
-    def reads(self, key: str) -> bool:
-        """Whether it makes something of a dotted key of the config where a trained model is given."""
+    def reads(self, key: str, *, split: bool = False) -> bool:
+        """Whether it makes something of a dotted key of the config where a trained model is given, and perhaps a ``split`` of data."""
+        if split and key in OF_DATA:
+            return True
         return not any(key == name or key.startswith(f"{name}.") for name in self.unread)
 
     def takes(self, option: str) -> bool:

@@ -27,14 +27,16 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     task adds; ``--deep`` looks at all that takes minutes."""
     if extras.deep and not task.looks_deep:
         raise UserError("--deep", "looks at one task at a time", "use the command of each task")
-    tell, device = Teller(config.run.progress), hardware.run_device(config)
+    tell, device = _Counting(config.run.progress), hardware.run_device(config)
     for line in (*told_of_idle(config), *told_of_listed(config.data, task.labels(config))):
         print(line)
     datasets = splits.open_splits(config, task)
     for split, dataset in datasets.items():
-        check_dataset(dataset, on_error=config.data.on_error, labels=task.labels(config))
+        unreadable = check_dataset(dataset, on_error=config.data.on_error, labels=task.labels(config))
+        if unreadable:
+            tell(f"warning: {split}: {unreadable}")
         print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
-    model = assembly.make_model(config, task, datasets["train"]).to(device)
+    model = assembly.make_model(config, task, datasets["train"], tell).to(device)
     train_set = task.view(config, datasets["train"])
     keyed = feeding.keyed(config, task, train_set, model, train=True)
     count = min(len(train_set), 4)
@@ -55,9 +57,25 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     if extras.deep and task.goal:
         deep_checks(task, config, datasets, tell, task.goal)
     tables = [table for data in datasets.values() if isinstance(table := getattr(data, "table", None), BoxTable)]
-    dropped = sum(table.repairs.dropped for table in tables)
-    tell(f"no other fault found, but {dropped:,} boxes are dropped (see above)" if dropped else "no fault found")
+    tell(verdict(tell.warnings, sum(table.repairs.dropped for table in tables)))
     return 0
+
+
+class _Counting(Teller):
+    """Counts the warnings among its lines."""
+
+    warnings = 0
+
+    def __call__(self, line: str) -> None:
+        self.warnings += "warning:" in line
+        super().__call__(line)
+
+
+def verdict(warnings: int, dropped: int) -> str:
+    """The last line of a check that found nothing to stop for: how many warnings there were, and boxes that are dropped."""
+    found = [f"{warnings} warning{'s' * (warnings > 1)}"] if warnings else []
+    found += [f"{dropped:,} dropped boxes"] if dropped else []
+    return f"no fault found but {' and '.join(found)} (see above)" if found else "no fault found"
 
 
 def refuse_dead_parameters(model: nn.Module, loss: Tensor) -> None:

@@ -12,6 +12,7 @@ from effbackbones.inference.exported import ExportedHead
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 from effbackbones.registry import TASKS
+from effbackbones.weights.repository import is_repository
 from tasks.data.door import read_as
 from tasks.engine import assembly, splits
 from tasks.settings.commandline import Extras
@@ -162,6 +163,8 @@ def data_classes(task: TaskSpec, config: Config, extras: Extras, model: Model, c
 
 
 def beside(checkpoint: str | None) -> Path:
-    """The folder of a run, or that of a model file; the working folder without either."""
+    """The folder of a run, or that of a model file; the working folder without either, and for a repository of the Hub."""
+    if is_repository(checkpoint):
+        return Path()
     path = Path(checkpoint or ".")
     return path if path.is_dir() else path.parent
