@@ -1,7 +1,7 @@
 """One door from images to answers: files, PIL images, arrays and tensors in, results in original pixels out."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -24,18 +24,9 @@ from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
 from effbackbones.inference.inputs import ImageSource, is_one, source_of
 from effbackbones.inference.merging import Merged, merge_looks
-from effbackbones.inference.preparing import (
-    Fit,
-    Fitted,
-    Placed,
-    Prepared,
-    fitted,
-    looked_at,
-    together,
-    views_together,
-)
+from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared
 from effbackbones.inference.results import Failed
-from effbackbones.inference.views import Slices, Views, looks_of
+from effbackbones.inference.views import Preparation, Slices, Views, looks_of
 from effbackbones.model import Model
 
 BEST = "best.safetensors"
@@ -103,6 +94,7 @@ class Predictor:
         self.classes: Any = model.classes or _numbered(model.head)
         self.fit = fit or fitting_of(model, self.reading)
         self.looks = looks_of(self.fit, tta, slices, model)
+        self.prepare = Preparation(self.fit, self.looks)
         with autocast(self.device, precision):
             pass  # a wrong word is told here
 
@@ -142,8 +134,8 @@ class Predictor:
         return f"Predictor({self.task}: {config.get('backbone')} + {config.get('head')}, {self.device})"
 
     def answer(self, batch: Prepared) -> list[Any]:
-        """One result for each image of a batch that was read elsewhere (:meth:`prepared`), by the network asked once for all images of a
-        shape."""
+        """One result for each image of a batch that was read elsewhere (by ``prepare``,
+        :class:`effbackbones.inference.views.Preparation`): the network is asked once for all images of a shape."""
         if self.looks is not None:
             return [self._result(one) for one in self.merged(batch)]
         found: dict[int, Any] = {
@@ -165,14 +157,6 @@ class Predictor:
                 wrong = isinstance(result, UserError)
                 found[row] = self._failed(Failed(one.source.name, str(result))) if wrong else result
         return [found[row] for row in range(len(batch))]
-
-    def prepared(self, source: ImageSource) -> Fitted | list[Fitted] | Failed:
-        """An image, read and brought to size; where it is looked at more than once, each look."""
-        return fitted(source, self.fit) if self.looks is None else looked_at(source, self.looks)
-
-    def gathered(self, images: Sequence[Any]) -> Prepared:
-        """A batch of what :meth:`prepared` gives."""
-        return together(images) if self.looks is None else views_together(images)
 
     @property
     def at_once(self) -> int:
@@ -207,7 +191,7 @@ class Predictor:
             coming = self._begun(readers, numbered, bgr)
             while coming:
                 following = self._begun(readers, numbered, bgr)
-                yield from self.answer(self.gathered([one.result() for one in coming]))
+                yield from self.answer(self.prepare.together([one.result() for one in coming]))
                 coming = following
 
     def _begun(
@@ -234,7 +218,7 @@ class Predictor:
             return Failed(f"image {number}", str(error))
 
     def _fitted(self, one: ImageSource | Failed) -> Fitted | list[Fitted] | Failed:
-        found = self.prepared(one) if isinstance(one, ImageSource) else one
+        found = self.prepare(one) if isinstance(one, ImageSource) else one
         return self._failed(found) if isinstance(found, Failed) else found
 
     def _failed(self, failed: Failed) -> Failed:

@@ -214,8 +214,8 @@ def _together(boxes: FoundBoxes, cut: NDArray[np.bool_], pairs: list[tuple[int, 
 def _seen_by_none(grid: Grid, found: FoundBoxes) -> FoundBoxes:
     """What no slice shows all of."""
     extents = grid.extents
-    shown = (found.corners[:, None, :2] >= extents[:, :2]) & (found.corners[:, None, 2:] <= extents[:, 2:])
-    return found.take(np.flatnonzero(~shown.all(2).any(1)))
+    inside = (found.corners[:, None, :2] >= extents[:, :2]) & (found.corners[:, None, 2:] <= extents[:, 2:])
+    return found.take(np.flatnonzero(~np.logical_or.reduce(np.logical_and.reduce(inside, 2), 1)))
 
 
 def _same(one: FoundBoxes, other: FoundBoxes, iou: float) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """How an image is looked at more than once: mirrored, at other sizes, in slices; and what is said of it in a word."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -9,7 +9,9 @@ from effbackbones.errors import UserError
 from effbackbones.images.colours import fill_of
 from effbackbones.images.geometry import Pixels, ResizePlan, Size, resize
 from effbackbones.inference.fitting import Fitting
-from effbackbones.inference.preparing import Fit
+from effbackbones.inference.inputs import ImageSource
+from effbackbones.inference.preparing import Fit, Fitted, Prepared, fitted, looked_at, together, views_together
+from effbackbones.inference.results import Failed
 from effbackbones.inference.slicing import Grid
 
 SCALES = (0.2, 5.0)
@@ -161,6 +163,23 @@ class Looks:
             yield part.apply_image(scaled, self.fit.interpolation, fill), plan
         if scan.overview:
             yield scan.views[-1].apply_image(image, self.fit.interpolation, fill), scan.views[-1]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What readers of images do for a predictor, in whatever process: a callable from a source to its pixels at the size of the network,
+    or where ``looks`` are several to those of each; and batches of these."""
+
+    fit: Fit
+    looks: Looks | None = None
+
+    def __call__(self, source: ImageSource) -> Fitted | list[Fitted] | Failed:
+        """An image, read and brought to size; a :class:`Failed` where that cannot be."""
+        return fitted(source, self.fit) if self.looks is None else looked_at(source, self.looks)
+
+    def together(self, images: Sequence[Any]) -> Prepared:
+        """A batch of what this gives."""
+        return together(images) if self.looks is None else views_together(images)
 
 
 def _factor(word: str, where: str) -> float:
