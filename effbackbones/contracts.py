@@ -306,6 +306,8 @@ class Head(nn.Module, ABC):
     """Images are padded at the right and bottom to a multiple of this many pixels."""
     min_size: int = 32
     """Smaller images are padded up to this many pixels."""
+    merge_iou: float = 0.5
+    """Of a detector: two boxes of one class that overlap more (IoU) are one object, where several looks at an image are made one."""
     counted: tuple[str, ...] = ()
     """Losses, by name, that are divided by a :meth:`count`: for a batch in pieces, or shared by processes, they are divided by that of
     the whole batch. The others are means over images, and are averaged."""

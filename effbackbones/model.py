@@ -26,6 +26,8 @@ class Model(nn.Module):
 
     resizes: bool = False
     """Whether images are to come as they are, because the model brings them to size itself, as an exported one may."""
+    fixed_size: bool = False
+    """Whether it takes images of the size of its ``image_spec`` alone, as an exported one may."""
 
     def __init__(
         self,

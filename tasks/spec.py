@@ -196,6 +196,11 @@ class TaskSpec(ABC):
         """The head's predictions as scores, examples and files take them: a list with one for each image, in pixels of its
         original; a dict of such lists where there are several tasks."""
 
+    def merged(self, batch: Batch, found: Sequence[Any]) -> Any:
+        """What :meth:`restored` gives, from what several looks at each image of a batch were merged to
+        (:class:`effbackbones.inference.merging.Merged`). Default: that."""
+        return list(found)
+
     @abstractmethod
     def scored(self, batch: Batch, predictions: Any) -> tuple[Any, Any]:
         """What a batch adds to the scores: of the images that have a truth (in ``batch.meta``) the predictions, :meth:`restored`,

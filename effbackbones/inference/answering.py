@@ -15,7 +15,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.classsets import members
 from effbackbones.images.geometry import IGNORE
 from effbackbones.images.spec import ReadingSpec
-from effbackbones.inference.boxes import restore_boxes
+from effbackbones.inference.boxes import FoundBoxes, restore_boxes
 from effbackbones.inference.finite import NOT_FINITE, REMEDY, finite_rows
 from effbackbones.inference.masks import Segmented, mask_of_tiles, restore_mask, sure_of
 from effbackbones.inference.preparing import Placed
@@ -70,8 +70,7 @@ def answers(
     batch_size: int,
 ) -> list[Answer]:
     """A result for each of ``images`` [B, C, H, W], which ``batch`` says the places of, or what is wrong with its prediction."""
-    device = next(model.parameters()).device
-    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    images = images.to(device_of(model), non_blocking=True, memory_format=torch.channels_last)
     fine = [True] * len(batch)
     if reading.tile is not None and model.head.task == "seg":
         keep, overlap = wishes.probabilities, reading.tile_overlap
@@ -80,26 +79,38 @@ def answers(
             mask_of_tiles(model, image, reading.tile, overlap, batch_size, keep=keep, over=over) for image in images
         ]
     else:
-        valid = torch.tensor([one.plan.valid for one in batch], dtype=torch.int64, device=device)
-        height, width = images.shape[-2:]
-        sizes = ImageSizes((height, width), valid)
-        raw = model(
-            images, sizes
-        )  # a score that is no number is below every threshold: looked at before anything is selected
-        fine = finite_rows(raw, len(batch))
-        found = model.head.predict(raw, sizes)
+        found, fine = asked(model, images, batch)
+    rows = results_of(model, found, batch, classes, wishes)
+    return [row if ok else not_finite(one) for row, ok, one in zip(rows, fine, batch, strict=True)]
+
+
+def device_of(model: Model) -> torch.device:
+    """Where a model is."""
+    return next(model.parameters()).device
+
+
+def asked(model: Model, images: Tensor, batch: Sequence[Placed]) -> tuple[Any, list[bool]]:
+    """What a network predicts of ``images`` [B, C, H, W], and for which of them its raw output is finite."""
+    valid = torch.tensor([one.plan.valid for one in batch], dtype=torch.int64, device=images.device)
+    height, width = images.shape[-2:]
+    sizes = ImageSizes((height, width), valid)
+    raw = model(images, sizes)
+    # A score that is no number is below every threshold: looked at before anything is selected.
+    fine = finite_rows(raw, len(batch))
+    return model.head.predict(raw, sizes), fine
+
+
+def results_of(model: Model, found: Any, batch: Sequence[Placed], classes: Any, wishes: Wishes) -> list[Answer]:
+    """Results of images by what a head predicts of them; of several heads by task."""
     head: Any = model.head
     if not isinstance(head, MultiHead):
-        rows = _of_task(head, head.task, found, batch, classes, wishes)
-        return [row if ok else _not_finite(one) for row, ok, one in zip(rows, fine, batch, strict=True)]
+        return list(_of_task(head, head.task, found, batch, classes, wishes))
     parts = {word: _of_task(head.heads[word], word, found[word], batch, classes[word], wishes) for word in found}
-    return [
-        _by_task({word: rows[row] for word, rows in parts.items()}) if fine[row] else _not_finite(one)
-        for row, one in enumerate(batch)
-    ]
+    return [_by_task({word: rows[row] for word, rows in parts.items()}) for row in range(len(batch))]
 
 
-def _not_finite(one: Placed) -> UserError:
+def not_finite(one: Placed) -> UserError:
+    """What is wrong with an image whose prediction means nothing."""
     return UserError(one.source.name, NOT_FINITE, REMEDY)
 
 
@@ -140,17 +151,24 @@ def _classes(
             about = (one.source.name, one.plan.original, classes, one.source)
             rows.append(Classes(*about, values.copy(), several, limit, wishes.top_k))
         else:
-            rows.append(_not_finite(one))
+            rows.append(not_finite(one))
     return rows
 
 
 def _boxes(
-    head: Any, found: Detections, batch: Sequence[Placed], classes: tuple[str, ...], wishes: Wishes
+    head: Any,
+    found: Detections | Sequence[FoundBoxes],
+    batch: Sequence[Placed],
+    classes: tuple[str, ...],
+    wishes: Wishes,
 ) -> list[Result | UserError]:
+    """``found``: detections of the images that the network got, or boxes of the original ones."""
+    if isinstance(found, Detections):
+        found = restore_boxes(found, [one.plan for one in batch])
     rows: list[Result | UserError] = []
-    for one, boxes in zip(batch, restore_boxes(found, [one.plan for one in batch]), strict=True):
+    for one, boxes in zip(batch, found, strict=True):
         if not boxes.finite.all():
-            rows.append(_not_finite(one))
+            rows.append(not_finite(one))
             continue
         chosen = np.flatnonzero(boxes.scores >= (wishes.threshold or 0.0))
         order = chosen[np.argsort(-boxes.scores[chosen], kind="stable")][: wishes.top_k]
@@ -171,7 +189,7 @@ def _masks(
             scores = restore_mask(scores, one.plan, keep=wishes.probabilities, name=one.source.name, over=over)
         labels, confidence = scores.labels.cpu().numpy(), scores.confidence.cpu().numpy()
         if not np.isfinite(confidence).all():
-            rows.append(_not_finite(one))
+            rows.append(not_finite(one))
             continue
         kept = None if scores.probabilities is None else scores.probabilities.numpy()
         about = (one.source.name, one.plan.original, names, one.source)

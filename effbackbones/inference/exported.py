@@ -52,6 +52,7 @@ class ExportedModel(Model):
         aspect = about.reading is not None and about.reading.batch_shape == "aspect" and not record.dynamic_size
         self.reading = replace(about.reading, batch_shape="fixed") if aspect and about.reading else about.reading
         self.resizes = record.preprocessing == "resize"
+        self.fixed_size = not record.dynamic_size
         self.folded = True
         self.eval()
 
@@ -163,6 +164,7 @@ def _head(facts: HeadFacts, record: ExportRecord, names: tuple[str, ...]) -> Hea
         _spec(tuple(name for name in names if name in facts.outputs)), facts.num_classes, multilabel=facts.multilabel
     )
     head.built_with = facts.thresholds
+    head.merge_iou = float(facts.thresholds.get("nms_iou", head.merge_iou))
     if (
         facts.multilabel and "threshold" in facts.thresholds
     ):  # which the graph leaves to whoever reads its probabilities

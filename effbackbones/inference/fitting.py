@@ -1,7 +1,7 @@
 """How an image is brought to the size at which a network is asked: the same for the commands and for a predictor."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from effbackbones.images.colours import fill_of
@@ -17,7 +17,7 @@ class Fitting:
 
     ``mode``: ``center`` (the shorter side to ``size / crop_fraction``, then the centre), ``squash`` (the same, stretched),
     ``letterbox`` (the whole image, padded at right and bottom; with ``aspect`` no more than to a multiple of ``divisor``), or
-    ``own`` (each image at its own size).
+    ``own`` (each image at its own size, times ``scale``).
     """
 
     size: Size
@@ -27,6 +27,7 @@ class Fitting:
     crop_fraction: float = 1.0
     aspect: bool = False
     divisor: int = 1
+    scale: float = 1.0
 
     @classmethod
     def of_classes(cls, spec: "ImageSpec") -> "Fitting":
@@ -41,10 +42,16 @@ class Fitting:
         mode = "own" if own_size else "letterbox"
         return cls(spec.size, spec.mean, spec.interpolation, mode, aspect=aspect, divisor=divisor)
 
+    def scaled(self, scale: float) -> "Fitting":
+        """The same at ``scale`` times its size; where each image is shown at its own size, at that times ``scale``."""
+        height, width = (max(1, round(side * scale)) for side in self.size)
+        return replace(self, size=(height, width), scale=self.scale * scale)
+
     def plan(self, original: Size) -> ResizePlan:
         """The way of an image of size ``original``."""
         if self.mode == "own":
-            return ResizePlan.squash(original, original)
+            height, width = (max(1, round(side * self.scale)) for side in original)
+            return ResizePlan.squash(original, (height, width))
         if self.mode == "letterbox":
             room = room_of(original, self.size, self.divisor) if self.aspect else self.size
             return ResizePlan.letterbox(original, room)

@@ -47,13 +47,26 @@ def restore_mask(
     Bilinear in float32, antialiased when shrinking, a band of rows at a time. Raises :class:`UserError` that begins with ``name``
     where the network saw a part of the image alone: the rest has no class.
     """
-    if not plan.whole:
-        what = f"the network saw only a window of {list(plan.size)} pixels of {list(plan.scaled)}"
-        raise UserError(name, what, "evaluate segmentation with model.crop_mode letterbox or squash")
-    height, width = plan.size
-    return _collected(
-        plan.original, _restored_bands(scores[:, :height, :width], plan), scores.device, keep=keep, over=over
-    )
+    return mask_of_views([(scores, plan)], keep=keep, name=name, over=over)
+
+
+def mask_of_views(
+    views: Sequence[tuple[Tensor, ResizePlan]],
+    *,
+    keep: bool = False,
+    name: str = "image",
+    over: Sequence[float] | None = None,
+) -> Segmented:
+    """The same of several looks at one image, probabilities and plan of each: of the mean of their probabilities in original pixels."""
+    cut = []
+    for scores, plan in views:
+        if not plan.whole:
+            what = f"the network saw only a window of {list(plan.size)} pixels of {list(plan.scaled)}"
+            raise UserError(name, what, "evaluate segmentation with model.crop_mode letterbox or squash")
+        height, width = plan.size
+        cut.append((scores[:, :height, :width], plan))
+    scores, plan = cut[0]
+    return _collected(plan.original, _restored_bands(cut), scores.device, keep=keep, over=over)
 
 
 def mask_of_tiles(
@@ -68,17 +81,65 @@ def mask_of_tiles(
 ) -> Segmented:
     """The classes of an ``image`` [C, H, W] at its own size, by :func:`effbackbones.inference.tiling.predict_tiles`. ``keep`` and
     ``over`` as of :func:`restore_mask`."""
-    bands = predict_tiles(model, image, tile=tile, overlap=overlap, batch_size=batch_size)
     height, width = image.shape[1:]
-    return _collected((height, width), bands, next(model.parameters()).device, keep=keep, over=over)
+    plan = ResizePlan.squash((height, width), (height, width))
+    return mask_of_tiled_views(model, [(image, plan)], tile, overlap, batch_size, keep=keep, over=over)
 
 
-def _restored_bands(scores: Tensor, plan: ResizePlan) -> Iterator[tuple[int, Tensor]]:
-    """Pairs of a first row and probabilities float32 [K, rows, W] in original pixels."""
+def mask_of_tiled_views(
+    model: Model,
+    views: Sequence[tuple[Tensor, ResizePlan]],
+    tile: Size,
+    overlap: int,
+    batch_size: int = 1,
+    *,
+    keep: bool = False,
+    over: Sequence[float] | None = None,
+) -> Segmented:
+    """The same of several looks at one image, each an image [C, h, w] and its plan: of the mean of their probabilities. Of those at other
+    sizes than the image's all probabilities are held, in float16; the others come and go in bands."""
+    streams, held = [], []
+    for image, plan in views:
+        bands = predict_tiles(model, image, tile=tile, overlap=overlap, batch_size=batch_size)
+        if plan.scaled == plan.original:
+            streams.append((bands, plan))
+        else:
+            held.append((torch.cat([band.half() for _, band in bands], 1), plan))
+    original, device = views[0][1].original, next(model.parameters()).device
+    return _collected(original, _averaged_bands(streams, held), device, keep=keep, over=over)
+
+
+def _averaged_bands(
+    streams: Sequence[tuple[Iterator[tuple[int, Tensor]], ResizePlan]], held: Sequence[tuple[Tensor, ResizePlan]]
+) -> Iterator[tuple[int, Tensor]]:
+    """Means of the bands of ``streams``, at least one, which all begin in the same rows, and of what is ``held``."""
+    if len(streams) + len(held) == 1:
+        yield from streams[0][0]
+        return
+    plans = [plan for _, plan in streams]
+    for found in zip(*(bands for bands, _ in streams), strict=True):
+        top, rows = found[0][0], found[0][1].shape[1]
+        total = sum(band.flip(-1) if plan.mirrored[1] else band for (_, band), plan in zip(found, plans, strict=True))
+        for scores, plan in held:
+            total = total + plan.restore_rows(scores, top, top + rows)
+        yield top, total / (len(streams) + len(held))
+
+
+def _restored_bands(views: Sequence[tuple[Tensor, ResizePlan]]) -> Iterator[tuple[int, Tensor]]:
+    """Pairs of a first row and probabilities float32 [K, rows, W] in original pixels, the mean of those of all views."""
+    scores, plan = views[0]
     height, width = plan.original
     rows = max(1, _BAND // (len(scores) * width))
     for top in range(0, height, rows):
-        yield top, plan.restore_rows(scores, top, min(height, top + rows))
+        yield top, _mean_rows(views, top, min(height, top + rows))  # whoever takes them holds the only reference
+
+
+def _mean_rows(views: Sequence[tuple[Tensor, ResizePlan]], top: int, bottom: int) -> Tensor:
+    scores, plan = views[0]
+    total = plan.restore_rows(scores, top, bottom)
+    for others, way in views[1:]:
+        total = total + way.restore_rows(others, top, bottom)
+    return total if len(views) == 1 else total / len(views)
 
 
 def sure_of(head: Any, threshold: float | None = None) -> tuple[float, ...] | None:

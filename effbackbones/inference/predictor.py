@@ -19,12 +19,14 @@ from effbackbones.errors import UserError
 from effbackbones.export.record import format_of
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
-from effbackbones.inference.answering import LIMITED, Wishes, answers, autocast
+from effbackbones.inference.answering import LIMITED, Wishes, answers, autocast, results_of
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
 from effbackbones.inference.inputs import ImageSource, is_one, source_of
-from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared, fitted, together
+from effbackbones.inference.merging import Merged, merge_looks
+from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared
 from effbackbones.inference.results import Failed
+from effbackbones.inference.views import Preparation, Slices, Views, looks_of
 from effbackbones.model import Model
 
 BEST = "best.safetensors"
@@ -47,6 +49,11 @@ class Predictor:
     image that cannot be read or predicted. ``precision``: ``auto`` is that of the commands, bf16 on a GPU. ``max_pixels``: larger
     files are refused. ``fit``: brings images to size in another way than the model says.
 
+    ``tta``: other looks at each image, whose answers are averaged: ``flip``, factors of the size, or both, ``flip,0.8,1.25``
+    (:class:`effbackbones.inference.views.Views`). ``slices``, of detectors: large images piece by piece, ``640`` pixels of it in square,
+    ``640,128`` with an overlap, ``640,128,whole`` with a look at all of it for what fits in no slice
+    (:class:`effbackbones.inference.views.Slices`; :mod:`effbackbones.inference.slicing` says what is promised).
+
     Raises :class:`UserError` for what is no model, and for arguments that the task has no use for.
     """
 
@@ -63,6 +70,8 @@ class Predictor:
         precision: str = "auto",
         max_pixels: int = MAX_PIXELS,
         fit: Fit | None = None,
+        tta: str | bool | Views | None = None,
+        slices: str | int | Slices | None = None,
     ) -> None:
         model = _model(source)
         if on_error not in ("raise", "return"):
@@ -84,6 +93,8 @@ class Predictor:
         self.model = model.to(self.device).eval()
         self.classes: Any = model.classes or _numbered(model.head)
         self.fit = fit or fitting_of(model, self.reading)
+        self.looks = looks_of(self.fit, tta, slices, model)
+        self.prepare = Preparation(self.fit, self.looks)
         with autocast(self.device, precision):
             pass  # a wrong word is told here
 
@@ -123,7 +134,10 @@ class Predictor:
         return f"Predictor({self.task}: {config.get('backbone')} + {config.get('head')}, {self.device})"
 
     def answer(self, batch: Prepared) -> list[Any]:
-        """One result for each image of a batch that was read elsewhere, by the network asked once for all images of a shape."""
+        """One result for each image of a batch that was read elsewhere (by ``prepare``,
+        :class:`effbackbones.inference.views.Preparation`): the network is asked once for all images of a shape."""
+        if self.looks is not None:
+            return [self._result(one) for one in self.merged(batch)]
         found: dict[int, Any] = {
             row: self._failed(one) for row, one in enumerate(batch.places) if isinstance(one, Failed)
         }
@@ -144,6 +158,32 @@ class Predictor:
                 found[row] = self._failed(Failed(one.source.name, str(result))) if wrong else result
         return [found[row] for row in range(len(batch))]
 
+    @property
+    def at_once(self) -> int:
+        """How many images make a batch: so many that the network is full, but one of those that are large."""
+        if (self.reading.tile is not None and self.task == "seg") or (self.looks and self.looks.slices):
+            return 1
+        return self.batch_size if self.looks is None else max(1, self.batch_size // self.looks.views.count)
+
+    def merged(self, batch: Prepared) -> list[Merged | Failed]:
+        """What the looks at each image of a batch make together, for who wants no results of it; only where there are several."""
+        assert self.looks is not None
+        with autocast(self.device, self.precision):
+            return merge_looks(
+                self.model, batch, self.looks, self.wishes, reading=self.reading, batch_size=self.batch_size
+            )
+
+    def _result(self, one: Merged | Failed) -> Any:
+        if isinstance(one, Failed):
+            return self._failed(one)
+        result: Any = one.found
+        if not isinstance(result, UserError):
+            alone = (
+                {word: _alone(part) for word, part in result.items()} if isinstance(result, dict) else _alone(result)
+            )
+            result = results_of(self.model, alone, [one.place], self.classes, self.wishes)[0]
+        return self._failed(Failed(one.place.source.name, str(result))) if isinstance(result, UserError) else result
+
     def _stream(self, images: Iterable[Any], bgr: bool) -> Iterator[Any]:
         """Results in order. While the network works on one batch the next is read."""
         numbered = enumerate(images)
@@ -151,16 +191,15 @@ class Predictor:
             coming = self._begun(readers, numbered, bgr)
             while coming:
                 following = self._begun(readers, numbered, bgr)
-                yield from self.answer(together([one.result() for one in coming]))
+                yield from self.answer(self.prepare.together([one.result() for one in coming]))
                 coming = following
 
     def _begun(
         self, readers: ThreadPoolExecutor, numbered: Iterator[tuple[int, Any]], bgr: bool
-    ) -> list["Future[Fitted | Failed]"]:
+    ) -> list["Future[Fitted | list[Fitted] | Failed]"]:
         """The next images, being read and brought to size; so many as a batch takes."""
-        count = 1 if self.reading.tile is not None and self.task == "seg" else self.batch_size
         # Each is looked at before the next is asked for: an iterator may use its memory again.
-        found = [self._source(given, number, bgr) for number, given in islice(numbered, count)]
+        found = [self._source(given, number, bgr) for number, given in islice(numbered, self.at_once)]
         return [readers.submit(self._fitted, one) for one in found]
 
     def _source(self, given: Any, number: int, bgr: bool) -> ImageSource | Failed:
@@ -178,8 +217,8 @@ class Predictor:
         except UserError as error:
             return Failed(f"image {number}", str(error))
 
-    def _fitted(self, one: ImageSource | Failed) -> Fitted | Failed:
-        found = fitted(one, self.fit) if isinstance(one, ImageSource) else one
+    def _fitted(self, one: ImageSource | Failed) -> Fitted | list[Fitted] | Failed:
+        found = self.prepare(one) if isinstance(one, ImageSource) else one
         return self._failed(found) if isinstance(found, Failed) else found
 
     def _failed(self, failed: Failed) -> Failed:
@@ -238,6 +277,11 @@ def fitting_of(model: Model, reading: ReadingSpec) -> Fitting:
     return Fitting.of_places(
         model.image_spec, aspect=reading.batch_shape == "aspect", divisor=model.head.size_divisor, own_size=own_size
     )
+
+
+def _alone(found: Any) -> Any:
+    """What was found in one image as a batch of it."""
+    return found[None] if isinstance(found, Tensor) else [found]
 
 
 def _numbered(head: Any) -> Any:

@@ -66,12 +66,25 @@ class Prepared:
 
 def fitted(source: ImageSource, fit: Fit) -> Fitted | Failed:
     """An image, read and brought to size; a :class:`Failed` where that cannot be."""
+    found = looked_at(source, lambda image: [fit(image)])
+    return found if isinstance(found, Failed) else found[0]
+
+
+def looked_at(
+    source: ImageSource, looks: Callable[[Pixels], Sequence[tuple[Pixels, ResizePlan]]]
+) -> list[Fitted] | Failed:
+    """An image, read and brought to size in each of several ways."""
     try:
-        return Fitted(source, *fit(source()))
+        return [Fitted(source, *view) for view in looks(source())]
     except UserError as error:
         if getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE):
             raise  # in want of open files every image is unreadable
         return Failed(source.name, str(error))
+
+
+def views_together(images: Sequence[list[Fitted] | Failed]) -> Prepared:
+    """A batch of all views of images."""
+    return together([view for one in images for view in ([one] if isinstance(one, Failed) else one)])
 
 
 def together(images: Sequence[Fitted | Failed]) -> Prepared:

@@ -88,14 +88,20 @@ def _across(
     return band
 
 
+def starts_along(side: int, tile: int, step: int, align: int = 1) -> list[int]:
+    """Where pieces of ``tile`` pixels begin, so that they cover a ``side``: every ``step`` pixels, the last ones shifted inwards, and
+    from there out again to a multiple of ``align``, so that by less than that the last one may stand out."""
+    last = -(-max(0, side - tile) // align) * align
+    return [min(i * step, last) for i in range(1 + math.ceil(last / step))]
+
+
 def _along(side: int, tile: int, overlap: int, device: torch.device) -> tuple[list[int], Tensor]:
     """Where tiles begin along a side, and the weights float32 [tiles, length] of their pixels, whose sum is 1 at every place."""
     length = min(tile, side)
-    count = 1 + math.ceil(max(0, side - tile) / (tile - overlap))
-    starts = [min(i * (tile - overlap), side - length) for i in range(count)]
+    starts = starts_along(side, tile, tile - overlap)
     inwards = torch.arange(length, dtype=torch.float64) + 0.5
     ramp = ((inwards - overlap / 4) / (overlap / 2)).clamp(0, 1) if overlap else torch.ones_like(inwards)
-    weights = torch.ones(count, length, dtype=torch.float64)
+    weights = torch.ones(len(starts), length, dtype=torch.float64)
     weights[1:] = ramp
     weights[:-1] = torch.minimum(weights[:-1], ramp.flip(0))
     places = torch.tensor(starts)[:, None] + torch.arange(length)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from effbackbones.contracts import Detections
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
-from effbackbones.inference.boxes import restore_boxes
+from effbackbones.inference.boxes import FoundBoxes, restore_boxes
 from effbackbones.inference.results import Boxes
 from effbackbones.weights.tensorfile import read_bytes, write_atomically
 from tasks.data.batch import Batch
@@ -64,9 +64,14 @@ def restore(batch: Batch, detections: Detections) -> list[ImageDetections]:
 
     An image that was transformed in a way that cannot be undone raises :class:`UserError`.
     """
+    return merged(batch, restore_boxes(detections, batch.plans()))
+
+
+def merged(batch: Batch, found: Sequence[FoundBoxes]) -> list[ImageDetections]:
+    """The same of boxes that are in original pixels already."""
     return [
-        ImageDetections(meta.id, meta.original, _xywh(found.corners), found.scores, found.labels, meta.path)
-        for meta, found in zip(batch.meta, restore_boxes(detections, batch.plans()), strict=True)
+        ImageDetections(meta.id, meta.original, _xywh(one.corners), one.scores, one.labels, meta.path)
+        for meta, one in zip(batch.meta, found, strict=True)
     ]
 
 

@@ -24,7 +24,7 @@ from tasks.detection.files import DetectionFiles, DetectionRecorder
 from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.numbering import category_ids
 from tasks.detection.report import DetectionReporter
-from tasks.detection.results import ImageDetections, restore
+from tasks.detection.results import ImageDetections, merged, restore
 from tasks.report.boxes import sample_sheet
 from tasks.settings.sections import Config
 from tasks.spec import Recorder, Reporter, TaskSpec, Writer, told_of_head
@@ -87,6 +87,9 @@ class Detection(TaskSpec):
 
     def restored(self, batch: Batch, predictions: Detections) -> list[ImageDetections]:
         return restore(batch, predictions)
+
+    def merged(self, batch: Batch, found: Sequence[Any]) -> list[ImageDetections]:
+        return merged(batch, found)
 
     def scored(self, batch: Batch, predictions: Sequence[ImageDetections]) -> tuple[Any, Any]:
         pairs = zip(predictions, (meta.truth for meta in batch.meta), strict=True)

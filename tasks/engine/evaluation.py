@@ -11,10 +11,12 @@ from torchmetrics import Metric
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.inference.finite import NOT_FINITE, REMEDY, FiniteWatch, finite_watch
+from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
 from tasks.data.batch import Batch, SkipCount
 from tasks.data.dataset import Dataset
 from tasks.engine import feeding, hardware
+from tasks.engine.looking import Looking
 from tasks.engine.resume import Share
 from tasks.scoring.added import Monitor, monitor_of, with_added
 from tasks.settings.sections import Config
@@ -39,16 +41,18 @@ def evaluate(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     watch: FiniteWatch | None = None,
+    ask: Callable[[Batch], Any] | None = None,
 ) -> dict[str, Any]:
     """Scores of ``model`` over ``batches``, in eval mode; its mode is restored. All processes must call it. ``watch``, which looks
-    at the answers, gets to know which images they are of."""
+    at the answers, gets to know which images they are of. ``ask``: predicts a batch otherwise than :meth:`TaskSpec.predict`."""
+    ask = ask or partial(task.predict, config, model)
     training, skips = model.training, SkipCount(samples)
     model.eval()
     try:
         for batch in batches:
             batch = batch.to(device, non_blocking=True)
             with autocast():
-                predictions = task.predict(config, model, batch)
+                predictions = ask(batch)
             if watch:
                 watch.note([meta.path or meta.id for meta in batch.meta])
             skips.add(batch.meta)
@@ -94,21 +98,27 @@ def score_model(
     observers: Iterable[Observer] = (),
     leave: Callable[[], bool] = lambda: False,
     strict: bool = False,
+    views: Views | None = None,
+    slices: Slices | None = None,
 ) -> tuple[dict[str, Any], Any]:
     """Scores of a model over a data set, and what the task's observer collected for the report, if it is to ``observe``; further
     ``observers`` look on.
 
     Where several processes score together each gives its ``share``. ``leave`` is asked before each batch; :class:`EvaluationLeftError` is
     raised when it says so. Answers of the network that are not finite are told, or, if it is ``strict``, raise :class:`UserError`.
+    ``views`` and ``slices``: other looks at each image.
     """
     share, observer = share or Share(), task.observer(config, classes) if observe else None
-    loader = feeding.evaluation_loader(config, task, dataset, model, share.rank, share.world)
+    looking = Looking.at(task, config, model, device, views, slices)
+    loader = feeding.evaluation_loader(
+        config, task, dataset, model, share.rank, share.world, as_it_is=looking is not None
+    )
     metric = metric_of(task, config, classes).to(device)
     observers = [*observers, *([observer] if observer else [])]
     arithmetic = partial(hardware.autocast, config, device)
     batches = _unless(leave, tell.watch(loader, "evaluate"))
-    # A compiled network would be compiled anew for what looks on.
-    with nullcontext() if config.run.compile else finite_watch(model) as watch:
+    # A compiled network would be compiled anew for what looks on; several looks at an image are looked at where they are merged.
+    with nullcontext() if config.run.compile or looking else finite_watch(model) as watch:
         scores = evaluate(
             task,
             config,
@@ -120,6 +130,7 @@ def score_model(
             device=device,
             autocast=arithmetic,
             watch=watch,
+            ask=looking,
         )
     if watch and watch.images:
         what, remedy = f"{NOT_FINITE}, for {len(watch.images)} images, such as {watch.images[0]}", REMEDY

@@ -32,23 +32,28 @@ def workers(config: Config) -> int:
     return min(cores(), 8) if config.data.workers is None else config.data.workers
 
 
-def keyed(config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, train: bool) -> KeyedDataset:
-    """``dataset`` behind the task's transform, read by (epoch, index)."""
+def keyed(
+    config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, train: bool, as_it_is: bool = False
+) -> KeyedDataset:
+    """``dataset`` behind the task's transform, read by (epoch, index); ``as_it_is`` as of :func:`shown`."""
     optim, epochs = config.optim, math.inf
     if train:
         epochs = (
             optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
         )
-    transform = shown(task.transform(config, model, train=train, epochs=epochs), model)
+    transform = shown(task.transform(config, model, train=train, epochs=epochs), model, as_it_is=as_it_is)
     return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
 
 
-def shown(transform: Transform, model: Model) -> Transform:
-    """The transform as ``model`` is shown images: as they are, where it resizes them itself."""
-    if model.resizes:
+def shown(transform: Transform, model: Model, *, as_it_is: bool = False) -> Transform:
+    """The transform as ``model`` is shown images: as they are, where it resizes them itself, or where they are to stay ``as_it_is``."""
+    if model.resizes or as_it_is:
         untyped: Any = transform
         if not isinstance(getattr(untyped, "fitting", None), Fitting):
-            what = f"{type(transform).__name__} resizes images, and so does the exported graph"
+            name = type(transform).__name__
+            if as_it_is:
+                raise UserError("--tta", f"{name} brings images to size in one way alone", "leave it out")
+            what = f"{name} resizes images, and so does the exported graph"
             raise UserError("--checkpoint", what, "export with preprocessing normalize")
         untyped.fitting = replace(untyped.fitting, mode="own")
     return transform
@@ -108,16 +113,23 @@ class EvaluationBatches:
 
 
 def evaluation_loader(
-    config: Config, task: TaskSpec, dataset: Dataset, model: Model, rank: int = 0, world: int = 1
+    config: Config,
+    task: TaskSpec,
+    dataset: Dataset,
+    model: Model,
+    rank: int = 0,
+    world: int = 1,
+    *,
+    as_it_is: bool = False,
 ) -> Loader:
-    """A loader over all of ``dataset``, this process's share of it."""
+    """A loader over all of ``dataset``, this process's share of it; ``as_it_is``: of images at their own size, one at a time."""
     # Files to predict do not know their aspects; batches of mixed ones are only padded more.
     similar = config.data.batch_shape == "aspect" and hasattr(dataset, "aspects")
     order = np.argsort(aspects(dataset), kind="stable") if similar else np.arange(len(dataset))
     # Images that are read in tiles are large, and of many sizes.
-    size = 1 if config.data.tile or model.resizes else config.data.eval_batch_size or config.data.batch_size
+    size = 1 if config.data.tile or model.resizes or as_it_is else config.data.eval_batch_size or config.data.batch_size
     batches = EvaluationBatches(order, size, rank, world)
-    return loader(config, task, keyed(config, task, dataset, model, train=False), model, batches)
+    return loader(config, task, keyed(config, task, dataset, model, train=False, as_it_is=as_it_is), model, batches)
 
 
 def training_order(config: Config, dataset: Dataset) -> Callable[[int], np.ndarray]:

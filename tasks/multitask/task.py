@@ -110,6 +110,9 @@ class Joint(TaskSpec):
     def restored(self, batch: Batch, predictions: Mapping[str, Any]) -> dict[str, Any]:
         return {word: TASKS.get(word).restored(batch, found) for word, found in predictions.items()}
 
+    def merged(self, batch: Batch, found: Sequence[Any]) -> dict[str, Any]:
+        return {word: TASKS.get(word).merged(batch, [one[word] for one in found]) for word in found[0]}
+
     def scored(self, batch: Batch, predictions: Mapping[str, Any]) -> tuple[Any, Any]:
         pairs = {word: TASKS.get(word).scored(batch, found) for word, found in predictions.items()}
         return {word: pair[0] for word, pair in pairs.items()}, {word: pair[1] for word, pair in pairs.items()}

@@ -40,6 +40,8 @@ class Extras:
     predictions: str | None = None
     threshold: str | None = None
     top_k: str | None = None
+    tta: str | None = None
+    slices: str | None = None
     deep: bool = False
     format: str | None = None
     preprocess: str = "normalize"

@@ -65,6 +65,13 @@ OPTIONS = {
     "top-k": Option(
         "so many classes, or boxes, of an image at most (default: all classes up to 100, else 5; all boxes)"
     ),
+    "tta": Option(
+        "other looks at each image, whose answers are averaged: flip, factors of the size, or both (flip,0.8,1.25)"
+    ),
+    "slices": Option(
+        "of detectors: large images in pieces of so many pixels, with an overlap (a quarter), and with a look at all of it for objects that"
+        " fit in none: 640 or 640,128 or 640,128,whole"
+    ),
     "format": Option(
         "by the name of --out where it is not given; for TensorRT run trtexec --onnx=FILE.onnx --saveEngine=FILE.engine, for CoreML"
         " coremltools.convert(torch.export.load('FILE.pt2'))",
@@ -126,14 +133,14 @@ VERBS = {
             "evaluate",
             "tasks.verbs.evaluate",
             "score a model, or a file of predictions, on a split",
-            ("checkpoint", "split", "out", "predictions"),
+            ("checkpoint", "split", "out", "predictions", "tta", "slices"),
             unread=OF_TRAINING,
         ),
         Verb(
             "predict",
             "tasks.verbs.predict",
             "predict images that have no labels",
-            ("checkpoint", "split", "out", "threshold", "top-k"),
+            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices"),
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),

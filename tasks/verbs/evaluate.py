@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from effbackbones.errors import UserError
+from effbackbones.inference.views import Slices, Views
 from tasks.data.dataset import Dataset
 from tasks.engine import hardware, splits
 from tasks.engine.evaluation import monitor, score_model
@@ -44,6 +45,8 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         tell=tell,
         observers=[recorder] if recorder else [],
         strict=True,
+        views=Views.of(extras.tta, "--tta"),
+        slices=Slices.of(extras.slices, "--slices"),
     )
     folder = Path(extras.out) if extras.out else beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,9 @@ def _print_scores(scores: Scores) -> None:
 def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> int:
     """Score a file of predictions on a split; ``metrics.json`` goes into ``--out``, or beside the file."""
     path = Path(str(extras.predictions))
+    for name, value in (("--tta", extras.tta), ("--slices", extras.slices)):
+        if value is not None:
+            raise UserError(name, "is for models, and a file holds what one has said", "leave it out")
     if config.run.metrics or config.run.monitor:
         tell("run.metrics and run.monitor are for models: a file of predictions has the scores of its task")
     if config.data.name == "coco":  # which says all that is scored in its annotations

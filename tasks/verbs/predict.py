@@ -14,8 +14,9 @@ from effbackbones.images.geometry import Pixels
 from effbackbones.images.reading import SUFFIXES
 from effbackbones.inference.inputs import ImageSource
 from effbackbones.inference.predictor import Predictor
-from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared, fitted, together
+from effbackbones.inference.preparing import Fitted, Placed, Prepared
 from effbackbones.inference.results import Failed
+from effbackbones.inference.views import Preparation, Slices, Views
 from effbackbones.model import Model
 from tasks.data.batch import READING
 from tasks.data.dataset import Dataset
@@ -56,19 +57,27 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         on_error="return" if len(files) > 1 else "raise",  # one bad file in ten thousand spoils no others
         precision=hardware.precision(config, device),
         fit=fit_of(feeding.shown(task.transform(config, model, train=False), model)),
+        tta=Views.of(extras.tta, "--tta"),
+        slices=Slices.of(extras.slices, "--slices"),
     )
     writer = task.writer(config, out, model, classes, print)
     if source is not None and hasattr(writer, "number_as"):
         writer.number_as(source)
     read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
     originals = Originals(read)
-    dataset = _Files(files, originals if writer.draws else read, predictor.fit)
-    size = 1 if tiled else _batch_size(config)
+    dataset = _Files(files, originals if writer.draws else read, predictor.prepare)
+    size = predictor.at_once
     batches = [range(first, min(first + size, len(files))) for first in range(0, len(files), size)]
     # Images in original size are too much to be sent between processes.
     workers = 0 if writer.draws else feeding.workers(config)
     loader = Loader(
-        dataset, batches, together, workers=workers, timeout=config.data.timeout, pin=device.type == "cuda", seed=0
+        dataset,
+        batches,
+        predictor.prepare.together,
+        workers=workers,
+        timeout=config.data.timeout,
+        pin=device.type == "cuda",
+        seed=0,
     )
     timeout = 0.0 if workers else config.data.timeout  # loader processes are watched by the loader
     failed: list[str] = []
@@ -179,17 +188,17 @@ def image_files(inputs: Sequence[str], links: str = "anywhere") -> list[Path]:
 
 
 class _Files:
-    """Images to predict, read by ``read`` and brought to size by ``fit``."""
+    """Images to predict, read by ``read`` and made ready by ``prepare``."""
 
-    def __init__(self, files: Sequence[Path], read: Callable[[str], Pixels], fit: Fit) -> None:
-        self.files, self.read, self.fit = files, read, fit
+    def __init__(self, files: Sequence[Path], read: Callable[[str], Pixels], prepare: Preparation) -> None:
+        self.files, self.read, self.prepare = files, read, prepare
         self.reading = ""
         """The file that is being read, in this process."""
 
-    def __getitem__(self, index: int) -> Fitted | Failed:
+    def __getitem__(self, index: int) -> Fitted | list[Fitted] | Failed:
         path = self.reading = str(self.files[index])
         try:
-            return fitted(ImageSource(path, None, self.read), self.fit)
+            return self.prepare(ImageSource(path, None, self.read))
         except UserError:
             raise
         except Exception as error:  # with its own text, for a loader process sends an exception as its traceback

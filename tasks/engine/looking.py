@@ -1,0 +1,70 @@
+"""Batches of an evaluation looked at more than once: mirrored, at other sizes, in slices."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from effbackbones.errors import UserError
+from effbackbones.inference.inputs import ImageSource
+from effbackbones.inference.predictor import Predictor
+from effbackbones.inference.results import Failed
+from effbackbones.inference.views import Slices, Views
+from effbackbones.model import Model
+from tasks.data.batch import Batch
+from tasks.data.door import reading_spec
+from tasks.data.transforms.alone import fit_of
+from tasks.engine import feeding, hardware
+from tasks.settings.sections import Config
+from tasks.spec import TaskSpec
+
+
+@dataclass(frozen=True)
+class Looking:
+    """What a ``predictor`` makes of batches of images at their own size, as the scores of a ``task`` take it."""
+
+    task: TaskSpec
+    predictor: Predictor
+
+    @classmethod
+    def at(
+        cls,
+        task: TaskSpec,
+        config: Config,
+        model: Model,
+        device: torch.device,
+        views: Views | None,
+        slices: Slices | None,
+    ) -> Self | None:
+        """None where images are looked at once."""
+        if (views is None or views.count == 1) and slices is None:
+            return None
+        tiled, model.reading = config.data.tile is not None, reading_spec(config.data)
+        data = config.data
+        predictor = Predictor(
+            model,
+            device=device,
+            batch_size=data.eval_batch_size or (1 if tiled else data.batch_size),
+            probabilities=config.run.probabilities and task.name == "seg",
+            precision=hardware.precision(config, device),
+            fit=fit_of(feeding.shown(task.transform(config, model, train=False), model)),
+            tta=views,
+            slices=slices,
+        )
+        return cls(task, predictor)
+
+    def __call__(self, batch: Batch) -> Any:
+        """Predictions for a batch, as :meth:`TaskSpec.restored` gives them."""
+        ask, sources = self.predictor, []
+        for image, meta in zip(batch.images.cpu(), batch.meta, strict=True):
+            height, width = meta.original
+            pixels = image[:, :height, :width].permute(1, 2, 0).numpy()
+            sources.append(ImageSource(meta.path or meta.id, np.ascontiguousarray(pixels)))
+        found = []
+        for one in ask.merged(ask.prepare.together([ask.prepare(source) for source in sources])):
+            wrong = one.error if isinstance(one, Failed) else one.found
+            if isinstance(wrong, str | UserError):
+                raise UserError(str(wrong))
+            found.append(wrong)
+        return self.task.merged(batch, found)
