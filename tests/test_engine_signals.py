@@ -1,5 +1,6 @@
 """Signals are answered wherever a run is, and what was done is saved; handlers are put back, and left alone outside of the main thread."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -163,3 +164,13 @@ def test_a_call_that_does_not_return_ends_with_the_process() -> None:
     _, told = process.communicate(timeout=20)
     assert process.returncode == 143, told
     assert told.startswith("stopped by SIGTERM in the midst")
+
+
+def test_a_process_that_lives_on_does_not_keep_the_watch() -> None:
+    """A loader process has a copy of all that was open; an evaluation that fails ends while it is still there."""
+    with Signals():
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+        child.start()
+    assert child.is_alive()
+    child.kill()
+    child.join()

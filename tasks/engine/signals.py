@@ -67,7 +67,8 @@ class Signals:
         if self._before:
             signal.set_wakeup_fd(self._wakeup_before)
             self._answered = True
-            self._ours.close()  # so the thread ends
+            self._ours.shutdown(socket.SHUT_RDWR)  # so the thread ends, though loader processes may hold copies of it
+            self._ours.close()
             self._thread.join()
             self._theirs.close()
 
