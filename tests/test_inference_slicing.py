@@ -81,21 +81,21 @@ def same(found: FoundBoxes, wanted: FoundBoxes) -> bool:
 
 
 @given(cases())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_each_object_is_found_once_and_whole(case: tuple[Grid, FoundBoxes, np.random.Generator]) -> None:
     grid, objects, rng = case
     assert same(merge_slices(grid, seen(grid, objects, rng), 0.5), objects)
 
 
 @given(cases(apart=True))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_also_among_others_of_its_class(case: tuple[Grid, FoundBoxes, np.random.Generator]) -> None:
     grid, objects, rng = case
     assert same(merge_slices(grid, seen(grid, objects, rng), 0.5), objects)
 
 
 @given(cases())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_a_slice_sees_whole_does_not_depend_on_pieces(case: tuple[Grid, FoundBoxes, np.random.Generator]) -> None:
     grid, objects, rng = case
     rows = np.flatnonzero(held(grid, objects.corners))
@@ -104,7 +104,7 @@ def test_what_a_slice_sees_whole_does_not_depend_on_pieces(case: tuple[Grid, Fou
 
 
 @given(cases())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_look_at_the_whole_image_finds_what_no_slice_holds(
     case: tuple[Grid, FoundBoxes, np.random.Generator],
 ) -> None:
@@ -113,7 +113,7 @@ def test_a_look_at_the_whole_image_finds_what_no_slice_holds(
 
 
 @given(cases(apart=True))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_detector_that_wavers_loses_and_doubles_nothing(case: tuple[Grid, FoundBoxes, np.random.Generator]) -> None:
     grid, objects, rng = case
     large = np.flatnonzero((objects.corners[:, 2:] - objects.corners[:, :2] >= 8).all(1) & held(grid, objects.corners))

@@ -140,7 +140,7 @@ def agrees(found: Any, boxes: np.ndarray, labels: np.ndarray, within: float) -> 
 
 
 @given(seed=st.integers(0, 2**32 - 1), height=st.integers(24, 190), width=st.integers(24, 190))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @pytest.mark.parametrize("shape", ["any", "tall"])
 def test_boxes_of_all_looks_lead_back_within_a_pixel(shape: str, seed: int, height: int, width: int) -> None:
     """Letterboxed to 192 and its multiples, so that a pixel of the network is at most one of the image."""
@@ -152,7 +152,7 @@ def test_boxes_of_all_looks_lead_back_within_a_pixel(shape: str, seed: int, heig
 
 
 @given(seed=st.integers(0, 2**32 - 1), height=st.integers(20, 260), width=st.integers(20, 260))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @pytest.mark.parametrize(("words", "more"), [("64,24", None), ("64,24,whole", "flip")])
 def test_boxes_of_slices_are_exact(words: str, more: str | None, seed: int, height: int, width: int) -> None:
     """At the image's own size what is found in slices is what is there, to the pixel, also what fits in none."""
@@ -168,7 +168,7 @@ def test_boxes_of_slices_are_exact(words: str, more: str | None, seed: int, heig
 
 
 @given(seed=st.integers(0, 2**32 - 1), height=st.integers(30, 190), width=st.integers(30, 190), tiled=st.booleans())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_masks_of_all_looks_lead_back_within_a_pixel(seed: int, height: int, width: int, tiled: bool) -> None:
     image, boxes, labels = scene(np.random.default_rng(seed), height, width)
     truth = np.zeros((height, width), np.int64)

@@ -13,7 +13,8 @@ def fuse_boxes(found: Sequence[FoundBoxes], iou: float) -> FoundBoxes:
     see it counting 0. By falling score.
 
     Solovyev et al., "Weighted boxes fusion", 2021, with one model: their score (mean over the boxes, times boxes / looks) is the same.
-    Suppression, which would keep the surest box, leaves every look's false alarms at their full score.
+    Suppression, which would keep the surest box, leaves every look's false alarms at their full score: of a lite0 on BCCD (AP 0.377 with
+    one look) it makes 0.378 mirrored and 0.383 at three sizes too, this 0.400 and 0.420 (``benchmarks/looks.py``).
     """
     boxes = joined(found)
     look = np.repeat(np.arange(len(found)), [len(one.scores) for one in found])
