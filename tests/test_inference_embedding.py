@@ -111,6 +111,7 @@ def test_the_command_writes_an_array_with_names_and_the_nearest(tmp_path, model_
     assert "ends in .npy or .parquet" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table(tmp_path, model_file):
     parquet = pytest.importorskip("pyarrow.parquet")
     paths = pictures(tmp_path / "x", 3)

@@ -221,6 +221,7 @@ def test_a_look_is_what_the_model_says_of_the_mirrored_image(task: Any) -> None:
         assert (np.diff(found.scores) <= 0).all()
 
 
+@pytest.mark.slow
 def test_an_evaluation_says_what_a_predictor_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng, rows, images = np.random.default_rng(0), [], []
     for number, size in enumerate([(70, 100), (110, 64), (90, 90)]):

@@ -217,6 +217,7 @@ def test_the_card_has_the_figures_that_were_measured_and_no_others(hub: Hub, run
     assert "|" not in card
 
 
+@pytest.mark.slow
 def test_commands_take_it_as_a_checkpoint(hub: Hub, run: Path, tmp_path: Path) -> None:
     push_to_hub(run, "me/pets")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
