@@ -63,8 +63,8 @@ class Observer(Protocol):
 class Recorder(Observer, Protocol):
     """Keeps what an evaluation found, image by image."""
 
-    def write(self, folder: Path) -> Path:
-        """Write it into ``folder``; returns the path of the file."""
+    def write(self, folder: Path, tell: Callable[[str], None]) -> Path:
+        """Write it into ``folder``, and ``tell`` what had to be left out; returns the path of the file."""
 
 
 class Reporter(Observer, Protocol):

@@ -24,10 +24,10 @@ from tasks.data.batch import Batch
 from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 from tasks.detection.examples import KEPT, DetectionExamples
-from tasks.detection.files import DetectionFiles
+from tasks.detection.files import DetectionFiles, DetectionRecorder
 from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.report import detection_report
-from tasks.detection.results import restore
+from tasks.detection.results import ImageDetections, restore
 from tasks.detection.statistics import BoxStatistics
 from tasks.report.boxes import sample_sheet
 from tasks.report.drawings import box_histogram, coverage_figure, curves, precision_recall
@@ -729,3 +729,14 @@ def test_the_perfect_are_not_among_the_worst_nor_the_useless_among_the_best() ->
     for number, quality in enumerate((0.5, 0.6, 0.55, 0.4)):
         kept.consider(quality, lambda number=number: made.append(number) or number)  # type: ignore[misc, func-returns-value]
     assert (kept.worst(), kept.best(), made) == ([3], [1], [0, 1, 3])  # what does not belong is never made
+
+
+def test_an_evaluation_counts_what_its_results_file_leaves_out(tmp_path: Path) -> None:
+    told: list[str] = []
+    recorder = DetectionRecorder(["cat", "dog"], [4, 91])
+    boxes = np.array([[0.0, 0.0, 9.0, 9.0], [0.0, np.nan, 9.0, 9.0]])
+    found = ImageDetections("7", (20, 20), boxes, np.array([0.9, 0.8]), np.array([0, 1]))
+    recorder.update(None, [found])  # type: ignore[arg-type]  # the batch is not looked at
+    records = json.loads(recorder.write(tmp_path, told.append).read_text())
+    assert [(record["image_id"], record["category_id"]) for record in records] == [(7, 4)]
+    assert told == ["1 detections are not finite and were left out of predictions.json"]

@@ -56,6 +56,23 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Extras
     del sys.modules["toy_verb"]
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("export --out m.xyz", "m.xyz: is no name for an exported file"),
+        ("export --out m.onnx --format openvino", "m.onnx: is no name for openvino"),
+        ("export --out m.onnx --bound 2,0.1", "--bound: expected two numbers of 0 to 1"),
+        ("export --out m.onnx --certify 0", "--certify: expected a number of images"),
+        ("embed --out e.npy", "INPUT: nothing is named"),
+    ],
+)
+def test_what_a_line_says_is_looked_at_before_the_work(
+    line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*line.split(), "--checkpoint", str(tmp_path / "nowhere.safetensors")]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_verb_without_config_and_task_is_a_file_and_a_row(
     toy: list[Extras], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

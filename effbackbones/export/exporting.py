@@ -75,7 +75,7 @@ def export_model(
     the model within ``bounds``.
     """
     out = Path(out)
-    kind = _format(out, format)
+    kind = file_format(out, format)
     if precision == "int8_dynamic":
         what = "quantises products of matrices alone, and leaves convolutions, which are all of these networks, as they are or slower"
         raise UserError("precision int8_dynamic", what, "int8 is static: it takes calibration images")
@@ -112,7 +112,7 @@ def export_model(
     return record
 
 
-def _format(out: Path, asked: str | None) -> str:
+def file_format(out: Path, asked: str | None) -> str:
     """The format, which the name of the file must say too: it is read back by it."""
     if asked is not None and asked not in FORMATS:
         remedy = nearest(asked, FORMATS)

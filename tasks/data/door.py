@@ -169,7 +169,7 @@ def coco(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
         ignored=options.word("ignored", IGNORED),
         rotation=options.word("rotation", ROTATION),
         sets=_sets_wanted(data),
-        without_images=data.options.get("without_images", False) is True,
+        without_images=options.truth("without_images"),
     )
 
 

@@ -28,6 +28,22 @@ _MARK = "detections drawn by effbackbones"
 _LARGEST = 65_500  # pixels on a side of a JPEG file
 
 
+def _write(
+    folder: Path,
+    detections: Sequence[ImageDetections],
+    category_ids: Sequence[int],
+    classes: Sequence[str],
+    tell: Callable[[str], None],
+) -> Path:
+    """The results file in ``folder``, with the names of its ids beside it; what JSON has no word for is counted and told."""
+    path = folder / "predictions.json"
+    left_out = write_results(path, detections, category_ids)
+    write_categories(path, category_ids, classes)
+    if left_out:
+        tell(f"{left_out:,} detections are not finite and were left out of predictions.json")
+    return path
+
+
 class DetectionRecorder:
     """Keeps the detections of an evaluation for ``FOLDER/predictions.json``, a COCO results file with the ids of images and categories
     that the data's own files have (``category_ids``, of each label), and their names beside it."""
@@ -39,11 +55,8 @@ class DetectionRecorder:
     def update(self, batch: Batch, predictions: Sequence[ImageDetections]) -> None:
         self._detections += predictions
 
-    def write(self, folder: Path) -> Path:
-        path = folder / "predictions.json"
-        write_results(path, self._detections, self.category_ids)
-        write_categories(path, self.category_ids, self.classes)
-        return path
+    def write(self, folder: Path, tell: Callable[[str], None]) -> Path:
+        return _write(folder, self._detections, self.category_ids, self.classes, tell)
 
 
 class DetectionFiles:
@@ -94,11 +107,7 @@ class DetectionFiles:
             self.tell(f"{result.source}: {self._summary(shown, threshold)}")
 
     def close(self) -> None:
-        path = self.out / "predictions.json"
-        left_out = write_results(path, self._detections, self.category_ids)
-        write_categories(path, self.category_ids, self.classes)
-        if left_out:
-            self.tell(f"{left_out:,} detections are not finite and were left out of predictions.json")
+        _write(self.out, self._detections, self.category_ids, self.classes, self.tell)
 
     def _drawn(self, image: Pixels, shown: ImageDetections) -> Picture:
         # Should the file have another size than it was predicted at, boxes follow it.

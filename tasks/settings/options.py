@@ -28,6 +28,13 @@ class DataOptions:
             raise UserError(f"data.options.{name}", f"expected a text, got {str(text)[:60]!r}", "correct it")
         return text
 
+    def truth(self, name: str) -> bool:
+        """true or false; false where nothing is said."""
+        value = self.given.get(name, False)
+        if not isinstance(value, bool):
+            raise UserError(f"data.options.{name}", f"expected true or false, got {str(value)[:60]!r}", "correct it")
+        return value
+
     def whole(self, name: str, default: int, least: int) -> int:
         """A whole number."""
         value = self.given.get(name, default)

@@ -53,7 +53,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     results = EvaluationResults({"model": scores}, split=extras.split, checkpoint=extras.checkpoint)
     write_metrics(folder, results, [])
     if recorder:
-        tell(f"predictions {recorder.write(folder)}")
+        tell(f"predictions {recorder.write(folder, tell)}")
     facts = {
         "checkpoint": extras.checkpoint or config.model.weights or "none: random weights",
         "assumed": "; ".join(model.provenance.get("assumed", [])) or "nothing",

@@ -7,7 +7,7 @@ from typing import Any
 
 from effbackbones.errors import UserError
 from effbackbones.export.certificate import Bounds
-from effbackbones.export.exporting import export_model
+from effbackbones.export.exporting import export_model, file_format
 from effbackbones.export.record import beside
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
@@ -31,6 +31,10 @@ def export(task: TaskSpec, config: Config, extras: Extras) -> int:
     if not extras.out:
         raise UserError("--out", "no file is named", "give --out FILE.onnx, FILE.pt2 or FILE.xml")
     tell, out = Teller(config.run.progress), Path(extras.out)
+    file_format(out, extras.format)  # all that the line says, before the work
+    bounds, count = _bounds(extras), _count(extras)
+    if "run.device" in extras.overrides and config.run.device != "cpu":
+        tell("run.device changes nothing: graphs are made and compared on the processor")
     config = replace(config, run=replace(config.run, device="cpu"))
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     model.classes = model.classes or classes
@@ -40,11 +44,11 @@ def export(task: TaskSpec, config: Config, extras: Extras) -> int:
     calibration: Any
     if extras.inputs:
         files: list[Any] = [str(file) for file in image_files(extras.inputs)]
-        images, scores, calibration = files[: _count(extras)], None, files[:CALIBRATION]
+        images, scores, calibration = files[:count], None, files[:CALIBRATION]
         tell("named images have no labels: agreement is measured, no score")
     else:
         dataset = _data(task, config, extras, model, classes)
-        some = Repeated(dataset, spread(len(dataset), _count(extras)))
+        some = Repeated(dataset, spread(len(dataset), count))
         images = [some[row].image for row in range(len(some))]
         scores = _scores(task, as_model(config, model), some, classes, tell)
         calibration = _calibration(task, config, extras, model, classes) if extras.precision == "int8" else ()
@@ -57,7 +61,7 @@ def export(task: TaskSpec, config: Config, extras: Extras) -> int:
         postprocessing=extras.postprocess,
         precision=extras.precision,
         dynamic_size=False if extras.fixed else None,
-        bounds=_bounds(extras),
+        bounds=bounds,
         scores=scores if extras.postprocess == "predict" and extras.preprocess != "none" else None,
         calibration=calibration,
         origin=str(assembly.checkpoint_file(extras.checkpoint)) if extras.checkpoint else None,

@@ -171,7 +171,7 @@ def image_files(inputs: Sequence[str], links: str = "anywhere") -> list[Path]:
     """The images that files, folders (all below them) and globs name, sorted within each; a name without any raises
     :class:`UserError`. ``links`` as in :func:`tasks.data.files.listing.files_below`."""
     if not inputs:
-        raise UserError("predict", "no input", "name files, folders or globs")
+        raise UserError("INPUT", "nothing is named", "name files, folders or globs")
     files: list[Path] = []
     for name in inputs:
         path = Path(name)
