@@ -82,7 +82,7 @@ def _write(out: Path, names: Sequence[str], vectors: Any, about: dict[str, Any])
     if out.suffix.lower() == ".npy":
         np.save(stream, vectors, allow_pickle=False)
         beside = json.dumps({**about, "images": list(names)}, indent=1, ensure_ascii=False)
-        write_atomically(out.with_suffix(".json"), beside.encode("utf-8", "surrogateescape"))
+        write_atomically(Path(f"{out}.json"), beside.encode("utf-8", "surrogateescape"))
     else:
         arrow, parquet = _pyarrow(out)
         rows = arrow.FixedSizeListArray.from_arrays(arrow.array(vectors.ravel()), vectors.shape[1])
