@@ -162,7 +162,7 @@ def test_looks_through_a_graph_of_one_size_find_what_those_of_its_model_find(
 def test_looks_at_other_sizes_through_a_graph_of_one_size(
     exported: Exported, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match="^tta: the exported graph takes images of one size, .*; use flip, or ask"):
+    with pytest.raises(UserError, match=r"^tta: the exported graph takes images of one size, .*; use flip, or ask"):
         load_predictor(exported.path, tta="flip,0.8")
     # Slices are of one size at every scale, and the look at the whole image stays the usual one.
     assert len(load_predictor(exported.path, tta="1.5", slices="48,12,whole")(scenes(1)[0])) > 0
