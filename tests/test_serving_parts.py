@@ -3,8 +3,10 @@
 import asyncio
 import io
 import json
+import re
 import threading
 import time
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from test_inference_predictor import narrow
+from tests_support import ROOT
 
 from effbackbones import UserError, load_predictor
 from effbackbones.images.opening import Encoded
@@ -24,6 +27,7 @@ from effbackbones.serving.bodies import check_headers, clean_name, discard, read
 from effbackbones.serving.figures import Figures
 from effbackbones.serving.limits import BODIES_AT_ONCE, Limits, RefusedError, Room
 from effbackbones.serving.service import Service, _nameless
+from tasks.settings.commandline import parse
 
 SMALL = Limits(max_bytes=100, max_files=2, queue=3, body_seconds=0.2)
 
@@ -38,7 +42,7 @@ def encoded(number: int, size: tuple[int, int] = (40, 56)) -> Encoded:
 # Batches
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(-3, 30), max_size=20), st.integers(1, 5))
 def test_every_item_has_its_own_result_and_a_bad_one_fails_alone(items: list[int], size: int) -> None:
     sizes: list[int] = []
@@ -366,3 +370,22 @@ def test_files_in_memory_are_looked_for_nowhere(
     content = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "a.npy").unlink()
     assert predictor(Encoded("a.npy", content)).size == (20, 30)
+
+
+def test_the_dockerfile_copies_what_is_there_and_starts_what_is_understood() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    sources = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
+    assert {"pyproject.toml", "effbackbones", "heads", "tasks"} <= set(sources)
+    let_through = (ROOT / ".dockerignore").read_text().splitlines()
+    for name in sources:
+        assert (ROOT / name).exists()
+        assert f"!{name}" in let_through
+    entry = json.loads(next(line for line in lines if line.startswith("ENTRYPOINT")).removeprefix("ENTRYPOINT "))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert entry[0] in project["scripts"]
+    request = parse(entry[1], entry[2:])
+    assert (request.verb, request.extras.own["host"], request.extras.own["port"]) == ("serve", "0.0.0.0", 8000)
+    extras = re.search(r"\.\[([\w,]+)\]", "\n".join(lines))
+    assert extras is not None
+    assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+    assert any(line.startswith("USER ") and line != "USER root" for line in lines)

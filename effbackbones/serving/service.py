@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from effbackbones.errors import UserError
 from effbackbones.images.opening import Encoded
 from effbackbones.inference.predictor import READERS, Predictor
 from effbackbones.inference.results import Failed
@@ -47,8 +46,6 @@ class Service:
     def __init__(self, predictor: Predictor, *, limits: Limits | None = None, wait: float = 0.005) -> None:
         if predictor.on_error != "return":
             raise ValueError("on_error must be return: one image must not spoil a batch")
-        if wait < 0:
-            raise UserError("wait_ms", f"expected 0 or more, got {wait * 1000:g}", "correct it")
         self.predictor, self.limits = predictor, limits or Limits()
         self.room, self.figures = Room(self.limits), Figures()
         self.warmed = self.draining = False

@@ -4,7 +4,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from effbackbones.errors import UserError
@@ -65,12 +65,14 @@ def web_app(service: Service) -> Any:
         return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
 
     async def predict(request: Request, threshold: float | None = None, top_k: int | None = None) -> Response:
+        body = request.stream()
         try:
-            return await answer(request, threshold, top_k)
-        except RefusedError as refusal:
-            if refusal.status in (413, 415, 503) and "expect" not in request.headers:
-                await discard(request.stream(), service.limits)
-            return said(refusal.status, {"error": refusal.reason}, refusal.after)
+            try:
+                return await answer(request, body, threshold, top_k)
+            except RefusedError as refusal:
+                if "expect" not in request.headers:  # who waits to be told so does not send in vain
+                    await discard(body, service.limits)
+                return said(refusal.status, {"error": refusal.reason}, refusal.after)
         except ClientDisconnect:
             return Response(status_code=499)  # nobody hears it; the figures count it
         except Exception:
@@ -78,7 +80,9 @@ def web_app(service: Service) -> Any:
             LOG.exception("request %s failed", known)
             return said(500, {"error": "something went wrong here; the log tells more by its id", "id": known})
 
-    async def answer(request: Request, threshold: float | None, top_k: int | None) -> Response:
+    async def answer(
+        request: Request, coming: AsyncIterator[bytes], threshold: float | None, top_k: int | None
+    ) -> Response:
         if service.draining:
             raise RefusedError(503, "going down: ask another instance, or try again later", after=5)
         given = [key for key, _ in request.query_params.multi_items()]
@@ -95,7 +99,7 @@ def web_app(service: Service) -> Any:
         check_headers(headers, service.limits)
         with service.room.held() as share:
             share.take(images=1)
-            body = await read_body(request.stream(), service.limits, share)
+            body = await read_body(coming, service.limits, share)
             files, several = files_of(body, headers, service.limits)
             del body
             share.take(images=len(files) - 1)

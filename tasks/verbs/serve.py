@@ -20,6 +20,8 @@ def serve(extras: Extras) -> int:
     if extras.checkpoint is None:
         raise UserError("--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN")
     own = extras.own
+    if own["wait_ms"] < 0:
+        raise UserError("--wait-ms", f"expected 0 or more, got {own['wait_ms']:g}", "correct it")
     limits = Limits(max_bytes=own["max_bytes"], max_files=own["max_files"], queue=own["queue"])
     with closing(bound(own["host"], own["port"])) as listening:  # before the model is loaded, which takes longer
         predictor = Predictor(
