@@ -110,6 +110,9 @@ class Detection(TaskSpec):
     ) -> dict[str, Any]:
         return score_results(self, config, path, dataset, tell, training)
 
+    def has_written(self, folder: Path) -> bool:
+        return (folder / "predictions.json").is_file()
+
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return DetectionReporter(config, classes)
 

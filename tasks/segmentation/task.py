@@ -150,6 +150,9 @@ class Segmentation(TaskSpec):
     ) -> dict[str, Any]:
         return score_folder(self, config, path, dataset, tell)
 
+    def has_written(self, folder: Path) -> bool:
+        return any((folder / kind).is_dir() for kind in ("index", "masks"))
+
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return SegmentationReporter(classes, config.data.on_error)
 
