@@ -17,7 +17,7 @@ from tasks.engine.preparation import Prepared
 from tasks.engine.rundir import BEST
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import RunResults, Summary
-from tasks.report.words import told_of_images
+from tasks.report.words import network, told_of_images
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
@@ -113,7 +113,7 @@ class Judge:
                 sets[other] = self.score(self.state.model, dataset=self.datasets[split], observe=False)[0]
         results = RunResults(sets, weights, split)
         told = {**self._facts(best, split), **facts, **environment()}
-        title = f"{self.task.command}: {best.config['backbone']} + {best.config['head']}"
+        title = f"{self.task.command}: {network(best.config)}"
         per_epoch = self.plan.per_epoch
         steps = [{"epoch": step / per_epoch, "loss": loss, "lr": lr} for step, loss, lr in progress.logged]
         summary = Summary(title, to_mapping(self.config), progress.history, results, told, steps)
