@@ -13,6 +13,7 @@ from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.engine import hardware, processes
 from tasks.engine.evaluation import monitor, score_model
+from tasks.engine.perimage import write_records
 from tasks.engine.plan import Plan
 from tasks.engine.rundir import BEST
 from tasks.engine.state import RunState
@@ -108,7 +109,7 @@ class Judge:
             return
         best = self._best().to(self.device)
         split = "test" if "test" in self.datasets else "val"
-        scores, reporter = self.score(best, dataset=self.datasets[split])
+        scores, reporter, outcomes = self.score(best, dataset=self.datasets[split])
         progress, weights = self.state.progress, self.state.progress.best_weights
         sets = {weights: scores}
         if self.state.ema:
@@ -119,6 +120,7 @@ class Judge:
         told = {**self._facts(best, split), **facts, **environment()}
         title = f"{self.task.command}: {best.config['backbone']} + {best.config['head']}"
         summary = Summary(title, to_mapping(self.config), progress.history, results, told)
+        write_records(self.folder, outcomes, self.task, split)
         report = reporter.write(self.folder, summary, best, self.datasets["train"])
         write_metrics(self.folder, results, progress.history)  # last: it says that the run is finished
         reached = self.monitor.value(scores)
