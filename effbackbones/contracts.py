@@ -308,6 +308,9 @@ class Head(nn.Module, ABC):
     """Smaller images are padded up to this many pixels."""
     merge_iou: float = 0.5
     """Of a detector: two boxes of one class that overlap more (IoU) are one object, where several looks at an image are made one."""
+    merge_most: int | None = None
+    """Of a detector: so many boxes of an image stay where several looks at it are made one, as of one look; None: all. What is found in
+    slices is not limited: each of them holds as many."""
     counted: tuple[str, ...] = ()
     """Losses, by name, that are divided by a :meth:`count`: for a batch in pieces, or shared by processes, they are divided by that of
     the whole batch. The others are means over images, and are averaged."""

@@ -32,7 +32,7 @@ from tasks.report.records import Summary
 from tasks.scoring.added import register_metric as register_metric
 from tasks.scoring.outcomes import Outcomes
 from tasks.settings.sections import Config
-from tasks.settings.verbs import register_verb as register_verb
+from tasks.settings.verbs import Option as Option, register_verb as register_verb
 from tasks.telling import Teller
 
 T = TypeVar("T")
@@ -228,6 +228,10 @@ class TaskSpec(ABC):
     ) -> dict[str, Any]:
         """Scores of predictions that a file holds, for ``evaluate --predictions``. ``training``: the training data, if any."""
         raise UserError("--predictions", f"{self.command} scores models, not files", "give --checkpoint")
+
+    def has_written(self, folder: Path) -> bool:
+        """Whether ``folder`` holds predictions that :meth:`score_file` reads."""
+        return False
 
     @abstractmethod
     def observer(self, config: Config, classes: Any) -> Reporter:

@@ -152,6 +152,52 @@ def test_tags_do_not_hide_each_other_where_there_is_room() -> None:
         assert (seen.sum(1) > 20).sum() >= 8, label  # rows of a tag, not the two lines alone
 
 
+def crowd(count: int, side: int) -> np.ndarray:
+    """Boxes in rows and columns of a picture of 1000 x 1000."""
+    step = 1000 // round(count**0.5)
+    corners = np.array([(x, y) for y in range(0, 1000 - side, step) for x in range(0, 1000 - side, step)])[:count]
+    return np.concatenate([corners, corners + side], 1).astype(np.float64)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_crowd_can_be_seen_under_its_boxes(labelled: bool) -> None:
+    ground = np.full((1000, 1000, 3), 90, np.uint8)
+    boxes = crowd(900, 20)
+    labels = np.arange(len(boxes)) % 3
+    texts = [f"a long name {row}" for row in range(len(boxes))]
+    picture = draw_boxes(ground, boxes, texts, labels if labelled else ())
+    untouched = (picture == 90).all(2)
+    assert untouched.mean() > 0.5
+    inside = [
+        untouched[int(top) + 6 : int(bottom) - 6, int(left) + 6 : int(right) - 6].all()
+        for left, top, right, bottom in boxes
+    ]
+    assert np.mean(inside) > 0.9  # all but those under the tag of each class
+    for label in range(3 if labelled else 1):
+        colour = is_colour(picture, COLOURS[label])
+        assert (colour.sum(1) > 60).any(), label  # a tag says which class a colour is
+
+
+def test_words_in_a_crowd_are_smaller_as_long_as_they_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, int]] = []
+    plain = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, spot, text, **how: (written.append((text, how["font"].size)), plain(self, spot, text, **how)),
+    )
+    ground = np.full((1000, 1000, 3), 90, np.uint8)
+    sizes = {}
+    for count, side in ((25, 100), (64, 100), (900, 20)):
+        written.clear()
+        draw_boxes(ground, crowd(count, side), ["cell 0.50"] * count, [0] * count)
+        sizes[count] = (len(written), written[0][1])
+    assert sizes[25] == (25, 26)  # as of few boxes
+    assert sizes[64][0] == 64
+    assert 10 <= sizes[64][1] < 26
+    assert sizes[900][0] == 1
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1), (3, 5)])
 def test_extreme_shapes_are_drawn(shape: tuple[int, int]) -> None:
     height, width = shape

@@ -191,7 +191,7 @@ import signal
 import time
 from contextlib import contextmanager
 
-import tasks.engine.training as training
+import tasks.engine.keeping as keeping
 from tasks.engine.watching import WATCHERS, Watcher
 
 
@@ -203,12 +203,12 @@ class Stop(Watcher):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def save(*given, honest=training.save_state):
+def save(*given, honest=keeping.save_state):
     time.sleep(8)
     honest(*given)
 
 
-training.save_state = save
+keeping.save_state = save
 WATCHERS.append(Stop())
 """
     more = ["--run.devices", "2", "--optim.epochs", "400", "--run.eval_every", "400"]
@@ -223,7 +223,7 @@ def test_a_state_that_is_not_finite_ends_all_processes(tmp_path: Path) -> None:
 import torch
 from contextlib import contextmanager
 
-import tasks.engine.training as training
+import tasks.engine.keeping as keeping
 from tasks.engine.watching import WATCHERS, Watcher
 
 
@@ -235,15 +235,15 @@ class Spoiled(Watcher):
             next(state.model.head.parameters()).fill_(float("inf"))
 
 
-def save(self, honest=training._Run._save):
+def save(self, honest=keeping.Keeper.save):
     try:
         honest(self)
-    except training.DivergedError as error:
+    except keeping.DivergedError as error:
         Path(os.environ["NOTES"], f"diverged-{os.environ['RANK']}").write_text(str(error))
         raise
 
 
-training._Run._save = save
+keeping.Keeper.save = save
 WATCHERS.append(Spoiled())
 """
     done = launch(tmp_path, "--optim.max_steps", "1", plugin=PLUGIN + spoil)

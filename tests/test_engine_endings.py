@@ -14,8 +14,8 @@ from tests_support import TINY, error_of, one_line, poison
 from effbackbones.errors import UserError
 from tasks.classification.task import TASK
 from tasks.classify import main
+from tasks.engine.announcing import MOST_SCORES, told_of_epoch
 from tasks.engine.launch import launch
-from tasks.engine.training import MOST_SCORES, _essential
 from tasks.verbs.command import explain
 
 EVERY_OTHER = set(range(0, 100, 2))
@@ -62,10 +62,10 @@ def test_early_stopping_says_so(tmp_path: Path, capsys: Any) -> None:
 def test_the_line_of_an_epoch_is_short() -> None:
     row: dict[str, Any] = {"epoch": 1.0, "step": 4, "lr": 0.1, "train_loss": 0.5, "weights": "ema"}
     row |= {f"val_score_{index}": index / 100 for index in range(40)} | {"val_AP": 0.25, "images_per_second": 100.0}
-    line = _essential(row, "AP")
-    assert line.startswith("train_loss 0.5, val_AP 0.25, val_score_0 0, ")
+    line = told_of_epoch(row, "AP")
+    assert line.startswith("epoch 1: train_loss 0.5, val_AP 0.25, val_score_0 0, ")
     assert line.endswith(f"images_per_second 100; {40 - MOST_SCORES} more scores in metrics.csv")
-    assert "val_score_0" not in _essential({"val_AP": 0.1}, "AP")
+    assert "val_score_0" not in told_of_epoch({"epoch": 1, "val_AP": 0.1}, "AP")
 
 
 def test_a_process_that_nobody_joins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from effbackbones.weights.tensorfile import read_tensors
 from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.detect import main as detect
+from tasks.engine.divergence import DIVERGED_AFTER
 from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
 from tasks.engine.owning import RunFolder
@@ -42,7 +43,6 @@ from tasks.engine.resume import (
 from tasks.engine.rundir import choose
 from tasks.engine.state import RunState
 from tasks.engine.stepping import StepLog
-from tasks.engine.training import DIVERGED_AFTER
 from tasks.engine.watching import Watcher, watching
 from tasks.settings.commandline import parse
 from tasks.settings.sections import Config

@@ -138,6 +138,36 @@ def test_a_predictor_takes_the_file_as_it_takes_a_checkpoint(exported: Exported)
         np.testing.assert_array_equal(third.boxes, other.boxes)
 
 
+@pytest.mark.parametrize(
+    "looks",
+    [
+        {"tta": "flip"},
+        {"slices": "48,12"},
+        {"slices": "48,12,whole", "tta": "flip"},
+        {"slices": "48,12", "tta": "1.25"},
+    ],
+)
+def test_looks_through_a_graph_of_one_size_find_what_those_of_its_model_find(
+    exported: Exported, looks: dict[str, str]
+) -> None:
+    images = scenes(2, (70, 90))
+    ours, theirs = (load_predictor(file, **looks)(images) for file in (exported.checkpoint, exported.path))  # type: ignore[arg-type]
+    for one, other in zip(ours, theirs, strict=True):
+        assert len(one) > 0
+        assert other.names == one.names
+        np.testing.assert_allclose(other.boxes, one.boxes, atol=1e-2)
+        np.testing.assert_allclose(other.scores, one.scores, atol=1e-4)
+
+
+def test_looks_at_other_sizes_through_a_graph_of_one_size(
+    exported: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"^tta: the exported graph takes images of one size, .*; use flip, or ask"):
+        load_predictor(exported.path, tta="flip,0.8")
+    # Slices are of one size at every scale, and the look at the whole image stays the usual one.
+    assert len(load_predictor(exported.path, tta="1.5", slices="48,12,whole")(scenes(1)[0])) > 0
+
+
 def damaged(path: Path, tmp_path: Path) -> Path:
     """The file with one weight of the class predictor that says something else."""
     model = onnx.load(str(path))

@@ -203,7 +203,7 @@ def test_what_is_no_list_of_images_either(given: Any) -> None:
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("cls", {"threshold": 2}, "threshold"),
     ("cls", {"top_k": 0}, "top_k"),
-    ("seg", {"top_k": 1}, "top_k"),
+    ("seg", {"top_k": 1}, "not masks"),
     ("det", {"probabilities": True}, "probabilities"),
     ("cls", {"batch_size": 0}, "batch_size"),
     ("cls", {"on_error": "skip"}, "on_error"),

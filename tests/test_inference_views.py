@@ -1,5 +1,6 @@
 """Looks at an image beside the usual one: what they are averaged to, and that all of them lead back to the same pixels."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -219,6 +220,32 @@ def test_a_look_is_what_the_model_says_of_the_mirrored_image(task: Any) -> None:
         assert 0 < len(found) <= len(plain) + len(turned)
         assert found.scores.max() <= max(plain.scores.max(), turned.scores.max()) + 1e-6
         assert (np.diff(found.scores) <= 0).all()
+
+
+def test_looks_keep_as_many_boxes_as_a_head_gives_of_one() -> None:
+    model, image = narrow("det"), np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    model.head = type(model.head)(model.backbone.feature_spec, 3, channels=16, repeats=1, max_detections=7).eval()
+    model.head.load_state_dict(narrow("det").head.state_dict())
+    assert model.head.merge_most == 7
+    every = copy.deepcopy(model)
+    every.head.merge_most = None
+    cut, whole = (load_predictor(one, device="cpu", tta="flip,1.5")(image) for one in (model, every))
+    assert len(whole) > len(cut) == 7
+    assert cut.scores.tolist() == whole.scores[:7].tolist()
+
+
+def test_looks_at_several_images_go_through_the_network_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    plain = Detector.forward
+    monkeypatch.setattr(
+        Detector,
+        "forward",
+        lambda self, features, sizes_: (sizes.append(len(features[0])), plain(self, features, sizes_))[1],
+    )
+    images = [scene(np.random.default_rng(seed), 60 + seed, 90)[0] for seed in range(4)]
+    ask = load_predictor(seeing(Detector), device="cpu", tta="flip", batch_size=8)
+    assert len(ask(images)) == 4
+    assert sizes == [8]
 
 
 @pytest.mark.slow

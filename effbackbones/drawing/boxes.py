@@ -5,7 +5,7 @@ nothing is lost to the colour-blind or in print.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -29,6 +29,10 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114
 _DARK, _LIGHT = (16, 20, 26), (255, 255, 255)
 _GAP = (128, 134, 142)  # between images of a grid; lies between a light and a dark page
 _LINE, _LETTER = 1 / 250, 1 / 38  # width of a line and size of letters, as parts of the picture's mean side
+_CROWD = 30  # of more boxes than these lines and letters grow with the boxes
+_THIN = 1 / 12  # a line in a crowd, as part of a box's side
+_COVERED = 1 / 5  # of a picture by tags in a crowd
+_READABLE, _BREADTH = 10, 0.6  # size of letters, and how broad one is, as part of it
 
 
 def draw_boxes(
@@ -44,7 +48,8 @@ def draw_boxes(
     """``image`` [H, W, C] (any C; uint8, uint16, or float in 0..1) with ``boxes`` [n, 4] xyxy pixels of it: RGB [H', W', 3].
 
     ``texts``, ``labels`` (class, which chooses the colour) and ``styles`` have one entry for each box, or none at all. A text
-    stands on a tag that stays inside the image, shortened where it must be. The picture is as large as the image, except
+    stands on a tag that stays inside the image, shortened where it must be. Of many boxes lines and letters are as small as these want
+    it, and where letters cannot be read then, the first box of each class alone has its text. The picture is as large as the image, except
     that one whose longest side is below ``at_least`` pixels is enlarged by a whole factor first, and one above ``at_most``
     reduced. Boxes that are not finite or lie outside are left out; others are cut at the edge.
     """
@@ -55,16 +60,18 @@ def draw_boxes(
     (height, width), (old_height, old_width) = pixels.shape[:2], image.shape[:2]
     scaled = np.asarray(boxes, np.float64).reshape(-1, 4) * np.tile([width / old_width, height / old_height], 2)
     canvas = _Canvas(Image.fromarray(pixels))
-    sides = (scaled[:, 2:] - scaled[:, :2]).prod(1)
+    areas = np.nan_to_num((scaled[:, 2:] - scaled[:, :2]).prod(1))
+    named = canvas.fit_crowd(areas, texts, labels)
     tags = []
-    for row in np.argsort(-np.nan_to_num(sides), kind="stable").tolist():  # small boxes lie above large ones
+    for row in np.argsort(-areas, kind="stable").tolist():  # small boxes lie above large ones
         place = _rectangle(scaled[row], width, height)
         if place is None:
             continue
         number = int(labels[row]) if len(labels) else None
         colour = COLOURS[(number or 0) % len(COLOURS)]
         canvas.outline(place, colour, styles[row] if len(styles) else "solid")
-        tags.append((place, colour, texts[row] if len(texts) else "", number))
+        if row in named:
+            tags.append((place, colour, texts[row], number))
     for tag in tags:
         canvas.tag(*tag)
     return np.array(canvas.picture)
@@ -138,6 +145,26 @@ class _Canvas:
         mean = math.sqrt(picture.width * picture.height)
         self.line, self.letter = max(2, round(mean * _LINE)), max(12, round(mean * _LETTER))
         self.tags: list[Rectangle] = []
+
+    def fit_crowd(self, areas: NDArray[np.float64], texts: Sequence[str], labels: Any) -> Collection[int]:
+        """Take the pen for boxes of these ``areas``; gives the rows whose texts are written."""
+        side = math.sqrt(max(1.0, float(np.median(areas)))) if len(areas) else 1.0
+        if len(areas) <= _CROWD:
+            return range(len(texts))
+        self.line = min(self.line, max(1, round(side * _THIN)))
+        widths = np.array([_BREADTH * self.letter * len(text) for text in texts])
+        covered = widths.sum() * self.letter / (self.picture.width * self.picture.height)
+        if covered <= _COVERED:
+            return range(len(texts))
+        smaller = self.letter * min(math.sqrt(_COVERED / covered), side / float(np.median(widths)))
+        if smaller >= _READABLE:
+            self.letter = int(min(self.letter, smaller))
+            return range(len(texts))
+        self.letter = max(_READABLE, self.letter // 2)
+        firsts: dict[int, int] = {}
+        for row, label in enumerate(labels if len(labels) else [0]):
+            firsts.setdefault(int(label), row)
+        return set(firsts.values())
 
     def outline(self, place: Rectangle, colour: tuple[int, int, int], style: Style) -> None:
         """The inner edge of ``place`` in ``colour`` on a dark seam, which keeps it visible on any ground."""

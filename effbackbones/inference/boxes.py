@@ -22,6 +22,10 @@ class FoundBoxes(NamedTuple):
         """Which of them are all finite, bool [n]."""
         return np.isfinite(self.corners).all(1) & np.isfinite(self.scores)
 
+    def first(self, most: int | None) -> "FoundBoxes":
+        """The first ``most`` of them; all where that is None."""
+        return FoundBoxes(self.corners[:most], self.scores[:most], self.labels[:most])
+
     def take(self, rows: NDArray[np.int64]) -> "FoundBoxes":
         """Those of ``rows``, in that order."""
         return FoundBoxes(self.corners[rows], self.scores[rows], self.labels[rows])

@@ -165,6 +165,7 @@ def _head(facts: HeadFacts, record: ExportRecord, names: tuple[str, ...]) -> Hea
     )
     head.built_with = facts.thresholds
     head.merge_iou = float(facts.thresholds.get("nms_iou", head.merge_iou))
+    head.merge_most = facts.thresholds.get("max_detections")
     if (
         facts.multilabel and "threshold" in facts.thresholds
     ):  # which the graph leaves to whoever reads its probabilities

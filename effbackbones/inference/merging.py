@@ -112,8 +112,10 @@ def _of_head(head: Any, found: list[Any], views: Sequence[Placed], looks: Looks,
         return mask_of_views(pairs, keep=wishes.probabilities, name=views[0].source.name, over=over)
     if not all(one.finite.all() for one in found):
         return not_finite(views[0])
-    boxes = _sliced(found, views, looks, head.merge_iou) if looks.slices else _restored(found, views)
-    return boxes[0] if len(boxes) == 1 else fuse_boxes(boxes, head.merge_iou)
+    if looks.slices:
+        boxes = _sliced(found, views, looks, head.merge_iou)
+        return boxes[0] if len(boxes) == 1 else fuse_boxes(boxes, head.merge_iou)
+    return fuse_boxes(_restored(found, views), head.merge_iou).first(head.merge_most)
 
 
 def _restored(found: Sequence[FoundBoxes], views: Sequence[Placed]) -> list[FoundBoxes]:

@@ -31,8 +31,8 @@ from effbackbones.model import Model
 
 BEST = "best.safetensors"
 """The model file of a run folder."""
-_READERS = 4
-"""Threads that read files while the network works."""
+READERS = 4
+"""Threads that read files and bring images to size while the network works."""
 OneImage = str | PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 
 
@@ -187,7 +187,7 @@ class Predictor:
     def _stream(self, images: Iterable[Any], bgr: bool) -> Iterator[Any]:
         """Results in order. While the network works on one batch the next is read."""
         numbered = enumerate(images)
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="predictor") as readers:
+        with ThreadPoolExecutor(READERS, thread_name_prefix="predictor") as readers:
             coming = self._begun(readers, numbered, bgr)
             while coming:
                 following = self._begun(readers, numbered, bgr)
@@ -248,7 +248,8 @@ def _refuse_idle(tasks: tuple[str, ...], wishes: Wishes) -> None:
         if value is not None and LIMITED.isdisjoint(tasks):
             raise UserError(name, f"is not for what a head of task {', '.join(tasks)} predicts", "leave it out")
     if wishes.top_k is not None and tasks == ("seg",):
-        raise UserError("top_k", "a mask has one class in each pixel", "leave it out, or ask for probabilities")
+        what = "limits classes of an image or boxes, not masks"
+        raise UserError("top_k", what, "leave it out, or ask for probabilities")
     if wishes.probabilities and len(tasks) == 1 and tasks[0] in ("cls", "det"):
         raise UserError("probabilities", "are those of every pixel, and go with segmentation", "leave it out")
 

@@ -97,7 +97,8 @@ class Looks:
     """Every look at an image: a callable from pixels [H, W, C] to what the network gets, with the plans that lead back.
 
     ``fit`` brings an image to size once; only a :class:`Fitting` can at other scales and in slices. ``window``: the size (H, W) of
-    slices as the network gets them, ``divisor`` what their corners are multiples of, where their overlap allows.
+    slices as the network gets them, ``divisor`` what their corners are multiples of, where their overlap allows. ``one_size``: the
+    network takes images of the size of ``fit`` alone, and sees at other scales slices, but no whole image.
     """
 
     fit: Fit
@@ -105,6 +106,7 @@ class Looks:
     slices: Slices | None = None
     window: Size = (0, 0)
     divisor: int = 1
+    one_size: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.fit, Fitting) and (self.views.scales or self.slices):
@@ -146,7 +148,7 @@ class Looks:
         scaled = ResizePlan(original, (height, width), (0, 0), (height, width), (False, turned))
         views = tuple(replace(scaled, offset=corner, size=self.window) for corner in grid.corners)
         if self.slices.whole and len(views) > 1:
-            whole = self.fit.scaled(scale).plan(original)
+            whole = self.fit.scaled(1.0 if self.one_size else scale).plan(original)
             return Scan((*views, replace(whole, mirrored=(False, turned))), grid, scaled, overview=True)
         return Scan(views, grid, scaled)
 
@@ -208,7 +210,10 @@ def looks_of(fit: Fit, tta: Any, slices: Any, model: Any) -> Looks | None:
     if model.resizes and (views.scales or sliced):
         name = "slices" if sliced else "tta"
         raise UserError(name, "the exported graph resizes images itself", "export with preprocessing normalize")
+    if model.fixed_size and views.scales and not sliced:
+        what = "the exported graph takes images of one size, and looks at other sizes are of others"
+        raise UserError("tta", what, "use flip, or ask the checkpoint")
     room = fit.size if isinstance(fit, Fitting) else (0, 0)
     # What a network pads anyway is seen instead; a graph of one size takes no other.
     window = room if model.fixed_size else (head.padded(room[0]), head.padded(room[1]))
-    return Looks(fit, views, sliced, window, head.size_divisor)
+    return Looks(fit, views, sliced, window, head.size_divisor, one_size=model.fixed_size)

@@ -87,7 +87,7 @@ class DenseHead(Head):
         self.crowd_ignore = crowd_ignore
         for name, record in records.items():
             setattr(self, name, record)
-        self.merge_iou = self.selection.nms_iou
+        self.merge_iou, self.merge_most = self.selection.nms_iou, self.selection.max_detections
         # What looks at predictions to find the positives cannot count them before there are any.
         known = type(self).assignment is DenseHead.assignment
         self.counted = ("class", *self.box_losses.names) if known and not local_normaliser else ()

@@ -114,6 +114,9 @@ class Detection(TaskSpec):
     def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
         return BoxRecorder(metric) if isinstance(metric, DetectionMetrics) else None
 
+    def has_written(self, folder: Path) -> bool:
+        return (folder / "predictions.json").is_file()
+
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return DetectionReporter(config, classes)
 

@@ -22,7 +22,7 @@ from tasks.engine.batchnorm import FEW_STEPS, IMAGES, Statistics
 from tasks.engine.cores import cores
 from tasks.engine.hardware import autocast, run_device
 from tasks.engine.loading import Loader
-from tasks.engine.resume import shuffled, steps_per_epoch
+from tasks.engine.resume import GlobalBatches, Share, shuffled, steps_per_epoch
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 
@@ -70,6 +70,15 @@ def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, 
         pin=run_device(config).type == "cuda",
         seed=config.run.seed,
     )
+
+
+def training_loader(
+    config: Config, task: TaskSpec, dataset: Dataset, model: Model, share: Share, start: int, stop: int
+) -> Loader:
+    """A process's ``share`` of the training batches of the steps from ``start`` to ``stop``, in pieces."""
+    order, size = training_order(config, dataset), config.data.batch_size
+    pieces = GlobalBatches(order, len(dataset), size, start=start, stop=stop, share=share)
+    return loader(config, task, keyed(config, task, dataset, model, train=True), model, pieces)
 
 
 def batch_norm_statistics(

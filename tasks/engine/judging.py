@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,11 @@ from typing import Any
 from effbackbones.checkpoint import load_model, save_model
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from tasks.data.dataset import Dataset
 from tasks.engine import hardware, processes
-from tasks.engine.evaluation import monitor, score_model
+from tasks.engine.evaluation import score_model
 from tasks.engine.perimage import write_records
-from tasks.engine.plan import Plan
+from tasks.engine.preparation import Prepared
 from tasks.engine.rundir import BEST
-from tasks.engine.state import RunState
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import RunResults, Summary
 from tasks.settings.sections import Config
@@ -27,33 +25,29 @@ from tasks.telling import Teller
 
 @dataclass
 class Judge:
-    """Scores the weights of a run; ``datasets`` by split (train, val, perhaps test), ``leave`` says when a validation is to be
-    left, with :class:`tasks.engine.evaluation.EvaluationLeftError`."""
+    """Scores the weights of a run that was ``prepared``, and keeps the best in its ``folder``. ``leave`` says when a validation is to
+    be left, with :class:`tasks.engine.evaluation.EvaluationLeftError`."""
 
     task: TaskSpec
     config: Config
-    state: RunState
-    plan: Plan
-    datasets: Mapping[str, Dataset]
+    prepared: Prepared
     folder: Path
     tell: Teller
     leave: Callable[[], bool]
     leaving: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered around the scoring of a validation, which may be left by an exception too."""
-    data: Mapping[str, Any] = field(default_factory=dict)
-    """What each split holds (:func:`tasks.data.fingerprint.fingerprint`): the model file tells later evaluations."""
 
     def __post_init__(self) -> None:
-        train, self.device = self.datasets["train"], hardware.run_device(self.config)
-        self.classes = self.task.classes(self.config, train)
+        given, self.device = self.prepared, hardware.run_device(self.config)
+        self.state, self.plan, self.datasets, self.monitor = given.state, given.plan, given.datasets, given.monitor
+        train, self.classes = given.datasets["train"], given.classes
         self.score = partial(
             score_model, self.task, self.config, classes=self.classes, device=self.device, tell=self.tell
         )
         self.label_record = self.task.label_record(self.config, train)
-        self.label_record |= {"data": dict(self.data)} | self.task.remembered(self.config, train)
+        self.label_record |= {"data": given.identity["data"]} | self.task.remembered(self.config, train)
         if self.classes != train.classes:  # what other splits are opened with
             self.label_record |= {"data_classes": list(train.classes)}
-        self.monitor = monitor(self.task, self.config, self.classes)
 
     def validate(self, row: dict[str, Any]) -> RunResults:
         """Score the weights that will be kept (the averages, if there are any) on the validation split, at the end the others

@@ -1,5 +1,6 @@
 """Batches of an evaluation looked at more than once: mirrored, at other sizes, in slices."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -8,7 +9,7 @@ import torch
 
 from effbackbones.errors import UserError
 from effbackbones.inference.inputs import ImageSource
-from effbackbones.inference.predictor import Predictor
+from effbackbones.inference.predictor import READERS, Predictor
 from effbackbones.inference.results import Failed
 from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
@@ -62,7 +63,9 @@ class Looking:
             pixels = image[:, :height, :width].permute(1, 2, 0).numpy()
             sources.append(ImageSource(meta.path or meta.id, np.ascontiguousarray(pixels)))
         found = []
-        for one in ask.merged(ask.prepare.together([ask.prepare(source) for source in sources])):
+        with ThreadPoolExecutor(READERS) as readers:
+            looks = list(readers.map(ask.prepare, sources))
+        for one in ask.merged(ask.prepare.together(looks)):
             wrong = one.error if isinstance(one, Failed) else one.found
             if isinstance(wrong, str | UserError):
                 raise UserError(str(wrong))

@@ -13,13 +13,13 @@ from tasks.settings.sections import Config
 @dataclass(frozen=True)
 class Plan:
     """The steps of a run: ``total`` optimiser steps, ``per_epoch`` of them an epoch, warm-up in steps, and where a frozen part thaws.
-    ``cut_warmup``: what to tell of a warm-up that is longer than the run."""
+    ``told``: lines on what of the config changes nothing, or not what it says."""
 
     total: int
     per_epoch: int
     warmup: int
     thaw: int | None = None
-    cut_warmup: str = ""
+    told: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Config, samples: int) -> Self:
@@ -30,11 +30,13 @@ class Plan:
         total = optim.max_steps or max(1, round(optim.epochs * per_epoch))
         warmup = optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * per_epoch)
         thaw = config.model.unfreeze_epoch
-        cut = (
-            f"the warm-up of {warmup} steps ends with the run, after {total}: lower optim.warmup_epochs or warmup_steps"
-        )
-        told = cut if warmup > total else ""
-        return cls(total, per_epoch, min(warmup, total), None if thaw is None else thaw * per_epoch, told)
+        told = []
+        if warmup > total:
+            remedy = "lower optim.warmup_epochs or warmup_steps"
+            told.append(f"the warm-up of {warmup} steps ends with the run, after {total}: {remedy}")
+        if config.model.norm == "sync" and processes.here().world == 1:
+            told.append("model.norm sync changes nothing: one process sees all images")
+        return cls(total, per_epoch, min(warmup, total), None if thaw is None else thaw * per_epoch, tuple(told))
 
     def phases(self, start: int) -> Iterator[tuple[int, int]]:
         """Spans of steps from ``start`` on, cut where the set of trained parameters changes (DDP is set up anew there)."""

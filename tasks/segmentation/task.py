@@ -154,6 +154,9 @@ class Segmentation(TaskSpec):
     def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
         return PixelRecorder(metric) if isinstance(metric, SegmentationMetrics | SetMetrics) else None
 
+    def has_written(self, folder: Path) -> bool:
+        return any((folder / kind).is_dir() for kind in ("index", "masks"))
+
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return SegmentationReporter(classes, config.data.on_error)
 

@@ -5,9 +5,11 @@ and the :class:`tasks.settings.commandline.Extras`; one whose row says ``config=
 task nor torch is loaded for it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 from effbackbones.errors import UserError, nearest
 
@@ -15,19 +17,44 @@ from effbackbones.errors import UserError, nearest
 @dataclass(frozen=True)
 class Option:
     """An option of verbs, by the name of its field in ``Extras`` (with dashes): its help, the ``values`` allowed (empty: any), and
-    whether it is a ``flag``, which takes none, or names a ``path``."""
+    whether it is a ``flag``, which takes none, or names a ``path``. Of a verb's ``own`` (:class:`Verb`) also the ``type`` that its text is
+    turned into (str, int or float), and the value that stands where it is not given."""
 
     help: str
     values: tuple[str, ...] = ()
     flag: bool = False
     path: bool = False
+    type: type = str
+    default: Any = None
+
+    def value(self, text: str, where: str) -> Any:
+        """What ``text`` says; what is no value of its type raises :class:`UserError` naming ``where``."""
+        if self.values and text not in self.values:
+            raise UserError(where, f"unknown {where.lstrip('-')} {text!r}", nearest(text, self.values))
+        try:
+            value = self.type(text)
+            if self.type is float and not math.isfinite(value):
+                raise ValueError(text)
+        except ValueError:
+            raise UserError(where, f"expected {_WORDS[self.type]}, got {text!r}", "correct it") from None
+        return value
+
+    def about(self, verb: str) -> str:
+        """Its line of help, as one that ``verb`` alone has."""
+        kind = f"; {' or '.join(self.values)}" if self.values else "" if self.type is str else f"; {_WORDS[self.type]}"
+        default = "" if self.default is None or self.flag else f"; default {self.default}"
+        return f"{self.help} ({verb}{kind}{default})"
+
+
+_WORDS: Mapping[type, str] = {str: "a text", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True)
 class Verb:
     """A row: the function ``name`` in ``module``, what it does in a line, the names of its ``options``, whether it takes ``inputs``
     (words without dashes), whether it works on a ``config``: one that must be named, or one that may be, and the sections and keys of it
-    that are ``unread`` where a trained model is given: what a command line says there is told to change nothing."""
+    that are ``unread`` where a trained model is given: what a command line says there is told to change nothing. ``own``: options that no
+    other verb has, whose values are in ``Extras.own`` by their names with underscores."""
 
     name: str
     module: str
@@ -36,6 +63,7 @@ class Verb:
     config: Literal["needed", "optional", "none"] = "optional"
     inputs: bool = False
     unread: tuple[str, ...] = ()
+    own: Mapping[str, Option] = field(default_factory=dict)
 
     def reads(self, key: str, *, split: bool = False) -> bool:
         """Whether it makes something of a dotted key of the config where a trained model is given, and perhaps a ``split`` of data."""
@@ -45,7 +73,12 @@ class Verb:
 
     def takes(self, option: str) -> bool:
         """Whether the option goes with it."""
-        return option in self.options or (option in OF_CONFIGS and self.config != "none")
+        return option in self.options or option in self.own or (option in OF_CONFIGS and self.config != "none")
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """``Extras.own`` where the line says nothing of it."""
+        return {name.replace("-", "_"): False if option.flag else option.default for name, option in self.own.items()}
 
 
 OPTIONS = {
@@ -185,6 +218,19 @@ VERBS = {
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
+        Verb(
+            "push",
+            "tasks.verbs.push",
+            "put a trained model on the Hugging Face Hub as USER/NAME, with a card of what was measured",
+            ("checkpoint",),
+            config="none",
+            inputs=True,
+            own={
+                "licence": Option("of the model, as the Hub abbreviates it: apache-2.0"),
+                "message": Option("of the commit", default="Upload model"),
+                "private": Option("make the repository, where there is none, for you alone", flag=True),
+            },
+        ),
     )
 }
 DEFAULT = "train"
@@ -196,12 +242,15 @@ def register_verb(
     help: str,
     *,
     options: tuple[str, ...] = (),
+    own: Mapping[str, Option] = {},
     config: Literal["needed", "optional", "none"] = "optional",
     inputs: bool = False,
 ) -> Callable[[F], F]:
     """Register a function of a plug-in as the verb of its name; ``--plugins`` on the command line brings it in. Called with
     (task, config, extras), or with the extras alone where ``config`` is ``none``; returns an exit code. The fields are those of
-    :class:`Verb`. Names that are taken, by another file, and unknown options raise :class:`UserError`."""
+    :class:`Verb`: ``options`` names some of :data:`OPTIONS`, ``own`` are its own, as in ``own={"least-depth": Option("...", type=int,
+    default=3)}``, which the function finds in ``extras.own["least_depth"]``. Names that are taken, by another file, and unknown options
+    raise :class:`UserError`."""
 
     def register(function: F) -> F:
         name, module = function.__name__, function.__module__
@@ -210,7 +259,23 @@ def register_verb(
         for option in options:
             if option not in OPTIONS:
                 raise UserError(f"verb {name!r}", f"there is no option {option!r}", nearest(option, OPTIONS))
-        VERBS[name] = Verb(name, module, help, options, config, inputs)
+        _check_own(name, own)
+        VERBS[name] = Verb(name, module, help, options, config, inputs, own=dict(own))
         return function
 
     return register
+
+
+def _check_own(verb: str, own: Mapping[str, Option]) -> None:
+    """Refuse options that the command line could not tell from others, or read."""
+    for name, option in own.items():
+        where = f"verb {verb!r}, option {name!r}"
+        if name in OPTIONS or name in ("help", "plugins", "version"):
+            raise UserError(where, "is one that verbs share", "name it among its options, or call yours something else")
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+            raise UserError(where, "expected small letters, digits and single dashes", "rename it")
+        if option.type not in _WORDS:
+            what = f"expected one of {', '.join(kind.__name__ for kind in _WORDS)} as its type, got {option.type!r}"
+            raise UserError(where, what, "turn its text into more in the verb")
+        if option.flag and option.default not in (None, False):
+            raise UserError(where, "is a flag, which is false where it is not given", "leave out its default")
