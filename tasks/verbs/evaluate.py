@@ -14,6 +14,7 @@ from tasks.engine.identity import told_of_other_data
 from tasks.engine.perimage import write_records
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import EvaluationResults, Scores, Summary
+from tasks.report.words import told_of_images
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
@@ -60,6 +61,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         "checkpoint": extras.checkpoint or config.model.weights or "none: random weights",
         "assumed": "; ".join(model.provenance.get("assumed", [])) or "nothing",
         "data": f"{config.data.name} {config.data.root or ''}: {len(dataset):,} samples",
+        "images": told_of_images(model.image_spec),
         **environment(),
     }
     title = f"{task.command}: {model.config['backbone']} + {model.config['head']} on {extras.split}"
