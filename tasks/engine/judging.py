@@ -13,6 +13,7 @@ from effbackbones.model import Model
 from tasks.engine import hardware, processes
 from tasks.engine.cost import told_of_cost
 from tasks.engine.evaluation import score_model
+from tasks.engine.perimage import write_records
 from tasks.engine.preparation import Prepared
 from tasks.engine.rundir import BEST
 from tasks.report.metricsfile import environment, write_metrics
@@ -104,7 +105,7 @@ class Judge:
             return
         best = self._best().to(self.device)
         split = "test" if "test" in self.datasets else "val"
-        scores, reporter = self.score(best, dataset=self.datasets[split])
+        scores, reporter, outcomes = self.score(best, dataset=self.datasets[split])
         progress, weights = self.state.progress, self.state.progress.best_weights
         sets = {weights: scores}
         if self.state.ema:
@@ -117,6 +118,7 @@ class Judge:
         per_epoch = self.plan.per_epoch
         steps = [{"epoch": step / per_epoch, "loss": loss, "lr": lr} for step, loss, lr in progress.logged]
         summary = Summary(title, to_mapping(self.config), progress.history, results, told, steps)
+        write_records(self.folder, outcomes, self.task, split)
         report = reporter.write(self.folder, summary, best, self.datasets["train"])
         write_metrics(self.folder, results, progress.history)  # last: it says that the run is finished
         reached = self.monitor.value(scores)

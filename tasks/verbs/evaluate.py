@@ -11,6 +11,7 @@ from tasks.data.dataset import Dataset
 from tasks.engine import hardware, splits
 from tasks.engine.evaluation import monitor, score_model
 from tasks.engine.identity import told_of_other_data
+from tasks.engine.perimage import write_records
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import EvaluationResults, Scores, Summary
 from tasks.report.words import network, told_of_images
@@ -36,7 +37,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     _tell_of_numbering(task, config, dataset, model.provenance, f"data.{extras.split}", "the model", tell)
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
     recorder = task.recorder(dataset, classes)
-    scores, reporter = score_model(
+    scores, reporter, outcomes = score_model(
         task,
         config,
         model.to(device),
@@ -53,6 +54,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     results = EvaluationResults({"model": scores}, split=extras.split, checkpoint=extras.checkpoint)
     write_metrics(folder, results, [])
+    write_records(folder, outcomes, task, extras.split)
     if recorder:
         tell(f"predictions {recorder.write(folder, tell)}")
     facts = {
