@@ -41,7 +41,7 @@ def classification_report(folder: Path, summary: Summary, mistakes: Sequence[Mis
     if mistakes:
         worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)
         report.gallery("Most confident mistakes", [(m.image, _mistake_text(m)) for m in worst])
-    return finished(report, summary.config, folder)
+    return finished(report, summary, folder)
 
 
 def _mistake_text(mistake: Mistake) -> str:

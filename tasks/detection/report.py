@@ -73,7 +73,7 @@ def detection_report(
         _examples(report, "Best images", examples.best())
     if boxes is not None:
         _boxes(report, boxes)
-    return finished(report, summary.config, folder)
+    return finished(report, summary, folder)
 
 
 def _precision_recall(report: Report, scores: Mapping[str, Any]) -> None:

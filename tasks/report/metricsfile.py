@@ -10,7 +10,11 @@ import json
 import math
 import os
 import platform
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,8 +73,23 @@ def _version(package: str) -> str:
         return f"{package} of unknown version"
 
 
+def commit() -> str:
+    """The commit of the git repository in which a command runs, and whether files differ from it; "" where there is none."""
+
+    def ask(*words: str) -> str:
+        try:
+            said = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=False)
+        except (OSError, subprocess.SubprocessError):  # no git, or a file system that hangs
+            return ""
+        return said.stdout.strip() if said.returncode == 0 else ""
+
+    found = ask("rev-parse", "--short=12", "HEAD")
+    changed = bool(found) and bool(ask("status", "--porcelain", "--untracked-files=no"))
+    return f"commit {found}{', with changes' if changed else ''}" if found else ""
+
+
 def environment() -> dict[str, Any]:
-    """Machine and versions, for ``facts``."""
+    """When, by which command, with which code and on which machine, for ``facts``."""
     import torch
 
     device = (
@@ -80,6 +99,9 @@ def environment() -> dict[str, Any]:
     )
     packages = ("effbackbones", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy")
     return {
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "code": commit() or "in no git repository",
         "machine": f"{platform.system()} {platform.release()}, {platform.machine()}; {device}",
         "versions": f"Python {platform.python_version()}, " + ", ".join(map(_version, packages)),
     }

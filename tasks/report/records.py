@@ -51,3 +51,5 @@ class Summary:
     history: Sequence[Mapping[str, Any]]
     results: Results
     facts: Mapping[str, Any]
+    steps: Sequence[Mapping[str, float]] = ()
+    """Of a run: ``epoch``, ``loss`` and ``lr`` as they were logged, perhaps thinned out."""

@@ -75,7 +75,7 @@ def segmentation_report(
         _examples(report, "Best images", examples.best())
     if masks is not None:
         _masks(report, masks)
-    return finished(report, summary.config, folder)
+    return finished(report, summary, folder)
 
 
 def _examples(report: Report, title: str, examples: Sequence[Example]) -> None:
