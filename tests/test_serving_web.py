@@ -284,8 +284,10 @@ def test_it_tells_what_it_is_and_how_it_is(ask: Ask, service: Service) -> None:
     service.warm()
     assert ask("/ready").status == 200
     ask("/predict", b"x", kind="image/jpeg")
+    ask("/predict", JPEG, kind="image/jpeg")
     ask("/nowhere")
     figures = ask("/metrics").body.decode()
+    assert "effbackbones_batch_images_count 1\n" in figures  # those of warming are nobody's
     assert 'requests_total{path="/predict",status="422"} 1' in figures
     assert 'requests_total{path="other",status="404"} 1' in figures
     assert ask("/predict").status == 405

@@ -51,7 +51,7 @@ class Service:
         self.warmed = self.draining = False
         self._pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1), thread_name_prefix="reader")
         self._batcher: Batcher[Job, Any] = Batcher(
-            self._answer, batch_size=predictor.at_once, wait=wait, watch=self.figures.batch
+            self._answer, batch_size=predictor.at_once, wait=wait, watch=lambda size: self.figures.batch(size)
         )
 
     @property
