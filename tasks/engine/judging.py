@@ -18,7 +18,7 @@ from tasks.engine.preparation import Prepared
 from tasks.engine.rundir import BEST
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import RunResults, Summary
-from tasks.report.words import told_of_images
+from tasks.report.words import network, told_of_images
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
@@ -115,7 +115,7 @@ class Judge:
         spans = keep_outcomes(self.folder, outcomes, self.task, split, self.tell)
         results = RunResults(sets, weights, split, intervals=spans)
         told = {**self._facts(best, split), **facts, **environment()}
-        title = f"{self.task.command}: {best.config['backbone']} + {best.config['head']}"
+        title = f"{self.task.command}: {network(best.config)}"
         per_epoch = self.plan.per_epoch
         steps = [{"epoch": step / per_epoch, "loss": loss, "lr": lr} for step, loss, lr in progress.logged]
         summary = Summary(title, to_mapping(self.config), progress.history, results, told, steps)

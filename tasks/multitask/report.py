@@ -53,9 +53,11 @@ def _overview(folder: Path, summary: Summary, config: Config) -> Path:
     monitors = {
         f"{word}/{task.monitor(own)}": f"by which {task.command} is judged" for word, (task, own) in found.items()
     }
-    pages = [Link(f"report of {task.command}", f"{task.command}/report.html") for task, _ in found.values()]
-    summary = replace(summary, facts={**summary.facts, "reports of each task": pages})
     report = begun(summary, ("mean", *monitors), _MEANING | monitors)
+    pages = {
+        task.command: Link(f"report of {task.command}", f"{task.command}/report.html") for task, _ in found.values()
+    }
+    report.facts(pages, "Each task")
     add_training(report, summary, ["val_mean", *(f"val_{name}" for name in monitors)])
     return finished(report, summary, folder)
 

@@ -43,7 +43,7 @@ def curves(
     steps: Sequence[Mapping[str, Any]] = (),
 ) -> list["Figure"]:
     """Losses (names that contain it), scores (``val...``, fractions) and ``lr`` by epoch: a drawing for each kind that occurs.
-    A score that one of several evaluations has alone is left out.
+    A score that one evaluation alone has is left out.
 
     ``scores``: the names of those to draw, where there are too many for one drawing; ``own``: of those that have a drawing of
     their own, for they may be no fractions. ``steps``: ``epoch``, ``loss`` and ``lr`` between evaluations; these take the place of
@@ -75,7 +75,7 @@ def _panels(
     for name in dict.fromkeys(key for row in history for key in row):
         values = [row[name] for row in history if is_number(row.get(name))]
         fractions = all(isinstance(value, float) and 0 <= value <= 1 for value in values)
-        if len(values) == 1 < len(history) and name.startswith("val"):
+        if len(values) == 1 and name.startswith("val"):
             continue
         if values and name in own:
             panels["own"].append(name)

@@ -1,5 +1,8 @@
 """Names of scores and of images' preparation in the words of people."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from effbackbones.contracts import ImageSpec
 
 _LABELS = {
@@ -36,6 +39,12 @@ def label(name: str) -> str:
     else:
         shown = _LABELS.get(last, last.replace("_", " "))
     return f"{task}{slash}{shown}"
+
+
+def network(config: Mapping[str, Any]) -> str:
+    """Backbone and head, or heads, of a model's ``config``: "b0 + efficientdet, unet"."""
+    head = config["head"]
+    return f"{config['backbone']} + {', '.join(head.values()) if isinstance(head, Mapping) else head}"
 
 
 def told_of_images(spec: ImageSpec) -> str:

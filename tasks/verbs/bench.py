@@ -12,6 +12,7 @@ from effbackbones.model import Model
 from tasks.engine import assembly, hardware
 from tasks.engine.cost import ROUNDS, WARM_UP, latency, multiply_adds, peak_memory
 from tasks.report.metricsfile import environment
+from tasks.report.words import network
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
@@ -89,7 +90,7 @@ def table(record: Mapping[str, Any], device: torch.device) -> str:
     """What was measured, for the eye: lines of at most 80 columns."""
     size = " x ".join(map(str, record["image_size"]))
     lines = [
-        *wrap(f"{record['backbone']} + {record['head']} at {size}", WIDTH),
+        *wrap(f"{network(record)} at {size}", WIDTH),
         _said_of_work(record),
         f"{record['precision']} on {device}" + (f", {record['threads']} threads" if device.type == "cpu" else ""),
         f"{'model':<28}{'batch':>6}{'ms':>12}{'images/s':>12}",

@@ -14,7 +14,7 @@ from tasks.engine.identity import told_of_other_data
 from tasks.engine.perimage import keep_outcomes
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import EvaluationResults, Scores, Summary
-from tasks.report.words import told_of_images
+from tasks.report.words import network, told_of_images
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
@@ -64,7 +64,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         "images": told_of_images(model.image_spec),
         **environment(),
     }
-    title = f"{task.command}: {model.config['backbone']} + {model.config['head']} on {extras.split}"
+    title = f"{task.command}: {network(model.config)} on {extras.split}"
     reporter.write(folder, Summary(title, to_mapping(config), [], results, facts), model, dataset)
     _print_scores(scores)
     tell(f"report {folder / 'report.html'}")
