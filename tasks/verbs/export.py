@@ -116,7 +116,7 @@ def _scores(
     name = monitor(task, config, classes).name
 
     def scores(model: Any) -> dict[str, float | None]:
-        found, _ = score_model(
+        found, *_ = score_model(
             task,
             config,
             model,
