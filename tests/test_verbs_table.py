@@ -260,8 +260,8 @@ def test_a_plug_in_verb_brings_options(
         main(["sound", "--plugins", plugin, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for line in (
-        "--least-depth LEAST-DEPTH how deep at least (sound; a whole number; default 3)",
-        "--unit UNIT of the answer (sound; metres or feet; default metres)",
+        "--least-depth LEAST-DEPTH how deep at least (sound) (a whole number; default 3)",
+        "--unit UNIT of the answer (sound) (metres or feet; default metres)",
         "--loud: say it twice (sound)",
     ):
         assert line in shown
