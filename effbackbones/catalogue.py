@@ -4,19 +4,18 @@ Plug-ins that are registered or installed are in it too; they are asked, which m
 """
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from effbackbones.backbones.costs import costs, level_channels
 from effbackbones.backbones.scaling import default_image_spec, scaling
 from effbackbones.errors import UserError, nearest
-from effbackbones.registry import BACKBONES, DEFAULT_HEADS, HEADS
+from effbackbones.registry import BACKBONES, DEFAULT_HEADS, HEADS, ROOM_OF_HEADS
 from effbackbones.weights.classifiers import SOURCES, find_source, sources_for
 from effbackbones.weights.hub import cache_folder
 from effbackbones.weights.source import WeightSource
 
 Row = dict[str, Any]
-_OF_ROOM = {"heads.classification": "cls", "heads.detection": "det", "heads.segmentation": "seg"}
-"""Tasks of the built-in heads, by where they lie."""
 
 
 def backbone_rows(names: Sequence[str] = ()) -> list[Row]:
@@ -79,9 +78,8 @@ def head_rows(tasks: Sequence[str] = ()) -> list[Row]:
 
 
 def _head(name: str) -> Row:
-    target = HEADS.target(name)
-    room = ".".join(target.partition(":")[0].split(".")[:2]) if target else ""
-    task = _OF_ROOM.get(room) or HEADS.get(name).task
+    room = HEADS.room(name)
+    task = next((task for task, known in ROOM_OF_HEADS.items() if known == room), None) or HEADS.get(name).task
     return {
         "name": name,
         "task": task,
@@ -94,8 +92,9 @@ def _head(name: str) -> Row:
 def weight_rows(backbones: Sequence[str] = ()) -> list[Row]:
     """Published weights, of all backbones or of some: ``name``, ``backbone``, for what they are the ``default`` (``imagenet``, ``coco``),
     ``top1``, ``top5`` and ``ap`` in percent as published at ``image_size``, ``numerics``, ``dialect``, ``licence``, ``url`` or
-    ``package``, ``sha256`` (its beginning; None where the hub states it at download, or nobody does), ``file`` in the cache, and its
-    ``bytes`` there (None: it is not). A backbone without any raises :class:`UserError`."""
+    ``package``, ``sha256`` (its beginning; None where the hub states it at download, or nobody does), ``file`` in the cache, its
+    ``bytes`` there (None: it is not), and whether it is ``here``, in the cache or as an installed package. A backbone without any
+    raises :class:`UserError`."""
     chosen = [source for name in backbones for source in _of(BACKBONES.canonical(name))] if backbones else SOURCES
     return [_weights(source) for source in chosen]
 
@@ -110,6 +109,7 @@ def _of(backbone: str) -> Sequence[WeightSource]:
 
 def _weights(source: WeightSource) -> Row:
     path = cache_folder() / source.file
+    size = path.stat().st_size if not source.package and path.is_file() else None
     names = ("top1", "top5", "ap", "numerics", "dialect", "licence", "url", "package")
     return {
         "name": source.name,
@@ -119,7 +119,8 @@ def _weights(source: WeightSource) -> Row:
         "image_size": list(source.image_spec.size),
         "sha256": source.hash_prefix,
         "file": source.file,
-        "bytes": path.stat().st_size if not source.package and path.is_file() else None,
+        "bytes": size,
+        "here": size is not None or bool(source.package and find_spec(source.package)),
     }
 
 

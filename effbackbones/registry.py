@@ -111,6 +111,11 @@ class Registry:
         """``name`` with an alias resolved; nothing is looked up."""
         return self._aliases.get(name, name)
 
+    def room(self, name: str) -> str | None:
+        """The first two parts of the module that a built-in name lies in (``heads.detection``), None for others."""
+        target = self.target(self.canonical(name))
+        return ".".join(target.partition(":")[0].split(".")[:2]) if target else None
+
     def aliases(self, name: str) -> list[str]:
         """Other words for ``name``."""
         return sorted(alias for alias, meant in self._aliases.items() if meant == name)
@@ -246,6 +251,8 @@ LAYOUTS = Registry(
 COMMAND = "tasks.run:main"
 """What the distribution installs as ``effbackbones``."""
 DEFAULT_HEADS = {"cls": "classification", "det": "efficientdet", "seg": "unet"}
+ROOM_OF_HEADS = {"cls": "heads.classification", "det": "heads.detection", "seg": "heads.segmentation"}
+"""Where our heads for a task lie, so that they can be told apart without being loaded."""
 DEFAULT_CLASSES = {"cls": 1000, "det": 80, "seg": 21}
 
 

@@ -77,6 +77,7 @@ LAYERS = (
     "heads.classification heads.detection heads.segmentation",
     "heads.options heads.targets",
     "effbackbones.__main__",
+    "effbackbones.describing",
     "effbackbones.export",
     "effbackbones.bridges",
     "effbackbones.publishing effbackbones.catalogue",

@@ -244,6 +244,27 @@ VERBS = {
             words="KIND [NAME ...]",
             own={"json": Option("for machines: all that is known, as JSON", flag=True)},
         ),
+        Verb(
+            "weights",
+            "tasks.verbs.weights",
+            "what a file of weights is, and what it would load into; weights fetch NAME: published ones, into the cache",
+            config="none",
+            inputs=True,
+            words="FILE|RUN",
+            own={
+                "json": Option("for machines: all that is known, as JSON", flag=True),
+                "backbone": Option("of fetch: for names that several backbones share"),
+                "cache": Option("of fetch: the folder to fetch into", path=True),
+            },
+        ),
+        Verb(
+            "completion",
+            "tasks.verbs.completion",
+            "the script by which a shell completes this command: bash, zsh or fish; its first line says where it goes",
+            config="none",
+            inputs=True,
+            words="SHELL",
+        ),
     )
 }
 DEFAULT = "train"

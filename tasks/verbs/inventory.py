@@ -17,7 +17,7 @@ from tasks.settings.commandline import bundled, parse
 from tasks.settings.onecommand import task_words
 
 WIDTH = 100
-_LONGEST = 60
+_LONGEST = 90
 """Characters of a text in a table; JSON has all of it."""
 
 
@@ -118,7 +118,7 @@ def _score(row: Row) -> str:
 
 
 def _kept(row: Row) -> str:
-    return "package" if row["package"] else "" if row["bytes"] is None else f"{row['bytes'] / 2**20:.1f} MB"
+    return "" if not row["here"] else "package" if row["package"] else f"{row['bytes'] / 2**20:.1f} MB"
 
 
 def _task_of(row: Row) -> str:
