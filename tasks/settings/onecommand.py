@@ -1,5 +1,6 @@
 """The one command: verbs, and tasks below them (``effbackbones train detect ...``); which words mean what, and its help."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -31,13 +32,13 @@ def ordered(words: Sequence[str]) -> tuple[str, list[str]]:
     """The command, and what follows it, of the words ``VERB TASK ...``, ``TASK [VERB] ...``, or ``VERB ...`` of a verb that has no
     task (the command is empty then). Unknown words, and a task that is missing, raise :class:`UserError`.
 
-    A task that a config may bring (``--config FILE`` names plug-ins) is let through: whoever looks it up refuses it.
+    A task that plug-ins may bring is let through: whoever looks it up refuses it.
     """
     first, rest = words[0], list(words[1:])
     if first.startswith("-"):
         raise UserError(first, "expected a verb first", f"write {NAME} VERB TASK [...]; {NAME} --help lists both")
     if first not in VERBS:
-        if not (_is_task(first) or _may_bring_code(rest)):
+        if not _may_be_task(first, rest):
             raise UserError(f"verb or task {first!r}", "no such name", _remedy(first, [*VERBS, *task_words()]))
         return _command(first), rest
     if VERBS[first].config == "none":
@@ -47,7 +48,7 @@ def ordered(words: Sequence[str]) -> tuple[str, list[str]]:
             return "", list(words)
         remedy = f"write {NAME} {first} TASK [...]; known: {', '.join(task_words())}"
         raise UserError(f"command {first!r}", "which task?", remedy)
-    if not (_is_task(rest[0]) or _may_bring_code(rest)):
+    if not _may_be_task(rest[0], rest[1:]):
         raise UserError(f"task {rest[0]!r}", f"no such name behind {first}", _remedy(rest[0], task_words()))
     return _command(rest[0]), [first, *rest[1:]]
 
@@ -64,11 +65,17 @@ def _remedy(word: str, known: Sequence[str]) -> str:
     return f"{nearest(word, known)}; your own must be imported first (--plugins FILE)"
 
 
-def _may_bring_code(words: Sequence[str]) -> bool:
-    """Whether a line names plug-ins, or a config or run that may."""
-    named = {word.partition("=")[0]: following for word, following in zip(words, [*words, ""][1:], strict=True)}
-    config = next((word.partition("=")[2] for word in words if word.startswith("--config=")), named.get("--config", ""))
-    return bool({"--plugins", "--run.resume"} & named.keys()) or Path(config).is_file()
+def _may_be_task(word: str, line: Sequence[str]) -> bool:
+    """Whether ``word`` is a task, or may become one by the plug-ins that the rest of the line brings or names: a config, or a run, whose
+    own are told then."""
+    if _is_task(word) or not re.fullmatch(r"[\w-]+", word):
+        return _is_task(word)
+    named: dict[str, str] = {}
+    for place, each in enumerate(line):
+        option, given, value = each.partition("=")
+        named[option] = value if given else next(iter(line[place + 1 : place + 2]), "")
+    files = [named[option] for option in ("--config", "--checkpoint") if option in named]
+    return bool({"--plugins", "--run.resume"} & named.keys()) or any(Path(file).exists() for file in files)
 
 
 def overview() -> str:
