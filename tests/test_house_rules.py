@@ -31,6 +31,10 @@ LATE = {
         "openvino",
         "matplotlib",
         "segmentation_models_pytorch",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "python_multipart",
     },
     "tasks": {"matplotlib", "jinja2", "albumentations"},
 }
@@ -81,6 +85,7 @@ LAYERS = (
     "effbackbones.export",
     "effbackbones.bridges",
     "effbackbones.publishing effbackbones.catalogue",
+    "effbackbones.serving",
     "effbackbones.conformance effbackbones.inference",
     "effbackbones.export.record",
     "effbackbones.checkpoint",

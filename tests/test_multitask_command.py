@@ -32,6 +32,7 @@ from tasks.joint import main
 from tasks.multitask.metrics import JointMetrics
 from tasks.multitask.parts import parts
 from tasks.multitask.task import TASK
+from tasks.scoring.outcomes import outcomes_file, read_outcomes
 from tasks.segmentation.results import Segmented
 from tasks.settings.commandline import parse
 
@@ -77,6 +78,9 @@ def test_shapes_train_evaluate_and_predict_as_three_tasks(tmp_path: Path, capsys
         assert "trained jointly" in (run / task / "report.html").read_text()
     rows = (run / "metrics.csv").read_text().splitlines()
     assert any(row.startswith(f"{record['best']},,ring,seg/iou,") for row in rows)
+    for word, name in (("det", "AP"), ("seg", "miou"), ("cls", "top1")):  # what became of each image gives the same
+        outcomes = read_outcomes(run / outcomes_file("val", word)).outcomes
+        assert float(outcomes.point()[name]) == pytest.approx(scores[f"{word}/{name}"], abs=1e-9)
     assert "detect/report.html" in (run / "report.html").read_text()
     model = load_model(run / "best.safetensors")
     assert {task: len(names) for task, names in model.classes.items()} == {"det": 6, "seg": 7, "cls": 6}

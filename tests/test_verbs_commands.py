@@ -23,7 +23,7 @@ from effbackbones.registry import HEADS
 from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.strictyaml import read_tree
-from tasks.verbs import predict
+from tasks.verbs import inputs, predict
 
 HEAD = '''
 """A head in a file of its own, outside of the project."""
@@ -569,7 +569,7 @@ def test_wrong_words_are_one_line_and_exit_2(more: list[str], words: list[str], 
 )
 def test_an_input_without_an_image_says_what_is_wrong_with_it(name: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        predict.image_files([str(tmp_path / name)])
+        inputs.image_files([str(tmp_path / name)])
     one_line(caught, str(tmp_path / name))
 
 

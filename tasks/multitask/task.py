@@ -19,10 +19,11 @@ from tasks.data.door import view_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, spread
 from tasks.multitask.metrics import JointMetrics, joined
+from tasks.multitask.outcomes import JointRecorder
 from tasks.multitask.parts import parts, parts_alone
 from tasks.multitask.report import JointReporter
 from tasks.settings.sections import Config
-from tasks.spec import Recorder, Reporter, TaskSpec, Writer
+from tasks.spec import OutcomeRecorder, Recorder, Reporter, TaskSpec, Writer
 from tasks.telling import Teller
 
 LOOKED_AT = 64
@@ -116,6 +117,9 @@ class Joint(TaskSpec):
     def scored(self, batch: Batch, predictions: Mapping[str, Any]) -> tuple[Any, Any]:
         pairs = {word: TASKS.get(word).scored(batch, found) for word, found in predictions.items()}
         return {word: pair[0] for word, pair in pairs.items()}, {word: pair[1] for word, pair in pairs.items()}
+
+    def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
+        return JointRecorder(metric.by_task()) if isinstance(metric, JointMetrics) else None
 
     def observer(self, config: Config, classes: Any) -> Reporter:
         reporters = {word: task.observer(own, classes[word]) for word, (task, own) in parts(config).items()}

@@ -1,6 +1,5 @@
 """The verb ``predict``: classes, boxes or masks of images that have no labels."""
 
-import glob
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
@@ -11,7 +10,6 @@ from typing import Any
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels
-from effbackbones.images.reading import SUFFIXES
 from effbackbones.inference.inputs import ImageSource
 from effbackbones.inference.predictor import Predictor
 from effbackbones.inference.preparing import Fitted, Placed, Prepared
@@ -21,7 +19,6 @@ from effbackbones.model import Model
 from tasks.data.batch import READING
 from tasks.data.dataset import Dataset
 from tasks.data.door import image_reader, reading_spec
-from tasks.data.files.listing import files_below
 from tasks.data.knowledge import paths_of
 from tasks.data.transforms.alone import fit_of
 from tasks.engine import feeding, hardware, splits
@@ -31,15 +28,17 @@ from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
+from tasks.verbs.inputs import image_files
 from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
 
 
 def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
-    """Predict files, folders and globs; writes the results into ``--out`` and tells the essential ones."""
+    """Predict files, folders, globs and lists; writes the results into ``--out`` and tells the essential ones."""
     # The words of a line are followed wherever they lead, unless it says otherwise itself.
     links = config.data.links if "data.links" in extras.overrides else "anywhere"
-    files = image_files(extras.inputs, links) if extras.inputs or not extras.split_named else []
-    tell, device = Teller(config.run.progress), hardware.run_device(config)
+    tell = Teller(config.run.progress)
+    files = image_files(extras.inputs, links, tell) if extras.inputs or not extras.split_named else []
+    device = hardware.run_device(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     config = read_as_trained(config, extras, model, tell)
     model.classes, model.reading = classes, reading_spec(config.data)
@@ -114,19 +113,24 @@ def _batch_size(config: Config) -> int:
 
 
 def _threshold(text: str | None, task: TaskSpec) -> float | None:
-    if text is None:
-        return None
-    if task.name == "cls":
+    if text is not None and task.name == "cls":
         raise UserError(
             "--threshold", "is for boxes and masks; classes are written with their probabilities", "leave it out"
         )
+    return share_of("--threshold", text)
+
+
+def share_of(option: str, text: str | None) -> float | None:
+    """The number in 0..1 that an ``option`` says, None where it says nothing."""
+    if text is None:
+        return None
     try:
-        threshold = float(text)
+        share = float(text)
     except ValueError:
-        threshold = -1.0
-    if not 0 <= threshold <= 1:
-        raise UserError("--threshold", f"expected 0 to 1, got {text!r}", "correct it")
-    return threshold
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(option, f"expected 0 to 1, got {text!r}", "correct it")
+    return share
 
 
 def count_of(option: str, text: str | None) -> int | None:
@@ -165,26 +169,6 @@ class _Ahead:
                 return
             self.coming = begun(following)
             yield batch
-
-
-def image_files(inputs: Sequence[str], links: str = "anywhere") -> list[Path]:
-    """The images that files, folders (all below them) and globs name, sorted within each; a name without any raises
-    :class:`UserError`. ``links`` as in :func:`tasks.data.files.listing.files_below`."""
-    if not inputs:
-        raise UserError("INPUT", "nothing is named", "name files, folders or globs")
-    files: list[Path] = []
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            found = [path / name for name in files_below(path, links=links)]
-        else:
-            found = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
-        if not found and not path.is_dir() and not glob.has_magic(name):
-            raise UserError(name, "no such file or folder", "correct the path, relative to the working folder")
-        if not found:
-            raise UserError(name, "no image found", f"images end in {', '.join(sorted(SUFFIXES))}")
-        files += found
-    return list(dict.fromkeys(files))
 
 
 class _Files:
