@@ -43,6 +43,7 @@ class Extras:
     top_k: str | None = None
     tta: str | None = None
     slices: str | None = None
+    every: str | None = None
     deep: bool = False
     format: str | None = None
     preprocess: str = "normalize"

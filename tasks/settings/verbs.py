@@ -108,6 +108,7 @@ OPTIONS = {
         "of detectors: large images in pieces of so many pixels, with an overlap (a quarter), and with a look at all of it for objects that"
         " fit in none: 640 or 640,128 or 640,128,whole"
     ),
+    "every": Option("of videos and streams each so many-th frame alone"),
     "format": Option(
         "by the name of --out where it is not given; for TensorRT run trtexec --onnx=FILE.onnx --saveEngine=FILE.engine, for CoreML"
         " coremltools.convert(torch.export.load('FILE.pt2'))",
@@ -175,8 +176,8 @@ VERBS = {
         Verb(
             "predict",
             "tasks.verbs.predict",
-            "predict images that have no labels",
-            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices"),
+            "predict images that have no labels, videos and streams",
+            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices", "every"),
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
