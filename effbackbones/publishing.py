@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from effbackbones.checkpoint import load_model
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from effbackbones.weights.repository import FILE, PREFIX, endpoint, explained
+from effbackbones.weights.repository import FILE, PREFIX, endpoint, explained, is_repository
 
 _PIPELINES = {"cls": "image-classification", "det": "object-detection", "seg": "image-segmentation"}
 _BEST, _METRICS = "best.safetensors", "metrics.json"
@@ -30,11 +31,18 @@ def push_to_hub(
 
     The card has the figures of the run's ``metrics.json``, and none that was not measured: a file without that beside it has none.
     ``licence`` of the model, as the Hub abbreviates it (``apache-2.0``); left out, the card says that of the weights it began with.
-    Raises :class:`UserError` for what is no model file, and where the Hub refuses or cannot be reached.
+    ``token``: that of ``hf auth login``, or ``HF_TOKEN``, where none is given. Raises :class:`UserError` for what is no model file or
+    name, and where the Hub refuses or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi  # a second to import, and seldom wanted
 
-    path = Path(source)
+    if is_repository(source):
+        raise UserError(str(source), "is on the Hub already", "name a run folder or a model file")
+    named = repository.removeprefix(PREFIX)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", named):
+        what = "names a revision, and a push is one of its own" if "@" in named else "is no USER/NAME"
+        raise UserError(repository, what, "name a repository alone: USER/NAME")
+    repository, path = named, Path(source)
     file = path / _BEST if path.is_dir() else path
     model = load_model(file)
     measured = _measured(file)
@@ -53,7 +61,7 @@ def push_to_hub(
             commit_message=message,
         )
     except Exception as error:  # of many kinds, as in fetching
-        raise explained(f"{PREFIX}{repository}", error) from None
+        raise explained(f"{PREFIX}{repository}", error, pushing=True) from None
     return str(address.repo_url)
 
 

@@ -130,7 +130,7 @@ class CountReport:
         report = begun(summary, ("mae",), {"mae": "mean distance from the true count; lower is better"}, rates=("mae",))
         add_training(report, summary)
         report.gallery("Counts", self.shown)
-        return finished(report, summary.config, folder)
+        return finished(report, summary, folder)
 
 
 class CountFile:

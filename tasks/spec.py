@@ -30,8 +30,9 @@ from tasks.data.sample import Sample, Transform
 from tasks.data.transforms.listed import register_transform as register_transform
 from tasks.report.records import Summary
 from tasks.scoring.added import register_metric as register_metric
+from tasks.scoring.outcomes import Outcomes
 from tasks.settings.sections import Config
-from tasks.settings.verbs import register_verb as register_verb
+from tasks.settings.verbs import Option as Option, register_verb as register_verb
 from tasks.telling import Teller
 
 T = TypeVar("T")
@@ -65,6 +66,13 @@ class Recorder(Observer, Protocol):
 
     def write(self, folder: Path, tell: Callable[[str], None]) -> Path:
         """Write it into ``folder``, and ``tell`` what had to be left out; returns the path of the file."""
+
+
+class OutcomeRecorder(Observer, Protocol):
+    """Keeps what became of each image, for scores of any choice of them; sees a batch after the metric has."""
+
+    def outcomes(self) -> Outcomes | Mapping[str, Outcomes]:
+        """Of all images so far, of all processes, which must all ask; by task where there are several."""
 
 
 class Reporter(Observer, Protocol):
@@ -221,9 +229,17 @@ class TaskSpec(ABC):
         """Scores of predictions that a file holds, for ``evaluate --predictions``. ``training``: the training data, if any."""
         raise UserError("--predictions", f"{self.command} scores models, not files", "give --checkpoint")
 
+    def has_written(self, folder: Path) -> bool:
+        """Whether ``folder`` holds predictions that :meth:`score_file` reads."""
+        return False
+
     @abstractmethod
     def observer(self, config: Config, classes: Any) -> Reporter:
         """What sees the last evaluation and writes the report."""
+
+    def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
+        """What keeps, beside ``metric`` (:meth:`metrics`), what became of each image: for intervals and comparisons. None: nothing."""
+        return None
 
     def recorder(self, dataset: Dataset, classes: Any) -> Recorder | None:
         """What keeps the predictions for ``dataset``, for other programs to read; None: nothing does."""

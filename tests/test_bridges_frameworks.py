@@ -18,9 +18,9 @@ SMALL = {"width": 0.25, "depth": 0.3}
 IMAGES = torch.rand(2, 3, 64, 96)
 
 
-def direct(network: nn.Module, levels: tuple[str, ...], **options) -> list[torch.Tensor]:
+def direct(network: nn.Module, levels: tuple[str, ...], name: str = "b0", **options) -> list[torch.Tensor]:
     """The maps of IMAGES by a backbone of ours with the weights of ``network``, in eval mode."""
-    backbone = create_backbone("b0", levels=levels, **{**SMALL, **options})
+    backbone = create_backbone(name, levels=levels, **{**SMALL, **options})
     backbone.load_state_dict(network.state_dict())
     with torch.no_grad():
         return backbone.eval()(IMAGES)
@@ -93,26 +93,35 @@ def test_timm_features_are_ours_and_say_what_timm_s_say():
         one_line(error, "effbackbones_b0", words)
 
 
-def test_smp_builds_its_decoders_on_ours():
+@pytest.mark.parametrize("name", ["b0", "lite0"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Unet", {"encoder_depth": 4, "decoder_channels": (32, 16, 16, 8)}),
+        ("FPN", {}),
+        ("DeepLabV3Plus", {"encoder_output_stride": 16}),
+    ],
+)
+def test_smp_builds_its_decoders_on_ours(kind, options, name):
     smp = pytest.importorskip("segmentation_models_pytorch")
     names = bridges.register_smp(weights=None, **SMALL)
     assert set(names) <= set(smp.encoders.get_encoder_names())
-    for kind, options in (
-        (smp.Unet, {}),
-        (smp.FPN, {"encoder_depth": 4}),
-        (smp.DeepLabV3Plus, {"encoder_output_stride": 16}),
-    ):
-        torch.manual_seed(0)
-        model = kind("effbackbones-b0", classes=3, **options)
-        levels = ("C1", "C2", "C3", "C4", "C5")[: options.get("encoder_depth", 5)]
-        stride = {"output_stride": 16} if "encoder_output_stride" in options else {}
-        maps = model.encoder.eval()(IMAGES)
-        assert maps[0] is IMAGES
-        assert_same(maps[1:], direct(model.encoder.backbone, levels, **stride))
-        assert model.encoder.out_channels == [3, *model.encoder.backbone.feature_spec.channels]
+    torch.manual_seed(0)
+    model = getattr(smp, kind)(f"effbackbones-{name}", classes=3, **options)
+    levels = ("C1", "C2", "C3", "C4", "C5")[: options.get("encoder_depth", 5)]
+    stride = {"output_stride": 16} if "encoder_output_stride" in options else {}
+    maps = model.encoder.eval()(IMAGES)
+    assert maps[0] is IMAGES
+    assert_same(maps[1:], direct(model.encoder.backbone, levels, name, **stride))
+    assert model.encoder.out_channels == [3, *model.encoder.backbone.feature_spec.channels]
     loss = nn.functional.cross_entropy(model.train()(IMAGES), torch.zeros(2, 64, 96, dtype=torch.long))
     learns(model, model.encoder, loss)
     assert model.predict(IMAGES).shape == (2, 3, 64, 96)
+
+
+def test_smp_s_own_encoders_are_as_they_were():
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    bridges.register_smp(weights=None, **SMALL)
     wanted = smp.encoders.get_preprocessing_params("effbackbones-lite0")
     assert (wanted["mean"], wanted["input_range"]) == ([0.5] * 3, [0, 1])
     theirs = smp.Unet("efficientnet-b0", encoder_weights=None)  # its own are as they were
@@ -211,9 +220,9 @@ def test_transformers_detr_trains_and_predicts(transformers):
         assert model.eval()(IMAGES).pred_boxes.shape == (2, 5, 4)
 
 
-def direct_of_frozen(body):
+def direct_of_frozen(body, levels=("C5",)):
     """Our network with the weights of one whose batch norms another library replaced."""
-    backbone = create_backbone("b0", levels=("C5",), **SMALL)
+    backbone = create_backbone("b0", levels=levels, **SMALL)
     missing = backbone.load_state_dict(body.network.state_dict(), strict=False).missing_keys
     assert all(name.endswith("num_batches_tracked") for name in missing)
     with torch.no_grad():
@@ -249,3 +258,51 @@ def test_transformers_upernet_trains_and_predicts(transformers):
     labels = torch.zeros(2, 64, 96, dtype=torch.long)
     learns(model.train(), model.backbone, model(IMAGES, labels=labels).loss)
     assert model.eval()(IMAGES).logits.shape == (2, 3, 64, 96)
+
+
+C25, C35 = ["C2", "C3", "C4", "C5"], ["C3", "C4", "C5"]
+CHANNELS = [16, 32, 80]
+"""Of C3-C5 of the narrow B0: RT-DETR and its like want to be told."""
+PIXELS = {"hidden_dim": 32, "encoder_feedforward_dim": 32, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 5}
+PIXELS |= {"feature_size": 32, "mask_feature_size": 32, "num_attention_heads": 2, "dim_feedforward": 32}
+REAL_TIME = {**DETR, "decoder_layers": 2, "encoder_hidden_dim": 32, "num_denoising": 0, "decoder_n_points": 2}
+REAL_TIME |= {"encoder_in_channels": CHANNELS, "decoder_in_channels": [32] * 3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "levels", "options"),
+    [
+        ("Mask2Former", C25, {**PIXELS, "num_labels": 3, "train_num_points": 64}),
+        ("MaskFormer", C25, {"fpn_feature_size": 32, "mask_feature_size": 32, "num_labels": 3}),
+        ("RTDetr", C35, REAL_TIME),
+        ("RTDetrV2", C35, REAL_TIME),
+        ("DFine", C35, {**REAL_TIME, "decoder_n_points": [2, 2, 2]}),
+        ("DeformableDetr", C35, {**DETR, "use_timm_backbone": False, "num_feature_levels": 3, "decoder_layers": 2}),
+        ("ConditionalDetr", ["C5"], {**DETR, "use_timm_backbone": False}),
+    ],
+)
+def test_other_models_of_transformers_train_and_predict(name, levels, options, transformers):
+    torch.manual_seed(0)
+    if name == "MaskFormer":
+        decoder = transformers.DetrConfig(backbone_config=config_of(), use_timm_backbone=False, **DETR)
+        options = {**options, "decoder_config": decoder}
+    whole = {**SMALL, "drop_path": 0.0}  # a path that is dropped has no gradient
+    backbone = bridges.EffBackbonesConfig(backbone="b0", backbone_options=whole, out_features=levels)
+    config = getattr(transformers, f"{name}Config")(backbone_config=backbone, **options)
+    masks = "Mask" in name
+    kind = {"Mask2Former": "UniversalSegmentation", "MaskFormer": "InstanceSegmentation"}.get(name, "ObjectDetection")
+    model = getattr(transformers, f"{name}For{kind}")(config)
+    body = next(part for part in model.modules() if isinstance(part, bridges.EffBackbonesBackbone))
+    with torch.no_grad():
+        assert_same(body.eval()(IMAGES).feature_maps, direct_of_frozen(body, tuple(levels)))
+    halves = torch.zeros(2, 64, 96)
+    halves[0, :32], halves[1, 32:] = 1, 1
+    box = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.3, 0.4]])}
+    wanted = (
+        {"mask_labels": [halves] * 2, "class_labels": [torch.tensor([0, 1])] * 2} if masks else {"labels": [box] * 2}
+    )
+    learns(model.train(), body, model(IMAGES, **wanted).loss)
+    with torch.no_grad():
+        found = model.eval()(IMAGES)
+    assert found.masks_queries_logits.shape[:2] == (2, 5) if masks else found.pred_boxes.shape == (2, 5, 4)

@@ -29,6 +29,7 @@ from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.report import detection_report
 from tasks.detection.results import ImageDetections, restore
 from tasks.detection.statistics import BoxStatistics
+from tasks.report import words
 from tasks.report.boxes import sample_sheet
 from tasks.report.drawings import box_histogram, coverage_figure, curves, precision_recall
 from tasks.report.extremes import Extremes
@@ -279,13 +280,13 @@ def test_sample_sheets_show_boxes_classes_and_crowds() -> None:
 
 def test_box_histogram_counts_every_box_once_and_marks_the_borders() -> None:
     sides = np.array([[4, 4], [10, 40], [200, 50], [0, 0], [33, 33], [900.0, 1600]])
-    left, right = box_histogram(sides, sides / 2).axes
+    left, right = (figure.axes[0] for figure in box_histogram(sides, sides / 2))
     assert sum(bar.get_height() for bar in left.patches) == len(sides)
     assert sum(bar.get_height() for bar in right.patches) == len(sides)
     assert [line.get_xdata()[0] for line in left.lines] == [32, 96]
     assert [left.get_xscale(), right.get_xscale()] == ["log", "log"]
     # 100 x 200 at half size is the square root of 2500.
-    holding = [bar for bar in box_histogram(sides[2:3], sides[2:3] / 2).axes[1].patches if bar.get_height()]
+    holding = [bar for bar in box_histogram(sides[2:3], sides[2:3] / 2)[1].axes[0].patches if bar.get_height()]
     assert [bar.get_x() <= 50 <= bar.get_x() + bar.get_width() for bar in holding] == [True]
     box_histogram(np.zeros((0, 2)), np.zeros((0, 2)))
 
@@ -293,7 +294,7 @@ def test_box_histogram_counts_every_box_once_and_marks_the_borders() -> None:
 def test_coverage_tells_how_many_boxes_have_an_anchor_and_at_which_sizes() -> None:
     iou = np.array([0.1, 0.49, 0.5, 0.9, 1.0])
     sides = np.array([[5, 5], [6, 6], [100, 100], [100, 90], [5, 6.0]])
-    left, right = coverage_figure(iou, sides).axes
+    left, right = (figure.axes[0] for figure in coverage_figure(iou, sides))
     heights = {
         name: sum(bar.get_height() for bar in bars)
         for name, bars in zip(("over", "under"), left.containers, strict=True)
@@ -305,19 +306,20 @@ def test_coverage_tells_how_many_boxes_have_an_anchor_and_at_which_sizes() -> No
 
 def test_precision_over_recall_leaves_gaps_where_it_is_undefined() -> None:
     lines = {"IoU 0.50": [1.0, 0.5, None], "IoU 0.75": [None, 0.25, 0.0]}
-    left, right = precision_recall([0, 0.5, 1], lines, {f"class {k}": [1.0, 0.5, 0.1 * k] for k in range(8)}).axes
+    by_class = {f"class {k}": [1.0, 0.5, 0.1 * k] for k in range(8)}
+    left, right = (figure.axes[0] for figure in precision_recall([0, 0.5, 1], lines, by_class))
     drawn = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
     assert drawn["IoU 0.75"][1:] == [[0.5, 0.25], [1.0, 0.0]]
     assert np.isnan(drawn["IoU 0.75"][0][1])
     assert len({line.get_linestyle() for line in left.lines}) == 2  # told apart without colour
     assert len({(line.get_linestyle(), line.get_color()) for line in right.lines}) == 8
-    assert len(precision_recall([0, 0.5, 1], lines, {}).axes) == 1
+    assert len(precision_recall([0, 0.5, 1], lines, {})) == 1
 
 
 def test_curves_draw_chosen_scores_alone() -> None:
     rows = [{"epoch": e, "train_loss": 1.0, "val_AP": 0.1 * e, "val_AP_small": 0.0, "val_AR_100": 0.5} for e in (1, 2)]
-    axes = curves(rows, ["val_AP", "val_AP_raw"]).axes
-    assert [line.get_label() for axis in axes for line in axis.lines] == ["train_loss", "val_AP"]
+    drawn = curves(rows, ["val_AP", "val_AP_raw"])
+    assert [line.get_label() for figure in drawn for line in figure.axes[0].lines] == ["train loss", "AP"]
 
 
 # --- what predict writes ---
@@ -716,16 +718,18 @@ def test_the_page_shows_the_figures_that_were_given(page: Page) -> None:
         "Configuration",
     ]
     assert [line for line in page.seen.splitlines() if line in wanted] == wanted
-    assert f"AP {100 * scores['AP']:.1f} %, AP50 {100 * scores['AP50']:.1f} % of 3 images (ema weights)" in page.seen
+    assert f"AP\n{100 * scores['AP']:.1f} %\nAP50\n{100 * scores['AP50']:.1f} %\n" in page.seen  # in large letters
+    assert "3 images, ema weights" in page.seen
     table = [line for line in page.seen.split("Scores\n")[1].split("Training\n")[0].splitlines() if line.strip()]
     # All twelve, in order, also the undefined ones.
-    assert [line for line in table if line in COCO_SCORES] == list(COCO_SCORES)
+    names = [words.label(name) for name in COCO_SCORES]
+    assert [line for line in table if line in names] == names
     assert scores["AP_large"] is None
-    assert table[table.index("AP_large") + 1 :][:2] == ["—", "—"]
+    assert table[table.index("AP, large objects") + 2 :][:2] == ["—", "—"]  # the line between says what it is
     assert "F1 0.67: 2 right, 1 wrong, 1 missed" in page.seen
     assert "reach out of their image: clipped" in page.seen
     assert len(page.all("img")) == 4  # two images, truth and prediction
-    assert len(page.all("svg")) == 4
+    assert len(page.all("svg")) == 8
 
 
 def test_the_weakest_class_comes_first(tmp_path: Path) -> None:

@@ -27,10 +27,12 @@ from tasks.data.transforms.mosaic import mosaic
 from tasks.data.transforms.views import JitterRange
 from tasks.engine.assembly import make_model
 from tasks.engine.evaluation import readable
+from tasks.engine.splits import open_splits
 from tasks.joint import main
 from tasks.multitask.metrics import JointMetrics
 from tasks.multitask.parts import parts
 from tasks.multitask.task import TASK
+from tasks.scoring.outcomes import outcomes_file, read_outcomes
 from tasks.segmentation.results import Segmented
 from tasks.settings.commandline import parse
 
@@ -76,6 +78,9 @@ def test_shapes_train_evaluate_and_predict_as_three_tasks(tmp_path: Path, capsys
         assert "trained jointly" in (run / task / "report.html").read_text()
     rows = (run / "metrics.csv").read_text().splitlines()
     assert any(row.startswith(f"{record['best']},,ring,seg/iou,") for row in rows)
+    for word, name in (("det", "AP"), ("seg", "miou"), ("cls", "top1")):  # what became of each image gives the same
+        outcomes = read_outcomes(run / outcomes_file("val", word)).outcomes
+        assert float(outcomes.point()[name]) == pytest.approx(scores[f"{word}/{name}"], abs=1e-9)
     assert "detect/report.html" in (run / "report.html").read_text()
     model = load_model(run / "best.safetensors")
     assert {task: len(names) for task, names in model.classes.items()} == {"det": 6, "seg": 7, "cls": 6}
@@ -86,6 +91,7 @@ def test_shapes_train_evaluate_and_predict_as_three_tasks(tmp_path: Path, capsys
     capsys.readouterr()
     assert main(["evaluate", "--checkpoint", str(run), *QUIET]) == 0
     assert f"mean {scores['mean']:.6g}" in capsys.readouterr().out
+    assert (run / "evaluate-val" / "detect" / "predictions.json").is_file()
     Image.fromarray(np.full((50, 90, 3), 120, np.uint8)).save(tmp_path / "grey.png")
     assert (
         main(["predict", "--checkpoint", str(run), str(tmp_path / "grey.png"), "--out", str(tmp_path / "out"), *QUIET])
@@ -250,6 +256,66 @@ def test_coco_files_serve_three_tasks_at_once(data_root: Path, tmp_path: Path) -
     model = load_model(tmp_path / "run" / "best.safetensors")
     assert {task: len(names) for task, names in model.classes.items()} == {"det": 80, "seg": 81, "cls": 80}
     assert main(["evaluate", "--checkpoint", str(tmp_path / "run"), *few[2:4], *QUIET]) == 0
+
+
+def coco_folder(root: Path) -> Path:
+    """Four drawn images in each split, in COCO's layout, with boxes and outlines; ids that no file name tells."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (root / f"{split}2017").mkdir(parents=True)
+        images, annotations = [], []
+        for number in range(1, 5):
+            image, x = rng.integers(0, 80, (64, 96, 3), dtype=np.uint8), 8 * number
+            image[10:40, x : x + 30] = (250, 60, 60) if number % 2 else (60, 60, 250)
+            Image.fromarray(image).save(root / f"{split}2017" / f"{number}.png")
+            images.append({"id": 100 + number, "file_name": f"{number}.png", "width": 96, "height": 64})
+            outline = [[x, 10, x + 30, 10, x + 30, 40, x, 40]]
+            own = {"id": number, "image_id": 100 + number, "category_id": 3 if number % 2 else 7, "iscrowd": 0}
+            annotations.append({**own, "bbox": [x, 10, 30, 30], "area": 900, "segmentation": outline})
+        kinds = [{"id": 3, "name": "bar"}, {"id": 7, "name": "blob"}]
+        (root / "annotations").mkdir(exist_ok=True)
+        content = {"images": images, "annotations": annotations, "categories": kinds}
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+def test_what_several_tasks_have_found_is_written_and_can_be_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--config", "coco", "--data.root", str(coco_folder(tmp_path / "coco")), "--data.image_size", "64"]
+    line = [*data, *SMALL]
+    config = parse("joint", line).config
+    datasets = open_splits(config, TASK)
+    torch.manual_seed(0)
+    model = make_model(config, TASK, datasets["train"])
+    model.classes = TASK.classes(config, datasets["train"])
+    model.provenance["data_classes"] = list(datasets["train"].classes)
+    save_model(model, tmp_path / "m.safetensors")
+    line += ["--out", str(tmp_path / "scored")]
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "m.safetensors"), *line]) == 0
+    file = tmp_path / "scored" / "detect" / "predictions.json"
+    assert f"predictions {file}" in capsys.readouterr().err
+    assert {row["image_id"] for row in json.loads(file.read_text())} == {101, 102, 103, 104}
+    out = str(tmp_path / "out")
+    predicted = ["predict", "--checkpoint", str(tmp_path / "m.safetensors"), "--split", "val", *data, *QUIET]
+    assert main([*predicted, "--out", out]) == 0
+    by_model = json.loads((tmp_path / "scored" / "metrics.json").read_text())["model"]
+    for folder, tasks in ((out, ("det", "seg")), (tmp_path / "scored", ("det",))):
+        capsys.readouterr()
+        again = ["evaluate", *data, *QUIET, "--out", str(tmp_path / "again"), "--predictions", str(folder)]
+        assert main(again) == 0
+        told = capsys.readouterr().err
+        assert f"classify: no predictions to score in {Path(folder, 'classify')}, left out" in told
+        assert ("segment: no predictions" in told) == ("seg" not in tasks)
+        by_file = json.loads((tmp_path / "again" / "metrics.json").read_text())["model"]
+        assert by_file["det/AP"] == pytest.approx(by_model["det/AP"], abs=1e-9)
+        monitored = [by_file[name] for name in ("det/AP", "seg/miou") if name[:3] in tasks]
+        assert by_file["mean"] == pytest.approx(sum(monitored) / len(monitored))
+        assert {name.partition("/")[0] for name in by_file} == {"mean", *tasks}
+        if "seg" in tasks:
+            assert by_file["seg/miou"] == pytest.approx(by_model["seg/miou"], abs=1e-6)
+    assert main([*again[:-1], str(tmp_path / "coco")]) == 2
+    assert "holds no folder of predictions of a task (detect, segment, classify)" in error_of(capsys)
 
 
 def test_a_checkpoint_says_what_tasks_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

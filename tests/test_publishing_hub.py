@@ -3,6 +3,9 @@
 import base64
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests_support import one_line
+from tests_support import ROOT, one_line
 
 from effbackbones import (
     ImageSpec,
@@ -27,17 +30,18 @@ from effbackbones import (
 )
 from effbackbones.weights import repository
 from tasks.run import main
+from tasks.settings.commandline import parse
 
 SMALL = {"width": 0.25, "depth": 0.3, "image_spec": ImageSpec((32, 32))}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories of files; ``gated/x`` asks for access, ``broken/x`` fails."""
+    """Repositories of files; ``gated/x`` asks for access, ``broken/x`` fails, ``secret/`` wants the token ``hf_good``."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, dict[str, bytes]] = {"gated/x": {}, "broken/x": {}}
+        self.files: dict[str, dict[str, bytes]] = {"gated/x": {}, "broken/x": {}, "secret/x": {}}
         self.stored: dict[str, bytes] = {}
         self.asked: list[str] = []
 
@@ -65,12 +69,25 @@ class Handler(BaseHTTPRequestHandler):
     def refused(self, name: str) -> bool:
         if name.startswith("gated/"):
             self.answer(403, X_Error_Code="GatedRepo")
+        elif name.startswith("secret/") and self.stranger():
+            pass
         elif name.startswith("broken/"):
             self.answer(418)
         elif name not in self.server.files:
             self.answer(404, X_Error_Code="RepoNotFound")
         else:
             return False
+        return True
+
+    def stranger(self) -> bool:
+        """Whether the request brings no token or a wrong one, and has been answered so, as the Hub does."""
+        given = self.headers.get("Authorization")
+        if given == "Bearer hf_good":
+            return False
+        if given:
+            self.answer(401, X_Error_Message="Invalid credentials in Authorization header")
+        else:
+            self.answer(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
         return True
 
     def do_HEAD(self) -> None:
@@ -112,6 +129,10 @@ class Handler(BaseHTTPRequestHandler):
             name = f"{told.get('organization') or 'me'}/{told['name']}"
             if name.startswith("other/"):
                 return self.answer(403, {"error": "no"})
+            if name.startswith("nowhere/"):
+                return self.answer(404, {"error": "This organization does not exist"})
+            if name.startswith("secret/") and self.stranger():
+                return None
             self.server.files.setdefault(name, {})
             return self.answer(200, {"url": f"{self.server.base}/{name}", "id": name})
         if self.path == "/api/validate-yaml":
@@ -235,6 +256,8 @@ def test_commands_take_it_as_a_checkpoint(hub: Hub, run: Path, tmp_path: Path) -
         ("hf-hub:me/empty@v9", "no such revision"),
         ("hf-hub:a b/c", "write hf-hub:USER/NAME"),
         ("hf-hub:broken/x", "status 418"),
+        ("hf-hub:secret/x", "refuses access (status 401)"),
+        ("hf-hub:me/empty@", "no revision behind the @"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(hub: Hub, name: str, words: str) -> None:
@@ -259,10 +282,126 @@ def test_without_a_server_the_cache_serves_or_it_is_said(hub: Hub, run: Path, mo
     one_line(error, "hf-hub:me/pets", "cannot be reached")
 
 
-def test_a_push_that_is_refused_and_a_run_that_is_none_are_one_line(hub: Hub, run: Path, tmp_path: Path) -> None:
+def test_offline_the_cache_serves_or_it_is_said(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    push_to_hub(run, "me/pets")
+    load_model("hf-hub:me/pets")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what HF_HUB_OFFLINE=1 sets before the library is imported
+    hub.asked.clear()
+    load_model("hf-hub:me/pets")
+    for name in ("hf-hub:me/other", "hf-hub:me/pets@v9"):
+        with pytest.raises(UserError) as error:
+            load_model(name)
+        one_line(error, name, "not in the cache", "HF_HUB_OFFLINE")
     with pytest.raises(UserError) as error:
-        push_to_hub(run, "other/pets")
-    one_line(error, "other/pets", "refuses access")
+        push_to_hub(run, "me/pets")
+    one_line(error, "hf-hub:me/pets: HF_HUB_OFFLINE keeps from asking")
+    assert hub.asked == []
+
+
+@pytest.mark.slow
+def test_a_command_that_is_told_to_stay_offline(hub: Hub, run: Path, tmp_path: Path) -> None:
+    """As the test above, with the variable itself, which the library reads when it is imported."""
+    push_to_hub(run, "me/pets")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    line = [sys.executable, "-m", "tasks.classify", "embed", str(tmp_path / "a.png"), "--out", str(tmp_path / "f.npy")]
+    line += ["--run.device", "cpu", "--checkpoint", "hf-hub:me/pets"]
+    told = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    codes = []
+    for offline in ("1", "0", "1"):
+        environment = {**told, "HF_HUB_OFFLINE": offline}
+        done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False)
+        codes.append(done.returncode)
+        if done.returncode:
+            said = done.stderr.strip().splitlines()
+            assert said[-1].startswith(
+                "error: hf-hub:me/pets: its model.safetensors is not in the cache, and HF_HUB_OFFLINE"
+            )
+            assert "Traceback" not in done.stderr
+    assert codes == [2, 0, 0]
+
+
+def test_a_model_of_several_tasks_goes_there_and_comes_back(hub: Hub, tmp_path: Path) -> None:
+    head_options = {"det": {"channels": 16, "cells": 1, "repeats": 1}, "seg": {"channels": [16, 16, 8, 8, 8]}}
+    model = build_model(
+        ("det", "seg"), "b0", num_classes={"det": 2, "seg": 3}, backbone_options=SMALL, head_options=head_options
+    ).eval()
+    save_model(model, tmp_path / "joint.safetensors", classes={"det": ["cat", "dog"], "seg": ["sky", "sea", "sand"]})
+    push_to_hub(tmp_path / "joint.safetensors", "me/both")
+    assert "Task: det, seg. Classes: det: cat, dog; seg: sky, sea, sand." in hub.files["me/both"]["README.md"].decode()
+    ask = load_predictor(f"hf-hub:me/both@{COMMIT}")
+    assert set(ask(np.zeros((40, 50, 3), np.uint8))) == {"det", "seg"}
+    tasks = parse("joint", ["evaluate", "--checkpoint", f"hf-hub:me/both@{COMMIT}"]).config.model.task
+    assert tasks == ("det", "seg")
+    with pytest.raises(UserError) as error:
+        load_predictor("hf-hub:me/both@v9")
+    one_line(error, "hf-hub:me/both@v9", "has no such revision")
+
+
+def test_the_verb_pushes(
+    hub: Hub, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr("effbackbones.publishing.push_to_hub", lambda *words, **own: sent.update(own) or words)
+    line = ["classify", "push", "--checkpoint", str(run)]
+    assert main([*line, "me/pets"]) == 0
+    assert (capsys.readouterr().out, sent) == (
+        f"{(str(run), 'me/pets')}\n",
+        {"licence": None, "message": "Upload model", "private": False},
+    )
+    assert main([*line, "hf-hub:me/pets", "--private", "--licence", "mit", "--message", "First"]) == 0
+    assert sent == {"licence": "mit", "message": "First", "private": True}
+    monkeypatch.undo()
+    for words, said in (
+        ([], "expected one repository, got none"),
+        (["a/b", "c/d"], "expected one repository, got a/b, c/d"),
+        (["pets"], "pets: is no USER/NAME"),
+        (["me/pets@v1"], "me/pets@v1: names a revision"),
+        (["me/pets", "--licnce", "mit"], "--licnce: no such option; did you mean --licence?"),
+    ):
+        assert main([*line, *words]) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+    assert main(["classify", "push", "me/pets"]) == 2
+    assert "--checkpoint: no trained model is named" in capsys.readouterr().err
+    assert main(["classify", "push", "me/pets", "--checkpoint", "hf-hub:me/pets"]) == 2
+    assert "is on the Hub already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "words"),
+    [
+        ("other/pets", "hf_none", "refuses access (status 403); run hf auth login, or set HF_TOKEN"),
+        ("secret/x", "hf_wrong", "refuses access (status 401); run hf auth login, or set HF_TOKEN"),
+        ("secret/x", None, "refuses access (status 401); run hf auth login, or set HF_TOKEN"),
+        ("nowhere/pets", "hf_none", "no such user or organisation"),
+    ],
+)
+def test_a_push_that_is_refused_is_one_line(
+    name: str, token: str | None, words: str, hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    else:
+        monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(UserError) as error:
+        push_to_hub(run, name)
+    one_line(error, f"hf-hub:{name}: ", words)
+    assert name not in hub.files or not hub.files[name]
+
+
+def test_a_connection_that_breaks_is_one_line(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between its tries
+    monkeypatch.setattr(Handler, "do_POST", lambda handler: handler.connection.close())
+    with pytest.raises(UserError) as error:
+        push_to_hub(run, "me/pets")
+    one_line(error, "hf-hub:me/pets", "cannot be reached")
+
+
+def test_a_run_that_is_none_is_one_line(hub: Hub, run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         push_to_hub(tmp_path, "me/pets")
     one_line(error, "best.safetensors", "no such file")

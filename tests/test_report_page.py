@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,23 @@ from PIL import Image
 from tests_support import results_of
 
 from effbackbones import UserError
-from effbackbones.contracts import ImageSizes
+from effbackbones.contracts import ImageSizes, ImageSpec
 from tasks.classification.examples import KEPT, ConfidentMistakes, Mistake
 from tasks.classification.metrics import ClassificationMetrics
 from tasks.classification.report import classification_report
 from tasks.data.batch import Batch, ImageMeta
+from tasks.report import words
 from tasks.report.drawings import curves, reliability
-from tasks.report.metricsfile import environment, plain, write_metrics
-from tasks.report.page import Report, picture, show
+from tasks.report.metricsfile import commit, environment, plain, write_metrics
+from tasks.report.page import Link, Report, Tile, picture, show
 from tasks.report.records import EvaluationResults, Results, RunResults, Summary
+from tasks.report.words import told_of_images
 
 NASTY = "<script>alert(1)</script> & \"co\" 'x' {{ 7 * 7 }}"
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and all the text a reader sees."""
+    """Tags with their attributes, and all the text a reader sees but for the list of contents."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -42,10 +45,10 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self._hidden += tag == "style"
+        self._hidden += tag in ("style", "nav")
 
     def handle_endtag(self, tag: str) -> None:
-        self._hidden -= tag == "style"
+        self._hidden -= tag in ("style", "nav")
 
     def handle_data(self, data: str) -> None:
         self.seen += "" if self._hidden else f"{data}\n"
@@ -123,7 +126,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
 
 def test_drawings_take_the_colour_of_the_page(tmp_path: Path) -> None:
     page = classification_page(tmp_path, scores(["a", "b"], 2))
-    assert len(page.all("svg")) == 2
+    assert len(page.all("svg")) == 4  # loss, score, learning rate, calibration
     text = (tmp_path / "report.html").read_text()
     assert "currentColor" in text
     assert "#000000" not in text
@@ -135,7 +138,7 @@ def test_figures_and_facts_are_those_given(tmp_path: Path) -> None:
     page = classification_page(tmp_path, {"best": "ema", "raw": raw, "ema": ema})
     for result in (raw, ema):
         assert f"{100 * result['top1']:.1f} %" in page.seen
-    assert f"top1 {100 * ema['top1']:.1f} %" in page.seen
+    assert f"top-1\n{100 * ema['top1']:.1f} %" in page.seen  # in large letters
     assert "Best: the ema weights." in page.seen
     version = f"torch {torch.__version__.partition('+')[0]}"
     assert "model.head" not in page.seen  # unset
@@ -316,11 +319,11 @@ def test_curves_draw_each_figure_once_and_skip_gaps() -> None:
     rows = history(4)
     rows[1]["val/top1"] = float("nan")
     rows[3]["val/top1_raw"] = 0.5  # measured at the end alone: a point, and no curve
-    axes = curves(rows).axes
+    axes = [axis for figure in curves(rows) for axis in figure.axes]
     drawn = {line.get_label(): line.get_xydata() for axis in axes for line in axis.lines}
     assert [axis.get_title(loc="left") for axis in axes] == ["loss", "score", "learning rate"]
-    assert set(drawn) == {"train/loss", "val/loss", "val/top1", "lr"}
-    assert drawn["val/top1"].tolist() == [[1, 0], [3, 1 - 1 / 3], [4, 0.75]]
+    assert set(drawn) == {"train/loss", "val/loss", "val/top-1", "lr"}
+    assert drawn["val/top-1"].tolist() == [[1, 0], [3, 1 - 1 / 3], [4, 0.75]]
 
 
 def test_reliability_draws_the_bins() -> None:
@@ -341,7 +344,8 @@ def test_other_tasks_can_use_the_page(tmp_path: Path) -> None:
     page = Page(report.write(tmp_path / "new folder" / "page.html"))
     assert page.seen.count(NASTY) == 2
     assert "script" not in {tag for tag, _ in page.tags}
-    assert [cell.get("class") for cell in page.all("td")[:4]] == [None, "number", None, "number"]
+    assert [cell.get("class") for cell in page.all("td")[:2]] == ["number", "number"]
+    assert [cell.get("scope") for cell in page.all("th")[:4]] == ["col", "col", "row", "row"]
     assert "Its caption" in page.seen
 
 
@@ -355,3 +359,57 @@ def test_small_things() -> None:
         "x",
     ]
     assert plain({1: (np.int64(3), float("inf")), "path": Path("a")}) == {"1": [3, None], "path": "a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("AP_small", "AP, small objects"),
+        ("AR_1", "AR, 1 box an image"),
+        ("AR_100", "AR, 100 boxes an image"),
+        ("miou", "mIoU"),
+        ("det/AP50", "det/AP50"),
+        ("seg/miou", "seg/mIoU"),
+        ("false_positives_on_empty", "false positives on empty"),
+        ("my_score_2", "my score 2"),
+    ],
+)
+def test_scores_have_names_that_people_read(name: str, shown: str) -> None:
+    assert words.label(name) == shown
+
+
+def test_how_images_are_prepared_is_told_in_words() -> None:
+    told = told_of_images(ImageSpec(size=(256, 320), mean=(0.5,), std=(0.25,), crop_mode="letterbox"))
+    assert told == "256 x 320, fitted in and padded, bicubic; mean 0.5; std 0.25"
+    assert "shorter side to 256, centre crop" in told_of_images(ImageSpec(size=(224, 224)))
+
+
+def test_a_page_leads_to_others_and_folds_what_is_long(tmp_path: Path) -> None:
+    report = Report("t", tiles=[Tile("AP", "38.0 %", "33.1 to 42.0")])
+    report.facts({"reports": [Link("of <detect>", "detect/report.html"), "and more"]}, "Facts")
+    report.facts({"a": 1}, "Configuration", folded=True)
+    report.table(
+        "T", ["name", "n"], [[f"row {i}", i] for i in range(30)], notes=["why"] * 30, first=5, rest="{} more rows"
+    )
+    pictures = [({"truth": np.zeros((8, 8, 3), np.uint8)}, f"p{i}\n{i}.png") for i in range(6)]
+    report.pairs("Worst", pictures)
+    page = Page(report.write(tmp_path / "page.html"))
+    links = {attributes["href"] for attributes in page.all("a")}
+    assert links == {"detect/report.html", "#part-1", "#part-2", "#part-3", "#part-4"}
+    assert {attributes["id"] for attributes in page.all("section")} == {f"part-{i}" for i in range(1, 5)}
+    assert len(page.all("details")) == 3  # configuration, 25 rows, 2 pictures
+    for word in ("25 more rows", "2 more", "of <detect>", "33.1 to 42.0", "row 29"):
+        assert word in page.seen
+    assert page.seen.count("why") == 30
+    assert [image["alt"] for image in page.all("img")] == [f"truth: {i}.png" for i in range(6)]
+
+
+def test_the_code_of_a_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert commit() == ""
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for asked in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run(["git", *asked], check=True, cwd=tmp_path)
+    assert re.fullmatch(r"commit [0-9a-f]{12}", commit())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() == ""

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import test_classification_metrics
 import test_detection_metrics
+import test_scoring_outcomes
 import test_segmentation_metrics
 from tests_support import on_two_processes
 
-SCORED = (test_classification_metrics, test_detection_metrics, test_segmentation_metrics)
+SCORED = (test_classification_metrics, test_detection_metrics, test_segmentation_metrics, test_scoring_outcomes)
 
 
 def shares(rank: int) -> list[Any]:

@@ -535,8 +535,8 @@ def test_the_page_shows_scores_classes_examples_and_frequencies(tmp_path: Path, 
     page = segmentation_page(tmp_path, {"best": "ema", "raw": scores, "ema": scores}, examples=examples, masks=masks)
     assert {tag for tag, _ in page.tags} & {"script", "b", "link", "iframe"} == set()
     for word in (
-        f"miou {100 * scores['miou']:.1f} %",
-        "of 1 images (ema weights)",
+        f"mIoU\n{100 * scores['miou']:.1f} %",
+        "1 images, ema weights",
         "Best images",
         "val/<i>.png",
         "mean/std of ImageNet",
@@ -576,14 +576,14 @@ def test_undefined_scores_and_missing_parts_are_survived(tmp_path: Path, empty: 
     page = segmentation_page(
         tmp_path, scores, epochs=1, examples=SegmentationExamples(CLASSES), masks=statistics(CLASSES, [0, 0, 0])
     )
-    assert "miou" in page.seen
+    assert "mIoU" in page.seen
     assert "Training" not in page.seen
     assert not page.all("img")
 
 
 def test_bars_show_the_shares_that_were_given() -> None:
-    figure = class_shares(CLASSES, {"one": np.array([0.5, 0.3, 0.2]), "two": np.array([1.0, 0.0, 0.5])})
-    left, right = figure.axes
+    figures = class_shares(CLASSES, {"one": np.array([0.5, 0.3, 0.2]), "two": np.array([1.0, 0.0, 0.5])})
+    left, right = (figure.axes[0] for figure in figures)
     assert [bar.get_width() for bar in left.patches] == pytest.approx([50, 30, 20])
     assert [bar.get_width() for bar in right.patches] == pytest.approx([100, 0, 50])
     assert [label.get_text() for label in left.get_yticklabels()] == CLASSES
@@ -592,7 +592,7 @@ def test_bars_show_the_shares_that_were_given() -> None:
 
 @pytest.mark.parametrize("name", ["$x$", "a$b", "_hidden", "x\ny", "caf\udce9", "z" * 99])
 def test_names_beside_bars_stay_names(name: str) -> None:
-    figure = class_shares([name], {"one": np.array([1.0])})
+    (figure,) = class_shares([name], {"one": np.array([1.0])})
     (label,) = figure.axes[0].get_yticklabels()
     assert not label.get_parse_math()
     assert label.get_text().startswith(name[:1])

@@ -23,7 +23,7 @@ from effbackbones.registry import HEADS
 from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.strictyaml import read_tree
-from tasks.verbs import predict
+from tasks.verbs import ahead, inputs
 
 HEAD = '''
 """A head in a file of its own, outside of the project."""
@@ -184,7 +184,7 @@ def test_a_bad_file_is_named_and_the_others_are_predicted(
 def test_a_file_that_hangs_is_named_where_predict_reads_in_its_own_process(
     trained: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released, honest = Event(), predict._Files.__getitem__
+    released, honest = Event(), ahead.ImageFiles.__getitem__
 
     def read(files: Any, index: int) -> Any:
         found = honest(files, index)
@@ -192,7 +192,7 @@ def test_a_file_that_hangs_is_named_where_predict_reads_in_its_own_process(
             released.wait(60)
         return found
 
-    monkeypatch.setattr(predict._Files, "__getitem__", read)
+    monkeypatch.setattr(ahead.ImageFiles, "__getitem__", read)
     line = ["predict", "--checkpoint", str(trained), "--out", str(tmp_path / "out"), "--run.progress", "false"]
     line += ["--data.workers", "0", "--data.batch_size", "1"]
     try:
@@ -569,7 +569,7 @@ def test_wrong_words_are_one_line_and_exit_2(more: list[str], words: list[str], 
 )
 def test_an_input_without_an_image_says_what_is_wrong_with_it(name: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        predict.image_files([str(tmp_path / name)])
+        inputs.image_files([str(tmp_path / name)])
     one_line(caught, str(tmp_path / name))
 
 

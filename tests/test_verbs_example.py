@@ -43,10 +43,10 @@ def test_a_task_of_ones_own_goes_all_the_way(counting: Path, capsys: pytest.Capt
     assert len(reached) == 2
     assert record["raw"]["mae"] == pytest.approx(min(reached), abs=1e-4)  # of the best weights: lower is better
     report = (folder / "report.html").read_text(encoding="utf-8")
-    assert f"mae {record['raw']['mae']:.4g}" in report
+    assert f"<dt>mae</dt><dd>{record['raw']['mae']:.4g}</dd>" in report
     assert ">Training</h2>" in report
-    drawn = {line.get_label() for axes in curves(record["history"]).axes for line in axes.lines}
-    assert "val_mae" in drawn
+    drawn = {line.get_label() for figure in curves(record["history"]) for line in figure.axes[0].lines}
+    assert "mae" in drawn
     assert run("evaluate", "--checkpoint", str(folder), *SMALL) == 0
     told = capsys.readouterr()
     assert f"mae {record['raw']['mae']:.6g}\n" in told.out

@@ -15,7 +15,7 @@ from effbackbones.errors import UserError
 from tasks.detect import main
 from tasks.settings.commandline import Extras, parse
 from tasks.settings.keytypes import hint_of
-from tasks.settings.verbs import OPTIONS, VERBS, Verb, register_verb
+from tasks.settings.verbs import OPTIONS, VERBS, Option, Verb, register_verb
 from tasks.verbs.command import explain
 
 TOY = '''"""A verb that reads neither config nor task."""
@@ -32,7 +32,8 @@ def join(extras):
 @pytest.mark.parametrize("verb", VERBS.values(), ids=lambda verb: verb.name)
 def test_a_row_names_a_function_and_options_that_exist(verb: Verb) -> None:
     function = getattr(importlib.import_module(verb.module), verb.name)
-    assert list(inspect.signature(function).parameters) == ["task", "config", "extras"]
+    wanted = ["extras"] if verb.config == "none" else ["task", "config", "extras"]
+    assert list(inspect.signature(function).parameters) == wanted
     assert set(verb.options) <= set(OPTIONS)
     assert verb.help
 
@@ -40,6 +41,7 @@ def test_a_row_names_a_function_and_options_that_exist(verb: Verb) -> None:
 def test_every_option_reaches_a_verb() -> None:
     fields = set(Extras.__dataclass_fields__)
     assert {name.replace("-", "_") for name in OPTIONS} - {"config", "print_config"} <= fields
+    assert [name for verb in VERBS.values() for name in verb.own if name in OPTIONS] == []
     for name in OPTIONS:
         assert any(verb.takes(name) for verb in VERBS.values()), name
 
@@ -99,11 +101,12 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
 
 
 def test_inputs_and_flags_go_with_the_verbs_that_take_them(capsys: pytest.CaptureFixture[str]) -> None:
+    takers = ", ".join(verb.name for verb in VERBS.values() if verb.inputs)
     for argv, text in {
         (
             "bench",
             "a.jpg",
-        ): "argument 'a.jpg': bench takes none; options start with --; inputs go with predict, export, embed",
+        ): f"argument 'a.jpg': bench takes none; options start with --; inputs go with {takers}",
         ("--config", "shapes", "--deep"): "--deep: does not go with train; it goes with check",
         ("check", "--config", "shapes", "--deep=1"): "--deep: takes no value; write --deep",
     }.items():
@@ -144,7 +147,7 @@ def test_options_of_a_head_are_named_as_in_a_config_of_several_tasks() -> None:
 
 
 PLUGIN = """
-from tasks.settings.verbs import register_verb
+from tasks.settings.verbs import Option, register_verb
 
 
 @register_verb("what it was asked", options=("out",), inputs=True)
@@ -157,6 +160,24 @@ def inquire(task, config, extras):
 def idle(extras):
     print(extras.inputs)
     return 0
+
+
+@register_verb(
+    "how deep a file is",
+    options=("out",),
+    config="none",
+    inputs=True,
+    own={
+        "least-depth": Option("how deep at least", type=int, default=3),
+        "share": Option("of what", type=float),
+        "unit": Option("of the answer", values=("metres", "feet"), default="metres"),
+        "place": Option("where the rule lies", path=True),
+        "loud": Option("say it twice", flag=True),
+    },
+)
+def sound(extras):
+    print(extras.out, *sorted(extras.own.items()), *extras.inputs)
+    return 4
 """
 
 
@@ -203,10 +224,67 @@ def test_verbs_keep_their_names_and_know_their_options() -> None:
     assert "mine" not in VERBS
 
 
-@pytest.mark.parametrize("verb", VERBS.values(), ids=lambda verb: verb.name)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS.values() if verb.config != "none"], ids=lambda verb: verb.name)
 def test_what_a_verb_does_not_read_are_keys(verb: Verb) -> None:
     assert [key for key in verb.unread if key != "optim" and hint_of(key) is None] == []
     assert verb.reads("data.image_size")
     assert verb.reads("data.flip") == (verb.name in ("train", "check"))
     assert verb.reads("data.root", split=True)
     assert verb.reads("data.root") == (verb.name not in ("predict", "bench", "embed"))
+
+
+def test_a_plug_in_verb_brings_options(
+    plugin: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RULE", "/rules")
+    bare = ["sound", "--plugins", plugin, "a"]
+    assert main(bare) == 4
+    defaults = "('least_depth', 3) ('loud', False) ('place', None) ('share', None) ('unit', 'metres')"
+    assert capsys.readouterr().out == f"None {defaults} a\n"
+    given = ["--least-depth", "-7", "--share=0.25", "--unit", "feet", "--place", "$RULE/r", "--loud", "--out", "o"]
+    assert main([*bare, *given]) == 4
+    told = "('least_depth', -7) ('loud', True) ('place', '/rules/r') ('share', 0.25) ('unit', 'feet')"
+    assert capsys.readouterr().out == f"o {told} a\n"
+    for words, said in {
+        "--least-depth deep": "--least-depth: expected a whole number, got 'deep'; correct it",
+        "--share nan": "--share: expected a number, got 'nan'; correct it",
+        "--unit feets": "--unit: unknown unit 'feets'; did you mean feet or metres? known: feet, metres",
+        "--loud=1": "--loud: takes no value; write --loud",
+        "--least-dept 1": "--least-dept: no such option; did you mean --least-depth?",
+        "--share": "--share: needs a value; write --share VALUE",
+    }.items():
+        assert main([*bare, *words.split()]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"error: {said}"
+    assert main(["inquire", "--plugins", plugin, "--least-depth", "1"]) == 2
+    assert "error: --least-depth: does not go with inquire; it goes with sound" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["sound", "--plugins", plugin, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for line in (
+        "--least-depth LEAST-DEPTH how deep at least (sound) (a whole number; default 3)",
+        "--unit UNIT of the answer (sound) (metres or feet; default metres)",
+        "--loud: say it twice (sound)",
+    ):
+        assert line in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "said"),
+    [
+        ("out", Option("x"), "is one that verbs share"),
+        ("plugins", Option("x"), "is one that verbs share"),
+        ("Least", Option("x"), "expected small letters"),
+        ("data.root", Option("x"), "expected small letters"),
+        ("least", Option("x", type=dict), "expected one of str, int, float as its type, got <class 'dict'>"),
+        ("least", Option("x", flag=True, default=True), "is a flag, which is false"),
+    ],
+)
+def test_options_that_could_not_be_read_are_refused(name: str, option: Option, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        register_verb("mine", own={name: option})(join_nothing)
+    assert str(error.value).startswith(f"verb 'join_nothing', option {name!r}: {said}")
+    assert "join_nothing" not in VERBS
+
+
+def join_nothing(extras: Extras) -> int:
+    return 0

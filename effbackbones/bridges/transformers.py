@@ -19,6 +19,9 @@ class EffBackbonesConfig(BackboneConfigMixin, PreTrainedConfig):  # type: ignore
         config = DetrConfig(backbone_config=EffBackbonesConfig("b3", weights="imagenet"), use_timm_backbone=False)
         config = UperNetConfig(backbone_config=EffBackbonesConfig("b3", out_features=["C2", "C3", "C4", "C5"]))
 
+    Mask2Former and MaskFormer take C2-C5 as UperNet does; RT-DETR and D-FINE take C3-C5, and want their channels in
+    ``encoder_in_channels`` (``create_backbone("b3", levels=("C3", "C4", "C5")).feature_spec.channels``).
+
     ``backbone`` is a name of ``create_backbone``, ``weights`` what the network begins with when it is built from a config (None:
     random). ``out_features``: of C1-C5 (default C5). ``freeze_batch_norm``: the running statistics hold, and weight and bias are not
     trained. ``backbone_options`` are those of ``create_backbone``, as JSON has them.

@@ -25,7 +25,9 @@ def fetch_repository(name: str | os.PathLike[str]) -> Path:
     from huggingface_hub import hf_hub_download  # a second to import, and seldom wanted
 
     name = os.fspath(name)
-    repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    repository, named, revision = name.removeprefix(PREFIX).partition("@")
+    if named and not revision:
+        raise UserError(name, "names no revision behind the @", "name a branch, tag or commit, or leave the @ out")
     try:
         found = hf_hub_download(
             repository, FILE, revision=revision or None, endpoint=endpoint(), library_name="effbackbones"
@@ -40,13 +42,20 @@ def endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def explained(name: str, error: Exception) -> Exception:
-    """One line for what the library raised about the repository ``name``."""
-    from huggingface_hub import errors
+def explained(name: str, error: Exception, *, pushing: bool = False) -> Exception:
+    """One line for what the library raised about the repository ``name``, when it fetched, or was ``pushing``."""
+    from huggingface_hub import constants, errors
 
     server = endpoint() or "huggingface.co"
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
     status: Any = getattr(getattr(cause, "response", None), "status_code", None)
+    if constants.HF_HUB_OFFLINE and isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
+        what = "" if pushing else f"its {FILE} is not in the cache, and "
+        return UserError(name, f"{what}HF_HUB_OFFLINE keeps from asking {server}", "unset it")
+    access = f"{server} refuses access (status {status})"
+    login = "run hf auth login, or set HF_TOKEN to a token that may " + ("write there" if pushing else "read it")
+    if pushing and status == 401:  # to whom nobody knows the library says that there is no such repository
+        return UserError(name, access, login)
     lines: tuple[tuple[Any, str, str], ...] = (
         (errors.GatedRepoError, "is gated", f"ask for access on its page at {server}, then run hf auth login"),
         (
@@ -56,11 +65,10 @@ def explained(name: str, error: Exception) -> Exception:
         ),
         (errors.RevisionNotFoundError, "has no such revision", "name a branch, tag or commit behind the @"),
         (errors.RemoteEntryNotFoundError, f"holds no {FILE}", "name a repository that has one"),
-        (errors.OfflineModeIsEnabled, "is not in the cache, and HF_HUB_OFFLINE keeps from asking", "unset it"),
         (
             errors.LocalEntryNotFoundError,
             f"{server} {f'answered with status {status}' if status else 'cannot be reached'}, and {FILE} is not in the cache",
-            "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE",
+            "check the connection and HF_ENDPOINT",
         ),
         (errors.HFValidationError, "is no name of a repository", f"write {PREFIX}USER/NAME"),
     )
@@ -68,14 +76,13 @@ def explained(name: str, error: Exception) -> Exception:
         if isinstance(error, kind):
             return UserError(name, what, remedy)
     if status in (401, 403):
-        return UserError(name, f"{server} refuses access (status {status})", "run hf auth login, or set HF_TOKEN")
+        return UserError(name, access, login)
+    if status == 404 and pushing:
+        return UserError(name, f"{server} knows no such user or organisation", "check USER/NAME")
     if status:
         return UserError(name, f"{server} answered with status {status}", "try again later")
-    if (
-        isinstance(error, OSError)
-        or "connect" in type(error).__name__.lower()
-        or "timeout" in type(error).__name__.lower()
-    ):
+    # What the library asks servers by has errors of its own, of which some are no OSError: a connection that broke, a timeout.
+    if isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore")):
         what = f"{server} cannot be reached ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
         return UserError(name, what, "check the connection and HF_ENDPOINT")
     return error

@@ -121,15 +121,11 @@ class ClassificationMetrics(Metric):
 
     def _update_single(self, probabilities: Tensor, targets: Tensor) -> None:
         k = len(self.classes)
-        finite = probabilities.isfinite().all(1)
-        confidence, best = probabilities.max(1)
+        finite, confidence, best, rank = looked_up(probabilities, targets)
         columns = torch.where(finite, best, k)
         cells = targets * (k + 1) + columns
         self.confusion = self.confusion.flatten().scatter_add(0, cells, torch.ones_like(cells)).view_as(self.confusion)
         self.non_finite = self.non_finite + (~finite).sum()
-        own = probabilities.gather(1, targets[:, None])
-        earlier = torch.arange(k, device=targets.device) < targets[:, None]
-        rank = ((probabilities > own) | ((probabilities == own) & earlier)).sum(1)
         self.top5_correct = self.top5_correct + (finite & (rank < 5)).sum()
         self.calibration = counted(self.calibration, confidence, best == targets, finite)
 
@@ -210,6 +206,16 @@ class ClassificationMetrics(Metric):
             f1 = 2 * tp / (2 * tp + fp + fn) if present else None
             rows[name] = {"precision": precision, "recall": ratio(tp, tp + fn), "f1": f1, "support": tp + fn}
         return rows
+
+
+def looked_up(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of probabilities [B, K] and classes int64 [B]: which predictions are finite, the confidence in the best class, that class, and
+    the rank of the true one, 0 being the first, ties going to the lower class; [B] each."""
+    confidence, best = probabilities.max(1)
+    own = probabilities.gather(1, targets[:, None])
+    earlier = torch.arange(probabilities.shape[1], device=targets.device) < targets[:, None]
+    rank = ((probabilities > own) | ((probabilities == own) & earlier)).sum(1)
+    return probabilities.isfinite().all(1), confidence, best, rank
 
 
 def average_precision(scores: Tensor, positive: Tensor) -> float | None:

@@ -19,6 +19,7 @@ from tasks.classification.check import quick_checks
 from tasks.classification.examples import label_sheet
 from tasks.classification.files import PredictionFiles
 from tasks.classification.metrics import ClassificationMetrics
+from tasks.classification.outcomes import ClassRecorder
 from tasks.classification.report import ClassificationReporter
 from tasks.classification.results import stacked
 from tasks.classification.statistics import class_weights, label_pairs, positive_weights
@@ -30,7 +31,7 @@ from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, balanced
 from tasks.data.transforms.mixing import mix
 from tasks.settings.sections import Config
-from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
+from tasks.spec import OutcomeRecorder, Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
 from tasks.verbs.samples import draw_samples
 
@@ -126,6 +127,9 @@ class Classification(TaskSpec):
     def metrics(self, config: Config, classes: Sequence[str]) -> Metric:
         unknown = bool(config.model.head_options.get("ignore_unknown", False))
         return ClassificationMetrics(classes, multilabel=config.data.multilabel, ignore_unknown=unknown)
+
+    def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
+        return ClassRecorder(metric) if isinstance(metric, ClassificationMetrics) else None
 
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return ClassificationReporter(classes, config.data.multilabel)

@@ -204,7 +204,9 @@ def _in_process(config: Config) -> Config:
 def score_results(
     task: TaskSpec, config: Config, path: Path, dataset: Dataset, tell: Tell, training: Dataset | None = None
 ) -> dict[str, Any]:
-    """Scores of a COCO results file on a data set that has a table. ``training``: the data whose numbers a file may have instead."""
+    """Scores of a COCO results file, or of the ``predictions.json`` in a folder, on a data set that has a table. ``training``: the data
+    whose numbers a file may have instead."""
+    path = path / "predictions.json" if path.is_dir() else path
     table = getattr(dataset, "table", None)
     if not isinstance(table, BoxTable):
         raise UserError(

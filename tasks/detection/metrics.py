@@ -24,7 +24,9 @@ from tasks.detection.coco_scores import (
     overlaps,
     precision_and_recall,
 )
+from tasks.detection.matching import box_outcomes
 from tasks.detection.results import ImageDetections, finite_rows
+from tasks.scoring.boxes import BoxOutcomes
 
 CONFIDENT = 0.3
 """Score from which a detection is taken seriously: drawn, judged in examples, and a false alarm on an image without objects."""
@@ -124,7 +126,8 @@ class DetectionMetrics(Metric):
 
     def compute(self) -> dict[str, Any]:
         """The scores of all images so far. An image that was added twice raises :class:`UserError`."""
-        found, truth, images = self._columns()
+        found, truth, ids = self._columns()
+        images = len(ids)
         scored = precision_and_recall(found, truth, len(self.classes), self.max_dets)
         fine = finite_rows(found.boxes, found.scores)
         return {
@@ -138,18 +141,25 @@ class DetectionMetrics(Metric):
             **self._precision_recall(scored),
         }
 
-    def _columns(self) -> tuple[FoundColumns, TruthColumns, int]:
-        """What the states hold, images numbered by their place in the sorted ids."""
+    def outcomes(self) -> BoxOutcomes:
+        """What became of each image so far, of all processes, in the order of ids."""
+        with self.sync_context():
+            found, truth, ids = self._columns()
+        return box_outcomes(found, truth, ids, self.classes, self.max_dets[-1])
+
+    def _columns(self) -> tuple[FoundColumns, TruthColumns, tuple[str, ...]]:
+        """What the states hold, images numbered by their place in the sorted ids, and these."""
         images, names, found, truth = (
             dim_zero_cat(state).cpu().numpy() for state in (self.images, self.names, self.found, self.truth)
         )
-        rank = _ranks(_split(names.tobytes(), images[:, 0].tolist()))
+        ids = _split(names.tobytes(), images[:, 0].tolist())
+        rank = _ranks(ids)
         owners = np.repeat(rank, images[:, 1]), np.repeat(rank, images[:, 2])
         found, truth = found.view(np.float64), truth.view(np.float64)
         return (
             FoundColumns(owners[0], found[:, :4], found[:, 4], found[:, 5].astype(np.int64)),
             TruthColumns(owners[1], truth[:, :4], truth[:, 5].astype(np.int64), truth[:, 4], truth[:, 6] > 0),
-            len(images),
+            tuple(ids[row] for row in np.argsort(rank)),
         )
 
     def _summary(self, scored: Curves) -> dict[str, float | None]:

@@ -67,13 +67,13 @@ def detection_report(
     report = begun(summary, ("AP", "AP50"), _MEANING, {_PER_IMAGE})
     add_training(report, summary, _CURVES)
     _precision_recall(report, scores)
-    add_classes(report, scores)
+    add_classes(report, scores, summary.results.intervals.get(""))
     if examples is not None:
         _examples(report, "Worst images", examples.worst())
         _examples(report, "Best images", examples.best())
     if boxes is not None:
         _boxes(report, boxes)
-    return finished(report, summary.config, folder)
+    return finished(report, summary, folder)
 
 
 def _precision_recall(report: Report, scores: Mapping[str, Any]) -> None:

@@ -23,11 +23,12 @@ from tasks.detection.check import GOAL, quick_checks, score_results
 from tasks.detection.files import DetectionFiles, DetectionRecorder
 from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.numbering import category_ids
+from tasks.detection.outcomes import BoxRecorder
 from tasks.detection.report import DetectionReporter
 from tasks.detection.results import ImageDetections, merged, restore
 from tasks.report.boxes import sample_sheet
 from tasks.settings.sections import Config
-from tasks.spec import Recorder, Reporter, TaskSpec, Writer, told_of_head
+from tasks.spec import OutcomeRecorder, Recorder, Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
 from tasks.verbs.samples import draw_samples
 
@@ -109,6 +110,12 @@ class Detection(TaskSpec):
         training: Dataset | None = None,
     ) -> dict[str, Any]:
         return score_results(self, config, path, dataset, tell, training)
+
+    def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
+        return BoxRecorder(metric) if isinstance(metric, DetectionMetrics) else None
+
+    def has_written(self, folder: Path) -> bool:
+        return (folder / "predictions.json").is_file()
 
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return DetectionReporter(config, classes)

@@ -6,6 +6,7 @@ from typing import Any
 from tasks.engine.batchnorm import FEW_STEPS
 from tasks.engine.preparation import Prepared
 from tasks.engine.state import Progress
+from tasks.report import words
 from tasks.settings.sections import Config
 
 MOST_SCORES = 4
@@ -17,7 +18,7 @@ def told_of_start(config: Config, prepared: Prepared) -> Iterator[str]:
     state, plan, model = prepared.state, prepared.plan, prepared.state.model
     count = sum(p.numel() for p in model.parameters())
     samples = f"{len(prepared.train_set):,} training and {len(prepared.datasets['val']):,} validation samples"
-    network = f"{config.model.backbone} + {model.config['head']}, {count:,} parameters, on {prepared.fabric.device}"
+    network = f"{words.network(model.config)}, {count:,} parameters, on {prepared.fabric.device}"
     yield f"{samples}, {_counted(prepared.classes)}; {network}"
     batch = (
         f"batch {config.data.batch_size}, lr {state.set_lr(1.0):.3g} ({config.optim.lr:g} at {config.optim.base_batch}"

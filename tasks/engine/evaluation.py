@@ -1,9 +1,9 @@
 """Scores of a model over a data set, for the training run and for the verb ``evaluate``."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torchmetrics import Metric
@@ -19,9 +19,19 @@ from tasks.engine import feeding, hardware
 from tasks.engine.looking import Looking
 from tasks.engine.resume import Share
 from tasks.scoring.added import Monitor, monitor_of, with_added
+from tasks.scoring.outcomes import Outcomes
 from tasks.settings.sections import Config
 from tasks.spec import Observer, TaskSpec
 from tasks.telling import Teller
+
+
+class Judged(NamedTuple):
+    """What an evaluation found: ``scores``; what the task's ``observer`` collected for the report, if one looked on; and then the
+    ``outcomes`` of each image, by task where there are several."""
+
+    scores: dict[str, Any]
+    observer: Any
+    outcomes: Outcomes | Mapping[str, Outcomes] | None
 
 
 class EvaluationLeftError(Exception):
@@ -100,9 +110,9 @@ def score_model(
     strict: bool = False,
     views: Views | None = None,
     slices: Slices | None = None,
-) -> tuple[dict[str, Any], Any]:
-    """Scores of a model over a data set, and what the task's observer collected for the report, if it is to ``observe``; further
-    ``observers`` look on.
+) -> Judged:
+    """Scores of a model over a data set, and what the task's observer collected for the report, if it is to ``observe``, with the
+    outcomes of each image; further ``observers`` look on.
 
     Where several processes score together each gives its ``share``. ``leave`` is asked before each batch; :class:`EvaluationLeftError` is
     raised when it says so. Answers of the network that are not finite are told, or, if it is ``strict``, raise :class:`UserError`.
@@ -113,8 +123,10 @@ def score_model(
     loader = feeding.evaluation_loader(
         config, task, dataset, model, share.rank, share.world, as_it_is=looking is not None
     )
-    metric = metric_of(task, config, classes).to(device)
-    observers = [*observers, *([observer] if observer else [])]
+    own = task.metrics(config, classes)
+    metric = with_added(own, config.run.metrics, classes).to(device)
+    recorder = task.outcomes(own) if observe else None
+    observers = [*observers, *(one for one in (observer, recorder) if one)]
     arithmetic = partial(hardware.autocast, config, device)
     batches = _unless(leave, tell.watch(loader, "evaluate"))
     # A compiled network would be compiled anew for what looks on; several looks at an image are looked at where they are merged.
@@ -137,7 +149,7 @@ def score_model(
         if strict:
             raise UserError("model", what, remedy)
         tell(f"warning: {what}")
-    return scores, observer
+    return Judged(scores, observer, recorder.outcomes() if recorder else None)
 
 
 def metric_of(task: TaskSpec, config: Config, classes: Any) -> Metric:

@@ -11,11 +11,14 @@ from effbackbones.checkpoint import load_model, save_model
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.engine import hardware, processes
+from tasks.engine.cost import told_of_cost
 from tasks.engine.evaluation import score_model
+from tasks.engine.perimage import keep_outcomes
 from tasks.engine.preparation import Prepared
 from tasks.engine.rundir import BEST
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import RunResults, Summary
+from tasks.report.words import network, told_of_images
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
@@ -102,17 +105,20 @@ class Judge:
             return
         best = self._best().to(self.device)
         split = "test" if "test" in self.datasets else "val"
-        scores, reporter = self.score(best, dataset=self.datasets[split])
+        scores, reporter, outcomes = self.score(best, dataset=self.datasets[split])
         progress, weights = self.state.progress, self.state.progress.best_weights
         sets = {weights: scores}
         if self.state.ema:
             other = "raw" if weights == "ema" else "ema"
             with self.state.weights(other):  # as they are at the end
                 sets[other] = self.score(self.state.model, dataset=self.datasets[split], observe=False)[0]
-        results = RunResults(sets, weights, split)
+        spans = keep_outcomes(self.folder, outcomes, self.task, split, self.tell)
+        results = RunResults(sets, weights, split, intervals=spans)
         told = {**self._facts(best, split), **facts, **environment()}
-        title = f"{self.task.command}: {best.config['backbone']} + {best.config['head']}"
-        summary = Summary(title, to_mapping(self.config), progress.history, results, told)
+        title = f"{self.task.command}: {network(best.config)}"
+        per_epoch = self.plan.per_epoch
+        steps = [{"epoch": step / per_epoch, "loss": loss, "lr": lr} for step, loss, lr in progress.logged]
+        summary = Summary(title, to_mapping(self.config), progress.history, results, told, steps)
         report = reporter.write(self.folder, summary, best, self.datasets["train"])
         write_metrics(self.folder, results, progress.history)  # last: it says that the run is finished
         reached = self.monitor.value(scores)
@@ -135,7 +141,8 @@ class Judge:
             "data": f"{data.name} {data.root or ''}: {len(self.datasets['train']):,} training samples; scores on {split}",
             "weights": origin.get("weights", "random"),
             "assumed": "; ".join(origin.get("assumed", [])) or "nothing",
-            "images": str(model.image_spec),
+            "images": told_of_images(model.image_spec),
+            "model": told_of_cost(model, self.folder / BEST, self.device),
             "best": f"{progress.best_weights} weights",
             "steps": f"{self.state.step:,} of {self.plan.total:,}, {progress.skipped} skipped",
             "duration": f"{progress.seconds / 60:.1f} minutes",

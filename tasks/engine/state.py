@@ -23,6 +23,11 @@ from tasks.engine.resume import (
     restore_optimizer,
 )
 
+MOST_LOGGED = 1000
+"""Points of a run's curve of loss and learning rate."""
+_LATER = frozenset({"logged", "logged_every"})
+"""What the states of runs before it was kept do not have."""
+
 
 @dataclass
 class Progress:
@@ -38,6 +43,19 @@ class Progress:
     """Of the finite steps since the last evaluation, ``loss_steps``: of this process's share, after :meth:`RunState.agree` the
     mean over all processes."""
     loss_steps: int = 0
+    logged: list[list[float]] = field(default_factory=list)
+    """``[step, loss, lr]`` of finite steps, as this process saw them: of each :attr:`logged_every`, which doubles when they become
+    more than :data:`MOST_LOGGED`."""
+    logged_every: int = 1
+
+    def log(self, step: int, loss: float, lr: float) -> None:
+        """Note a step, if it is one of those that are kept."""
+        if step % self.logged_every:
+            return
+        self.logged.append([step, float(f"{loss:.6g}"), float(f"{lr:.6g}")])
+        if len(self.logged) > MOST_LOGGED:
+            self.logged_every *= 2
+            self.logged = [row for row in self.logged if row[0] % self.logged_every == 0]
 
 
 @dataclass
@@ -99,8 +117,8 @@ class RunState:
         alike(state.path, {name: value for name, value in own.items() if not name.startswith("optimizer.")}, rest)
         check_optimizer(state.path, self.optimizer, parts["optimizer"])
         told, known = state.part("progress"), {item.name for item in fields(Progress)}
-        if told.keys() != known:
-            what = f"its progress has other keys: {', '.join(sorted(told.keys() ^ known))}"
+        if told.keys() | _LATER != known:
+            what = f"its progress has other keys: {', '.join(sorted((told.keys() | _LATER) ^ known))}"
             raise UserError(str(state.path), what, OTHER_STATE)
         self.model.load_state_dict(parts["model"])
         restore_optimizer(self.optimizer, state.tensors)

@@ -213,6 +213,7 @@ class _Run:
         else:
             progress.loss_sum += loss
             progress.loss_steps += 1
+            progress.log(log.step, loss, log.lr)
         rate, waiting = self.pace.at(self.state.step)
         figures = {"loss": f"{loss:.4g}", "lr": f"{log.lr:.3g}", "img/s": f"{rate:.0f}", "data wait": f"{waiting:.0%}"}
         self.tell.step(log.step, every, figures)

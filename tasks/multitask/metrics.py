@@ -25,23 +25,27 @@ class JointMetrics(Metric):
 
     def update(self, predictions: Mapping[str, Any], truths: Mapping[str, Any]) -> None:
         """Count a batch."""
-        for task, metric in self._items():
+        for task, metric in self.by_task().items():
             metric.update(predictions[task], truths[task])
 
     def compute(self) -> dict[str, Any]:
         """The scores of all samples so far."""
-        scores = {task: metric.compute() for task, metric in self._items()}  # each joins its processes by itself
-        counted = [value for task, name in self.monitors.items() if (value := scores[task][name]) is not None]
-        mean = sum(counted) / len(counted) if counted else None
-        return {"mean": mean} | {
-            f"{task}/{name}": value for task, found in scores.items() for name, value in found.items()
-        }
+        scores = {task: metric.compute() for task, metric in self.by_task().items()}  # each joins its processes
+        return joined(scores, self.monitors)
 
     def reset(self) -> None:
         """Forget all samples."""
         super().reset()
-        for _, metric in self._items():
+        for metric in self.by_task().values():
             metric.reset()
 
-    def _items(self) -> list[tuple[str, Metric]]:
-        return [(task, cast(Metric, metric)) for task, metric in self.parts.items()]
+    def by_task(self) -> dict[str, Metric]:
+        """The metric of each task."""
+        return {task: cast(Metric, metric) for task, metric in self.parts.items()}
+
+
+def joined(scores: Mapping[str, Mapping[str, Any]], monitors: Mapping[str, str]) -> dict[str, Any]:
+    """The scores of several tasks as one, as :class:`JointMetrics` gives them."""
+    counted = [value for task, name in monitors.items() if (value := scores[task][name]) is not None]
+    mean = sum(counted) / len(counted) if counted else None
+    return {"mean": mean} | {f"{task}/{name}": value for task, found in scores.items() for name, value in found.items()}

@@ -10,6 +10,7 @@ from effbackbones.model import Model
 from tasks.data.batch import Batch
 from tasks.data.dataset import Dataset
 from tasks.multitask.parts import parts, parts_alone
+from tasks.report.page import Link
 from tasks.report.records import Summary
 from tasks.report.skeleton import add_training, begun, finished
 from tasks.settings.sections import Config
@@ -31,12 +32,16 @@ class JointReporter:
 
     def write(self, folder: Path, summary: Summary, model: Model, dataset: Dataset) -> Path:
         """Write ``report.html`` into ``folder``, and below it ``COMMAND/report.html`` of each task; returns the path of the first."""
+        spans = summary.results.intervals
         for word, part, alone in parts_alone(self.config, model):
             own = replace(
                 summary,
                 title=f"{part.task.command}, trained jointly: {summary.title}",
                 history=[_own(row, word, "val_") for row in summary.history],
-                results=summary.results.each(partial(_own, word=word)),
+                results=replace(
+                    summary.results.each(partial(_own, word=word)),
+                    intervals={"": spans[word]} if word in spans else {},
+                ),
             )
             self.parts[word].write(folder / part.task.command, own, alone, dataset)
         return _overview(folder, summary, self.config)
@@ -48,11 +53,13 @@ def _overview(folder: Path, summary: Summary, config: Config) -> Path:
     monitors = {
         f"{word}/{task.monitor(own)}": f"by which {task.command} is judged" for word, (task, own) in found.items()
     }
-    pages = [f"{task.command}/report.html" for task, _ in found.values()]
-    summary = replace(summary, facts={**summary.facts, "reports of each task": pages})
     report = begun(summary, ("mean", *monitors), _MEANING | monitors)
+    pages = {
+        task.command: Link(f"report of {task.command}", f"{task.command}/report.html") for task, _ in found.values()
+    }
+    report.facts(pages, "Each task")
     add_training(report, summary, ["val_mean", *(f"val_{name}" for name in monitors)])
-    return finished(report, summary.config, folder)
+    return finished(report, summary, folder)
 
 
 def _own(row: Mapping[str, Any], word: str, before: str = "") -> dict[str, Any]:

@@ -18,11 +18,12 @@ from tasks.data.dataset import Dataset
 from tasks.data.door import view_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, spread
-from tasks.multitask.metrics import JointMetrics
+from tasks.multitask.metrics import JointMetrics, joined
+from tasks.multitask.outcomes import JointRecorder
 from tasks.multitask.parts import parts, parts_alone
 from tasks.multitask.report import JointReporter
 from tasks.settings.sections import Config
-from tasks.spec import Reporter, TaskSpec, Writer
+from tasks.spec import OutcomeRecorder, Recorder, Reporter, TaskSpec, Writer
 from tasks.telling import Teller
 
 LOOKED_AT = 64
@@ -117,9 +118,40 @@ class Joint(TaskSpec):
         pairs = {word: TASKS.get(word).scored(batch, found) for word, found in predictions.items()}
         return {word: pair[0] for word, pair in pairs.items()}, {word: pair[1] for word, pair in pairs.items()}
 
+    def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
+        return JointRecorder(metric.by_task()) if isinstance(metric, JointMetrics) else None
+
     def observer(self, config: Config, classes: Any) -> Reporter:
         reporters = {word: task.observer(own, classes[word]) for word, (task, own) in parts(config).items()}
         return JointReporter(config, reporters)
+
+    def recorder(self, dataset: Dataset, classes: Mapping[str, Any]) -> Recorder | None:
+        made = {word: TASKS.get(word).recorder(dataset, own) for word, own in classes.items()}
+        kept = {word: recorder for word, recorder in made.items() if recorder is not None}
+        return Recorders(kept) if kept else None
+
+    def score_file(
+        self,
+        path: Path,
+        config: Config,
+        dataset: Dataset,
+        tell: Callable[[str], None],
+        training: Dataset | None = None,
+    ) -> dict[str, Any]:
+        """The scores of each task whose folder (``detect``, ``segment``) is in ``path``, as ``predict`` and ``evaluate`` write it."""
+        found, monitors = dict[str, dict[str, Any]](), dict[str, str]()
+        for word, (task, own) in parts(config).items():
+            if not task.has_written(path / task.command):
+                tell(f"{task.command}: no predictions to score in {path / task.command}, left out")
+            else:
+                told = partial(_tell_of, tell, task.command)
+                found[word] = task.score_file(path / task.command, own, dataset, told, training)
+                monitors[word] = task.monitor(own)
+        if not found:
+            known = ", ".join(task.command for task, _ in parts(config).values())
+            what = f"holds no folder of predictions of a task ({known})"
+            raise UserError(str(path), what, "name the folder that predict or evaluate of joint wrote")
+        return joined(found, monitors)
 
     def label_record(self, config: Config, dataset: Dataset) -> dict[str, Any]:
         records = [task.label_record(own, dataset) for task, own in parts(config).values()]
@@ -163,6 +195,10 @@ def _has(dataset: Dataset, index: int, fields: Sequence[str]) -> bool:
     return any(getattr(sample, field) is not None for field in fields)
 
 
+def _tell_of(tell: Callable[[str], None], command: str, line: str) -> None:
+    tell(f"{command}: {line}")
+
+
 class _PartTeller(Teller):
     """Says of what task a line is, and names the options of its head as they are here."""
 
@@ -177,6 +213,25 @@ class _PartTeller(Teller):
 def _in_section(word: str, text: str) -> str:
     """A text that names options of a head as they are named where there are several."""
     return text.replace("model.head_options.", f"heads.{word}.options.")
+
+
+class Recorders:
+    """Recorders by task: each writes into the folder of its task."""
+
+    def __init__(self, parts: Mapping[str, Recorder]) -> None:
+        self.parts = parts
+
+    def update(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
+        for word, part in self.parts.items():
+            part.update(batch, predictions[word])
+
+    def write(self, folder: Path, tell: Callable[[str], None]) -> Path:
+        written = []
+        for word, part in self.parts.items():
+            command = TASKS.get(word).command
+            (folder / command).mkdir(parents=True, exist_ok=True)
+            written.append(part.write(folder / command, partial(_tell_of, tell, command)))
+        return written[0] if len(written) == 1 else folder
 
 
 class Writers:

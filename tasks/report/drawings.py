@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.drawing.fonts import drawable
+from tasks.report.words import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,39 +17,54 @@ if TYPE_CHECKING:
 
 _BLUE, _ORANGE, _GREY = "#3b8bc9", "#e0803a", "#8a94a0"  # told apart on light and dark pages, and by the colour-blind
 
+_WIDTH = 4.4  # inches
+_OF_STEPS = {"train_loss": "loss", "lr": "lr"}
+
 _CYCLE, _STROKES = (_BLUE, _ORANGE, _GREY), ("-", "--", ":", "-.")
 COCO_BORDERS = (32, 96)
 """Sides in pixels where COCO's small boxes end and its large ones begin (``areaRng`` of its evaluation: their squares)."""
+_SIDE = "side of a square of the same area, pixels"
 COVERED = 0.5
 """IoU from which the published assignment calls an anchor a positive example."""
 
 
+def _drawing(height: float = 3.0) -> tuple["Figure", Any]:
+    """An empty drawing as wide as half a page, or as a telephone."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
 def curves(
-    history: Sequence[Mapping[str, Any]], scores: Sequence[str] | None = None, own: Sequence[str] = ()
-) -> "Figure":
+    history: Sequence[Mapping[str, Any]],
+    scores: Sequence[str] | None = None,
+    own: Sequence[str] = (),
+    steps: Sequence[Mapping[str, Any]] = (),
+) -> list["Figure"]:
     """Losses (names that contain it), scores (``val...``, fractions) and ``lr`` by epoch: a drawing for each kind that occurs.
-    A score that one of several evaluations has alone is left out.
+    A score that one evaluation alone has is left out.
 
     ``scores``: the names of those to draw, where there are too many for one drawing; ``own``: of those that have a drawing of
-    their own, for they may be no fractions.
+    their own, for they may be no fractions. ``steps``: ``epoch``, ``loss`` and ``lr`` between evaluations; these take the place of
+    the same in ``history``.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    panels = _panels(history, scores, own)
-    rows = max((math.ceil(len(names) / 2) for names in panels.values()), default=0)
-    figure = Figure(figsize=(3.6 * max(len(panels), 1), 2.8 + 0.18 * rows), layout="constrained")
-    for index, (title, names) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), index + 1)
+    drawn = []
+    for title, names in _panels(history, scores, own).items():
+        figure, axes = _drawing(2.7 + 0.19 * math.ceil(len(names) / 2))
         for name in names:
             points = [(row.get("epoch", i), row[name]) for i, row in enumerate(history) if is_number(row.get(name))]
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.6, label=name)
+            fine = [(row["epoch"], row[_OF_STEPS[name]]) for row in steps] if name in _OF_STEPS else []
+            style: dict[str, Any] = {"linewidth": 1.1} if fine else {"linewidth": 1.6, "marker": "o", "markersize": 3}
+            axes.plot(*zip(*(fine or points), strict=True), label=label(name.removeprefix("val_")), **style)
         _dress(axes, title, "epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(
-            frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2)
-        )  # no line is below
-    return figure
+        if len(names) > 1:  # below the drawing, where no line is
+            axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        drawn.append(figure)
+    return drawn
 
 
 def _panels(
@@ -59,7 +75,7 @@ def _panels(
     for name in dict.fromkeys(key for row in history for key in row):
         values = [row[name] for row in history if is_number(row.get(name))]
         fractions = all(isinstance(value, float) and 0 <= value <= 1 for value in values)
-        if len(values) == 1 < len(history) and name.startswith("val"):
+        if len(values) == 1 and name.startswith("val"):
             continue
         if values and name in own:
             panels["own"].append(name)
@@ -76,10 +92,7 @@ def _panels(
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> "Figure":
     """Accuracy over confidence, with the share of samples in each bin."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _drawing(3.8)
     total = sum(row["count"] for row in bins) or 1
     filled = [row for row in bins if row["count"]]
     width = bins[0]["to"] - bins[0]["from"]
@@ -108,102 +121,97 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> "Figure":
     axes.plot([0, 1], [0, 1], "--", color=_GREY, linewidth=1)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     _dress(axes, "", "confidence")
-    axes.set_ylabel("accuracy", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.set_ylabel("accuracy", fontsize=9.5)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
     return figure
 
 
 def precision_recall(
     recall: Sequence[float], lines: Mapping[str, Sequence[float | None]], by_class: Mapping[str, Sequence[float | None]]
-) -> "Figure":
+) -> list["Figure"]:
     """Precision at each of the values of ``recall``: ``lines`` (means over classes) by name and, in a drawing of its own,
     ``by_class``, if that has any; a gap where precision is undefined."""
-    from matplotlib.figure import Figure
-
     panels = {"mean over classes": lines} | ({"by class, at IoU 0.50": by_class} if by_class else {})
-    figure = Figure(figsize=(4.3 * len(panels), 3.8), layout="constrained")
-    for index, (title, drawn) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), index + 1)
+    figures = []
+    for title, drawn in panels.items():
+        figure, axes = _drawing(3.4)
         for number, (name, line) in enumerate(drawn.items()):
             values = [math.nan if value is None else value for value in line]
             colour, stroke = _CYCLE[number % 3], _STROKES[number % 4]  # twelve pairs before they recur
             axes.plot(recall, values, color=colour, linestyle=stroke, linewidth=1.8, label=name)
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         _dress(axes, title, "recall")
-        axes.set_ylabel("precision", fontsize=9)
-        axes.legend(frameon=False, fontsize=8)
-    return figure
+        axes.set_ylabel("precision", fontsize=9.5)
+        axes.legend(frameon=False, fontsize=9)
+        figures.append(figure)
+    return figures
 
 
-def box_histogram(original: NDArray[np.floating], network: NDArray[np.floating]) -> "Figure":
+def box_histogram(original: NDArray[np.floating], network: NDArray[np.floating]) -> list["Figure"]:
     """How large boxes are, as the side of a square of the same area on a log axis: sides [N, 2] in pixels of the files, where
     COCO's borders between small, medium and large lie, and [N, 2] in pixels as the network sees them."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True)
     sizes = [np.sqrt(np.maximum(np.asarray(sides, np.float64).prod(1), 1e-2)) for sides in (original, network)]
     bins = _octaves(np.concatenate(sizes), 4)
-    panels = (left, "in the files", _BLUE), (right, "as the network sees them", _ORANGE)
-    for (axes, title, colour), values in zip(panels, sizes, strict=True):
+    figures = []
+    for title, colour, values in zip(
+        ("in the files", "as the network sees them"), (_BLUE, _ORANGE), sizes, strict=True
+    ):
+        figure, axes = _drawing()
         axes.hist(values, bins, color=colour, alpha=0.75)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:g}")
-        _dress(axes, title, "side of a square of the same area, pixels")
+        _sides_below(axes)
+        axes.set_xlim(bins[0], bins[-1])
+        _dress(axes, title, _SIDE)
+        axes.set_ylabel("boxes", fontsize=9.5)
+        figures.append(figure)
     for border in COCO_BORDERS:
-        left.axvline(border, linestyle="--", linewidth=1.2, color=_GREY)
-    left.set_ylabel("boxes", fontsize=9)
-    return figure
+        figures[0].axes[0].axvline(border, linestyle="--", linewidth=1.2, color=_GREY)
+    return figures
 
 
-def coverage_figure(best_iou: NDArray[np.floating], network: NDArray[np.floating]) -> "Figure":
+def coverage_figure(best_iou: NDArray[np.floating], network: NDArray[np.floating]) -> list["Figure"]:
     """How well anchors fit boxes: IoU [N] of each box with its best anchor, and by size (sides [N, 2] in pixels as the network
     sees them) the share whose IoU is at least :data:`COVERED`, with the number of boxes above each bar."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    by_iou, left = _drawing()
     bins = np.linspace(0, 1, 21)
     covered = best_iou >= COVERED
     left.hist(best_iou[covered], bins, color=_BLUE, alpha=0.75, label=f"IoU {COVERED:g} or more")
     left.hist(best_iou[~covered], bins, color=_ORANGE, alpha=0.75, hatch="///", edgecolor=_GREY, label="less")
-    left.legend(frameon=False, fontsize=8, loc="upper left")
+    left.legend(frameon=False, fontsize=9, loc="upper left")
     _dress(left, "boxes by IoU with their best anchor", "IoU")
-    left.set_ylabel("boxes", fontsize=9)
+    left.set_ylabel("boxes", fontsize=9.5)
+    by_size, right = _drawing()
     sizes = np.sqrt(np.maximum(np.asarray(network, np.float64).prod(1), 1e-2))
     edges = _octaves(sizes, 1)
     total, hit = (np.histogram(values, edges)[0] for values in (sizes, sizes[covered]))
     some = total > 0
     style = {"color": _BLUE, "alpha": 0.75, "edgecolor": _GREY}
     bars = right.bar(edges[:-1][some], hit[some] / total[some], np.diff(edges)[some], align="edge", **style)
-    right.bar_label(bars, [f"{count:,}" for count in total[some].tolist()], padding=2, fontsize=7)
-    right.set_xscale("log", base=2)
-    right.xaxis.set_major_formatter("{x:g}")
+    right.bar_label(bars, [f"{count:,}" for count in total[some].tolist()], padding=2, fontsize=8)
+    _sides_below(right)
     right.set_ylim(0, 1.1)
-    _dress(right, f"share with IoU {COVERED:g} or more", "side of a square of the same area, pixels")
-    return figure
+    _dress(right, f"share with IoU {COVERED:g} or more", _SIDE)
+    return [by_iou, by_size]
 
 
-def class_shares(names: Sequence[str], shares: Mapping[str, NDArray[np.floating]]) -> "Figure":
+def class_shares(names: Sequence[str], shares: Mapping[str, NDArray[np.floating]]) -> list["Figure"]:
     """Bars for each of the ``names``, downwards, in a drawing for each of ``shares``: its title, and fractions for all names."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 0.9 + 0.24 * len(names)), layout="constrained")
-    places = np.arange(len(names))
-    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
-    for axes, (title, values), colour in zip(panels, shares.items(), _CYCLE, strict=False):
+    places, figures = np.arange(len(names)), []
+    drawn = [drawable(name, 9, number) for number, name in enumerate(names)]
+    for (title, values), colour in zip(shares.items(), _CYCLE, strict=False):
+        figure, axes = _drawing(0.9 + 0.24 * len(names))
         bars = axes.barh(places, 100 * values, 0.72, color=colour, alpha=0.75)
-        axes.bar_label(bars, [f"{100 * value:.3g}" for value in values.tolist()], padding=3, fontsize=8)
+        axes.bar_label(bars, [f"{100 * value:.3g}" for value in values.tolist()], padding=3, fontsize=9)
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
         _dress(axes, title, "percent")
-    drawn = [drawable(name, 9, number) for number, name in enumerate(names)]
-    for tick, (_, letters) in zip(panels[0].set_yticks(places, [clean(text) for text, _ in drawn]), drawn, strict=True):
-        tick.label1.set_fontproperties(Path(str(letters.path)))
-        tick.label1.set_fontsize(8)
-        tick.label1.set_parse_math(False)  # a class may be called $x$
-    panels[0].set_ylim(len(names) - 0.4, -0.6)
-    return figure
+        ticks = axes.set_yticks(places, [clean(text) for text, _ in drawn])
+        for tick, (_, letters) in zip(ticks, drawn, strict=True):
+            tick.label1.set_fontproperties(Path(str(letters.path)))
+            tick.label1.set_fontsize(9)
+            tick.label1.set_parse_math(False)  # a class may be called $x$
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        figures.append(figure)
+    return figures
 
 
 def clean(text: str, most: int = 28) -> str:
@@ -219,10 +227,15 @@ def _octaves(values: NDArray[np.float64], parts: int) -> NDArray[np.float64]:
     return 2.0 ** np.linspace(first, last, (last - first) * parts + 1)
 
 
+def _sides_below(axes: "Axes") -> None:
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
 def _dress(axes: "Axes", title: str, xlabel: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(xlabel, fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel(xlabel, fontsize=9.5)
+    axes.tick_params(labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -10,7 +10,11 @@ import json
 import math
 import os
 import platform
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,7 @@ def write_metrics(folder: Path, results: Results, history: Sequence[Mapping[str,
     """Write into ``folder``, which is made: ``metrics.json`` (all of it; what is not finite becomes null) and
     ``metrics.csv`` (a row for each figure: weights, epoch, class, metric, value)."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = plain({**_head(results), **results.sets, "history": history})
+    whole = plain({**_head(results), **results.sets, **_intervals(results), "history": history})
     write_atomically(folder / "metrics.json", (_json(whole) + "\n").encode())
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -45,6 +49,12 @@ def write_metrics(folder: Path, results: Results, history: Sequence[Mapping[str,
             if name != "epoch" and is_number(value)
         )
     write_atomically(folder / "metrics.csv", out.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def _intervals(results: Results) -> dict[str, Any]:
+    """Intervals of the best set's scores, by task where there are several."""
+    found = {task: intervals.record() for task, intervals in results.intervals.items()}
+    return {"intervals": found.get("", found)} if found else {}
 
 
 def _head(results: Results) -> dict[str, Any]:
@@ -69,8 +79,23 @@ def _version(package: str) -> str:
         return f"{package} of unknown version"
 
 
+def commit() -> str:
+    """The commit of the git repository in which a command runs, and whether files differ from it; "" where there is none."""
+
+    def ask(*words: str) -> str:
+        try:
+            said = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=False)
+        except (OSError, subprocess.SubprocessError):  # no git, or a file system that hangs
+            return ""
+        return said.stdout.strip() if said.returncode == 0 else ""
+
+    found = ask("rev-parse", "--short=12", "HEAD")
+    changed = bool(found) and bool(ask("status", "--porcelain", "--untracked-files=no"))
+    return f"commit {found}{', with changes' if changed else ''}" if found else ""
+
+
 def environment() -> dict[str, Any]:
-    """Machine and versions, for ``facts``."""
+    """When, by which command, with which code and on which machine, for ``facts``."""
     import torch
 
     device = (
@@ -80,6 +105,9 @@ def environment() -> dict[str, Any]:
     )
     packages = ("effbackbones", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy")
     return {
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "code": commit() or "in no git repository",
         "machine": f"{platform.system()} {platform.release()}, {platform.machine()}; {device}",
         "versions": f"Python {platform.python_version()}, " + ", ".join(map(_version, packages)),
     }

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,25 @@ if TYPE_CHECKING:
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NOTHING = "—"
 _NUMBER = re.compile(rf"{NOTHING}|-?[0-9][0-9.,]*(e[-+][0-9]+)?( %)?")
-_PICTURE, _PANEL = 256, 640  # longest side of an embedded picture, alone and in a pair, pixels
+_PICTURE, _PANEL = 256, 512  # longest side of an embedded picture, alone and beside others, pixels
 _INK = "#000000"  # matplotlib's default for text, axes and ticks; takes the page's text colour
+_FIRST_PICTURES, _FIRST_CARDS = 12, 4
+"""Of more the rest is folded."""
+
+
+class Link(NamedTuple):
+    """A value that leads to another page, ``href`` relative to this one."""
+
+    text: str
+    href: str
+
+
+class Tile(NamedTuple):
+    """A figure in large letters at the head of a page, what it is, and a line in small ones."""
+
+    name: str
+    value: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,38 +50,59 @@ class _Block:
     title: str
     caption: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+    folded: bool = False
+    anchor: str = ""
 
 
 class Report:
-    """A page of titled blocks, written in the order they were added.
+    """A page of titled blocks, written in the order they were added, below a head with the most important figures.
 
     Values may be anything: numbers are shown with four significant digits, None as a dash, lists line by line.
     """
 
-    def __init__(self, title: str, subtitle: str = "") -> None:
-        self.title = title
-        self.subtitle = subtitle
+    def __init__(self, title: str, subtitle: str = "", tiles: Sequence[Tile] = ()) -> None:
+        self.title, self.subtitle, self.tiles = title, subtitle, tiles
         self._blocks: list[_Block] = []
 
-    def facts(self, facts: Mapping[str, Any], title: str = "", caption: str = "") -> None:
-        """Two columns: what, and its value."""
+    def _add(self, kind: str, title: str, caption: str, data: Mapping[str, Any], folded: bool = False) -> None:
+        self._blocks.append(_Block(kind, title, caption, data, folded, f"part-{len(self._blocks) + 1}"))
+
+    def facts(self, facts: Mapping[str, Any], title: str = "", caption: str = "", *, folded: bool = False) -> None:
+        """Two columns: what, and its value, which may be a :class:`Link`. ``folded``: only its title is seen at first."""
         rows = [
-            (name, [show(v) for v in value] if isinstance(value, list | tuple) else [show(value)])
+            (name, [_line(v) for v in value] if type(value) in (list, tuple) else [_line(value)])
             for name, value in facts.items()
         ]
-        self._blocks.append(_Block("facts", title, caption, {"rows": rows}))
+        self._add("facts", title, caption, {"rows": rows}, folded)
 
-    def figure(self, title: str, figure: "Figure", caption: str = "") -> None:
-        """A matplotlib drawing; its black becomes the text colour of the page."""
-        self._blocks.append(_Block("figure", title, caption, {"svg": _svg(figure)}))
+    def figure(self, title: str, figures: "Figure | Sequence[Figure]", caption: str = "") -> None:
+        """Drawings by matplotlib, side by side where there is room; their black becomes the text colour of the page."""
+        drawn = [*figures] if isinstance(figures, Sequence) else [figures]
+        said = [", ".join(filter(None, (axes.get_title(loc="left") for axes in figure.axes))) for figure in drawn]
+        self._add("figure", title, caption, {"svgs": [_svg(figure) for figure in drawn], "said": said})
 
-    def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> None:
-        """A table under ``header``; long ones scroll inside the page. Columns of numbers and percentages are set to the right."""
+    def table(
+        self,
+        title: str,
+        header: Sequence[str],
+        rows: Iterable[Sequence[Any]],
+        caption: str = "",
+        *,
+        notes: Sequence[str] = (),
+        first: int | None = None,
+        rest: str = "{} more",
+    ) -> None:
+        """A table under ``header``; long ones scroll inside the page. Columns of numbers and percentages are set to the right.
+        ``notes``: a line of small letters under the first cell of each row. ``first``: of more rows the others are folded, under a
+        line that says how many they are (``rest``)."""
         shown = [[show(value) for value in row] for row in rows]
         numeric = [all(_NUMBER.fullmatch(row[i]) for row in shown) for i in range(len(header))]
-        self._blocks.append(
-            _Block("table", title, caption, {"header": list(header), "rows": shown, "numeric": numeric})
-        )
+        noted = [{"cells": row, "note": note} for row, note in zip(shown, notes or [""] * len(shown), strict=True)]
+        head = {"header": list(header), "numeric": numeric}
+        count = len(noted) if first is None else first
+        folded = noted[count:]
+        more = {**head, "rows": folded, "summary": rest.format(len(folded))} if folded else None
+        self._add("table", title, caption, {**head, "rows": noted[:count], "more": more})
 
     def matrix(
         self,
@@ -94,14 +132,12 @@ class Report:
                     }
                 )
             rows.append({"name": name, "cells": cells})
-        self._blocks.append(
-            _Block("matrix", title, caption, {"names": list(names), "rows": rows, "numbers": len(names) <= 20})
-        )
+        self._add("matrix", title, caption, {"names": list(names), "rows": rows, "numbers": len(names) <= 20})
 
     def gallery(self, title: str, items: Iterable[tuple[np.ndarray, str]], caption: str = "") -> None:
         """Pictures with a line or more of text below each; see :func:`picture` for what an image may be."""
         shown = [{"uri": picture(image), "lines": text.split("\n")} for image, text in items]
-        self._blocks.append(_Block("gallery", title, caption, {"items": shown}))
+        self._add("gallery", title, caption, {"items": shown, "legend": (), "first": _FIRST_PICTURES})
 
     def pairs(
         self,
@@ -110,13 +146,13 @@ class Report:
         caption: str = "",
         legend: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """Pictures to be compared, named and side by side, with a line or more of text above each row. ``legend``: what
-        colours mean: names, and CSS's words for the colours."""
+        """Pictures to be compared, named and side by side, with a line or more of text above each row; more than a few rows are
+        folded. ``legend``: what colours mean: names, and CSS's words for the colours."""
         shown = []
         for images, text in items:
             panels = [{"name": name, "uri": picture(image, _PANEL)} for name, image in images.items()]
             shown.append({"panels": panels, "lines": text.split("\n")})
-        self._blocks.append(_Block("pairs", title, caption, {"items": shown, "legend": legend}))
+        self._add("pairs", title, caption, {"items": shown, "legend": legend, "first": _FIRST_CARDS})
 
     def write(self, path: Path) -> Path:
         """Write the page to ``path``, whose folder is made: a reader sees the old page or the new one, never half of it."""
@@ -124,11 +160,15 @@ class Report:
 
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-        page = template.render(title=self.title, subtitle=self.subtitle, blocks=self._blocks)
+        page = template.render(title=self.title, subtitle=self.subtitle, tiles=self.tiles, blocks=self._blocks)
         path.parent.mkdir(parents=True, exist_ok=True)
         # A file name that is not UTF-8 reaches us as lone surrogates.
         write_atomically(path, page.encode("utf-8", "backslashreplace"))
         return path
+
+
+def _line(value: Any) -> Any:
+    return value if isinstance(value, Link) else show(value)
 
 
 def show(value: Any) -> str:
@@ -150,7 +190,7 @@ def picture(image: np.ndarray, longest: int = _PICTURE) -> str:
     small = max(drawing.size) <= 64
     drawing.thumbnail((longest, longest))
     buffer = io.BytesIO()
-    drawing.save(buffer, "PNG" if small else "JPEG", quality=88)  # quality is JPEG's; a tiny picture keeps its pixels
+    drawing.save(buffer, "PNG" if small else "JPEG", quality=85)  # quality is JPEG's; a tiny picture keeps its pixels
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -1,6 +1,6 @@
 """What the report of every task has in common: how a page begins, its tables of scores, and how it ends."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +8,39 @@ import numpy as np
 
 from tasks.report.drawings import curves, is_number, reliability
 from tasks.report.metricsfile import flatten
-from tasks.report.page import Report, show
-from tasks.report.records import Summary
+from tasks.report.page import Report, Tile, show
+from tasks.report.records import Results, Summary
+from tasks.report.words import label
 from tasks.scoring.added import is_of
+from tasks.scoring.intervals import Interval, Intervals
 
 _LARGEST_MATRIX = 50  # classes; above, the confused pairs alone are readable
 _PAIRS = 20
+_FIRST_SCORES, _FIRST_CLASSES = 8, 20
+"""Rows of a table, of which the rest is folded."""
+INTERVAL = "95 % interval"
 
 
 def begun(summary: Summary, headline: Sequence[str], meaning: Mapping[str, str], rates: Container[str] = ()) -> Report:
-    """A page with what every task's begins with: the scores named in ``headline``, the facts, and a table of all scores, those
-    first that ``meaning`` explains, in its order. ``rates``: names of those that are numbers with a fraction but no shares, so
+    """A page with what every task's begins with: the scores named in ``headline`` in large letters, and a table of all, those first
+    that ``meaning`` explains, in its order. ``rates``: names of those that are numbers with a fraction but no shares, so
     not told in percent."""
-    best, sets = summary.results.best, summary.results.sets
+    results = summary.results
+    best, sets = results.best, results.sets
     own = [name for name in sets[best] if is_of(name, _added(summary))]
     rates = {*own, *(name for name in {name for scores in sets.values() for name in scores} if name in rates)}
     chosen = [summary.config.get("run", {}).get("monitor")]
     names = dict.fromkeys(name for name in (*chosen, *own, *headline) if name)
-    report = Report(summary.title, _headline(sets[best], [*names], best if len(sets) > 1 else "", rates))
-    report.facts(summary.facts, "What was run")
+    report = Report(
+        summary.title, _subtitle(sets[best], best if len(sets) > 1 else ""), _tiles(sets[best], names, rates)
+    )
     caption = f"Best: the {best} weights." if len(sets) > 1 else ""
-    report.table("Scores", ["", *sets, "what it is"], _score_rows(sets, meaning, rates), caption)
+    rows, notes = _score_rows(results, meaning, rates)
+    head = ["", *sets]
+    if results.intervals:
+        head.append(INTERVAL)
+        caption = " ".join([caption, *(_sentence(one.told()) for one in results.intervals.values())]).strip()
+    report.table("Scores", head, rows, caption, notes=notes, first=_FIRST_SCORES, rest="{} more scores")
     return report
 
 
@@ -37,8 +49,11 @@ def add_training(report: Report, summary: Summary, scores: Sequence[str] | None 
     once."""
     added, history = _added(summary), summary.history
     own = [name for row in history for name in row if is_of(name.removeprefix("val_"), added)]
-    if len(history) > 1:
-        report.figure("Training", curves(history, scores, [*dict.fromkeys(own)]), "One point per evaluation.")
+    if len(history) > 1 or len(summary.steps) > 1:
+        points = "A point for each evaluation" + (
+            "; loss and learning rate as they were logged." if summary.steps else "."
+        )
+        report.figure("Training", curves(history, scores, [*dict.fromkeys(own)], summary.steps), points)
 
 
 def _added(summary: Summary) -> Sequence[str]:
@@ -47,10 +62,11 @@ def _added(summary: Summary) -> Sequence[str]:
     return added
 
 
-def add_classes(report: Report, scores: Mapping[str, Any]) -> None:
-    """A table of the scores of each class, if there are any."""
+def add_classes(report: Report, scores: Mapping[str, Any], intervals: Intervals | None = None) -> None:
+    """A table of the scores of each class, if there are any; with ``intervals`` of the first of them."""
     if scores.get("per_class"):
-        report.table("Classes", *_class_table(scores["per_class"]), "Weakest first.")
+        table = _class_table(scores["per_class"], intervals)
+        report.table("Classes", *table, "Weakest first.", first=_FIRST_CLASSES, rest="{} more classes")
 
 
 def add_confusion(report: Report, scores: Mapping[str, Any], unit: str = "images") -> None:
@@ -93,28 +109,33 @@ def add_calibration(report: Report, scores: Mapping[str, Any]) -> None:
         )
 
 
-def finished(report: Report, config: Mapping[str, Any], folder: Path) -> Path:
-    """Add the configuration and write the page."""
-    report.facts(
-        {key: value for key, value in flatten(config) if value is not None},
-        "Configuration",
-        "What is not listed is unset.",
-    )
+def finished(report: Report, summary: Summary, folder: Path) -> Path:
+    """Add the facts and the configuration, and write the page."""
+    report.facts(summary.facts, "What was run")
+    config = {key: value for key, value in flatten(summary.config) if value is not None}
+    report.facts(config, "Configuration", "What is not listed is unset.", folded=True)
     return report.write(folder / "report.html")
 
 
-def _headline(scores: Mapping[str, Any], names: Sequence[str], best: str, rates: Container[str]) -> str:
-    shown = [
-        f"{name} {(show if name in rates else percent)(scores[name])}" for name in names if is_number(scores.get(name))
-    ]
+def _subtitle(scores: Mapping[str, Any], best: str) -> str:
+    """Of how many images the figures are, and of which weights."""
     count = scores.get("samples") or scores.get("images")
-    samples = f" of {count:,} images" if count else ""
-    return f"{', '.join(shown)}{samples}{f' ({best} weights)' if best else ''}"
+    return ", ".join(filter(None, [f"{count:,} images" if count else "", f"{best} weights" if best else ""]))
+
+
+def _tiles(scores: Mapping[str, Any], names: Iterable[str], rates: Container[str]) -> list[Tile]:
+    return [
+        Tile(label(name), (show if name in rates else percent)(scores[name]))
+        for name in names
+        if is_number(scores.get(name))
+    ]
 
 
 def _score_rows(
-    sets: Mapping[str, Mapping[str, Any]], meaning: Mapping[str, str], rates: Container[str]
-) -> list[list[str]]:
+    results: Results, meaning: Mapping[str, str], rates: Container[str]
+) -> tuple[list[list[str]], list[str]]:
+    """A row for each score, and what it means."""
+    sets = results.sets
     pairs = [pair for scores in sets.values() for pair in scores.items()]
     # An undefined score is shown, as a dash, where it is one of those that are explained.
     names = dict.fromkeys(name for name, value in pairs if is_number(value) or (value is None and name in meaning))
@@ -122,15 +143,33 @@ def _score_rows(
     rows = []
     for name in ordered:
         shown = show if name in rates else percent
-        rows.append([name, *(shown(scores.get(name)) for scores in sets.values()), meaning.get(name, "")])
-    return rows
+        row = [label(name), *(shown(scores.get(name)) for scores in sets.values())]
+        rows.append([*row, told_of_interval(results.interval(name))] if results.intervals else row)
+    return rows, [meaning.get(name, "") for name in ordered]
 
 
-def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+def _class_table(
+    per_class: Mapping[str, Mapping[str, Any]], intervals: Intervals | None
+) -> tuple[list[str], list[list[Any]]]:
     keys = list(dict.fromkeys(key for row in per_class.values() for key in row))
     lead = next((key for key in ("ap", "iou") if key in keys), "f1")
     ranked = sorted(per_class.items(), key=lambda item: (item[1].get(lead) is None, item[1].get(lead) or 0.0))
-    return ["class", *keys], [[name, *(percent(row.get(key)) for key in keys)] for name, row in ranked]
+    header = ["class", *map(label, keys)]
+    rows = [[name, *(percent(row.get(key)) for key in keys)] for name, row in ranked]
+    if intervals is None:
+        return header, rows
+    lead = lead if lead in keys else keys[0]
+    ends = [told_of_interval(intervals.per_class.get(name, {}).get(lead)) for name, _ in ranked]
+    return [*header, f"{INTERVAL} of {label(lead)}"], [[*row, end] for row, end in zip(rows, ends, strict=True)]
+
+
+def told_of_interval(interval: Interval | None) -> str:
+    """An interval of shares, in percent."""
+    return show(None) if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def percent(value: Any) -> str:

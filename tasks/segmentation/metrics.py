@@ -50,6 +50,8 @@ class SegmentationMetrics(Metric):
     calibration: Tensor
     images: Tensor
     invalid: Tensor
+    latest: list[Tensor]
+    """Of each scored image of the last update the counts int64 [5, K] that its part of the scores comes from."""
 
     def __init__(self, classes: Sequence[str], bins: int = 15) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class SegmentationMetrics(Metric):
             got = f"got {len(classes)}, {len(set(classes))} of them distinct, and {bins}"
             raise UserError("metrics", f"expected 1 to {IGNORE} distinct class names and at least one bin, {got}")
         self.classes = tuple(classes)
-        self.bins = bins
+        self.bins, self.latest = bins, []
         k = len(classes)
         # Pixels by true class; predicted class, the last one for what is not finite; whether they are in the true band; whether
         # in the predicted one: no, only if what is not finite were another class, yes.
@@ -72,6 +74,7 @@ class SegmentationMetrics(Metric):
         """Count images; nothing is copied to the host. A mask of another size than its prediction raises :class:`UserError`."""
         if len(predictions) != len(masks):
             raise UserError("metrics", f"{len(predictions)} predicted images, {len(masks)} masks")
+        self.latest = []
         for found, mask in zip(predictions, masks, strict=True):
             if mask is None:
                 continue
@@ -86,11 +89,13 @@ class SegmentationMetrics(Metric):
                     f"expected a mask uint8 of the prediction's size; {sizes}",
                     "compare both in original pixels",
                 )
+            before = self.cells
             truth = torch.tensor(mask).to(found.labels.device, non_blocking=True)
             rows = max(1, _CHUNK // mask.shape[1])
             for top in range(0, len(mask), rows):
                 self._count(found.labels, found.confidence, truth, top, min(len(mask), top + rows))
             self.images = self.images + 1
+            self.latest.append(_table(self.cells - before))
 
     def _count(self, labels: Tensor, confidence: Tensor, truth: Tensor, top: int, bottom: int) -> None:
         """Add the rows ``top`` to ``bottom`` of an image."""
@@ -135,7 +140,7 @@ class SegmentationMetrics(Metric):
         cells = self.cells.cpu()
         counts = cells.sum((2, 3))
         pixels, lost = int(counts.sum()), int(counts[:, k].sum())
-        per_class = self._per_class(counts, self._boundary(cells))
+        per_class = self._per_class(_table(cells))
         rows = per_class.values()
         return {
             "images": int(self.images),
@@ -151,31 +156,30 @@ class SegmentationMetrics(Metric):
             "reliability": reliability(self.calibration),
         }
 
-    def _per_class(self, counts: Tensor, boundary: list[float | None]) -> dict[str, dict[str, Any]]:
-        """Scores by class from ``counts`` [K, K + 1]."""
-        lost = counts[:, -1]
-        hits, pixels = counts.diagonal(), counts.sum(1)
-        extra = counts[:, :-1].sum(0) - hits + lost.sum() - lost
-        table = {}
-        for name, tp, fp, true, band in zip(
-            self.classes, hits.tolist(), extra.tolist(), pixels.tolist(), boundary, strict=True
-        ):
-            table[name] = {
+    def _per_class(self, table: Tensor) -> dict[str, dict[str, Any]]:
+        """Scores by class from a table [5, K] of counts."""
+        rows = {}
+        for name, tp, fp, true, both, union in zip(self.classes, *table.tolist(), strict=True):
+            rows[name] = {
                 "iou": ratio(tp, fp + true),
                 "dice": ratio(2 * tp, tp + fp + true),
                 "precision": (tp / (tp + fp) if tp else 0.0) if fp + true else None,
                 "recall": ratio(tp, true),
-                "boundary_iou": band,
+                "boundary_iou": ratio(both, union),
                 "pixels": true,
             }
-        return table
+        return rows
 
-    def _boundary(self, cells: Tensor) -> list[float | None]:
-        """Boundary IoU of each class."""
-        finite = cells[:, :-1]
-        both = finite.diagonal()[1]  # [3, K]: true and predicted class, in the true band, by the predicted one
-        union = finite[:, :, 1].sum((1, 2)) + finite[..., 1:].sum((0, 2, 3)) - both[1:].sum(0) + cells[:, -1].sum()
-        return [ratio(*row) for row in zip(both[2].tolist(), union.tolist(), strict=True)]
+
+def _table(cells: Tensor) -> Tensor:
+    """From counts of pixels [K, K + 1, 2, 3] those by class that scores need, int64 [5, K], in the order of
+    :mod:`tasks.scoring.pixels`; they add up over images."""
+    counts, finite = cells.sum((2, 3)), cells[:, :-1]
+    lost, hits = counts[:, -1], counts.diagonal()
+    extra = counts[:, :-1].sum(0) - hits + lost.sum() - lost
+    both = finite.diagonal()[1]  # [3, K]: true and predicted class, in the true band, by the predicted one
+    union = finite[:, :, 1].sum((1, 2)) + finite[..., 1:].sum((0, 2, 3)) - both[1:].sum(0) + cells[:, -1].sum()
+    return torch.stack([hits, extra, counts.sum(1), both[2], union])
 
 
 def _bands(labels: Tensor, confidence: Tensor, truth: Tensor, top: int, bottom: int) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,8 @@ class SetMetrics(Metric):
     counts: Tensor
     others: Tensor
     images: Tensor
+    latest: list[tuple[Tensor, Tensor]]
+    """Of each scored image of the last update what it added to ``counts`` and ``others``."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__()
@@ -47,7 +49,7 @@ class SetMetrics(Metric):
                 f"expected 1 to {MOST} distinct class names, got {len(classes)}, {len(set(classes))} of them distinct"
             )
             raise UserError("metrics", what, "choose some by data.options.classes")
-        self.classes = tuple(classes)
+        self.classes, self.latest = tuple(classes), []
         # Of each class pixels that are rightly there, wrongly there, wrongly not there.
         self.add_state("counts", torch.zeros(3, len(classes), dtype=torch.int64), "sum")
         # Labelled pixels, those of the right set, those not finite, and those whose truth or prediction is no set of these classes.
@@ -58,6 +60,7 @@ class SetMetrics(Metric):
         """Count images; nothing is copied to the host. A mask of another size or kind than its prediction raises :class:`UserError`."""
         if len(predictions) != len(masks):
             raise UserError("metrics", f"{len(predictions)} predicted images, {len(masks)} masks")
+        self.latest = []
         for found, mask in zip(predictions, masks, strict=True):
             if mask is None:
                 continue
@@ -67,12 +70,14 @@ class SetMetrics(Metric):
             if mask.shape != found.labels.shape:
                 sizes = f"the mask is {list(mask.shape)}, the prediction {list(found.labels.shape)}"
                 raise UserError("metrics", sizes, "compare both in original pixels")
+            before = self.counts, self.others
             truth = torch.tensor(mask).to(found.labels.device, non_blocking=True)
             rows = max(1, _CHUNK // (mask.shape[1] * len(self.classes)))
             for top in range(0, len(mask), rows):
                 part = slice(top, top + rows)
                 self._count(found.labels[part], found.confidence[part].isfinite(), truth[part])
             self.images = self.images + 1
+            self.latest.append((self.counts - before[0], self.others - before[1]))
 
     def _count(self, labels: Tensor, finite: Tensor, truth: Tensor) -> None:
         """Add some rows of an image."""

@@ -25,6 +25,7 @@ from tasks.report.masks import mask_sheet
 from tasks.segmentation.check import GOAL, quick_checks, score_folder
 from tasks.segmentation.files import SegmentationFiles
 from tasks.segmentation.metrics import SegmentationMetrics
+from tasks.segmentation.outcomes import PixelRecorder
 from tasks.segmentation.report import SegmentationReporter
 from tasks.segmentation.results import Segmented, predict_tiled, restore
 from tasks.segmentation.setfiles import SetFiles
@@ -32,7 +33,7 @@ from tasks.segmentation.setmetrics import SetMetrics
 from tasks.segmentation.statistics import class_weights
 from tasks.segmentation.values import stored_values
 from tasks.settings.sections import Config
-from tasks.spec import Reporter, TaskSpec, Writer, told_of_head
+from tasks.spec import OutcomeRecorder, Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
 from tasks.verbs.samples import draw_samples
 
@@ -149,6 +150,12 @@ class Segmentation(TaskSpec):
         training: Dataset | None = None,
     ) -> dict[str, Any]:
         return score_folder(self, config, path, dataset, tell)
+
+    def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
+        return PixelRecorder(metric) if isinstance(metric, SegmentationMetrics | SetMetrics) else None
+
+    def has_written(self, folder: Path) -> bool:
+        return any((folder / kind).is_dir() for kind in ("index", "masks"))
 
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return SegmentationReporter(classes, config.data.on_error)

@@ -8,17 +8,18 @@ import difflib
 import platform
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import BACKBONES, DEFAULT_HEADS, HEADS, TASKS
 from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
 from tasks.settings.lent import lent_options
+from tasks.settings.onecommand import verb_help
 from tasks.settings.paths import expanded
 from tasks.settings.sections import Config
 from tasks.settings.tree import SEVERAL, build, dump, merge
@@ -42,6 +43,7 @@ class Extras:
     top_k: str | None = None
     tta: str | None = None
     slices: str | None = None
+    every: str | None = None
     deep: bool = False
     format: str | None = None
     preprocess: str = "normalize"
@@ -55,6 +57,8 @@ class Extras:
     """Dotted keys of the config that the line itself says."""
     lent: tuple[str, ...] = ()
     """Options that were written for another backbone or head (:func:`tasks.settings.lent.lent_options`)."""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the options that the verb has alone."""
 
 
 class Request(NamedTuple):
@@ -72,7 +76,7 @@ _OPTION = re.compile(r"data\.options\.\w+")
 
 
 def parse(task: str, argv: list[str]) -> Request:
-    """Read ``argv`` of the command ``task`` (``classify``, ``detect``, ``segment``).
+    """Read ``argv`` of the command ``task`` (``classify``, ``detect``, ``segment``; empty for a verb that has none).
 
     ``--help``, ``--version`` and ``--print-config`` print and raise ``SystemExit(0)``; every mistake raises :class:`UserError`.
     """
@@ -81,7 +85,7 @@ def parse(task: str, argv: list[str]) -> Request:
         sys.exit(0)
     line = _Line.read(argv)
     if line.help:
-        print(_help(task))
+        print(_help(task) if task else verb_help(line.verb))
         sys.exit(0)
     source = line.options.pop("config", None) or _resumed(line)
     shown = "print-config" in line.flags
@@ -89,7 +93,8 @@ def parse(task: str, argv: list[str]) -> Request:
     options = {name.replace("-", "_"): value for name, value in line.options.items()}
     config, lent = _config(task, line, source, shown=shown) if line.verb.config != "none" else (Config(), ())
     name = Path(source).stem if source else "default"
-    extras = Extras(name, tuple(line.inputs), lent=lent, **options, **flags)  # type: ignore[arg-type]  # flags are its truth values
+    own = line.verb.defaults | line.own
+    extras = Extras(name, tuple(line.inputs), lent=lent, own=own, **options, **flags)  # type: ignore[arg-type]  # flags are its truth values
     keys = tuple(key for key, _ in line.overrides)
     return Request(line.verb.name, config, replace(extras, overrides=keys, split_named="split" in line.options))
 
@@ -140,7 +145,11 @@ def _help(task: str) -> str:
     with_inputs = "|".join(verb.name for verb in VERBS.values() if verb.inputs)
     command = f"run {task}" if TASKS.canonical(task) == task else task  # a plug-in's has no file of its own
     usage = f"python -m tasks.{command} [{'|'.join(VERBS)}] --config NAME|FILE [--section.key VALUE ...] ({with_inputs}: INPUT ...)"
-    options = {name: f"{option.help} ({_verbs_with(name)})" for name, option in OPTIONS.items() if not option.flag}
+    options = {
+        name: f"{option.help} ({_verbs_with(name)}) (default: null)"
+        for name, option in OPTIONS.items()
+        if not option.flag
+    }
     default = DEFAULT_HEADS.get(TASKS.canonical(task))
     about = [
         "Verbs:",
@@ -154,6 +163,12 @@ def _help(task: str) -> str:
         "Defaults below hold where the config says nothing; --print-config with --config NAME shows each value and its origin.",
     ]
     flags = [f"--{name}: {option.help} ({_verbs_with(name)})" for name, option in OPTIONS.items() if option.flag]
+    for verb in VERBS.values():
+        for name, option in verb.own.items():
+            if option.flag:
+                flags.append(f"--{name}: {option.help} ({verb.name})")
+            else:
+                options[name] = f"{option.help} ({verb.name}){option.limits}"
     flags += ["--version: the versions of this project, PyTorch and Python"]
     return help_page(usage, "\n".join(about), options, "\n".join(["Without a value:", *flags]))
 
@@ -183,6 +198,7 @@ class _Line:
     help: bool = False
     options: dict[str, str] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
+    own: dict[str, Any] = field(default_factory=dict)
     overrides: list[tuple[str, str]] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
 
@@ -215,9 +231,11 @@ class _Line:
 
     def _option(self, word: str, rest: list[str]) -> None:
         name, given, value = word.removeprefix("--").partition("=")
-        option, of_config = OPTIONS.get(name), hint_of(name) is not None
+        others = (verb.own[name] for verb in VERBS.values() if name in verb.own)
+        option = self.verb.own.get(name) or OPTIONS.get(name) or next(others, None)
+        of_config = hint_of(name) is not None
         if not word.startswith("--") or (option is None and not of_config):
-            close = difflib.get_close_matches(name, OPTIONS, n=1)
+            close = difflib.get_close_matches(name, [*self.verb.own, *OPTIONS], n=1)
             raise UserError(
                 word.partition("=")[0], "no such option", f"did you mean --{close[0]}?" if close else nearest_key(name)
             )
@@ -227,7 +245,10 @@ class _Line:
         if option and option.flag:
             if given:
                 raise UserError(f"--{name}", "takes no value", f"write --{name}")
-            self.flags.add(name)
+            if name in self.verb.own:
+                self.own[name.replace("-", "_")] = True
+            else:
+                self.flags.add(name)
             return
         if not given:
             if not rest or rest[0].startswith("--"):
@@ -235,10 +256,12 @@ class _Line:
             value = rest.pop(0)
         if option is None:
             self.overrides.append((name, value))
-        elif option.values and value not in option.values:
-            raise UserError(f"--{name}", f"unknown {name} {value!r}", nearest(value, option.values))
+            return
+        read = option.value(expanded(value, f"--{name}") if option.path else value, f"--{name}")
+        if name in self.verb.own:
+            self.own[name.replace("-", "_")] = read
         else:
-            self.options[name] = expanded(value, word.partition("=")[0]) if option.path else value
+            self.options[name] = read
 
 
 def _run_config(checkpoint: Path) -> str | None:

@@ -197,7 +197,7 @@ def help_page(usage: str, about: str, options: dict[str, str], epilog: str) -> s
     )
     parser.add_argument("-h", "--help", action="help", help="Show this help message and exit.")
     for name, text in options.items():
-        parser.add_argument(f"--{name}", metavar=name.upper(), help=f"{text} (default: null)")
+        parser.add_argument(f"--{name}", metavar=name.upper(), help=text.replace("%", "%%"))
     for top in fields(Config):
         hint = get_type_hints(Config)[top.name]
         section, family = section_of(hint), family_of(hint)

@@ -5,9 +5,11 @@ and the :class:`tasks.settings.commandline.Extras`; one whose row says ``config=
 task nor torch is loaded for it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 from effbackbones.errors import UserError, nearest
 
@@ -15,19 +17,46 @@ from effbackbones.errors import UserError, nearest
 @dataclass(frozen=True)
 class Option:
     """An option of verbs, by the name of its field in ``Extras`` (with dashes): its help, the ``values`` allowed (empty: any), and
-    whether it is a ``flag``, which takes none, or names a ``path``."""
+    whether it is a ``flag``, which takes none, or names a ``path``. Of a verb's ``own`` (:class:`Verb`) also the ``type`` that its text is
+    turned into (str, int or float), and the value that stands where it is not given."""
 
     help: str
     values: tuple[str, ...] = ()
     flag: bool = False
     path: bool = False
+    type: type = str
+    default: Any = None
+
+    def value(self, text: str, where: str) -> Any:
+        """What ``text`` says; what is no value of its type raises :class:`UserError` naming ``where``."""
+        if self.values and text not in self.values:
+            raise UserError(where, f"unknown {where.lstrip('-')} {text!r}", nearest(text, self.values))
+        try:
+            value = self.type(text)
+            if self.type is float and not math.isfinite(value):
+                raise ValueError(text)
+        except ValueError:
+            raise UserError(where, f"expected {_WORDS[self.type]}, got {text!r}", "correct it") from None
+        return value
+
+    @property
+    def limits(self) -> str:
+        """What its help says besides, as an option that one verb has alone."""
+        kind = " or ".join(self.values) or ("" if self.type is str else _WORDS[self.type])
+        default = "" if self.default is None or self.flag else f"default {self.default}"
+        said = "; ".join(filter(None, (kind, default)))
+        return f" ({said})" if said else ""
+
+
+_WORDS: Mapping[type, str] = {str: "a text", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True)
 class Verb:
     """A row: the function ``name`` in ``module``, what it does in a line, the names of its ``options``, whether it takes ``inputs``
-    (words without dashes), whether it works on a ``config``: one that must be named, or one that may be, and the sections and keys of it
-    that are ``unread`` where a trained model is given: what a command line says there is told to change nothing."""
+    (words without dashes, which help calls ``words``), whether it works on a ``config``: one that must be named, or one that may be,
+    and the sections and keys of it that are ``unread`` where a trained model is given: what a command line says there is told to
+    change nothing. ``own``: options that no other verb has, whose values are in ``Extras.own`` by their names with underscores."""
 
     name: str
     module: str
@@ -36,6 +65,8 @@ class Verb:
     config: Literal["needed", "optional", "none"] = "optional"
     inputs: bool = False
     unread: tuple[str, ...] = ()
+    own: Mapping[str, Option] = field(default_factory=dict)
+    words: str = "INPUT"
 
     def reads(self, key: str, *, split: bool = False) -> bool:
         """Whether it makes something of a dotted key of the config where a trained model is given, and perhaps a ``split`` of data."""
@@ -45,7 +76,12 @@ class Verb:
 
     def takes(self, option: str) -> bool:
         """Whether the option goes with it."""
-        return option in self.options or (option in OF_CONFIGS and self.config != "none")
+        return option in self.options or option in self.own or (option in OF_CONFIGS and self.config != "none")
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """``Extras.own`` where the line says nothing of it."""
+        return {name.replace("-", "_"): False if option.flag else option.default for name, option in self.own.items()}
 
 
 OPTIONS = {
@@ -72,6 +108,7 @@ OPTIONS = {
         "of detectors: large images in pieces of so many pixels, with an overlap (a quarter), and with a look at all of it for objects that"
         " fit in none: 640 or 640,128 or 640,128,whole"
     ),
+    "every": Option("of videos and streams each so many-th frame alone"),
     "format": Option(
         "by the name of --out where it is not given; for TensorRT run trtexec --onnx=FILE.onnx --saveEngine=FILE.engine, for CoreML"
         " coremltools.convert(torch.export.load('FILE.pt2'))",
@@ -139,8 +176,8 @@ VERBS = {
         Verb(
             "predict",
             "tasks.verbs.predict",
-            "predict images that have no labels",
-            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices"),
+            "predict images that have no labels, videos and streams",
+            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices", "every"),
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
@@ -185,6 +222,72 @@ VERBS = {
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
+        Verb(
+            "serve",
+            "tasks.verbs.serve",
+            "answer requests for predictions over HTTP",
+            ("checkpoint", "threshold", "top-k", "tta", "slices"),
+            config="none",
+            own={
+                "host": Option("address that is listened at; 0.0.0.0 is all of this machine", default="127.0.0.1"),
+                "port": Option("0 takes a free one", type=int, default=8000),
+                "device": Option("cpu, cuda, cuda:1; auto takes a GPU where there is one", default="auto"),
+                "batch-size": Option("images that the model gets at once, at most", type=int, default=8),
+                "wait-ms": Option(
+                    "milliseconds that the first image of a batch waits for others", type=float, default=5.0
+                ),
+                "queue": Option(
+                    "images that may wait; who comes then is told to come later (503)", type=int, default=64
+                ),
+                "max-bytes": Option("of a request, else 413", type=int, default=20_000_000),
+                "max-pixels": Option("of an image, by its header, else 422", type=int, default=64_000_000),
+                "max-files": Option("in a form, else 413", type=int, default=16),
+            },
+        ),
+        Verb(
+            "push",
+            "tasks.verbs.push",
+            "put a trained model on the Hugging Face Hub as USER/NAME, with a card of what was measured",
+            ("checkpoint",),
+            config="none",
+            inputs=True,
+            words="USER/NAME",
+            own={
+                "licence": Option("of the model, as the Hub abbreviates it: apache-2.0"),
+                "message": Option("of the commit", default="Upload model"),
+                "private": Option("make the repository, where there is none, for you alone", flag=True),
+            },
+        ),
+        Verb(
+            "list",
+            "tasks.verbs.list",
+            "what there is: backbones, heads, weights, configs, datasets, tasks; of plug-ins too",
+            config="none",
+            inputs=True,
+            words="KIND [NAME ...]",
+            own={"json": Option("for machines: all that is known, as JSON", flag=True)},
+        ),
+        Verb(
+            "weights",
+            "tasks.verbs.weights",
+            "what a file of weights is, and what it would load into; weights fetch NAME: published ones, into the cache",
+            config="none",
+            inputs=True,
+            words="FILE|RUN",
+            own={
+                "json": Option("for machines: all that is known, as JSON", flag=True),
+                "backbone": Option("of fetch: for names that several backbones share"),
+                "cache": Option("of fetch: the folder to fetch into", path=True),
+            },
+        ),
+        Verb(
+            "completion",
+            "tasks.verbs.completion",
+            "the script by which a shell completes this command: bash, zsh or fish; its first line says where it goes",
+            config="none",
+            inputs=True,
+            words="SHELL",
+        ),
     )
 }
 DEFAULT = "train"
@@ -196,12 +299,15 @@ def register_verb(
     help: str,
     *,
     options: tuple[str, ...] = (),
+    own: Mapping[str, Option] = {},
     config: Literal["needed", "optional", "none"] = "optional",
     inputs: bool = False,
 ) -> Callable[[F], F]:
     """Register a function of a plug-in as the verb of its name; ``--plugins`` on the command line brings it in. Called with
     (task, config, extras), or with the extras alone where ``config`` is ``none``; returns an exit code. The fields are those of
-    :class:`Verb`. Names that are taken, by another file, and unknown options raise :class:`UserError`."""
+    :class:`Verb`: ``options`` names some of :data:`OPTIONS`, ``own`` are its own, as in ``own={"least-depth": Option("...", type=int,
+    default=3)}``, which the function finds in ``extras.own["least_depth"]``. Names that are taken, by another file, and unknown options
+    raise :class:`UserError`."""
 
     def register(function: F) -> F:
         name, module = function.__name__, function.__module__
@@ -210,7 +316,23 @@ def register_verb(
         for option in options:
             if option not in OPTIONS:
                 raise UserError(f"verb {name!r}", f"there is no option {option!r}", nearest(option, OPTIONS))
-        VERBS[name] = Verb(name, module, help, options, config, inputs)
+        _check_own(name, own)
+        VERBS[name] = Verb(name, module, help, options, config, inputs, own=dict(own))
         return function
 
     return register
+
+
+def _check_own(verb: str, own: Mapping[str, Option]) -> None:
+    """Refuse options that the command line could not tell from others, or read."""
+    for name, option in own.items():
+        where = f"verb {verb!r}, option {name!r}"
+        if name in OPTIONS or name in ("help", "plugins", "version"):
+            raise UserError(where, "is one that verbs share", "name it among its options, or call yours something else")
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+            raise UserError(where, "expected small letters, digits and single dashes", "rename it")
+        if option.type not in _WORDS:
+            what = f"expected one of {', '.join(kind.__name__ for kind in _WORDS)} as its type, got {option.type!r}"
+            raise UserError(where, what, "turn its text into more in the verb")
+        if option.flag and option.default not in (None, False):
+            raise UserError(where, "is a flag, which is false where it is not given", "leave out its default")

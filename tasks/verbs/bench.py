@@ -1,30 +1,24 @@
 """The verb ``bench``: size, speed and memory of a model, here."""
 
 import json
-import re
-import statistics
-import sys
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from textwrap import wrap
 from typing import Any
 
 import torch
 
-from effbackbones.contracts import ImageSizes
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
 from tasks.engine import assembly, hardware
+from tasks.engine.cost import ROUNDS, WARM_UP, latency, multiply_adds, peak_memory
 from tasks.report.metricsfile import environment
+from tasks.report.words import network
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
 from tasks.verbs.models import as_asked
 
-WARM_UP, ROUNDS = 2, 10
-"""Calls of a model that are not measured, and that are."""
 WIDTH = 80
 
 
@@ -96,7 +90,7 @@ def table(record: Mapping[str, Any], device: torch.device) -> str:
     """What was measured, for the eye: lines of at most 80 columns."""
     size = " x ".join(map(str, record["image_size"]))
     lines = [
-        *wrap(f"{record['backbone']} + {record['head']} at {size}", WIDTH),
+        *wrap(f"{network(record)} at {size}", WIDTH),
         _said_of_work(record),
         f"{record['precision']} on {device}" + (f", {record['threads']} threads" if device.type == "cpu" else ""),
         f"{'model':<28}{'batch':>6}{'ms':>12}{'images/s':>12}",
@@ -111,48 +105,3 @@ def _said_of_work(record: Mapping[str, Any]) -> str:
     if "parameters" in record:
         return f"{record['parameters'] / 1e6:.2f} M parameters, {record['multiply_adds'] / 1e9:.2f} G multiply-adds an image"
     return f"{record['format']} of {record['file_megabytes']:.1f} MB, {record['arithmetic']}, by {record['runtime']}"
-
-
-def multiply_adds(model: Model, height: int, width: int) -> int:
-    """Multiply-adds of convolutions and matrix products for one image."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next(model.parameters()).device
-    images = torch.zeros(1, len(model.image_spec.mean), height, width, device=device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images, ImageSizes.of(images))
-    return int(counter.get_total_flops()) // 2
-
-
-def latency(call: Callable[[], None], device: torch.device, told: Callable[[], None] = lambda: None) -> float:
-    """Median milliseconds of a call, after a warm-up; ``told`` is called after each, outside of the time."""
-    times = []
-    for index in range(WARM_UP + ROUNDS):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if index >= WARM_UP:
-            times.append(1e3 * (time.perf_counter() - start))
-        told()
-    return statistics.median(times)
-
-
-def peak_memory(device: torch.device) -> tuple[float, str]:
-    """Megabytes at most in use, and of what: on a GPU allocated by PyTorch since the start, else resident in the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20, "allocated on the GPU"
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:  # not Linux
-        status = ""
-    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
-    if found:
-        return int(found[1]) / 1024, "of the process"
-    # On Linux this would start at the peak of the process that started this one.
-    import resource  # Windows has none
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, "of the process; may be that of what started it"

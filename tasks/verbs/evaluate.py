@@ -11,8 +11,10 @@ from tasks.data.dataset import Dataset
 from tasks.engine import hardware, splits
 from tasks.engine.evaluation import monitor, score_model
 from tasks.engine.identity import told_of_other_data
+from tasks.engine.perimage import keep_outcomes
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import EvaluationResults, Scores, Summary
+from tasks.report.words import network, told_of_images
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
@@ -35,7 +37,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     _tell_of_numbering(task, config, dataset, model.provenance, f"data.{extras.split}", "the model", tell)
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
     recorder = task.recorder(dataset, classes)
-    scores, reporter = score_model(
+    scores, reporter, outcomes = score_model(
         task,
         config,
         model.to(device),
@@ -50,7 +52,8 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     )
     folder = Path(extras.out) if extras.out else beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
-    results = EvaluationResults({"model": scores}, split=extras.split, checkpoint=extras.checkpoint)
+    spans = keep_outcomes(folder, outcomes, task, extras.split, tell)
+    results = EvaluationResults({"model": scores}, intervals=spans, split=extras.split, checkpoint=extras.checkpoint)
     write_metrics(folder, results, [])
     if recorder:
         tell(f"predictions {recorder.write(folder, tell)}")
@@ -58,9 +61,10 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         "checkpoint": extras.checkpoint or config.model.weights or "none: random weights",
         "assumed": "; ".join(model.provenance.get("assumed", [])) or "nothing",
         "data": f"{config.data.name} {config.data.root or ''}: {len(dataset):,} samples",
+        "images": told_of_images(model.image_spec),
         **environment(),
     }
-    title = f"{task.command}: {model.config['backbone']} + {model.config['head']} on {extras.split}"
+    title = f"{task.command}: {network(model.config)} on {extras.split}"
     reporter.write(folder, Summary(title, to_mapping(config), [], results, facts), model, dataset)
     _print_scores(scores)
     tell(f"report {folder / 'report.html'}")

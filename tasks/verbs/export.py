@@ -19,8 +19,8 @@ from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
+from tasks.verbs.inputs import image_files
 from tasks.verbs.models import as_model, data_classes, model_and_classes, read_as_trained
-from tasks.verbs.predict import image_files
 
 IMAGES, CALIBRATION = 32, 128
 """Images of a certificate, and of a calibration."""
@@ -116,7 +116,7 @@ def _scores(
     name = monitor(task, config, classes).name
 
     def scores(model: Any) -> dict[str, float | None]:
-        found, _ = score_model(
+        found, *_ = score_model(
             task,
             config,
             model,

@@ -1,7 +1,7 @@
 """What lies in a folder: the one way in which readers and commands list it, and find a file by a name that is written elsewhere."""
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -37,14 +37,15 @@ def files_below(
     *,
     root: Path | None = None,
     links: str = "inside",
+    passed: Counter[str] | None = None,
 ) -> list[str]:
     """Sorted paths below ``folder`` (with ``/``) of all files at any depth whose names are ``wanted``; hidden names are passed over.
 
     Links to files and folders are followed: with ``links`` ``inside`` one that leaves both ``folder`` and ``root`` (such as data.root)
     raises :class:`UserError`, with ``anywhere`` none does. One that leads to a folder it lies in would go on for ever: it raises, as
-    does a folder that cannot be listed. Links that lead nowhere are no files.
+    does a folder that cannot be listed. Links that lead nowhere are no files. ``passed`` counts what is passed over, by kind.
     """
-    root = folder if root is None else root
+    root, passed = folder if root is None else root, Counter() if passed is None else passed
     real_roots = os.path.realpath(root), os.path.realpath(folder)
     found: list[str] = []
     waiting: deque[tuple[str, tuple[str, ...]]] = deque(
@@ -54,6 +55,7 @@ def files_below(
         prefix, above = waiting.popleft()
         for entry in _entries(f"{folder}/{prefix}"):
             if is_hidden(entry.name):
+                passed["hidden"] += 1
                 continue
             link = entry.is_symlink()
             if entry.is_dir():
@@ -62,6 +64,7 @@ def files_below(
                     raise UserError(entry.path, f"is a link to {real}, a folder it lies in", "remove the link")
                 waiting.append((f"{prefix}{entry.name}/", (*above, real)))
             elif not (wanted(entry.name) and entry.is_file()):
+                passed[_kind(entry)] += 1
                 continue
             else:
                 found.append(prefix + entry.name)
@@ -76,6 +79,13 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         raise UserError(folder.rstrip("/"), f"cannot be listed: {error.strerror}", "correct the path") from None
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What a file is that is passed over."""
+    if entry.is_symlink() and not entry.is_file():
+        return "links that lead nowhere"
+    return os.path.splitext(entry.name)[1].lower() or "without an ending"
 
 
 class Lookup:

@@ -1,0 +1,62 @@
+"""Names of scores and of images' preparation in the words of people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from effbackbones.contracts import ImageSpec
+
+_LABELS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "map": "mAP",
+    "micro_ap": "AP of all classes",
+    "macro_f1": "F1, mean over classes",
+    "micro_f1": "F1 of all entries",
+    "f1": "F1",
+    "ece": "calibration error",
+    "miou": "mIoU",
+    "iou": "IoU",
+    "boundary_iou": "boundary IoU",
+    "ap": "AP",
+    "ap50": "AP50",
+    "ar": "AR",
+    "non_finite": "not finite",
+    "ground_truth": "objects",
+    "support": "samples",
+}
+_SIZES = ("small", "medium", "large")
+
+
+def label(name: str) -> str:
+    """A score's name as a reader sees it: ``AP_small`` as "AP, small objects"; what belongs to one of several tasks keeps its
+    word. Names of users' own metrics only lose their underscores."""
+    task, slash, last = name.rpartition("/")
+    first, _, size = last.rpartition("_")
+    if first in ("AP", "AR") and size in _SIZES:
+        shown = f"{first}, {size} objects"
+    elif first == "AR" and size.isdecimal():
+        shown = f"AR, {size} box{'es' if size != '1' else ''} an image"
+    else:
+        shown = _LABELS.get(last, last.replace("_", " "))
+    return f"{task}{slash}{shown}"
+
+
+def network(config: Mapping[str, Any]) -> str:
+    """Backbone and head, or heads, of a model's ``config``: "b0 + efficientdet, unet"."""
+    head = config["head"]
+    return f"{config['backbone']} + {', '.join(head.values()) if isinstance(head, Mapping) else head}"
+
+
+def told_of_images(spec: ImageSpec) -> str:
+    """How images are brought to a network's size and range."""
+    height, width = spec.size
+    ways = {
+        "center": f"shorter side to {round(min(spec.size) / spec.crop_fraction)}, centre crop",
+        "squash": "squashed",
+        "letterbox": "fitted in and padded",
+    }
+    numbers = "; ".join(
+        f"{name} {' '.join(f'{value:.4g}' for value in values)}"
+        for name, values in (("mean", spec.mean), ("std", spec.std))
+    )
+    return f"{height} x {width}, {ways[spec.crop_mode]}, {spec.interpolation}; {numbers}"

@@ -1,0 +1,147 @@
+"""What the words of a line name: files, folders, globs, streams, and with ``-`` a list of paths that comes through standard input."""
+
+import glob
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from effbackbones.errors import UserError
+from effbackbones.images.reading import SUFFIXES, is_image_name
+from effbackbones.images.video import VIDEO_SUFFIXES, is_stream, is_video
+from tasks.data.files.listing import files_below, shown
+
+LIST = "-"
+"""The word for a list of paths through standard input."""
+_NAMED = 3  # lines of a list that a message names
+
+
+class Inputs(NamedTuple):
+    """What a line names: ``images``, files each named once, and ``videos``, files and addresses of streams."""
+
+    images: list[Path]
+    videos: list[str]
+
+
+def image_files(
+    inputs: Sequence[str], links: str = "anywhere", tell: Callable[[str], None] | None = None
+) -> list[Path]:
+    """The images of :func:`named_inputs`; a video among them raises :class:`UserError`."""
+    images, videos = named_inputs(inputs, links, tell)
+    if videos:
+        raise UserError(videos[0], "is a video, and images are needed", "predict takes videos")
+    return images
+
+
+def named_inputs(inputs: Sequence[str], links: str = "anywhere", tell: Callable[[str], None] | None = None) -> Inputs:
+    """The images that files, folders (all below them), globs and lists (:data:`LIST`) name, sorted within each, each once, and the
+    videos and streams that are named themselves; a name without any raises :class:`UserError`. ``links`` as in
+    :func:`tasks.data.files.listing.files_below`. What is passed over in folders, and how many are named twice, is told to ``tell``."""
+    if not inputs:
+        raise UserError("INPUT", "nothing is named", "name files, folders or globs")
+    if inputs.count(LIST) > 1:
+        raise UserError(LIST, "is there twice, and there is one standard input", "name it once")
+    images: list[Path] = []
+    videos: list[str] = []
+    passed = Counter[str]()
+    for name in inputs:
+        if is_stream(name):
+            videos.append(name)
+        elif os.path.isdir(name):
+            images += _below(Path(name), links, passed)
+        else:
+            found = listed(sys.stdin.buffer, tell) if name == LIST else _named(name)
+            # Of many files those that are called images are not opened for it.
+            films = {path for path in found if (path == Path(name) or not is_image_name(path.name)) and is_video(path)}
+            images += [path for path in found if path not in films]
+            videos += [str(path) for path in found if path in films]
+    return Inputs(distinct(images, passed, tell), list(dict.fromkeys(videos)))
+
+
+def distinct(files: Sequence[Path], passed: Counter[str], tell: Callable[[str], None] | None) -> list[Path]:
+    """Each file once, under the first of its names, also where links lead to its folder in several ways; says how many were
+    named again, and what was ``passed`` over."""
+    real: dict[str, str] = {}
+
+    def identity(file: Path) -> str:
+        folder, name = os.path.split(file)
+        if folder not in real:
+            real[folder] = os.path.realpath(folder)
+        return os.path.join(real[folder], name)
+
+    once: dict[str, Path] = {}
+    for file in files:
+        once.setdefault(identity(file), file)
+    if tell and len(once) < len(files):
+        tell(f"{len(files) - len(once):,} images are named more than once, and predicted once")
+    if tell and passed:
+        kinds = ", ".join(
+            f"{count:,} {kind}" for kind, count in sorted(passed.items(), key=lambda one: (-one[1], one[0]))
+        )
+        tell(f"passed over in folders: {kinds}")
+    return list(once.values())
+
+
+def _below(folder: Path, links: str, passed: Counter[str]) -> list[Path]:
+    """The images below a folder."""
+    here = Counter[str]()
+    found = [folder / below for below in files_below(folder, links=links, passed=here)]
+    passed.update(here)
+    if found:
+        return found
+    if films := sum(count for ending, count in here.items() if ending in VIDEO_SUFFIXES):
+        raise UserError(str(folder), f"no image found, but {films:,} videos", f"name them: {folder}/*.mp4")
+    raise _nothing(str(folder))
+
+
+def _named(name: str) -> list[Path]:
+    """The files that a word names."""
+    path = Path(name)
+    found = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
+    if not found and not glob.has_magic(name):
+        raise UserError(name, "no such file or folder", "correct the path, relative to the working folder")
+    if not found:
+        raise _nothing(name)
+    return found
+
+
+def _nothing(name: str) -> UserError:
+    return UserError(name, "no image found", f"images end in {', '.join(sorted(SUFFIXES))}")
+
+
+def listed(stream: IO[bytes], tell: Callable[[str], None] | None = None) -> list[Path]:
+    """The files of a list, one path a line, or with zero bytes between them (``find -print0``), which keeps names with line ends.
+    Blank lines are passed over and told. Raises :class:`UserError` with the lines of what is no file, and for an empty list."""
+    files: list[Path] = []
+    blank, wrong = 0, list[tuple[int, str, str]]()
+    for number, line in _lines(stream):
+        path = Path(os.fsdecode(line))
+        if not line.strip():
+            blank += 1
+        elif path.is_file():
+            files.append(path)
+        else:
+            what = "is a folder: list its files, or name it on the line" if path.is_dir() else "no such file"
+            wrong.append((number, str(path), what))
+    if wrong:
+        number, name, what = wrong[0]
+        others = shown([f"line {row}: {text}" for row, text, _ in wrong[1:]], _NAMED)
+        more = f" ({len(wrong) - 1:,} more: {others})" if others else ""
+        raise UserError(f"standard input, line {number}", f"{name}: {what}{more}", "correct the list")
+    if not files:
+        raise UserError("standard input", "lists no file", "write one path a line: find FOLDER -name '*.jpg' | ...")
+    if tell and blank:
+        tell(f"standard input: {blank:,} blank lines are passed over")
+    return files
+
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Number (from 1) and bytes of each path."""
+    whole = stream.read()
+    if b"\0" in whole:
+        parts = whole.split(b"\0")
+    else:
+        parts = [line.removesuffix(b"\r") for line in whole.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    yield from enumerate(parts if parts[-1] else parts[:-1], 1)
