@@ -61,17 +61,17 @@ def asked(run: str, files: Mapping[str, Path]) -> dict[str, Callable[[], object]
     if len(record.inputs) > 1:
         feed["valid"] = np.array([size])
     path = Path(run)
-    model = load_model(path / BEST if path.is_dir() else path).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+    model = load_model(path / BEST if path.is_dir() else path).to(memory_format=torch.channels_last)
     tensor = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
     runs: dict[str, Callable[[], object]] = {EAGER: lambda: model.predict(tensor, ImageSizes.of(tensor))}
-    return runs | {name: (lambda runtime=runtime: runtime(feed)) for name, runtime in runtimes.items()}  # type: ignore[misc]
+    return runs | {name: (lambda runtime=runtime: runtime(feed)) for name, runtime in runtimes.items()}
 
 
 def seconds(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Of each in each round, one after the other, there and back."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 2):  # the first two warm up
-        for name in list(runs) if number % 2 else reversed(runs):
+        for name in list(runs) if number % 2 else list(runs)[::-1]:
             begin = time.perf_counter()
             runs[name]()
             if number > 1:
