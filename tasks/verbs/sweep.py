@@ -75,9 +75,9 @@ def sweep(task: TaskSpec, config: Config, extras: Extras) -> int:
     for number, trial in enumerate(mine):
         if _is_done(trial):
             continue
+        root.mkdir(parents=True, exist_ok=True)
+        write_atomically(trial.file, dump(trial.config).encode())  # all processes do: none waits for another here
         if first:
-            root.mkdir(parents=True, exist_ok=True)
-            write_atomically(trial.file, dump(trial.config).encode())
             tell(f"run {found.index(trial) + 1} of {len(found)}: {trial.name}")
         ended = _run(task, trial, number)
         if ended not in (0, _DIVERGED):
