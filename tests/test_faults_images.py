@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 from tests_support import PEAK_MEMORY, printed_by
 
 from effbackbones.errors import UserError
+from effbackbones.images.opening import Encoded
 from effbackbones.images.reading import image_size, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -122,6 +123,20 @@ BAD_ARRAYS: dict[str, tuple[bytes, str]] = {
         "allowed are|cannot be read",
     ),
 }
+
+
+def test_files_in_memory_are_judged_like_files(tmp_path: Path) -> None:
+    odd = {f"good {kind}": (content, "") for kind, content in enumerate((JPEG, PNG, GIF, TIFF, WEBP))}
+    for name, (content, _) in (BAD | {f"{name}.npy": one for name, one in BAD_ARRAYS.items()} | odd).items():
+        path = tmp_path / name.replace("/", " ")
+        path.write_bytes(content)
+        found = []
+        for given in (path, Encoded(str(path), content)):
+            try:
+                found.append(read_image(given, max_pixels=64_000_000).tobytes())
+            except UserError as error:
+                found.append(str(error).partition(" ValueError ")[0].encode())  # NumPy words it by the kind of file
+        assert found[0] == found[1], name
 
 
 @pytest.mark.parametrize("name", BAD_ARRAYS)

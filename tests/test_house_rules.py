@@ -31,6 +31,10 @@ LATE = {
         "openvino",
         "matplotlib",
         "segmentation_models_pytorch",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "python_multipart",
     },
     "tasks": {"matplotlib", "jinja2", "albumentations"},
 }
@@ -80,6 +84,7 @@ LAYERS = (
     "effbackbones.bridges",
     "effbackbones.bridges",
     "effbackbones.publishing",
+    "effbackbones.serving",
     "effbackbones.conformance effbackbones.inference",
     "effbackbones.export.record",
     "effbackbones.checkpoint",

@@ -1,22 +1,20 @@
 """Arrays stored as ``.npy`` files: pixels of any number of channels."""
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, Size
-from effbackbones.images.opening import DAMAGE, check_pixels, opened_file, unreadable
+from effbackbones.images.opening import DAMAGE, ImagePath, check_pixels, opened_file, unreadable
 
 
-def array_size(path: str | Path) -> Size:
+def array_size(path: ImagePath) -> Size:
     """(H, W) of a ``.npy`` file, from its header."""
     height, width, _ = _header(path)[0]
     return height, width
 
 
-def read_array(path: str | Path, channels: int, max_pixels: int, depth: str) -> Pixels:
+def read_array(path: ImagePath, channels: int, max_pixels: int, depth: str) -> Pixels:
     """The array of a ``.npy`` file as [H, W, C]; arguments as of :func:`effbackbones.images.reading.read_image`."""
     shape, _ = _header(path)
     check_pixels(path, (shape[1], shape[0]), max_pixels)
@@ -24,13 +22,14 @@ def read_array(path: str | Path, channels: int, max_pixels: int, depth: str) -> 
         what = f"the array has {shape[2]} channels, asked for are {channels}"
         raise UserError(str(path), what, f"set data.options.channels: {shape[2]}, as many as the data has")
     try:
-        array: Pixels = np.load(path, allow_pickle=False).reshape(shape)
+        with opened_file(path) as file:
+            array: Pixels = np.load(file, allow_pickle=False).reshape(shape)
     except DAMAGE as error:
         raise unreadable(path, error) from error
     return as_pixels(path, array, depth)
 
 
-def read_numbers(path: str | Path, max_pixels: int) -> NDArray[np.integer | np.bool_]:
+def read_numbers(path: ImagePath, max_pixels: int) -> NDArray[np.integer | np.bool_]:
     """The whole numbers or truth values [H, W] of a ``.npy`` file, one for each pixel; sides of 1 before or behind are dropped."""
     shape, dtype = _stored(path)
     plain = tuple(
@@ -43,13 +42,14 @@ def read_numbers(path: str | Path, max_pixels: int) -> NDArray[np.integer | np.b
         raise UserError(str(path), f"expected whole numbers, got {dtype}", "convert it, to uint8 or uint16")
     check_pixels(path, (plain[1], plain[0]), max_pixels)
     try:
-        array: NDArray[np.integer | np.bool_] = np.load(path, allow_pickle=False).reshape(plain)
+        with opened_file(path) as file:
+            array: NDArray[np.integer | np.bool_] = np.load(file, allow_pickle=False).reshape(plain)
     except DAMAGE as error:
         raise unreadable(path, error) from error
     return array
 
 
-def as_pixels(path: str | Path, array: Pixels, depth: str) -> Pixels:
+def as_pixels(path: ImagePath, array: Pixels, depth: str) -> Pixels:
     """Numbers of uint8, uint16 or float32 as pixels; ``depth`` 8 keeps the upper byte of 16 bits. Floating point outside of
     0..1 raises :class:`UserError`."""
     if array.dtype == np.float32 and not (array.min() >= 0 and array.max() <= 1):  # NaN fails too
@@ -57,7 +57,7 @@ def as_pixels(path: str | Path, array: Pixels, depth: str) -> Pixels:
     return (array // 256).astype(np.uint8) if array.dtype == np.uint16 and depth == "8" else array
 
 
-def _header(path: str | Path) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+def _header(path: ImagePath) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     """Shape [H, W, C] and dtype of pixels."""
     stored, dtype = _stored(path)
     shape = (*stored, 1) if len(stored) == 2 else stored
@@ -70,7 +70,7 @@ def _header(path: str | Path) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     return shape, dtype
 
 
-def _stored(path: str | Path) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+def _stored(path: ImagePath) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     """Shape and dtype as the file has them."""
     with opened_file(path) as file:
         try:

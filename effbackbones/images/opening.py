@@ -1,13 +1,15 @@
-"""Opening files of images, and what is said of those that cannot be read."""
+"""Opening files of images, on a disk or in memory, and what is said of those that cannot be read."""
 
+import io
 import logging
 import os
 import stat
 import struct
 import tokenize
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 from PIL import UnidentifiedImageError
 
@@ -40,8 +42,26 @@ for _library in ("PIL", "tifffile"):
     logging.getLogger(_library).addHandler(logging.NullHandler())
 
 
-def opened_file(path: str | Path) -> IO[bytes]:
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A file of an image that is in memory: what stands in the place of a path. ``name`` is what it is called in results and errors, and
+    tells by its ending whether it is a ``.npy`` file; nothing is looked for on the disk by it."""
+
+    name: str
+    content: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ImagePath: TypeAlias = str | Path | Encoded
+"""Where an image file is."""
+
+
+def opened_file(path: ImagePath) -> IO[bytes]:
     """A regular file, open for reading; anything else raises :class:`UserError`."""
+    if isinstance(path, Encoded):
+        return io.BytesIO(path.content)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode) and not Path(path).is_dir():  # opening a pipe would wait for ever
             raise OSError("not a regular file")
@@ -50,7 +70,7 @@ def opened_file(path: str | Path) -> IO[bytes]:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: str | Path, error: BaseException) -> UserError:
+def unreadable(path: ImagePath, error: BaseException) -> UserError:
     """What to say of a file whose reading raised ``error``."""
     if isinstance(error, UserError):
         return error
@@ -59,22 +79,26 @@ def unreadable(path: str | Path, error: BaseException) -> UserError:
     )
 
 
-def _reason(path: str | Path, error: BaseException) -> str:
+def _reason(path: ImagePath, error: BaseException) -> str:
     """One line on what is wrong with a file."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if isinstance(error, IsADirectoryError) or Path(path).is_dir():
-        return "it is a folder"
-    if isinstance(error, PermissionError):
-        return "no permission"
-    if Path(path).is_file() and Path(path).stat().st_size == 0:
+    if isinstance(path, Encoded):
+        size = len(path.content)
+    else:
+        if isinstance(error, IsADirectoryError) or Path(path).is_dir():
+            return "it is a folder"
+        if isinstance(error, PermissionError):
+            return "no permission"
+        size = Path(path).stat().st_size if Path(path).is_file() else -1
+    if size == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return f"not in one of the formats {', '.join(FORMATS)}"
     return " ".join(f"{type(error).__name__} {error}".split())[:160]
 
 
-def check_pixels(path: str | Path, size: tuple[int, int], max_pixels: int) -> None:
+def check_pixels(path: ImagePath, size: tuple[int, int], max_pixels: int) -> None:
     """Refuse a file whose header announces more than ``max_pixels``; ``size`` is (width, height)."""
     width, height = size
     if width * height > max_pixels:

@@ -15,7 +15,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -31,6 +30,7 @@ from effbackbones.images.opening import (
     FORMATS,
     FORMATS_AT_ONCE,
     MAX_PIXELS as MAX_PIXELS,
+    ImagePath,
     check_pixels,
     opened_file,
     unreadable,
@@ -78,7 +78,7 @@ _UNDO = {6: 8, 8: 6}
 
 
 def read_image(
-    path: str | Path,
+    path: ImagePath,
     *,
     channels: int = 3,
     exif: str = "apply",
@@ -87,7 +87,8 @@ def read_image(
     at_least: Size | None = None,
     frames: str = "first",
 ) -> Pixels:
-    """Pixels [H, W, channels] of an image file: uint8, or uint16 where ``depth`` is ``native`` and the file has 16 bits.
+    """Pixels [H, W, channels] of an image file, by path or in memory (:class:`effbackbones.images.opening.Encoded`): uint8, or uint16
+    where ``depth`` is ``native`` and the file has 16 bits.
 
     ``channels``: 1 grey (ITU-R 601-2 luma), 2 grey and alpha, 3 RGB, 4 RGB and alpha (255 where the file has none). A
     ``.npy`` file holds [H, W] or [H, W, C] uint8, uint16 or float32 in 0..1, any C, which must equal ``channels``; so must the
@@ -136,7 +137,7 @@ def _by_pil(layout: Layout, channels: int, depth: str) -> bool:
 
 
 @contextmanager
-def opened_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
+def opened_image(path: ImagePath, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
     """A file as a PIL image, its header read and held against ``max_pixels``, its pixels not yet decoded.
 
     Whatever is wrong with it, also while it is decoded inside, raises :class:`UserError` naming the file.
@@ -158,7 +159,7 @@ def opened_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
             raise unreadable(path, error) from error
 
 
-def image_size(path: str | Path, *, exif: str = "apply") -> Size:
+def image_size(path: ImagePath, *, exif: str = "apply") -> Size:
     """(H, W) that :func:`read_image` will give, from the header alone. Raises as :func:`read_image` does."""
     if str(path).lower().endswith(".npy"):
         return array_size(path)
@@ -235,7 +236,7 @@ def turned(image: Image.Image, orientation: int, exif: str) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _decode(path: str | Path, file_image: ImageFile.ImageFile, exif: str, channels: int, depth: str) -> Pixels:
+def _decode(path: ImagePath, file_image: ImageFile.ImageFile, exif: str, channels: int, depth: str) -> Pixels:
     """Decode the first frame, turn it, bring it to ``channels`` bands of uint8 or uint16."""
     deep, orientation, form = is_deep(file_image), orientation_of(file_image), file_image.format
     file_image.load()

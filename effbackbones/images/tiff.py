@@ -5,7 +5,6 @@ through tifffile, where that is installed.
 """
 
 import warnings
-from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from effbackbones.errors import UserError
 from effbackbones.images.arrays import as_pixels
 from effbackbones.images.geometry import Pixels, Size
-from effbackbones.images.opening import DAMAGE, check_pixels
+from effbackbones.images.opening import DAMAGE, ImagePath, check_pixels
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _EXTRA, _KIND = 256, 257, 258, 262, 274, 277, 338, 254
@@ -56,7 +55,7 @@ class Layout(NamedTuple):
             each += f" ({named} colours and {self.unnamed} unspecified)"
         return each if self.pages == 1 else f"{self.pages} pages of {each}"
 
-    def refusal(self, path: str | Path, channels: int | None = None) -> UserError:
+    def refusal(self, path: ImagePath, channels: int | None = None) -> UserError:
         """What to say where something of the file would be lost."""
         asked = "" if channels is None else f", asked for are {channels} channels"
         remedy = "store one page of grey, palette or colour"
@@ -107,7 +106,7 @@ def _directory(file: IO[bytes], header: bytes, offset: int | None = None) -> Ima
 
 
 def read_bands(
-    path: str | Path, file: IO[bytes], layout: Layout, channels: int, *, exif: str, max_pixels: int, depth: str
+    path: ImagePath, file: IO[bytes], layout: Layout, channels: int, *, exif: str, max_pixels: int, depth: str
 ) -> Pixels:
     """All bands of an open file [H, W, channels], page by page; they must be as many as ``channels``. Arguments as of
     :func:`effbackbones.images.reading.read_image`. Raises :class:`UserError` also where tifffile is not installed."""
@@ -122,7 +121,7 @@ def read_bands(
     return np.ascontiguousarray(_upright(array, layout.orientation) if exif == "apply" else array)
 
 
-def _decoded(path: str | Path, file: IO[bytes], layout: Layout) -> list[NDArray[np.generic]]:
+def _decoded(path: ImagePath, file: IO[bytes], layout: Layout) -> list[NDArray[np.generic]]:
     """The pages as tifffile gives them, samples last."""
     try:
         import tifffile  # optional: PIL reads all that most data sets have
@@ -143,7 +142,7 @@ def _decoded(path: str | Path, file: IO[bytes], layout: Layout) -> list[NDArray[
         raise UserError(str(path), "is compressed in a way that needs imagecodecs", "pip install imagecodecs") from None
 
 
-def _bands(path: str | Path, page: NDArray[np.generic]) -> Pixels:
+def _bands(path: ImagePath, page: NDArray[np.generic]) -> Pixels:
     """A page as [H, W, bands] of a kind that pixels may have."""
     page = page[..., None] if page.ndim == 2 else page
     if page.ndim != 3 or page.dtype not in (np.uint8, np.uint16, np.float32):

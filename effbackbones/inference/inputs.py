@@ -13,6 +13,7 @@ from torch import Tensor
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels
+from effbackbones.images.opening import Encoded
 from effbackbones.images.pixels import require_unit
 from effbackbones.images.reading import read_image
 
@@ -40,7 +41,7 @@ def is_one(given: Any) -> bool:
     """Whether it is a single image, and no list of them."""
     if isinstance(given, np.ndarray | Tensor):
         return given.ndim < 4
-    return isinstance(given, str | os.PathLike | Image.Image)
+    return isinstance(given, str | os.PathLike | Encoded | Image.Image)
 
 
 def source_of(
@@ -50,9 +51,11 @@ def source_of(
 
     Raises :class:`UserError` for other kinds, shapes and ranges.
     """
+    reading: dict[str, Any] = {"channels": channels, "depth": depth, "exif": exif, "max_pixels": max_pixels}
+    if isinstance(given, Encoded):
+        return ImageSource(given.name, None, partial(_read_encoded, given, **reading))
     if isinstance(given, str | os.PathLike):
-        read = partial(read_image, channels=channels, depth=depth, exif=exif, max_pixels=max_pixels)
-        return ImageSource(os.fspath(given), None, read)
+        return ImageSource(os.fspath(given), None, partial(read_image, **reading))
     name = f"image {number}"
     if isinstance(given, Image.Image):
         name = str(getattr(given, "filename", "") or name)
@@ -68,6 +71,10 @@ def source_of(
     if isinstance(given, np.ndarray):
         return ImageSource(name, _checked(given[..., None] if given.ndim == 2 else given, name, channels, bgr=bgr))
     raise UserError(name, f"cannot be an image: {type(given).__name__}", f"give {_KINDS}, or a list of them")
+
+
+def _read_encoded(given: Encoded, name: str, **reading: Any) -> Pixels:
+    return read_image(given, **reading)
 
 
 def _of_pil(image: Image.Image, name: str, channels: int, exif: str) -> Pixels:

@@ -17,6 +17,7 @@ from torch import Tensor
 from effbackbones.checkpoint import load_model
 from effbackbones.errors import UserError
 from effbackbones.export.record import format_of
+from effbackbones.images.opening import Encoded
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.answering import LIMITED, Wishes, answers, autocast, results_of
@@ -33,7 +34,7 @@ BEST = "best.safetensors"
 """The model file of a run folder."""
 READERS = 4
 """Threads that read files and bring images to size while the network works."""
-OneImage = str | PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
+OneImage = str | PathLike[str] | Encoded | Image.Image | np.ndarray[Any, Any] | Tensor
 
 
 class Predictor:
@@ -103,7 +104,8 @@ class Predictor:
     @overload
     def __call__(self, images: Iterable[OneImage], *, bgr: bool = False) -> Any: ...
     def __call__(self, images: Any, *, bgr: bool = False) -> Any:
-        """The result of one image (path, PIL image, array [H, W, C] or [H, W], tensor [C, H, W]); a list of results for a list or
+        """The result of one image (path, :class:`effbackbones.images.opening.Encoded` file, PIL image, array [H, W, C] or [H, W],
+        tensor [C, H, W]); a list of results for a list or
         tuple of them, or an array or tensor with a first axis more; an iterator for an iterator, which holds a few images at a time.
 
         Arrays and tensors: uint8, uint16, or floating point in 0..1, RGB, or with ``bgr`` (arrays alone) as OpenCV has them. Raises
@@ -132,6 +134,18 @@ class Predictor:
     def __repr__(self) -> str:
         config = self.model.config
         return f"Predictor({self.task}: {config.get('backbone')} + {config.get('head')}, {self.device})"
+
+    def limited(self, threshold: float | None = None, top_k: int | None = None) -> "Predictor":
+        """The same predictor, of the same model, with other limits. Raises :class:`UserError` where the task has no use for them."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.wishes = replace(self.wishes, threshold=threshold, top_k=top_k)
+        _refuse_idle(tuple(getattr(self.model.head, "heads", (self.task,))), other.wishes)
+        return other
+
+    def read(self, image: OneImage, number: int = 0) -> Fitted | list[Fitted] | Failed:
+        """An image read and brought to size, as ``prepare.together`` takes it for :meth:`answer`; ``number`` names what has no name."""
+        return self._fitted(self._source(image, number, bgr=False))
 
     def answer(self, batch: Prepared) -> list[Any]:
         """One result for each image of a batch that was read elsewhere (by ``prepare``,

@@ -37,7 +37,7 @@ def classification_report(folder: Path, summary: Summary, mistakes: Sequence[Mis
     add_training(report, summary)
     add_confusion(report, scores)
     add_calibration(report, scores)
-    add_classes(report, scores)
+    add_classes(report, scores, summary.results.intervals.get(""))
     if mistakes:
         worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)
         report.gallery("Most confident mistakes", [(m.image, _mistake_text(m)) for m in worst])

@@ -67,7 +67,7 @@ def detection_report(
     report = begun(summary, ("AP", "AP50"), _MEANING, {_PER_IMAGE})
     add_training(report, summary, _CURVES)
     _precision_recall(report, scores)
-    add_classes(report, scores)
+    add_classes(report, scores, summary.results.intervals.get(""))
     if examples is not None:
         _examples(report, "Worst images", examples.worst())
         _examples(report, "Best images", examples.best())

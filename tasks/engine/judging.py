@@ -13,7 +13,7 @@ from effbackbones.model import Model
 from tasks.engine import hardware, processes
 from tasks.engine.cost import told_of_cost
 from tasks.engine.evaluation import score_model
-from tasks.engine.perimage import write_records
+from tasks.engine.perimage import keep_outcomes
 from tasks.engine.preparation import Prepared
 from tasks.engine.rundir import BEST
 from tasks.report.metricsfile import environment, write_metrics
@@ -112,14 +112,14 @@ class Judge:
             other = "raw" if weights == "ema" else "ema"
             with self.state.weights(other):  # as they are at the end
                 sets[other] = self.score(self.state.model, dataset=self.datasets[split], observe=False)[0]
+        spans = keep_outcomes(self.folder, outcomes, self.task, split, self.tell)
         judged = Monitored(self.monitor.name, progress.best, self.monitor.rises)
-        results = RunResults(sets, weights, split, judged)
+        results = RunResults(sets, weights, split, judged, intervals=spans)
         told = {**self._facts(best, split), **facts, **environment()}
         title = f"{self.task.command}: {network(best.config)}"
         per_epoch = self.plan.per_epoch
         steps = [{"epoch": step / per_epoch, "loss": loss, "lr": lr} for step, loss, lr in progress.logged]
         summary = Summary(title, to_mapping(self.config), progress.history, results, told, steps)
-        write_records(self.folder, outcomes, self.task, split)
         report = reporter.write(self.folder, summary, best, self.datasets["train"])
         write_metrics(self.folder, results, progress.history)  # last: it says that the run is finished
         reached = self.monitor.value(scores)

@@ -1,16 +1,31 @@
-"""The outcomes of each image of an evaluation as files beside its scores."""
+"""The outcomes of each image of an evaluation as files beside its scores, and the intervals that they give these."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tasks.scoring.intervals import Intervals, intervals
 from tasks.scoring.outcomes import Outcomes, outcomes_file, write_outcomes
 from tasks.spec import TaskSpec
 
 
-def write_records(folder: Path, found: Outcomes | Mapping[str, Outcomes] | None, task: TaskSpec, split: str) -> None:
-    """Write the outcomes of an evaluation on ``split`` into ``folder``, a file for each task of several; of none nothing."""
-    if isinstance(found, Outcomes):
-        write_outcomes(folder / outcomes_file(split), found, {"task": task.name, "split": split})
-    elif found is not None:
-        for word, outcomes in found.items():
-            write_outcomes(folder / outcomes_file(split, word), outcomes, {"task": word, "split": split})
+def keep_outcomes(
+    folder: Path,
+    found: Outcomes | Mapping[str, Outcomes] | None,
+    task: TaskSpec,
+    split: str,
+    tell: Callable[[str], None],
+) -> dict[str, Intervals]:
+    """Write the outcomes of an evaluation on ``split`` into ``folder``, a file for each task of several; returns the intervals of
+    the scores, as :class:`tasks.report.records.Results` has them, and tells the first of each."""
+    by_task: Mapping[str, Outcomes] = {"": found} if isinstance(found, Outcomes) else found or {}
+    made: dict[str, Intervals] = {}
+    for word, outcomes in by_task.items():
+        write_outcomes(folder / outcomes_file(split, word), outcomes, {"task": word or task.name, "split": split})
+        known = intervals(outcomes)
+        if known is not None:
+            made[word] = known
+            name = outcomes.lead[0]
+            if name in known.scores:
+                low, high = known.scores[name]
+                tell(f"{f'{word}/' if word else ''}{name} [{low:.4f}, {high:.4f}]: {known.told()}")
+    return made

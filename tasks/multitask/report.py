@@ -32,12 +32,16 @@ class JointReporter:
 
     def write(self, folder: Path, summary: Summary, model: Model, dataset: Dataset) -> Path:
         """Write ``report.html`` into ``folder``, and below it ``COMMAND/report.html`` of each task; returns the path of the first."""
+        spans = summary.results.intervals
         for word, part, alone in parts_alone(self.config, model):
             own = replace(
                 summary,
                 title=f"{part.task.command}, trained jointly: {summary.title}",
                 history=[_own(row, word, "val_") for row in summary.history],
-                results=summary.results.each(partial(_own, word=word)),
+                results=replace(
+                    summary.results.each(partial(_own, word=word)),
+                    intervals={"": spans[word]} if word in spans else {},
+                ),
             )
             self.parts[word].write(folder / part.task.command, own, alone, dataset)
         return _overview(folder, summary, self.config)

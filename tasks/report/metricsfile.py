@@ -28,7 +28,7 @@ def write_metrics(folder: Path, results: Results, history: Sequence[Mapping[str,
     """Write into ``folder``, which is made: ``metrics.json`` (all of it; what is not finite becomes null) and
     ``metrics.csv`` (a row for each figure: weights, epoch, class, metric, value)."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = plain({**_head(results), **results.sets, "history": history})
+    whole = plain({**_head(results), **results.sets, **_intervals(results), "history": history})
     write_atomically(folder / "metrics.json", (_json(whole) + "\n").encode())
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -49,6 +49,12 @@ def write_metrics(folder: Path, results: Results, history: Sequence[Mapping[str,
             if name != "epoch" and is_number(value)
         )
     write_atomically(folder / "metrics.csv", out.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def _intervals(results: Results) -> dict[str, Any]:
+    """Intervals of the best set's scores, by task where there are several."""
+    found = {task: intervals.record() for task, intervals in results.intervals.items()}
+    return {"intervals": found.get("", found)} if found else {}
 
 
 def _head(results: Results) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """What a run or an evaluation has found, as records: :mod:`tasks.report.metricsfile` writes them, reports show them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
+
+from tasks.scoring.intervals import Interval, Intervals
 
 Scores = Mapping[str, Any]
 """What a metric's ``compute()`` gave: names to numbers, None where undefined; ``per_class``, ``confusion`` and the like."""
@@ -22,11 +24,18 @@ class Results:
 
     sets: Mapping[str, Scores]
     best: str = "model"
+    intervals: Mapping[str, Intervals] = field(default_factory=dict, kw_only=True)
+    """Of the best set, by the word of the task, "" where there is one."""
 
     @property
     def scores(self) -> Scores:
         """Those of the best set."""
         return self.sets[self.best]
+
+    def interval(self, name: str) -> Interval | None:
+        """Of a score of the best set, if it has one."""
+        task, _, last = name.rpartition("/")
+        return self.intervals[task].scores.get(last) if task in self.intervals else None
 
     def each(self, change: Callable[[Scores], Scores]) -> Self:
         """The same of the scores that ``change`` makes of each set."""

@@ -9,31 +9,35 @@ import numpy as np
 from tasks.report.drawings import curves, is_number, reliability
 from tasks.report.metricsfile import flatten
 from tasks.report.page import Report, Tile, show
-from tasks.report.records import Summary
+from tasks.report.records import Results, Summary
 from tasks.report.words import label
 from tasks.scoring.added import is_of
+from tasks.scoring.intervals import Interval, Intervals
 
 _LARGEST_MATRIX = 50  # classes; above, the confused pairs alone are readable
 _PAIRS = 20
 _FIRST_SCORES, _FIRST_CLASSES = 8, 20
 """Rows of a table, of which the rest is folded."""
+INTERVAL = "95 % interval"
 
 
 def begun(summary: Summary, headline: Sequence[str], meaning: Mapping[str, str], rates: Container[str] = ()) -> Report:
     """A page with what every task's begins with: the scores named in ``headline`` in large letters, and a table of all, those first
     that ``meaning`` explains, in its order. ``rates``: names of those that are numbers with a fraction but no shares, so
     not told in percent."""
-    best, sets = summary.results.best, summary.results.sets
+    results = summary.results
+    best, sets = results.best, results.sets
     own = [name for name in sets[best] if is_of(name, _added(summary))]
     rates = {*own, *(name for name in {name for scores in sets.values() for name in scores} if name in rates)}
     chosen = [summary.config.get("run", {}).get("monitor")]
     names = dict.fromkeys(name for name in (*chosen, *own, *headline) if name)
-    report = Report(
-        summary.title, _subtitle(sets[best], best if len(sets) > 1 else ""), _tiles(sets[best], names, rates)
-    )
+    report = Report(summary.title, _subtitle(sets[best], best if len(sets) > 1 else ""), _tiles(results, names, rates))
     caption = f"Best: the {best} weights." if len(sets) > 1 else ""
-    rows, notes = _score_rows(sets, meaning, rates)
+    rows, notes = _score_rows(results, meaning, rates)
     head = ["", *sets]
+    if results.intervals:
+        head.append(INTERVAL)
+        caption = " ".join([caption, *(_sentence(one.told()) for one in results.intervals.values())]).strip()
     report.table("Scores", head, rows, caption, notes=notes, first=_FIRST_SCORES, rest="{} more scores")
     return report
 
@@ -56,10 +60,10 @@ def _added(summary: Summary) -> Sequence[str]:
     return added
 
 
-def add_classes(report: Report, scores: Mapping[str, Any]) -> None:
-    """A table of the scores of each class, if there are any."""
+def add_classes(report: Report, scores: Mapping[str, Any], intervals: Intervals | None = None) -> None:
+    """A table of the scores of each class, if there are any; with ``intervals`` of the first of them."""
     if scores.get("per_class"):
-        table = _class_table(scores["per_class"])
+        table = _class_table(scores["per_class"], intervals)
         report.table("Classes", *table, "Weakest first.", first=_FIRST_CLASSES, rest="{} more classes")
 
 
@@ -117,18 +121,21 @@ def _subtitle(scores: Mapping[str, Any], best: str) -> str:
     return ", ".join(filter(None, [f"{count:,} images" if count else "", f"{best} weights" if best else ""]))
 
 
-def _tiles(scores: Mapping[str, Any], names: Iterable[str], rates: Container[str]) -> list[Tile]:
-    return [
-        Tile(label(name), (show if name in rates else percent)(scores[name]))
-        for name in names
-        if is_number(scores.get(name))
-    ]
+def _tiles(results: Results, names: Iterable[str], rates: Container[str]) -> list[Tile]:
+    scores, tiles = results.scores, []
+    for name in names:
+        if is_number(scores.get(name)):
+            interval = results.interval(name)
+            value = (show if name in rates else percent)(scores[name])
+            tiles.append(Tile(label(name), value, told_of_interval(interval) if interval else ""))
+    return tiles
 
 
 def _score_rows(
-    sets: Mapping[str, Mapping[str, Any]], meaning: Mapping[str, str], rates: Container[str]
+    results: Results, meaning: Mapping[str, str], rates: Container[str]
 ) -> tuple[list[list[str]], list[str]]:
     """A row for each score, and what it means."""
+    sets = results.sets
     pairs = [pair for scores in sets.values() for pair in scores.items()]
     # An undefined score is shown, as a dash, where it is one of those that are explained.
     names = dict.fromkeys(name for name, value in pairs if is_number(value) or (value is None and name in meaning))
@@ -136,16 +143,33 @@ def _score_rows(
     rows = []
     for name in ordered:
         shown = show if name in rates else percent
-        rows.append([label(name), *(shown(scores.get(name)) for scores in sets.values())])
+        row = [label(name), *(shown(scores.get(name)) for scores in sets.values())]
+        rows.append([*row, told_of_interval(results.interval(name))] if results.intervals else row)
     return rows, [meaning.get(name, "") for name in ordered]
 
 
-def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+def _class_table(
+    per_class: Mapping[str, Mapping[str, Any]], intervals: Intervals | None
+) -> tuple[list[str], list[list[Any]]]:
     keys = list(dict.fromkeys(key for row in per_class.values() for key in row))
     lead = next((key for key in ("ap", "iou") if key in keys), "f1")
     ranked = sorted(per_class.items(), key=lambda item: (item[1].get(lead) is None, item[1].get(lead) or 0.0))
     header = ["class", *map(label, keys)]
-    return header, [[name, *(percent(row.get(key)) for key in keys)] for name, row in ranked]
+    rows = [[name, *(percent(row.get(key)) for key in keys)] for name, row in ranked]
+    if intervals is None:
+        return header, rows
+    lead = lead if lead in keys else keys[0]
+    ends = [told_of_interval(intervals.per_class.get(name, {}).get(lead)) for name, _ in ranked]
+    return [*header, f"{INTERVAL} of {label(lead)}"], [[*row, end] for row, end in zip(rows, ends, strict=True)]
+
+
+def told_of_interval(interval: Interval | None) -> str:
+    """An interval of shares, in percent."""
+    return show(None) if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def percent(value: Any) -> str:

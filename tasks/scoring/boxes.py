@@ -86,7 +86,7 @@ class BoxOutcomes(Outcomes):
 
     def cost(self) -> float:
         right = sum(int((self.found.right >> bit & 1).sum()) for bit in range(THRESHOLDS))
-        return 1e-6 * (2 * len(self.found.image) + 12 * right)
+        return 1e-6 * (2 * len(self.found.image) + 22 * right)
 
     def scores(self, weights: NDArray[np.integer[Any]]) -> dict[str, Floats]:
         weights = np.ascontiguousarray(weights, np.int32)
@@ -185,17 +185,22 @@ def _average_precision(
     for row in range(len(mine)):
         total += mine[row]
         hits[row] = total
-    precision = hits / np.maximum(above, 1)
+    kind = np.float64 if mine.shape[1] == 1 else np.float32  # an interval needs no more digits
+    precision = np.divide(hits, np.maximum(above, 1), dtype=kind, casting="unsafe")
     for row in range(len(precision) - 2, -1, -1):
         np.maximum(precision[row], precision[row + 1], out=precision[row])
-    reached = _recalls_reached(hits, np.maximum(objects, 1))
-    reached[1:] -= reached[:-1].copy()
-    return (precision * reached).sum(0) / len(_RECALLS), total / np.maximum(objects, 1)
+    counted = np.maximum(objects, 1)
+    reached = _recalls_reached(hits, counted)
+    # Summed by parts: each recall has the precision of the first hit that reaches it.
+    precision[:-1] -= precision[1:]
+    return np.einsum("rb,rb->b", precision, reached) / len(_RECALLS), total / counted
 
 
-def _recalls_reached(hits: NDArray[np.int32], objects: NDArray[np.integer[Any]]) -> Floats:
+def _recalls_reached(hits: NDArray[np.int32], objects: NDArray[np.integer[Any]]) -> NDArray[np.floating[Any]]:
     """How many of the 101 recalls are at most ``hits / objects``, [R, B]."""
     if hits.shape[1] == 1:  # to the last bit as COCO compares them
         return np.searchsorted(_RECALLS, hits / objects, side="right").astype(np.float64)
     # A recall that is met exactly may count here where rounding denies it there: a hundredth of one step of one curve.
-    return np.floor(hits * (100 / objects) + 1e-9) + 1
+    found: NDArray[np.float32] = np.multiply(hits, 100 / objects, dtype=np.float32, casting="unsafe")
+    found += np.float32(1.00001)
+    return np.floor(found, out=found)

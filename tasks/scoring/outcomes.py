@@ -82,7 +82,7 @@ class Recorded:
     about: Mapping[str, Any]
 
 
-def outcomes_file(split: str, task: str | None = None) -> str:
+def outcomes_file(split: str, task: str = "") -> str:
     """Name of the file in a run folder; ``task``: of one of several."""
     return f"per-image-{split}{f'-{task}' if task else ''}.npz"
 

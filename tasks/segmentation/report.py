@@ -67,7 +67,7 @@ def segmentation_report(
     meaning = _MEANING if "boundary_iou" in scores else _MEANING_OF_SETS
     report = begun(summary, ("miou", "pixel_accuracy", "dice", "boundary_iou"), meaning)
     add_training(report, summary, _CURVES)
-    add_classes(report, scores)
+    add_classes(report, scores, summary.results.intervals.get(""))
     add_confusion(report, scores, "pixels")
     add_calibration(report, scores)
     if examples is not None:

@@ -230,6 +230,28 @@ VERBS = {
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
         Verb(
+            "serve",
+            "tasks.verbs.serve",
+            "answer requests for predictions over HTTP",
+            ("checkpoint", "threshold", "top-k", "tta", "slices"),
+            config="none",
+            own={
+                "host": Option("address that is listened at; 0.0.0.0 is all of this machine", default="127.0.0.1"),
+                "port": Option("0 takes a free one", type=int, default=8000),
+                "device": Option("cpu, cuda, cuda:1; auto takes a GPU where there is one", default="auto"),
+                "batch-size": Option("images that the model gets at once, at most", type=int, default=8),
+                "wait-ms": Option(
+                    "milliseconds that the first image of a batch waits for others", type=float, default=5.0
+                ),
+                "queue": Option(
+                    "images that may wait; who comes then is told to come later (503)", type=int, default=64
+                ),
+                "max-bytes": Option("of a request, else 413", type=int, default=20_000_000),
+                "max-pixels": Option("of an image, by its header, else 422", type=int, default=64_000_000),
+                "max-files": Option("in a form, else 413", type=int, default=16),
+            },
+        ),
+        Verb(
             "push",
             "tasks.verbs.push",
             "put a trained model on the Hugging Face Hub as USER/NAME, with a card of what was measured",

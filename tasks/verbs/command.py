@@ -49,8 +49,9 @@ def run_command(command: str, argv: list[str]) -> int:
 
 
 def _plugins_of_verb(argv: list[str]) -> tuple[str, ...]:
-    """The plug-ins that a command line names, if its verb is none of ours: one of them has to bring it."""
-    if not argv or argv[0].startswith("-") or argv[0] in VERBS:
+    """The plug-ins that a command line names, if its verb is none of ours, so that one of them has to bring it, or reads no config, so
+    that nobody else imports them."""
+    if not argv or argv[0].startswith("-") or (argv[0] in VERBS and VERBS[argv[0]].config != "none"):
         return ()
     return named_plugins(argv)
 

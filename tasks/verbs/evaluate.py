@@ -11,7 +11,7 @@ from tasks.data.dataset import Dataset
 from tasks.engine import hardware, splits
 from tasks.engine.evaluation import monitor, score_model
 from tasks.engine.identity import told_of_other_data
-from tasks.engine.perimage import write_records
+from tasks.engine.perimage import keep_outcomes
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import EvaluationResults, Scores, Summary
 from tasks.report.words import network, told_of_images
@@ -52,9 +52,9 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     )
     folder = Path(extras.out) if extras.out else beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
-    results = EvaluationResults({"model": scores}, split=extras.split, checkpoint=extras.checkpoint)
+    spans = keep_outcomes(folder, outcomes, task, extras.split, tell)
+    results = EvaluationResults({"model": scores}, intervals=spans, split=extras.split, checkpoint=extras.checkpoint)
     write_metrics(folder, results, [])
-    write_records(folder, outcomes, task, extras.split)
     if recorder:
         tell(f"predictions {recorder.write(folder, tell)}")
     facts = {

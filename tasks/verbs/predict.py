@@ -113,19 +113,24 @@ def _batch_size(config: Config) -> int:
 
 
 def _threshold(text: str | None, task: TaskSpec) -> float | None:
-    if text is None:
-        return None
-    if task.name == "cls":
+    if text is not None and task.name == "cls":
         raise UserError(
             "--threshold", "is for boxes and masks; classes are written with their probabilities", "leave it out"
         )
+    return share_of("--threshold", text)
+
+
+def share_of(option: str, text: str | None) -> float | None:
+    """The number in 0..1 that an ``option`` says, None where it says nothing."""
+    if text is None:
+        return None
     try:
-        threshold = float(text)
+        share = float(text)
     except ValueError:
-        threshold = -1.0
-    if not 0 <= threshold <= 1:
-        raise UserError("--threshold", f"expected 0 to 1, got {text!r}", "correct it")
-    return threshold
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(option, f"expected 0 to 1, got {text!r}", "correct it")
+    return share
 
 
 def count_of(option: str, text: str | None) -> int | None:
