@@ -165,7 +165,18 @@ OF_DATA = tuple(
 VERBS = {
     verb.name: verb
     for verb in (
-        Verb("train", "tasks.verbs.train", "train, then evaluate the best weights", config="needed"),
+        Verb(
+            "train",
+            "tasks.verbs.train",
+            "train, then evaluate the best weights",
+            config="needed",
+            own={
+                "seeds": Option(
+                    "so many runs, of run.seed and the numbers after it, and how far they spread", type=int
+                ),
+                "grid": Option("a run for each combination of values of keys: '{optim.lr: [0.001, 0.003]}'"),
+            },
+        ),
         Verb(
             "evaluate",
             "tasks.verbs.evaluate",
