@@ -5,6 +5,7 @@ from pathlib import Path
 
 from effbackbones.errors import UserError
 from effbackbones.registry import TASKS
+from tasks.settings.verbs import VERBS
 from tasks.verbs.command import run_command
 
 USAGE = """python -m tasks.run TASK [VERB] [--config NAME|FILE] [--plugins FILE] [...]
@@ -21,8 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     if words[0].startswith("-") and words != ["--version"]:
         print(f"error: {words[0]}: expected a task first; {USAGE.splitlines()[0]}", file=sys.stderr)
         return 2
-    if words == ["--version"]:
-        return run_command("", words)
+    if words == ["--version"] or (words[0] in VERBS and VERBS[words[0]].config == "none"):
+        return run_command("", words)  # asks for no task
     task, rest = words[0], words[1:]
     if TASKS.canonical(task) not in TASKS.names() and not _may_bring_code(rest):
         try:

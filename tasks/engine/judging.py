@@ -113,7 +113,8 @@ class Judge:
             with self.state.weights(other):  # as they are at the end
                 sets[other] = self.score(self.state.model, dataset=self.datasets[split], observe=False)[0]
         spans = keep_outcomes(self.folder, outcomes, self.task, split, self.tell)
-        results = RunResults(sets, weights, split, intervals=spans)
+        size = sum(parameter.numel() for parameter in best.parameters())
+        results = RunResults(sets, weights, split, intervals=spans, parameters=size, minutes=progress.seconds / 60)
         told = {**self._facts(best, split), **facts, **environment()}
         title = f"{self.task.command}: {network(best.config)}"
         per_epoch = self.plan.per_epoch
