@@ -97,15 +97,19 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
     shown = " ".join(capsys.readouterr().out.split())
     assert "|join]" in shown
     assert "join: say nothing about anything" in shown
-    assert ".onnx, .pt2 or .xml, of features .npy or .parquet (evaluate, predict, check, export, embed, compare, join)" in shown
+    assert (
+        ".onnx, .pt2 or .xml, of features .npy or .parquet (evaluate, predict, check, export, embed, compare, join)"
+        in shown
+    )
 
 
 def test_inputs_and_flags_go_with_the_verbs_that_take_them(capsys: pytest.CaptureFixture[str]) -> None:
+    takers = ", ".join(verb.name for verb in VERBS.values() if verb.inputs)
     for argv, text in {
         (
             "bench",
             "a.jpg",
-        ): "argument 'a.jpg': bench takes none; options start with --; inputs go with predict, export, embed, compare, push",
+        ): f"argument 'a.jpg': bench takes none; options start with --; inputs go with {takers}",
         ("--config", "shapes", "--deep"): "--deep: does not go with train; it goes with check",
         ("check", "--config", "shapes", "--deep=1"): "--deep: takes no value; write --deep",
     }.items():
@@ -260,8 +264,8 @@ def test_a_plug_in_verb_brings_options(
         main(["sound", "--plugins", plugin, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for line in (
-        "--least-depth LEAST-DEPTH how deep at least (sound; a whole number; default 3)",
-        "--unit UNIT of the answer (sound; metres or feet; default metres)",
+        "--least-depth LEAST-DEPTH how deep at least (sound) (a whole number; default 3)",
+        "--unit UNIT of the answer (sound) (metres or feet; default metres)",
         "--loud: say it twice (sound)",
     ):
         assert line in shown

@@ -17,7 +17,7 @@ from tasks.engine.perimage import keep_outcomes
 from tasks.engine.preparation import Prepared
 from tasks.engine.rundir import BEST
 from tasks.report.metricsfile import environment, write_metrics
-from tasks.report.records import RunResults, Summary
+from tasks.report.records import Monitored, RunResults, Summary
 from tasks.report.words import network, told_of_images
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
@@ -113,8 +113,9 @@ class Judge:
             with self.state.weights(other):  # as they are at the end
                 sets[other] = self.score(self.state.model, dataset=self.datasets[split], observe=False)[0]
         spans = keep_outcomes(self.folder, outcomes, self.task, split, self.tell)
-        size = sum(parameter.numel() for parameter in best.parameters())
-        results = RunResults(sets, weights, split, intervals=spans, parameters=size, minutes=progress.seconds / 60)
+        judged = Monitored(self.monitor.name, progress.best, self.monitor.rises)
+        size, minutes = sum(parameter.numel() for parameter in best.parameters()), progress.seconds / 60
+        results = RunResults(sets, weights, split, judged, intervals=spans, parameters=size, minutes=minutes)
         told = {**self._facts(best, split), **facts, **environment()}
         title = f"{self.task.command}: {network(best.config)}"
         per_epoch = self.plan.per_epoch

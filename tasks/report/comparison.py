@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.report.forest import forest
 from tasks.report.page import NOTHING, Report, Tile
-from tasks.report.skeleton import percent, told_of_interval
+from tasks.report.skeleton import percent
 from tasks.report.words import label
 from tasks.scoring.intervals import ROUGH
 from tasks.scoring.pairing import Pair, Scored, in_points, in_words, p_in_words
@@ -56,7 +56,7 @@ class Compared:
 
 SEEDS = (
     "this tells whether these trained networks differ on images like these, not whether the recipes do: another seed of the same recipe"
-    " gives another network; to compare recipes train each with several run.seed and compare all runs"
+    " gives another network; to compare recipes train each with several seeds (train --seeds 3) and compare all runs"
 )
 
 
@@ -209,11 +209,11 @@ def _tables(report: Report, part: Compared, more: str) -> None:
             for kind, found in pair.per_class.items()
         ]
         header = ["", first, name, "difference", "95 % interval", "p (Holm)"]
-        report.table(f"{name} against {first}{more}", header, rows, first=12, rest="{} more")
+        report.table(f"{name} against {first}{more}", header, rows, first=20, rest="{} more")
 
 
 def _row(found: Any) -> list[Any]:
-    ends = told_of_interval(found.interval)
+    ends = " to ".join(map(in_points, found.interval))
     return [percent(found.first), percent(found.second), in_points(found.value), ends, p_in_words(found.adjusted)]
 
 

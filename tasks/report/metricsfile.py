@@ -69,8 +69,9 @@ def _head(results: Results) -> dict[str, Any]:
     match results:
         case RunResults(split=None):
             return {"best": results.best}
-        case RunResults():
-            return {"finished": True, "split": results.split, "best": results.best}
+        case RunResults(monitor=monitor):
+            told = {"monitor": monitor._asdict()} if monitor else {}
+            return {"finished": True, "split": results.split, "best": results.best, **told}
         case EvaluationResults(predictions=None):
             return {"split": results.split, "checkpoint": results.checkpoint}
         case EvaluationResults():

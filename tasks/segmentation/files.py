@@ -3,7 +3,8 @@
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from effbackbones.drawing.masks import overlay, palette_of
 from effbackbones.errors import UserError
-from effbackbones.images.geometry import Mask, Pixels
 from effbackbones.inference.results import Mask as Segments
-from effbackbones.weights.tensorfile import write_atomically
+from effbackbones.weights.tensorfile import write_atomically, write_parts
 from tasks.data.sample import IGNORE
-from tasks.report.outputs import OutputNames, make_folder
+from tasks.report.outputs import DrawnVideos, OutputNames, make_folder, place_of, stem_of
+from tasks.report.spool import Spool, long_json
 from tasks.segmentation.values import OwnValues
 
 MARK = "segmentation by effbackbones"
@@ -60,10 +61,11 @@ class SegmentationFiles:
         self.own = OwnValues.of(values, classes)
         self.kinds = _FILES | (_OWN if self.own else {}) | (PROBABILITIES if probabilities else {})
         self._colours = palette_of(classes)
-        self._images: dict[str, str] = {}
+        self._images = Spool(out / ".images.jsonl.part")
         # Arrays bear no mark: the pictures beside them say whose they are.
         marked = [kind for kind in self.kinds if kind not in PROBABILITIES]
         self._names = OutputNames(lambda name: [self._places(name)[kind] for kind in marked], MARK)
+        self._videos = DrawnVideos(lambda name: out / "overlay" / f"{name}.mp4", MARK)
         for kind in self.kinds:
             make_folder(out / kind)
         if not is_ours(out / "classes.json"):
@@ -74,9 +76,10 @@ class SegmentationFiles:
     def update(self, results: Sequence[Segments]) -> None:
         """Write the files of images."""
         for result in results:
-            self._write(result.source, result.labels, result.original(), result.probabilities)
+            self._write(result)
 
     def close(self) -> None:
+        self._videos.close()
         colours = [f"#{bytes(colour).hex()}" for colour in self._colours]
         classes = [{"value": value, "name": name, "color": colours[value]} for value, name in enumerate(self.classes)]
         undefined = {
@@ -93,13 +96,12 @@ class SegmentationFiles:
             "files": self.kinds,
             "classes": classes,
             "undefined": undefined,
-            "images": self._images,
         }
-        write_atomically(self.out / "classes.json", (json.dumps(record, indent=2) + "\n").encode())
+        write_record(self.out / "classes.json", record, self._images)
 
-    def _write(self, source: str, labels: Mask, image: Pixels, probabilities: NDArray[np.float16] | None) -> None:
-        name = self._names.take(Path(source).stem)
-        self._images[name] = os.path.abspath(source)
+    def _write(self, result: Segments) -> None:
+        name, labels, image = self._names.take(stem_of(result)), result.labels, result.original()
+        self._images.add([name, place_of(result), result.moment and result.moment.to_dict()])
         places = self._places(name)
         comment = PngInfo()
         comment.add_text("Comment", MARK)
@@ -111,11 +113,14 @@ class SegmentationFiles:
         if self.own:
             write_atomically(places["values"], encoded(self.own.picture(labels), "PNG", pnginfo=comment))
         if "probabilities" in self.kinds:
-            write_atomically(places["probabilities"], stored(probabilities))
+            write_atomically(places["probabilities"], stored(result.probabilities))
         picture = Image.fromarray(overlay(image, labels, self.classes, at_most=LARGEST))
-        write_atomically(places["overlay"], encoded(picture, "JPEG", quality=92, comment=MARK.encode()))
+        if result.moment is not None:
+            self._videos.add(np.asarray(picture), result.moment)
+        else:
+            write_atomically(places["overlay"], encoded(picture, "JPEG", quality=92, comment=MARK.encode()))
         reduced = f"; overlay reduced to {picture.width} x {picture.height}" if max(image.shape[:2]) > LARGEST else ""
-        self.tell(f"{source}: {self._summary(counts)}{reduced}")
+        self.tell(f"{result.source}: {self._summary(counts)}{reduced}")
 
     def _summary(self, counts: np.ndarray) -> str:
         """The classes with the largest shares of the pixels."""
@@ -129,6 +134,19 @@ class SegmentationFiles:
     def _places(self, name: str) -> dict[str, Path]:
         endings = {"overlay": "jpg", "probabilities": "npy"}
         return {kind: self.out / kind / f"{name}.{endings.get(kind, 'png')}" for kind in self.kinds}
+
+
+def write_record(path: Path, record: Mapping[str, Any], images: Spool) -> None:
+    """Write ``classes.json``: a record, and of ``images``, which are let go, by their NAMEs: the file of each, of frames which they are,
+    and where more is said of each, the shares of its classes."""
+    places = ((name, place) for name, place, *_ in images)
+    more: dict[str, Iterable[Any]] = {"images": places}
+    if any(moment for _, _, moment, *_ in images):
+        more["frames"] = ((name, moment) for name, _, moment, *_ in images if moment)
+    if any(len(row) > 3 for row in images):
+        more["shares"] = ((row[0], row[3]) for row in images)
+    write_parts(path, chain(long_json(record, more, 2, pairs=True), [b"\n"]))
+    images.close()
 
 
 def written_for(folder: Path) -> dict[str, str]:
