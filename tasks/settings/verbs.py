@@ -284,7 +284,10 @@ VERBS = {
             config="none",
             inputs=True,
             words="KIND [NAME ...]",
-            own={"json": Option("for machines: all that is known, as JSON", flag=True)},
+            own={
+                "json": Option("for machines: all that is known, as JSON", flag=True),
+                "on": Option("a backbone; of heads: each is built on it, and its parameters and the work are counted"),
+            },
         ),
         Verb(
             "weights",
