@@ -11,6 +11,7 @@ from effbackbones.backbones.convolution import NUMERICS
 from effbackbones.checkpoint import load_model
 from effbackbones.errors import UserError, nearest
 from effbackbones.export.record import ExportRecord, format_of
+from effbackbones.images.spec import ImageSpec
 from effbackbones.inference.predictor import BEST
 from effbackbones.inference.runtimes import open_runtime
 from effbackbones.weights.content import Content, read_content
@@ -197,9 +198,7 @@ def _of_images(facts: Mapping[str, Any]) -> list[str]:
     spec, reading = facts.get("image_spec"), facts.get("reading")
     if not spec:
         return []
-    height, width = spec["size"]
-    numbers = "; ".join(f"{name} {', '.join(f'{value:g}' for value in spec[name])}" for name in ("mean", "std"))
-    lines = [f"images: {height} x {width}, {spec['crop_mode']}, {spec['interpolation']}; {numbers}"]
+    lines = [f"images: {ImageSpec(**spec).told()}"]
     return [*lines, f"read: {_words(reading)}"] if reading else lines
 
 
