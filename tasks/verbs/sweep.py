@@ -199,12 +199,14 @@ def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    wakeup = signal.set_wakeup_fd(-1)  # the run has its own watch over signals that nobody answers
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
 
 
 def _conclude(task: TaskSpec, config: Config, found: Sequence[Trial], root: Path, tell: Teller) -> None:
