@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -199,7 +200,11 @@ def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     wakeup = signal.set_wakeup_fd(-1)  # the run has its own watch over signals that nobody answers
+    numbers = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # what nohup has made ignored stays so
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield
