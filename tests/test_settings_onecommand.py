@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +159,19 @@ def test_help_and_lists_load_no_torch() -> None:
 
 @pytest.mark.slow
 def test_help_takes_less_than_a_third_of_a_second() -> None:
-    times = []
-    for _ in range(5):
-        start = time.monotonic()
-        assert (
-            "usage"
-            in subprocess.run([sys.executable, "-m", "effbackbones"], capture_output=True, text=True, cwd=ROOT).stdout
-        )
-        times.append(time.monotonic() - start)
-    assert min(times) < 0.3
+    """Of a processor's time, for what others do on the machine is not the command's."""
+    resource = pytest.importorskip("resource")
+
+    def used() -> float:
+        times = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return float(times.ru_utime + times.ru_stime)
+
+    taken = []
+    for _ in range(3):
+        before, line = used(), [sys.executable, "-m", "effbackbones", "--help"]
+        assert subprocess.run(line, capture_output=True, cwd=ROOT, check=True).stdout.startswith(b"usage: ")
+        taken.append(used() - before)
+    assert min(taken) < 0.3
 
 
 def test_python_m_is_the_same_command(tmp_path: Path) -> None:

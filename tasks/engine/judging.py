@@ -114,7 +114,8 @@ class Judge:
                 sets[other] = self.score(self.state.model, dataset=self.datasets[split], observe=False)[0]
         spans = keep_outcomes(self.folder, outcomes, self.task, split, self.tell)
         judged = Monitored(self.monitor.name, progress.best, self.monitor.rises)
-        results = RunResults(sets, weights, split, judged, intervals=spans)
+        size, minutes = sum(parameter.numel() for parameter in best.parameters()), progress.seconds / 60
+        results = RunResults(sets, weights, split, judged, intervals=spans, parameters=size, minutes=minutes)
         told = {**self._facts(best, split), **facts, **environment()}
         title = f"{self.task.command}: {network(best.config)}"
         per_epoch = self.plan.per_epoch

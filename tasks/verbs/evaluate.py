@@ -52,8 +52,11 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     )
     folder = Path(extras.out) if extras.out else beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
+    size = sum(parameter.numel() for parameter in model.parameters())
     spans = keep_outcomes(folder, outcomes, task, extras.split, tell)
-    results = EvaluationResults({"model": scores}, intervals=spans, split=extras.split, checkpoint=extras.checkpoint)
+    results = EvaluationResults(
+        {"model": scores}, intervals=spans, parameters=size, split=extras.split, checkpoint=extras.checkpoint
+    )
     write_metrics(folder, results, [])
     if recorder:
         tell(f"predictions {recorder.write(folder, tell)}")
