@@ -18,7 +18,12 @@ from torch.utils import _pytree as pytree
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.images.pixels import require_batch, to_unit
-from effbackbones.images.spec import LARGEST_SIDE
+from effbackbones.images.spec import (
+    IMAGENET_MEAN as IMAGENET_MEAN,
+    IMAGENET_STD as IMAGENET_STD,
+    LARGEST_SIDE as LARGEST_SIDE,
+    ImageSpec as ImageSpec,
+)
 from effbackbones.optiontypes import field_types, parameter_types
 from effbackbones.weights.loading import load_state
 from effbackbones.weights.pretrained import Adopted, Decided, Pretrained
@@ -26,7 +31,6 @@ from effbackbones.weights.pretrained import Adopted, Decided, Pretrained
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
 TAPS = ("stage", "stem", "smp_b0")
 """Where a backbone takes its maps, as its option ``tap`` says."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Classes = tuple[str, ...] | dict[str, tuple[str, ...]]
 """Names of the labels 0..K-1; of several tasks, by task."""
 
@@ -74,54 +78,6 @@ class FeatureSpec:
         where = [self.names.index(name) for name in names]
         channels, strides = tuple(self.channels[i] for i in where), tuple(self.strides[i] for i in where)
         return replace(self, names=names, channels=channels, strides=strides)
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """How images are prepared: what the weights were trained with.
-
-    ``size`` is (H, W) in pixels; ``mean`` and ``std`` have one value per channel, for images in 0..1; ``interpolation``
-    is ``bilinear`` or ``bicubic``. ``crop_mode``: the shorter side is resized to ``size / crop_fraction`` before a centre crop
-    (``center``); the whole image is squashed to ``size`` (``squash``), or fitted into it, padded at right and bottom with
-    the mean colour (``letterbox``).
-    """
-
-    size: tuple[int, int] = (224, 224)
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    interpolation: str = "bicubic"
-    crop_fraction: float = 0.875
-    crop_mode: str = "center"
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not self.mean:
-            raise UserError(
-                "image_spec", f"mean has {len(self.mean)} values, std {len(self.std)}", "give one of each per channel"
-            )
-        if not all(map(math.isfinite, (*self.mean, *self.std, self.crop_fraction))):
-            raise UserError(
-                "image_spec", f"expected finite numbers, got mean {self.mean}, std {self.std}", "correct it"
-            )
-        if len(self.size) != 2 or max(self.size) > LARGEST_SIDE:
-            what = f"expected [height, width] of 1 to {LARGEST_SIDE} pixels, got {str(self.size)[:60]}"
-            raise UserError("image_spec.size", what, "correct it")
-        if min(self.std) <= 0 or not 0 < self.crop_fraction <= 1 or min(self.size) < 1:
-            raise UserError(
-                "image_spec", f"std and size must be positive, crop_fraction in (0, 1]; got {self}", "correct it"
-            )
-        for field, value, allowed in (
-            ("interpolation", self.interpolation, ("bilinear", "bicubic")),
-            ("crop_mode", self.crop_mode, ("center", "squash", "letterbox")),
-        ):
-            if value not in allowed:
-                raise UserError(f"image_spec.{field}", f"unknown value {value!r}", nearest(value, allowed))
-
-    def for_channels(self, count: int) -> "ImageSpec":
-        """This spec for images of ``count`` channels: if that is another number, each gets the average of mean and std."""
-        if len(self.mean) == count:
-            return self
-        mean, std = ((sum(values) / len(values),) * count for values in (self.mean, self.std))
-        return replace(self, mean=mean, std=std)
 
 
 @dataclass(frozen=True)

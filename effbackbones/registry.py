@@ -64,8 +64,8 @@ class Registry:
         self._patterns = dict(patterns)
         self._registered: dict[str, Any] = {}
 
-    def _target(self, name: str) -> str | None:
-        """The import string of a built-in name."""
+    def target(self, name: str) -> str | None:
+        """The import string of a built-in name, None for others."""
         found = (target for pattern, target in self._patterns.items() if re.fullmatch(pattern, name))
         return self._built_in.get(name) or next(found, None)
 
@@ -77,7 +77,7 @@ class Registry:
         entries = [entry for entry in _installed(self.group) if self.canonical(entry.name) == name]
         theirs = self._registered.get(name)
         for entry in entries:
-            owner = self._target(name) or (None if theirs is None or _made_by(theirs, entry) else _owner(theirs))
+            owner = self.target(name) or (None if theirs is None or _made_by(theirs, entry) else _owner(theirs))
             remedy = f"uninstall {_distribution(entry)}"
             if entry.value != entries[0].value:
                 owner, remedy = _package(entries[0]), "uninstall one of these packages"
@@ -90,12 +90,12 @@ class Registry:
         refuses."""
         _read_installed.cache_clear()  # a notebook may have installed something
         installed = {self.canonical(entry.name) for entry in _installed(self.group)}
-        return sorted({*self._registered, *self._built_in, *(name for name in installed if not self._target(name))})
+        return sorted({*self._registered, *self._built_in, *(name for name in installed if not self.target(name))})
 
     def is_built_in(self, name: str) -> bool:
         """Whether ``get(name)`` gives a class of this distribution."""
         name = self.canonical(name)
-        return name not in self._registered and self._target(name) is not None
+        return name not in self._registered and self.target(name) is not None
 
     @contextmanager
     def temporary(self, things: Mapping[str, Any], *, alone: bool = False) -> Iterator[None]:
@@ -111,6 +111,26 @@ class Registry:
         """``name`` with an alias resolved; nothing is looked up."""
         return self._aliases.get(name, name)
 
+    def room(self, name: str) -> str | None:
+        """The first two parts of the module that a built-in name lies in (``heads.detection``), None for others."""
+        target = self.target(self.canonical(name))
+        return ".".join(target.partition(":")[0].split(".")[:2]) if target else None
+
+    def aliases(self, name: str) -> list[str]:
+        """Other words for ``name``."""
+        return sorted(alias for alias, meant in self._aliases.items() if meant == name)
+
+    def owner(self, name: str) -> str:
+        """Who registered ``name``: file and qualified name, or import string and package; empty for what is built in and not known."""
+        if name in self._registered:
+            return _owner(self._registered[name])
+        entry = None if self.target(name) else self._entry(name)
+        return _package(entry) if entry else ""
+
+    def spoken(self, name: str) -> str:
+        """The alias of ``name`` that people write, ``name`` itself where it has none."""
+        return next((alias for alias, meant in self._aliases.items() if meant == name), name)
+
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that registers a class or factory under ``name``.
 
@@ -119,7 +139,7 @@ class Registry:
         """
 
         def decorate(thing: T) -> T:
-            owner = self._target(self.canonical(name))
+            owner = self.target(self.canonical(name))
             if name in self._registered and not _redefined(self._registered[name], thing):
                 owner = _owner(self._registered[name])
             if owner:
@@ -139,7 +159,7 @@ class Registry:
         entry = self._entry(name)
         if name in self._registered:
             return self._registered[name]
-        if target := self._target(name):
+        if target := self.target(name):
             return import_built_in(target)
         known = "" if entry else nearest(name, self.names(), self._aliases)
         entry = entry or self._entry(name)  # of what was installed meanwhile
@@ -228,7 +248,11 @@ LAYOUTS = Registry(
         "smp": "heads.segmentation.smp_names:read_segmenter",
     },
 )
+COMMAND = "tasks.run:main"
+"""What the distribution installs as ``effbackbones``."""
 DEFAULT_HEADS = {"cls": "classification", "det": "efficientdet", "seg": "unet"}
+ROOM_OF_HEADS = {"cls": "heads.classification", "det": "heads.detection", "seg": "heads.segmentation"}
+"""Where our heads for a task lie, so that they can be told apart without being loaded."""
 DEFAULT_CLASSES = {"cls": 1000, "det": 80, "seg": 21}
 
 

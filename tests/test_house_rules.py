@@ -20,6 +20,7 @@ NEVER = {
 # What a room imports inside functions only.
 LATE = {
     "effbackbones": {
+        "av",
         "timm",
         "tifffile",
         "h5py",
@@ -80,10 +81,11 @@ LAYERS = (
     "tasks.strictyaml",
     "heads.classification heads.detection heads.segmentation",
     "heads.options heads.targets",
+    "effbackbones.__main__",
+    "effbackbones.describing",
     "effbackbones.export",
     "effbackbones.bridges",
-    "effbackbones.bridges",
-    "effbackbones.publishing",
+    "effbackbones.publishing effbackbones.catalogue",
     "effbackbones.serving",
     "effbackbones.conformance effbackbones.inference",
     "effbackbones.export.record",
@@ -94,6 +96,7 @@ LAYERS = (
     "effbackbones.multihead",
     "effbackbones.backbones",
     "effbackbones.weights",
+    "effbackbones.backbones.costs",
     "effbackbones.backbones.scaling effbackbones.backbones.convolution",
     "effbackbones.contracts",
     "effbackbones.export.operators",
@@ -295,7 +298,7 @@ def test_tests_are_flat_and_prefixed_by_room() -> None:
         "faults",
     }
     prefixes = tuple(f"test_{room}_" for room in rooms)
-    helpers = {"conftest.py", "tests_support.py", "scenes.py", "weight_files.py"}
+    helpers = {"conftest.py", "tests_support.py", "scenes.py", "films.py", "weight_files.py"}
     assert [
         path.name for path in tests.glob("*.py") if path.name not in helpers and not path.name.startswith(prefixes)
     ] == []

@@ -75,10 +75,10 @@ def test_a_task_is_registered_as_a_class_or_an_instance(lend: Any) -> None:
 
 def test_the_command_of_any_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    assert "python -m tasks.run TASK" in capsys.readouterr().out
+    assert "usage: effbackbones VERB TASK" in capsys.readouterr().out
     assert main(["--config", "x"]) == 2
     assert main(["nothing", "bench", "--model.backbone", "b0"]) == 2
-    assert "error: task 'nothing': no such name" in capsys.readouterr().err
+    assert "error: verb or task 'nothing': no such name" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         parse("mine", ["--help"])
     assert "usage: python -m tasks.run mine [train|" in capsys.readouterr().out
@@ -115,7 +115,7 @@ def test_version_needs_no_torch() -> None:
 def test_a_task_that_is_not_there_is_called_that(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["clssify", "--config", "shapes"]) == 2
     said = capsys.readouterr().err.strip()
-    assert said.startswith("error: task 'clssify': no such name; did you mean classify")
+    assert said.startswith("error: verb or task 'clssify': no such name; did you mean classify")
     assert "plugins" in said
 
 

@@ -23,7 +23,7 @@ from effbackbones.registry import HEADS
 from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.strictyaml import read_tree
-from tasks.verbs import inputs, predict
+from tasks.verbs import ahead, inputs
 
 HEAD = '''
 """A head in a file of its own, outside of the project."""
@@ -184,7 +184,7 @@ def test_a_bad_file_is_named_and_the_others_are_predicted(
 def test_a_file_that_hangs_is_named_where_predict_reads_in_its_own_process(
     trained: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released, honest = Event(), predict._Files.__getitem__
+    released, honest = Event(), ahead.ImageFiles.__getitem__
 
     def read(files: Any, index: int) -> Any:
         found = honest(files, index)
@@ -192,7 +192,7 @@ def test_a_file_that_hangs_is_named_where_predict_reads_in_its_own_process(
             released.wait(60)
         return found
 
-    monkeypatch.setattr(predict._Files, "__getitem__", read)
+    monkeypatch.setattr(ahead.ImageFiles, "__getitem__", read)
     line = ["predict", "--checkpoint", str(trained), "--out", str(tmp_path / "out"), "--run.progress", "false"]
     line += ["--data.workers", "0", "--data.batch_size", "1"]
     try:

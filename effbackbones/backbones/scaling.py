@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 from effbackbones.errors import UserError, nearest
+from effbackbones.images.spec import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 
 Family = Literal["b", "lite"]
 

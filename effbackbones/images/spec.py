@@ -1,15 +1,65 @@
-"""How the files of images become the pixels that a model sees, apart from resizing: a part of every model file."""
+"""How the files of images become the pixels that a model sees: read, and brought to size. Both are a part of every model file."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.images.geometry import Size
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LARGEST_SIDE = 16384
 """Pixels of a side that an image, or a tile of one, may be asked to have."""
 _WORDS = {"depth": ("8", "native"), "exif": ("apply", "ignore"), "batch_shape": ("fixed", "aspect")}
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How images are prepared: what the weights were trained with.
+
+    ``size`` is (H, W) in pixels; ``mean`` and ``std`` have one value per channel, for images in 0..1; ``interpolation``
+    is ``bilinear`` or ``bicubic``. ``crop_mode``: the shorter side is resized to ``size / crop_fraction`` before a centre crop
+    (``center``); the whole image is squashed to ``size`` (``squash``), or fitted into it, padded at right and bottom with
+    the mean colour (``letterbox``).
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bicubic"
+    crop_fraction: float = 0.875
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise UserError(
+                "image_spec", f"mean has {len(self.mean)} values, std {len(self.std)}", "give one of each per channel"
+            )
+        if not all(map(math.isfinite, (*self.mean, *self.std, self.crop_fraction))):
+            raise UserError(
+                "image_spec", f"expected finite numbers, got mean {self.mean}, std {self.std}", "correct it"
+            )
+        if len(self.size) != 2 or max(self.size) > LARGEST_SIDE:
+            what = f"expected [height, width] of 1 to {LARGEST_SIDE} pixels, got {str(self.size)[:60]}"
+            raise UserError("image_spec.size", what, "correct it")
+        if min(self.std) <= 0 or not 0 < self.crop_fraction <= 1 or min(self.size) < 1:
+            raise UserError(
+                "image_spec", f"std and size must be positive, crop_fraction in (0, 1]; got {self}", "correct it"
+            )
+        for field, value, allowed in (
+            ("interpolation", self.interpolation, ("bilinear", "bicubic")),
+            ("crop_mode", self.crop_mode, ("center", "squash", "letterbox")),
+        ):
+            if value not in allowed:
+                raise UserError(f"image_spec.{field}", f"unknown value {value!r}", nearest(value, allowed))
+
+    def for_channels(self, count: int) -> "ImageSpec":
+        """This spec for images of ``count`` channels: if that is another number, each gets the average of mean and std."""
+        if len(self.mean) == count:
+            return self
+        mean, std = ((sum(values) / len(values),) * count for values in (self.mean, self.std))
+        return replace(self, mean=mean, std=std)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a predictor can be asked about, as pixels: files, PIL images, arrays, tensors."""
+"""What a predictor can be asked about, as pixels: files, PIL images, arrays, tensors, frames of videos."""
 
 import os
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from effbackbones.images.geometry import Pixels
 from effbackbones.images.opening import Encoded
 from effbackbones.images.pixels import require_unit
 from effbackbones.images.reading import read_image
+from effbackbones.images.video import Frame, Moment
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _KINDS = "a path, a PIL image, a numpy array [H, W, C] or a tensor [C, H, W]"
@@ -23,11 +24,13 @@ _KINDS = "a path, a PIL image, a numpy array [H, W, C] or a tensor [C, H, W]"
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An image to predict: its ``name``, its ``pixels`` where they were given, else the file is read by ``read``."""
+    """An image to predict: its ``name``, its ``pixels`` where they were given, else the file is read by ``read``; ``moment`` of a frame
+    of a video."""
 
     name: str
     pixels: Pixels | None
     read: Callable[[str], Pixels] | None = None
+    moment: Moment | None = None
 
     def __call__(self) -> Pixels:
         """The image [H, W, C], upright."""
@@ -41,7 +44,7 @@ def is_one(given: Any) -> bool:
     """Whether it is a single image, and no list of them."""
     if isinstance(given, np.ndarray | Tensor):
         return given.ndim < 4
-    return isinstance(given, str | os.PathLike | Encoded | Image.Image)
+    return isinstance(given, str | os.PathLike | Encoded | Image.Image | Frame)
 
 
 def source_of(
@@ -56,6 +59,9 @@ def source_of(
         return ImageSource(given.name, None, partial(_read_encoded, given, **reading))
     if isinstance(given, str | os.PathLike):
         return ImageSource(os.fspath(given), None, partial(read_image, **reading))
+    if isinstance(given, Frame):
+        moment = given.moment
+        return ImageSource(moment.name, _checked(given.pixels, moment.name, channels, bgr=False), moment=moment)
     name = f"image {number}"
     if isinstance(given, Image.Image):
         name = str(getattr(given, "filename", "") or name)

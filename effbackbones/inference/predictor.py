@@ -20,6 +20,7 @@ from effbackbones.export.record import format_of
 from effbackbones.images.opening import Encoded
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
+from effbackbones.images.video import Frame
 from effbackbones.inference.answering import LIMITED, Wishes, answers, autocast, results_of
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
@@ -34,7 +35,7 @@ BEST = "best.safetensors"
 """The model file of a run folder."""
 READERS = 4
 """Threads that read files and bring images to size while the network works."""
-OneImage = str | PathLike[str] | Encoded | Image.Image | np.ndarray[Any, Any] | Tensor
+OneImage = str | PathLike[str] | Encoded | Image.Image | np.ndarray[Any, Any] | Tensor | Frame
 
 
 class Predictor:
@@ -105,7 +106,7 @@ class Predictor:
     def __call__(self, images: Iterable[OneImage], *, bgr: bool = False) -> Any: ...
     def __call__(self, images: Any, *, bgr: bool = False) -> Any:
         """The result of one image (path, :class:`effbackbones.images.opening.Encoded` file, PIL image, array [H, W, C] or [H, W],
-        tensor [C, H, W]); a list of results for a list or
+        tensor [C, H, W], a frame that :class:`effbackbones.images.video.Video` gives); a list of results for a list or
         tuple of them, or an array or tensor with a first axis more; an iterator for an iterator, which holds a few images at a time.
 
         Arrays and tensors: uint8, uint16, or floating point in 0..1, RGB, or with ``bgr`` (arrays alone) as OpenCV has them. Raises

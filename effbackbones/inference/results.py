@@ -18,6 +18,7 @@ from effbackbones.drawing.masks import overlay
 from effbackbones.errors import UserError
 from effbackbones.images.classsets import set_of
 from effbackbones.images.geometry import Pixels, Size
+from effbackbones.images.video import Moment
 
 DRAWN = 0.3
 """Score from which boxes are drawn where no threshold is given."""
@@ -39,6 +40,12 @@ class Result:
     original: Original = field(repr=False)
     """Gives the pixels that it is of: kept where they were given as pixels, read again where they were a file."""
 
+    @property
+    def moment(self) -> Moment | None:
+        """Of a frame of a video: which, and when it is shown."""
+        moment: Moment | None = getattr(self.original, "moment", None)
+        return moment
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values alone."""
         raise NotImplementedError
@@ -53,7 +60,7 @@ class Result:
         return Image.fromarray(draw_boxes(self.original(), np.zeros((0, 4)), at_least=1, at_most=at_most))
 
     def _head(self) -> dict[str, Any]:
-        return {"source": self.source, "size": list(self.size)}
+        return {"source": self.source, **(self.moment.to_dict() if self.moment else {}), "size": list(self.size)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ torchvision, timm, efficientnet_pytorch, segmentation-models-pytorch and effdet.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 from effbackbones.errors import UserError, nearest
+from effbackbones.images.spec import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 from effbackbones.weights.detectors import detectors
 from effbackbones.weights.source import HALF, WeightSource
 

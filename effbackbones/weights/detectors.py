@@ -6,7 +6,7 @@ Both hold 90 classes, channel k for COCO's category id k + 1. The tests compare 
 from collections.abc import Iterator
 from typing import Any
 
-from effbackbones.contracts import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
+from effbackbones.images.spec import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 from effbackbones.weights.source import HALF, WeightSource
 
 _EFFDET_URL = "https://github.com/rwightman/efficientdet-pytorch/releases/download/v0.1"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from effbackbones.contracts import ImageSpec
+from effbackbones.images.spec import ImageSpec
 
 HALF = (0.5, 0.5, 0.5)
 """Mean and std of weights that were trained on inputs in -1..1."""

@@ -38,7 +38,8 @@ class PredictionFiles:
             order = result.order[: self.written]
             pairs = zip(result.probabilities[order].tolist(), order.tolist(), strict=True)
             found = [{"class": self.classes[label], "label": label, "probability": score} for score, label in pairs]
-            self.rows.append({"file": result.source, "predictions": found})
+            shown = result.moment.to_dict() if result.moment else {}
+            self.rows.append({"file": result.source, **shown, "predictions": found})
             self.tell(
                 f"{result.source}: " + ", ".join(f"{p['class']} {p['probability']:.3f}" for p in found[: self.told])
             )

@@ -22,6 +22,16 @@ DATASETS = Registry(
         "masks": "tasks.data.door:masks",
     },
 )
+ABOUT = {
+    "folder": "class folders of images",
+    "table": "CSV files of image paths and labels",
+    "shapes": "drawn shapes with labels, boxes and masks; no files",
+    "coco": "COCO annotation files: labels, boxes, masks",
+    "voc": "Pascal VOC folders: labels and boxes",
+    "yolo": "YOLO label files, data.yaml or darknet lists: labels and boxes",
+    "masks": "folders of images and of masks",
+}
+"""What each of ours reads, in a line."""
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ from tasks.detection.examples import confident
 from tasks.detection.metrics import CONFIDENT
 from tasks.detection.numbering import category_ids, write_categories
 from tasks.detection.results import ImageDetections, detections_of, write_results
-from tasks.report.outputs import OutputNames, make_folder
+from tasks.report.outputs import DrawnVideos, OutputNames, make_folder, stem_of
 
 _MARK = "detections drawn by effbackbones"
 _LARGEST = 65_500  # pixels on a side of a JPEG file
@@ -60,7 +60,8 @@ class DetectionRecorder:
 
 
 class DetectionFiles:
-    """Writes ``OUT/NAME.jpg`` for each image and, at the end, ``OUT/predictions.json`` with the names of its ids beside it
+    """Writes ``OUT/NAME.jpg`` for each image, ``OUT/NAME.mp4`` for each video, and at the end ``OUT/predictions.json`` with the names
+    of its ids beside it
     (:func:`tasks.detection.numbering.write_categories`); tells a line for each image.
 
     The pictures are in original size (tiny ones enlarged, see :func:`draw_boxes`), with boxes of a
@@ -85,6 +86,7 @@ class DetectionFiles:
         self._ids: Mapping[str, str] = {}
         self._detections: list[ImageDetections] = []
         self._names = OutputNames(lambda name: [out / f"{name}.jpg"], _MARK)
+        self._videos = DrawnVideos(lambda name: out / f"{name}.mp4", _MARK)
         make_folder(out)
 
     def number_as(self, dataset: Dataset) -> None:
@@ -97,16 +99,19 @@ class DetectionFiles:
         for result in results:
             found = detections_of(result)
             self._detections.append(replace(found, id=self._ids.get(os.path.abspath(result.source), found.id)))
-            path = self.out / f"{self._names.take(Path(result.source).stem)}.jpg"
             threshold = self.threshold if result.threshold is None else result.threshold
             shown = confident(found, threshold)
-            buffer = io.BytesIO()
-            drawn = Image.fromarray(self._drawn(result.original(), shown))
-            drawn.save(buffer, "JPEG", quality=92, comment=_MARK.encode())
-            write_atomically(path, buffer.getvalue())
+            drawn = self._drawn(result.original(), shown)
+            if result.moment is not None:
+                self._videos.add(drawn, result.moment)
+            else:
+                buffer = io.BytesIO()
+                Image.fromarray(drawn).save(buffer, "JPEG", quality=92, comment=_MARK.encode())
+                write_atomically(self.out / f"{self._names.take(stem_of(result))}.jpg", buffer.getvalue())
             self.tell(f"{result.source}: {self._summary(shown, threshold)}")
 
     def close(self) -> None:
+        self._videos.close()
         _write(self.out, self._detections, self.category_ids, self.classes, self.tell)
 
     def _drawn(self, image: Pixels, shown: ImageDetections) -> Picture:

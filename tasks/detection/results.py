@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from effbackbones.contracts import Detections
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
+from effbackbones.images.video import Moment
 from effbackbones.inference.boxes import FoundBoxes, restore_boxes
 from effbackbones.inference.results import Boxes
 from effbackbones.weights.tensorfile import read_bytes, write_atomically
@@ -32,7 +33,8 @@ _SHOWN = 3
 @dataclass(frozen=True)
 class ImageDetections:
     """What was found in one image, in pixels of the original: ``size`` (H, W), ``boxes`` float64 [n, 4] as x, y, width, height,
-    ``scores`` float64 [n], ``labels`` int64 [n] in 0..K-1. ``id`` of the image; ``file``: where it lies, if that is known."""
+    ``scores`` float64 [n], ``labels`` int64 [n] in 0..K-1. ``id`` of the image; ``file``: where it lies, if that is known; ``moment`` of a
+    frame of a video."""
 
     id: str
     size: Size
@@ -40,6 +42,7 @@ class ImageDetections:
     scores: NDArray[np.float64]
     labels: NDArray[np.int64]
     file: str = ""
+    moment: Moment | None = None
 
 
 class KnownImages(Protocol):
@@ -77,8 +80,9 @@ def merged(batch: Batch, found: Sequence[FoundBoxes]) -> list[ImageDetections]:
 
 def detections_of(result: Boxes) -> ImageDetections:
     """What a predictor found, in the form of a results file."""
-    boxes = _xywh(result.boxes)
-    return ImageDetections(result.source, result.size, boxes, result.scores, result.labels, result.source)
+    boxes, moment = _xywh(result.boxes), result.moment
+    file = "" if moment is not None and moment.live else result.source
+    return ImageDetections(result.source, result.size, boxes, result.scores, result.labels, file, moment)
 
 
 def _xywh(corners: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -107,7 +111,7 @@ def write_results(path: Path, detections: Sequence[ImageDetections], category_id
             raise UserError(image.id, what, "give the id of every class")
         fine = finite_rows(image.boxes, image.scores)
         left_out += int((~fine).sum())
-        extra = {"file_name": name} if name else {}
+        extra = ({"file_name": name} if name else {}) | (image.moment.to_dict() if image.moment else {})
         for box, score, label in zip(
             image.boxes[fine].tolist(), image.scores[fine].tolist(), image.labels[fine].tolist(), strict=True
         ):

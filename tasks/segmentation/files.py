@@ -14,11 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from effbackbones.drawing.masks import overlay, palette_of
 from effbackbones.errors import UserError
-from effbackbones.images.geometry import Mask, Pixels
 from effbackbones.inference.results import Mask as Segments
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.data.sample import IGNORE
-from tasks.report.outputs import OutputNames, make_folder
+from tasks.report.outputs import DrawnVideos, OutputNames, make_folder, place_of, stem_of
 from tasks.segmentation.values import OwnValues
 
 MARK = "segmentation by effbackbones"
@@ -64,6 +63,7 @@ class SegmentationFiles:
         # Arrays bear no mark: the pictures beside them say whose they are.
         marked = [kind for kind in self.kinds if kind not in PROBABILITIES]
         self._names = OutputNames(lambda name: [self._places(name)[kind] for kind in marked], MARK)
+        self._videos = DrawnVideos(lambda name: out / "overlay" / f"{name}.mp4", MARK)
         for kind in self.kinds:
             make_folder(out / kind)
         if not is_ours(out / "classes.json"):
@@ -74,9 +74,10 @@ class SegmentationFiles:
     def update(self, results: Sequence[Segments]) -> None:
         """Write the files of images."""
         for result in results:
-            self._write(result.source, result.labels, result.original(), result.probabilities)
+            self._write(result)
 
     def close(self) -> None:
+        self._videos.close()
         colours = [f"#{bytes(colour).hex()}" for colour in self._colours]
         classes = [{"value": value, "name": name, "color": colours[value]} for value, name in enumerate(self.classes)]
         undefined = {
@@ -97,9 +98,9 @@ class SegmentationFiles:
         }
         write_atomically(self.out / "classes.json", (json.dumps(record, indent=2) + "\n").encode())
 
-    def _write(self, source: str, labels: Mask, image: Pixels, probabilities: NDArray[np.float16] | None) -> None:
-        name = self._names.take(Path(source).stem)
-        self._images[name] = os.path.abspath(source)
+    def _write(self, result: Segments) -> None:
+        name, labels, image = self._names.take(stem_of(result)), result.labels, result.original()
+        self._images[name] = place_of(result)
         places = self._places(name)
         comment = PngInfo()
         comment.add_text("Comment", MARK)
@@ -111,11 +112,14 @@ class SegmentationFiles:
         if self.own:
             write_atomically(places["values"], encoded(self.own.picture(labels), "PNG", pnginfo=comment))
         if "probabilities" in self.kinds:
-            write_atomically(places["probabilities"], stored(probabilities))
+            write_atomically(places["probabilities"], stored(result.probabilities))
         picture = Image.fromarray(overlay(image, labels, self.classes, at_most=LARGEST))
-        write_atomically(places["overlay"], encoded(picture, "JPEG", quality=92, comment=MARK.encode()))
+        if result.moment is not None:
+            self._videos.add(np.asarray(picture), result.moment)
+        else:
+            write_atomically(places["overlay"], encoded(picture, "JPEG", quality=92, comment=MARK.encode()))
         reduced = f"; overlay reduced to {picture.width} x {picture.height}" if max(image.shape[:2]) > LARGEST else ""
-        self.tell(f"{source}: {self._summary(counts)}{reduced}")
+        self.tell(f"{result.source}: {self._summary(counts)}{reduced}")
 
     def _summary(self, counts: np.ndarray) -> str:
         """The classes with the largest shares of the pixels."""

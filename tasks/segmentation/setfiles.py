@@ -1,7 +1,6 @@
 """What ``predict`` leaves of a segmentation whose classes overlap: for each image a mask of each class, and all over the image."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.classsets import set_of
 from effbackbones.inference.results import Masks
 from effbackbones.weights.tensorfile import write_atomically
-from tasks.report.outputs import OutputNames, make_folder
+from tasks.report.outputs import DrawnVideos, OutputNames, make_folder, place_of, stem_of
 from tasks.segmentation.files import LARGEST, MARK, encoded, is_ours, share, stored
 
 _FILES = {
@@ -47,6 +46,7 @@ class SetFiles:
         self._shares: dict[str, dict[str, float]] = {}
         self._thresholds: tuple[float, ...] = ()
         self._names = OutputNames(lambda name: [*self._masks(name), self._overlay(name)], MARK)
+        self._videos = DrawnVideos(lambda name: out / "overlay" / f"{name}.mp4", MARK)
         for kind in self.kinds:
             for folder in self.folders if kind == "masks" else ["."]:
                 make_folder(out / kind / folder)
@@ -61,6 +61,7 @@ class SetFiles:
             self._write(result)
 
     def close(self) -> None:
+        self._videos.close()
         colours = [f"#{bytes(colour).hex()}" for colour in palette_of(self.classes)]
         thresholds = self._thresholds or (None,) * len(self.classes)  # of no image nothing was said
         rows = zip(self.classes, self.folders, thresholds, colours, strict=False)  # the palette goes on
@@ -77,8 +78,8 @@ class SetFiles:
         write_atomically(self.out / "classes.json", (json.dumps(record, indent=2) + "\n").encode())
 
     def _write(self, result: Masks) -> None:
-        name = self._names.take(Path(result.source).stem)
-        self._images[name], self._thresholds = os.path.abspath(result.source), result.thresholds
+        name = self._names.take(stem_of(result))
+        self._images[name], self._thresholds = place_of(result), result.thresholds
         comment = PngInfo()
         comment.add_text("Comment", MARK)
         shares = {}
@@ -90,7 +91,10 @@ class SetFiles:
         if "probabilities" in self.kinds:
             write_atomically(self.out / "probabilities" / f"{name}.npy", stored(result.probabilities))
         drawn = Image.fromarray(overlay(result.original(), set_of(result.masks), self.classes, at_most=LARGEST))
-        write_atomically(self._overlay(name), encoded(drawn, "JPEG", quality=92, comment=MARK.encode()))
+        if result.moment is not None:
+            self._videos.add(np.asarray(drawn), result.moment)
+        else:
+            write_atomically(self._overlay(name), encoded(drawn, "JPEG", quality=92, comment=MARK.encode()))
         reduced = f"; overlay reduced to {drawn.width} x {drawn.height}" if max(result.size) > LARGEST else ""
         self.tell(f"{result.source}: {_summary(shares)}{reduced}")
 

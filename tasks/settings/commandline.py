@@ -19,6 +19,7 @@ from effbackbones.errors import UserError, nearest
 from effbackbones.registry import BACKBONES, DEFAULT_HEADS, HEADS, TASKS
 from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
 from tasks.settings.lent import lent_options
+from tasks.settings.onecommand import verb_help
 from tasks.settings.paths import expanded
 from tasks.settings.sections import Config
 from tasks.settings.tree import SEVERAL, build, dump, merge
@@ -42,6 +43,7 @@ class Extras:
     top_k: str | None = None
     tta: str | None = None
     slices: str | None = None
+    every: str | None = None
     deep: bool = False
     format: str | None = None
     preprocess: str = "normalize"
@@ -74,7 +76,7 @@ _OPTION = re.compile(r"data\.options\.\w+")
 
 
 def parse(task: str, argv: list[str]) -> Request:
-    """Read ``argv`` of the command ``task`` (``classify``, ``detect``, ``segment``).
+    """Read ``argv`` of the command ``task`` (``classify``, ``detect``, ``segment``; empty for a verb that has none).
 
     ``--help``, ``--version`` and ``--print-config`` print and raise ``SystemExit(0)``; every mistake raises :class:`UserError`.
     """
@@ -83,7 +85,7 @@ def parse(task: str, argv: list[str]) -> Request:
         sys.exit(0)
     line = _Line.read(argv)
     if line.help:
-        print(_help(task))
+        print(_help(task) if task else verb_help(line.verb))
         sys.exit(0)
     source = line.options.pop("config", None) or _resumed(line)
     shown = "print-config" in line.flags
@@ -164,9 +166,9 @@ def _help(task: str) -> str:
     for verb in VERBS.values():
         for name, option in verb.own.items():
             if option.flag:
-                flags.append(f"--{name}: {option.about(verb.name)}")
+                flags.append(f"--{name}: {option.help} ({verb.name})")
             else:
-                options[name] = option.about(verb.name)
+                options[name] = f"{option.help} ({verb.name}){option.limits}"
     flags += ["--version: the versions of this project, PyTorch and Python"]
     return help_page(usage, "\n".join(about), options, "\n".join(["Without a value:", *flags]))
 

@@ -39,11 +39,13 @@ class Option:
             raise UserError(where, f"expected {_WORDS[self.type]}, got {text!r}", "correct it") from None
         return value
 
-    def about(self, verb: str) -> str:
-        """Its line of help, as one that ``verb`` alone has."""
-        kind = f"; {' or '.join(self.values)}" if self.values else "" if self.type is str else f"; {_WORDS[self.type]}"
-        default = "" if self.default is None or self.flag else f"; default {self.default}"
-        return f"{self.help} ({verb}{kind}{default})"
+    @property
+    def limits(self) -> str:
+        """What its help says besides, as an option that one verb has alone."""
+        kind = " or ".join(self.values) or ("" if self.type is str else _WORDS[self.type])
+        default = "" if self.default is None or self.flag else f"default {self.default}"
+        said = "; ".join(filter(None, (kind, default)))
+        return f" ({said})" if said else ""
 
 
 _WORDS: Mapping[type, str] = {str: "a text", int: "a whole number", float: "a number"}
@@ -52,9 +54,9 @@ _WORDS: Mapping[type, str] = {str: "a text", int: "a whole number", float: "a nu
 @dataclass(frozen=True)
 class Verb:
     """A row: the function ``name`` in ``module``, what it does in a line, the names of its ``options``, whether it takes ``inputs``
-    (words without dashes), whether it works on a ``config``: one that must be named, or one that may be, and the sections and keys of it
-    that are ``unread`` where a trained model is given: what a command line says there is told to change nothing. ``own``: options that no
-    other verb has, whose values are in ``Extras.own`` by their names with underscores."""
+    (words without dashes, which help calls ``words``), whether it works on a ``config``: one that must be named, or one that may be,
+    and the sections and keys of it that are ``unread`` where a trained model is given: what a command line says there is told to
+    change nothing. ``own``: options that no other verb has, whose values are in ``Extras.own`` by their names with underscores."""
 
     name: str
     module: str
@@ -64,6 +66,7 @@ class Verb:
     inputs: bool = False
     unread: tuple[str, ...] = ()
     own: Mapping[str, Option] = field(default_factory=dict)
+    words: str = "INPUT"
 
     def reads(self, key: str, *, split: bool = False) -> bool:
         """Whether it makes something of a dotted key of the config where a trained model is given, and perhaps a ``split`` of data."""
@@ -105,6 +108,7 @@ OPTIONS = {
         "of detectors: large images in pieces of so many pixels, with an overlap (a quarter), and with a look at all of it for objects that"
         " fit in none: 640 or 640,128 or 640,128,whole"
     ),
+    "every": Option("of videos and streams each so many-th frame alone"),
     "format": Option(
         "by the name of --out where it is not given; for TensorRT run trtexec --onnx=FILE.onnx --saveEngine=FILE.engine, for CoreML"
         " coremltools.convert(torch.export.load('FILE.pt2'))",
@@ -172,8 +176,8 @@ VERBS = {
         Verb(
             "predict",
             "tasks.verbs.predict",
-            "predict images that have no labels",
-            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices"),
+            "predict images that have no labels, videos and streams",
+            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices", "every"),
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
@@ -247,11 +251,42 @@ VERBS = {
             ("checkpoint",),
             config="none",
             inputs=True,
+            words="USER/NAME",
             own={
                 "licence": Option("of the model, as the Hub abbreviates it: apache-2.0"),
                 "message": Option("of the commit", default="Upload model"),
                 "private": Option("make the repository, where there is none, for you alone", flag=True),
             },
+        ),
+        Verb(
+            "list",
+            "tasks.verbs.list",
+            "what there is: backbones, heads, weights, configs, datasets, tasks; of plug-ins too",
+            config="none",
+            inputs=True,
+            words="KIND [NAME ...]",
+            own={"json": Option("for machines: all that is known, as JSON", flag=True)},
+        ),
+        Verb(
+            "weights",
+            "tasks.verbs.weights",
+            "what a file of weights is, and what it would load into; weights fetch NAME: published ones, into the cache",
+            config="none",
+            inputs=True,
+            words="FILE|RUN",
+            own={
+                "json": Option("for machines: all that is known, as JSON", flag=True),
+                "backbone": Option("of fetch: for names that several backbones share"),
+                "cache": Option("of fetch: the folder to fetch into", path=True),
+            },
+        ),
+        Verb(
+            "completion",
+            "tasks.verbs.completion",
+            "the script by which a shell completes this command: bash, zsh or fish; its first line says where it goes",
+            config="none",
+            inputs=True,
+            words="SHELL",
         ),
     )
 }

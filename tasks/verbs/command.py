@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from effbackbones.errors import UserError, nearest
@@ -17,6 +18,7 @@ from effbackbones.registry import TASKS
 from tasks.engine.signals import Signals, StoppedError
 from tasks.settings.commandline import Request, named_plugins, parse
 from tasks.settings.lent import without_unknown
+from tasks.settings.onecommand import is_ordered, ordered, overview
 from tasks.settings.tree import absolute
 from tasks.settings.verbs import DEFAULT, VERBS, Verb
 from tasks.telling import unfailing_streams
@@ -26,15 +28,31 @@ USER_ERROR, DIVERGED, FAILED = 2, 3, 1
 
 def run_command(command: str, argv: list[str]) -> int:
     """Run ``argv`` of the command ``command`` (``classify``) and return its exit code. ``--help`` raises SystemExit."""
+    return _answered(lambda: _work(command, argv, started=argv, early=_early(argv, _needs_early(argv))))
+
+
+def run_line(words: list[str]) -> int:
+    """Run a line of the one command (:mod:`tasks.settings.onecommand`) and return its exit code. ``--help`` behind a verb raises
+    SystemExit."""
+    return _answered(lambda: _work_line(words))
+
+
+def _work_line(words: list[str]) -> int:
+    if not words or (words[0].startswith("-") and {"-h", "--help"} & set(words)):
+        _early(words, True)
+        print(overview())
+        return 0
+    early = _early(words, not is_ordered(words))
+    command, argv = ("", words) if words in (["--version"], ["-V"]) else ordered(words)
+    return _work(command, argv, started=words, early=early or _early(argv, _needs_early(argv)))
+
+
+def _answered(work: Callable[[], int]) -> int:
+    """The exit code of ``work``, and a line for what it raises."""
     with unfailing_streams():
         try:
             with Signals():
-                early = _plugins_of_verb(argv)
-                import_plugins(early)
-                request = parse(command, argv)
-                # What a launcher can start again: the line that this process was started with.
-                again = argv == sys.argv[len(sys.argv) - len(argv) :]
-                return _run(VERBS[request.verb], command, request, again=again, early=early)
+                return work()
         except StoppedError as stopped:
             print(stopped, file=sys.stderr)
             return stopped.code
@@ -48,12 +66,23 @@ def run_command(command: str, argv: list[str]) -> int:
             return code
 
 
-def _plugins_of_verb(argv: list[str]) -> tuple[str, ...]:
-    """The plug-ins that a command line names, if its verb is none of ours, so that one of them has to bring it, or reads no config, so
-    that nobody else imports them."""
-    if not argv or argv[0].startswith("-") or (argv[0] in VERBS and VERBS[argv[0]].config != "none"):
-        return ()
-    return named_plugins(argv)
+def _work(command: str, argv: list[str], *, started: list[str], early: tuple[str, ...]) -> int:
+    request = parse(command, argv)
+    # What a launcher can start again: the line that this process was ``started`` with.
+    again = started == sys.argv[len(sys.argv) - len(started) :]
+    return _run(VERBS[request.verb], command, request, again=again, early=early)
+
+
+def _needs_early(argv: list[str]) -> bool:
+    """Whether plug-ins are imported before a line is read: one has to bring its verb, or the verb reads no config, which names them."""
+    return bool(argv) and not argv[0].startswith("-") and (argv[0] not in VERBS or VERBS[argv[0]].config == "none")
+
+
+def _early(words: list[str], needed: bool) -> tuple[str, ...]:
+    """The plug-ins that a line itself names, imported, if that is ``needed`` now."""
+    plugins = named_plugins(words) if needed else ()
+    import_plugins(plugins)
+    return plugins
 
 
 def _run(verb: Verb, command: str, request: Request, *, again: bool, early: tuple[str, ...]) -> int:

@@ -1,4 +1,4 @@
-"""What the words of a line name: files, folders, globs, and with ``-`` a list of paths that comes through standard input."""
+"""What the words of a line name: files, folders, globs, streams, and with ``-`` a list of paths that comes through standard input."""
 
 import glob
 import os
@@ -6,10 +6,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from effbackbones.errors import UserError
-from effbackbones.images.reading import SUFFIXES
+from effbackbones.images.reading import SUFFIXES, is_image_name
+from effbackbones.images.video import VIDEO_SUFFIXES, is_stream, is_video
 from tasks.data.files.listing import files_below, shown
 
 LIST = "-"
@@ -17,21 +18,46 @@ LIST = "-"
 _NAMED = 3  # lines of a list that a message names
 
 
+class Inputs(NamedTuple):
+    """What a line names: ``images``, files each named once, and ``videos``, files and addresses of streams."""
+
+    images: list[Path]
+    videos: list[str]
+
+
 def image_files(
     inputs: Sequence[str], links: str = "anywhere", tell: Callable[[str], None] | None = None
 ) -> list[Path]:
-    """The images that files, folders (all below them), globs and lists (:data:`LIST`) name, sorted within each, each once; a name
-    without any raises :class:`UserError`. ``links`` as in :func:`tasks.data.files.listing.files_below`. What is passed over in
-    folders, and how many are named twice, is told to ``tell``."""
+    """The images of :func:`named_inputs`; a video among them raises :class:`UserError`."""
+    images, videos = named_inputs(inputs, links, tell)
+    if videos:
+        raise UserError(videos[0], "is a video, and images are needed", "predict takes videos")
+    return images
+
+
+def named_inputs(inputs: Sequence[str], links: str = "anywhere", tell: Callable[[str], None] | None = None) -> Inputs:
+    """The images that files, folders (all below them), globs and lists (:data:`LIST`) name, sorted within each, each once, and the
+    videos and streams that are named themselves; a name without any raises :class:`UserError`. ``links`` as in
+    :func:`tasks.data.files.listing.files_below`. What is passed over in folders, and how many are named twice, is told to ``tell``."""
     if not inputs:
         raise UserError("INPUT", "nothing is named", "name files, folders or globs")
     if inputs.count(LIST) > 1:
         raise UserError(LIST, "is there twice, and there is one standard input", "name it once")
-    files: list[Path] = []
+    images: list[Path] = []
+    videos: list[str] = []
     passed = Counter[str]()
     for name in inputs:
-        files += listed(sys.stdin.buffer, tell) if name == LIST else _named(name, links, passed)
-    return distinct(files, passed, tell)
+        if is_stream(name):
+            videos.append(name)
+        elif os.path.isdir(name):
+            images += _below(Path(name), links, passed)
+        else:
+            found = listed(sys.stdin.buffer, tell) if name == LIST else _named(name)
+            # Of many files those that are called images are not opened for it.
+            films = {path for path in found if (path == Path(name) or not is_image_name(path.name)) and is_video(path)}
+            images += [path for path in found if path not in films]
+            videos += [str(path) for path in found if path in films]
+    return Inputs(distinct(images, passed, tell), list(dict.fromkeys(videos)))
 
 
 def distinct(files: Sequence[Path], passed: Counter[str], tell: Callable[[str], None] | None) -> list[Path]:
@@ -58,18 +84,31 @@ def distinct(files: Sequence[Path], passed: Counter[str], tell: Callable[[str], 
     return list(once.values())
 
 
-def _named(name: str, links: str, passed: Counter[str]) -> list[Path]:
-    """The images that a word names."""
+def _below(folder: Path, links: str, passed: Counter[str]) -> list[Path]:
+    """The images below a folder."""
+    here = Counter[str]()
+    found = [folder / below for below in files_below(folder, links=links, passed=here)]
+    passed.update(here)
+    if found:
+        return found
+    if films := sum(count for ending, count in here.items() if ending in VIDEO_SUFFIXES):
+        raise UserError(str(folder), f"no image found, but {films:,} videos", f"name them: {folder}/*.mp4")
+    raise _nothing(str(folder))
+
+
+def _named(name: str) -> list[Path]:
+    """The files that a word names."""
     path = Path(name)
-    if path.is_dir():
-        found = [path / below for below in files_below(path, links=links, passed=passed)]
-    else:
-        found = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
-    if not found and not path.is_dir() and not glob.has_magic(name):
+    found = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
+    if not found and not glob.has_magic(name):
         raise UserError(name, "no such file or folder", "correct the path, relative to the working folder")
     if not found:
-        raise UserError(name, "no image found", f"images end in {', '.join(sorted(SUFFIXES))}")
+        raise _nothing(name)
     return found
+
+
+def _nothing(name: str) -> UserError:
+    return UserError(name, "no image found", f"images end in {', '.join(sorted(SUFFIXES))}")
 
 
 def listed(stream: IO[bytes], tell: Callable[[str], None] | None = None) -> list[Path]:

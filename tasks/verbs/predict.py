@@ -1,49 +1,56 @@
-"""The verb ``predict``: classes, boxes or masks of images that have no labels."""
+"""The verb ``predict``: classes, boxes or masks of images that have no labels, and of the frames of videos."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from effbackbones.errors import UserError
-from effbackbones.images.geometry import Pixels
-from effbackbones.inference.inputs import ImageSource
+from effbackbones.images.video import import_av
 from effbackbones.inference.predictor import Predictor
-from effbackbones.inference.preparing import Fitted, Placed, Prepared
+from effbackbones.inference.preparing import Placed, Prepared
 from effbackbones.inference.results import Failed
-from effbackbones.inference.views import Preparation, Slices, Views
+from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
-from tasks.data.batch import READING
 from tasks.data.dataset import Dataset
 from tasks.data.door import image_reader, reading_spec
+from tasks.data.files.reading import ImageReader
 from tasks.data.knowledge import paths_of
 from tasks.data.transforms.alone import fit_of
 from tasks.engine import feeding, hardware, splits
-from tasks.engine.loading import LEAVE_WITHIN, Loader, begun
+from tasks.engine.loading import Loader
+from tasks.engine.signals import Signals, StoppedError, stopped_by
 from tasks.report.outputs import Originals
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
-from tasks.spec import TaskSpec
+from tasks.spec import TaskSpec, Writer
 from tasks.telling import Teller
-from tasks.verbs.inputs import image_files
+from tasks.verbs.ahead import Ahead, ImageFiles, VideoFrames
+from tasks.verbs.inputs import Inputs, named_inputs
 from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
 
 
 def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
-    """Predict files, folders, globs and lists; writes the results into ``--out`` and tells the essential ones."""
+    """Predict files, folders, globs, lists, videos and streams; writes the results into ``--out`` and tells the essential ones.
+
+    Whatever ends it, results of what was predicted until then are written. A signal ends it after the batch that is worked on.
+    """
     # The words of a line are followed wherever they lead, unless it says otherwise itself.
     links = config.data.links if "data.links" in extras.overrides else "anywhere"
-    tell = Teller(config.run.progress)
-    files = image_files(extras.inputs, links, tell) if extras.inputs or not extras.split_named else []
+    tell, every = Teller(config.run.progress), count_of("--every", extras.every) or 1
+    asked = extras.inputs or not extras.split_named
+    named = named_inputs(extras.inputs, links, tell) if asked else Inputs([], [])
+    if named.videos:
+        import_av(named.videos[0])  # before the work, not after it
+    elif extras.every is not None:
+        raise UserError("--every", "is for videos and streams, and none is named", "leave it out")
     device = hardware.run_device(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     config = read_as_trained(config, extras, model, tell)
     model.classes, model.reading = classes, reading_spec(config.data)
     source = _source(task, config, extras, model, classes) if extras.split_named else None
-    files = files or list(map(Path, _files_of(source, extras.split)))
+    files = [str(file) for file in named.images] if asked else _files_of(source, extras.split)
     out = Path(extras.out or "predictions")
     tiled = model.reading.tile is not None
     predictor = Predictor(
@@ -53,7 +60,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         top_k=count_of("--top-k", extras.top_k),
         batch_size=(config.data.eval_batch_size or 1) if tiled else _batch_size(config),
         probabilities=config.run.probabilities and task.name == "seg",
-        on_error="return" if len(files) > 1 else "raise",  # one bad file in ten thousand spoils no others
+        # One bad file in ten thousand spoils no others, nor a damaged video what is whole of it.
+        on_error="return" if len(files) > 1 or named.videos else "raise",
         precision=hardware.precision(config, device),
         fit=fit_of(feeding.shown(task.transform(config, model, train=False), model)),
         tta=Views.of(extras.tta, "--tta"),
@@ -63,36 +71,92 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     if source is not None and hasattr(writer, "number_as"):
         writer.number_as(source)
     read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
-    originals = Originals(read)
-    dataset = _Files(files, originals if writer.draws else read, predictor.prepare)
-    size = predictor.at_once
-    batches = [range(first, min(first + size, len(files))) for first in range(0, len(files), size)]
-    # Images in original size are too much to be sent between processes.
-    workers = 0 if writer.draws else feeding.workers(config)
-    loader = Loader(
-        dataset,
-        batches,
-        predictor.prepare.together,
-        workers=workers,
-        timeout=config.data.timeout,
-        pin=device.type == "cuda",
-        seed=0,
-    )
-    timeout = 0.0 if workers else config.data.timeout  # loader processes are watched by the loader
-    failed: list[str] = []
-    with closing(_Ahead(loader, timeout, lambda: dataset.reading)) as ahead:
-        for batch in tell.watch(ahead, "predict"):
-            results = predictor.answer(batch)
-            failed += [one.error for one in results if isinstance(one, Failed)]
-            if found := [one for one in results if not isinstance(one, Failed)]:
-                writer.update(found)
-            originals.forget(one.source.name for one in batch.places if isinstance(one, Placed))
-    writer.close()
-    tell(f"predictions of {len(files) - len(failed)} images in {out}")
-    if failed:
-        more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
-        raise UserError(f"{failed[0]}{more}")
+    with Signals() as signals:
+        signals.heed()
+        work = _Work(predictor, writer, lambda: stopped_by(signals.level))
+        try:
+            if files:
+                work.images(files, read, config, tell)
+            if named.videos:
+                work.videos(named.videos, read, every, tell)
+        except BaseException:
+            if work.done:  # it is not lost with what ends it
+                writer.close()
+            raise
+        signals.answer()
+        writer.close()
+        tell(f"predictions of {work.said()} in {out}")
+        if (number := stopped_by(signals.level)) is not None:
+            raise StoppedError(number)
+    if work.failed:
+        more = f" (and {work.failed - 1:,} more files)" if work.failed > 1 else ""
+        raise UserError(f"{work.first_failure}{more}")
     return 0
+
+
+class _Work:
+    """Images and frames, predicted and given to ``writer``, until there are no more or ``stopped`` says so."""
+
+    def __init__(self, predictor: Predictor, writer: Writer, stopped: Callable[[], object]) -> None:
+        self.predictor, self.writer, self.stopped = predictor, writer, stopped
+        self.done = self.frames = self.failed = 0
+        self.first_failure = ""
+
+    def images(self, files: list[str], read: ImageReader, config: Config, tell: Teller) -> None:
+        """Predict files. Those that are drawn on are read in this process: in original size they are too much to be sent."""
+        originals = Originals(read)
+        dataset = ImageFiles(files, originals if self.writer.draws else read, self.predictor.prepare)
+        size = self.predictor.at_once
+        batches = [range(first, min(first + size, len(files))) for first in range(0, len(files), size)]
+        workers = 0 if self.writer.draws else feeding.workers(config)
+        loader = Loader(
+            dataset,
+            batches,
+            self.predictor.prepare.together,
+            workers=workers,
+            timeout=config.data.timeout,
+            pin=self.predictor.device.type == "cuda",
+            seed=0,
+        )
+        timeout = 0.0 if workers else config.data.timeout  # loader processes are watched by the loader
+        with closing(Ahead(loader, timeout, lambda: dataset.reading, self.stopped)) as ahead:
+            self._through(tell.watch(ahead, "predict"), originals)
+
+    def videos(self, names: list[str], read: ImageReader, every: int, tell: Teller) -> None:
+        """Predict the frames of videos and streams, one after the other."""
+        frames = VideoFrames(
+            names,
+            self.predictor.prepare,
+            self.predictor.at_once,
+            tell,
+            keep=self.writer.draws,
+            channels=read.channels,
+            upright=read.exif != "ignore",
+            every=every,
+            max_pixels=read.max_pixels,
+        )
+        with closing(Ahead(frames, 0.0, lambda: frames.reading, self.stopped)) as ahead:
+            self._through(tell.watch(iter(ahead), "predict"))  # of how many nobody knows
+
+    def _through(self, batches: Iterable[Prepared], originals: Originals | None = None) -> None:
+        for batch in batches:
+            results: list[Any] = self.predictor.answer(batch)
+            failures = [one.error for one in results if isinstance(one, Failed)]
+            self.first_failure = self.first_failure or next(iter(failures), "")
+            self.failed += len(failures)
+            if found := [one for one in results if not isinstance(one, Failed)]:
+                self.writer.update(found)
+            self.done += len(found)
+            places = [one for one in batch.places if isinstance(one, Placed)]
+            self.frames += len({id(one.source) for one in places if one.source.moment})
+            if originals is not None:
+                originals.forget(one.source.name for one in places)
+
+    def said(self) -> str:
+        """How many were predicted."""
+        images = self.done - self.frames
+        words = [f"{images} images"] if images or not self.frames else []
+        return " and ".join([*words, f"{self.frames} frames"] if self.frames else words)
 
 
 def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> Dataset:
@@ -140,51 +204,3 @@ def count_of(option: str, text: str | None) -> int | None:
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise UserError(option, f"expected a count of at least 1, got {text!r}", "correct it")
     return int(text)
-
-
-class _Ahead:
-    """Batches, as many as there are (for the progress bar), each read while the one before it is worked on. One that is not there
-    after ``timeout`` seconds (0: never) raises :class:`UserError` that names what ``reading`` says."""
-
-    def __init__(self, batches: Any, timeout: float, reading: Callable[[], str]) -> None:
-        self.batches, self.timeout, self.reading = batches, timeout, reading
-        self.coming: Future[Prepared | None] = begun(lambda: None)
-
-    def close(self) -> None:
-        """Wait for the read that is under way: at the end of the batches it is their processes' own end."""
-        wait([self.coming], 2 * LEAVE_WITHIN)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Prepared]:
-        following = partial(next, iter(self.batches), None)
-        self.coming = begun(following)
-        while True:
-            if wait([self.coming], self.timeout or None).not_done:
-                what = f"no batch came within {self.timeout:g} seconds"
-                raise UserError(self.reading(), what, "raise data.timeout, or leave the file out")
-            batch = self.coming.result()
-            if batch is None:
-                return
-            self.coming = begun(following)
-            yield batch
-
-
-class _Files:
-    """Images to predict, read by ``read`` and made ready by ``prepare``."""
-
-    def __init__(self, files: Sequence[Path], read: Callable[[str], Pixels], prepare: Preparation) -> None:
-        self.files, self.read, self.prepare = files, read, prepare
-        self.reading = ""
-        """The file that is being read, in this process."""
-
-    def __getitem__(self, index: int) -> Fitted | list[Fitted] | Failed:
-        path = self.reading = str(self.files[index])
-        try:
-            return self.prepare(ImageSource(path, None, self.read))
-        except UserError:
-            raise
-        except Exception as error:  # with its own text, for a loader process sends an exception as its traceback
-            error.add_note(f"{READING} {path}: {type(error).__name__} {' '.join(str(error).split())[:300]}")
-            raise

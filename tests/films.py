@@ -1,0 +1,53 @@
+"""Videos for tests, whose frames bear their numbers: ten blocks of 8 x 8 pixels, white for a one, the lowest bit first."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BITS = 10
+SIZE = (24, 8 * BITS)
+
+
+def painted(number: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
+    """The frame of a number: its blocks in the first rows, grey below."""
+    image = np.full((*size, 3), 128, np.uint8)
+    for bit in range(BITS):
+        image[:8, 8 * bit : 8 * bit + 8] = 255 * (number >> bit & 1)
+    return image
+
+
+def number_of(image: NDArray[Any]) -> int:
+    """The number of a frame."""
+    return sum((int(image[2:6, 8 * bit + 2 : 8 * bit + 6].mean()) > 127) << bit for bit in range(BITS))
+
+
+def film(
+    path: Path,
+    times: Sequence[int] = range(12),
+    *,
+    ticks: int = 10,
+    codec: str = "mpeg4",
+    size: tuple[int, int] = SIZE,
+    matrix: Sequence[int] | None = None,
+    gop: int = 12,
+    **options: str,
+) -> Path:
+    """Write a video whose n-th frame is shown at ``times[n] / ticks`` seconds."""
+    import av
+
+    with av.open(str(path), "w", options=options) as container:
+        stream: Any = container.add_stream(codec, rate=ticks)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.time_base, stream.gop_size = Fraction(1, ticks), gop
+        if matrix is not None:
+            stream.set_display_matrix(list(matrix))
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(painted(number, size), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, ticks)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
