@@ -1,7 +1,7 @@
 """What a detector's errors are, and how much average precision each kind of them costs.
 
-The kinds are those of Bolya et al. 2020, TIDE: A General Toolbox for Identifying Object Detection Errors (section 2.2); what is matched, and
-what counts for nothing, is decided as COCO does.
+The kinds are those of Bolya et al. 2020, TIDE: A General Toolbox for Identifying Object Detection Errors (section 2.2); what is
+matched, and what counts for nothing, is decided as COCO does.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ Flags = NDArray[np.bool_]
 class _Judged(NamedTuple):
     """Detections that count, ``found``, by class, image and falling score, with the ``kind`` int64 [n] of each (:data:`_RIGHT`,
     :data:`_IGNORED` or a number of :data:`FALSE_POSITIVES`) and the object that it took, or that a wrong one is meant to be:
-    ``target`` int64 [n], or -1; ``ranked`` int64 [n], by class and falling score. Of the objects ``counts`` and ``taken`` bool [m]."""
+    ``target`` int64 [n], or -1; ``ranked`` int64 [n], by falling score. Of the objects ``counts`` and ``taken`` bool [m]."""
 
     found: FoundColumns
     kind: Indices
@@ -124,7 +124,7 @@ def _judge(found: FoundColumns, truth: TruthColumns, max_dets: int) -> _Judged:
     numbers = [_IGNORED, _RIGHT, _LOCALISATION, _CLASSIFICATION, _DUPLICATE, _BACKGROUND]
     kind = np.select(cases, numbers, _BOTH)
     target = np.select([right, kind == _LOCALISATION, kind == _CLASSIFICATION], [target, own_at, other_at], -1)
-    ranked = np.lexsort((np.arange(len(fine)), found.image, -found.scores, found.labels))
+    ranked = np.lexsort((np.arange(len(fine)), found.image, -found.scores))
     return _Judged(found, kind, target, ranked, truth, ~idle, taken)
 
 
@@ -189,9 +189,7 @@ def _mended(judged: _Judged, kind: int) -> tuple[Flags, Flags]:
     return kept, kept & changed
 
 
-def _ap50(
-    judged: _Judged, kept: Flags, objects: Indices, known: Flags, corrected: Flags | None = None
-) -> float | None:
+def _ap50(judged: _Judged, kept: Flags, objects: Indices, known: Flags, corrected: Flags | None = None) -> float | None:
     """Mean over the ``known`` classes [K] of the average precision of the detections that are ``kept`` where there are so many
     ``objects`` [K] to find; those ``corrected`` are right, and of the class of their object. None where no class is known."""
     labels, right = judged.found.labels, judged.kind == _RIGHT

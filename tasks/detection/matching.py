@@ -28,7 +28,7 @@ def box_outcomes(
     right = np.zeros((len(scores), len(AREAS)), np.uint16)
     ignored = np.where(outside, np.uint16(_BITS.sum()), np.uint16(0))
     _match(found, truth, fine, right, ignored)
-    by_score = np.lexsort((np.arange(len(order)), found.image, -scores, found.labels))
+    by_score = np.lexsort((np.arange(len(scores)), found.image, -scores, found.labels))
     objects = truth.take(np.flatnonzero(~truth.crowd))
     sizes = np.zeros(len(objects.labels), np.uint8)
     for size, (low, high) in enumerate(RANGES):

@@ -81,7 +81,7 @@ def segmentation_report(
 def _examples(report: Report, title: str, examples: Sequence[Example]) -> None:
     """Image, truth, prediction and errors side by side."""
     items = [
-        (example.panels(), f"mean IoU {example.iou:.2f}, {percent(example.right)} of the pixels right\n{example.id}")
+        (example.panels(), f"mean IoU {example.iou:.2f}, {percent(example.right)} of the pixels right\n{example.name}")
         for example in examples
     ]
     if items:
