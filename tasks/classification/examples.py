@@ -28,7 +28,6 @@ class Mistake:
     what: str
     confidence: float
     id: str = ""
-    name: str = ""
 
 
 class ConfidentMistakes:
@@ -50,7 +49,7 @@ class ConfidentMistakes:
             if found and math.isfinite(found[0]) and (len(self._worst) < KEPT or found[0] > self._worst[0][0]):
                 image = batch.images[row].permute(1, 2, 0).cpu().numpy().copy()
                 push = heapq.heappush if len(self._worst) < KEPT else heapq.heapreplace
-                push(self._worst, (found[0], self._seen, Mistake(image, found[1], found[0], meta.id, meta.name)))
+                push(self._worst, (found[0], self._seen, Mistake(image, found[1], found[0], meta.id)))
 
     def _mistake(self, probabilities: NDArray[np.float32], label: Any) -> tuple[float, str] | None:
         """How sure a prediction is of what is wrong, and that; None if all is right."""

@@ -45,4 +45,4 @@ def classification_report(folder: Path, summary: Summary, mistakes: Sequence[Mis
 
 
 def _mistake_text(mistake: Mistake) -> str:
-    return f"{mistake.what}\n{percent(mistake.confidence)} sure · {mistake.name}".rstrip(" ·")
+    return f"{mistake.what}\n{percent(mistake.confidence)} sure · {mistake.id}".rstrip(" ·")
