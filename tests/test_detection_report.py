@@ -752,7 +752,7 @@ def test_pictures_are_named_by_their_files() -> None:
         assert ImageMeta(id_, path, (1, 1)).name == name
     sample, row = scene("139", 1, 1, 0)
     examples = examples_of([(replace(sample, path="/data/000000000139.jpg"), row)])
-    assert [example.name for example in examples.worst()] == ["000000000139.jpg \u00b7 139"]
+    assert [example.name for example in examples.best()] == ["000000000139.jpg \u00b7 139"]
 
 
 def test_the_weakest_class_comes_first(tmp_path: Path) -> None:
