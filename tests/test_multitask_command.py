@@ -32,7 +32,7 @@ from tasks.joint import main
 from tasks.multitask.metrics import JointMetrics
 from tasks.multitask.parts import parts
 from tasks.multitask.task import TASK
-from tasks.scoring.outcomes import outcomes_file, read_outcomes
+from tasks.scoring.outcomefile import outcomes_file, read_outcomes
 from tasks.segmentation.results import Segmented
 from tasks.settings.commandline import parse
 

@@ -2,7 +2,9 @@
 DequantizeLinear (QDQ), which onnxruntime, OpenVINO and TensorRT read.
 
 Left in float32: preprocessing and post-processing; the last weighted layer before each output, whose numbers are the answer; and what
-follows a mean over all pixels (squeeze-excite, pooled branches), whose few numbers steer whole channels.
+follows a mean over all pixels (squeeze-excite, pooled branches), whose few numbers steer whole channels. What a ReLU or ReLU6 cuts
+off gets no numbers: its range is that of the layer before it, too. With the range before the cut, a lite0 on CIFAR-10 falls from top-1
+0.76 to 0.50, with this to 0.76.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from effbackbones.export.onnxfile import quiet, require
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+CUTS = ("Clip", "Relu")
 _POOLS = ("ReduceMean", "GlobalAveragePool")
 Feed = Mapping[str, NDArray[Any]]
 Change = Callable[[Path], None]
@@ -53,14 +56,15 @@ def quantise(path: Path, feeds: Sequence[Feed]) -> None:
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_quantize=chosen,
-            op_types_to_quantize=list(WEIGHTED),
+            op_types_to_quantize=[*WEIGHTED, *CUTS],
             extra_options={"CalibMovingAverage": True},
         )
     out.replace(path)
 
 
 def quantised_nodes(graph: Any) -> list[str]:
-    """Names of the nodes of a graph of ONNX that are computed in int8: those with weights, but for the exceptions above."""
+    """Names of the nodes of a graph of ONNX that are computed in int8: those with weights, but for the exceptions above, and what cuts
+    off their output."""
     constant = {one.name for one in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     last = _last_weighted(graph, makers)
@@ -69,14 +73,16 @@ def quantised_nodes(graph: Any) -> list[str]:
         moving = [name for name in node.input if name and name not in constant]
         if (node.op_type in _POOLS and _spatial(node, makers, graph)) or (moving and set(moving) <= pooled):
             pooled |= set(node.output)
-    return [
-        node.name
+    weighted = [
+        node
         for node in graph.node
         if node.op_type in WEIGHTED
         and any(name in constant for name in node.input[1:2])
         and node.input[0] not in pooled
         and node.name not in last
     ]
+    cut = {name for node in weighted for name in node.output}
+    return [node.name for node in graph.node if node in weighted or (node.op_type in CUTS and node.input[0] in cut)]
 
 
 def _last_weighted(graph: Any, makers: Mapping[str, Any]) -> set[str]:

@@ -79,6 +79,15 @@ class Moment:
     def to_dict(self) -> dict[str, Any]:
         return {"video": self.video, "frame": self.index, "time": round(self.time, 6)}
 
+    def to_row(self) -> list[Any]:
+        """All of it in a list of plain values; :meth:`of_row` makes it again."""
+        return [self.video, self.index, self.ticks, *self.tick.as_integer_ratio(), self.live]
+
+    @classmethod
+    def of_row(cls, row: list[Any]) -> Self:
+        video, index, ticks, above, below, live = row
+        return cls(video, index, ticks, Fraction(above, below), live)
+
 
 @dataclass(frozen=True)
 class Frame:

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +98,22 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by a file of ``data``, or leave it as it was; on return it is on disk, folder entry included.
+    """:func:`write_parts` of a file that is in memory."""
+    write_parts(path, [data])
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """Replace ``path`` by a file of ``parts``, or leave it as it was; on return it is on disk, folder entry included.
 
     The temporary file lies in the target folder (a rename does not cross file systems) under a fixed name, so a kill
     leaves at most one, which the next save overwrites. One writer per path.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary, size = path.with_name(f".{path.name}.tmp"), 0
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            for part in parts:
+                size += len(part)
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -114,8 +121,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            str(path), f"cannot write {len(data):,} bytes ({error.strerror})", "free space or choose another folder"
+            str(path), f"cannot write {size:,} bytes ({error.strerror})", "free space or choose another folder"
         ) from error
+    except BaseException:  # of what makes the parts
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,12 +1,13 @@
 """What a prediction of classes leaves: ``predictions.json`` and ``predictions.csv``."""
 
-import csv
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from effbackbones.inference.results import Classes
+from effbackbones.weights.tensorfile import write_parts
+from tasks.report.outputs import make_folder
+from tasks.report.spool import Spool, csv_lines, long_json
 
 SHOWN = 5
 """Classes told for each predicted image."""
@@ -28,7 +29,7 @@ class PredictionFiles:
         self.out, self.classes, self.multilabel, self.tell = out, classes, multilabel, tell
         self.written = len(classes) if every or multilabel or len(classes) <= ALL else SHOWN
         self.told = SHOWN
-        self.rows: list[dict[str, Any]] = []
+        self._rows = Spool(out / ".predictions.jsonl.part")
 
     def update(self, results: Sequence[Classes]) -> None:
         """Note images with their probabilities."""
@@ -39,25 +40,24 @@ class PredictionFiles:
             pairs = zip(result.probabilities[order].tolist(), order.tolist(), strict=True)
             found = [{"class": self.classes[label], "label": label, "probability": score} for score, label in pairs]
             shown = result.moment.to_dict() if result.moment else {}
-            self.rows.append({"file": result.source, **shown, "predictions": found})
+            self._rows.add({"file": result.source, **shown, "predictions": found})
             self.tell(
                 f"{result.source}: " + ", ".join(f"{p['class']} {p['probability']:.3f}" for p in found[: self.told])
             )
 
     def close(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         record = {
             "classes": list(self.classes),
             "multilabel": self.multilabel,
             "written": f"{self.written} of {len(self.classes)} classes of each image, the most probable first",
-            "images": self.rows,
         }
-        (self.out / "predictions.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        with (self.out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["file", "rank", "class", "probability"])
-            for row in self.rows:
-                table.writerows(
-                    [row["file"], rank, p["class"], f"{p['probability']:.6f}"]
-                    for rank, p in enumerate(row["predictions"], 1)
-                )
+        write_parts(self.out / "predictions.json", long_json(record, {"images": self._rows}, 1))
+        write_parts(self.out / "predictions.csv", csv_lines(self._lines()))
+        self._rows.close()
+
+    def _lines(self) -> Iterator[Sequence[Any]]:
+        yield ["file", "rank", "class", "probability"]
+        for row in self._rows:
+            for rank, p in enumerate(row["predictions"], 1):
+                yield [row["file"], rank, p["class"], f"{p['probability']:.6f}"]

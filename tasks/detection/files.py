@@ -3,7 +3,7 @@
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tasks.data.knowledge import ids_of, paths_of
 from tasks.detection.examples import confident
 from tasks.detection.metrics import CONFIDENT
 from tasks.detection.numbering import category_ids, write_categories
-from tasks.detection.results import ImageDetections, detections_of, write_results
+from tasks.detection.results import ImageDetections, SpooledDetections, detections_of, write_results
 from tasks.report.outputs import DrawnVideos, OutputNames, make_folder, stem_of
 
 _MARK = "detections drawn by effbackbones"
@@ -30,7 +30,7 @@ _LARGEST = 65_500  # pixels on a side of a JPEG file
 
 def _write(
     folder: Path,
-    detections: Sequence[ImageDetections],
+    detections: Iterable[ImageDetections],
     category_ids: Sequence[int],
     classes: Sequence[str],
     tell: Callable[[str], None],
@@ -84,7 +84,7 @@ class DetectionFiles:
         self.out, self.classes, self.category_ids, self.tell = out, classes, category_ids, tell
         self.threshold = threshold
         self._ids: Mapping[str, str] = {}
-        self._detections: list[ImageDetections] = []
+        self._detections = SpooledDetections(out / ".predictions.jsonl.part")
         self._names = OutputNames(lambda name: [out / f"{name}.jpg"], _MARK)
         self._videos = DrawnVideos(lambda name: out / f"{name}.mp4", _MARK)
         make_folder(out)
@@ -98,7 +98,7 @@ class DetectionFiles:
         """Draw images, and keep what was found for the results file."""
         for result in results:
             found = detections_of(result)
-            self._detections.append(replace(found, id=self._ids.get(os.path.abspath(result.source), found.id)))
+            self._detections.add(replace(found, id=self._ids.get(os.path.abspath(result.source), found.id)))
             threshold = self.threshold if result.threshold is None else result.threshold
             shown = confident(found, threshold)
             drawn = self._drawn(result.original(), shown)
@@ -113,6 +113,7 @@ class DetectionFiles:
     def close(self) -> None:
         self._videos.close()
         _write(self.out, self._detections, self.category_ids, self.classes, self.tell)
+        self._detections.close()
 
     def _drawn(self, image: Pixels, shown: ImageDetections) -> Picture:
         # Should the file have another size than it was predicted at, boxes follow it.

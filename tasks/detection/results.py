@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Protocol
@@ -19,11 +19,12 @@ from effbackbones.images.geometry import Size
 from effbackbones.images.video import Moment
 from effbackbones.inference.boxes import FoundBoxes, restore_boxes
 from effbackbones.inference.results import Boxes
-from effbackbones.weights.tensorfile import read_bytes, write_atomically
+from effbackbones.weights.tensorfile import read_bytes, write_parts
 from tasks.data.batch import Batch
 from tasks.data.files.jsonfile import RepeatedKeyError, once, refuse_repeated, word
 from tasks.detection.doubts import refuse_other_boxes, told_of_scores
 from tasks.detection.numbering import Numbering
+from tasks.report.spool import Spool
 
 _NUMBER = re.compile(r"-?[0-9]{1,1000}")  # of any length that there is: Python's numbers are exact
 _SHOWN = 3
@@ -95,41 +96,80 @@ def finite_rows(boxes: NDArray[np.float64], scores: NDArray[np.float64]) -> NDAr
     return np.isfinite(boxes).all(1) & np.isfinite(scores)
 
 
-def write_results(path: Path, detections: Sequence[ImageDetections], category_ids: Sequence[int]) -> int:
-    """Write one COCO results file; returns how many detections were left out because JSON has no word for what is not finite.
+class SpooledDetections:
+    """Detections of any number of images, which wait in a file; each is made again whenever it is wanted."""
+
+    def __init__(self, path: Path) -> None:
+        self._spool = Spool(path)
+
+    def add(self, image: ImageDetections) -> None:
+        """Put one at the end."""
+        moment = image.moment and image.moment.to_row()
+        found = image.boxes.tolist(), image.scores.tolist(), image.labels.tolist()
+        self._spool.add([image.id, image.size, *found, image.file, moment])
+
+    def __iter__(self) -> Iterator[ImageDetections]:
+        for id_, (height, width), boxes, scores, labels, file, moment in self._spool:
+            arrays = (
+                np.array(boxes, np.float64).reshape(-1, 4),
+                np.array(scores, np.float64),
+                np.array(labels, np.int64),
+            )
+            yield ImageDetections(id_, (height, width), *arrays, file, moment and Moment.of_row(moment))
+
+    def close(self) -> None:
+        """Forget all of them."""
+        self._spool.close()
+
+
+def write_results(path: Path, detections: Iterable[ImageDetections], category_ids: Sequence[int]) -> int:
+    """Write one COCO results file of ``detections``, which are gone through more than once and not held; returns how many were left
+    out because JSON has no word for what is not finite.
 
     A list of records: ``image_id``, ``category_id`` (by ``category_ids``, the number of each label), ``bbox`` (x, y, width,
     height in original pixels), ``score``, and ``file_name`` where the image has a file (relative to the folder that all of them
     share). ``image_id`` is a number where the id is one; an id that is the image's path gives its stem, as a number where it
     is one (``val2017/000000000139.jpg``: 139), and the path itself where two images share the stem.
     """
-    ids, names = _names(detections)
-    lines, left_out = [], 0
-    for image, id_, name in zip(detections, ids, names, strict=True):
-        if image.labels.size and not 0 <= image.labels.min() <= image.labels.max() < len(category_ids):
-            what = f"labels {image.labels.min()} to {image.labels.max()}, but {len(category_ids)} category ids"
-            raise UserError(image.id, what, "give the id of every class")
-        fine = finite_rows(image.boxes, image.scores)
-        left_out += int((~fine).sum())
-        extra = ({"file_name": name} if name else {}) | (image.moment.to_dict() if image.moment else {})
-        for box, score, label in zip(
-            image.boxes[fine].tolist(), image.scores[fine].tolist(), image.labels[fine].tolist(), strict=True
-        ):
-            record = {"image_id": id_, "category_id": int(category_ids[label]), "bbox": box, "score": score, **extra}
-            lines.append(json.dumps(record, allow_nan=False))
-    text = "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
-    write_atomically(path, text.encode())
+    left_out = 0
+
+    def records() -> Iterator[bytes]:
+        nonlocal left_out
+        start = b"[\n"
+        for image, id_, name in zip(detections, *_names(detections), strict=True):
+            if image.labels.size and not 0 <= image.labels.min() <= image.labels.max() < len(category_ids):
+                what = f"labels {image.labels.min()} to {image.labels.max()}, but {len(category_ids)} category ids"
+                raise UserError(image.id, what, "give the id of every class")
+            fine = finite_rows(image.boxes, image.scores)
+            left_out += int((~fine).sum())
+            extra = ({"file_name": name} if name else {}) | (image.moment.to_dict() if image.moment else {})
+            for box, score, label in zip(
+                image.boxes[fine].tolist(), image.scores[fine].tolist(), image.labels[fine].tolist(), strict=True
+            ):
+                record = {
+                    "image_id": id_,
+                    "category_id": int(category_ids[label]),
+                    "bbox": box,
+                    "score": score,
+                    **extra,
+                }
+                yield start + json.dumps(record, allow_nan=False).encode()
+                start = b",\n"
+        yield b"[]\n" if start == b"[\n" else b"\n]\n"
+
+    write_parts(path, records())
     return left_out
 
 
-def _names(detections: Sequence[ImageDetections]) -> tuple[list[int | str], list[str]]:
+def _names(detections: Iterable[ImageDetections]) -> tuple[list[int | str], list[str]]:
     """``image_id`` and ``file_name`` of each image."""
-    files = [os.path.abspath(image.file) for image in detections if image.file]
-    root = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
-    names = [PurePath(os.path.relpath(image.file, root)).as_posix() if image.file else "" for image in detections]
-    ids = [PurePath(image.file).stem if image.file and image.id == image.file else image.id for image in detections]
-    taken = {id_: ids.count(id_) for id_ in set(ids)} if len(set(ids)) < len(ids) else {}
-    ids = [name if name and taken.get(id_, 1) > 1 else id_ for id_, name in zip(ids, names, strict=True)]
+    said = [(image.id, image.file) for image in detections]
+    folders = {os.path.dirname(os.path.abspath(file)) for _, file in said if file}
+    root = os.path.commonpath(folders) if folders else ""
+    names = [PurePath(os.path.relpath(file, root)).as_posix() if file else "" for _, file in said]
+    ids = [PurePath(file).stem if file and id_ == file else id_ for id_, file in said]
+    taken = Counter(ids)
+    ids = [name if name and taken[id_] > 1 else id_ for id_, name in zip(ids, names, strict=True)]
     numbers = {id_: int(id_) for id_ in set(ids) if _NUMBER.fullmatch(id_)}
     clashing = {number for number, times in Counter(numbers.values()).items() if times > 1}  # 7 and 007 stay texts
     return [numbers[id_] if id_ in numbers and numbers[id_] not in clashing else id_ for id_ in ids], names

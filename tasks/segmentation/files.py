@@ -3,7 +3,8 @@
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from PIL.PngImagePlugin import PngInfo
 from effbackbones.drawing.masks import overlay, palette_of
 from effbackbones.errors import UserError
 from effbackbones.inference.results import Mask as Segments
-from effbackbones.weights.tensorfile import write_atomically
+from effbackbones.weights.tensorfile import write_atomically, write_parts
 from tasks.data.sample import IGNORE
 from tasks.report.outputs import DrawnVideos, OutputNames, make_folder, place_of, stem_of
+from tasks.report.spool import Spool, long_json
 from tasks.segmentation.values import OwnValues
 
 MARK = "segmentation by effbackbones"
@@ -59,7 +61,7 @@ class SegmentationFiles:
         self.own = OwnValues.of(values, classes)
         self.kinds = _FILES | (_OWN if self.own else {}) | (PROBABILITIES if probabilities else {})
         self._colours = palette_of(classes)
-        self._images: dict[str, str] = {}
+        self._images = Spool(out / ".images.jsonl.part")
         # Arrays bear no mark: the pictures beside them say whose they are.
         marked = [kind for kind in self.kinds if kind not in PROBABILITIES]
         self._names = OutputNames(lambda name: [self._places(name)[kind] for kind in marked], MARK)
@@ -94,13 +96,12 @@ class SegmentationFiles:
             "files": self.kinds,
             "classes": classes,
             "undefined": undefined,
-            "images": self._images,
         }
-        write_atomically(self.out / "classes.json", (json.dumps(record, indent=2) + "\n").encode())
+        write_record(self.out / "classes.json", record, self._images)
 
     def _write(self, result: Segments) -> None:
         name, labels, image = self._names.take(stem_of(result)), result.labels, result.original()
-        self._images[name] = place_of(result)
+        self._images.add([name, place_of(result), result.moment and result.moment.to_dict()])
         places = self._places(name)
         comment = PngInfo()
         comment.add_text("Comment", MARK)
@@ -133,6 +134,19 @@ class SegmentationFiles:
     def _places(self, name: str) -> dict[str, Path]:
         endings = {"overlay": "jpg", "probabilities": "npy"}
         return {kind: self.out / kind / f"{name}.{endings.get(kind, 'png')}" for kind in self.kinds}
+
+
+def write_record(path: Path, record: Mapping[str, Any], images: Spool) -> None:
+    """Write ``classes.json``: a record, and of ``images``, which are let go, by their NAMEs: the file of each, of frames which they are,
+    and where more is said of each, the shares of its classes."""
+    places = ((name, place) for name, place, *_ in images)
+    more: dict[str, Iterable[Any]] = {"images": places}
+    if any(moment for _, _, moment, *_ in images):
+        more["frames"] = ((name, moment) for name, _, moment, *_ in images if moment)
+    if any(len(row) > 3 for row in images):
+        more["shares"] = ((row[0], row[3]) for row in images)
+    write_parts(path, chain(long_json(record, more, 2, pairs=True), [b"\n"]))
+    images.close()
 
 
 def written_for(folder: Path) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """What ``predict`` leaves of a segmentation whose classes overlap: for each image a mask of each class, and all over the image."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from effbackbones.images.classsets import set_of
 from effbackbones.inference.results import Masks
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.report.outputs import DrawnVideos, OutputNames, make_folder, place_of, stem_of
-from tasks.segmentation.files import LARGEST, MARK, encoded, is_ours, share, stored
+from tasks.report.spool import Spool
+from tasks.segmentation.files import LARGEST, MARK, encoded, is_ours, share, stored, write_record
 
 _FILES = {
     "masks": "CLASS/NAME.png, grey: 255 where the class is, else 0",
@@ -42,8 +42,7 @@ class SetFiles:
         self.out, self.classes, self.tell = out, classes, tell
         self.folders = folders_of(classes)
         self.kinds = _FILES | (_PROBABILITIES if probabilities else {})
-        self._images: dict[str, str] = {}
-        self._shares: dict[str, dict[str, float]] = {}
+        self._images = Spool(out / ".images.jsonl.part")
         self._thresholds: tuple[float, ...] = ()
         self._names = OutputNames(lambda name: [*self._masks(name), self._overlay(name)], MARK)
         self._videos = DrawnVideos(lambda name: out / "overlay" / f"{name}.mp4", MARK)
@@ -72,14 +71,12 @@ class SetFiles:
                 {"name": name, "folder": folder, "threshold": threshold, "color": colour}
                 for name, folder, threshold, colour in rows
             ],
-            "images": self._images,
-            "shares": self._shares,
         }
-        write_atomically(self.out / "classes.json", (json.dumps(record, indent=2) + "\n").encode())
+        write_record(self.out / "classes.json", record, self._images)
 
     def _write(self, result: Masks) -> None:
         name = self._names.take(stem_of(result))
-        self._images[name], self._thresholds = place_of(result), result.thresholds
+        self._thresholds = result.thresholds
         comment = PngInfo()
         comment.add_text("Comment", MARK)
         shares = {}
@@ -87,7 +84,7 @@ class SetFiles:
             shares[text] = float(inside.mean())
             picture = Image.fromarray(inside.astype(np.uint8) * np.uint8(255))
             write_atomically(path, encoded(picture, "PNG", pnginfo=comment))
-        self._shares[name] = shares
+        self._images.add([name, place_of(result), result.moment and result.moment.to_dict(), shares])
         if "probabilities" in self.kinds:
             write_atomically(self.out / "probabilities" / f"{name}.npy", stored(result.probabilities))
         drawn = Image.fromarray(overlay(result.original(), set_of(result.masks), self.classes, at_most=LARGEST))

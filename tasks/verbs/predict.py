@@ -1,6 +1,6 @@
 """The verb ``predict``: classes, boxes or masks of images that have no labels, and of the frames of videos."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.door import image_reader, reading_spec
-from tasks.data.files.reading import ImageReader
+from tasks.data.files.reading import ImageReader, PackedNames
 from tasks.data.knowledge import paths_of
 from tasks.data.transforms.alone import fit_of
 from tasks.engine import feeding, hardware, splits
@@ -28,6 +28,7 @@ from tasks.spec import TaskSpec, Writer
 from tasks.telling import Teller
 from tasks.verbs.ahead import Ahead, ImageFiles, VideoFrames
 from tasks.verbs.inputs import Inputs, named_inputs
+from tasks.verbs.limits import count_of, share_of
 from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
 
 
@@ -50,7 +51,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     config = read_as_trained(config, extras, model, tell)
     model.classes, model.reading = classes, reading_spec(config.data)
     source = _source(task, config, extras, model, classes) if extras.split_named else None
-    files = [str(file) for file in named.images] if asked else _files_of(source, extras.split)
+    files = PackedNames(map(str, named.images)) if asked else _files_of(source, extras.split)
+    named.images.clear()  # a hundred thousand paths are some memory
     out = Path(extras.out or "predictions")
     tiled = model.reading.tile is not None
     predictor = Predictor(
@@ -102,7 +104,7 @@ class _Work:
         self.done = self.frames = self.failed = 0
         self.first_failure = ""
 
-    def images(self, files: list[str], read: ImageReader, config: Config, tell: Teller) -> None:
+    def images(self, files: Sequence[str], read: ImageReader, config: Config, tell: Teller) -> None:
         """Predict files. Those that are drawn on are read in this process: in original size they are too much to be sent."""
         originals = Originals(read)
         dataset = ImageFiles(files, originals if self.writer.draws else read, self.predictor.prepare)
@@ -165,7 +167,7 @@ def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classe
     return splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
 
 
-def _files_of(source: Dataset | None, split: str) -> list[str]:
+def _files_of(source: Dataset | None, split: str) -> Sequence[str]:
     files = [] if source is None else paths_of(source)
     if not all(files):
         raise UserError(f"data.{split}", "its images are no files", "name files, folders or globs")
@@ -182,25 +184,3 @@ def _threshold(text: str | None, task: TaskSpec) -> float | None:
             "--threshold", "is for boxes and masks; classes are written with their probabilities", "leave it out"
         )
     return share_of("--threshold", text)
-
-
-def share_of(option: str, text: str | None) -> float | None:
-    """The number in 0..1 that an ``option`` says, None where it says nothing."""
-    if text is None:
-        return None
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise UserError(option, f"expected 0 to 1, got {text!r}", "correct it")
-    return share
-
-
-def count_of(option: str, text: str | None) -> int | None:
-    """The count that an ``option`` says, None where it says nothing."""
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise UserError(option, f"expected a count of at least 1, got {text!r}", "correct it")
-    return int(text)
