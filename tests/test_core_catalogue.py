@@ -137,6 +137,8 @@ def test_lists_are_tables_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{len(SOURCES)} published files" in shown
     assert main(["weights", "list", "lite4"]) == 0
     assert "timm:tf_efficientnet_lite4.in1k" in capsys.readouterr().out
+    assert main(["weights", "list", "lite4", "--json"]) == 0
+    assert {row["backbone"] for row in json.loads(capsys.readouterr().out)} == {"lite4"}
 
 
 @pytest.fixture(scope="module")
