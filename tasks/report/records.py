@@ -27,6 +27,9 @@ class Results:
     intervals: Mapping[str, Intervals] = field(default_factory=dict, kw_only=True)
     """Of the best set, by the word of the task, "" where there is one."""
 
+    parameters: int | None = field(default=None, kw_only=True)
+    """Of the model, where there is one."""
+
     @property
     def scores(self) -> Scores:
         """Those of the best set."""
@@ -47,6 +50,8 @@ class RunResults(Results):
     """Of a run: finished, with scores on ``split``, or not yet (None), with those on the validation split."""
 
     split: str | None = None
+    minutes: float | None = field(default=None, kw_only=True)
+    """That it trained."""
     monitor: Monitored | None = None
     """The score by which weights were chosen."""
 

@@ -256,6 +256,14 @@ VERBS = {
             },
         ),
         Verb(
+            "compare",
+            "tasks.verbs.compare",
+            "say whether runs differ: RUN_A RUN_B [...], the first against each other, on the same images",
+            ("out", "split"),
+            config="none",
+            inputs=True,
+        ),
+        Verb(
             "push",
             "tasks.verbs.push",
             "put a trained model on the Hugging Face Hub as USER/NAME, with a card of what was measured",
@@ -276,7 +284,10 @@ VERBS = {
             config="none",
             inputs=True,
             words="KIND [NAME ...]",
-            own={"json": Option("for machines: all that is known, as JSON", flag=True)},
+            own={
+                "json": Option("for machines: all that is known, as JSON", flag=True),
+                "on": Option("a backbone; of heads: each is built on it, and its parameters and the work are counted"),
+            },
         ),
         Verb(
             "weights",
