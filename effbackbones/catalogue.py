@@ -4,6 +4,7 @@ Plug-ins that are registered or installed are in it too; they are asked, which m
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -43,38 +44,54 @@ def _backbone(name: str) -> Row:
 
 def _asked(name: str) -> Row:
     """The row of a backbone that has to be built, without its values, to be known."""
-    import torch  # a second to import, and what is built in does without
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from effbackbones.build import create_backbone
+    from effbackbones.build import create_backbone  # torch takes a second to import, and what is built in does without
 
     keys = ("parameters", "multiply_adds", "image_size", "levels", "channels", "strides")
     row: Row = {"name": name, **dict.fromkeys(keys), "owner": BACKBONES.owner(name)}
     BACKBONES.get(name)  # an unknown name is a mistake of the user's, and raises
-    try:
-        with torch.device("meta"):
-            backbone = create_backbone(name).eval()
+    with _told_in(row, plug_in=bool(row["owner"])):
+        backbone = create_backbone(name).eval()
         spec, size = backbone.feature_spec, backbone.image_spec.size
         row |= {"parameters": sum(p.numel() for p in backbone.parameters()), "image_size": list(size)}
         row |= {"levels": list(spec.names), "channels": list(spec.channels), "strides": list(spec.strides)}
-        images = torch.zeros(1, len(backbone.image_spec.mean), *size, device="meta")
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            backbone(images)
-        row["multiply_adds"] = int(counter.get_total_flops()) // 2
+        row["multiply_adds"] = _work(backbone, (len(backbone.image_spec.mean), *size))
+    return row
+
+
+@contextmanager
+def _told_in(row: Row, *, plug_in: bool) -> Iterator[None]:
+    """Inside, what is built has no values. What fails is the ``error`` of the row; of what is no ``plug_in`` a mistake of the user's goes
+    on."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            yield
     except UserError as error:
-        if not row["owner"]:  # of timm, whose names are the user's word
+        if not plug_in:
             raise
         row["error"] = str(error)
     except Exception as error:  # a plug-in's code may do anything; a list of what there is ends for none of it
         row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    return row
 
 
-def head_rows(tasks: Sequence[str] = ()) -> list[Row]:
+def _work(network: Any, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of convolutions and matrix products for one image of a shape [C, H, W]."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, *shape))
+    return int(counter.get_total_flops()) // 2
+
+
+def head_rows(tasks: Sequence[str] = (), on: str | None = None) -> list[Row]:
     """``name``, ``task``, whether it is the ``default`` of its task, other names (``aliases``), and whose it is (``owner``, empty: built
-    in); of all heads, or of those for ``tasks`` (canonical words)."""
-    rows = [_head(name) for name in HEADS.names()]
-    return [row for row in rows if not tasks or row["task"] in tasks]
+    in); of all heads, or of those for ``tasks`` (canonical words). With ``on``, a backbone, also ``parameters`` of the head, and
+    ``multiply_adds`` of backbone and head for one image of ``image_size`` [H, W], both for the default number of classes
+    (``num_classes``): None with an ``error`` where that fails. Each is built for it, without values: seconds."""
+    rows = [row for row in map(_head, HEADS.names()) if not tasks or row["task"] in tasks]
+    return [_head_on(row, BACKBONES.canonical(on)) for row in rows] if on else rows
 
 
 def _head(name: str) -> Row:
@@ -87,6 +104,20 @@ def _head(name: str) -> Row:
         "aliases": HEADS.aliases(name),
         "owner": HEADS.owner(name),
     }
+
+
+def _head_on(row: Row, backbone: str) -> Row:
+    from effbackbones.build import build_model  # as above
+
+    BACKBONES.get(backbone)
+    row = {**row, **dict.fromkeys(("parameters", "multiply_adds", "image_size", "num_classes"))}
+    with _told_in(row, plug_in=bool(row["owner"])):
+        model = build_model(row["task"], backbone, head=row["name"]).eval()
+        size = model.image_spec.size
+        row |= {"parameters": sum(p.numel() for p in model.head.parameters()), "image_size": list(size)}
+        row["num_classes"] = model.config["num_classes"]
+        row["multiply_adds"] = _work(model, (len(model.image_spec.mean), *size))
+    return row
 
 
 def weight_rows(backbones: Sequence[str] = ()) -> list[Row]:

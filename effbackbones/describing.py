@@ -11,6 +11,7 @@ from effbackbones.backbones.convolution import NUMERICS
 from effbackbones.checkpoint import load_model
 from effbackbones.errors import UserError, nearest
 from effbackbones.export.record import ExportRecord, format_of
+from effbackbones.images.spec import ImageSpec
 from effbackbones.inference.predictor import BEST
 from effbackbones.inference.runtimes import open_runtime
 from effbackbones.weights.content import Content, read_content
@@ -164,7 +165,9 @@ def lines_of(facts: Mapping[str, Any]) -> list[str]:
     lines += [f"{facts['values']:,} values"] if "values" in facts else []
     if model := facts.get("model"):
         lines += [
-            f"{key.replace('_', ' ')}: {_words(value)}" for key, value in model.items() if value not in (None, {})
+            f"{key.replace('_', ' ')}: {_words(_own_words(value))}"
+            for key, value in model.items()
+            if value not in (None, {})
         ]
         lines += [f"classes: {_classes(facts['classes'])}"]
     lines += _of_images(facts)
@@ -197,9 +200,7 @@ def _of_images(facts: Mapping[str, Any]) -> list[str]:
     spec, reading = facts.get("image_spec"), facts.get("reading")
     if not spec:
         return []
-    height, width = spec["size"]
-    numbers = "; ".join(f"{name} {', '.join(f'{value:g}' for value in spec[name])}" for name in ("mean", "std"))
-    lines = [f"images: {height} x {width}, {spec['crop_mode']}, {spec['interpolation']}; {numbers}"]
+    lines = [f"images: {ImageSpec(**spec).told()}"]
     return [*lines, f"read: {_words(reading)}"] if reading else lines
 
 

@@ -241,6 +241,10 @@ class TaskSpec(ABC):
         """What keeps, beside ``metric`` (:meth:`metrics`), what became of each image: for intervals and comparisons. None: nothing."""
         return None
 
+    def anatomy(self, metric: Metric) -> dict[str, Any]:
+        """What the last evaluation says beside the scores of ``metric`` (:meth:`metrics`), which saw it: what its errors are."""
+        return {}
+
     def recorder(self, dataset: Dataset, classes: Any) -> Recorder | None:
         """What keeps the predictions for ``dataset``, for other programs to read; None: nothing does."""
         return None

@@ -73,6 +73,30 @@ def test_heads_have_the_tasks_that_their_classes_say() -> None:
     assert [row["name"] for row in head_rows() if row["default"]] == ["classification", "efficientdet", "unet"]
 
 
+def test_heads_on_a_backbone_are_counted(lend: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = head_rows(["det"], on="efficientnet_b0")
+    model = build_model("det", "b0")
+    images = torch.zeros(1, 3, *model.image_spec.size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(images)
+    assert row["parameters"] == sum(p.numel() for p in model.head.parameters())
+    assert (row["multiply_adds"], row["num_classes"]) == (counter.get_total_flops() // 2, 80)
+
+    class Broken(type(model.head)):  # type: ignore[misc]  # a class that is known now
+        def forward(self, features: Any, sizes: Any) -> Any:
+            raise ValueError("not today")
+
+    lend(HEADS, {"broken": Broken}, alone=True)
+    row = next(row for row in head_rows(["det"], on="b0") if row["name"] == "broken")
+    assert (row["multiply_adds"], row["error"]) == (None, "ValueError: not today")
+    for line, said in (
+        ("list heads --on b99", "backbone 'b99'"),
+        ("list backbones --on b0", "--on: is for list heads"),
+    ):
+        assert main(line.split()) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_weights_have_a_row_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFFBACKBONES_CACHE", str(tmp_path))
     (tmp_path / "efficientnet_b0_rwightman-7f5810bc.pth").write_bytes(b"12345")
@@ -113,6 +137,8 @@ def test_lists_are_tables_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{len(SOURCES)} published files" in shown
     assert main(["weights", "list", "lite4"]) == 0
     assert "timm:tf_efficientnet_lite4.in1k" in capsys.readouterr().out
+    assert main(["weights", "list", "lite4", "--json"]) == 0
+    assert {row["backbone"] for row in json.loads(capsys.readouterr().out)} == {"lite4"}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +161,7 @@ def test_a_model_file_of_ours_says_what_it_is(own: Path) -> None:
     for words in (
         "task: det",
         "classes: 2 (cat, dog)",
-        "images: 512 x 512, letterbox",
+        "images: 512 x 512, fitted in and padded",
         "AP: 0.5",
         "loads: load_model(",
     ):

@@ -1,5 +1,6 @@
 """Every head on three backbones says in other runtimes what it says in torch; smaller arithmetic; and no torch where it is deployed."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests_support import calibrated
 
 from effbackbones import Model, UserError, build_model, list_heads, load_predictor
 from effbackbones.export import export_model
@@ -29,7 +31,7 @@ def scenes(count: int) -> list[Any]:
 
 
 def made(backbone: str, head: str) -> Model:
-    """A model whose last layer tells classes apart."""
+    """A model that tells images and classes apart."""
     torch.manual_seed(0)
     task = TASK_OF.get(head, "seg")
     model = build_model(task, backbone, head=head, num_classes=3).eval()
@@ -39,7 +41,8 @@ def made(backbone: str, head: str) -> Model:
         last = [untyped.class_net.predict.pointwise]
     torch.nn.init.normal_(last[-1].weight, std=0.3 if task == "det" else 0.05)  # rounding grows with it
     model.use_image_spec(replace(model.image_spec, size=SIZES[task]))
-    return model
+    made: Model = calibrated(model, scenes(4))
+    return made
 
 
 def outputs(model: Model, images: torch.Tensor) -> dict[str, Any]:
@@ -57,18 +60,27 @@ def test_a_runtime_says_what_torch_says(backbone: str, head: str, suffix: str, t
     export_model(model, path, images=scenes(4))
     runtime = open_runtime(path)
     height, width = SIZES[model.head.task]
+    exact = copy.deepcopy(model).double()
     assert runtime.record.dynamic_size == (head not in FIXED)
     sizes = [(height, width)] if head in FIXED else [(height, width), (height + 13, width - 21)]
     for batch, size in ((3, sizes[0]), (1, sizes[-1])):
-        images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)
+        shown = [np.asarray(Image.fromarray(one).resize(size[::-1])) for one in scenes(3)[:batch]]
+        images = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).contiguous()
         feed = {"images": images.numpy(), "valid": np.array([size] * batch)}
         answers = runtime({port.name: feed[port.name] for port in runtime.record.inputs})
         expected = {name: value.numpy() for name, value in outputs(model, images).items()}
+        answer = next(iter(expected.values()))
+        assert batch == 1 or np.abs(answer[0] - answer[1]).max() > 0.02  # two images are told apart
         found = Agreement(Tolerance(pixels=0.05, score=1e-4))  # boxes of equal scores may change places
         for row in range(batch):
             both = [{name: values[name][row] for name in expected} for values in (expected, answers)]
             found.add(model.head.task, *both)
-        assert found.largest.get("probabilities", 0.0) <= 1e-4
+        # What rounding does to a network of random weights shows where torch computes in float64.
+        rounding = (
+            np.abs(outputs(exact, images)["probabilities"].numpy() - answer).max() if "probabilities" in expected else 0
+        )
+        assert rounding < 1e-3  # else nothing could be told
+        assert found.largest.get("probabilities", 0.0) <= max(1e-4, 4 * rounding)
         if model.head.task == "det":
             assert found.share() == 1
             assert found.all["boxes"] > 100
@@ -115,11 +127,11 @@ def test_smaller_arithmetic_makes_a_smaller_file(head: str, precision: str, tmp_
     share = small.stat().st_size / whole.stat().st_size
     assert share < (0.6 if precision == "fp16" else 0.5)
     if precision == "int8":
-        names = quantised_nodes(onnx.load(str(whole)).graph)
-        weighted = [node for node in onnx.load(str(whole)).graph.node if node.op_type in ("Conv", "Gemm")]
-        assert (
-            0.4 * len(weighted) < len(names) < len(weighted) - 16
-        )  # squeeze-excite alone has two in each of 16 blocks
+        graph = onnx.load(str(whole)).graph
+        weighted = {node.name for node in graph.node if node.op_type in ("Conv", "Gemm")}
+        names = weighted.intersection(quantised_nodes(graph))
+        # Squeeze-excite alone has two in each of 16 blocks.
+        assert 0.35 * len(weighted) < len(names) < len(weighted) - 16
 
 
 def test_dynamic_quantisation_is_refused_with_the_reason(tmp_path: Path) -> None:

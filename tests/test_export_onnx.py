@@ -15,6 +15,7 @@ from tests_support import ROOT, printed_by
 
 from effbackbones import Model, UserError, build_model, load_predictor, save_model
 from effbackbones.export import export_model, formats
+from effbackbones.export.quantisation import quantise
 from effbackbones.export.record import ExportRecord
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.runtimes import open_runtime
@@ -166,6 +167,34 @@ def test_looks_at_other_sizes_through_a_graph_of_one_size(
         load_predictor(exported.path, tta="flip,0.8")
     # Slices are of one size at every scale, and the look at the whole image stays the usual one.
     assert len(load_predictor(exported.path, tta="1.5", slices="48,12,whole")(scenes(1)[0])) > 0
+
+
+def test_ranges_of_int8_end_where_an_activation_cuts_off(tmp_path: Path) -> None:
+    """Of a layer from about -100 to 100 before ReLU6, steps are those of 0..6 and not those of 200."""
+    rng, helper = np.random.default_rng(0), onnx.helper
+    weights = {f"w{n}": rng.normal(0, 20, (4, 4, 1, 1)).astype(np.float32) for n in range(3)}
+    ends = {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["images", "w0"], ["a"]),
+        helper.make_node("Clip", ["a", "low", "high"], ["b"]),
+        helper.make_node("Conv", ["b", "w1"], ["c"]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("Conv", ["d", "w2"], ["answer"]),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4, 8, 8]) for name in ("images", "answer")
+    ]
+    stored = [onnx.numpy_helper.from_array(value, name) for name, value in (weights | ends).items()]
+    graph = helper.make_graph(nodes, "cuts", values[:1], values[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(tmp_path / "cuts.onnx"))
+    quantise(tmp_path / "cuts.onnx", [{"images": rng.normal(0, 2, (1, 4, 8, 8)).astype(np.float32)} for _ in range(3)])
+    made = onnx.load(str(tmp_path / "cuts.onnx")).graph
+    known = {one.name: onnx.numpy_helper.to_array(one) for one in made.initializer}
+    of_conv = [node.input[1] for node in made.node if node.op_type == "QuantizeLinear" and node.input[0] in ("a", "b")]
+    assert len(of_conv) == 1
+    assert float(known[of_conv[0]]) == pytest.approx(6 / 255, rel=0.02)
+    assert "Clip" not in [node.op_type for node in made.node]
 
 
 def damaged(path: Path, tmp_path: Path) -> Path:

@@ -28,7 +28,6 @@ from tasks.report.drawings import curves, reliability
 from tasks.report.metricsfile import commit, environment, plain, write_metrics
 from tasks.report.page import Link, Report, Tile, picture, show
 from tasks.report.records import EvaluationResults, Results, RunResults, Summary
-from tasks.report.words import told_of_images
 
 NASTY = "<script>alert(1)</script> & \"co\" 'x' {{ 7 * 7 }}"
 
@@ -379,9 +378,9 @@ def test_scores_have_names_that_people_read(name: str, shown: str) -> None:
 
 
 def test_how_images_are_prepared_is_told_in_words() -> None:
-    told = told_of_images(ImageSpec(size=(256, 320), mean=(0.5,), std=(0.25,), crop_mode="letterbox"))
+    told = ImageSpec(size=(256, 320), mean=(0.5,), std=(0.25,), crop_mode="letterbox").told()
     assert told == "256 x 320, fitted in and padded, bicubic; mean 0.5; std 0.25"
-    assert "shorter side to 256, centre crop" in told_of_images(ImageSpec(size=(224, 224)))
+    assert "shorter side to 256, centre crop" in ImageSpec(size=(224, 224)).told()
 
 
 def test_a_page_leads_to_others_and_folds_what_is_long(tmp_path: Path) -> None:

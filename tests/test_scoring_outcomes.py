@@ -22,7 +22,8 @@ from tasks.classification.task import TASK as CLASSIFICATION
 from tasks.data.batch import ImageMeta
 from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.task import TASK as DETECTION
-from tasks.scoring.outcomes import Outcomes, read_outcomes, write_outcomes
+from tasks.scoring.outcomefile import read_outcomes, write_outcomes
+from tasks.scoring.outcomes import Outcomes
 from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.setmetrics import SetMetrics
 from tasks.segmentation.task import TASK as SEGMENTATION

@@ -312,6 +312,21 @@ def test_several_heads_answer_by_task() -> None:
     assert not made.ready
 
 
+def test_what_would_change_nothing_and_what_cannot_predict_is_refused() -> None:
+    model = narrow("cls", size=32)
+    made = Service(load_predictor(model, on_error="return"))
+    with pytest.raises(UserError, match="threshold: is for boxes and masks"):
+        made.asking(0.5, None)
+    assert len(json.loads(asyncio.run(made.predict([encoded(1)], made.asking(None, 2)))[0].text)["predictions"]) == 2
+    with pytest.raises(UserError, match="threshold: is for boxes and masks"):
+        Service(load_predictor(model, on_error="return", threshold=0.5))
+    next(model.head.parameters()).data.fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite"):
+        made.warm()
+    assert not made.ready
+    made.close()
+
+
 def test_an_image_whose_prediction_breaks_fails_alone(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = predictor.answer
 
@@ -351,7 +366,7 @@ def test_a_taken_port_and_missing_packages_are_told(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="expected 0 to 65535, got 70000"):
         running.bound("127.0.0.1", 70000)
     with pytest.raises(UserError, match="cannot be served at"):
-        running.bound("no.such.host.invalid", 0)
+        running.bound("x" * 70, 0)  # no name: nobody is asked
     monkeypatch.setattr(running.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"effbackbones\[serve\]"):
         running.require_packages()

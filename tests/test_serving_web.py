@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_inference_predictor import narrow
-from tests_support import ONE_THREAD, ROOT
+from tests_support import ONE_THREAD, ROOT, printed_by
 
 from effbackbones import load_predictor, save_model
 from effbackbones.images.opening import Encoded
@@ -177,7 +177,7 @@ HOSTILE: dict[str, tuple[bytes, str, int, str]] = {
     "a form that is none": (JPEG, "multipart/form-data; boundary=xx", 400, "form"),
     "a form that breaks off": (form(("a.jpg", JPEG))[0][:-20], "multipart/form-data; boundary=xx", 400, "breaks off"),
     "a form without files": (*form(plain="size"), 400, "'size' is no file"),
-    "an empty form": (*form(), 400, "no file"),
+    "an empty form": (*form(), 400, "no file|form cannot be read"),
     "too many files": (*form(*[("a.jpg", b"x")] * 4), 413, "holds 4 files; allowed are 3"),
     "a file outside": (*form(("../../etc/passwd", b"root:x:0:0")), 422, "passwd: cannot be read as an image: not in one"),
     "an array of objects": (*form(("a.npy", b"\x93NUMPY\x01\x00\x16\x00{'descr':'|O','x':(2,)}\n")), 422, "a.npy: "),
@@ -255,6 +255,21 @@ def test_a_full_queue_says_when_to_come_again(ask: Ask, service: Service) -> Non
     assert ask("/predict", JPEG, kind="image/jpeg").status == 200
 
 
+def test_who_sends_slowly_keeps_no_place_from_others(ask: Ask, service: Service) -> None:
+    from effbackbones.serving.web import web_app
+
+    app = web_app(service)
+
+    async def crowd() -> list[int]:
+        slow = [request(app, "/predict", *[b"x"] * 9, kind="image/png", pause=0.2) for _ in range(LIMITS.queue)]
+        slow_ones = [asyncio.ensure_future(one) for one in slow]
+        await asyncio.sleep(0.1)
+        quick = await request(app, "/predict", JPEG, kind="image/jpeg")
+        return [quick.status, *[(await one).status for one in slow_ones]]
+
+    assert asyncio.run(crowd()) == [200, *[408] * LIMITS.queue]
+
+
 def test_what_goes_wrong_inside_has_an_id_and_leaks_nothing(
     ask: Ask, service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -284,8 +299,10 @@ def test_it_tells_what_it_is_and_how_it_is(ask: Ask, service: Service) -> None:
     service.warm()
     assert ask("/ready").status == 200
     ask("/predict", b"x", kind="image/jpeg")
+    ask("/predict", JPEG, kind="image/jpeg")
     ask("/nowhere")
     figures = ask("/metrics").body.decode()
+    assert "effbackbones_batch_images_count 1\n" in figures  # those of warming are nobody's
     assert 'requests_total{path="/predict",status="422"} 1' in figures
     assert 'requests_total{path="other",status="404"} 1' in figures
     assert ask("/predict").status == 405
@@ -363,6 +380,13 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("served") / "model.safetensors"
     save_model(narrow("det", size=64), path)
     return path
+
+
+@pytest.mark.slow
+def test_it_loads_no_training_library() -> None:
+    loaded = "import sys, torch; before = set(sys.modules); import tasks.verbs.serve; print(*set(sys.modules) - before)"
+    tops = {name.partition(".")[0] for name in printed_by(loaded).split()}
+    assert tops & {"lightning", "torchvision", "torchmetrics", "albumentations", "matplotlib", "timm", "cv2"} == set()
 
 
 @pytest.mark.slow

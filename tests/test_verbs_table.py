@@ -97,7 +97,10 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
     shown = " ".join(capsys.readouterr().out.split())
     assert "|join]" in shown
     assert "join: say nothing about anything" in shown
-    assert ".onnx, .pt2 or .xml, of features .npy or .parquet (evaluate, predict, check, export, embed, join)" in shown
+    assert (
+        ".onnx, .pt2 or .xml, of features .npy or .parquet (evaluate, predict, check, export, embed, compare, join)"
+        in shown
+    )
 
 
 def test_inputs_and_flags_go_with_the_verbs_that_take_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,20 @@ class ImageSpec:
             if value not in allowed:
                 raise UserError(f"image_spec.{field}", f"unknown value {value!r}", nearest(value, allowed))
 
+    def told(self) -> str:
+        """How images are brought to the network's size and range, for people."""
+        height, width = self.size
+        ways = {
+            "center": f"shorter side to {round(min(self.size) / self.crop_fraction)}, centre crop",
+            "squash": "squashed",
+            "letterbox": "fitted in and padded",
+        }
+        numbers = "; ".join(
+            f"{name} {' '.join(f'{value:.4g}' for value in values)}"
+            for name, values in (("mean", self.mean), ("std", self.std))
+        )
+        return f"{height} x {width}, {ways[self.crop_mode]}, {self.interpolation}; {numbers}"
+
     def for_channels(self, count: int) -> "ImageSpec":
         """This spec for images of ``count`` channels: if that is another number, each gets the average of mean and std."""
         if len(self.mean) == count:

@@ -111,7 +111,7 @@ def _heard(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
 
 def _log_to_standard_error() -> None:
     """What goes wrong is to be seen where nobody has set up logging."""
-    if not logging.getLogger().handlers:
+    if not logging.getLogger().handlers and not logging.getLogger("effbackbones.serving").handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         for name in ("effbackbones.serving", "uvicorn.error"):

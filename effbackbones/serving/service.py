@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from effbackbones.errors import UserError
 from effbackbones.images.opening import Encoded
 from effbackbones.inference.predictor import READERS, Predictor
 from effbackbones.inference.results import Failed
@@ -46,12 +47,12 @@ class Service:
     def __init__(self, predictor: Predictor, *, limits: Limits | None = None, wait: float = 0.005) -> None:
         if predictor.on_error != "return":
             raise ValueError("on_error must be return: one image must not spoil a batch")
-        self.predictor, self.limits = predictor, limits or Limits()
+        self.predictor, self.limits = _heeded(predictor), limits or Limits()
         self.room, self.figures = Room(self.limits), Figures()
         self.warmed = self.draining = False
         self._pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1), thread_name_prefix="reader")
         self._batcher: Batcher[Job, Any] = Batcher(
-            self._answer, batch_size=predictor.at_once, wait=wait, watch=self.figures.batch
+            self._answer, batch_size=predictor.at_once, wait=wait, watch=lambda size: self.figures.batch(size)
         )
 
     @property
@@ -65,14 +66,16 @@ class Service:
         return self.warmed and self.alive and not self.draining
 
     def warm(self) -> None:
-        """Have a grey image predicted, alone and in a full batch: what is made at the first time is made now."""
+        """Have a grey image predicted, alone and in a full batch: what is made at the first time is made now. A model that cannot do
+        it raises :class:`UserError`."""
         height, width = self.predictor.model.image_spec.size
         channels = len(self.predictor.model.image_spec.mean)
         grey = np.full((height, width, channels), 127, np.uint8)
         for count in {1, self.predictor.at_once}:
             jobs = [Job(self.predictor.read(grey), self.predictor) for _ in range(count)]
             for future in [self._batcher.submit(job) for job in jobs]:
-                future.result()
+                if isinstance(found := future.result(), Failed):
+                    raise UserError(found.error)
         self.figures = Figures()  # of requests alone
         self.warmed = True
 
@@ -81,8 +84,10 @@ class Service:
         if threshold is None and top_k is None:
             return self.predictor
         wishes = self.predictor.wishes
-        return self.predictor.limited(
-            wishes.threshold if threshold is None else threshold, wishes.top_k if top_k is None else top_k
+        return _heeded(
+            self.predictor.limited(
+                wishes.threshold if threshold is None else threshold, wishes.top_k if top_k is None else top_k
+            )
         )
 
     async def predict(self, files: Sequence[Encoded], predictor: Predictor) -> list[Answer]:
@@ -156,6 +161,15 @@ class Service:
         """Answer what was taken, and end the threads."""
         self._batcher.close()
         self._pool.shutdown()
+
+
+def _heeded(predictor: Predictor) -> Predictor:
+    """The predictor, if all that it was told shows in what is answered."""
+    if predictor.wishes.threshold is not None and predictor.task == "cls":
+        raise UserError(
+            "threshold", "is for boxes and masks; classes are answered with their probabilities", "leave it out"
+        )
+    return predictor
 
 
 def json_of(result: Any) -> str:

@@ -49,7 +49,7 @@ class Tower(Foldable):
 
     def _predicted(self, x: Tensor) -> Tensor:
         """The last layer, in float32 under autocast too: with the 8 bits of bfloat16 most scores of an image would tie."""
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # which knows no device without values
             out: Tensor = self.predict(x)
             return out
         with torch.autocast(x.device.type, enabled=False):

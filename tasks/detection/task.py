@@ -116,6 +116,9 @@ class Detection(TaskSpec):
     def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
         return BoxRecorder(metric) if isinstance(metric, DetectionMetrics) else None
 
+    def anatomy(self, metric: Metric) -> dict[str, Any]:
+        return {"errors": metric.anatomy()} if isinstance(metric, DetectionMetrics) else {}
+
     def has_written(self, folder: Path) -> bool:
         return (folder / "predictions.json").is_file()
 

@@ -17,8 +17,8 @@ from tasks.engine.perimage import keep_outcomes
 from tasks.engine.preparation import Prepared
 from tasks.engine.rundir import BEST
 from tasks.report.metricsfile import environment, write_metrics
-from tasks.report.records import RunResults, Summary
-from tasks.report.words import network, told_of_images
+from tasks.report.records import Monitored, RunResults, Summary
+from tasks.report.words import network
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
@@ -113,7 +113,9 @@ class Judge:
             with self.state.weights(other):  # as they are at the end
                 sets[other] = self.score(self.state.model, dataset=self.datasets[split], observe=False)[0]
         spans = keep_outcomes(self.folder, outcomes, self.task, split, self.tell)
-        results = RunResults(sets, weights, split, intervals=spans)
+        judged = Monitored(self.monitor.name, progress.best, self.monitor.rises)
+        size, minutes = sum(parameter.numel() for parameter in best.parameters()), progress.seconds / 60
+        results = RunResults(sets, weights, split, judged, intervals=spans, parameters=size, minutes=minutes)
         told = {**self._facts(best, split), **facts, **environment()}
         title = f"{self.task.command}: {network(best.config)}"
         per_epoch = self.plan.per_epoch
@@ -141,7 +143,7 @@ class Judge:
             "data": f"{data.name} {data.root or ''}: {len(self.datasets['train']):,} training samples; scores on {split}",
             "weights": origin.get("weights", "random"),
             "assumed": "; ".join(origin.get("assumed", [])) or "nothing",
-            "images": told_of_images(model.image_spec),
+            "images": model.image_spec.told(),
             "model": told_of_cost(model, self.folder / BEST, self.device),
             "best": f"{progress.best_weights} weights",
             "steps": f"{self.state.step:,} of {self.plan.total:,}, {progress.skipped} skipped",

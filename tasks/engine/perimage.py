@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tasks.scoring.intervals import Intervals, intervals
-from tasks.scoring.outcomes import Outcomes, outcomes_file, write_outcomes
+from tasks.scoring.outcomefile import outcomes_file, write_outcomes
+from tasks.scoring.outcomes import Outcomes
 from tasks.spec import TaskSpec
 
 

@@ -122,6 +122,12 @@ class Joint(TaskSpec):
     def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
         return JointRecorder(metric.by_task()) if isinstance(metric, JointMetrics) else None
 
+    def anatomy(self, metric: Metric) -> dict[str, Any]:
+        parts = metric.by_task() if isinstance(metric, JointMetrics) else {}
+        return {
+            f"{word}/{key}": told for word, part in parts.items() for key, told in TASKS.get(word).anatomy(part).items()
+        }
+
     def observer(self, config: Config, classes: Any) -> Reporter:
         reporters = {word: task.observer(own, classes[word]) for word, (task, own) in parts(config).items()}
         return JointReporter(config, reporters)

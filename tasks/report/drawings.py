@@ -196,7 +196,6 @@ def coverage_figure(best_iou: NDArray[np.floating], network: NDArray[np.floating
 def class_shares(names: Sequence[str], shares: Mapping[str, NDArray[np.floating]]) -> list["Figure"]:
     """Bars for each of the ``names``, downwards, in a drawing for each of ``shares``: its title, and fractions for all names."""
     places, figures = np.arange(len(names)), []
-    drawn = [drawable(name, 9, number) for number, name in enumerate(names)]
     for (title, values), colour in zip(shares.items(), _CYCLE, strict=False):
         figure, axes = _drawing(0.9 + 0.24 * len(names))
         bars = axes.barh(places, 100 * values, 0.72, color=colour, alpha=0.75)
@@ -204,14 +203,20 @@ def class_shares(names: Sequence[str], shares: Mapping[str, NDArray[np.floating]
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
         _dress(axes, title, "percent")
-        ticks = axes.set_yticks(places, [clean(text) for text, _ in drawn])
-        for tick, (_, letters) in zip(ticks, drawn, strict=True):
-            tick.label1.set_fontproperties(Path(str(letters.path)))
-            tick.label1.set_fontsize(9)
-            tick.label1.set_parse_math(False)  # a class may be called $x$
-        axes.set_ylim(len(names) - 0.4, -0.6)
+        name_rows(axes, names)
         figures.append(figure)
     return figures
+
+
+def name_rows(axes: "Axes", names: Sequence[str]) -> None:
+    """Write ``names`` at the left, at 0, 1, ... downwards, in letters that have them."""
+    drawn = [drawable(name, 9, number) for number, name in enumerate(names)]
+    ticks = axes.set_yticks(range(len(names)), [clean(text) for text, _ in drawn])
+    for tick, (_, letters) in zip(ticks, drawn, strict=True):
+        tick.label1.set_fontproperties(Path(str(letters.path)))
+        tick.label1.set_fontsize(9)
+        tick.label1.set_parse_math(False)  # a class may be called $x$
+    axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def clean(text: str, most: int = 28) -> str:

@@ -28,7 +28,7 @@ def write_metrics(folder: Path, results: Results, history: Sequence[Mapping[str,
     """Write into ``folder``, which is made: ``metrics.json`` (all of it; what is not finite becomes null) and
     ``metrics.csv`` (a row for each figure: weights, epoch, class, metric, value)."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = plain({**_head(results), **results.sets, **_intervals(results), "history": history})
+    whole = plain({**_head(results), **_size(results), **results.sets, **_intervals(results), "history": history})
     write_atomically(folder / "metrics.json", (_json(whole) + "\n").encode())
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -51,6 +51,13 @@ def write_metrics(folder: Path, results: Results, history: Sequence[Mapping[str,
     write_atomically(folder / "metrics.csv", out.getvalue().encode("utf-8", "backslashreplace"))
 
 
+def _size(results: Results) -> dict[str, Any]:
+    """What the model and its training cost, as far as it is known."""
+    minutes = results.minutes if isinstance(results, RunResults) else None
+    known = {"parameters": results.parameters, "minutes": None if minutes is None else round(minutes, 2)}
+    return {name: value for name, value in known.items() if value is not None}
+
+
 def _intervals(results: Results) -> dict[str, Any]:
     """Intervals of the best set's scores, by task where there are several."""
     found = {task: intervals.record() for task, intervals in results.intervals.items()}
@@ -62,8 +69,9 @@ def _head(results: Results) -> dict[str, Any]:
     match results:
         case RunResults(split=None):
             return {"best": results.best}
-        case RunResults():
-            return {"finished": True, "split": results.split, "best": results.best}
+        case RunResults(monitor=monitor):
+            told = {"monitor": monitor._asdict()} if monitor else {}
+            return {"finished": True, "split": results.split, "best": results.best, **told}
         case EvaluationResults(predictions=None):
             return {"split": results.split, "checkpoint": results.checkpoint}
         case EvaluationResults():

@@ -46,7 +46,7 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class _Block:
-    kind: str  # facts | figure | table | matrix | gallery | pairs
+    kind: str  # facts | figure | table | sortable | matrix | gallery | pairs
     title: str
     caption: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -103,6 +103,20 @@ class Report:
         folded = noted[count:]
         more = {**head, "rows": folded, "summary": rest.format(len(folded))} if folded else None
         self._add("table", title, caption, {**head, "rows": noted[:count], "more": more})
+
+    def sortable(
+        self, title: str, header: Sequence[str], rows: Sequence[Sequence[tuple[str, Any]]], caption: str = ""
+    ) -> None:
+        """A table whose rows a click puts in the order of a column: cells are what is shown, and what it is sorted by (None: last),
+        numbers from the highest down. The page has no scripts: it holds a table for each order."""
+        numeric = [all(_is_number(row[i][1]) for row in rows) for i in range(len(header))]
+        orders = []
+        for column in range(len(header)):
+            known = [row for row in rows if row[column][1] is not None]
+            ranked = sorted(known, key=lambda row: row[column][1], reverse=numeric[column])
+            rest = [row for row in rows if row[column][1] is None]
+            orders.append([{"cells": [cell[0] for cell in row], "note": ""} for row in [*ranked, *rest]])
+        self._add("sortable", title, caption, {"header": list(header), "numeric": numeric, "orders": orders})
 
     def matrix(
         self,
@@ -169,6 +183,10 @@ class Report:
 
 def _line(value: Any) -> Any:
     return value if isinstance(value, Link) else show(value)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def show(value: Any) -> str:

@@ -2,12 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from tasks.scoring.intervals import Interval, Intervals
 
 Scores = Mapping[str, Any]
 """What a metric's ``compute()`` gave: names to numbers, None where undefined; ``per_class``, ``confusion`` and the like."""
+
+
+class Monitored(NamedTuple):
+    """The score that chose weights: its name, its ``best`` value on the validation split (None: undefined), which way is better."""
+
+    name: str
+    best: float | None
+    higher_is_better: bool
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,9 @@ class Results:
     best: str = "model"
     intervals: Mapping[str, Intervals] = field(default_factory=dict, kw_only=True)
     """Of the best set, by the word of the task, "" where there is one."""
+
+    parameters: int | None = field(default=None, kw_only=True)
+    """Of the model, where there is one."""
 
     @property
     def scores(self) -> Scores:
@@ -39,6 +50,10 @@ class RunResults(Results):
     """Of a run: finished, with scores on ``split``, or not yet (None), with those on the validation split."""
 
     split: str | None = None
+    minutes: float | None = field(default=None, kw_only=True)
+    """That it trained."""
+    monitor: Monitored | None = None
+    """The score by which weights were chosen."""
 
 
 @dataclass(frozen=True)

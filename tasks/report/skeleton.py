@@ -31,9 +31,7 @@ def begun(summary: Summary, headline: Sequence[str], meaning: Mapping[str, str],
     rates = {*own, *(name for name in {name for scores in sets.values() for name in scores} if name in rates)}
     chosen = [summary.config.get("run", {}).get("monitor")]
     names = dict.fromkeys(name for name in (*chosen, *own, *headline) if name)
-    report = Report(
-        summary.title, _subtitle(sets[best], best if len(sets) > 1 else ""), _tiles(sets[best], names, rates)
-    )
+    report = Report(summary.title, _subtitle(sets[best], best if len(sets) > 1 else ""), _tiles(results, names, rates))
     caption = f"Best: the {best} weights." if len(sets) > 1 else ""
     rows, notes = _score_rows(results, meaning, rates)
     head = ["", *sets]
@@ -123,12 +121,14 @@ def _subtitle(scores: Mapping[str, Any], best: str) -> str:
     return ", ".join(filter(None, [f"{count:,} images" if count else "", f"{best} weights" if best else ""]))
 
 
-def _tiles(scores: Mapping[str, Any], names: Iterable[str], rates: Container[str]) -> list[Tile]:
-    return [
-        Tile(label(name), (show if name in rates else percent)(scores[name]))
-        for name in names
-        if is_number(scores.get(name))
-    ]
+def _tiles(results: Results, names: Iterable[str], rates: Container[str]) -> list[Tile]:
+    scores, tiles = results.scores, []
+    for name in names:
+        if is_number(scores.get(name)):
+            interval = results.interval(name)
+            value = (show if name in rates else percent)(scores[name])
+            tiles.append(Tile(label(name), value, told_of_interval(interval) if interval else ""))
+    return tiles
 
 
 def _score_rows(

@@ -1,9 +1,7 @@
-"""Names of scores and of images' preparation in the words of people."""
+"""Names of scores and of networks in the words of people."""
 
 from collections.abc import Mapping
 from typing import Any
-
-from effbackbones.contracts import ImageSpec
 
 _LABELS = {
     "top1": "top-1",
@@ -45,18 +43,3 @@ def network(config: Mapping[str, Any]) -> str:
     """Backbone and head, or heads, of a model's ``config``: "b0 + efficientdet, unet"."""
     head = config["head"]
     return f"{config['backbone']} + {', '.join(head.values()) if isinstance(head, Mapping) else head}"
-
-
-def told_of_images(spec: ImageSpec) -> str:
-    """How images are brought to a network's size and range."""
-    height, width = spec.size
-    ways = {
-        "center": f"shorter side to {round(min(spec.size) / spec.crop_fraction)}, centre crop",
-        "squash": "squashed",
-        "letterbox": "fitted in and padded",
-    }
-    numbers = "; ".join(
-        f"{name} {' '.join(f'{value:.4g}' for value in values)}"
-        for name, values in (("mean", spec.mean), ("std", spec.std))
-    )
-    return f"{height} x {width}, {ways[spec.crop_mode]}, {spec.interpolation}; {numbers}"

@@ -25,7 +25,7 @@ FEWEST = 200
 ROUGH = 20
 """Of fewer images an interval is rough: what was not among them cannot be drawn, so that it is too narrow as a rule."""
 _SECONDS = 2.0
-_NORMAL = NormalDist()
+normal = NormalDist()
 _CELLS = 2**23  # weights that are drawn at once
 Interval = tuple[float, float]
 
@@ -100,12 +100,17 @@ def interval_of(drawn: Floats, point: float, confidence: float = CONFIDENCE) -> 
     known = drawn[~np.isnan(drawn)]
     if math.isnan(point) or len(known) < 0.95 * len(drawn) or not len(known):
         return None
-    below = (known < point).mean() + (known == point).mean() / 2
-    bias = _NORMAL.inv_cdf(float(np.clip(below, 1 / len(known), 1 - 1 / len(known))))
+    bias = bias_of(known, point)
     tail = (1 - confidence) / 2
-    ends = [_NORMAL.cdf(2 * bias + _NORMAL.inv_cdf(share)) for share in (tail, 1 - tail)]
+    ends = [normal.cdf(2 * bias + normal.inv_cdf(share)) for share in (tail, 1 - tail)]
     low, high = np.quantile(known, ends).tolist()
     return min(low, point), max(high, point)
+
+
+def bias_of(drawn: Floats, point: float) -> float:
+    """By how much the middle of drawn scores [B] lies beside the score itself, in standard deviations (``z0`` of the method)."""
+    below = (drawn < point).mean() + (drawn == point).mean() / 2
+    return normal.inv_cdf(float(np.clip(below, 1 / len(drawn), 1 - 1 / len(drawn))))
 
 
 def intervals(outcomes: Outcomes, *, replicates: int | None = None, seed: int = 0) -> Intervals | None:

@@ -155,6 +155,9 @@ class Segmentation(TaskSpec):
     def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
         return PixelRecorder(metric) if isinstance(metric, SegmentationMetrics | SetMetrics) else None
 
+    def anatomy(self, metric: Metric) -> dict[str, Any]:
+        return {"errors": metric.anatomy()} if isinstance(metric, SegmentationMetrics) else {}
+
     def has_written(self, folder: Path) -> bool:
         return any((folder / kind).is_dir() for kind in ("index", "masks"))
 

@@ -169,7 +169,18 @@ OF_DATA = tuple(
 VERBS = {
     verb.name: verb
     for verb in (
-        Verb("train", "tasks.verbs.train", "train, then evaluate the best weights", config="needed"),
+        Verb(
+            "train",
+            "tasks.verbs.train",
+            "train, then evaluate the best weights",
+            config="needed",
+            own={
+                "seeds": Option(
+                    "so many runs, of run.seed and the numbers after it, and how far they spread", type=int
+                ),
+                "grid": Option("a run for each combination of values of keys: '{optim.lr: [0.001, 0.003]}'"),
+            },
+        ),
         Verb(
             "evaluate",
             "tasks.verbs.evaluate",
@@ -249,6 +260,14 @@ VERBS = {
             },
         ),
         Verb(
+            "compare",
+            "tasks.verbs.compare",
+            "say whether runs differ: RUN_A RUN_B [...], the first against each other, on the same images",
+            ("out", "split"),
+            config="none",
+            inputs=True,
+        ),
+        Verb(
             "push",
             "tasks.verbs.push",
             "put a trained model on the Hugging Face Hub as USER/NAME, with a card of what was measured",
@@ -269,7 +288,10 @@ VERBS = {
             config="none",
             inputs=True,
             words="KIND [NAME ...]",
-            own={"json": Option("for machines: all that is known, as JSON", flag=True)},
+            own={
+                "json": Option("for machines: all that is known, as JSON", flag=True),
+                "on": Option("a backbone; of heads: each is built on it, and its parameters and the work are counted"),
+            },
         ),
         Verb(
             "weights",

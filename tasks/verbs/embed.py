@@ -19,8 +19,8 @@ from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
 from tasks.verbs.inputs import image_files
+from tasks.verbs.limits import count_of
 from tasks.verbs.models import model_and_classes, read_as_trained
-from tasks.verbs.predict import count_of
 
 _SUFFIXES = (".npy", ".parquet")
 

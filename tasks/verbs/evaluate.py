@@ -14,7 +14,7 @@ from tasks.engine.identity import told_of_other_data
 from tasks.engine.perimage import keep_outcomes
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import EvaluationResults, Scores, Summary
-from tasks.report.words import network, told_of_images
+from tasks.report.words import network
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
@@ -52,8 +52,11 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     )
     folder = Path(extras.out) if extras.out else beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
+    size = sum(parameter.numel() for parameter in model.parameters())
     spans = keep_outcomes(folder, outcomes, task, extras.split, tell)
-    results = EvaluationResults({"model": scores}, intervals=spans, split=extras.split, checkpoint=extras.checkpoint)
+    results = EvaluationResults(
+        {"model": scores}, intervals=spans, parameters=size, split=extras.split, checkpoint=extras.checkpoint
+    )
     write_metrics(folder, results, [])
     if recorder:
         tell(f"predictions {recorder.write(folder, tell)}")
@@ -61,7 +64,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         "checkpoint": extras.checkpoint or config.model.weights or "none: random weights",
         "assumed": "; ".join(model.provenance.get("assumed", [])) or "nothing",
         "data": f"{config.data.name} {config.data.root or ''}: {len(dataset):,} samples",
-        "images": told_of_images(model.image_spec),
+        "images": model.image_spec.told(),
         **environment(),
     }
     title = f"{task.command}: {network(model.config)} on {extras.split}"

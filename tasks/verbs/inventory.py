@@ -87,8 +87,8 @@ def _tasks(words: Sequence[str]) -> list[str]:
     return [TASKS.spoken(TASKS.canonical(word)) for word in words] or task_words()
 
 
-def _heads(words: Sequence[str]) -> list[Row]:
-    return head_rows([TASKS.canonical(word) for word in _tasks(words)] if words else ())
+def _heads(words: Sequence[str], on: str | None = None) -> list[Row]:
+    return head_rows([TASKS.canonical(word) for word in _tasks(words)] if words else (), on)
 
 
 def _text(key: str) -> Callable[[Row], str]:
@@ -105,11 +105,11 @@ def _text(key: str) -> Callable[[Row], str]:
 
 
 def _millions(key: str, unit: float) -> Callable[[Row], str]:
-    return lambda row: "?" if row[key] is None else f"{row[key] / unit:.2f}"
+    return lambda row: "" if key not in row else "?" if row[key] is None else f"{row[key] / unit:.2f}"
 
 
 def _size(row: Row) -> str:
-    return "x".join(map(str, row["image_size"])) if row["image_size"] else ""
+    return "x".join(map(str, row["image_size"])) if row.get("image_size") else ""
 
 
 def _score(row: Row) -> str:
@@ -148,8 +148,12 @@ KINDS: dict[str, Kind] = {
             "task": _task_of,
             "default": _text("default"),
             "also": _text("aliases"),
+            "parameters, M": _millions("parameters", 1e6),
+            "multiply-adds, G": _millions("multiply_adds", 1e9),
+            "image": _size,
             "of": _text("owner"),
         },
+        "--on b0 counts parameters of each head on a backbone, and the work of both for one image.",
     ),
     "weights": Kind(
         weight_rows,
@@ -190,13 +194,13 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def rows_of(kind: str, names: Sequence[str] = ()) -> list[Row]:
-    """The rows of a kind; unknown kinds and names raise :class:`UserError`."""
+def rows_of(kind: str, names: Sequence[str] = (), on: str | None = None) -> list[Row]:
+    """The rows of a kind, of heads ``on`` a backbone; unknown kinds and names raise :class:`UserError`."""
     if kind not in KINDS:
         raise UserError(f"list {kind!r}", "no such kind", nearest(kind, KINDS))
     if names and not KINDS[kind].words:
         raise UserError(f"list {kind} {names[0]!r}", "takes no names", f"write list {kind}")
-    return KINDS[kind].rows(names)
+    return _heads(names, on) if on else KINDS[kind].rows(names)
 
 
 def table_of(kind: str, rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 
+from effbackbones.errors import UserError
 from tasks.settings.commandline import Extras
 from tasks.verbs.inventory import KINDS, overview, rows_of, table_of
 
@@ -9,7 +10,10 @@ from tasks.verbs.inventory import KINDS, overview, rows_of, table_of
 def list(extras: Extras) -> int:  # the name of the verb
     """Print the kind that is named first, of the names behind it; without any, how much there is of each."""
     kind, *names = extras.inputs or ("",)
-    rows = rows_of(kind, names) if kind else {each: rows_of(each) for each in KINDS}
+    on = extras.own["on"]
+    if on and kind != "heads":
+        raise UserError("--on", "is for list heads", "leave it out")
+    rows = rows_of(kind, names, on) if kind else {each: rows_of(each) for each in KINDS}
     if extras.own["json"]:
         print(json.dumps(rows, indent=1))
     else:

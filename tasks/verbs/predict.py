@@ -28,6 +28,7 @@ from tasks.spec import TaskSpec, Writer
 from tasks.telling import Teller
 from tasks.verbs.ahead import Ahead, ImageFiles, VideoFrames
 from tasks.verbs.inputs import Inputs, named_inputs
+from tasks.verbs.limits import count_of, share_of
 from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
 from tasks.verbs.outputs import writers_for
 
@@ -185,25 +186,3 @@ def _threshold(text: str | None, task: TaskSpec) -> float | None:
             "--threshold", "is for boxes and masks; classes are written with their probabilities", "leave it out"
         )
     return share_of("--threshold", text)
-
-
-def share_of(option: str, text: str | None) -> float | None:
-    """The number in 0..1 that an ``option`` says, None where it says nothing."""
-    if text is None:
-        return None
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise UserError(option, f"expected 0 to 1, got {text!r}", "correct it")
-    return share
-
-
-def count_of(option: str, text: str | None) -> int | None:
-    """The count that an ``option`` says, None where it says nothing."""
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise UserError(option, f"expected a count of at least 1, got {text!r}", "correct it")
-    return int(text)

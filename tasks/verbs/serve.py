@@ -11,7 +11,7 @@ from effbackbones.serving.running import bound, require_packages, run
 from effbackbones.serving.service import Service
 from tasks.engine.signals import StoppedError
 from tasks.settings.commandline import Extras
-from tasks.verbs.predict import count_of, share_of
+from tasks.verbs.limits import count_of, share_of
 
 
 def serve(extras: Extras) -> int:
