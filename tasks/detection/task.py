@@ -21,7 +21,7 @@ from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, repeat_factors
 from tasks.detection.check import GOAL, quick_checks, score_results
 from tasks.detection.files import DetectionFiles, DetectionRecorder
-from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.metrics import CONFIDENT, DetectionMetrics
 from tasks.detection.numbering import category_ids
 from tasks.detection.outcomes import BoxRecorder
 from tasks.detection.report import DetectionReporter
@@ -135,7 +135,18 @@ class Detection(TaskSpec):
         coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None
         ids = model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)
         numbers = [int(number) for number in ids]
-        return DetectionFiles(out, classes, numbers, tell)
+        return DetectionFiles(out, classes, numbers, tell, *drawing_threshold(model))
+
+
+def drawing_threshold(model: Model) -> tuple[float, str]:
+    """The score from which boxes are drawn, and why: that of the best F1 on the validation split, which a model file keeps; files
+    of before it keep none."""
+    point = model.provenance.get("operating_point", {}).get("")
+    if not isinstance(point, dict) or not isinstance(point.get("threshold"), float):
+        return CONFIDENT, ""
+    threshold = point["threshold"]
+    found = f"the best F1 on the validation split ({point['f1']:.3f}); --threshold says otherwise"
+    return threshold, f"drawn from score {threshold:.3f} on, which gave {found}, predictions.json has all boxes"
 
 
 TASK = Detection()
