@@ -165,7 +165,9 @@ def lines_of(facts: Mapping[str, Any]) -> list[str]:
     lines += [f"{facts['values']:,} values"] if "values" in facts else []
     if model := facts.get("model"):
         lines += [
-            f"{key.replace('_', ' ')}: {_words(value)}" for key, value in model.items() if value not in (None, {})
+            f"{key.replace('_', ' ')}: {_words(_own_words(value))}"
+            for key, value in model.items()
+            if value not in (None, {})
         ]
         lines += [f"classes: {_classes(facts['classes'])}"]
     lines += _of_images(facts)

@@ -241,6 +241,10 @@ class TaskSpec(ABC):
         """What keeps, beside ``metric`` (:meth:`metrics`), what became of each image: for intervals and comparisons. None: nothing."""
         return None
 
+    def anatomy(self, metric: Metric) -> dict[str, Any]:
+        """What the last evaluation says beside the scores of ``metric`` (:meth:`metrics`), which saw it: what its errors are."""
+        return {}
+
     def recorder(self, dataset: Dataset, classes: Any) -> Recorder | None:
         """What keeps the predictions for ``dataset``, for other programs to read; None: nothing does."""
         return None
@@ -255,6 +259,25 @@ class TaskSpec(ABC):
         tell: Callable[[str], None],
     ) -> Writer:
         """What writes predictions into the folder ``out`` and tells the essential ones."""
+
+    no_form: ClassVar[Mapping[str, str]] = {}
+    """Why there is none of some forms that one might look for."""
+
+    def forms(self, config: Config) -> tuple[str, ...]:
+        """Words for the forms that :meth:`writers` writes predictions in."""
+        return ()
+
+    def writers(
+        self,
+        forms: Sequence[str],
+        config: Config,
+        out: Path,
+        model: Model,
+        classes: Any,
+        tell: Callable[[str], None],
+    ) -> list[Writer]:
+        """What writes predictions in some of the :meth:`forms`."""
+        return []
 
 
 def told_of_head(task: TaskSpec, config: Config, dataset: Dataset | None, implied: Mapping[str, Any]) -> dict[str, Any]:

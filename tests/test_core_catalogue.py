@@ -137,6 +137,8 @@ def test_lists_are_tables_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{len(SOURCES)} published files" in shown
     assert main(["weights", "list", "lite4"]) == 0
     assert "timm:tf_efficientnet_lite4.in1k" in capsys.readouterr().out
+    assert main(["weights", "list", "lite4", "--json"]) == 0
+    assert {row["backbone"] for row in json.loads(capsys.readouterr().out)} == {"lite4"}
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,7 @@ def test_a_model_file_of_ours_says_what_it_is(own: Path) -> None:
     for words in (
         "task: det",
         "classes: 2 (cat, dog)",
-        "images: 512 x 512, letterbox",
+        "images: 512 x 512, fitted in and padded",
         "AP: 0.5",
         "loads: load_model(",
     ):

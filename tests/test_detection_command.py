@@ -50,8 +50,10 @@ def test_shapes_train_evaluate_and_predict(tmp_path: Path, capsys: pytest.Captur
     scores = metrics[metrics["best"]]
     assert 0 <= scores["AP"] <= 1
     assert set(scores["per_class"]) == {"circle", "square", "triangle", "star", "cross", "ring"}
+    assert scores["errors"]["ap50"] == pytest.approx(scores["AP50"], abs=1e-12)
     page = (run / "report.html").read_text()
     assert "AP50" in page
+    assert "Kinds of errors" in page
     assert "circle" in page
     model = load_model(run / "best.safetensors")
     assert model.provenance["category_ids"] == [1, 2, 3, 4, 5, 6]
@@ -89,6 +91,7 @@ def test_real_coco_files_train_predict_and_score_again(
     assert main(["evaluate", "--config", "coco", "--data.root", str(coco), "--predictions", file, *QUIET]) == 0
     by_file = dict(row.split(" ", 1) for row in capsys.readouterr().out.splitlines())
     assert float(by_file["AR_100"]) > 0
+    assert by_file["errors"] == by_model["errors"]
     assert {name: by_file[name] for name in by_file if name[0] == "A"} == {
         name: by_model[name] for name in by_file if name[0] == "A"
     }

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.reading import read_image
 from effbackbones.inference.boxes import restore_boxes
 from effbackbones.inference.results import Boxes
-from tasks.data.batch import Batch
+from tasks.data.batch import Batch, ImageMeta
 from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 from tasks.detection.examples import KEPT, DetectionExamples
@@ -658,7 +659,7 @@ def results(examples: int = 3) -> dict[str, Any]:
     for sample, row in scenes:
         batch = letterboxed([sample], (96, 128))
         metric.update(restore(batch, detections(batch, [row])), [meta.truth for meta in batch.meta])
-    return metric.compute()
+    return metric.compute() | {"errors": metric.anatomy()}
 
 
 REPAIRS = [{"boxes": 3, "what": "reach out of their image: clipped", "such as": f"a.jpg {NASTY}, b.jpg"}]
@@ -709,6 +710,10 @@ def test_the_page_shows_the_figures_that_were_given(page: Page) -> None:
         "Scores",
         "Training",
         "Precision and recall",
+        "Errors",
+        "Kinds of errors",
+        "Objects not found, by size",
+        "Errors by class",
         "Classes",
         "Worst images",
         "Best images",
@@ -729,7 +734,25 @@ def test_the_page_shows_the_figures_that_were_given(page: Page) -> None:
     assert "F1 0.67: 2 right, 1 wrong, 1 missed" in page.seen
     assert "reach out of their image: clipped" in page.seen
     assert len(page.all("img")) == 4  # two images, truth and prediction
-    assert len(page.all("svg")) == 8
+    assert len(page.all("svg")) == 9
+    kinds = page.seen.split("Kinds of errors\n")[1].split("Objects not found, by size\n")[0]
+    told = [line for line in kinds.splitlines() if line.strip()]
+    assert told[told.index("missed") + 2] == "3"  # one of each scene
+
+
+def test_pictures_are_named_by_their_files() -> None:
+    names = [
+        ("139", "/data/val2017/000000000139.jpg", "000000000139.jpg \u00b7 139"),
+        ("val2017/a.jpg", "/data/val2017/a.jpg", "val2017/a.jpg"),
+        ("a", "/data/a.jpg", "a.jpg"),
+        ("/data/a.jpg", "/data/a.jpg", "a.jpg"),
+        ("made 7", "", "made 7"),
+    ]
+    for id_, path, name in names:
+        assert ImageMeta(id_, path, (1, 1)).name == name
+    sample, row = scene("139", 1, 1, 0)
+    examples = examples_of([(replace(sample, path="/data/000000000139.jpg"), row)])
+    assert [example.name for example in examples.best()] == ["000000000139.jpg \u00b7 139"]
 
 
 def test_the_weakest_class_comes_first(tmp_path: Path) -> None:
@@ -754,9 +777,17 @@ def test_a_page_of_next_to_nothing(tmp_path: Path) -> None:
     metric.update(restore(batch, detections(batch, [[]])), [meta.truth for meta in batch.meta])
     none = BoxStatistics(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0))
     for more in ({}, {"boxes": none, "examples": DetectionExamples(["cat"])}):
-        page = report(tmp_path, results=metric.compute(), **more)
+        page = report(tmp_path, results=metric.compute() | {"errors": metric.anatomy()}, **more)
         assert "Scores" in page.seen
-        for heading in ("Training", "Precision and recall", "Worst images", "Box sizes", "Anchors", "Repairs"):
+        for heading in (
+            "Training",
+            "Precision and recall",
+            "Errors",
+            "Worst images",
+            "Box sizes",
+            "Anchors",
+            "Repairs",
+        ):
             assert heading not in page.seen
 
 

@@ -308,6 +308,7 @@ def test_what_several_tasks_have_found_is_written_and_can_be_scored(
         assert f"classify: no predictions to score in {Path(folder, 'classify')}, left out" in told
         assert ("segment: no predictions" in told) == ("seg" not in tasks)
         by_file = json.loads((tmp_path / "again" / "metrics.json").read_text())["model"]
+        assert by_file["det/errors"]["costs"].keys() == by_model["det/errors"]["costs"].keys()
         assert by_file["det/AP"] == pytest.approx(by_model["det/AP"], abs=1e-9)
         monitored = [by_file[name] for name in ("det/AP", "seg/miou") if name[:3] in tasks]
         assert by_file["mean"] == pytest.approx(sum(monitored) / len(monitored))

@@ -255,6 +255,7 @@ def test_commands_take_it_as_a_checkpoint(hub: Hub, run: Path, tmp_path: Path) -
         ("hf-hub:me/empty", "holds no model.safetensors"),
         ("hf-hub:me/empty@v9", "no such revision"),
         ("hf-hub:a b/c", "write hf-hub:USER/NAME"),
+        ("hf-hub:c", "write hf-hub:USER/NAME"),
         ("hf-hub:broken/x", "status 418"),
         ("hf-hub:secret/x", "refuses access (status 401)"),
         ("hf-hub:me/empty@", "no revision behind the @"),

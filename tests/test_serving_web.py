@@ -177,7 +177,7 @@ HOSTILE: dict[str, tuple[bytes, str, int, str]] = {
     "a form that is none": (JPEG, "multipart/form-data; boundary=xx", 400, "form"),
     "a form that breaks off": (form(("a.jpg", JPEG))[0][:-20], "multipart/form-data; boundary=xx", 400, "breaks off"),
     "a form without files": (*form(plain="size"), 400, "'size' is no file"),
-    "an empty form": (*form(), 400, "no file"),
+    "an empty form": (*form(), 400, "no file|form cannot be read"),
     "too many files": (*form(*[("a.jpg", b"x")] * 4), 413, "holds 4 files; allowed are 3"),
     "a file outside": (*form(("../../etc/passwd", b"root:x:0:0")), 422, "passwd: cannot be read as an image: not in one"),
     "an array of objects": (*form(("a.npy", b"\x93NUMPY\x01\x00\x16\x00{'descr':'|O','x':(2,)}\n")), 422, "a.npy: "),
@@ -253,6 +253,21 @@ def test_a_full_queue_says_when_to_come_again(ask: Ask, service: Service) -> Non
         assert "busy" in found.json["error"]
         assert "effbackbones_queue_images 4" in ask("/metrics").body.decode()
     assert ask("/predict", JPEG, kind="image/jpeg").status == 200
+
+
+def test_who_sends_slowly_keeps_no_place_from_others(ask: Ask, service: Service) -> None:
+    from effbackbones.serving.web import web_app
+
+    app = web_app(service)
+
+    async def crowd() -> list[int]:
+        slow = [request(app, "/predict", *[b"x"] * 9, kind="image/png", pause=0.2) for _ in range(LIMITS.queue)]
+        slow_ones = [asyncio.ensure_future(one) for one in slow]
+        await asyncio.sleep(0.1)
+        quick = await request(app, "/predict", JPEG, kind="image/jpeg")
+        return [quick.status, *[(await one).status for one in slow_ones]]
+
+    assert asyncio.run(crowd()) == [200, *[408] * LIMITS.queue]
 
 
 def test_what_goes_wrong_inside_has_an_id_and_leaks_nothing(

@@ -110,6 +110,10 @@ def test_a_verb_and_a_task_in_either_order(line: str, command: str, argv: str) -
         ("completion", "completion: expected one shell, got none; known: bash, zsh, fish"),
         ("weights", "weights: nothing is named"),
         ("weights lite0", "weights lite0: is published, and no file here"),
+        ("weights fetch", "weights fetch: nothing is named; write weights fetch NAME"),
+        ("weights fetch b0 --json", "weights fetch: prints paths"),
+        ("weights fetch lite0 --backbone b0", "--backbone: is b0, and lite0 is a backbone itself; leave one out"),
+        ("weights list b99", "backbone 'b99': has no published weights"),
         ("weights a --cache b", "--cache: is for weights fetch"),
         ("detect list --json=1", "--json: takes no value"),
     ],
@@ -128,7 +132,7 @@ def test_a_config_file_may_bring_the_task(tmp_path: Path) -> None:
 
 
 def test_help_has_every_verb_and_task(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == main(["--help"]) == 0
+    assert main([]) == main(["--help"]) == main(["help"]) == 0
     shown = capsys.readouterr().out
     for verb in VERBS.values():
         assert f"  {verb.name} " in shown
@@ -137,6 +141,7 @@ def test_help_has_every_verb_and_task(capsys: pytest.CaptureFixture[str]) -> Non
         (["train", "--help"], "usage: effbackbones train TASK [...]"),
         (["list", "--help"], "usage: effbackbones list KIND [NAME ...] ... [...]"),
         (["evaluate", "detect", "--help"], "usage: python -m tasks.detect ["),
+        (["evaluate", "--help", "detect"], "usage: python -m tasks.detect ["),
     ):
         with pytest.raises(SystemExit):
             main(words)

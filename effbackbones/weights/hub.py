@@ -273,6 +273,8 @@ def _named(name: str, backbone: str | None) -> "WeightSource":
 
     owners = sorted({source.backbone for source in SOURCES if source.name == name})
     if name in {source.backbone for source in SOURCES}:
+        if backbone not in (None, name):
+            raise UserError("--backbone", f"is {backbone}, and {name} is a backbone itself", "leave one out")
         return find_source("imagenet", name)
     if backbone or len(owners) == 1:
         return find_source(name, backbone or owners[0])

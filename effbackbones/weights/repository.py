@@ -28,6 +28,8 @@ def fetch_repository(name: str | os.PathLike[str]) -> Path:
     repository, named, revision = name.removeprefix(PREFIX).partition("@")
     if named and not revision:
         raise UserError(name, "names no revision behind the @", "name a branch, tag or commit, or leave the @ out")
+    if repository.count("/") != 1:  # the library would ask the server for it, again and again
+        raise UserError(name, "is no name of a repository", f"write {PREFIX}USER/NAME")
     try:
         found = hf_hub_download(
             repository, FILE, revision=revision or None, endpoint=endpoint(), library_name="effbackbones"

@@ -6,6 +6,7 @@ What users' data sets and transforms begin with can be imported from here too, w
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -51,6 +52,14 @@ class ImageMeta:
     mask: Mask | None = None
     label: int | NDArray[np.float32] | None = None
     target: Any = None
+
+    @property
+    def name(self) -> str:
+        """What a reader knows the image by: the name of its file, and its id where that says more."""
+        file = PurePath(self.path)
+        if not self.path or (PurePath(self.id).name == file.name and not PurePath(self.id).is_absolute()):
+            return self.id
+        return file.name if self.id in (self.path, file.stem) else f"{file.name} \u00b7 {self.id}"
 
     @classmethod
     def of(cls, sample: Sample) -> "ImageMeta":

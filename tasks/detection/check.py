@@ -222,4 +222,4 @@ def score_results(
     detections = read_results(path, table, tell, numbering, allow_bad_boxes=config.data.allow_bad_boxes)
     metric = task.metrics(config, dataset.classes)
     metric.update(detections, [table.truth(index) for index in range(len(table))])
-    return dict(metric.compute())
+    return dict(metric.compute()) | task.anatomy(metric)

@@ -26,9 +26,11 @@ _SIDE = 512  # longest side of a kept image, pixels: about what a page shows
 @dataclass(frozen=True)
 class Example:
     """An image [H, W, 3] uint8, and in its pixels the objects (``truth`` [m, 4] xyxy, ``labels``, ``crowd``) and the confident
-    detections (``boxes`` [n, 4] xyxy, ``guesses``, ``scores``). ``f1``: how good it is; ``matches``: what became of each."""
+    detections (``boxes`` [n, 4] xyxy, ``guesses``, ``scores``). ``name``: what a reader knows the image by; ``f1``: how good it is;
+    ``matches``: what became of each."""
 
     id: str
+    name: str
     f1: float
     matches: Matches
     image: Picture
@@ -117,6 +119,7 @@ class DetectionExamples:
         boxes, objects = (_in_window(xywh, meta) * scale for xywh in (found.boxes, truth.boxes))
         return Example(
             meta.id,
+            meta.name,
             f1,
             matches,
             image,

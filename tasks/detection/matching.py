@@ -13,7 +13,7 @@ from tasks.detection.results import finite_rows
 from tasks.scoring.boxes import BoxOutcomes, Found, Objects
 from tasks.scoring.outcomes import checksum
 
-_RANGES = ((0.0, 1e5**2), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e5**2))
+RANGES = ((0.0, 1e5**2), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e5**2))
 _LIMITS = np.minimum(IOUS, 1 - 1e-10)  # the margin is COCO's
 _BITS = 1 << np.arange(len(IOUS), dtype=np.uint16)
 
@@ -22,28 +22,40 @@ def box_outcomes(
     found: FoundColumns, truth: TruthColumns, ids: tuple[str, ...], classes: tuple[str, ...], max_dets: int
 ) -> BoxOutcomes:
     """Outcomes of a whole set; at most ``max_dets`` detections count per image and class, the best."""
-    fine = finite_rows(found.boxes, found.scores)
-    scores = np.where(np.isfinite(found.scores), found.scores, np.finfo(np.float64).max)
-    order = np.lexsort((np.arange(len(scores)), -scores, found.image, found.labels))
-    group = _starts(found.labels[order], found.image[order])
-    order = order[np.arange(len(order)) - group < max_dets]
-    found, scores, fine = found.take(order), scores[order], fine[order]
-    with np.errstate(over="ignore", invalid="ignore"):
-        area = np.where(fine, found.boxes[:, 2] * found.boxes[:, 3], 0)
-    outside = np.stack([((area < low) | (area > high)) & fine for low, high in _RANGES], 1)
-    right = np.zeros((len(order), len(AREAS)), np.uint16)
+    found, fine = counted(found, max_dets)
+    scores = found.scores
+    outside = np.stack([beyond(found, fine, *limits) for limits in RANGES], 1)
+    right = np.zeros((len(scores), len(AREAS)), np.uint16)
     ignored = np.where(outside, np.uint16(_BITS.sum()), np.uint16(0))
     _match(found, truth, fine, right, ignored)
-    by_score = np.lexsort((np.arange(len(order)), found.image, -scores, found.labels))
+    by_score = np.lexsort((np.arange(len(scores)), found.image, -scores, found.labels))
     objects = truth.take(np.flatnonzero(~truth.crowd))
     sizes = np.zeros(len(objects.labels), np.uint8)
-    for size, (low, high) in enumerate(_RANGES):
+    for size, (low, high) in enumerate(RANGES):
         sizes |= ((objects.area >= low) & (objects.area <= high)).astype(np.uint8) << np.uint8(size)
     by_label = np.argsort(objects.labels, kind="stable")
     columns = found.image.astype(np.int32), found.labels.astype(np.int32), scores, right, ignored
     kept = Objects(objects.image[by_label].astype(np.int32), objects.labels[by_label].astype(np.int32), sizes[by_label])
     sums = _checksums(truth, len(ids))
     return BoxOutcomes(ids, classes, sums, Found(*columns).take(by_score), kept)
+
+
+def counted(found: FoundColumns, max_dets: int) -> tuple[FoundColumns, NDArray[np.bool_]]:
+    """The detections that count, by class, image and falling score: the best ``max_dets`` of each image and class; and which are finite.
+    A score that is not is above all others."""
+    fine = finite_rows(found.boxes, found.scores)
+    scores = np.where(np.isfinite(found.scores), found.scores, np.finfo(np.float64).max)
+    order = np.lexsort((np.arange(len(scores)), -scores, found.image, found.labels))
+    group = _starts(found.labels[order], found.image[order])
+    order = order[np.arange(len(order)) - group < max_dets]
+    return found._replace(scores=scores).take(order), fine[order]
+
+
+def beyond(found: FoundColumns, fine: NDArray[np.bool_], least: float, most: float) -> NDArray[np.bool_]:
+    """Which finite detections are smaller or larger than areas from ``least`` to ``most``."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        area = np.where(fine, found.boxes[:, 2] * found.boxes[:, 3], 0)
+    return fine & ((area < least) | (area > most))
 
 
 def _starts(*keys: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -77,7 +89,7 @@ def _match(
         crowd, area = truth.crowd[low:high], truth.area[low:high]
         overlap = overlaps(boxes[first:last], truth.boxes[low:high], crowd)
         # [A, m]: objects that count for nothing at this size.
-        idle = np.stack([crowd | (area < least) | (area > most) for least, most in _RANGES])
+        idle = np.stack([crowd | (area < least) | (area > most) for least, most in RANGES])
         taken = np.zeros((len(AREAS), len(IOUS), high - low), np.bool_)
         for row in np.flatnonzero(overlap.max(1) >= _LIMITS[0]).tolist():
             _take(overlap[row], crowd, idle, taken, right[first + row], ignored[first + row])

@@ -14,6 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from effbackbones.errors import UserError
 from tasks.data.sample import Truth
+from tasks.detection.anatomy import anatomy
 from tasks.detection.coco_scores import (
     AREAS,
     IOUS,
@@ -146,6 +147,12 @@ class DetectionMetrics(Metric):
         with self.sync_context():
             found, truth, ids = self._columns()
         return box_outcomes(found, truth, ids, self.classes, self.max_dets[-1])
+
+    def anatomy(self) -> dict[str, Any]:
+        """The errors in all images so far, of all processes, by kind: see :func:`tasks.detection.anatomy.anatomy`."""
+        with self.sync_context():
+            found, truth, _ = self._columns()
+        return anatomy(found, truth, self.classes, self.max_dets[-1])
 
     def _columns(self) -> tuple[FoundColumns, TruthColumns, tuple[str, ...]]:
         """What the states hold, images numbered by their place in the sorted ids, and these."""

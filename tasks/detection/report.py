@@ -8,6 +8,7 @@ import numpy as np
 
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
+from tasks.detection.errorpart import add_errors
 from tasks.detection.examples import GOOD_IOU, DetectionExamples, Example
 from tasks.detection.metrics import CONFIDENT
 from tasks.detection.statistics import BoxStatistics, statistics
@@ -67,6 +68,7 @@ def detection_report(
     report = begun(summary, ("AP", "AP50"), _MEANING, {_PER_IMAGE})
     add_training(report, summary, _CURVES)
     _precision_recall(report, scores)
+    add_errors(report, scores.get("errors") or {})
     add_classes(report, scores, summary.results.intervals.get(""))
     if examples is not None:
         _examples(report, "Worst images", examples.worst())
@@ -113,7 +115,7 @@ def _examples(report: Report, title: str, examples: Sequence[Example]) -> None:
 
 def _words(example: Example) -> str:
     right, wrong, missed = example.counts
-    return f"F1 {example.f1:.2f}: {right} right, {wrong} wrong, {missed} missed\n{example.id}"
+    return f"F1 {example.f1:.2f}: {right} right, {wrong} wrong, {missed} missed\n{example.name}"
 
 
 def _boxes(report: Report, boxes: BoxStatistics) -> None:

@@ -145,6 +145,8 @@ def score_model(
             watch=watch,
             ask=looking,
         )
+    if observe:
+        scores |= task.anatomy(own)
     if watch and watch.images:
         what, remedy = f"{NOT_FINITE}, for {len(watch.images)} images, such as {watch.images[0]}", REMEDY
         if strict:

@@ -25,6 +25,7 @@ from tasks.multitask.report import JointReporter
 from tasks.settings.sections import Config
 from tasks.spec import OutcomeRecorder, Recorder, Reporter, TaskSpec, Writer
 from tasks.telling import Teller
+from tasks.verbs.outputs import Several
 
 LOOKED_AT = 64
 """Samples of a split in which labels of each task are looked for before a run."""
@@ -121,6 +122,12 @@ class Joint(TaskSpec):
     def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
         return JointRecorder(metric.by_task()) if isinstance(metric, JointMetrics) else None
 
+    def anatomy(self, metric: Metric) -> dict[str, Any]:
+        parts = metric.by_task() if isinstance(metric, JointMetrics) else {}
+        return {
+            f"{word}/{key}": told for word, part in parts.items() for key, told in TASKS.get(word).anatomy(part).items()
+        }
+
     def observer(self, config: Config, classes: Any) -> Reporter:
         reporters = {word: task.observer(own, classes[word]) for word, (task, own) in parts(config).items()}
         return JointReporter(config, reporters)
@@ -170,6 +177,24 @@ class Joint(TaskSpec):
             for word, (task, own), alone in parts_alone(config, model)
         }
         return Writers(made)
+
+    def forms(self, config: Config) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(form for part in parts(config).values() for form in part.task.forms(part.config)))
+
+    def writers(
+        self,
+        forms: Sequence[str],
+        config: Config,
+        out: Path,
+        model: Model,
+        classes: Any,
+        tell: Callable[[str], None],
+    ) -> list[Writer]:
+        made: dict[str, Writer] = {}
+        for word, (task, own), alone in parts_alone(config, model):
+            if mine := [form for form in forms if form in task.forms(own)]:
+                made[word] = Several(task.writers(mine, own, out / task.command, alone, classes[word], tell))
+        return [Writers(made)]
 
 
 def _with_labels(datasets: Mapping[str, Dataset], fields: Sequence[str]) -> dict[str, Dataset]:
@@ -249,6 +274,12 @@ class Writers:
         for part in self.parts.values():
             if hasattr(part, "number_as"):
                 part.number_as(dataset)
+
+    def below(self, files: Sequence[str]) -> None:
+        """As :meth:`tasks.detection.yolotxt.YoloFiles.below`, for the parts that name their files so."""
+        for part in self.parts.values():
+            if hasattr(part, "below"):
+                part.below(files)
 
     def close(self) -> None:
         for part in self.parts.values():

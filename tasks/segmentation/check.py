@@ -160,7 +160,7 @@ def score_folder(
             what = f"would be the mask of {taken[name]} and of {source}"
             raise UserError(str(folder / f"{name}.png"), what, "name the folder that predict wrote, which says more")
         metric.update([_predicted(torch.from_numpy(read(name, source)))], [sample.mask])
-    scores = dict(metric.compute())
+    scores = dict(metric.compute()) | task.anatomy(metric)
     if "ece" not in scores:
         tell(f"the masks of {len(taken):,} images in {folder} scored")
         return scores

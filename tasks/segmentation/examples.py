@@ -25,9 +25,11 @@ _ENLARGED = 320  # small images are shown at least so large
 @dataclass(frozen=True)
 class Example:
     """An image [H, W, 3] uint8 with the classes of its pixels, ``truth`` and ``labels`` [H, W], all as a page shows them.
+    ``name``: what a reader knows it by.
     ``iou`` and ``right`` (the share of right pixels) are those of the whole image."""
 
     id: str
+    name: str
     iou: float
     right: float
     image: Picture
@@ -82,7 +84,7 @@ class SegmentationExamples:
         )
         (shown, guess), (_, truth) = (fitted(image, part, _ENLARGED, _SIDE) for part in maps)
         right = float((labels == mask)[mask != ignored_in(mask)].mean())
-        return Example(meta.id, iou, right, np.ascontiguousarray(rgb(shown)), self.classes, truth, guess)
+        return Example(meta.id, meta.name, iou, right, np.ascontiguousarray(rgb(shown)), self.classes, truth, guess)
 
 
 def _iou(labels: Mask, mask: Mask, count: int) -> float | None:

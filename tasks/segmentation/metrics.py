@@ -15,6 +15,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask
 from tasks.data.sample import IGNORE
 from tasks.scoring.calibration import calibration_error, counted, mean, nothing_counted, ratio, reliability
+from tasks.segmentation.anatomy import anatomy
 from tasks.segmentation.results import Segmented
 
 _BORDER = 0.02  # of the diagonal: the width of the bands along borders, as in the paper
@@ -155,6 +156,11 @@ class SegmentationMetrics(Metric):
             "confusion": counts[:, :k].tolist(),
             "reliability": reliability(self.calibration),
         }
+
+    def anatomy(self) -> dict[str, Any]:
+        """Where the errors of all images so far lie, of all processes: see :func:`tasks.segmentation.anatomy.anatomy`."""
+        with self.sync_context():
+            return anatomy(self.cells.sum(3).cpu().numpy(), self.classes)
 
     def _per_class(self, table: Tensor) -> dict[str, dict[str, Any]]:
         """Scores by class from a table [5, K] of counts."""

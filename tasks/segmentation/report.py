@@ -22,6 +22,7 @@ from tasks.report.skeleton import (
     finished,
     percent,
 )
+from tasks.segmentation.errorpart import add_errors
 from tasks.segmentation.examples import Example, SegmentationExamples
 from tasks.segmentation.statistics import statistics
 
@@ -68,6 +69,7 @@ def segmentation_report(
     report = begun(summary, ("miou", "pixel_accuracy", "dice", "boundary_iou"), meaning)
     add_training(report, summary, _CURVES)
     add_classes(report, scores, summary.results.intervals.get(""))
+    add_errors(report, scores.get("errors") or {})
     add_confusion(report, scores, "pixels")
     add_calibration(report, scores)
     if examples is not None:
@@ -81,7 +83,7 @@ def segmentation_report(
 def _examples(report: Report, title: str, examples: Sequence[Example]) -> None:
     """Image, truth, prediction and errors side by side."""
     items = [
-        (example.panels(), f"mean IoU {example.iou:.2f}, {percent(example.right)} of the pixels right\n{example.id}")
+        (example.panels(), f"mean IoU {example.iou:.2f}, {percent(example.right)} of the pixels right\n{example.name}")
         for example in examples
     ]
     if items:

@@ -45,7 +45,7 @@ def ordered(words: Sequence[str]) -> tuple[str, list[str]]:
         return "", list(words)
     if not rest or rest[0].startswith("-"):
         if {"-h", "--help"} & set(rest):
-            return "", list(words)
+            return next((_command(word) for word in rest if _is_task(word)), ""), [first, "--help"]
         remedy = f"write {NAME} {first} TASK [...]; known: {', '.join(task_words())}"
         raise UserError(f"command {first!r}", "which task?", remedy)
     if not _may_be_task(rest[0], rest[1:]):

@@ -38,7 +38,7 @@ def run_line(words: list[str]) -> int:
 
 
 def _work_line(words: list[str]) -> int:
-    if not words or (words[0].startswith("-") and {"-h", "--help"} & set(words)):
+    if words in ([], ["help"]) or (words[0].startswith("-") and {"-h", "--help"} & set(words)):
         _early(words, True)
         print(overview())
         return 0

@@ -7,19 +7,25 @@ from effbackbones.catalogue import weight_rows
 from effbackbones.errors import UserError
 from effbackbones.weights import hub
 from tasks.settings.commandline import Extras
+from tasks.verbs.inventory import rows_of, table_of
 
 
 def weights(extras: Extras) -> int:
-    """Describe the files, run folders or repositories that are named. ``list`` and ``fetch``, unless they are files, are those of
-    ``effbackbones-weights``."""
+    """Describe the files, run folders or repositories that are named. Unless they are files, ``list`` is ``list weights``, and ``fetch``
+    that of ``effbackbones-weights``."""
     first = extras.inputs[0] if extras.inputs else ""
     asked = {name: extras.own[name] for name in ("backbone", "cache") if extras.own[name]}
-    if first in ("list", "fetch") and not Path(first).exists():
-        if extras.own["json"]:
-            raise UserError("--json", f"does not go with weights {first}", "write list weights --json")
+    if first == "fetch" and not Path(first).exists():
+        if extras.own["json"] or len(extras.inputs) == 1:
+            what = "prints paths" if extras.own["json"] else "nothing is named"
+            raise UserError("weights fetch", what, "write weights fetch NAME; list weights has their names")
         return hub.main([*extras.inputs, *(word for name, value in asked.items() for word in (f"--{name}", value))])
     if asked:
         raise UserError(f"--{min(asked)}", "is for weights fetch", "leave it out")
+    if first == "list" and not Path(first).exists():
+        rows = rows_of("weights", extras.inputs[1:])
+        print(json.dumps(rows, indent=1) if extras.own["json"] else table_of("weights", rows))
+        return 0
     if not first:
         raise UserError(
             "weights", "nothing is named", "name files or run folders, or write weights list, weights fetch NAME"
