@@ -79,6 +79,7 @@ def test_a_runtime_says_what_torch_says(backbone: str, head: str, suffix: str, t
         rounding = (
             np.abs(outputs(exact, images)["probabilities"].numpy() - answer).max() if "probabilities" in expected else 0
         )
+        assert rounding < 1e-3  # else nothing could be told
         assert found.largest.get("probabilities", 0.0) <= max(1e-4, 4 * rounding)
         if model.head.task == "det":
             assert found.share() == 1
@@ -130,7 +131,7 @@ def test_smaller_arithmetic_makes_a_smaller_file(head: str, precision: str, tmp_
         weighted = {node.name for node in graph.node if node.op_type in ("Conv", "Gemm")}
         names = weighted.intersection(quantised_nodes(graph))
         # Squeeze-excite alone has two in each of 16 blocks.
-        assert 0.4 * len(weighted) < len(names) < len(weighted) - 16
+        assert 0.35 * len(weighted) < len(names) < len(weighted) - 16
 
 
 def test_dynamic_quantisation_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -255,6 +255,21 @@ def test_a_full_queue_says_when_to_come_again(ask: Ask, service: Service) -> Non
     assert ask("/predict", JPEG, kind="image/jpeg").status == 200
 
 
+def test_who_sends_slowly_keeps_no_place_from_others(ask: Ask, service: Service) -> None:
+    from effbackbones.serving.web import web_app
+
+    app = web_app(service)
+
+    async def crowd() -> list[int]:
+        slow = [request(app, "/predict", *[b"x"] * 9, kind="image/png", pause=0.2) for _ in range(LIMITS.queue)]
+        slow_ones = [asyncio.ensure_future(one) for one in slow]
+        await asyncio.sleep(0.1)
+        quick = await request(app, "/predict", JPEG, kind="image/jpeg")
+        return [quick.status, *[(await one).status for one in slow_ones]]
+
+    assert asyncio.run(crowd()) == [200, *[408] * LIMITS.queue]
+
+
 def test_what_goes_wrong_inside_has_an_id_and_leaks_nothing(
     ask: Ask, service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -210,4 +210,9 @@ def calibrated(model: Any, images: Any) -> Any:
             module.reset_running_stats()
     with torch.no_grad():
         model.train()(batch.permute(0, 3, 1, 2).contiguous())
+        for module in model.modules():
+            if isinstance(
+                module, torch.nn.modules.batchnorm._BatchNorm
+            ):  # channels that hardly change would make rounding large
+                module.running_var.clamp_(min=0.5 * float(module.running_var.mean()))
     return model.eval()

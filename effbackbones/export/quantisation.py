@@ -4,7 +4,8 @@ DequantizeLinear (QDQ), which onnxruntime, OpenVINO and TensorRT read.
 Left in float32: preprocessing and post-processing; the last weighted layer before each output, whose numbers are the answer; and what
 follows a mean over all pixels (squeeze-excite, pooled branches), whose few numbers steer whole channels. What a ReLU or ReLU6 cuts
 off gets no numbers: its range is that of the layer before it, too. With the range before the cut, a lite0 on CIFAR-10 falls from top-1
-0.76 to 0.50, with this to 0.76.
+0.76 to 0.50, with this to 0.76. A smooth activation (SiLU, of B0 to B7) cuts nothing off, and small values count: layers before it
+give float32, and depthwise ones before it stay in float32. A B0 on CIFAR-10 falls from 0.58 to 0.31 without, to 0.57 with this.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from effbackbones.export.onnxfile import quiet, require
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 CUTS = ("Clip", "Relu")
+_SMOOTH = 0.25
+"""Of a network with more layers than this before smooth activations, all give float32: onnxruntime chooses by kind, not one by one."""
 _POOLS = ("ReduceMean", "GlobalAveragePool")
 Feed = Mapping[str, NDArray[Any]]
 Change = Callable[[Path], None]
@@ -45,6 +48,9 @@ def quantise(path: Path, feeds: Sequence[Feed]) -> None:
         node.name = node.name or f"node_{number}"
     onnx.save(model, str(path))
     chosen = quantised_nodes(model.graph)
+    options: dict[str, Any] = {"CalibMovingAverage": True}
+    if _smooth_share(model.graph, chosen) > _SMOOTH:
+        options["OpTypesToExcludeOutputQuantization"] = list(WEIGHTED)
     out = path.with_name(f"int8_{path.name}")
     with quiet("root"):
         quantization.quantize_static(
@@ -57,7 +63,7 @@ def quantise(path: Path, feeds: Sequence[Feed]) -> None:
             weight_type=quantization.QuantType.QInt8,
             nodes_to_quantize=chosen,
             op_types_to_quantize=[*WEIGHTED, *CUTS],
-            extra_options={"CalibMovingAverage": True},
+            extra_options=options,
         )
     out.replace(path)
 
@@ -67,7 +73,7 @@ def quantised_nodes(graph: Any) -> list[str]:
     off their output."""
     constant = {one.name for one in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
-    last = _last_weighted(graph, makers)
+    last, smooth = _last_weighted(graph, makers), _before_smooth(graph)
     pooled: set[str] = set()
     for node in graph.node:  # in the order of computation
         moving = [name for name in node.input if name and name not in constant]
@@ -80,9 +86,26 @@ def quantised_nodes(graph: Any) -> list[str]:
         and any(name in constant for name in node.input[1:2])
         and node.input[0] not in pooled
         and node.name not in last
+        and not (_groups(node) > 1 and node.output[0] in smooth)
     ]
     cut = {name for node in weighted for name in node.output}
     return [node.name for node in graph.node if node in weighted or (node.op_type in CUTS and node.input[0] in cut)]
+
+
+def _before_smooth(graph: Any) -> set[str]:
+    """What a smooth activation is made of."""
+    return {node.input[0] for node in graph.node if node.op_type == "Sigmoid"}
+
+
+def _smooth_share(graph: Any, chosen: Sequence[str]) -> float:
+    """How many of the layers ``chosen`` come before a smooth activation, 0..1."""
+    smooth, names = _before_smooth(graph), set(chosen)
+    outputs = [node.output[0] for node in graph.node if node.name in names and node.op_type in WEIGHTED]
+    return sum(name in smooth for name in outputs) / max(1, len(outputs))
+
+
+def _groups(node: Any) -> int:
+    return next((int(one.i) for one in node.attribute if one.name == "group"), 1)
 
 
 def _last_weighted(graph: Any, makers: Mapping[str, Any]) -> set[str]:

@@ -64,10 +64,14 @@ class Share:
         self._room = room
         self.images = self.bytes = 0
 
-    def take(self, images: int = 0, size: int = 0) -> None:
-        """Take more; where there is no room for it, raise a :class:`RefusedError` of status 503."""
+    def require(self, images: int = 0, size: int = 0) -> None:
+        """Raise a :class:`RefusedError` of status 503 where there is no room for so many more."""
         if not self._room.has(images, size):
             raise RefusedError(503, "busy: as many images are waiting as the service takes; try again later", after=1)
+
+    def take(self, images: int = 0, size: int = 0) -> None:
+        """Take more, where there is room for it (:meth:`require`)."""
+        self.require(images, size)
         self.images += images
         self.bytes += size
         self._room.images += images

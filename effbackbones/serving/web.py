@@ -98,17 +98,19 @@ def web_app(service: Service) -> Any:
         headers = request.headers
         check_headers(headers, service.limits)
         with service.room.held() as share:
-            share.take(images=1)
+            share.require(images=1)  # taken when it is there: who sends slowly keeps no place from others
             body = await read_body(coming, service.limits, share)
             files, several = files_of(body, headers, service.limits)
             del body
-            share.take(images=len(files) - 1)
+            share.take(images=len(files))
             answers = await service.predict(files, predictor)
         status, texts = 200, [one.text for one in answers]
         failed = next((one for one in answers if one.error), None)
         text = f"[{', '.join(texts)}]" if several else texts[0]
         if failed:
             status = 422 if failed.refused else 500
+            if not failed.refused:
+                LOG.error("%s", failed.error)
             whole = f', "results": {text}' if several else ""
             text = f'{{"error": {json.dumps(failed.error)}{whole}}}'
         return Response(text, status, {"Connection": "close"} if service.draining else {}, "application/json")
