@@ -266,6 +266,7 @@ VERBS = {
             ("out", "split"),
             config="none",
             inputs=True,
+            words="RUN_A RUN_B",
         ),
         Verb(
             "push",
