@@ -10,12 +10,13 @@ bin := $(VENV)/bin
 # Threads that spin while they wait starve the data loaders and each other.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test lint gpu help
+.PHONY: demo test lint docs gpu help
 
 help:
 	@echo "make demo    train a detector on drawn shapes for about six minutes, evaluate, write a report"
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff and mypy"
+	@echo "make docs    build the site of the documentation into build/docs"
 	@echo "make gpu     on a machine with a GPU: tests, steps, resumption, speed and accuracy; results in runs/drill"
 
 demo: $(VENV)/.demo
@@ -28,6 +29,9 @@ lint: $(VENV)/.dev
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --quiet
 
 # Where no environment can be made, the machine's own packages do: make gpu PYTHON_GPU=python3.
 PYTHON_GPU ?= $(bin)/python
@@ -49,6 +53,11 @@ endef
 $(VENV)/.demo: pyproject.toml | $(bin)/python
 	$(torch)
 	@[[ $(VENV)/.dev -nt pyproject.toml ]] || $(bin)/python -m pip install --editable '.[lite]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(bin)/python
+	$(torch)
+	$(bin)/python -m pip install --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(bin)/python

@@ -260,6 +260,25 @@ class TaskSpec(ABC):
     ) -> Writer:
         """What writes predictions into the folder ``out`` and tells the essential ones."""
 
+    no_form: ClassVar[Mapping[str, str]] = {}
+    """Why there is none of some forms that one might look for."""
+
+    def forms(self, config: Config) -> tuple[str, ...]:
+        """Words for the forms that :meth:`writers` writes predictions in."""
+        return ()
+
+    def writers(
+        self,
+        forms: Sequence[str],
+        config: Config,
+        out: Path,
+        model: Model,
+        classes: Any,
+        tell: Callable[[str], None],
+    ) -> list[Writer]:
+        """What writes predictions in some of the :meth:`forms`."""
+        return []
+
 
 def told_of_head(task: TaskSpec, config: Config, dataset: Dataset | None, implied: Mapping[str, Any]) -> dict[str, Any]:
     """What :meth:`TaskSpec.heads` says of a single head; ``implied`` are its options that follow from other sections of the config

@@ -161,7 +161,7 @@ def test_a_model_file_of_ours_says_what_it_is(own: Path) -> None:
     for words in (
         "task: det",
         "classes: 2 (cat, dog)",
-        "images: 512 x 512, ",
+        "images: 512 x 512, fitted in and padded",
         "AP: 0.5",
         "loads: load_model(",
     ):

@@ -78,6 +78,7 @@ def plugin(tmp_path: Path, lend: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("evaluate joint --split train", "joint", "evaluate --split train"),
         ("push --checkpoint a USER/NAME", "", "push --checkpoint a USER/NAME"),
         ("list heads detect", "", "list heads detect"),
+        ("compare runs/a runs/b --out c", "", "compare runs/a runs/b --out c"),
         ("train count --plugins c.py", "count", "train --plugins c.py"),
         ("count bench --plugins=c.py", "count", "bench --plugins=c.py"),
         ("train --help", "", "train --help"),

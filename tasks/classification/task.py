@@ -17,7 +17,7 @@ from effbackbones.images.pixels import to_unit
 from effbackbones.model import Model
 from tasks.classification.check import quick_checks
 from tasks.classification.examples import label_sheet
-from tasks.classification.files import PredictionFiles
+from tasks.classification.files import SHOWN, PredictionFiles
 from tasks.classification.metrics import ClassificationMetrics
 from tasks.classification.outcomes import ClassRecorder
 from tasks.classification.report import ClassificationReporter
@@ -30,6 +30,8 @@ from tasks.data.door import class_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, balanced
 from tasks.data.transforms.mixing import mix
+from tasks.report.drawn import PictureFiles
+from tasks.report.tables import TABLES, TableFiles
 from tasks.settings.sections import Config
 from tasks.spec import OutcomeRecorder, Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
@@ -131,6 +133,9 @@ class Classification(TaskSpec):
     def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
         return ClassRecorder(metric) if isinstance(metric, ClassificationMetrics) else None
 
+    def anatomy(self, metric: Metric) -> dict[str, Any]:
+        return {"errors": metric.anatomy()} if isinstance(metric, ClassificationMetrics) else {}
+
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return ClassificationReporter(classes, config.data.multilabel)
 
@@ -144,6 +149,27 @@ class Classification(TaskSpec):
     ) -> Writer:
         several = bool(getattr(model.head, "multilabel", False))
         return PredictionFiles(out, classes, several, tell, every=config.run.probabilities)
+
+    def forms(self, config: Config) -> tuple[str, ...]:
+        return ("json", "pictures", *TABLES)
+
+    def writers(
+        self,
+        forms: Sequence[str],
+        config: Config,
+        out: Path,
+        model: Model,
+        classes: Sequence[str],
+        tell: Callable[[str], None],
+    ) -> list[Writer]:
+        written: list[Writer] = []
+        if "json" in forms:
+            written.append(self.writer(config, out, model, classes, tell))
+        if "pictures" in forms:
+            written.append(PictureFiles(out))
+        if kinds := set(TABLES) & set(forms):
+            written.append(TableFiles.of_classes(out, kinds, min(SHOWN, len(classes))))
+        return written
 
     def default_classes(self, num_classes: int) -> tuple[str, ...] | None:
         if num_classes != 1000:

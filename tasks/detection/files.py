@@ -71,8 +71,6 @@ class DetectionFiles:
     is not such a picture of an earlier run is never overwritten.
     """
 
-    draws = True
-
     def __init__(
         self,
         out: Path,
@@ -80,9 +78,12 @@ class DetectionFiles:
         category_ids: Sequence[int],
         tell: Callable[[str], None],
         threshold: float = CONFIDENT,
+        *,
+        pictures: bool = True,
+        results: bool = True,
     ) -> None:
         self.out, self.classes, self.category_ids, self.tell = out, classes, category_ids, tell
-        self.threshold = threshold
+        self.threshold, self.draws, self.results = threshold, pictures, results
         self._ids: Mapping[str, str] = {}
         self._detections = SpooledDetections(out / ".predictions.jsonl.part")
         self._names = OutputNames(lambda name: [out / f"{name}.jpg"], _MARK)
@@ -98,22 +99,28 @@ class DetectionFiles:
         """Draw images, and keep what was found for the results file."""
         for result in results:
             found = detections_of(result)
-            self._detections.add(replace(found, id=self._ids.get(os.path.abspath(result.source), found.id)))
+            if self.results:
+                self._detections.add(replace(found, id=self._ids.get(os.path.abspath(result.source), found.id)))
             threshold = self.threshold if result.threshold is None else result.threshold
             shown = confident(found, threshold)
-            drawn = self._drawn(result.original(), shown)
-            if result.moment is not None:
-                self._videos.add(drawn, result.moment)
-            else:
-                buffer = io.BytesIO()
-                Image.fromarray(drawn).save(buffer, "JPEG", quality=92, comment=_MARK.encode())
-                write_atomically(self.out / f"{self._names.take(stem_of(result))}.jpg", buffer.getvalue())
+            if self.draws:
+                self._draw(result, shown)
             self.tell(f"{result.source}: {self._summary(shown, threshold)}")
 
     def close(self) -> None:
         self._videos.close()
-        _write(self.out, self._detections, self.category_ids, self.classes, self.tell)
-        self._detections.close()
+        if self.results:
+            _write(self.out, self._detections, self.category_ids, self.classes, self.tell)
+            self._detections.close()
+
+    def _draw(self, result: Boxes, shown: ImageDetections) -> None:
+        drawn = self._drawn(result.original(), shown)
+        if result.moment is not None:
+            self._videos.add(drawn, result.moment)
+            return
+        buffer = io.BytesIO()
+        Image.fromarray(drawn).save(buffer, "JPEG", quality=92, comment=_MARK.encode())
+        write_atomically(self.out / f"{self._names.take(stem_of(result))}.jpg", buffer.getvalue())
 
     def _drawn(self, image: Pixels, shown: ImageDetections) -> Picture:
         # Should the file have another size than it was predicted at, boxes follow it.

@@ -21,12 +21,14 @@ from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, repeat_factors
 from tasks.detection.check import GOAL, quick_checks, score_results
 from tasks.detection.files import DetectionFiles, DetectionRecorder
-from tasks.detection.metrics import DetectionMetrics
+from tasks.detection.metrics import CONFIDENT, DetectionMetrics
 from tasks.detection.numbering import category_ids
 from tasks.detection.outcomes import BoxRecorder
 from tasks.detection.report import DetectionReporter
 from tasks.detection.results import ImageDetections, merged, restore
+from tasks.detection.yolotxt import YoloFiles
 from tasks.report.boxes import sample_sheet
+from tasks.report.tables import TABLES, TableFiles
 from tasks.settings.sections import Config
 from tasks.spec import OutcomeRecorder, Recorder, Reporter, TaskSpec, Writer, told_of_head
 from tasks.telling import Teller
@@ -134,11 +136,38 @@ class Detection(TaskSpec):
         classes: Sequence[str],
         tell: Callable[[str], None],
     ) -> Writer:
-        # Published weights for its 80 classes keep COCO's ids.
-        coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None
-        ids = model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)
-        numbers = [int(number) for number in ids]
-        return DetectionFiles(out, classes, numbers, tell)
+        return DetectionFiles(out, classes, _category_ids(model, classes), tell)
+
+    def forms(self, config: Config) -> tuple[str, ...]:
+        return ("coco", "pictures", "yolo", "yolo_scores", *TABLES)
+
+    def writers(
+        self,
+        forms: Sequence[str],
+        config: Config,
+        out: Path,
+        model: Model,
+        classes: Sequence[str],
+        tell: Callable[[str], None],
+    ) -> list[Writer]:
+        written: list[Writer] = []
+        if {"coco", "pictures"} & set(forms):
+            ids = _category_ids(model, classes)
+            written.append(
+                DetectionFiles(out, classes, ids, tell, pictures="pictures" in forms, results="coco" in forms)
+            )
+        for word, scores in (("yolo", False), ("yolo_scores", True)):
+            if word in forms:
+                written.append(YoloFiles(out, classes, CONFIDENT, scores=scores))
+        if kinds := set(TABLES) & set(forms):
+            written.append(TableFiles.of_boxes(out, kinds))
+        return written
+
+
+def _category_ids(model: Model, classes: Sequence[str]) -> list[int]:
+    """The id of each class in files: that of the training data, for published weights COCO's, else counted from 1."""
+    coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None
+    return [int(number) for number in model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)]
 
 
 TASK = Detection()

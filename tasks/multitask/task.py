@@ -25,6 +25,7 @@ from tasks.multitask.report import JointReporter
 from tasks.settings.sections import Config
 from tasks.spec import OutcomeRecorder, Recorder, Reporter, TaskSpec, Writer
 from tasks.telling import Teller
+from tasks.verbs.outputs import Several
 
 LOOKED_AT = 64
 """Samples of a split in which labels of each task are looked for before a run."""
@@ -177,6 +178,24 @@ class Joint(TaskSpec):
         }
         return Writers(made)
 
+    def forms(self, config: Config) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(form for part in parts(config).values() for form in part.task.forms(part.config)))
+
+    def writers(
+        self,
+        forms: Sequence[str],
+        config: Config,
+        out: Path,
+        model: Model,
+        classes: Any,
+        tell: Callable[[str], None],
+    ) -> list[Writer]:
+        made: dict[str, Writer] = {}
+        for word, (task, own), alone in parts_alone(config, model):
+            if mine := [form for form in forms if form in task.forms(own)]:
+                made[word] = Several(task.writers(mine, own, out / task.command, alone, classes[word], tell))
+        return [Writers(made)]
+
 
 def _with_labels(datasets: Mapping[str, Dataset], fields: Sequence[str]) -> dict[str, Dataset]:
     """Each split, or where some of the samples looked at lack all of the labels ``fields``, the others of these alone. A split
@@ -255,6 +274,12 @@ class Writers:
         for part in self.parts.values():
             if hasattr(part, "number_as"):
                 part.number_as(dataset)
+
+    def below(self, files: Sequence[str]) -> None:
+        """As :meth:`tasks.detection.yolotxt.YoloFiles.below`, for the parts that name their files so."""
+        for part in self.parts.values():
+            if hasattr(part, "below"):
+                part.below(files)
 
     def close(self) -> None:
         for part in self.parts.values():

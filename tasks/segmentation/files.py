@@ -24,6 +24,8 @@ from tasks.segmentation.values import OwnValues
 
 MARK = "segmentation by effbackbones"
 LARGEST = 65_500  # pixels on a side of a JPEG file
+FORMS = ("masks", "pictures")
+"""What is written for each image: masks, and the image under them."""
 _TOLD = 5  # classes
 _FILES = {
     "index": "NAME.png, grey: the value of each pixel is its class",
@@ -47,8 +49,6 @@ class SegmentationFiles:
     :class:`UserError` says so.
     """
 
-    draws = True
-
     def __init__(
         self,
         out: Path,
@@ -56,10 +56,17 @@ class SegmentationFiles:
         tell: Callable[[str], None],
         values: Mapping[str, Any] | None = None,
         probabilities: bool = False,
+        forms: Sequence[str] = FORMS,
     ) -> None:
         self.out, self.classes, self.tell = out, classes, tell
         self.own = OwnValues.of(values, classes)
+        self.draws = "pictures" in forms
         self.kinds = _FILES | (_OWN if self.own else {}) | (PROBABILITIES if probabilities else {})
+        self.kinds = {
+            kind: text
+            for kind, text in self.kinds.items()
+            if (kind != "overlay" and "masks" in forms) or (kind == "overlay" and self.draws)
+        }
         self._colours = palette_of(classes)
         self._images = Spool(out / ".images.jsonl.part")
         # Arrays bear no mark: the pictures beside them say whose they are.
@@ -100,27 +107,32 @@ class SegmentationFiles:
         write_record(self.out / "classes.json", record, self._images)
 
     def _write(self, result: Segments) -> None:
-        name, labels, image = self._names.take(stem_of(result)), result.labels, result.original()
+        name, labels = self._names.take(stem_of(result)), result.labels
         self._images.add([name, place_of(result), result.moment and result.moment.to_dict()])
         places = self._places(name)
         comment = PngInfo()
         comment.add_text("Comment", MARK)
         drawn = Image.fromarray(labels)
         counts = np.array(drawn.histogram())
-        write_atomically(places["index"], encoded(drawn, "PNG", pnginfo=comment))
-        drawn.putpalette(self._colours.tobytes())
-        write_atomically(places["color"], encoded(drawn, "PNG", pnginfo=comment))
-        if self.own:
+        if "index" in places:
+            write_atomically(places["index"], encoded(drawn, "PNG", pnginfo=comment))
+            drawn.putpalette(self._colours.tobytes())
+            write_atomically(places["color"], encoded(drawn, "PNG", pnginfo=comment))
+        if self.own and "values" in places:
             write_atomically(places["values"], encoded(self.own.picture(labels), "PNG", pnginfo=comment))
-        if "probabilities" in self.kinds:
+        if "probabilities" in places:
             write_atomically(places["probabilities"], stored(result.probabilities))
-        picture = Image.fromarray(overlay(image, labels, self.classes, at_most=LARGEST))
+        reduced = self._overlaid(result, places["overlay"]) if "overlay" in places else ""
+        self.tell(f"{result.source}: {self._summary(counts)}{reduced}")
+
+    def _overlaid(self, result: Segments, path: Path) -> str:
+        """Draw an image, and say whether it had to be reduced."""
+        picture = Image.fromarray(overlay(result.original(), result.labels, self.classes, at_most=LARGEST))
         if result.moment is not None:
             self._videos.add(np.asarray(picture), result.moment)
         else:
-            write_atomically(places["overlay"], encoded(picture, "JPEG", quality=92, comment=MARK.encode()))
-        reduced = f"; overlay reduced to {picture.width} x {picture.height}" if max(image.shape[:2]) > LARGEST else ""
-        self.tell(f"{result.source}: {self._summary(counts)}{reduced}")
+            write_atomically(path, encoded(picture, "JPEG", quality=92, comment=MARK.encode()))
+        return f"; overlay reduced to {picture.width} x {picture.height}" if max(result.size) > LARGEST else ""
 
     def _summary(self, counts: np.ndarray) -> str:
         """The classes with the largest shares of the pixels."""

@@ -15,7 +15,7 @@ from effbackbones.inference.results import Masks
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.report.outputs import DrawnVideos, OutputNames, make_folder, place_of, stem_of
 from tasks.report.spool import Spool
-from tasks.segmentation.files import LARGEST, MARK, encoded, is_ours, share, stored, write_record
+from tasks.segmentation.files import FORMS, LARGEST, MARK, encoded, is_ours, share, stored, write_record
 
 _FILES = {
     "masks": "CLASS/NAME.png, grey: 255 where the class is, else 0",
@@ -34,14 +34,24 @@ class SetFiles:
     :class:`tasks.segmentation.files.SegmentationFiles`.
     """
 
-    draws = True
-
     def __init__(
-        self, out: Path, classes: Sequence[str], tell: Callable[[str], None], *, probabilities: bool = False
+        self,
+        out: Path,
+        classes: Sequence[str],
+        tell: Callable[[str], None],
+        *,
+        probabilities: bool = False,
+        forms: Sequence[str] = FORMS,
     ) -> None:
         self.out, self.classes, self.tell = out, classes, tell
         self.folders = folders_of(classes)
+        self.draws = "pictures" in forms
         self.kinds = _FILES | (_PROBABILITIES if probabilities else {})
+        self.kinds = {
+            kind: text
+            for kind, text in self.kinds.items()
+            if (kind != "overlay" and "masks" in forms) or (kind == "overlay" and self.draws)
+        }
         self._images = Spool(out / ".images.jsonl.part")
         self._thresholds: tuple[float, ...] = ()
         self._names = OutputNames(lambda name: [*self._masks(name), self._overlay(name)], MARK)
@@ -82,18 +92,24 @@ class SetFiles:
         shares = {}
         for text, inside, path in zip(self.classes, result.masks, self._masks(name), strict=True):
             shares[text] = float(inside.mean())
+            if "masks" not in self.kinds:
+                continue
             picture = Image.fromarray(inside.astype(np.uint8) * np.uint8(255))
             write_atomically(path, encoded(picture, "PNG", pnginfo=comment))
         self._images.add([name, place_of(result), result.moment and result.moment.to_dict(), shares])
         if "probabilities" in self.kinds:
             write_atomically(self.out / "probabilities" / f"{name}.npy", stored(result.probabilities))
+        reduced = self._overlaid(result, self._overlay(name)) if "overlay" in self.kinds else ""
+        self.tell(f"{result.source}: {_summary(shares)}{reduced}")
+
+    def _overlaid(self, result: Masks, path: Path) -> str:
+        """Draw an image, and say whether it had to be reduced."""
         drawn = Image.fromarray(overlay(result.original(), set_of(result.masks), self.classes, at_most=LARGEST))
         if result.moment is not None:
             self._videos.add(np.asarray(drawn), result.moment)
         else:
-            write_atomically(self._overlay(name), encoded(drawn, "JPEG", quality=92, comment=MARK.encode()))
-        reduced = f"; overlay reduced to {drawn.width} x {drawn.height}" if max(result.size) > LARGEST else ""
-        self.tell(f"{result.source}: {_summary(shares)}{reduced}")
+            write_atomically(path, encoded(drawn, "JPEG", quality=92, comment=MARK.encode()))
+        return f"; overlay reduced to {drawn.width} x {drawn.height}" if max(result.size) > LARGEST else ""
 
     def _masks(self, name: str) -> list[Path]:
         return [self.out / "masks" / folder / f"{name}.png" for folder in self.folders]

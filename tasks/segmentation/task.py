@@ -22,8 +22,9 @@ from tasks.data.dataset import Dataset
 from tasks.data.door import view_transform
 from tasks.data.sample import IGNORE, Sample, Transform
 from tasks.report.masks import mask_sheet
+from tasks.report.tables import TABLES, TableFiles
 from tasks.segmentation.check import GOAL, quick_checks, score_folder
-from tasks.segmentation.files import SegmentationFiles
+from tasks.segmentation.files import FORMS, SegmentationFiles
 from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.outcomes import PixelRecorder
 from tasks.segmentation.report import SegmentationReporter
@@ -171,16 +172,53 @@ class Segmentation(TaskSpec):
         classes: Sequence[str],
         tell: Callable[[str], None],
     ) -> Writer:
-        probabilities = config.run.probabilities
-        if getattr(model.head, "multilabel", False):
-            return SetFiles(out, classes, tell, probabilities=probabilities)
-        return SegmentationFiles(
-            out,
-            _two(classes),
-            tell,
-            values=model.provenance.get("mask_values"),
-            probabilities=probabilities,
-        )
+        return _mask_files(config, out, model, classes, tell, FORMS)
+
+    no_form = {
+        "yolo": "YOLO has outlines, which lose holes and where areas touch: masks keep them",
+        "coco": "COCO has an outline or a mask for each object, and a segmentation knows no objects: masks keep them",
+    }
+
+    def forms(self, config: Config) -> tuple[str, ...]:
+        return (*FORMS, *TABLES)
+
+    def writers(
+        self,
+        forms: Sequence[str],
+        config: Config,
+        out: Path,
+        model: Model,
+        classes: Sequence[str],
+        tell: Callable[[str], None],
+    ) -> list[Writer]:
+        written: list[Writer] = []
+        if {"masks", "pictures"} & set(forms):
+            written.append(_mask_files(config, out, model, classes, tell, forms))
+        if kinds := set(TABLES) & set(forms):
+            several = getattr(model.head, "multilabel", False)
+            written.append(TableFiles.of_masks(out, kinds, classes if several else _two(classes)))
+        return written
+
+
+def _mask_files(
+    config: Config,
+    out: Path,
+    model: Model,
+    classes: Sequence[str],
+    tell: Callable[[str], None],
+    forms: Sequence[str],
+) -> Writer:
+    probabilities = config.run.probabilities
+    if getattr(model.head, "multilabel", False):
+        return SetFiles(out, classes, tell, probabilities=probabilities, forms=forms)
+    return SegmentationFiles(
+        out,
+        _two(classes),
+        tell,
+        values=model.provenance.get("mask_values"),
+        probabilities=probabilities,
+        forms=forms,
+    )
 
 
 def _several(config: Config) -> bool:

@@ -44,6 +44,7 @@ class Extras:
     tta: str | None = None
     slices: str | None = None
     every: str | None = None
+    write: str | None = None
     deep: bool = False
     format: str | None = None
     preprocess: str = "normalize"

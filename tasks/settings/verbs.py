@@ -108,6 +108,10 @@ OPTIONS = {
         "of detectors: large images in pieces of so many pixels, with an overlap (a quarter), and with a look at all of it for objects that"
         " fit in none: 640 or 640,128 or 640,128,whole"
     ),
+    "write": Option(
+        "forms of the results, with commas between them, in place of the default: classes json, detectors coco, yolo, yolo_scores,"
+        " segmentations masks; of each pictures, csv, parquet; default itself"
+    ),
     "every": Option("of videos and streams each so many-th frame alone"),
     "format": Option(
         "by the name of --out where it is not given; for TensorRT run trtexec --onnx=FILE.onnx --saveEngine=FILE.engine, for CoreML"
@@ -188,7 +192,7 @@ VERBS = {
             "predict",
             "tasks.verbs.predict",
             "predict images that have no labels, videos and streams",
-            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices", "every"),
+            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices", "every", "write"),
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
@@ -262,6 +266,7 @@ VERBS = {
             ("out", "split"),
             config="none",
             inputs=True,
+            words="RUN_A RUN_B",
         ),
         Verb(
             "push",

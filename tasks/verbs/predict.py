@@ -30,6 +30,7 @@ from tasks.verbs.ahead import Ahead, ImageFiles, VideoFrames
 from tasks.verbs.inputs import Inputs, named_inputs
 from tasks.verbs.limits import count_of, share_of
 from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
+from tasks.verbs.outputs import writers_for
 
 
 def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
@@ -69,8 +70,9 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         tta=Views.of(extras.tta, "--tta"),
         slices=Slices.of(extras.slices, "--slices"),
     )
-    writer = task.writer(config, out, model, classes, print)
-    if source is not None and hasattr(writer, "number_as"):
+    writer = writers_for(task, config, extras.write, out, model, classes, print)
+    writer.below(files)
+    if source is not None:
         writer.number_as(source)
     read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
     with Signals() as signals:

@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,13 +25,14 @@ from typing import Any
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import write_atomically
 from tasks.engine.rundir import METRICS, config_of, finished, fitting
-from tasks.report.spread import Reached, told_of_spread
+from tasks.report.spread import Reached, settings, told_of_spread
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.settings.tree import changed_keys, dump, from_mapping, to_mapping
 from tasks.spec import TaskSpec
 from tasks.strictyaml import Plain, read_value
 from tasks.telling import Teller
+from tasks.verbs.compare import compare
 
 MOST_RUNS = 1000
 _DIVERGED = 3  # exit code
@@ -199,12 +201,18 @@ def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wakeup = signal.set_wakeup_fd(-1)  # the run has its own watch over signals that nobody answers
+    numbers = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # what nohup has made ignored stays so
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
 
 
 def _conclude(task: TaskSpec, config: Config, found: Sequence[Trial], root: Path, tell: Teller) -> None:
@@ -225,6 +233,9 @@ def _conclude(task: TaskSpec, config: Config, found: Sequence[Trial], root: Path
     for line in told_of_spread(reached):
         print(line)
     tell(f"scores of each run {root / 'sweep.csv'}")
+    best_first = [one.name for setting in settings(reached) for one in setting.runs]
+    if len(best_first) > 1:
+        compare(Extras(inputs=tuple(str(root / name) for name in best_first), out=str(root)))
 
 
 def _reached(trial: Trial) -> Reached:

@@ -1,0 +1,230 @@
+"""What the pages of the documentation say is true: commands are understood, configs load, links lead somewhere, Python runs."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from scenes import write_picture
+from tests_support import ROOT
+
+from effbackbones.catalogue import weight_rows
+from effbackbones.weights.classifiers import SOURCES
+from tasks.settings.commandline import bundled, parse
+from tasks.settings.onecommand import ordered
+from tasks.settings.verbs import OPTIONS, VERBS
+
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+TEXTS = {**PAGES, "../README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
+TEXTS["../CONTRIBUTING.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+RUNS = (
+    "classify/folder",
+    "detect/coco",
+    "detect/mine",
+    "detect/bccd",
+    "segment/folder",
+    "joint/coco",
+    "tutorial",
+    "other",
+)
+MINE = {"mine.yaml": "base: coco\n", "examples/counting.yaml": "plugins: []\n"}
+OURS = re.compile(r"(effbackbones(-\w+)?|python -m (effbackbones|tasks\.\w+))( |$)")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a page in a language."""
+    return [body for found, body in BLOCK.findall(text) if found == language]
+
+
+def commands(text: str) -> Iterator[str]:
+    """The shell commands of a page: lines of blocks, parts of a pipe one by one, and our own among the words of a sentence."""
+    for block in blocks(text, "bash"):
+        for line in block.splitlines():
+            yield from (part.strip() for part in re.split(r"(?:^|\s)#\s.*$| \| ", line) if part.strip())
+    for code in re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)):
+        if OURS.match(code) and not re.search(r"[A-Z]{3}|\.\.\.", code) and " " in code:
+            yield code
+
+
+def our_line(line: str) -> tuple[str, list[str]] | None:
+    """The command, and what follows it, of a line of ours; None for others."""
+    words = shlex.split(line)
+    if words[:2] == ["python", "-m"] and words[2].startswith(("tasks.", "effbackbones")):
+        task = words[2].removeprefix("tasks.")
+        return ordered(words[3:]) if task in ("run", "effbackbones") else (task, words[3:])
+    if words[0].startswith("effbackbones-"):
+        return None if words[0] == "effbackbones-weights" else (words[0].removeprefix("effbackbones-"), words[1:])
+    return ordered(words[1:]) if words[0] == "effbackbones" and words[1:] != ["--version"] else None
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the runs and configs that pages speak of."""
+    monkeypatch.chdir(tmp_path)
+    for run in RUNS:
+        (tmp_path / "runs" / run / "checkpoints").mkdir(parents=True)
+        (tmp_path / "runs" / run / "config.yaml").write_text("data: {name: shapes}\n", encoding="utf-8")
+    (tmp_path / "runs/joint/coco/config.yaml").write_text("model: {task: [det, seg]}\n", encoding="utf-8")
+    for name, text in MINE.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_commands_are_understood(page: str, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Verbs, tasks, options, keys with their values, and configs exist, by the reader of the command line itself."""
+    for line in commands(TEXTS[page]):
+        assert line.count("effbackbones weights fetch") or our_line(line) is None or parse_quietly(line) in VERBS, line
+        check_foreign(line)
+
+
+def parse_quietly(line: str) -> str:
+    command, argv = our_line(line) or ("", [])
+    if {"--help", "--print-config"} & set(argv):
+        with pytest.raises(SystemExit) as done:
+            parse(command, argv)
+        assert done.value.code == 0
+        return argv[0] if argv[0] in VERBS else "train"
+    return parse(command, argv).verb
+
+
+def check_foreign(line: str) -> None:
+    """A line that is not for our parser: ``make`` targets, files of benchmarks, extras, and sources of weights exist."""
+    words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+    if words[:1] == ["make"]:
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        words = [word for word in words if "=" not in word]
+        assert set(words[1:]) <= set(targets), line
+    if words[:1] == ["python"] and words[1].endswith(".py"):
+        assert (ROOT / words[1]).is_file(), line
+    if words[:3] == ["effbackbones", "weights", "fetch"]:
+        assert any(words[3] in (row["name"], row["default"]) for row in weight_rows()), line
+    for extra in re.findall(r"\.\[(\w+)\]", line):
+        assert extra in project()["optional-dependencies"], line
+
+
+def project() -> Any:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_reader_of_pages_finds_mistakes(desk: Path) -> None:
+    """It would see a wrong verb, option, value, config and target."""
+    from effbackbones.errors import UserError
+
+    page = (
+        "```bash\nfind x | effbackbones tran detect   # no\n```\nand `effbackbones list heads` or `effbackbones VERB`"
+    )
+    assert list(commands(page)) == ["find x", "effbackbones tran detect", "effbackbones list heads"]
+    wrong = (
+        "tran detect",
+        "train detect --confg coco",
+        "train detect --config cocoo",
+        "train detect --config coco --optim.lr x",
+    )
+    for line in wrong:
+        with pytest.raises(UserError):
+            parse_quietly(f"effbackbones {line}")
+    for line in (
+        "make demoo",
+        "python benchmarks/none.py",
+        "pip install '.[lit]'",
+        "effbackbones weights fetch imagenett",
+    ):
+        with pytest.raises(AssertionError):
+            check_foreign(line)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_configs_load(page: str, desk: Path) -> None:
+    for block in blocks(PAGES[page], "yaml"):
+        said = re.match(r"# (\S+\.yaml), for (\w+)\n", block)
+        assert said is not None, "a config begins with `# NAME.yaml, for TASK`"
+        (desk / said[1]).write_text(block, encoding="utf-8")
+        assert parse(said[2], ["--config", said[1]]).verb == "train"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", TEXTS[page])):
+        if target.startswith(("http:", "https:")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (DOCS / page).parent / name if name else DOCS / page
+        assert path.is_file(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            known = {re.sub(r"[^\w\s-]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+            assert anchor in known or "table: options" in path.read_text(encoding="utf-8"), target
+
+
+def test_every_page_is_in_the_contents() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(re.findall(r"[\w/-]+\.md", str(site["nav"]))) == sorted(PAGES)
+
+
+def test_tables_are_those_of_the_code() -> None:
+    tables = load_tables()
+    for page, text in PAGES.items():
+        made = tables.on_page_markdown(text)
+        assert "<!-- table" not in made, page
+    weights = tables.on_page_markdown("<!-- table: weights -->").splitlines()
+    assert len(weights) == len(SOURCES) + 2
+    assert len({line.count(" | ") for line in weights}) == 1
+    assert all(source.licence in "\n".join(weights) for source in SOURCES)
+    options = tables.on_page_markdown(PAGES["command-line.md"])
+    assert all(f"`--{name}`" in options for name in OPTIONS)
+    assert all(f"| [`{verb}`](#{verb})" in options for verb in VERBS)
+    assert all(f"| `{name}` |" in tables.on_page_markdown("<!-- table: recipes -->") for name in bundled("detect"))
+    with pytest.raises(KeyError):
+        tables.on_page_markdown("<!-- table: none -->")
+
+
+def load_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_extras_are_all_described() -> None:
+    told = set(re.findall(r"^\| `(\w+)` \|", PAGES["install.md"], re.MULTILINE))
+    assert told == set(project()["optional-dependencies"])
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "python")])
+def test_python_runs(page: str, desk: Path) -> None:
+    """The blocks of a page, one after the other as in a notebook; those that name what they need are run by the slow tests."""
+    write_picture(Path("holiday.jpg"))
+    names: dict[str, object] = {"__name__": "__main__"}
+    for number, block in enumerate(blocks(PAGES[page], "python")):
+        code = compile(block, f"{page}, Python block {number + 1}", "exec")
+        if not block.startswith("# needs: "):
+            exec(code, names)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    home = (tmp_path / "site/api/effbackbones/index.html").read_text(encoding="utf-8")
+    assert 'id="effbackbones.build.build_model"' in home
+    assert not re.search(r":class:<code>", home)
+    weights = (tmp_path / "site/weights/index.html").read_text(encoding="utf-8")
+    assert all(source.licence in weights for source in SOURCES)
