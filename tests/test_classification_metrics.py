@@ -259,3 +259,29 @@ def test_update_never_waits_for_the_device(multilabel: bool) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert metric.compute() == score(probabilities, targets, multilabel=multilabel)
+
+
+def test_mistakes_are_told_by_how_near_and_how_sure_they_are() -> None:
+    probabilities = torch.full((8, 7), 0.01)
+    guesses = [0, 0, 1, 2, 3, 3, 4, 5]
+    probabilities[range(8), guesses] = torch.tensor([0.94, 0.94, 0.94, 0.94, 0.6, 0.6, 0.6, 0.6])
+    probabilities[7] = torch.nan  # wrong, and neither near nor sure
+    labels = torch.tensor([0, 6, 1, 0, 3, 6, 6, 5])
+    metric = ClassificationMetrics(class_names(7))
+    metric.update(probabilities, labels)
+    # Of the others' equal scores the first are nearer: class 6 is the last of seven.
+    assert metric.anatomy() == {"wrong": 5, "in_top5": 1, "confident": 2}
+    few = ClassificationMetrics(class_names(2))
+    few.update(torch.tensor([[0.95, 0.05], [0.2, 0.8]]), torch.tensor([1, 1]))
+    assert few.anatomy() == {"wrong": 1, "in_top5": None, "confident": 1}
+
+
+def test_mistakes_of_several_labels_are_told_by_label() -> None:
+    metric = ClassificationMetrics(class_names(2), multilabel=True, ignore_unknown=True)
+    metric.update(torch.tensor([[0.9, 0.1], [0.9, 0.2], [0.1, 0.9]]), torch.tensor([[1.0, 1], [0, 1], [-1, 1]]))
+    assert metric.anatomy() == {
+        "by_class": {
+            "class 0": {"false_positives": 1, "false_negatives": 0},
+            "class 1": {"false_positives": 0, "false_negatives": 2},
+        }
+    }

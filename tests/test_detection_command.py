@@ -57,6 +57,9 @@ def test_shapes_train_evaluate_and_predict(tmp_path: Path, capsys: pytest.Captur
     assert "circle" in page
     model = load_model(run / "best.safetensors")
     assert model.provenance["category_ids"] == [1, 2, 3, 4, 5, 6]
+    point = model.provenance["operating_point"][""]  # on the validation split
+    assert 0 < point["threshold"] < 1
+    assert 0 < point["f1"] <= 1
     assert model.image_spec.size == (64, 64)
     assert main(["evaluate", "--checkpoint", str(run), *QUIET]) == 0
     assert f"AP {scores['AP']:.6g}" in capsys.readouterr().out

@@ -66,7 +66,7 @@ def scores(names: list[str], skill: float, *, multilabel: bool = False, samples:
     else:
         labels = torch.randint(0, k, (samples,), generator=rng)
         metric.update((logits + skill * torch.nn.functional.one_hot(labels, k)).softmax(1), labels)
-    return metric.compute()
+    return metric.compute() | {"errors": metric.anatomy()}
 
 
 def history(epochs: int) -> list[dict[str, Any]]:
@@ -121,6 +121,17 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert page.seen.count(NASTY) >= 6
     assert len(page.all("img")) == 1
     assert "folder/<b>.png" in page.seen
+
+
+def test_the_page_tells_how_near_and_how_sure_mistakes_are(tmp_path: Path) -> None:
+    names = [f"class {k}" for k in range(8)]
+    errors = scores(names, 1)["errors"]
+    page = classification_page(tmp_path, scores(names, 1))
+    lines = [line for line in page.seen.splitlines() if line.strip()]
+    near = lines[lines.index("the true class is among the five most probable") :]
+    assert near[1:3] == [str(errors["in_top5"]), f"{100 * errors['in_top5'] / errors['wrong']:.1f} %"]
+    page = classification_page(tmp_path, scores(names, 1, multilabel=True))
+    assert "Mistakes by label" in page.seen
 
 
 def test_drawings_take_the_colour_of_the_page(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from effbackbones.errors import UserError
 from tasks.scoring.calibration import calibration_error, counted, mean, nothing_counted, ratio, reliability
 
 _THRESHOLD = 0.5  # above it, a class of a multi-label sample counts as predicted
+SURE = 0.9
+"""Confidence above which a mistake is a confident one."""
 
 
 class ClassificationMetrics(Metric):
@@ -44,6 +46,7 @@ class ClassificationMetrics(Metric):
 
     confusion: Tensor
     top5_correct: Tensor
+    surely_wrong: Tensor
     calibration: Tensor
     non_finite: Tensor
     invalid: Tensor
@@ -74,6 +77,7 @@ class ClassificationMetrics(Metric):
             known = len(self.classes)
             self.add_state("confusion", torch.zeros(known, known + 1, dtype=torch.int64), "sum")
             self.add_state("top5_correct", torch.tensor(0), "sum")
+            self.add_state("surely_wrong", torch.tensor(0), "sum")
         self.reset()
 
     def reset(self) -> None:
@@ -127,6 +131,7 @@ class ClassificationMetrics(Metric):
         self.confusion = self.confusion.flatten().scatter_add(0, cells, torch.ones_like(cells)).view_as(self.confusion)
         self.non_finite = self.non_finite + (~finite).sum()
         self.top5_correct = self.top5_correct + (finite & (rank < 5)).sum()
+        self.surely_wrong = self.surely_wrong + (finite & (best != targets) & (confidence > SURE)).sum()
         self.calibration = counted(self.calibration, confidence, best == targets, finite)
 
     def _update_multilabel(self, probabilities: Tensor, positive: Tensor, known: Tensor) -> None:
@@ -156,6 +161,28 @@ class ClassificationMetrics(Metric):
             )
         return self._compute_multilabel() if self.multilabel else self._compute_single()
 
+    def anatomy(self) -> dict[str, Any]:
+        """What the errors of all samples so far are, of all processes, in numbers: ``wrong``, all of them; ``in_top5``, those whose true
+        class is among the five most probable, None up to five classes; ``confident``, with a confidence above :data:`SURE`. With several
+        labels ``by_class``: name -> ``false_positives`` and ``false_negatives`` at threshold 0.5."""
+        with self.sync_context():
+            if self.multilabel:
+                _, extra, missed = self._entries()
+                rows = zip(self.classes, extra.tolist(), missed.tolist(), strict=True)
+                return {"by_class": {name: {"false_positives": fp, "false_negatives": fn} for name, fp, fn in rows}}
+            hits = int(self.confusion.diagonal().sum())
+            return {
+                "wrong": int(self.confusion.sum()) - hits,
+                "in_top5": int(self.top5_correct) - hits if len(self.classes) > 5 else None,
+                "confident": int(self.surely_wrong),
+            }
+
+    def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels by class that are rightly there, wrongly there, and wrongly not there, int64 [K] each."""
+        scores, positive, known = (dim_zero_cat(state).cpu() for state in (self.scores, self.labels, self.known))
+        chosen = (scores > _THRESHOLD) & known
+        return (chosen & positive).sum(0), (chosen & ~positive).sum(0), (~chosen & positive).sum(0)
+
     def _compute_single(self) -> dict[str, Any]:
         table = self.confusion.cpu()
         counts, missed = table[:, :-1], int(table[:, -1].sum())
@@ -176,10 +203,7 @@ class ClassificationMetrics(Metric):
 
     def _compute_multilabel(self) -> dict[str, Any]:
         scores, positive, known = (dim_zero_cat(state).cpu() for state in (self.scores, self.labels, self.known))
-        chosen = (scores > _THRESHOLD) & known
-        hits, extra, missed = (
-            entries.sum(0) for entries in (chosen & positive, chosen & ~positive, ~chosen & positive)
-        )
+        hits, extra, missed = self._entries()
         per_class = self._per_class(hits, extra, missed)
         for index, row in enumerate(per_class.values()):
             rows = known[:, index]
@@ -191,7 +215,7 @@ class ClassificationMetrics(Metric):
             "map": mean([row["ap"] for row in per_class.values()]),
             "micro_ap": average_precision(scores[known], positive[known]),
             "macro_f1": mean([row["f1"] for row in per_class.values()]),
-            "micro_f1": doubled / (positives + int(chosen.sum())) if positives else None,
+            "micro_f1": doubled / (positives + int((hits + extra).sum())) if positives else None,
             "ece": calibration_error(self.calibration, int(known.sum()), int(self.non_finite)),
             "per_class": per_class,
             "reliability": reliability(self.calibration),

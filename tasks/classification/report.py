@@ -1,11 +1,14 @@
 """The page that a classification run leaves: scores, curves, confusions, calibration, and the most confident mistakes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from effbackbones.model import Model
 from tasks.classification.examples import ConfidentMistakes, Mistake
+from tasks.classification.metrics import SURE
 from tasks.data.dataset import Dataset
+from tasks.report.page import Report
 from tasks.report.records import Summary
 from tasks.report.skeleton import add_calibration, add_classes, add_confusion, add_training, begun, finished, percent
 
@@ -21,6 +24,9 @@ _MEANING = {
     "non_finite": "predictions that were not finite, counted as wrong",
 }
 
+_FIRST = 8
+"""Labels of a table; the rest is folded."""
+
 
 class ClassificationReporter(ConfidentMistakes):
     """Keeps the most confident mistakes of the last evaluation, and writes the report."""
@@ -35,6 +41,7 @@ def classification_report(folder: Path, summary: Summary, mistakes: Sequence[Mis
     scores = summary.results.scores
     report = begun(summary, ("top1", "top5", "map", "macro_f1"), _MEANING)
     add_training(report, summary)
+    _errors(report, scores.get("errors") or {})
     add_confusion(report, scores)
     add_calibration(report, scores)
     add_classes(report, scores, summary.results.intervals.get(""))
@@ -42,6 +49,29 @@ def classification_report(folder: Path, summary: Summary, mistakes: Sequence[Mis
         worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)
         report.gallery("Most confident mistakes", [(m.image, _mistake_text(m)) for m in worst])
     return finished(report, summary, folder)
+
+
+def _errors(report: Report, errors: Mapping[str, Any]) -> None:
+    """How near and how sure mistakes are; with several labels which ones are seen wrongly and overlooked."""
+    if total := errors.get("wrong"):
+        kinds = {
+            "all": total,
+            "the true class is among the five most probable": errors["in_top5"],
+            f"more than {SURE:.0%} sure": errors["confident"],
+        }
+        rows = [[name, count, percent(count / total)] for name, count in kinds.items() if count is not None]
+        report.table("Mistakes", ["which", "images", "share"], rows)
+    by_class = [(name, [*row.values()]) for name, row in errors.get("by_class", {}).items()]
+    ranked = sorted(((name, row) for name, row in by_class if any(row)), key=lambda item: -sum(item[1]))
+    if ranked:
+        report.table(
+            "Mistakes by label",
+            ["label", "seen where there is none", "overlooked"],
+            [[name, *row] for name, row in ranked],
+            "In images, at threshold 0.5; most mistakes first.",
+            first=_FIRST,
+            rest="{} more labels",
+        )
 
 
 def _mistake_text(mistake: Mistake) -> str:

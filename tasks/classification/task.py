@@ -133,6 +133,9 @@ class Classification(TaskSpec):
     def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
         return ClassRecorder(metric) if isinstance(metric, ClassificationMetrics) else None
 
+    def anatomy(self, metric: Metric) -> dict[str, Any]:
+        return {"errors": metric.anatomy()} if isinstance(metric, ClassificationMetrics) else {}
+
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return ClassificationReporter(classes, config.data.multilabel)
 
