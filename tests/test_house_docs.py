@@ -61,6 +61,8 @@ def our_line(line: str) -> tuple[str, list[str]] | None:
     words = shlex.split(line)
     if words[:2] == ["python", "-m"] and words[2].startswith(("tasks.", "effbackbones")):
         task = words[2].removeprefix("tasks.")
+        if not words[3:]:
+            return None  # the name of the program alone
         return ordered(words[3:]) if task in ("run", "effbackbones") else (task, words[3:])
     if words[0].startswith("effbackbones-"):
         return None if words[0] == "effbackbones-weights" else (words[0].removeprefix("effbackbones-"), words[1:])
