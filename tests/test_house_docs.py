@@ -236,6 +236,43 @@ def test_python_runs(page: str, desk: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
+def test_tutorials_run_in_order(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands, on a run of two steps, and the Python that needs the run; not what wants a trained network, takes minutes, or
+    serves."""
+    from tasks.run import main
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("holiday.jpg", "big.jpg"):
+        write_picture(Path(name))
+    small = [
+        "--data.limit_train",
+        "16",
+        "--data.limit_val",
+        "8",
+        "--data.batch_size",
+        "4",
+        "--data.eval_batch_size",
+        "4",
+    ]
+    page = PAGES[f"tutorials/{task}.md"]
+    for line in commands(page):
+        words = shlex.split(line)[1:]
+        if not line.startswith("effbackbones ") or words[0] in ("serve", "compare") or "--seeds" in words:
+            continue
+        if "shapes.onnx" in line:
+            continue  # of a network of two steps file and model need not agree; tests/test_export_onnx.py has it
+        extra = [*small, *QUIET] if words[0] in ("train", "check") else []
+        extra += ["--optim.max_steps", "2"] if words[0] == "train" and "--run.resume" not in words else []
+        if "--deep" in words or "--run.resume" in words:
+            continue  # minutes of learning; of a run of two steps no more epochs are to be had
+        assert main([*words, *extra]) == 0, line
+    assert (tmp_path / "runs/tutorial/report.html").is_file()
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.slow
 def test_the_sample_package_works_where_it_is_installed(tmp_path: Path) -> None:
     """Its tests, its verb with an option, a run that uses all its parts by name, and its task."""
     source, target = tmp_path / "source", tmp_path / "target"
