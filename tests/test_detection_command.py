@@ -57,6 +57,9 @@ def test_shapes_train_evaluate_and_predict(tmp_path: Path, capsys: pytest.Captur
     assert "circle" in page
     model = load_model(run / "best.safetensors")
     assert model.provenance["category_ids"] == [1, 2, 3, 4, 5, 6]
+    point = model.provenance["operating_point"][""]  # on the validation split
+    assert 0 < point["threshold"] < 1
+    assert 0 < point["f1"] <= 1
     assert model.image_spec.size == (64, 64)
     assert main(["evaluate", "--checkpoint", str(run), *QUIET]) == 0
     assert f"AP {scores['AP']:.6g}" in capsys.readouterr().out
@@ -88,7 +91,10 @@ def test_real_coco_files_train_predict_and_score_again(
     assert main(["evaluate", "--config", "coco", "--data.root", str(coco), "--predictions", file, *QUIET]) == 0
     by_file = dict(row.split(" ", 1) for row in capsys.readouterr().out.splitlines())
     assert float(by_file["AR_100"]) > 0
-    assert by_file["errors"] == by_model["errors"]
+    of_model, of_file = (
+        json.loads((folder / "evaluate-val" / "metrics.json").read_text())["model"]["errors"] for folder in (run, out)
+    )
+    assert of_file == of_model
     assert {name: by_file[name] for name in by_file if name[0] == "A"} == {
         name: by_model[name] for name in by_file if name[0] == "A"
     }

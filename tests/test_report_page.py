@@ -356,6 +356,9 @@ def test_other_tasks_can_use_the_page(tmp_path: Path) -> None:
     assert "script" not in {tag for tag, _ in page.tags}
     assert [cell.get("class") for cell in page.all("td")[:2]] == ["number", "number"]
     assert [cell.get("scope") for cell in page.all("th")[:4]] == ["col", "col", "row", "row"]
+    report = Report("Intervals stay in a line")
+    report.table("A table", ["name", "interval"], [["a", "35.6 to 39.8 %"], ["b", None], ["c", "-1.5 to +2.0"]])
+    assert {cell.get("class") for cell in Page(report.write(tmp_path / "page.html")).all("td")} == {"number"}
     assert "Its caption" in page.seen
 
 

@@ -310,7 +310,8 @@ def test_images_of_one_name_are_told_apart_by_what_predict_wrote(
     writer = TASK.writer(
         config_of("--config", "folder"), out, SimpleNamespace(provenance={}, head=None), CLASSES, print
     )  # type: ignore[arg-type]
-    writer._images |= images  # type: ignore[attr-defined]
+    for name, file in images.items():
+        writer._images.add([name, file, None])  # type: ignore[attr-defined]
     writer.close()
     assert main(line) == 0
     assert "pixel_accuracy 1" in capsys.readouterr().out.splitlines()

@@ -136,7 +136,7 @@ class Detection(TaskSpec):
         classes: Sequence[str],
         tell: Callable[[str], None],
     ) -> Writer:
-        return DetectionFiles(out, classes, _category_ids(model, classes), tell)
+        return DetectionFiles(out, classes, _category_ids(model, classes), tell, *drawing_threshold(model))
 
     def forms(self, config: Config) -> tuple[str, ...]:
         return ("coco", "pictures", "yolo", "yolo_scores", *TABLES)
@@ -154,7 +154,15 @@ class Detection(TaskSpec):
         if {"coco", "pictures"} & set(forms):
             ids = _category_ids(model, classes)
             written.append(
-                DetectionFiles(out, classes, ids, tell, pictures="pictures" in forms, results="coco" in forms)
+                DetectionFiles(
+                    out,
+                    classes,
+                    ids,
+                    tell,
+                    *drawing_threshold(model),
+                    pictures="pictures" in forms,
+                    results="coco" in forms,
+                )
             )
         for word, scores in (("yolo", False), ("yolo_scores", True)):
             if word in forms:
@@ -168,6 +176,17 @@ def _category_ids(model: Model, classes: Sequence[str]) -> list[int]:
     """The id of each class in files: that of the training data, for published weights COCO's, else counted from 1."""
     coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None
     return [int(number) for number in model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)]
+
+
+def drawing_threshold(model: Model) -> tuple[float, str]:
+    """The score from which boxes are drawn, and why: that of the best F1 on the validation split, which a model file keeps; files
+    of before it keep none."""
+    point = model.provenance.get("operating_point", {}).get("")
+    if not isinstance(point, dict) or not isinstance(point.get("threshold"), float):
+        return CONFIDENT, ""
+    threshold = point["threshold"]
+    found = f"the best F1 on the validation split ({point['f1']:.3f}); --threshold says otherwise"
+    return threshold, f"drawn from score {threshold:.3f} on, which gave {found}, predictions.json has all boxes"
 
 
 TASK = Detection()

@@ -110,9 +110,10 @@ def score_model(
     strict: bool = False,
     views: Views | None = None,
     slices: Slices | None = None,
+    outcomes: bool | None = None,
 ) -> Judged:
     """Scores of a model over a data set, and what the task's observer collected for the report, if it is to ``observe``, with the
-    outcomes of each image; further ``observers`` look on.
+    ``outcomes`` of each image (or these alone); further ``observers`` look on.
 
     Where several processes score together each gives its ``share``. ``leave`` is asked before each batch; :class:`EvaluationLeftError` is
     raised when it says so. Answers of the network that are not finite are told, or, if it is ``strict``, raise :class:`UserError`.
@@ -125,7 +126,7 @@ def score_model(
     )
     own = task.metrics(config, classes)
     metric = with_added(own, config.run.metrics, classes).to(device)
-    recorder = task.outcomes(own) if observe else None
+    recorder = task.outcomes(own) if (observe if outcomes is None else outcomes) else None
     observers = [*observers, *(one for one in (observer, recorder) if one)]
     arithmetic = partial(hardware.autocast, config, device)
     batches = _unless(leave, tell.watch(loader, "evaluate"))

@@ -12,13 +12,14 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.engine import hardware, processes
 from tasks.engine.cost import told_of_cost
-from tasks.engine.evaluation import score_model
-from tasks.engine.perimage import keep_outcomes
+from tasks.engine.evaluation import Judged, score_model
+from tasks.engine.perimage import keep_outcomes, kept_points
 from tasks.engine.preparation import Prepared
 from tasks.engine.rundir import BEST
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import Monitored, RunResults, Summary
 from tasks.report.words import network
+from tasks.scoring.operating import operating_points
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
@@ -56,29 +57,27 @@ class Judge:
         too; keep them if they are the best so far. Puts the figures into ``row``; returns the scores for ``metrics.json``."""
         state = self.state
         main = "ema" if state.ema else "raw"
-        scores = self._scores(main)
-        self._keep_if_best(scores, main)
+        scores, _, outcomes = self._judged(main, outcomes=True)
+        self._keep_if_best(scores, main, outcomes)
         row |= {f"val_{name}": value for name, value in _numbers(scores).items()}
         if state.ema and state.step >= self.plan.total:
-            row |= {f"val_{name}_raw": value for name, value in _numbers(self._scores("raw")).items()}
+            row |= {f"val_{name}_raw": value for name, value in _numbers(self._judged("raw").scores).items()}
         row["weights"] = main
         return RunResults({state.progress.best_weights: scores}, state.progress.best_weights)
 
-    def _scores(self, weights: str) -> dict[str, Any]:
-        share, leave = self.state.share, self.leave
+    def _judged(self, weights: str, *, outcomes: bool = False) -> Judged:
+        val, share, leave = self.datasets["val"], self.state.share, self.leave
         with self.state.weights(weights), self.leaving():
-            return self.score(self.state.model, dataset=self.datasets["val"], share=share, observe=False, leave=leave)[
-                0
-            ]
+            return self.score(self.state.model, dataset=val, share=share, observe=False, leave=leave, outcomes=outcomes)
 
-    def _keep_if_best(self, scores: Mapping[str, Any], weights: str) -> None:
+    def _keep_if_best(self, scores: Mapping[str, Any], weights: str, outcomes: Any) -> None:
         progress, score = self.state.progress, self.monitor.value(scores)
         first = progress.best is None and not progress.history
         # Undefined, as average precision without a positive: worse than any score, better than no weights.
         if first or self.monitor.better(score, progress.best):
             progress.best, progress.best_weights, progress.since_best = score, weights, 0
             if processes.is_first():
-                self._keep(weights, _numbers(scores))
+                self._keep(weights, _numbers(scores), kept_points(outcomes))
         else:
             progress.since_best += 1
 
@@ -92,9 +91,11 @@ class Judge:
             self._keep(self.state.progress.best_weights, {})
             return load_model(self.folder / BEST)
 
-    def _keep(self, weights: str, figures: Mapping[str, float]) -> None:
-        """Write the weights called so into the file of the best."""
+    def _keep(self, weights: str, figures: Mapping[str, float], points: Mapping[str, Any] = {}) -> None:
+        """Write the weights called so into the file of the best, with their ``figures`` and ``points`` (thresholds of the best F1)."""
         provenance, file = self.label_record | {"step": self.state.step}, self.folder / BEST
+        if points:
+            provenance |= {"operating_point": dict(points)}
         with self.state.weights(weights):
             save_model(self.state.model, file, classes=self.classes, metrics=figures, provenance=provenance)
 
@@ -115,7 +116,10 @@ class Judge:
         spans = keep_outcomes(self.folder, outcomes, self.task, split, self.tell)
         judged = Monitored(self.monitor.name, progress.best, self.monitor.rises)
         size, minutes = sum(parameter.numel() for parameter in best.parameters()), progress.seconds / 60
-        results = RunResults(sets, weights, split, judged, intervals=spans, parameters=size, minutes=minutes)
+        points = operating_points(outcomes)
+        results = RunResults(
+            sets, weights, split, judged, intervals=spans, operating=points, parameters=size, minutes=minutes
+        )
         told = {**self._facts(best, split), **facts, **environment()}
         title = f"{self.task.command}: {network(best.config)}"
         per_epoch = self.plan.per_epoch

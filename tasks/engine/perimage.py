@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tasks.scoring.intervals import Intervals, intervals
+from tasks.scoring.operating import operating_points
 from tasks.scoring.outcomefile import outcomes_file, write_outcomes
 from tasks.scoring.outcomes import Outcomes
 from tasks.spec import TaskSpec
@@ -30,3 +32,12 @@ def keep_outcomes(
                 low, high = known.scores[name]
                 tell(f"{f'{word}/' if word else ''}{name} [{low:.4f}, {high:.4f}]: {known.told()}")
     return made
+
+
+def kept_points(found: Outcomes | Mapping[str, Outcomes] | None) -> dict[str, Any]:
+    """The thresholds of the best F1 on the validation split, with and by class, as a model file keeps them: by task, "" where there
+    is one."""
+    return {
+        word: {name: value for name, value in point.items() if name != "curve"}
+        for word, point in operating_points(found).items()
+    }

@@ -59,9 +59,10 @@ def _size(results: Results) -> dict[str, Any]:
 
 
 def _intervals(results: Results) -> dict[str, Any]:
-    """Intervals of the best set's scores, by task where there are several."""
+    """Intervals of the best set's scores and thresholds of the best F1, by task where there are several."""
     found = {task: intervals.record() for task, intervals in results.intervals.items()}
-    return {"intervals": found.get("", found)} if found else {}
+    points = results.operating.get("", results.operating)
+    return ({"intervals": found.get("", found)} if found else {}) | ({"operating_point": points} if points else {})
 
 
 def _head(results: Results) -> dict[str, Any]:

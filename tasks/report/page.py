@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NOTHING = "—"
-_NUMBER = re.compile(rf"{NOTHING}|-?[0-9][0-9.,]*(e[-+][0-9]+)?( %)?")
+_FIGURE = r"[-+]?[0-9][0-9.,]*(e[-+][0-9]+)?"
+_NUMBER = re.compile(rf"{NOTHING}|{_FIGURE}( to {_FIGURE})?( %)?")
 _PICTURE, _PANEL = 256, 512  # longest side of an embedded picture, alone and beside others, pixels
 _INK = "#000000"  # matplotlib's default for text, axes and ticks; takes the page's text colour
 _FIRST_PICTURES, _FIRST_CARDS = 12, 4

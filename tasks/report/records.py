@@ -27,6 +27,8 @@ class Results:
     intervals: Mapping[str, Intervals] = field(default_factory=dict, kw_only=True)
     """Of the best set, by the word of the task, "" where there is one."""
 
+    operating: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)
+    """Thresholds of the best F1 on the scored split, by the word of the task (:mod:`tasks.scoring.operating`)."""
     parameters: int | None = field(default=None, kw_only=True)
     """Of the model, where there is one."""
 

@@ -15,6 +15,7 @@ from tasks.engine.perimage import keep_outcomes
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import EvaluationResults, Scores, Summary
 from tasks.report.words import network
+from tasks.scoring.operating import operating_points
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
@@ -55,7 +56,12 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     size = sum(parameter.numel() for parameter in model.parameters())
     spans = keep_outcomes(folder, outcomes, task, extras.split, tell)
     results = EvaluationResults(
-        {"model": scores}, intervals=spans, parameters=size, split=extras.split, checkpoint=extras.checkpoint
+        {"model": scores},
+        intervals=spans,
+        operating=operating_points(outcomes),
+        parameters=size,
+        split=extras.split,
+        checkpoint=extras.checkpoint,
     )
     write_metrics(folder, results, [])
     if recorder:
