@@ -1,4 +1,5 @@
 """What the pages say of catalogue, verbs and configs, asked of the code when the site is built: ``<!-- table: NAME -->`` stands for it.
+``<!-- file: PATH -->`` stands for a file of the repository.
 
 A hook of MkDocs; also for tests, which ask for each table by name.
 """
@@ -13,13 +14,25 @@ from tasks.settings.commandline import bundled
 from tasks.settings.verbs import OPTIONS, VERBS, Verb
 
 MARK = re.compile(r"^<!-- table: ([\w-]+) -->$", re.MULTILINE)
+FILE = re.compile(r"^<!-- file: (\S+) -->$", re.MULTILINE)
+ROOT = Path(__file__).resolve().parent.parent
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|obj):(?=<code>|<a )")
 """Roles of reStructuredText, which docstrings have and Markdown does not know."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """A page with its tables in it; an unknown name raises KeyError, which ends the build."""
-    return MARK.sub(lambda found: TABLES[found[1]](), markdown)
+    return with_files(MARK.sub(lambda found: TABLES[found[1]](), markdown))
+
+
+def with_files(markdown: str) -> str:
+    """A page with the files in it, as blocks; one that is not there raises FileNotFoundError."""
+    return FILE.sub(lambda found: _fenced(ROOT / found[1]), markdown)
+
+
+def _fenced(path: Path) -> str:
+    language = {".py": "python"}.get(path.suffix, path.suffix[1:])
+    return f"```{language}\n{path.read_text(encoding='utf-8').rstrip()}\n```"
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -1,8 +1,11 @@
 """What the pages of the documentation say is true: commands are understood, configs load, links lead somewhere, Python runs."""
 
 import importlib.util
+import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from scenes import write_picture
-from tests_support import ROOT
+from tests_support import QUIET, ROOT
 
 from effbackbones.catalogue import weight_rows
 from effbackbones.weights.classifiers import SOURCES
@@ -22,8 +25,24 @@ from tasks.settings.commandline import bundled, parse
 from tasks.settings.onecommand import ordered
 from tasks.settings.verbs import OPTIONS, VERBS
 
+
+def load_tables() -> ModuleType:
+    path = ROOT / "docs/tables.py"
+    spec = importlib.util.spec_from_file_location("docs_tables", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 DOCS = ROOT / "docs"
-PAGES = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+TABLES = load_tables()
+SOURCES_OF_PAGES = {
+    path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))
+}
+PAGES = {page: TABLES.with_files(text) for page, text in SOURCES_OF_PAGES.items()}
+"""With the files that they include."""
 TEXTS = {**PAGES, "../README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
 TEXTS["../CONTRIBUTING.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -37,7 +56,13 @@ RUNS = (
     "tutorial",
     "other",
 )
-MINE = {"mine.yaml": "base: coco\n", "examples/counting.yaml": "plugins: []\n"}
+MINE = {
+    "examples/plugin/greys.yaml": "base: shapes\n",
+    "mine.yaml": "base: coco\n",
+    "examples/counting.yaml": "plugins: []\n",
+}
+OF_SAMPLE = re.compile(r"^effbackbones (brightness|train grade|train count|evaluate count) ")
+"""What plug-ins bring, and their own tests run."""
 OURS = re.compile(r"(effbackbones(-\w+)?|python -m (effbackbones|tasks\.\w+))( |$)")
 
 
@@ -78,7 +103,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "runs" / run / "config.yaml").write_text("data: {name: shapes}\n", encoding="utf-8")
     (tmp_path / "runs/joint/coco/config.yaml").write_text("model: {task: [det, seg]}\n", encoding="utf-8")
     for name, text in MINE.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     return tmp_path
 
@@ -87,7 +112,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_commands_are_understood(page: str, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Verbs, tasks, options, keys with their values, and configs exist, by the reader of the command line itself."""
     for line in commands(TEXTS[page]):
-        assert line.count("effbackbones weights fetch") or our_line(line) is None or parse_quietly(line) in VERBS, line
+        assert (
+            "weights fetch" in line or OF_SAMPLE.search(line) or our_line(line) is None or parse_quietly(line) in VERBS
+        ), line
         check_foreign(line)
 
 
@@ -150,7 +177,7 @@ def test_the_reader_of_pages_finds_mistakes(desk: Path) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_configs_load(page: str, desk: Path) -> None:
     for block in blocks(PAGES[page], "yaml"):
-        said = re.match(r"# (\S+\.yaml), for (\w+)\n", block)
+        said = re.match(r"# (\S+\.yaml), for (\w+)\b", block)
         assert said is not None, "a config begins with `# NAME.yaml, for TASK`"
         (desk / said[1]).write_text(block, encoding="utf-8")
         assert parse(said[2], ["--config", said[1]]).verb == "train"
@@ -176,29 +203,19 @@ def test_every_page_is_in_the_contents() -> None:
 
 
 def test_tables_are_those_of_the_code() -> None:
-    tables = load_tables()
     for page, text in PAGES.items():
-        made = tables.on_page_markdown(text)
+        made = TABLES.on_page_markdown(text)
         assert "<!-- table" not in made, page
-    weights = tables.on_page_markdown("<!-- table: weights -->").splitlines()
+    weights = TABLES.on_page_markdown("<!-- table: weights -->").splitlines()
     assert len(weights) == len(SOURCES) + 2
     assert len({line.count(" | ") for line in weights}) == 1
     assert all(source.licence in "\n".join(weights) for source in SOURCES)
-    options = tables.on_page_markdown(PAGES["command-line.md"])
+    options = TABLES.on_page_markdown(PAGES["command-line.md"])
     assert all(f"`--{name}`" in options for name in OPTIONS)
     assert all(f"| [`{verb}`](#{verb})" in options for verb in VERBS)
-    assert all(f"| `{name}` |" in tables.on_page_markdown("<!-- table: recipes -->") for name in bundled("detect"))
+    assert all(f"| `{name}` |" in TABLES.on_page_markdown("<!-- table: recipes -->") for name in bundled("detect"))
     with pytest.raises(KeyError):
-        tables.on_page_markdown("<!-- table: none -->")
-
-
-def load_tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        TABLES.on_page_markdown("<!-- table: none -->")
 
 
 def test_extras_are_all_described() -> None:
@@ -206,15 +223,47 @@ def test_extras_are_all_described() -> None:
     assert told == set(project()["optional-dependencies"])
 
 
-@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "python")])
+@pytest.mark.parametrize("page", [page for page, text in SOURCES_OF_PAGES.items() if blocks(text, "python")])
 def test_python_runs(page: str, desk: Path) -> None:
-    """The blocks of a page, one after the other as in a notebook; those that name what they need are run by the slow tests."""
+    """The blocks of a page, one after the other as in a notebook; not those that name a trained run that they need, and not included
+    files, which the sample package's own tests run."""
     write_picture(Path("holiday.jpg"))
     names: dict[str, object] = {"__name__": "__main__"}
-    for number, block in enumerate(blocks(PAGES[page], "python")):
+    for number, block in enumerate(blocks(SOURCES_OF_PAGES[page], "python")):
         code = compile(block, f"{page}, Python block {number + 1}", "exec")
         if not block.startswith("# needs: "):
             exec(code, names)
+
+
+@pytest.mark.slow
+def test_the_sample_package_works_where_it_is_installed(tmp_path: Path) -> None:
+    """Its tests, its verb with an option, a run that uses all its parts by name, and its task."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    shutil.copytree(ROOT / "examples/plugin", source, ignore=shutil.ignore_patterns("__pycache__"))
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--no-build-isolation"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(target)])}
+
+    def run(*arguments: str, folder: Path = tmp_path) -> str:
+        line = [sys.executable, "-m", *arguments]
+        done = subprocess.run(
+            line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("pip", "install", *quiet, "--target", str(target), str(source))
+    assert "4 passed" in run("pytest", "-q", "-p", "no:cacheprovider", "tests", folder=source)
+    (command,) = (line for line in commands(PAGES["plugins.md"]) if "brightness" in line)
+    words = shlex.split(command.replace("examples/plugin", str(source)))
+    assert run(*words) == "4 images, brightness 120.0 of 255\n"
+    for line in ("train classify", "train grade --model.head grade_sample"):
+        folder = f"runs/{line.split()[1]}"
+        run("effbackbones", *line.split(), "--config", str(source / "greys.yaml"), *QUIET, "--run.out", folder)
+        metrics = json.loads((tmp_path / folder / "metrics.json").read_text(encoding="utf-8"))
+        assert metrics[metrics["best"]]["off_by_sample"] == 0.0
+    listed = run("effbackbones", "list", "heads", "--json")
+    assert '"two_scales_sample"' in listed
+    assert "effbackbones-sample" in listed
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Parts of one's own for effbackbones: see the guide to plug-ins."""
