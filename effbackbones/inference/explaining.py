@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from effbackbones.contracts import Head, ImageSizes
 from effbackbones.errors import UserError, nearest
@@ -170,10 +169,17 @@ def _of_boxes(head: Any, raw: Any, label: int | None, box: Tensor | None) -> tup
     evidence = head.evidence(raw)[0]
     if box is not None:
         boxes = head.coder.decode(raw.deltas.detach().float(), raw.anchors)[0]
-        near = box_iou(box[None].to(boxes), boxes)[0] >= SAME
+        near = _overlaps(box.to(boxes), boxes) >= SAME
         if not near.any():
             raise UserError("box", "no place of the network predicts a box there", "give one of those it found")
         evidence = evidence[near]
     if label is None:
         label = int(evidence.detach().amax(0).argmax())
     return label, evidence[:, label].topk(min(STRONGEST, len(evidence))).values.sum()
+
+
+def _overlaps(box: Tensor, boxes: Tensor) -> Tensor:
+    """Intersection over union of a box [4] with each of ``boxes`` [A, 4]: [A]."""
+    shared = (torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2])).clamp(min=0).prod(1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
+    return shared / ((box[2:] - box[:2]).prod() + areas - shared).clamp(min=torch.finfo(boxes.dtype).tiny)
