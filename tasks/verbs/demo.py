@@ -7,7 +7,7 @@ from functools import partial
 from effbackbones.serving.trying import add_page
 from tasks.data.sets.shapes import ShapesDataset
 from tasks.settings.commandline import Extras
-from tasks.verbs.serve import serve
+from tasks.verbs.serve import served
 
 SAMPLES = 4
 """Images that are drawn for who has none at hand."""
@@ -23,4 +23,4 @@ def demo(extras: Extras) -> int:
         if extras.own["open"]:
             webbrowser.open(f"{address}/demo")
 
-    return serve(extras, partial(add_page, samples=samples), started)
+    return served(extras, partial(add_page, samples=samples), started)

@@ -16,12 +16,17 @@ from tasks.settings.commandline import Extras
 from tasks.verbs.limits import count_of, share_of
 
 
-def serve(
+def serve(extras: Extras) -> int:
+    """Answer requests until a signal stops it; what was taken by then is answered. Raises :class:`StoppedError` then."""
+    return served(extras)
+
+
+def served(
     extras: Extras,
     page: Callable[[Any, Service], None] | None = None,
     started: Callable[[str], None] = lambda address: None,
 ) -> int:
-    """Answer requests until a signal stops it; what was taken by then is answered. Raises :class:`StoppedError` then."""
+    """The same with more paths, which ``page`` adds; ``started`` is called with the address."""
     require_packages()
     if extras.checkpoint is None:
         raise UserError("--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN")
