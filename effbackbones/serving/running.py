@@ -41,8 +41,15 @@ def bound(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def run(service: Service, listening: socket.socket, tell: Callable[[str], None]) -> "signal.Signals | None":
+def run(
+    service: Service,
+    listening: socket.socket,
+    tell: Callable[[str], None],
+    page: Callable[[Any, Service], None] | None = None,
+    started: Callable[[str], None] = lambda address: None,
+) -> "signal.Signals | None":
     """Serve until a signal says to stop, then answer what was taken; returns that signal. A second signal ends the process at once.
+    ``page`` adds paths to the application; ``started`` is called with its address.
     In another thread than the main one there are no signals to hear, and it serves for ever."""
     import uvicorn  # optional: extra `serve`
 
@@ -64,11 +71,12 @@ def run(service: Service, listening: socket.socket, tell: Callable[[str], None])
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             shown = f"[{host}]" if ":" in host else host
+            started(f"http://{shown}:{port}")
             tell(f"serving at http://{shown}:{port} (its options: /docs)")
 
     _log_to_standard_error()
     config = uvicorn.Config(
-        web_app(service),
+        web_app(service, page),
         access_log=False,
         log_config=None,
         lifespan="off",

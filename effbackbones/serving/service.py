@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,11 +33,13 @@ class Job(NamedTuple):
 
 class Answer(NamedTuple):
     """What became of an image: the ``text`` of its JSON, and where it has no prediction why, in a line (``error``), and whether it could
-    not be read (``refused``)."""
+    not be read (``refused``). Seconds: ``decode`` to read it, ``network`` to predict it, with the wait for its batch."""
 
     text: str
     error: str = ""
     refused: bool = False
+    decode: float = 0.0
+    network: float = 0.0
 
 
 class Service:
@@ -101,18 +104,20 @@ class Service:
         return answers
 
     async def _predict(self, file: Encoded, predictor: Predictor) -> Answer:
-        loop, outcome = asyncio.get_running_loop(), "failed"
+        loop, outcome, start = asyncio.get_running_loop(), "failed", time.monotonic()
         try:
             image = await loop.run_in_executor(self._pool, predictor.read, file)
             if isinstance(image, Failed):
                 outcome = "refused"
                 return Answer(image.to_json(), image.error, refused=True)
+            read = time.monotonic()
             result = await asyncio.wrap_future(self._batcher.submit(Job(image, predictor)))
+            done = time.monotonic()
             if isinstance(result, Failed):
                 return Answer(result.to_json(), result.error)
             text = await loop.run_in_executor(self._pool, json_of, result)
             outcome = "answered"
-            return Answer(text)
+            return Answer(text, decode=read - start, network=done - read)
         finally:
             self.figures.image(outcome)
 

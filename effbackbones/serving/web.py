@@ -51,8 +51,8 @@ _PREDICT: dict[str, Any] = {
 }
 
 
-def web_app(service: Service) -> Any:
-    """The ASGI application of a service."""
+def web_app(service: Service, page: Callable[[Any, Service], None] | None = None) -> Any:
+    """The ASGI application of a service; ``page`` adds paths to it."""
     from fastapi import FastAPI, Request, Response  # optional: extra `serve`
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
@@ -113,7 +113,13 @@ def web_app(service: Service) -> Any:
                 LOG.error("%s", failed.error)
             whole = f', "results": {text}' if several else ""
             text = f'{{"error": {json.dumps(failed.error)}{whole}}}'
-        return Response(text, status, {"Connection": "close"} if service.draining else {}, "application/json")
+        names = ("decode", "network")
+        took = {
+            "Server-Timing": ", ".join(
+                f"{name};dur={sum(getattr(one, name) for one in answers) * 1000:.1f}" for name in names
+            )
+        }
+        return Response(text, status, took | ({"Connection": "close"} if service.draining else {}), "application/json")
 
     async def health() -> Response:
         return said(200, {"status": "alive"}) if service.alive else said(503, {"error": "the model does not answer"})
@@ -150,6 +156,8 @@ def web_app(service: Service) -> Any:
         ("/", about, "What the model is."),
     ):
         app.add_api_route(path, function, methods=["GET"], summary=summary, response_class=Response)
+    if page is not None:
+        page(app, service)
     return Counted(app, service)
 
 

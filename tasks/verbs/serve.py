@@ -2,7 +2,9 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 from effbackbones.errors import UserError
 from effbackbones.inference.predictor import Predictor
@@ -16,6 +18,15 @@ from tasks.verbs.limits import count_of, share_of
 
 def serve(extras: Extras) -> int:
     """Answer requests until a signal stops it; what was taken by then is answered. Raises :class:`StoppedError` then."""
+    return served(extras)
+
+
+def served(
+    extras: Extras,
+    page: Callable[[Any, Service], None] | None = None,
+    started: Callable[[str], None] = lambda address: None,
+) -> int:
+    """The same with more paths, which ``page`` adds; ``started`` is called with the address."""
     require_packages()
     if extras.checkpoint is None:
         raise UserError("--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN")
@@ -36,7 +47,7 @@ def serve(extras: Extras) -> int:
             on_error="return",
         )
         service = Service(predictor, limits=limits, wait=own["wait_ms"] / 1000)
-        stopped = run(service, listening, lambda line: print(line, file=sys.stderr, flush=True))
+        stopped = run(service, listening, lambda line: print(line, file=sys.stderr, flush=True), page, started)
     if stopped is not None:
         raise StoppedError(stopped if stopped == signal.SIGINT else signal.SIGTERM)
     return 0
