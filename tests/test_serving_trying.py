@@ -119,7 +119,7 @@ def test_in_a_browser_an_image_is_answered_and_explained(task: Any, tmp_path: Pa
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             before = page.evaluate("document.getElementById('canvas').toDataURL()")
             page.click("#explain")
-            page.wait_for_selector("#timing:has-text('Heat')")
+            page.wait_for_selector("#heat:has-text('Heat')")
             page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
             assert page.evaluate("document.getElementById('canvas').toDataURL()") != before
             assert wrong == []

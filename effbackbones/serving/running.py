@@ -13,6 +13,7 @@ from typing import Any
 
 from effbackbones.errors import UserError
 from effbackbones.serving.service import Service
+from effbackbones.serving.web import Page, web_app
 
 DRAIN = 60
 """Seconds that the end waits for who does not read its answer."""
@@ -45,15 +46,13 @@ def run(
     service: Service,
     listening: socket.socket,
     tell: Callable[[str], None],
-    page: Callable[[Any, Service], None] | None = None,
+    page: Page | None = None,
     started: Callable[[str], None] = lambda address: None,
 ) -> "signal.Signals | None":
     """Serve until a signal says to stop, then answer what was taken; returns that signal. A second signal ends the process at once.
     ``page`` adds paths to the application; ``started`` is called with its address.
     In another thread than the main one there are no signals to hear, and it serves for ever."""
     import uvicorn  # optional: extra `serve`
-
-    from effbackbones.serving.web import web_app
 
     host, port = listening.getsockname()[:2]
     stopped: list[signal.Signals] = []

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -17,6 +17,7 @@ from effbackbones.inference.explaining import Explanation, explain
 from effbackbones.serving.bodies import check_headers, files_of, read_body
 from effbackbones.serving.limits import RefusedError
 from effbackbones.serving.service import Service
+from effbackbones.serving.web import Work
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -35,8 +36,9 @@ def png_of(pixels: Any) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def add_page(app: Any, service: Service, samples: Sequence[Any]) -> None:
-    """Add ``/demo``, its parts and ``/explain`` to a FastAPI application. ``samples``: images uint8 [H, W, 3]."""
+def add_page(app: Any, service: Service, answered: Callable[[Any, Work], Any], samples: Sequence[Any]) -> None:
+    """Add ``/demo``, its parts and ``/explain`` to a FastAPI application, whose requests are ``answered`` as
+    :func:`effbackbones.serving.web.web_app` says. ``samples``: images uint8 [H, W, 3]."""
     from fastapi import Request, Response  # optional: extra `serve`
 
     alone = asyncio.Lock()  # gradients take memory: one image at a time
@@ -55,22 +57,25 @@ def add_page(app: Any, service: Service, samples: Sequence[Any]) -> None:
         return Response(pictures, media_type="application/json")
 
     async def explained(request: Request) -> Response:
-        try:
-            wishes = wishes_of(request.query_params.multi_items())
-            check_headers(request.headers, service.limits)
-            with service.room.held() as share:
-                share.take(images=1)
-                body = await read_body(request.stream(), service.limits, share)
-                (image, *more), _ = files_of(body, request.headers, service.limits)
-                if more:
-                    raise RefusedError(413, "one image is explained at a time: send several requests")
-                work = partial(explain, service.predictor, image, **wishes)
+        return await answered(request, partial(heated, request))
+
+    async def heated(request: Request, coming: AsyncIterator[bytes]) -> Response:
+        wishes = wishes_of(request.query_params.multi_items())
+        check_headers(request.headers, service.limits)
+        with service.room.held() as share:
+            share.require(images=1)
+            body = await read_body(coming, service.limits, share)
+            (image, *more), _ = files_of(body, request.headers, service.limits)
+            if more:
+                raise RefusedError(413, "one image is explained at a time: send several requests")
+            share.take(images=1)
+            work = partial(explain, service.predictor, image, **wishes)
+            try:
                 async with alone:
                     found = await asyncio.get_running_loop().run_in_executor(None, work)
-            return Response(json.dumps(told(found)), media_type="application/json")
-        except (RefusedError, UserError) as error:
-            status, why = (error.status, error.reason) if isinstance(error, RefusedError) else (422, str(error))
-            return Response(json.dumps({"error": why}), status, media_type="application/json")
+            except UserError as error:
+                raise RefusedError(422, str(error)) from None
+        return Response(json.dumps(told(found)), media_type="application/json")
 
     for path, name in (("/demo", "index.html"), ("/demo/page.css", "page.css"), ("/demo/page.js", "page.js")):
         app.add_api_route(path, part(name), methods=["GET"], response_class=Response, include_in_schema=False)

@@ -5,6 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from effbackbones.errors import UserError
@@ -51,7 +52,15 @@ _PREDICT: dict[str, Any] = {
 }
 
 
-def web_app(service: Service, page: Callable[[Any, Service], None] | None = None) -> Any:
+Work = Callable[[AsyncIterator[bytes]], Awaitable[Any]]
+"""From a body, as it comes, to a response; refuses by :class:`RefusedError`."""
+
+
+Page = Callable[[Any, Service, Callable[[Any, Work], Any]], None]
+"""Adds paths to an application of a service, whose requests are answered by some work, or told what is the matter."""
+
+
+def web_app(service: Service, page: Page | None = None) -> Any:
     """The ASGI application of a service; ``page`` adds paths to it."""
     from fastapi import FastAPI, Request, Response  # optional: extra `serve`
     from fastapi.exceptions import RequestValidationError
@@ -64,11 +73,13 @@ def web_app(service: Service, page: Callable[[Any, Service], None] | None = None
             headers["Connection"] = "close"
         return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
 
-    async def predict(request: Request, threshold: float | None = None, top_k: int | None = None) -> Response:
+    async def answered(request: Request, work: Work) -> Response:
         body = request.stream()
         try:
             try:
-                return await answer(request, body, threshold, top_k)
+                if service.draining:
+                    raise RefusedError(503, "going down: ask another instance, or try again later", after=5)
+                return await work(body)
             except RefusedError as refusal:
                 if "expect" not in request.headers:  # who waits to be told so does not send in vain
                     await discard(body, service.limits)
@@ -80,11 +91,12 @@ def web_app(service: Service, page: Callable[[Any, Service], None] | None = None
             LOG.exception("request %s failed", known)
             return said(500, {"error": "something went wrong here; the log tells more by its id", "id": known})
 
+    async def predict(request: Request, threshold: float | None = None, top_k: int | None = None) -> Response:
+        return await answered(request, partial(answer, request, threshold, top_k))
+
     async def answer(
-        request: Request, coming: AsyncIterator[bytes], threshold: float | None, top_k: int | None
+        request: Request, threshold: float | None, top_k: int | None, coming: AsyncIterator[bytes]
     ) -> Response:
-        if service.draining:
-            raise RefusedError(503, "going down: ask another instance, or try again later", after=5)
         given = [key for key, _ in request.query_params.multi_items()]
         for key in given:
             if key not in _OPTIONS:
@@ -157,7 +169,7 @@ def web_app(service: Service, page: Callable[[Any, Service], None] | None = None
     ):
         app.add_api_route(path, function, methods=["GET"], summary=summary, response_class=Response)
     if page is not None:
-        page(app, service)
+        page(app, service, answered)
     return Counted(app, service)
 
 

@@ -4,13 +4,13 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
 
 from effbackbones.errors import UserError
 from effbackbones.inference.predictor import Predictor
 from effbackbones.serving.limits import Limits
 from effbackbones.serving.running import bound, require_packages, run
 from effbackbones.serving.service import Service
+from effbackbones.serving.web import Page
 from tasks.engine.signals import StoppedError
 from tasks.settings.commandline import Extras
 from tasks.verbs.limits import count_of, share_of
@@ -23,7 +23,7 @@ def serve(extras: Extras) -> int:
 
 def served(
     extras: Extras,
-    page: Callable[[Any, Service], None] | None = None,
+    page: Page | None = None,
     started: Callable[[str], None] = lambda address: None,
 ) -> int:
     """The same with more paths, which ``page`` adds; ``started`` is called with the address."""

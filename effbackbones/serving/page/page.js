@@ -51,11 +51,13 @@ const predict = (fresh) => guarded("Predicting.", async (current) => {
   if (!current()) return;
   picture = seen;
   heat = null;
+  $("heat").textContent = "";
   parts = found.size ? { [facts.task]: found } : found;
   const server = [...(headers.get("Server-Timing") || "").matchAll(/(\w+);dur=([\d.]+)/g)].map((one) => `${one[1]} ${one[2]} ms`);
   const [height, width] = Object.values(parts)[0].size;
   $("timing").textContent = `${width} x ${height} pixels; ${[...server, `total ${total.toFixed(1)} ms`].join(", ")}`;
   $("answer").hidden = false;
+  $("least").hidden = Object.values(parts).every((part) => kindOf(part) === "cls");
   if (fresh) choices();
   boxes();
   show();
@@ -123,7 +125,7 @@ function show() {
   for (const part of Object.values(parts)) {
     if (kindOf(part) === "cls") for (const one of part.predictions.slice(0, most())) lines.push(line(one.label, one.class, one.probability));
     if (kindOf(part) === "det") for (const one of part.boxes.filter((box) => box.score >= threshold()).slice(0, most())) {
-      const [left, top, right, bottom] = one.box, text = `${one.class} ${percent(one.score)}`, size = 6 * thick + 4;
+      const [left, top, right, bottom] = one.box, text = `${one.class} ${percent(one.score)}`, size = 4 * thick + 7;
       pen.strokeStyle = pen.fillStyle = colour(one.label);
       pen.lineWidth = thick;
       pen.strokeRect(left, top, right - left, bottom - top);
@@ -160,7 +162,7 @@ const explain = () => guarded("Explaining.", async (current) => {
   if (!current()) return;
   heat = image;
   show();
-  $("timing").textContent = `Heat: what speaks for ${found.name}, seen at ${found.level}`;
+  $("heat").textContent = `Heat: what speaks for ${found.name}, seen at ${found.level}`;
 });
 
 $("file").addEventListener("change", (event) => event.target.files[0] && take(event.target.files[0]));
@@ -175,7 +177,7 @@ $("threshold").addEventListener("change", () => {
 });
 $("task").addEventListener("change", classes);
 $("explain").addEventListener("click", explain);
-$("clear").addEventListener("click", () => { heat = null; show(); });
+$("clear").addEventListener("click", () => { heat = null; $("heat").textContent = ""; show(); });
 
 guarded("Loading.", async () => {
   facts = await (await fetch("/")).json();
