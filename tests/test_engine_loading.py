@@ -179,7 +179,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("workers", ["0", "1", "2"])
 def test_predict_of_nothing_but_unreadable_files(workers: str, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
-    files = [tmp_path / "bad.jpg", tmp_path / "clip.mp4"]
+    files = [tmp_path / "bad.jpg", tmp_path / "other.webp"]
     for file in files:
         file.write_bytes(b"x")
     line = ["predict", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--data.workers", workers]
