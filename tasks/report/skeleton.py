@@ -80,7 +80,7 @@ def add_confusion(report: Report, scores: Mapping[str, Any], unit: str = "images
             "Confusion matrix",
             names,
             counts,
-            f"{what}; the darker, the larger the share of the row. Blue: right, red: wrong.",
+            f"{what}; the stronger the colour, the larger the share of the row. Blue: right, red: wrong.",
             shares=shares,
         )
     table = np.asarray(counts)
