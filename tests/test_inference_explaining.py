@@ -117,6 +117,8 @@ def test_a_chosen_box_has_another_map_than_its_class_alone() -> None:
     box = tuple(found.boxes[0].tolist())
     near = explain(model, image, box=box, label=int(found.labels[0]), device="cpu")
     assert near.label == found.labels[0]
+    anywhere = explain(model, image, label=int(found.labels[0]), device="cpu")
+    assert not np.allclose(near.heat, anywhere.heat, atol=1e-3)
     with pytest.raises(UserError, match="no place of the network predicts a box there"):
         explain(model, image, box=(-500, -500, -499, -499), device="cpu")
 

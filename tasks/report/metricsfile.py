@@ -93,7 +93,9 @@ def commit() -> str:
 
     def ask(*words: str) -> str:
         try:
-            said = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=False)
+            said = subprocess.run(
+                ["git", "--no-optional-locks", *words], capture_output=True, text=True, timeout=5, check=False
+            )
         except (OSError, subprocess.SubprocessError):  # no git, or a file system that hangs
             return ""
         return said.stdout.strip() if said.returncode == 0 else ""

@@ -166,6 +166,18 @@ OF_DATA = tuple(
     )
 )
 """What images without labels are predicted without."""
+_SERVING = {
+    "host": Option("address that is listened at; 0.0.0.0 is all of this machine", default="127.0.0.1"),
+    "port": Option("0 takes a free one", type=int, default=8000),
+    "device": Option("cpu, cuda, cuda:1; auto takes a GPU where there is one", default="auto"),
+    "batch-size": Option("images that the model gets at once, at most", type=int, default=8),
+    "wait-ms": Option("milliseconds that the first image of a batch waits for others", type=float, default=5.0),
+    "queue": Option("images that may wait; who comes then is told to come later (503)", type=int, default=64),
+    "max-bytes": Option("of a request, else 413", type=int, default=20_000_000),
+    "max-pixels": Option("of an image, by its header, else 422", type=int, default=64_000_000),
+    "max-files": Option("in a form, else 413", type=int, default=16),
+}
+"""Options of verbs that answer over HTTP."""
 VERBS = {
     verb.name: verb
     for verb in (
@@ -243,21 +255,7 @@ VERBS = {
             "answer requests for predictions over HTTP",
             ("checkpoint", "threshold", "top-k", "tta", "slices"),
             config="none",
-            own={
-                "host": Option("address that is listened at; 0.0.0.0 is all of this machine", default="127.0.0.1"),
-                "port": Option("0 takes a free one", type=int, default=8000),
-                "device": Option("cpu, cuda, cuda:1; auto takes a GPU where there is one", default="auto"),
-                "batch-size": Option("images that the model gets at once, at most", type=int, default=8),
-                "wait-ms": Option(
-                    "milliseconds that the first image of a batch waits for others", type=float, default=5.0
-                ),
-                "queue": Option(
-                    "images that may wait; who comes then is told to come later (503)", type=int, default=64
-                ),
-                "max-bytes": Option("of a request, else 413", type=int, default=20_000_000),
-                "max-pixels": Option("of an image, by its header, else 422", type=int, default=64_000_000),
-                "max-files": Option("in a form, else 413", type=int, default=16),
-            },
+            own=_SERVING,
         ),
         Verb(
             "demo",
@@ -267,19 +265,7 @@ VERBS = {
             config="none",
             own={
                 "open": Option("open the page in a browser", flag=True),
-                "host": Option("address that is listened at; 0.0.0.0 is all of this machine", default="127.0.0.1"),
-                "port": Option("0 takes a free one", type=int, default=8000),
-                "device": Option("cpu, cuda, cuda:1; auto takes a GPU where there is one", default="auto"),
-                "batch-size": Option("images that the model gets at once, at most", type=int, default=8),
-                "wait-ms": Option(
-                    "milliseconds that the first image of a batch waits for others", type=float, default=5.0
-                ),
-                "queue": Option(
-                    "images that may wait; who comes then is told to come later (503)", type=int, default=64
-                ),
-                "max-bytes": Option("of a request, else 413", type=int, default=20_000_000),
-                "max-pixels": Option("of an image, by its header, else 422", type=int, default=64_000_000),
-                "max-files": Option("in a form, else 413", type=int, default=16),
+                **_SERVING,
             },
         ),
         Verb(

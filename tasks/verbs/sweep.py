@@ -24,6 +24,7 @@ from typing import Any
 
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import write_atomically
+from tasks.engine import processes
 from tasks.engine.rundir import METRICS, config_of, finished, fitting
 from tasks.report.spread import Reached, settings, told_of_spread
 from tasks.settings.commandline import Extras
@@ -70,7 +71,8 @@ def sweep(task: TaskSpec, config: Config, extras: Extras) -> int:
     found = list(trials(config, extras.own["seeds"], extras.own["grid"], root))
     for trial in found:
         _is_done(trial)  # refuses another config now, not after hours
-    first, mine = os.environ.get("RANK", "0") == "0", found[_share(os.environ)]
+    first = processes.place(os.environ, config.run.processes, config.run.nodes).rank == 0
+    mine = found[_share(os.environ)]
     if first:
         tell(f"{len(found)} runs in {root}" + ("" if len(mine) == len(found) else f", {len(mine)} of them here"))
     code = 0
@@ -86,7 +88,7 @@ def sweep(task: TaskSpec, config: Config, extras: Extras) -> int:
             return ended
         code = max(code, ended)
     if first:
-        _conclude(task, config, found, root, tell)
+        _conclude(found, root, tell)
     return code
 
 
@@ -215,7 +217,7 @@ def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
 
 
-def _conclude(task: TaskSpec, config: Config, found: Sequence[Trial], root: Path, tell: Teller) -> None:
+def _conclude(found: Sequence[Trial], root: Path, tell: Teller) -> None:
     """Tell what was reached, and write it down, once all runs are at their end."""
     missing = [trial for trial in found if not finished(trial.folder)]
     reached = [_reached(trial) for trial in found if finished(trial.folder)]
