@@ -63,9 +63,9 @@ def named_inputs(
         else:
             found = listed(sys.stdin.buffer, tell) if name == LIST else _named(name)
             # Of many files those that are called images are not opened for it.
-            films = {path for path in found if (path == Path(name) or not is_image_name(path.name)) and is_video(path)}
-            images += [path for path in found if path not in films]
-            videos += [str(path) for path in found if path in films]
+            moving = {path for path in found if (path == Path(name) or not is_image_name(path.name)) and is_video(path)}
+            images += [path for path in found if path not in moving]
+            videos += [str(path) for path in found if path in moving]
     once: dict[str, str] = {}
     for name in videos:
         once.setdefault(name if is_stream(name) else os.path.realpath(name), name)
