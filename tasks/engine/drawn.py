@@ -72,6 +72,5 @@ class _Fitting(ShapesDataset):
         return replace(sample, **changes)
 
     def _mask(self, mask: Mask, classes: int) -> Mask:
-        if self.sets:
-            return (mask & (2 ** min(classes, len(CLASSES)) - 1)).astype(mask.dtype)
-        return (mask % max(2, classes)).astype(np.uint8)
+        known: Mask = np.bitwise_and(mask, 2 ** min(classes, len(CLASSES)) - 1) if self.sets else mask % max(2, classes)
+        return known

@@ -248,7 +248,6 @@ VERBS = {
             "tasks.verbs.plan",
             "which backbone, image size and batch fit into this machine: memory, time and latency, foreseen and tried",
             ("out",),
-            unread=("model.weights", "model.init_from"),
             assumes={"classify": "imagenet", "detect": "coco", "segment": "coco", "joint": "coco"},
             own={
                 "memory": Option("that a process may take: 12G, 800M (default: what is free here)"),
