@@ -98,7 +98,7 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
     assert "|join]" in shown
     assert "join: say nothing about anything" in shown
     assert (
-        ".onnx, .pt2 or .xml, of features .npy or .parquet (evaluate, predict, check, export, embed, compare, join)"
+        ".onnx, .pt2 or .xml, of features .npy or .parquet (evaluate, predict, check, export, plan, embed, compare, join)"
         in shown
     )
 

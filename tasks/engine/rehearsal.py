@@ -67,7 +67,7 @@ class Facts:
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> Self:
         """From a row of :func:`rehearse`, that may come out of JSON."""
-        known = {
+        known: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in row.items() if name != "of"
         }
         return cls(**known)
