@@ -14,6 +14,7 @@ from benchmarks.row import Found, Setting
 from benchmarks.training import step
 from benchmarks.turns import Run, Spread, once
 from effbackbones import ImageSizes, build_model
+from effbackbones.inference.allocating import memory_kept
 from effbackbones.model import Model
 
 LEAST = 3
@@ -39,12 +40,14 @@ def curve(name: str, axis: str, unit: str, x: Sequence[float], y: Sequence[float
 
 
 def timed(runs: Iterable[tuple[float, Run]], rounds: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of each run, the median of a few rounds after one to warm up, by its size; the next is made when one is done."""
+    """Milliseconds of each run, the median of a few rounds after one to warm up, by its size; the next is made when one is done. Freed
+    memory is kept, as by the commands."""
     sizes, times = [], []
-    for size, run in runs:
-        run()
-        sizes.append(size)
-        times.append(1e3 * Spread.of([once(run) for _ in range(rounds)]).median)
+    with memory_kept():
+        for size, run in runs:
+            run()
+            sizes.append(size)
+            times.append(1e3 * Spread.of([once(run) for _ in range(rounds)]).median)
     return sizes, times
 
 

@@ -57,6 +57,13 @@ _ROWS = (
         _SCORES,
         ("pycocotools",),
     ),
+    Row(
+        "allocation",
+        "inference",
+        "B0, 8 images of 224, freed memory kept as by the commands",
+        "benchmarks.allocation:seconds",
+        {"batch": 8, "side": 224},
+    ),
     Row("startup", "start", "import, and help of the command", "benchmarks.startup:seconds"),
     _answers("gpu-b0", "B0, 256 images of 224, bf16", "cls", "b0", 256, 224, "timm", device="cuda"),
     _answers("gpu-d0-latency", "EfficientDet-D0, 1 image of 512", "det", "d0", 1, 512, "effdet", device="cuda"),
