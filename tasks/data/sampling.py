@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 from tasks.data.fingerprint import Known
-from tasks.data.knowledge import occurrences
+from tasks.data.knowledge import Knowledge
 
 if TYPE_CHECKING:
     from effbackbones.images.geometry import Mask
     from tasks.data.dataset import Dataset
+    from tasks.data.division import Division
     from tasks.data.sample import Sample
 
 Indices = NDArray[np.int64]
@@ -72,6 +73,15 @@ class Repeated:
         return table
 
 
+class Part(Repeated):
+    """The samples ``indices`` of a data set that are one split of its ``division``."""
+
+    def __init__(self, dataset: "Dataset", indices: Indices, division: "Division") -> None:
+        super().__init__(dataset, indices)
+        self.division = division
+        self.notes = (*getattr(dataset, "notes", ()), division.told)
+
+
 def repeat_factors(dataset: "Dataset", threshold: float, seed: int = 0) -> Indices:
     """Indices int64 [N] of the samples in rising order, those with rare classes several times.
 
@@ -107,7 +117,7 @@ def _repeated(factors: NDArray[np.float64], seed: int) -> Indices:
 
 def _objects(dataset: "Dataset") -> tuple[Indices, Indices]:
     """Image and label of every box that is no crowd, int64 [P] each."""
-    known = occurrences(dataset)
+    known = Knowledge.of(dataset).occurrences
     if known is not None:
         return known
     found: list[Indices] = []

@@ -17,7 +17,7 @@ from effbackbones.weights.tensorfile import write_atomically
 from tasks.data.batch import Batch
 from tasks.data.boxes.table import xyxy
 from tasks.data.dataset import Dataset
-from tasks.data.knowledge import ids_of, paths_of
+from tasks.data.knowledge import Knowledge
 from tasks.detection.examples import confident
 from tasks.detection.metrics import CONFIDENT
 from tasks.detection.numbering import category_ids, write_categories
@@ -94,7 +94,8 @@ class DetectionFiles:
 
     def number_as(self, dataset: Dataset) -> None:
         """Take the ids of images and categories from the files of ``dataset``."""
-        self._ids = dict(zip(map(os.path.abspath, paths_of(dataset)), ids_of(dataset), strict=True))
+        known = Knowledge.of(dataset)
+        self._ids = dict(zip(map(os.path.abspath, known.paths), known.ids, strict=True))
         self.category_ids = category_ids(dataset)
 
     def update(self, results: Sequence[Boxes]) -> None:

@@ -14,7 +14,7 @@ from effbackbones.inference.fitting import Fitting
 from effbackbones.model import Model
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import Dataset
-from tasks.data.knowledge import unwrapped
+from tasks.data.knowledge import Knowledge
 from tasks.data.sample import Transform
 from tasks.data.sampling import by_aspect
 from tasks.engine import processes
@@ -153,6 +153,6 @@ def aspects(dataset: Dataset) -> np.ndarray:
     """Width / height of each image, float [N]; a data set that does not know them raises :class:`UserError`."""
     found: np.ndarray | None = getattr(dataset, "aspects", None)
     if found is None:
-        text = f"{type(unwrapped(dataset)[0]).__name__} does not know the aspect ratios of its images"
+        text = f"{type(Knowledge.of(dataset).base).__name__} does not know the aspect ratios of its images"
         raise UserError("data.batch_shape", text, "set it to fixed, or give the data set `aspects`")
     return found

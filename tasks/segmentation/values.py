@@ -9,7 +9,7 @@ from PIL import Image
 
 from effbackbones.images.geometry import Mask
 from tasks.data.dataset import Dataset
-from tasks.data.knowledge import unwrapped
+from tasks.data.knowledge import Knowledge
 from tasks.data.sets.masks import ClassMaskDataset, MaskDataset
 
 
@@ -17,7 +17,7 @@ def stored_values(dataset: Dataset) -> dict[str, Any] | None:
     """What the mask files of a data set have for each class, JSON-like: ``format`` (``index`` or ``rgb``) and ``values``, one for
     each class (a colour as red * 65536 + green * 256 + blue), the first of several. None where these are the numbers of the
     classes, or masks are no such files."""
-    base, _ = unwrapped(dataset)
+    base = Knowledge.of(dataset).base
     if not isinstance(base, MaskDataset) or isinstance(base, ClassMaskDataset):
         return None
     reader, first = base.read_mask, dict[int, int]()

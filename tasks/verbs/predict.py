@@ -16,7 +16,7 @@ from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.door import image_reader, reading_spec
 from tasks.data.files.reading import ImageReader, PackedNames
-from tasks.data.knowledge import paths_of
+from tasks.data.knowledge import Knowledge
 from tasks.data.transforms.alone import fit_of
 from tasks.engine import feeding, hardware, splits
 from tasks.engine.loading import Loader
@@ -170,7 +170,7 @@ def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classe
 
 
 def _files_of(source: Dataset | None, split: str) -> Sequence[str]:
-    files = [] if source is None else paths_of(source)
+    files = [] if source is None else Knowledge.of(source).paths
     if not all(files):
         raise UserError(f"data.{split}", "its images are no files", "name files, folders or globs")
     return files
