@@ -13,9 +13,9 @@ from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.check import check_dataset
 from tasks.data.sample import Sample
-from tasks.data.sampling import Repeated, by_aspect, repeat_factors
+from tasks.data.sampling import Repeated, repeat_factors
 from tasks.data.sets.shapes import ShapesDataset
-from tasks.engine.resume import GlobalBatches, shuffled
+from tasks.engine.order import GlobalBatches, by_aspect, shuffled
 from tasks.settings.data import DataConfig
 
 

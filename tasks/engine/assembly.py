@@ -1,4 +1,4 @@
-"""From a config to a model: built or loaded, and at the start of a run."""
+"""From a config to a model: built or loaded."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -7,9 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from effbackbones.backbones.syncnorm import synchronise_batch_norm
 from effbackbones.build import build_model
 from effbackbones.checkpoint import load_model
 from effbackbones.contracts import ImageSpec
@@ -21,11 +18,7 @@ from effbackbones.weights.repository import fetch_repository, is_repository
 from tasks.data.dataset import Dataset
 from tasks.data.door import reading_spec
 from tasks.data.pixels import mean_and_std
-from tasks.engine import processes
-from tasks.engine.ema import Ema
-from tasks.engine.optim import build_optimizer, scaled_lr
 from tasks.engine.rundir import BEST
-from tasks.engine.state import RunState
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import say
@@ -96,18 +89,6 @@ def checkpoint_file(name: str) -> Path:
         return fetch_repository(name)
     path = Path(name)
     return path / BEST if path.is_dir() else path
-
-
-def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
-    """The state of a run before its first step. ``model`` is on its device; ``scaler`` is that of fp16."""
-    optim, model = config.optim, model.to(memory_format=torch.channels_last)  # as the images come
-    if config.model.norm == "sync" and processes.here().world > 1:
-        synchronise_batch_norm(model)
-    lr = scaled_lr(optim.lr, config.data.batch_size, optim.base_batch, optim.lr_scaling)
-    groups = model.param_groups(
-        lr, optim.weight_decay, layer_decay=optim.layer_decay, decay_norm_and_bias=optim.decay_norm_and_bias
-    )
-    return RunState(model, build_optimizer(optim, groups), Ema(model, optim.ema) if optim.ema else None, scaler)
 
 
 def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Model:

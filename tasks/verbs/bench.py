@@ -9,8 +9,9 @@ import torch
 
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
-from tasks.engine import assembly, hardware
+from tasks.engine import assembly
 from tasks.engine.cost import ROUNDS, WARM_UP, latency, multiply_adds, peak_memory
+from tasks.engine.hardware import Hardware
 from tasks.report.metricsfile import environment
 from tasks.report.words import network
 from tasks.settings.commandline import Extras
@@ -25,7 +26,8 @@ WIDTH = 80
 def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Parameters, multiply-adds, latency and peak memory of the configured model, here: JSON on standard output, and progress and
     a table for the eye on standard error."""
-    device = hardware.run_device(config)
+    hardware = Hardware.of(config)
+    device = hardware.device
     model = assembly.load_or_make(config, task, extras.checkpoint)
     if extras.checkpoint:
         model = as_asked(config, extras, model)
@@ -36,7 +38,7 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
         "head": model.config["head"],
         "image_size": [height, width],
         **_work(model, height, width),
-        "precision": hardware.precision(config, device),
+        "precision": hardware.precision,
         "threads": torch.get_num_threads(),
         **environment(),
         "latency": [],
@@ -57,7 +59,7 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
 
             def call(variant: Model = variant, images: torch.Tensor = images) -> None:
                 nonlocal done
-                with hardware.autocast(config, device):
+                with hardware.autocast():
                     variant.predict(images)
                 done += 1
 

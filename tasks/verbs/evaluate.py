@@ -8,8 +8,9 @@ from typing import Any
 from effbackbones.errors import UserError
 from effbackbones.inference.views import Slices, Views
 from tasks.data.dataset import Dataset
-from tasks.engine import hardware, splits
+from tasks.engine import splits
 from tasks.engine.evaluation import monitor, score_model
+from tasks.engine.hardware import Hardware
 from tasks.engine.identity import told_of_other_data
 from tasks.engine.perimage import keep_outcomes
 from tasks.report.metricsfile import environment, write_metrics
@@ -26,7 +27,7 @@ from tasks.verbs.models import as_model, beside, data_classes, model_and_classes
 
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Score a model on a split; writes ``metrics.json`` and ``report.html`` into ``--out``, or beside the run."""
-    tell, device = Teller(config.run.progress), hardware.run_device(config)
+    tell, hardware = Teller(config.run.progress), Hardware.of(config)
     config = splits.with_division(config, beside(extras.checkpoint))
     if extras.predictions:
         return _evaluate_file(task, config, extras, tell)
@@ -41,10 +42,10 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     scores, reporter, outcomes = score_model(
         task,
         config,
-        model.to(device),
+        model.to(hardware.device),
         dataset=dataset,
         classes=classes,
-        device=device,
+        hardware=hardware,
         tell=tell,
         observers=[recorder] if recorder else [],
         strict=True,

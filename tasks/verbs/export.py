@@ -12,8 +12,9 @@ from effbackbones.export.record import beside
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.sampling import Repeated, spread
-from tasks.engine import assembly, hardware, splits
+from tasks.engine import assembly, splits
 from tasks.engine.evaluation import monitor, score_model
+from tasks.engine.hardware import Hardware
 from tasks.settings.commandline import Extras
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config
@@ -122,7 +123,7 @@ def _scores(
             model,
             dataset=dataset,
             classes=classes,
-            device=hardware.run_device(config),
+            hardware=Hardware.of(config),
             tell=tell,
             observe=False,
             strict=True,

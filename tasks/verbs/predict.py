@@ -18,7 +18,8 @@ from tasks.data.door import image_reader, reading_spec
 from tasks.data.files.reading import ImageReader, PackedNames
 from tasks.data.knowledge import Knowledge
 from tasks.data.transforms.alone import fit_of
-from tasks.engine import feeding, hardware, splits
+from tasks.engine import feeding, splits
+from tasks.engine.hardware import Hardware
 from tasks.engine.loading import Loader
 from tasks.engine.signals import Signals, StoppedError, stopped_by
 from tasks.report.outputs import Originals
@@ -47,7 +48,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         import_av(named.videos[0])  # before the work, not after it
     elif extras.every is not None:
         raise UserError("--every", "is for videos and streams, and none is named", "leave it out")
-    device = hardware.run_device(config)
+    hardware = Hardware.of(config)
     model, classes = model_and_classes(task, config, extras, require_classes=False)
     config = read_as_trained(config, extras, model, tell)
     model.classes, model.reading = classes, reading_spec(config.data)
@@ -58,14 +59,14 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     tiled = model.reading.tile is not None
     predictor = Predictor(
         model,
-        device=device,
+        device=hardware.device,
         threshold=_threshold(extras.threshold, task),
         top_k=count_of("--top-k", extras.top_k),
         batch_size=(config.data.eval_batch_size or 1) if tiled else _batch_size(config),
         probabilities=config.run.probabilities and task.name == "seg",
         # One bad file in ten thousand spoils no others, nor a damaged video what is whole of it.
         on_error="return" if len(files) > 1 or named.videos else "raise",
-        precision=hardware.precision(config, device),
+        precision=hardware.precision,
         fit=fit_of(feeding.shown(task.transform(config, model, train=False), model)),
         tta=Views.of(extras.tta, "--tta"),
         slices=Slices.of(extras.slices, "--slices"),
