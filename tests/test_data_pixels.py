@@ -13,10 +13,12 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from tasks.classification.check import quick_checks, unseen
 from tasks.classification.task import TASK
-from tasks.data.door import class_transform
+from tasks.data.door.reading import image_spec
+from tasks.data.door.transforms import class_transform
 from tasks.data.knowledge import Knowledge
-from tasks.data.pixels import deep_range, mean_and_std, told_of_range, told_of_shared_images
+from tasks.data.pixels import deep_range, mean_and_std, told_of_range
 from tasks.data.sets.folders import FolderDataset
+from tasks.data.suspicions import told_of_shared_images
 from tasks.engine import assembly, splits
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config, ModelConfig
@@ -134,7 +136,7 @@ def test_what_evaluation_never_sees(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_one_setting_shows_all_in_both(tmp_path: Path) -> None:
     config = Config(data=DataConfig(root=str(tmp_path), crop="whole", image_size=(8, 16)))
-    spec = assembly.image_spec(config, ImageSpec())
+    spec = image_spec(config, ImageSpec())
     assert (spec.crop_mode, spec.crop_fraction) == ("squash", 1.0)
     image = np.zeros((20, 200, 3), np.uint8)
     image[:, :20] = 255

@@ -78,7 +78,7 @@ def test_data_without_boxes_is_refused() -> None:
 
 
 def test_the_table_gives_what_the_samples_give(data_root: Path) -> None:
-    from tasks.data.door import coco
+    from tasks.data.door.boxes import coco
 
     data = DataConfig(name="coco", root=str(data_root / "coco_mini"))
     dataset = coco(data, "train", None)

@@ -21,7 +21,7 @@ PLUGIN = '''
 import os
 from pathlib import Path
 
-from tasks.data.door import shapes
+from tasks.data.door.labels import shapes
 from tasks.spec import register_dataset
 
 

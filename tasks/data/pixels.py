@@ -1,9 +1,7 @@
-"""What the pixels of a data set are: the range that its files use, mean and deviation, images that two splits share."""
+"""What the pixels of a data set are: the range that its files use, mean and deviation."""
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +19,6 @@ MEASURED = 500
 _FEW_LEVELS = 64
 """Grey levels of 8 bits below which an image of more bits has lost what it shows."""
 _SMALLEST_STD = 1e-5
-_SHOWN = 3
 
 
 class Range(NamedTuple):
@@ -104,25 +101,6 @@ def mean_and_std(
     mean, square = np.mean(sums, 0)
     std = np.sqrt((square - mean**2).clip(_SMALLEST_STD**2))
     return tuple(mean.round(6).tolist()), tuple(std.round(6).clip(_SMALLEST_STD).tolist())
-
-
-def told_of_shared_images(known: Mapping[str, Knowledge]) -> list[str]:
-    """A line for each split whose image files are those of training too, wholly or in part."""
-    real = cache(os.path.realpath)
-    files = {
-        split: [f"{real(os.path.dirname(path))}/{os.path.basename(path)}" for path in one.paths if path]
-        for split, one in known.items()
-    }
-    training, lines = set(files.pop("train", [])), []
-    for split, paths in files.items():
-        shared = [path for path in paths if path in training]
-        if shared:
-            some = ", ".join(os.path.basename(path) for path in shared[:_SHOWN]) + (
-                ", ..." if len(shared) > _SHOWN else ""
-            )
-            text = f"warning: {len(shared):,} of {len(paths):,} images of {split} are training images too ({some})"
-            lines.append(f"{text}: its scores do not tell how the model does on others")
-    return lines
 
 
 def _white(image: Pixels) -> float:

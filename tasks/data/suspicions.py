@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
 from tasks.data.files.listing import files_below, shown
 from tasks.data.knowledge import Knowledge
-from tasks.data.pixels import LOOKED_AT, told_of_shared_images
+from tasks.data.pixels import LOOKED_AT
 
 _SHOWN = 3
 _BETWEEN = re.compile(r"[\s_\-]+")
@@ -32,6 +33,25 @@ def told_of_data(datasets: Mapping[str, Dataset]) -> Iterator[str]:
     for split, one in known.items():
         for line in _told_of_files(one):
             yield f"{split}: {line}"
+
+
+def told_of_shared_images(known: Mapping[str, Knowledge]) -> list[str]:
+    """A line for each split whose image files are those of training too, wholly or in part."""
+    real = cache(os.path.realpath)
+    files = {
+        split: [f"{real(os.path.dirname(path))}/{os.path.basename(path)}" for path in one.paths if path]
+        for split, one in known.items()
+    }
+    training, lines = set(files.pop("train", [])), []
+    for split, paths in files.items():
+        shared = [path for path in paths if path in training]
+        if shared:
+            some = ", ".join(os.path.basename(path) for path in shared[:_SHOWN]) + (
+                ", ..." if len(shared) > _SHOWN else ""
+            )
+            text = f"warning: {len(shared):,} of {len(paths):,} images of {split} are training images too ({some})"
+            lines.append(f"{text}: its scores do not tell how the model does on others")
+    return lines
 
 
 def _told_of_unnamed(tables: Sequence[BoxTable]) -> Iterator[str]:

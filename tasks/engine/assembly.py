@@ -5,18 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from effbackbones.build import build_model
 from effbackbones.checkpoint import load_model
-from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.export.record import format_of
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
 from effbackbones.weights.repository import fetch_repository, is_repository
 from tasks.data.dataset import Dataset
-from tasks.data.door import reading_spec
+from tasks.data.door.reading import image_spec, reading_spec
 from tasks.data.pixels import mean_and_std
 from tasks.engine.rundir import BEST
 from tasks.settings.sections import Config
@@ -30,6 +28,7 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None, tell: Ca
     backbone_options = dict(wanted.backbone_options)
     if wanted.numerics:
         backbone_options["numerics"] = wanted.numerics
+    weights = wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None)
     channels = config.data.options.get("channels", 3)
     if channels != 3 and backbone_options.setdefault("in_channels", channels) != channels:
         what = f"is {backbone_options['in_channels']}, and data.options.channels {channels}"
@@ -37,7 +36,7 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None, tell: Ca
     with _unlogged():
         model = build_model(
             backbone=wanted.backbone,
-            weights=wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None),
+            weights=weights,
             backbone_options=backbone_options,
             **task.heads(config, dataset),
         )
@@ -68,19 +67,6 @@ def _unlogged() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(none)
-
-
-def image_spec(config: Config, spec: ImageSpec) -> ImageSpec:
-    """The image spec of the weights with the config's own words on top."""
-    names = ("mean", "std", "interpolation", "crop_fraction", "crop_mode")
-    whole = {"crop_mode": "squash", "crop_fraction": 1.0} if config.data.crop == "whole" else {}
-    own: dict[str, Any] = whole | {
-        name: getattr(config.model, name) for name in names if getattr(config.model, name) is not None
-    }
-    size = config.data.image_size
-    if size is not None:
-        own["size"] = (size, size) if isinstance(size, int) else tuple(size)
-    return replace(spec, **own)
 
 
 def checkpoint_file(name: str) -> Path:

@@ -13,7 +13,7 @@ from effbackbones.inference.results import Failed
 from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
 from tasks.data.batch import Batch
-from tasks.data.door import reading_spec
+from tasks.data.door.reading import reading_spec
 from tasks.data.transforms.alone import fit_of
 from tasks.engine import feeding
 from tasks.engine.hardware import Hardware

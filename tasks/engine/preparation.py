@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 
 from tasks.data.check import check_dataset
 from tasks.data.dataset import Dataset
-from tasks.data.door import told_of_listed
+from tasks.data.door.transforms import told_of_listed
 from tasks.data.suspicions import told_of_data
 from tasks.engine import feeding, processes, splits
 from tasks.engine.assembly import make_model

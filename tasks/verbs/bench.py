@@ -9,6 +9,7 @@ import torch
 
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
+from tasks.data.door.reading import image_spec
 from tasks.engine import assembly
 from tasks.engine.cost import ROUNDS, WARM_UP, latency, multiply_adds, peak_memory
 from tasks.engine.hardware import Hardware
@@ -32,7 +33,7 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
     if extras.checkpoint:
         model = as_asked(config, extras, model)
     model.to(device)
-    height, width = assembly.image_spec(config, model.image_spec).size
+    height, width = image_spec(config, model.image_spec).size
     record: dict[str, Any] = {
         "backbone": model.config["backbone"],
         "head": model.config["head"],

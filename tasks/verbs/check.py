@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 from tasks.data.check import check_dataset
-from tasks.data.door import told_of_listed
+from tasks.data.door.transforms import told_of_listed
 from tasks.data.sampling import Repeated, spread
 from tasks.data.suspicions import told_of_data
 from tasks.engine import assembly, feeding, hardware, splits

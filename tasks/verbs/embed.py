@@ -12,7 +12,7 @@ import numpy as np
 from effbackbones.errors import UserError
 from effbackbones.inference.embedding import Embedded, Embedder, nearest_images
 from effbackbones.weights.tensorfile import write_atomically
-from tasks.data.door import reading_spec
+from tasks.data.door.reading import reading_spec
 from tasks.engine import hardware
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config

@@ -13,7 +13,7 @@ from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 from effbackbones.registry import TASKS
 from effbackbones.weights.repository import is_repository
-from tasks.data.door import read_as
+from tasks.data.door.reading import image_spec, read_as
 from tasks.engine import assembly, splits
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config, HeadConfig
@@ -37,7 +37,7 @@ def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require
         what = f"{config.model.weights} holds no whole {task.command} head: what it says would be random"
         raise UserError("model.weights", what, "train one, and give --checkpoint FILE|RUN")
     if extras.checkpoint:
-        model.use_image_spec(assembly.image_spec(config, model.image_spec))
+        model.use_image_spec(image_spec(config, model.image_spec))
     counts = model.config["num_classes"]
     several = isinstance(counts, Mapping)
     classes = model.classes or (None if several else task.default_classes(int(counts)))

@@ -14,7 +14,7 @@ from effbackbones.inference.results import Failed
 from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
-from tasks.data.door import image_reader, reading_spec
+from tasks.data.door.reading import image_reader, reading_spec
 from tasks.data.files.reading import ImageReader, PackedNames
 from tasks.data.knowledge import Knowledge
 from tasks.data.transforms.alone import fit_of
