@@ -150,8 +150,8 @@ def build_model(
 
 
 class _Built(NamedTuple):
-    """A backbone; the weights that were read for it, and what it took of them; options that it or its weights decided, JSON-like, so
-    that a rebuilt one agrees."""
+    """A backbone; the weights that were read for it, and what it took of them; options that it or its weights decided, so that a
+    rebuilt one agrees."""
 
     backbone: Backbone
     weights: Pretrained | None
@@ -197,7 +197,7 @@ def _create(
     if missing and "levels" not in options:
         text = f"does not give {', '.join(missing)}, which the head needs"
         raise UserError(f"backbone {name!r}", text, "choose another backbone or head")
-    settled = {key: _to_json(value) for key, value in family.kind.settled(backbone).items() if key in family.known}
+    settled = {key: value for key, value in family.kind.settled(backbone).items() if key in family.known}
     return _Built(backbone, read, adopted, settled)
 
 

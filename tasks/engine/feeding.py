@@ -66,8 +66,9 @@ def loader(
     as_it_is: bool = False,
 ) -> Loader:
     """A loader of ``batches`` (lists of keys) of ``dataset`` as :func:`keyed` has it."""
+    seen = keyed(config, task, dataset, model, train=train, as_it_is=as_it_is)
     return Loader(
-        keyed(config, task, dataset, model, train=train, as_it_is=as_it_is),
+        seen,
         batches,
         task.collate(config, model),
         workers=workers(config),

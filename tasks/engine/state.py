@@ -15,7 +15,7 @@ from effbackbones.model import Model
 from tasks.engine import processes
 from tasks.engine.batchnorm import Statistics
 from tasks.engine.ema import Ema
-from tasks.engine.optim import build_optimizer, scaled_lr
+from tasks.engine.optim import build_optimizer
 from tasks.engine.order import Share
 from tasks.engine.resume import (
     OTHER_STATE,
@@ -156,7 +156,7 @@ def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
     optim, model = config.optim, model.to(memory_format=torch.channels_last)  # as the images come
     if config.model.norm == "sync" and processes.here().world > 1:
         synchronise_batch_norm(model)
-    lr = scaled_lr(optim.lr, config.data.batch_size, optim.base_batch, optim.lr_scaling)
+    lr = optim.scaled_lr(config.data.batch_size)
     groups = model.param_groups(
         lr, optim.weight_decay, layer_decay=optim.layer_decay, decay_norm_and_bias=optim.decay_norm_and_bias
     )
