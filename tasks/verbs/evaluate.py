@@ -22,7 +22,7 @@ from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
+from tasks.verbs.models import as_model, asked_model, beside, data_classes
 
 
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
@@ -31,8 +31,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     config = splits.with_division(config, beside(extras.checkpoint))
     if extras.predictions:
         return _evaluate_file(task, config, extras, tell)
-    model, classes = model_and_classes(task, config, extras, require_classes=True)
-    config = read_as_trained(config, extras, model, tell)
+    model, classes, config = asked_model(task, config, extras, tell, require_classes=True)
     config = as_model(config, model) if extras.checkpoint else config
     dataset = splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
     splits.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")

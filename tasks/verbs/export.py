@@ -21,7 +21,7 @@ from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
 from tasks.verbs.inputs import image_files
-from tasks.verbs.models import as_model, data_classes, model_and_classes, read_as_trained
+from tasks.verbs.models import as_model, asked_model, data_classes
 
 IMAGES, CALIBRATION = 32, 128
 """Images of a certificate, and of a calibration."""
@@ -37,9 +37,8 @@ def export(task: TaskSpec, config: Config, extras: Extras) -> int:
     if "run.device" in extras.overrides and config.run.device != "cpu":
         tell("run.device changes nothing: graphs are made and compared on the processor")
     config = replace(config, run=replace(config.run, device="cpu"))
-    model, classes = model_and_classes(task, config, extras, require_classes=False)
+    model, classes, config = asked_model(task, config, extras, tell, require_classes=False)
     model.classes = model.classes or classes
-    config = read_as_trained(config, extras, model, tell)
     # The same images for both, of the one size that a graph may have.
     config = replace(config, data=replace(config.data, batch_shape="fixed"))
     calibration: Any

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from effbackbones.checkpoint import with_head_options
 from effbackbones.contracts import head_options
@@ -21,8 +21,19 @@ from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
 
 
-def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require_classes: bool) -> tuple[Model, Any]:
-    """A model in eval mode, and the names of its classes: its own, those of published weights, or numbers."""
+class Asked(NamedTuple):
+    """What a verb is asked to work with: a ``model`` in eval mode; the names of its ``classes``: its own, those of published weights,
+    or numbers; and the ``config`` that reads images as the model file says, but for what the command line says itself."""
+
+    model: Model
+    classes: Any
+    config: Config
+
+
+def asked_model(
+    task: TaskSpec, config: Config, extras: Extras, tell: Callable[[str], None], *, require_classes: bool
+) -> Asked:
+    """The model that a command line names. Where images are read otherwise than the model was made with is told."""
     if extras.checkpoint is None and config.model.weights is None:
         raise UserError(
             "--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN, or --model.weights imagenet"
@@ -44,19 +55,14 @@ def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require
     if classes is None and require_classes:
         where = extras.checkpoint or "model.weights"
         raise UserError(where, "the names of its classes are not known", "evaluate a model that was saved with them")
-    return model, classes or (
-        {word: _unnamed(count) for word, count in counts.items()} if several else _unnamed(int(counts))
-    )
-
-
-def read_as_trained(config: Config, extras: Extras, model: Model, tell: Callable[[str], None]) -> Config:
-    """The config that reads images as a model file says, but for what the command line says itself; where they differ is told."""
-    if model.reading is None or not extras.checkpoint:
-        return config
-    data, told = read_as(config.data, model.reading, extras.overrides)
-    for sentence in told:
-        tell(sentence)
-    return replace(config, data=data)
+    if model.reading is not None and extras.checkpoint:
+        data, told = read_as(config.data, model.reading, extras.overrides)
+        for sentence in told:
+            tell(sentence)
+        config = replace(config, data=data)
+    if not classes:
+        classes = {word: _unnamed(count) for word, count in counts.items()} if several else _unnamed(int(counts))
+    return Asked(model, classes, config)
 
 
 def as_asked(config: Config, extras: Extras, model: Model) -> Model:

@@ -30,7 +30,7 @@ from tasks.telling import Teller
 from tasks.verbs.ahead import Ahead, ImageFiles, VideoFrames
 from tasks.verbs.inputs import Inputs, named_inputs
 from tasks.verbs.limits import count_of, share_of
-from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
+from tasks.verbs.models import as_model, asked_model, beside, data_classes
 from tasks.verbs.outputs import writers_for
 
 
@@ -49,9 +49,9 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     elif extras.every is not None:
         raise UserError("--every", "is for videos and streams, and none is named", "leave it out")
     hardware = Hardware.of(config)
-    model, classes = model_and_classes(task, config, extras, require_classes=False)
-    config = read_as_trained(config, extras, model, tell)
+    model, classes, config = asked_model(task, config, extras, tell, require_classes=False)
     model.classes, model.reading = classes, reading_spec(config.data)
+    read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
     source = _source(task, config, extras, model, classes) if extras.split_named else None
     files = PackedNames(map(str, named.images)) if asked else _files_of(source, extras.split)
     named.images.clear()  # a hundred thousand paths are some memory
@@ -75,7 +75,6 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     writer.below(files)
     if source is not None:
         writer.number_as(source)
-    read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
     with Signals() as signals:
         signals.heed()
         work = _Work(predictor, writer, lambda: stopped_by(signals.level))
@@ -165,9 +164,10 @@ class _Work:
 
 
 def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> Dataset:
-    """The split that the line names."""
-    config = splits.with_division(as_model(config, model), beside(extras.checkpoint))
-    return splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
+    """The split that the line names, divided as the model's run divided the data."""
+    config, run = as_model(config, model), beside(extras.checkpoint)
+    names = data_classes(task, config, extras, model, classes)
+    return splits.open_dataset(splits.with_division(config, run), task, extras.split, names)
 
 
 def _files_of(source: Dataset | None, split: str) -> Sequence[str]:
