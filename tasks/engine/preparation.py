@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 
 from tasks.data.check import check_dataset
 from tasks.data.dataset import Dataset
-from tasks.data.door.transforms import told_of_listed
+from tasks.data.door.transforms import told_of_listed, told_of_resizing
 from tasks.data.suspicions import told_of_data
 from tasks.engine import feeding, processes, splits
 from tasks.engine.assembly import make_model
@@ -66,7 +66,8 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
     Fabric.seed_everything(config.run.seed, workers=False, verbose=False)
     check_loggers(config.run.loggers)
     labels = task.labels(config)
-    for line in (*told_of_idle(config), *told_of_listed(config.data, labels)):
+    said = *told_of_resizing(config.data), *told_of_listed(config.data, labels)
+    for line in (*told_of_idle(config), *said):
         tell(line)
     continued = first and trained(folder)  # it keeps its division; other processes draw the same one
     datasets = splits.open_splits(splits.with_division(config, folder) if continued else config, task)
