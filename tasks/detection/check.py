@@ -24,7 +24,8 @@ from tasks.data.knowledge import Knowledge
 from tasks.data.sampling import Repeated, spread
 from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.numbering import numbering_of
-from tasks.detection.results import ImageDetections, read_results
+from tasks.detection.results import ImageDetections
+from tasks.detection.resultsfile import read_results
 from tasks.detection.statistics import BoxStatistics, statistics
 from tasks.engine import feeding
 from tasks.engine.evaluation import readable
