@@ -17,8 +17,8 @@ import torch
 from interleaved import arguments
 from torch import Tensor, nn
 
-from effbackbones.backbones.convolution import fold_batch_norm
 from effbackbones.backbones.efficientnet import EfficientNet
+from effbackbones.backbones.folding import fold_batch_norm
 
 
 def loss(network: nn.Module, images: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def main() -> None:
         theirs, images = theirs.to(memory_format=kind), normalised.contiguous(memory_format=kind)
         peer = bench.forward(DetBenchPredict(theirs.eval()).eval().to(bench.device), images[:half])
         bench.report(f"predict, effdet {layout}", "effdet", bench.forward(ours.eval().predict, pixels[:half]), peer)
-        folded = ours.for_inference()
+        folded = ours.for_inference(backend="eager")
         bench.report(
             f"predict, ours folded, effdet {layout}", "effdet", bench.forward(folded.predict, pixels[:half]), peer
         )

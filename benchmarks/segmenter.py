@@ -51,7 +51,10 @@ def main() -> None:
         peer = bench.forward(nn.Sequential(theirs.eval(), nn.Softmax(1)), images)
         bench.report(f"predict, smp {layout}", "smp", bench.forward(ours.eval().predict, pixels), peer)
         bench.report(
-            f"predict, ours folded, smp {layout}", "smp", bench.forward(ours.for_inference().predict, pixels), peer
+            f"predict, ours folded, smp {layout}",
+            "smp",
+            bench.forward(ours.for_inference(backend="eager").predict, pixels),
+            peer,
         )
         mine = bench.step(ours.train().parameters(), partial(ours_loss, ours, pixels, masks))
         theirs.train()

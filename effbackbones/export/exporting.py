@@ -168,7 +168,7 @@ def _written(
     """The file without its certificate; returns its record, which is in it."""
     model = graph.model
     free = may_be_free(graph, dynamic_size)
-    folded = replace_model(graph, _smaller(model.for_inference(channels_last=False), precision))
+    folded = replace_model(graph, _smaller(model.folded_copy(), precision))
     change = _change(graph, precision, calibration)
     try:
         return _recorded(graph, folded, path, kind, precision, change, source, free=free)

@@ -69,6 +69,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         fit=fit_of(feeding.shown(task.transform(config, model, train=False), model)),
         tta=Views.of(extras.tta, "--tta"),
         slices=Slices.of(extras.slices, "--slices"),
+        backend=extras.backend,
+        dtype=extras.dtype,
     )
     writer = writers_for(task, config, extras.write, out, model, classes, print)
     writer.below(files)
