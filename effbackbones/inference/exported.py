@@ -13,8 +13,8 @@ from effbackbones.contracts import Backbone, Detections, FeatureSpec, Head, Imag
 from effbackbones.errors import UserError
 from effbackbones.export.record import ExportRecord, HeadFacts
 from effbackbones.images.pixels import require_batch, to_unit
-from effbackbones.inference.masks import SURE
 from effbackbones.inference.runtimes import Runtime, open_runtime
+from effbackbones.inference.thresholds import SURE
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 

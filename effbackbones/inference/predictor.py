@@ -28,6 +28,7 @@ from effbackbones.inference.inputs import ImageSource, is_one, source_of
 from effbackbones.inference.merging import Merged, merge_looks
 from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared
 from effbackbones.inference.results import Failed
+from effbackbones.inference.thresholds import Thresholds, thresholds_of
 from effbackbones.inference.views import Preparation, Slices, Views, looks_of
 from effbackbones.model import Model
 
@@ -44,8 +45,9 @@ class Predictor:
     another process.
 
     ``source``: a model file, a run folder (its best weights are taken), or a :class:`Model`, which is put on the device and into
-    eval mode. ``device``: ``auto`` takes a GPU where there is one. ``threshold``: boxes below it are left out; of several labels
-    those that are told; in masks of one channel where foreground begins, of several below which a pixel has no class, of classes that
+    eval mode. ``device``: ``auto`` takes a GPU where there is one. ``threshold``: in the place of the model's own (:attr:`thresholds`):
+    boxes below it are left out; of several labels those that are there;
+    in masks of one channel where foreground begins, of several below which a pixel has no class, of classes that
     overlap over which each is there. ``top_k``: so many classes or boxes of an image at most. ``batch_size``: images that the network
     gets at once (8). ``probabilities``: masks come with those of all classes. ``on_error``: ``return`` gives a :class:`Failed` for an
     image that cannot be read or predicted. ``precision``: ``auto`` is that of the commands, bf16 on a GPU. ``max_pixels``: larger
@@ -143,6 +145,19 @@ class Predictor:
     def __repr__(self) -> str:
         config = self.model.config
         return f"Predictor({self.task}: {config.get('backbone')} + {config.get('head')}, {self.device})"
+
+    @property
+    def thresholds(self) -> dict[str, Thresholds]:
+        """From which scores on boxes count, and classes that may be there together, by task: those that were asked for, else the
+        model's own (:mod:`effbackbones.inference.thresholds`). Empty where the most probable class is the answer."""
+        return thresholds_of(self.model, self.wishes.threshold)
+
+    def told_thresholds(self) -> list[str]:
+        """The same in a line for each task."""
+        several = isinstance(self.classes, Mapping)
+        return [
+            one.told(word, self.classes[word] if several else self.classes) for word, one in self.thresholds.items()
+        ]
 
     def limited(self, threshold: float | None = None, top_k: int | None = None) -> "Predictor":
         """The same predictor, of the same model, with other limits. Raises :class:`UserError` where the task has no use for them."""

@@ -16,6 +16,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.opening import Encoded
 from effbackbones.inference.predictor import READERS, Predictor
 from effbackbones.inference.results import Failed
+from effbackbones.inference.thresholds import IDLE_THRESHOLD
 from effbackbones.serving.batching import Batcher
 from effbackbones.serving.figures import Figures
 from effbackbones.serving.limits import Limits, Room
@@ -170,10 +171,8 @@ class Service:
 
 def _heeded(predictor: Predictor) -> Predictor:
     """The predictor, if all that it was told shows in what is answered."""
-    if predictor.wishes.threshold is not None and predictor.task == "cls":
-        raise UserError(
-            "threshold", "is for boxes and masks; classes are answered with their probabilities", "leave it out"
-        )
+    if predictor.wishes.threshold is not None and predictor.task == "cls" and not predictor.thresholds:
+        raise UserError("threshold", IDLE_THRESHOLD, "leave it out")
     return predictor
 
 

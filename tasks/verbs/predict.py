@@ -11,6 +11,7 @@ from effbackbones.images.video import import_av
 from effbackbones.inference.predictor import Predictor
 from effbackbones.inference.preparing import Placed, Prepared
 from effbackbones.inference.results import Failed
+from effbackbones.inference.thresholds import IDLE_THRESHOLD
 from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
@@ -59,7 +60,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     predictor = Predictor(
         model,
         device=device,
-        threshold=_threshold(extras.threshold, task),
+        threshold=_threshold(extras.threshold, model),
         top_k=count_of("--top-k", extras.top_k),
         batch_size=(config.data.eval_batch_size or 1) if tiled else _batch_size(config),
         probabilities=config.run.probabilities and task.name == "seg",
@@ -72,6 +73,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         backend=extras.backend,
         dtype=extras.dtype,
     )
+    for sentence in predictor.told_thresholds():
+        tell(sentence)
     writer = writers_for(task, config, extras.write, out, model, classes, print)
     writer.below(files)
     if source is not None:
@@ -182,9 +185,7 @@ def _batch_size(config: Config) -> int:
     return config.data.eval_batch_size or config.data.batch_size
 
 
-def _threshold(text: str | None, task: TaskSpec) -> float | None:
-    if text is not None and task.name == "cls":
-        raise UserError(
-            "--threshold", "is for boxes and masks; classes are written with their probabilities", "leave it out"
-        )
+def _threshold(text: str | None, model: Model) -> float | None:
+    if text is not None and model.head.task == "cls" and not getattr(model.head, "multilabel", False):
+        raise UserError("--threshold", IDLE_THRESHOLD, "leave it out")
     return share_of("--threshold", text)
