@@ -9,12 +9,14 @@ from effbackbones.checkpoint import with_head_options
 from effbackbones.contracts import head_options
 from effbackbones.errors import UserError, nearest
 from effbackbones.inference.exported import ExportedHead
+from effbackbones.inference.predictor import faster
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 from effbackbones.registry import TASKS
 from effbackbones.weights.repository import is_repository
 from tasks.data.door.reading import image_spec, read_as
 from tasks.engine import assembly, splits
+from tasks.engine.hardware import Hardware
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config, HeadConfig
 from tasks.settings.tree import to_mapping
@@ -63,6 +65,16 @@ def asked_model(
     if not classes:
         classes = {word: _unnamed(count) for word, count in counts.items()} if several else _unnamed(int(counts))
     return Asked(model, classes, config)
+
+
+def answering(hardware: Hardware, extras: Extras, model: Model) -> tuple[Hardware, Model]:
+    """The model on its device, or the copy for inference that the line asks for, and the hardware with its arithmetic."""
+    model = model.to(hardware.device)
+    if extras.backend is None and extras.dtype is None:
+        return hardware, model
+    fast = faster(model, extras.backend, extras.dtype, hardware.precision)
+    # A dtype that is asked for stands in the place of autocast.
+    return hardware if extras.dtype is None else replace(hardware, precision="fp32"), fast
 
 
 def as_asked(config: Config, extras: Extras, model: Model) -> Model:
