@@ -17,7 +17,7 @@ from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.door import image_reader, reading_spec
 from tasks.data.files.reading import ImageReader, PackedNames
-from tasks.data.knowledge import paths_of
+from tasks.data.knowledge import ids_of, paths_of
 from tasks.data.transforms.alone import fit_of
 from tasks.engine import feeding, hardware, splits
 from tasks.engine.loading import Loader
@@ -27,7 +27,7 @@ from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec, Writer
 from tasks.telling import Teller
-from tasks.verbs.ahead import Ahead, ImageFiles, VideoFrames
+from tasks.verbs.ahead import Ahead, ImageFiles, ImageRead, SampleImages, VideoFrames
 from tasks.verbs.inputs import Inputs, named_inputs
 from tasks.verbs.limits import count_of, share_of
 from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
@@ -53,7 +53,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     config = read_as_trained(config, extras, model, tell)
     model.classes, model.reading = classes, reading_spec(config.data)
     source = _source(task, config, extras, model, classes) if extras.split_named else None
-    files = PackedNames(map(str, named.images)) if asked else _files_of(source, extras.split)
+    files, made = (PackedNames(map(str, named.images)), None) if asked else _images_of(source)
     named.images.clear()  # a hundred thousand paths are some memory
     out = Path(extras.out or "predictions")
     tiled = model.reading.tile is not None
@@ -83,7 +83,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         work = _Work(predictor, writer, lambda: stopped_by(signals.level))
         try:
             if files:
-                work.images(files, read, config, tell)
+                work.images(files, made or read, config, tell)
             if named.videos:
                 work.videos(named.videos, read, every, tell)
         except BaseException:
@@ -109,7 +109,7 @@ class _Work:
         self.done = self.frames = self.failed = 0
         self.first_failure = ""
 
-    def images(self, files: Sequence[str], read: ImageReader, config: Config, tell: Teller) -> None:
+    def images(self, files: Sequence[str], read: ImageRead, config: Config, tell: Teller) -> None:
         """Predict files. Those that are drawn on are read in this process: in original size they are too much to be sent."""
         originals = Originals(read)
         dataset = ImageFiles(files, originals if self.writer.draws else read, self.predictor.prepare)
@@ -172,11 +172,18 @@ def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classe
     return splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
 
 
-def _files_of(source: Dataset | None, split: str) -> Sequence[str]:
-    files = [] if source is None else paths_of(source)
-    if not all(files):
-        raise UserError(f"data.{split}", "its images are no files", "name files, folders or globs")
-    return files
+def _images_of(source: Dataset | None) -> tuple[Sequence[str], ImageRead | None]:
+    """The files of a split, and None: they are read as all files are. Of images that are no files, but drawn or made otherwise, names
+    by their ids, and what gives the pixels of a name."""
+    if source is None:
+        return [], None
+    files = paths_of(source)
+    if all(files):
+        return files, None
+    names = ids_of(source)
+    if len(set(names)) < len(names):
+        names = [str(row) for row in range(len(names))]
+    return names, SampleImages(source, names)
 
 
 def _batch_size(config: Config) -> int:
