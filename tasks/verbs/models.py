@@ -177,7 +177,10 @@ def data_classes(task: TaskSpec, config: Config, extras: Extras, model: Model, c
     """The names that the data set has for the classes of a model: one that was trained here knows them."""
     if model.classes is None:
         return tuple(task.data_names(classes, lambda: splits.open_dataset(config, task, extras.split).classes))
-    return tuple(model.provenance.get("data_classes", classes))
+    kept = model.provenance.get("data_classes")
+    if kept is None and isinstance(classes, Mapping):  # of several heads, saved without training
+        kept = task.data_names(classes, lambda: splits.open_dataset(config, task, extras.split).classes)
+    return tuple(classes if kept is None else kept)
 
 
 def beside(checkpoint: str | None) -> Path:

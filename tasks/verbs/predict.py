@@ -28,7 +28,7 @@ from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec, Writer
 from tasks.telling import Teller
-from tasks.verbs.ahead import Ahead, ImageFiles, VideoFrames
+from tasks.verbs.ahead import Ahead, ImageFiles, ImageRead, SampleImages, VideoFrames
 from tasks.verbs.inputs import Inputs, named_inputs
 from tasks.verbs.limits import count_of, share_of
 from tasks.verbs.models import as_model, asked_model, beside, data_classes
@@ -54,7 +54,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     model.classes, model.reading = classes, reading_spec(config.data)
     read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
     source = _source(task, config, extras, model, classes) if extras.split_named else None
-    files = PackedNames(map(str, named.images)) if asked else _files_of(source, extras.split)
+    files, made = (PackedNames(map(str, named.images)), None) if asked else _images_of(source)
     named.images.clear()  # a hundred thousand paths are some memory
     out = Path(extras.out or "predictions")
     tiled = model.reading.tile is not None
@@ -85,7 +85,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         work = _Work(predictor, writer, lambda: stopped_by(signals.level))
         try:
             if files:
-                work.images(files, read, config, tell)
+                work.images(files, made or read, config, tell)
             if named.videos:
                 work.videos(named.videos, read, every, tell)
         except BaseException:
@@ -111,7 +111,7 @@ class _Work:
         self.done = self.frames = self.failed = 0
         self.first_failure = ""
 
-    def images(self, files: Sequence[str], read: ImageReader, config: Config, tell: Teller) -> None:
+    def images(self, files: Sequence[str], read: ImageRead, config: Config, tell: Teller) -> None:
         """Predict files. Those that are drawn on are read in this process: in original size they are too much to be sent."""
         originals = Originals(read)
         dataset = ImageFiles(files, originals if self.writer.draws else read, self.predictor.prepare)
@@ -175,11 +175,18 @@ def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classe
     return splits.open_dataset(splits.with_division(config, run), task, extras.split, names)
 
 
-def _files_of(source: Dataset | None, split: str) -> Sequence[str]:
-    files = [] if source is None else Knowledge.of(source).paths
-    if not all(files):
-        raise UserError(f"data.{split}", "its images are no files", "name files, folders or globs")
-    return files
+def _images_of(source: Dataset | None) -> tuple[Sequence[str], ImageRead | None]:
+    """The files of a split, and None: they are read as all files are. Of images that are no files, but drawn or made otherwise, names
+    by their ids, and what gives the pixels of a name."""
+    if source is None:
+        return [], None
+    known = Knowledge.of(source)
+    if all(known.paths):
+        return known.paths, None
+    names = known.ids
+    if len(set(names)) < len(names):
+        names = [str(row) for row in range(len(names))]
+    return names, SampleImages(source, names)
 
 
 def _batch_size(config: Config) -> int:
