@@ -15,12 +15,14 @@ from effbackbones.images.spec import ReadingSpec
 from tasks.data.boxes.annotations import Selection, Wanted
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.files.absent import MISSING
+from tasks.data.files.cache import ImageCache
 from tasks.data.files.csvfile import COLUMNS, TableFormat
 from tasks.data.files.reading import ImageReader, listed_classes
 from tasks.data.masks.declared import Declared
 from tasks.data.masks.file import FORMATS, OTHERS
 from tasks.data.masks.pairs import Pairing
 from tasks.data.masks.perclass import CLASS, KEEP, NAME, OVERLAPS
+from tasks.data.sample import Transform
 from tasks.data.sets.coco import open_coco
 from tasks.data.sets.folders import FolderDataset
 from tasks.data.sets.masks import MaskDataset, open_class_masks, open_masks
@@ -455,6 +457,20 @@ def told_of_listed(data: DataConfig, labels: Sequence[str]) -> list[str]:
         f"data.augment: {names}, on each training image as it is read; "
         f"at rest for it: {', '.join(rest) or 'nothing'}; after it: {', '.join([*after, 'resizing'])}"
     ]
+
+
+def image_cache(data: DataConfig, transform: Transform) -> ImageCache:
+    """The cache of training images before ``transform``. Raises :class:`UserError` where smaller ones than those of the files would not
+    do: where it cuts from them, or is of the user's own."""
+    assert data.cache is not None
+    listed = [name for name in names_in(data.augment) if "Crop" in name]
+    if listed:
+        what = f"data.augment cuts from whole images ({', '.join(listed)}), and smaller ones are kept"
+        raise UserError("data.cache", what, "leave one of the two out")
+    if not isinstance(transform, ClassificationTransform | ViewTransform):
+        what = f"keeps images at the size that they are brought to, which {type(transform).__name__} does not tell"
+        raise UserError("data.cache", what, "set it to null")
+    return ImageCache(Path(data.cache).expanduser(), transform.kept(), data.resize == "quick")
 
 
 def told_of_resizing(data: DataConfig) -> list[str]:

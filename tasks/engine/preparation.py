@@ -69,6 +69,8 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
     judged_by = monitor(task, config, classes)
     model = _model(task, config, datasets, tell)
     train_set = task.view(config, datasets["train"])
+    for line in feeding.told_of_cache(config, task, train_set, model):
+        tell(line)
     plan, fabric = Plan.of(config, len(train_set)), make_fabric(config, device)
     for line in plan.told:
         tell(line)
