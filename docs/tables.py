@@ -5,10 +5,14 @@ A hook of MkDocs; also for tests, which ask for each table by name.
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks are not installed
+
+from benchmarks.pages import limits_text, machine_text, scaling_table, speed_table
 from effbackbones.catalogue import backbone_rows, head_rows, weight_rows
 from tasks.settings.commandline import bundled
 from tasks.settings.verbs import OPTIONS, VERBS, Verb
@@ -151,4 +155,4 @@ def _comment(path: Path) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function for function in (weights, backbones, heads, verbs, options, recipes)
-}
+} | {"speed": speed_table, "limits": limits_text, "machine": machine_text, "scaling": scaling_table}

@@ -56,7 +56,8 @@ class Verb:
     """A row: the function ``name`` in ``module``, what it does in a line, the names of its ``options``, whether it takes ``inputs``
     (words without dashes, which help calls ``words``), whether it works on a ``config``: one that must be named, or one that may be,
     and the sections and keys of it that are ``unread`` where a trained model is given: what a command line says there is told to
-    change nothing. ``own``: options that no other verb has, whose values are in ``Extras.own`` by their names with underscores."""
+    change nothing. ``assumes``: by command, the bundled config that is meant where none is named. ``own``: options that no other verb
+    has, whose values are in ``Extras.own`` by their names with underscores."""
 
     name: str
     module: str
@@ -67,6 +68,7 @@ class Verb:
     unread: tuple[str, ...] = ()
     own: Mapping[str, Option] = field(default_factory=dict)
     words: str = "INPUT"
+    assumes: Mapping[str, str] = field(default_factory=dict)
 
     def reads(self, key: str, *, split: bool = False) -> bool:
         """Whether it makes something of a dotted key of the config where a trained model is given, and perhaps a ``split`` of data."""
@@ -240,6 +242,26 @@ VERBS = {
             "size, speed and memory of a model, here",
             ("checkpoint",),
             unread=(*OF_TRAINING, *OF_DATA),
+        ),
+        Verb(
+            "plan",
+            "tasks.verbs.plan",
+            "which backbone, image size and batch fit into this machine: memory, time and latency, foreseen and tried",
+            ("out",),
+            assumes={"classify": "imagenet", "detect": "coco", "segment": "coco", "joint": "coco"},
+            own={
+                "memory": Option("that a process may take: 12G, 800M (default: what is free here)"),
+                "latency": Option("that one image may take: 15ms, 0.5s (default: any)"),
+                "device": Option("as run.device: auto, cpu, cuda:1"),
+                "backbone": Option(
+                    "those to choose from, with commas between them (default: the family of the config's)"
+                ),
+                "head": Option("as model.head"),
+                "batch": Option("as data.batch_size: images to each step, kept however they are split", type=int),
+                "for": Option("what must fit", values=("train", "predict"), default="train"),
+                "images": Option("so many to train on, for the hours (default: those of the config's data)", type=int),
+                "no-verify": Option("do not try what is chosen at its full size", flag=True),
+            },
         ),
         Verb(
             "embed",
