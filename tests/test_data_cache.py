@@ -21,12 +21,14 @@ from effbackbones.errors import UserError
 from effbackbones.images.spec import ImageSpec
 from effbackbones.inference.fitting import Fitting
 from tasks.classify import main
-from tasks.data import door
 from tasks.data.batch import KeyedDataset
+from tasks.data.door.boxes import coco
+from tasks.data.door.labels import folder, shapes
+from tasks.data.door.transforms import class_transform, image_cache, view_transform
 from tasks.data.files import cache
 from tasks.data.files.cache import ImageCache
 from tasks.data.files.reading import ImageReader
-from tasks.data.knowledge import reader_of, with_cache
+from tasks.data.knowledge import Knowledge, with_cache
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated
 from tasks.settings.data import DataConfig
@@ -46,8 +48,8 @@ def root(tmp_path: Path) -> Path:
     """Four images with a box each, as COCO, and in two class folders."""
     images, boxes = [], []
     for number, (height, width) in enumerate(SIZES):
-        for folder in ("images", f"train/{'ab'[number % 2]}"):
-            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for place in ("images", f"train/{'ab'[number % 2]}"):
+            (tmp_path / place).mkdir(parents=True, exist_ok=True)
         picture((height, width)).save(tmp_path / f"images/{number}.jpg")
         picture((height, width)).save(tmp_path / f"train/{'ab'[number % 2]}/{number}.png")
         images.append({"id": number, "file_name": f"{number}.jpg", "height": height, "width": width})
@@ -65,17 +67,17 @@ def made(root: Path, *, boxes: bool, **settings: Any) -> tuple[DataConfig, Any, 
         data = DataConfig(name="coco", root=str(root), train="train.json", options={"images": "images"}, **settings)
         return (
             data,
-            door.coco(data, "train", None),
-            door.view_transform(data, SPEC, train=True, epochs=9, size_divisor=1),
+            coco(data, "train", None),
+            view_transform(data, SPEC, train=True, epochs=9, size_divisor=1),
         )
     data = DataConfig(name="folder", root=str(root), **{"crop": "center"} | settings)
-    return data, door.folder(data, "train", None), door.class_transform(data, SPEC, train=True)
+    return data, folder(data, "train", None), class_transform(data, SPEC, train=True)
 
 
 def kept(root: Path, *, boxes: bool, **settings: Any) -> tuple[KeyedDataset, KeyedDataset, ImageCache]:
     """Samples without a cache and with one, and that."""
     data, dataset, transform = made(root, boxes=boxes, cache=str(root / "kept"), **settings)
-    found = door.image_cache(data, transform)
+    found = image_cache(data, transform)
     return KeyedDataset(dataset, transform), KeyedDataset(with_cache(dataset, found), transform), found
 
 
@@ -136,10 +138,10 @@ def test_the_data_set_itself_and_its_other_views_stay_as_they_are(root: Path) ->
     """Splits by shares are views of one data set, and evaluation reads whole images."""
     data, dataset, transform = made(root, boxes=True, cache=str(root / "kept"))
     view: Any = Repeated(dataset, np.array([2, 1]))
-    cached = with_cache(view, door.image_cache(data, transform))
+    cached = with_cache(view, image_cache(data, transform))
     assert cached[1].image.shape[:2] == (48, 36)
     assert view[1].image.shape[:2] == dataset[1].image.shape[:2] == (120, 90)
-    assert reader_of(view).cache is None  # type: ignore[union-attr]
+    assert Knowledge.of(view).reader.cache is None  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "one byte", "empty", "other form"])
@@ -253,11 +255,11 @@ def test_refused_where_parts_are_cut_from_whole_images(root: Path, settings: dic
 
 def test_refused_where_nothing_is_decoded_or_nobody_knows_the_size(root: Path) -> None:
     data, _, transform = made(root, boxes=True, cache=str(root))
-    shapes: Any = door.shapes(DataConfig(name="shapes"), "train", None)
+    drawn: Any = shapes(DataConfig(name="shapes"), "train", None)
     with pytest.raises(UserError, match="ShapesDataset makes its own"):
-        with_cache(shapes, door.image_cache(data, transform))
+        with_cache(drawn, image_cache(data, transform))
     with pytest.raises(UserError, match="which function does not tell"):
-        door.image_cache(data, lambda sample, rng: sample)
+        image_cache(data, lambda sample, rng: sample)
 
 
 READS = """
