@@ -17,6 +17,9 @@ from effbackbones.export import export_model
 from effbackbones.export.agreement import Agreement, Tolerance
 from effbackbones.export.certificate import Bounds
 from effbackbones.export.quantisation import quantised_nodes
+from effbackbones.export.resizing import Resizing
+from effbackbones.images.spec import ReadingSpec
+from effbackbones.inference.predictor import fitting_of
 from effbackbones.inference.runtimes import TRUST, open_runtime
 
 pytestmark = pytest.mark.slow
@@ -110,14 +113,19 @@ def test_a_graph_that_resizes_takes_images_as_they_are(head: str, suffix: str, t
     assert record.certificate is not None
     options = {"INFERENCE_PRECISION_HINT": "f32"} if suffix == ".xml" else {}
     assert record.certificate["runtime_options"] == options
-    for one, other in zip(
-        load_predictor(model)(images), load_predictor(tmp_path / f"model{suffix}")(images), strict=True
+    resize, fit = Resizing.of(model), fitting_of(model, ReadingSpec())
+    for image, one, other in zip(
+        images, load_predictor(model)(images), load_predictor(tmp_path / f"model{suffix}")(images), strict=True
     ):
         assert one.size == other.size
         if head == "unet":
             assert (one.labels == other.labels).mean() > 0.97
         if head == "classification":
-            np.testing.assert_allclose(other.probabilities, one.probabilities, atol=0.02)
+            # A level or two beside PIL's, which random weights make much of (0.1): the answer is the model's to these pixels, but for
+            # those that a runtime rounds the other way (0.03).
+            seen = (255 * resize(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])[0]).round().to(torch.uint8)
+            assert np.abs(seen[0].permute(1, 2, 0).numpy().astype(int) - fit(image)[0]).max() <= 2
+            np.testing.assert_allclose(other.probabilities, model.predict(seen)[0].numpy(), atol=0.05)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
