@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from effbackbones.backbones.convolution import Conv2dSame, ConvNorm, Numerics, fold_batch_norm, same_padding
+from effbackbones.backbones.convolution import Conv2dSame, ConvNorm, Numerics, same_padding
 from effbackbones.backbones.efficientnet import EfficientNet
+from effbackbones.backbones.folding import fold_batch_norm
 from effbackbones.contracts import LEVELS, ImageSpec
 from effbackbones.errors import UserError
 

@@ -182,7 +182,7 @@ def _written(
     """The file, with height and width ``free`` or not, and its record, which is in it; one that does not agree with the model raises
     :class:`UserError`. One with free sides is asked at the size of the model, another than it was traced with."""
     model = graph.model
-    folded = replace_model(graph, _smaller(model.for_inference(channels_last=False), precision))
+    folded = replace_model(graph, _smaller(model.folded_copy(), precision))
     found, outputs = _traced(folded, path, kind, precision, _change(graph, precision, calibration), free=free)
     named = graph.named(**found.example.inputs)
     record = ExportRecord(

@@ -58,6 +58,9 @@ class Predictor:
     ``640,128`` with an overlap, ``640,128,whole`` with a look at all of it for what fits in no slice
     (:class:`effbackbones.inference.views.Slices`; :mod:`effbackbones.inference.slicing` says what is promised).
 
+    ``backend`` and ``dtype``: the answers are those of a copy for inference (:meth:`effbackbones.Model.for_inference`, ``auto`` where
+    ``dtype`` alone is given); None: of the model as it is.
+
     Raises :class:`UserError` for what is no model, and for arguments that the task has no use for.
     """
 
@@ -76,6 +79,8 @@ class Predictor:
         fit: Fit | None = None,
         tta: str | bool | Views | None = None,
         slices: str | int | Slices | None = None,
+        backend: str | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> None:
         model = _model(source)
         if on_error not in ("raise", "return"):
@@ -95,6 +100,9 @@ class Predictor:
         self.asked_device = device
         self.device = device_of(device)
         self.model = model.to(self.device).eval()
+        if backend is not None or dtype is not None:
+            self.model = model = faster(self.model, backend, dtype, precision)
+            self.precision = precision if dtype is None else "fp32"
         self.classes: Any = model.classes or _numbered(model.head)
         self.fit = fit or fitting_of(model, self.reading)
         self.looks = looks_of(self.fit, tta, slices, model)
@@ -258,6 +266,15 @@ class Predictor:
 
 
 load_predictor = Predictor
+
+
+def faster(model: Model, backend: str | None, dtype: torch.dtype | str | None, precision: str) -> Model:
+    """A copy for inference. Autocast to bf16, which graphs know nothing of, raises :class:`UserError` on a CPU, unless ``dtype`` says what
+    is to be computed in."""
+    if dtype is None and precision in ("bf16", "fp16") and next(model.parameters()).device.type == "cpu":
+        what = f"{precision} is autocast, which a copy for inference knows nothing of"
+        raise UserError("precision", what, "leave it at fp32, and ask for dtype bfloat16")
+    return model.for_inference(dtype, backend or "auto")
 
 
 def _model(source: str | PathLike[str] | Model) -> Model:

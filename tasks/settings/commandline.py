@@ -45,6 +45,8 @@ class Extras:
     top_k: str | None = None
     tta: str | None = None
     slices: str | None = None
+    backend: str | None = None
+    dtype: str | None = None
     every: str | None = None
     write: str | None = None
     deep: bool = False

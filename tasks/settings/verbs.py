@@ -110,6 +110,15 @@ OPTIONS = {
         "of detectors: large images in pieces of so many pixels, with an overlap (a quarter), and with a look at all of it for objects that"
         " fit in none: 640 or 640,128 or 640,128,whole"
     ),
+    "backend": Option(
+        "what answers, compared with the model on the first images: eager (folded, fused), compile, onnxruntime, openvino; auto takes the "
+        "quickest that is installed (default: the model as it is)",
+        ("auto", "eager", "compile", "onnxruntime", "openvino"),
+    ),
+    "dtype": Option(
+        "of the arithmetic with a backend (auto where none is named); bfloat16 if the processor has it, float16 on a GPU",
+        ("float32", "bfloat16", "float16"),
+    ),
     "write": Option(
         "forms of the results, with commas between them, in place of the default: classes json, detectors coco, yolo, yolo_scores,"
         " segmentations masks; of each pictures, csv, parquet; default itself"
@@ -199,14 +208,14 @@ VERBS = {
             "evaluate",
             "tasks.verbs.evaluate",
             "score a model, or a file of predictions, on a split",
-            ("checkpoint", "split", "out", "predictions", "tta", "slices"),
+            ("checkpoint", "split", "out", "predictions", "tta", "slices", "backend", "dtype"),
             unread=OF_TRAINING,
         ),
         Verb(
             "predict",
             "tasks.verbs.predict",
             "predict images that have no labels, videos and streams",
-            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices", "every", "write"),
+            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices", "every", "write", "backend", "dtype"),
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
@@ -240,7 +249,7 @@ VERBS = {
             "bench",
             "tasks.verbs.bench",
             "size, speed and memory of a model, here",
-            ("checkpoint",),
+            ("checkpoint", "backend", "dtype"),
             unread=(*OF_TRAINING, *OF_DATA),
         ),
         Verb(
@@ -275,7 +284,7 @@ VERBS = {
             "serve",
             "tasks.verbs.serve",
             "answer requests for predictions over HTTP",
-            ("checkpoint", "threshold", "top-k", "tta", "slices"),
+            ("checkpoint", "threshold", "top-k", "tta", "slices", "backend", "dtype"),
             config="none",
             own=_SERVING,
         ),
@@ -283,7 +292,7 @@ VERBS = {
             "demo",
             "tasks.verbs.demo",
             "try a model in a browser: the service, with a page at /demo",
-            ("checkpoint", "threshold", "top-k", "tta", "slices"),
+            ("checkpoint", "threshold", "top-k", "tta", "slices", "backend", "dtype"),
             config="none",
             own={
                 "open": Option("open the page in a browser", flag=True),

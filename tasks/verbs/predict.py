@@ -70,6 +70,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         fit=fit_of(feeding.shown(task.transform(config, model, train=False), model)),
         tta=Views.of(extras.tta, "--tta"),
         slices=Slices.of(extras.slices, "--slices"),
+        backend=extras.backend,
+        dtype=extras.dtype,
     )
     for sentence in predictor.told_thresholds():
         tell(sentence)
