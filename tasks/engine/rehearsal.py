@@ -114,7 +114,7 @@ def rehearse(task: TaskSpec, config: Config, limits: Limits) -> Iterator[dict[st
     facts = facts_of(model, sides(config.data.crop_size))
     yield {"of": "facts", **asdict(facts)}
     if "predict" in limits.of:
-        for trial in _predictions(model.for_inference(), config, device, facts, limits):
+        for trial in _predictions(model.for_inference(backend="eager"), config, device, facts, limits):
             yield asdict(trial)
     if "train" in limits.of:
         for trial in _Training(task, config, model, device, limits).trials(facts):
@@ -160,7 +160,7 @@ def _padded(size: Size, divisor: int) -> Size:
 
 
 def _predictions(model: Model, config: Config, device: torch.device, facts: Facts, limits: Limits) -> Iterator[Trial]:
-    """Of one image, as fast as it goes (batch norm folded)."""
+    """Of one image, as ``predict`` answers by itself: without a graph of another runtime, which takes seconds to make."""
     sizes = [facts.size] if limits.whole else growing(facts.size, model.head.size_divisor, model.head.min_size)
     now: int | None = 0
     while now is not None:
