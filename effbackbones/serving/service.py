@@ -14,6 +14,7 @@ import numpy as np
 
 from effbackbones.errors import UserError
 from effbackbones.images.opening import Encoded
+from effbackbones.inference.explaining import levels_of
 from effbackbones.inference.predictor import READERS, Predictor
 from effbackbones.inference.results import Failed
 from effbackbones.inference.thresholds import IDLE_THRESHOLD
@@ -145,6 +146,8 @@ class Service:
             "head": model.config.get("head"),
             "classes": self.predictor.classes,
             "image_size": list(model.image_spec.size),
+            "thresholds": {word: list(one.values) for word, one in self.predictor.thresholds.items()},
+            "levels": levels_of(model),
             "provenance": told,
             "limits": {
                 "max_bytes": self.limits.max_bytes,

@@ -10,7 +10,7 @@ from typing import Any
 from effbackbones.checkpoint import load_model, save_model
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from tasks.engine import hardware, processes
+from tasks.engine import processes
 from tasks.engine.cost import told_of_cost
 from tasks.engine.evaluation import Judged, score_model
 from tasks.engine.perimage import keep_outcomes, kept_points
@@ -41,11 +41,11 @@ class Judge:
     """Entered around the scoring of a validation, which may be left by an exception too."""
 
     def __post_init__(self) -> None:
-        given, self.device = self.prepared, hardware.run_device(self.config)
+        given, self.device = self.prepared, self.prepared.hardware.device
         self.state, self.plan, self.datasets, self.monitor = given.state, given.plan, given.datasets, given.monitor
         train, self.classes = given.datasets["train"], given.classes
         self.score = partial(
-            score_model, self.task, self.config, classes=self.classes, device=self.device, tell=self.tell
+            score_model, self.task, self.config, classes=self.classes, hardware=given.hardware, tell=self.tell
         )
         self.label_record = self.task.label_record(self.config, train)
         self.label_record |= {"data": given.identity["data"]} | self.task.remembered(self.config, train)
@@ -141,6 +141,15 @@ class Judge:
         self.tell(f"report {report}")
         self.tell(f"run folder {self.folder}")
 
+    def _cost(self, model: Model) -> str:
+        """What the model costs. A report is not lost for it: what goes wrong here is told in its place."""
+        try:
+            return told_of_cost(model, self.folder / BEST, self.device)
+        except Exception as error:
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            self.tell(f"warning: what the model costs could not be measured: {text}")
+            return f"could not be measured: {text}"
+
     def _facts(self, model: Model, split: str) -> dict[str, Any]:
         origin, progress, data = self.state.model.provenance, self.state.progress, self.config.data
         return {
@@ -148,7 +157,7 @@ class Judge:
             "weights": origin.get("weights", "random"),
             "assumed": "; ".join(origin.get("assumed", [])) or "nothing",
             "images": model.image_spec.told(),
-            "model": told_of_cost(model, self.folder / BEST, self.device),
+            "model": self._cost(model),
             "best": f"{progress.best_weights} weights",
             "steps": f"{self.state.step:,} of {self.plan.total:,}, {progress.skipped} skipped",
             "duration": f"{progress.seconds / 60:.1f} minutes",

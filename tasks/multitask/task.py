@@ -15,7 +15,7 @@ from effbackbones.registry import TASKS
 from tasks.data.batch import Batch
 from tasks.data.collating import collate, targets_by_task
 from tasks.data.dataset import Dataset
-from tasks.data.door import view_transform
+from tasks.data.door.transforms import view_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, spread
 from tasks.multitask.metrics import JointMetrics, joined
@@ -136,6 +136,10 @@ class Joint(TaskSpec):
         made = {word: TASKS.get(word).recorder(dataset, own) for word, own in classes.items()}
         kept = {word: recorder for word, recorder in made.items() if recorder is not None}
         return Recorders(kept) if kept else None
+
+    def data_names(self, classes: Mapping[str, Any], found: Callable[[], Sequence[str]]) -> Sequence[str]:
+        own = (classes[word] for word in ("det", "cls") if word in classes)  # masks may have one more, the background
+        return next(own, None) or found()
 
     def score_file(
         self,

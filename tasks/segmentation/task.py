@@ -19,7 +19,7 @@ from effbackbones.model import Model
 from tasks.data.batch import Batch
 from tasks.data.collating import collate, mask_targets, set_targets
 from tasks.data.dataset import Dataset
-from tasks.data.door import view_transform
+from tasks.data.door.transforms import view_transform
 from tasks.data.sample import IGNORE, Sample, Transform
 from tasks.report.masks import mask_sheet
 from tasks.report.tables import TABLES, TableFiles
