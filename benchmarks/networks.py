@@ -171,7 +171,8 @@ def _settle(network: Any, last: Any, side: int) -> Tensor:
     hook.remove()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-        norm.running_var.clamp_(min=VARIED * float(norm.running_var.mean()))
+        variance: Any = norm.running_var
+        variance.clamp_(min=VARIED * float(variance.mean()))
     network.eval()
     return pixels
 
