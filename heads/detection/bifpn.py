@@ -23,8 +23,8 @@ from effbackbones.backbones.convolution import (
     activation_layer,
     convolution,
     fold_into,
-    same_padding,
 )
+from effbackbones.backbones.padding import same_padding
 from effbackbones.errors import UserError
 from heads.detection.variants import Fusion
 

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from effbackbones.backbones.syncnorm import synchronise_batch_norm
 from effbackbones.build import build_model
 from effbackbones.checkpoint import load_model
@@ -100,7 +98,7 @@ def checkpoint_file(name: str) -> Path:
 
 def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
     """The state of a run before its first step. ``model`` is on its device; ``scaler`` is that of fp16."""
-    optim, model = config.optim, model.to(memory_format=torch.channels_last)  # as the images come
+    optim = config.optim
     if config.model.norm == "sync" and processes.here().world > 1:
         synchronise_batch_norm(model)
     lr = scaled_lr(optim.lr, config.data.batch_size, optim.base_batch, optim.lr_scaling)
