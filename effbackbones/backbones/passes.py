@@ -99,6 +99,14 @@ def norm_act_conv(x: Tensor, norm: Any, act: Any, conv: Any, gate: Any = None) -
     return kept_little
 
 
+def mean(x: Tensor) -> Tensor:
+    """Mean over the pixels of [B, C, H, W]. torch's own makes, on the way back, a map of one number a channel, and not channels last."""
+    if not (eager(x) and x.requires_grad):
+        return x.mean((2, 3))
+    total = x.sum((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+    return (total / (x.shape[2] * x.shape[3])).to(x.dtype)
+
+
 def _folds(x: Tensor, norm: Any) -> bool:
     """Whether a batch norm may become part of its convolution for this call: on a processor, in full precision."""
     exact = x.dtype == norm.weight.dtype and x.dtype in (torch.float32, torch.float64)
