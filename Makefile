@@ -16,7 +16,7 @@ help:
 	@echo "make demo    train a detector on drawn shapes for about six minutes, evaluate, write a report"
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff and mypy"
-	@echo "make docs    build the site of the documentation into build/docs"
+	@echo "make docs    build the site of the documentation into build/docs, look at its links"
 	@echo "make gpu     on a machine with a GPU: tests, steps, resumption, speed and accuracy; results in runs/drill"
 
 demo: $(VENV)/.demo
@@ -32,6 +32,7 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --quiet
+	$(bin)/python docs/links.py build/docs
 
 # Where no environment can be made, the machine's own packages do: make gpu PYTHON_GPU=python3.
 PYTHON_GPU ?= $(bin)/python

@@ -20,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from drill_stages import ACCURACY, CHECKS, COMPILED, SPEED, STAGES
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where it is run as a file
 
-HERE = Path(__file__).resolve().parent
+from benchmarks.drill_stages import ACCURACY, CHECKS, COMPILED, ROOT, SPEED, STAGES
 
 
 class Drill:
@@ -51,7 +51,8 @@ class Drill:
         found.unlink(missing_ok=True)
         command = [
             sys.executable,
-            str(HERE / "drill_stages.py"),
+            "-m",
+            "benchmarks.drill_stages",
             name,
             "--device",
             self.options.device,
@@ -61,12 +62,12 @@ class Drill:
         command += ["--data", str(self.options.data), "--seconds", str(int(left))] + (
             ["--dry"] if self.options.dry else []
         )
-        paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_WAIT_POLICY": "passive"}
         start = time.monotonic()
         with open(self.out / f".{name}.log", "w+", encoding="utf-8") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=HERE.parent, start_new_session=True
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
             )
             try:
                 status = f"exit {process.wait(left)}"

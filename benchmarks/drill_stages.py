@@ -1,4 +1,4 @@
-"""The stages of the drill, each run as a process: ``python benchmarks/drill_stages.py STAGE --found FILE``. See ``drill.py``."""
+"""The stages of the drill, each run as a process: ``python -m benchmarks.drill_stages STAGE --found FILE``. See ``drill.py``."""
 
 import argparse
 import json
@@ -135,7 +135,7 @@ def command_of(stage: Stage, task: str, out: str, *more: str) -> list[str]:
 
 def steps(stage: Stage, task: str, compiled: bool, precisions: Sequence[str] = PRECISIONS) -> None:
     """Training steps by the task's own command, in each precision, with an error where the host waits for the device."""
-    from watched import watch
+    from benchmarks.watched import watch
 
     for precision in precisions:
         if precision == "fp16" and stage.device == "cpu":
@@ -164,7 +164,8 @@ def run_here(command: str, argv: Sequence[str]) -> int:
 def resume(stage: Stage) -> None:
     """A run that is stopped by a signal and continued ends in the tensors of one that was not, bit by bit."""
     from safetensors.torch import load_file
-    from watched import watch
+
+    from benchmarks.watched import watch
 
     if stage.device == "cuda":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -193,13 +194,15 @@ def resume(stage: Stage) -> None:
             )
 
 
-def rows(stage: Stage, script: str, *more: str) -> None:
-    """Rows of ``benchmarks/`` against the other library."""
-    small = ["--rounds", "2", "--batch", "2"] if stage.dry else ["--rounds", "7", *more]
-    small += ["--side", "64"] if stage.dry and script != "detector" else []
-    command = [sys.executable, f"benchmarks/{script}.py", "--device", stage.device, "--json", str(stage.file), *small]
+def row(stage: Stage, name: str) -> None:
+    """A row of ``benchmarks/`` against the other library; on a CPU the row of the same network there."""
+    name = name if stage.device == "cuda" else ROWS[name]
+    file = stage.folder / "row.json"
+    command = [sys.executable, "-m", "benchmarks", name, "--device", stage.device, "--json", str(file)]
+    command += ["--dry"] if stage.dry else ["--rounds", "7"]
     code = stage.run(command, **({} if stage.device == "cpu" else {"CUDA_MODULE_LOADING": "LAZY"}))
-    stage.expect(code == 0, script=script, exit=code)
+    found = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else {}
+    stage.expect(code == 0 and name in found, row=name, exit=code, **found.get(name, {}))
 
 
 def verbs(stage: Stage) -> None:
@@ -292,7 +295,14 @@ def _numbers(scores: dict[str, Any]) -> dict[str, Any]:
 
 
 CHECKS = ["tests", "resume", *(f"steps-{task}" for task in COMMANDS)]
-SPEED = ["detector", "backbone", "segmenter", "verbs", "backbone-fp32"]
+ROWS = {
+    "gpu-d0-step": "d0-step",
+    "gpu-b0": "b0-batch8",
+    "gpu-b0-step": "b0-step",
+    "gpu-unet-step": "unet-step",
+    "gpu-d0-latency": "d0-predict",
+}
+SPEED = [*ROWS, "verbs"]
 ACCURACY = ["cifar", "bccd", "camvid", "suite"]
 COMPILED = [f"compiled-{task}-{precision}" for precision in PRECISIONS for task in COMMANDS]  # a process each: minutes
 STAGES: dict[str, Callable[[Stage], None]] = {
@@ -305,10 +315,7 @@ STAGES: dict[str, Callable[[Stage], None]] = {
         for precision in PRECISIONS
         for task in COMMANDS
     },
-    "backbone": lambda stage: rows(stage, "backbone", "--precision", "bf16", "--batch", "128"),
-    "detector": lambda stage: rows(stage, "detector", "--precision", "bf16", "--batch", "16"),
-    "segmenter": lambda stage: rows(stage, "segmenter", "--precision", "bf16", "--batch", "32"),
-    "backbone-fp32": lambda stage: rows(stage, "backbone", "--batch", "64"),
+    **{name: partial(row, name=name) for name in ROWS},
     "verbs": verbs,
     "cifar": cifar,
     "bccd": bccd,

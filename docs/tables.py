@@ -1,20 +1,27 @@
 """What the pages say of catalogue, verbs and configs, asked of the code when the site is built: ``<!-- table: NAME -->`` stands for it.
-``<!-- file: PATH -->`` stands for a file of the repository.
+``<!-- file: PATH -->`` stands for a file of the repository, ``<!-- notebook: PATH -->`` for the cells and outputs of a notebook.
 
 A hook of MkDocs; also for tests, which ask for each table by name.
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks are not installed
+
+from notebooks import as_markdown
+
+from benchmarks.pages import limits_text, machine_text, scaling_table, speed_table
 from effbackbones.catalogue import backbone_rows, head_rows, weight_rows
 from tasks.settings.commandline import bundled
 from tasks.settings.verbs import OPTIONS, VERBS, Verb
 
 MARK = re.compile(r"^<!-- table: ([\w-]+) -->$", re.MULTILINE)
 FILE = re.compile(r"^<!-- file: (\S+) -->$", re.MULTILINE)
+NOTEBOOK = re.compile(r"^<!-- notebook: (\S+) -->$", re.MULTILINE)
 ROOT = Path(__file__).resolve().parent.parent
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|obj):(?=<code>|<a )")
 """Roles of reStructuredText, which docstrings have and Markdown does not know."""
@@ -26,8 +33,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def with_files(markdown: str) -> str:
-    """A page with the files in it, as blocks; one that is not there raises FileNotFoundError."""
-    return FILE.sub(lambda found: _fenced(ROOT / found[1]), markdown)
+    """A page with the files in it, as blocks, and with notebooks; one that is not there raises FileNotFoundError."""
+    with_cells = NOTEBOOK.sub(lambda found: as_markdown(ROOT / found[1]), markdown)
+    return FILE.sub(lambda found: _fenced(ROOT / found[1]), with_cells)
 
 
 def _fenced(path: Path) -> str:
@@ -151,4 +159,4 @@ def _comment(path: Path) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function for function in (weights, backbones, heads, verbs, options, recipes)
-}
+} | {"speed": speed_table, "limits": limits_text, "machine": machine_text, "scaling": scaling_table}

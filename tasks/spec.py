@@ -141,9 +141,11 @@ class TaskSpec(ABC):
         """Names of the classes that published weights with so many know, or None."""
         return None
 
-    def data_names(self, classes: Sequence[str], found: Callable[[], Sequence[str]]) -> Sequence[str]:
-        """The names by which a data set knows the :meth:`default_classes`, in their order; ``found`` gives those it has."""
-        return classes
+    def data_names(self, classes: Any, found: Callable[[], Sequence[str]]) -> Sequence[str]:
+        """The names by which a data set knows the ``classes`` of a model that knows none of its data, in their order; ``found`` gives
+        those it has."""
+        known: Sequence[str] = classes
+        return known
 
     def label_record(self, config: Config, dataset: Dataset) -> dict[str, Any]:
         """What a checkpoint must remember of the labels beside the names of the classes, and what all splits must agree in;

@@ -42,7 +42,7 @@ def test_the_model_stays_what_it_was(task: Any) -> None:
     shaken(model)
     model.backbone.freeze("C1")
     before, tensors = model.eval().predict(images), {**model.state_dict(keep_vars=True)}
-    left = sum(isinstance(m, _BatchNorm) for m in model.for_inference().modules())
+    left = sum(isinstance(m, _BatchNorm) for m in model.for_inference(backend="eager").modules())
     frozen, norms = len(live(model)), sum(isinstance(m, _BatchNorm) for m in model.modules())
     assert synchronise_batch_norm(model) == norms
     assert all(isinstance(m, SyncNorm) for m in model.modules() if isinstance(m, _BatchNorm))
@@ -50,10 +50,8 @@ def test_the_model_stays_what_it_was(task: Any) -> None:
     assert list(after) == list(tensors)
     assert all(after[name] is tensors[name] for name in tensors)  # what an optimiser holds stays
     assert len(live(model)) == frozen < norms
-    torch.testing.assert_close(
-        model.eval().predict(images), before, rtol=1e-5, atol=1e-4
-    )  # those are folded in passing
-    folded = model.for_inference()
+    torch.testing.assert_close(model.eval().predict(images), before, rtol=1e-5, atol=1e-4)  # folded in passing
+    folded = model.for_inference(backend="eager")
     assert sum(isinstance(m, _BatchNorm) for m in folded.modules()) == left
     torch.testing.assert_close(folded.predict(images), before, rtol=1e-4, atol=1e-4)
     assert synchronise_batch_norm(model) == 0

@@ -56,6 +56,24 @@ def keys(epoch: int, count: int, batch: int) -> list[list[tuple[int, int]]]:
     return [[(epoch, index) for index in range(start, min(start + batch, count))] for start in range(0, count, batch)]
 
 
+def where_it_lies(samples: Sequence[Sample]) -> tuple[bool, Batch]:
+    """Whether the images of a batch are in shared memory before they are sent anywhere, and the batch."""
+    batch = CLASSES(samples)
+    return batch.images.is_shared(), batch
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_processes_collate_where_others_see_it(workers: int) -> None:
+    loader = DataLoader(
+        KeyedDataset(Numbers(), noisy), batch_sampler=keys(0, 8, 8), collate_fn=where_it_lies, num_workers=workers
+    )
+    [(shared, batch)] = loader
+    assert shared == bool(workers)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    expected = np.stack([KeyedDataset(Numbers(), noisy)[0, index].image for index in range(8)])
+    np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1), expected)
+
+
 def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
     first, again = (KeyedDataset(Numbers(), noisy, seed=3) for _ in range(2))
     image = first[1, 5].image

@@ -351,17 +351,17 @@ def predict_into(
     depth: str = "8",
     exif: str = "apply",
     dataset: Any = None,
-    **more: Any,
+    **more: float,
 ) -> list[str]:
     told: list[str] = []
-    writer = DetectionFiles(out, ["cat", "dog"], [3, 90], told.append, **more)
+    writer = DetectionFiles(out, ["cat", "dog"], [3, 90], told.append)
     if dataset is not None:
         writer.number_as(dataset)
     for file, row in zip(files, rows, strict=True):
         image = read_image(file, channels=channels, depth=depth, exif=exif)
         batch = letterboxed([Sample(image=image, id=str(file), path=str(file))])
         (found,) = restore_boxes(detections(batch, [row]), batch.plans())
-        writer.update([Boxes(str(file), image.shape[:2], ("cat", "dog"), partial(np.array, image), *found)])
+        writer.update([Boxes(str(file), image.shape[:2], ("cat", "dog"), partial(np.array, image), *found, **more)])
     writer.close()
     return told
 

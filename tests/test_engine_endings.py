@@ -15,6 +15,7 @@ from effbackbones.errors import UserError
 from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.engine.announcing import MOST_SCORES, told_of_epoch
+from tasks.engine.judging import Judge
 from tasks.engine.launch import launch
 from tasks.verbs.command import explain
 
@@ -86,3 +87,14 @@ def test_a_process_that_nobody_joins(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_an_account_without_name_or_home(error: Exception) -> None:
     assert explain(error) == ("account: this user id has no name or no home folder here; set HOME and USER", 2)
+
+
+def test_a_report_is_not_lost_for_what_a_model_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> str:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr("tasks.engine.judging.told_of_cost", fail)
+    told: list[str] = []
+    judge: Any = SimpleNamespace(folder=tmp_path, device=torch.device("cpu"), tell=told.append)
+    assert Judge._cost(judge, torch.nn.Identity()) == "could not be measured: out of memory"  # type: ignore[arg-type]
+    assert told == ["warning: what the model costs could not be measured: out of memory"]

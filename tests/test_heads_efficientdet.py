@@ -423,7 +423,7 @@ def test_folding_changes_nothing() -> None:
     model = tiny(num_scales=2).train()
     for _ in range(3):
         model(torch.rand(2, 3, 128, 256))  # moves the statistics
-    folded = model.eval().for_inference()
+    folded = model.eval().for_inference(backend="eager")
     assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
     images = torch.rand(2, 3, 128, 256)
     with torch.no_grad():

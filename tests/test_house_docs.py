@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,18 +27,23 @@ from tasks.settings.onecommand import ordered
 from tasks.settings.verbs import OPTIONS, VERBS
 
 
-def load_tables() -> ModuleType:
-    path = ROOT / "docs/tables.py"
-    spec = importlib.util.spec_from_file_location("docs_tables", path)
+def of_docs(name: str) -> ModuleType:
+    """A module of the folder ``docs``, imported as MkDocs does it: with that folder on the path."""
+    path = ROOT / f"docs/{name}.py"
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 
 DOCS = ROOT / "docs"
-TABLES = load_tables()
+TABLES, LINKS, EXECUTE = (of_docs(name) for name in ("tables", "links", "execute"))
 SOURCES_OF_PAGES = {
     path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))
 }
@@ -45,6 +51,9 @@ PAGES = {page: TABLES.with_files(text) for page, text in SOURCES_OF_PAGES.items(
 """With the files that they include."""
 TEXTS = {**PAGES, "../README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
 TEXTS["../CONTRIBUTING.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+OTHERS = {f"../{name}": (ROOT / name).read_text(encoding="utf-8") for name in ("CHANGELOG.md", "SECURITY.md")}
+"""Of which the links are looked at alone."""
+NOTEBOOKS = sorted(path.stem for path in DOCS.rglob("*.ipynb"))
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 RUNS = (
     "classify/folder",
@@ -55,6 +64,8 @@ RUNS = (
     "joint/coco",
     "tutorial",
     "other",
+    *NOTEBOOKS,
+    *(f"{name}-flip" for name in NOTEBOOKS),
 )
 MINE = {
     "examples/plugin/greys.yaml": "base: shapes\n",
@@ -183,10 +194,10 @@ def test_configs_load(page: str, desk: Path) -> None:
         assert parse(said[2], ["--config", said[1]]).verb == "train"
 
 
-@pytest.mark.parametrize("page", TEXTS)
+@pytest.mark.parametrize("page", [*TEXTS, *OTHERS])
 def test_links_lead_somewhere(page: str) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", TEXTS[page])):
-        if target.startswith(("http:", "https:")):
+    for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", {**TEXTS, **OTHERS}[page])):
+        if target.startswith(("http:", "https:", "data:")):
             continue
         name, _, anchor = target.partition("#")
         path = (DOCS / page).parent / name if name else DOCS / page
@@ -195,6 +206,58 @@ def test_links_lead_somewhere(page: str) -> None:
             titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             known = {re.sub(r"[^\w\s-]", "", title.lower()).strip().replace(" ", "-") for title in titles}
             assert anchor in known or "table: options" in path.read_text(encoding="utf-8"), target
+
+
+def test_links_of_the_built_site_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b/index.html").write_text('<h2 id="x">X</h2><a href="../#none"></a>', encoding="utf-8")
+    page = '<a href="a%20b/#x"></a><a href="a%20b/#y"></a><img src="gone.png"><a href="http://x.org/z"></a><a href="#top"></a>'
+    (tmp_path / "index.html").write_text(page, encoding="utf-8")
+    assert [*LINKS.broken(tmp_path)] == [
+        "a b/index.html: ../#none has no such anchor",
+        "index.html: a%20b/#y has no such anchor",
+        "index.html: gone.png is not there",
+    ]
+
+
+def test_cells_are_executed_and_shown(tmp_path: Path) -> None:
+    """Python and lines for a shell share their variables; what fails ends it; what is kept names no place of the machine."""
+
+    def cell(*lines: str, **metadata: Any) -> dict[str, Any]:
+        return {"cell_type": "code", "metadata": metadata, "source": [*lines], "outputs": []}
+
+    cells = [cell("# parameters", tags=["parameters"]), cell("!echo $root/x $more"), cell("print(root)\n", "[more, 1]")]
+    cells.append(cell("from PIL import Image\n", "Image.new('RGB', (4, 4))"))
+    notebook: dict[str, Any] = {"cells": cells, "metadata": {"pictures": ""}, "nbformat": 4, "nbformat_minor": 5}
+    source = tmp_path / "a.ipynb"
+    source.write_text(json.dumps(notebook), encoding="utf-8")
+    done = EXECUTE.execute(source, tmp_path / "d", tmp_path, "--few")
+    assert "".join(done["cells"][1]["outputs"][0]["text"]) == f"{tmp_path}/d/x --few\n"
+    assert done["cells"][2]["outputs"][1]["data"]["text/plain"] == ["['--few', 1]"]
+    assert "image/jpeg" in done["cells"][3]["outputs"][0]["data"]
+    kept = EXECUTE.kept(done, tmp_path / "d", tmp_path)
+    assert not kept["cells"][3]["outputs"]
+    source.write_text(json.dumps(kept), encoding="utf-8")
+    page = TABLES.as_markdown(source)
+    assert "```bash\necho $root/x $more\n```\n\n```text\ndata/x --few\n```" in page
+    assert str(tmp_path) not in page
+    notebook["cells"] = [cell("!false")]
+    source.write_text(json.dumps(notebook), encoding="utf-8")
+    with pytest.raises(RuntimeError, match="false"):
+        EXECUTE.execute(source, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_are_kept_executed(name: str) -> None:
+    """Each cell that says something says it here, without a path of the machine; pictures are there where a licence allows it."""
+    text = (DOCS / f"tutorials/{name}.ipynb").read_text(encoding="utf-8")
+    notebook = json.loads(text)
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] or "parameters" in cell["metadata"].get("tags", ()) for cell in cells)
+    assert not re.search(r"error: |Traceback|/tmp/|/home/|/work/|/root/", text)
+    assert ('"image/jpeg"' in text) == bool(notebook["metadata"]["pictures"])
+    assert '"image/png"' not in text
+    assert len(text) < 120_000
 
 
 def test_every_page_is_in_the_contents() -> None:
@@ -270,6 +333,26 @@ def test_tutorials_run_in_order(task: str, tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "runs/tutorial/report.html").is_file()
     for block in blocks(page, "python"):
         exec(compile(block, page, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_run_on_real_data(name: str, data_root: Path, tmp_path: Path) -> None:
+    """All cells, with training cut to a few steps."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    run.mkdir()
+    for folder in ("bccd", "camvid"):
+        (data / folder).symlink_to(data_root / folder)
+    if name == "things":
+        with tarfile.open(data_root / "cifar10.tar.xz") as archive:
+            every = (one for number, one in enumerate(archive) if one.isdir() or number % 20 == 0)
+            archive.extractall(data, every, filter="data")
+    few = "--optim.max_steps 3 --optim.warmup_steps 1 --data.batch_size 4 --data.limit_train 24 --data.limit_val 8"
+    done = EXECUTE.execute(DOCS / f"tutorials/{name}.ipynb", data, run, f"{few} --run.device cpu")
+    assert str(tmp_path) in json.dumps(done)
+    assert str(tmp_path) not in json.dumps(EXECUTE.kept(done, data, run))
+    assert (run / "runs" / f"{name}-compared" / "compare.html").is_file()
 
 
 @pytest.mark.slow

@@ -83,6 +83,7 @@ LAYERS = (
     "heads.options heads.targets",
     "effbackbones.__main__",
     "effbackbones.describing",
+    "effbackbones.inference.backends",
     "effbackbones.export",
     "effbackbones.bridges",
     "effbackbones.publishing effbackbones.catalogue",

@@ -256,8 +256,8 @@ def test_every_channel_is_resized_alike(channels: int, dtype: type) -> None:
 def test_deep_and_float_images_resize_like_bytes() -> None:
     image = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
     small = resize(image, (15, 25), "bicubic").astype(float)
-    np.testing.assert_allclose(resize(image.astype(np.uint16) * 257, (15, 25), "bicubic") / 257, small, atol=1.01)
-    np.testing.assert_allclose(resize((image / 255).astype(np.float32), (15, 25), "bicubic") * 255, small, atol=1.01)
+    np.testing.assert_allclose(resize(image.astype(np.uint16) * 257, (15, 25), "bicubic") / 257, small, atol=1.5)
+    np.testing.assert_allclose(resize((image / 255).astype(np.float32), (15, 25), "bicubic") * 255, small, atol=1.5)
 
 
 @given(SIZES, SIZES)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from tasks.data.transforms.mosaic import mosaic
 from tasks.data.transforms.views import JitterRange
 from tasks.engine.assembly import make_model
 from tasks.engine.evaluation import readable
-from tasks.engine.splits import open_splits
+from tasks.engine.splits import open_dataset, open_splits
 from tasks.joint import main
 from tasks.multitask.metrics import JointMetrics
 from tasks.multitask.parts import parts
@@ -35,6 +36,7 @@ from tasks.multitask.task import TASK
 from tasks.scoring.outcomefile import outcomes_file, read_outcomes
 from tasks.segmentation.results import Segmented
 from tasks.settings.commandline import parse
+from tasks.verbs.models import data_classes
 
 SMALL = small_line(
     "--heads.det.options",
@@ -380,3 +382,17 @@ def test_predictions_of_segmentation_are_restored_once(partly: None) -> None:
     batch.meta[1].skipped = ("cannot be read",)
     kept, chosen = readable(batch, found)
     assert (len(kept), len(chosen["seg"]), len(chosen["det"]), len(chosen["cls"])) == (3, 3, 3, 3)
+
+
+def test_heads_that_were_never_trained_are_evaluated_on_data_of_their_classes() -> None:
+    """A file knows the names of its heads alone; the data set is opened by those of boxes or labels, or has its own."""
+    config, extras = parse("joint", [*TINY, "--config", "shapes"]).config, parse("joint", [*TINY]).extras
+    names = ("circle", "square")
+    classes: Any = {"seg": ("background", *names), "det": names}
+    made: Any = SimpleNamespace(classes=classes, provenance={})
+    assert data_classes(TASK, config, extras, made, classes) == names
+    made = SimpleNamespace(classes={"seg": classes["seg"]}, provenance={})
+    drawn = open_dataset(config, TASK, "val").classes
+    assert data_classes(TASK, config, extras, made, made.classes) == tuple(drawn)
+    made.provenance = {"data_classes": ["cat"]}  # of a trained one
+    assert data_classes(TASK, config, extras, made, made.classes) == ("cat",)

@@ -206,8 +206,8 @@ def test_truth_that_leaves_its_place_is_found(tmp_path: Path, monkeypatch: pytes
     )
     honest = window.through
 
-    def turned(sample, plan: ResizePlan, spec, *, exact: bool):  # type: ignore[no-untyped-def]
-        sample = honest(sample, plan, spec, exact=exact)
+    def turned(sample, plan: ResizePlan, spec, **how: bool):  # type: ignore[no-untyped-def]
+        sample = honest(sample, plan, spec, **how)
         return replace(sample, mask=sample.mask[::-1, ::-1].copy())
 
     monkeypatch.setattr(window, "through", turned)

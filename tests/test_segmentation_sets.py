@@ -18,8 +18,9 @@ from effbackbones.errors import UserError
 from effbackbones.export import export_model
 from effbackbones.images.classsets import UNKNOWN, set_of
 from effbackbones.images.geometry import ResizePlan
-from effbackbones.inference.masks import restore_mask, sure_of
+from effbackbones.inference.masks import restore_mask
 from effbackbones.inference.results import Masks
+from effbackbones.inference.thresholds import thresholds_of
 from tasks.joint import main as joint
 from tasks.segment import main
 from tasks.segmentation.metrics import SegmentationMetrics
@@ -116,9 +117,9 @@ def test_a_model_of_sets_has_thresholds_that_may_be_asked_for_anew() -> None:
     model = build_model(
         "seg", "b0", num_classes=2, backbone_options={"width": 0.25, "depth": 0.3}, head_options=options
     )
-    assert sure_of(model.head) == (0.5, 0.2)
-    assert sure_of(model.head, 0.7) == (0.7, 0.7)
-    assert sure_of(with_head_options(model, {**options, "threshold": 0.4}).head) == (0.4, 0.4)
+    assert thresholds_of(model)["seg"].values == (0.5, 0.2)
+    assert thresholds_of(model, 0.7)["seg"].values == (0.7, 0.7)
+    assert thresholds_of(with_head_options(model, {**options, "threshold": 0.4}))["seg"].values == (0.4, 0.4)
 
 
 @pytest.mark.slow
@@ -234,6 +235,8 @@ def test_overlapping_lights_are_learnt_and_every_way_says_the_same(
             np.testing.assert_array_equal(written == 255, result.masks[label])
         assert result.masks.all(0).any()  # both in one pixel
         assert record["shares"][path.stem]["red"] == pytest.approx(result.shares["red"])
+    kept = load_model(run / "best.safetensors").provenance["operating_point"][""]["thresholds"]
+    assert results[0].thresholds == tuple(kept.values())
     few = load_predictor(run, device="cpu", threshold=0.9)(files[0]).masks
     assert few.sum() < results[0].masks.sum()
     line = ["predict", "--checkpoint", str(run), str(files[0]), "--out", str(tmp_path / "few"), *QUIET]

@@ -77,11 +77,66 @@ def test_predictions_in_the_values_of_the_training_masks(tmp_path: Path, name: s
     assert said["undefined"]["stored"] not in [row["stored"] for row in said["classes"]]
 
 
+VOC = np.array([[0, 0, 0], [128, 64, 128], [70, 130, 180], [1, 2, 3]], np.uint8)
+
+
+def palette_file(path: Path, indices: list[int], colours: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.array([indices], np.uint8))
+    image.putpalette(colours.tobytes())
+    image.save(path)
+
+
+@pytest.mark.parametrize("colours", [VOC, np.resize(VOC, (256, 3))], ids=["few", "256"])
+@pytest.mark.parametrize(
+    ("stored", "options", "values"),
+    [
+        ([0, 1, 2], {}, [0, 1, 2]),
+        ([2, 0, 3], {"values": [2, 0, 3], "ignore": [1]}, [2, 0, 3]),
+        ([2, 0, 1], {"format": "rgb", "colors": ["other=0,0,0", "road=128,64,128", "sky=70,130,180"]}, [0, 1, 2]),
+    ],
+    ids=["numbers", "others", "colours decide"],
+)
+def test_masks_with_a_palette_are_answered_with_it(
+    tmp_path: Path, stored: list[int], options: dict[str, Any], values: list[int], colours: np.ndarray
+) -> None:
+    """Same indices, same colours, and the user's reader has back what was predicted, pixels without a class too."""
+    data = dataset(tmp_path / "data", GREY, {"classes": CLASSES, "values": [0, 128, 255]})  # the image
+    palette_file(tmp_path / "data/train/masks/0.png", stored, colours)
+    named = {} if "colors" in options else {"classes": CLASSES}
+    data = masks(DataConfig(name="masks", root=str(tmp_path / "data"), options={**named, **options}), "train", None)
+    own = OwnValues.of(json.loads(json.dumps(stored_values(data))), CLASSES)
+    assert own is not None
+    assert own.values == values
+    labels = np.array([[0, 1, 2] if "colors" in options else [0, 1, 2, 255]], np.uint8)
+    own.picture(labels).save(tmp_path / "a.png")
+    written = Image.open(tmp_path / "a.png")
+    assert written.mode == "P"
+    table = np.array(written.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    np.testing.assert_array_equal(table[: len(VOC)], VOC)
+    np.testing.assert_array_equal(np.asarray(written)[0, :3], values)
+    np.testing.assert_array_equal(data.read_mask(tmp_path / "a.png"), labels)
+
+
+def test_palettes_that_differ_from_file_to_file_are_answered_with_a_whole_one(tmp_path: Path) -> None:
+    for number, (indices, colours) in enumerate([([0, 1, 1], VOC[[0, 2]]), ([0, 1, 2], VOC), ([0, 1, 2], VOC)]):
+        palette_file(tmp_path / f"train/masks/{number}.png", indices, colours)
+        (tmp_path / "train/images").mkdir(exist_ok=True)
+        Image.new("RGB", (3, 1)).save(tmp_path / f"train/images/{number}.png")
+    data = masks(DataConfig(name="masks", root=str(tmp_path), options={"classes": CLASSES}), "train", None)
+    assert data.read_mask.format == "rgb"
+    own = OwnValues.of(stored_values(data), CLASSES)
+    assert own is not None
+    own.picture(np.array([[2, 0, 1]], np.uint8)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))[0], VOC[[2, 0, 1]])
+    assert Image.open(tmp_path / "a.png").mode == "P"
+
+
 def test_numbers_of_classes_need_no_second_file(tmp_path: Path) -> None:
     data = dataset(tmp_path, np.array([[0, 1, 2]], np.uint8), {"classes": CLASSES})
     assert stored_values(data) is None
     merged = dataset(tmp_path, GREY, {"classes": CLASSES, "values": [0, 128, 255], "rename": ["sky=other"]})
-    assert stored_values(merged) == {"format": "index", "values": [0, 128]}
+    assert stored_values(merged) == {"format": "index", "values": [0, 128], "undefined": 254}  # 255 is a class
     assert OwnValues.of({"format": "index", "values": [0, 128]}, CLASSES) is None  # of a model with other classes
 
 

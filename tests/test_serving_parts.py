@@ -315,10 +315,10 @@ def test_several_heads_answer_by_task() -> None:
 def test_what_would_change_nothing_and_what_cannot_predict_is_refused() -> None:
     model = narrow("cls", size=32)
     made = Service(load_predictor(model, on_error="return"))
-    with pytest.raises(UserError, match="threshold: is for boxes and masks"):
+    with pytest.raises(UserError, match="threshold: is for boxes, masks"):
         made.asking(0.5, None)
     assert len(json.loads(asyncio.run(made.predict([encoded(1)], made.asking(None, 2)))[0].text)["predictions"]) == 2
-    with pytest.raises(UserError, match="threshold: is for boxes and masks"):
+    with pytest.raises(UserError, match="threshold: is for boxes, masks"):
         Service(load_predictor(model, on_error="return", threshold=0.5))
     next(model.head.parameters()).data.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import os
 import re
 import subprocess
 import sys
@@ -84,6 +85,59 @@ def test_the_verb_needs_a_model(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "--checkpoint: no trained model is named" in capsys.readouterr().err.splitlines()[-1]
 
 
+GIVE = """([kind, text]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([Uint8Array.from(atob(text), (one) => one.charCodeAt(0))], "a.jpg", { type: "image/jpeg" }));
+    const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+        : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
+    document.getElementById("drop").dispatchEvent(event);
+}"""
+
+
+def check_other_ways(page: Any, task: Any) -> None:
+    """An image that is dropped, one that is pasted, and the page without a mouse; each level explains."""
+    for kind in ("drop", "paste"):
+        page.evaluate("document.getElementById('timing').textContent = ''")
+        page.evaluate(GIVE, [kind, base64.b64encode(JPEG).decode()])
+        page.wait_for_selector("#timing:has-text('60 x 40 pixels')")
+    page.evaluate("document.getElementById('timing').textContent = ''")
+    page.focus("#samples button")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # the first sample
+    page.wait_for_selector("#timing:has-text('192 x 192 pixels')")
+    reached = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert {"top", "opacity", "label", "explain", "clear"} <= set(reached)
+    assert page.is_visible("#level") == ("level" in reached) == (task != "cls")  # which reads one level
+    levels = page.eval_on_selector_all("#level option", "rows => rows.map((row) => row.value)")
+    page.evaluate("(level) => { document.getElementById('level').value = level; }", levels[-1])
+    page.focus("#explain")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"#heat:has-text('seen at {levels[-1]}')")
+    assert page.is_visible("#threshold") == (task != "cls")
+    if "det" in task:
+        assert float(page.input_value("#threshold")) == 0.3
+        page.focus("#threshold")
+        page.keyboard.press("End")
+        page.wait_for_selector("#shown:has-text('1.00')")
+
+
+def faults_for_readers(page: Any) -> list[str]:
+    """What axe finds, the checker for screen readers and the like; ``AXE`` names its script, axe.min.js."""
+    script = os.environ.get("AXE")
+    if not script:
+        return []
+    page.add_script_tag(path=script)
+    found: list[str] = page.evaluate(
+        "axe.run().then((found) => found.violations.map((one) => one.id + ': ' + one.nodes[0].html))"
+    )
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["cls", "det", "seg", ("det", "seg")])
 def test_in_a_browser_an_image_is_answered_and_explained(task: Any, tmp_path: Path) -> None:
@@ -109,7 +163,7 @@ def test_in_a_browser_an_image_is_answered_and_explained(task: Any, tmp_path: Pa
         address = next(line for line in process.stderr if line.startswith("the page: ")).split()[-1]
         with api.sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
-            page, wrong = browser.new_page(viewport={"width": 390, "height": 800}), []
+            page, wrong = browser.new_page(viewport={"width": 390, "height": 800}, bypass_csp=True), []
             page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.goto(address)
@@ -122,6 +176,10 @@ def test_in_a_browser_an_image_is_answered_and_explained(task: Any, tmp_path: Pa
             page.wait_for_selector("#heat:has-text('Heat')")
             page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
             assert page.evaluate("document.getElementById('canvas').toDataURL()") != before
+            check_other_ways(page, task)
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                assert faults_for_readers(page) == []
             assert wrong == []
             page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
             page.wait_for_selector("#error:has-text('not in one of the formats')")

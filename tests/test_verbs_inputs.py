@@ -11,7 +11,7 @@ import pytest
 from tests_support import one_line
 
 from effbackbones.errors import UserError
-from tasks.verbs.inputs import image_files, listed
+from tasks.verbs.inputs import image_files, listed, named_inputs
 
 
 def touched(folder: Path, *names: str) -> list[Path]:
@@ -66,3 +66,26 @@ def test_an_image_that_is_named_twice_is_taken_once_and_what_is_passed_over_is_c
         "4 images are named more than once, and predicted once",
         "passed over in folders: 4 .txt, 2 hidden, 2 links that lead nowhere, 2 without an ending",
     ]
+
+
+def test_videos_in_folders_are_taken_where_they_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is called like one and is none (TypeScript) is passed over; so are videos beside images where nothing reads them."""
+    image, *_ = touched(tmp_path, "a/1.jpg", "a/clip.mp4", "a/deep/clip.MKV", "a/deep/code.ts", "a/stream.ts")
+    (tmp_path / "a/stream.ts").write_bytes(b"G" + bytes(187))
+    (tmp_path / "a/deep/code.ts").write_text("const a = 1")
+    folder, told = str(tmp_path / "a"), list[str]()
+    films = [f"{folder}/{name}" for name in ("clip.mp4", "deep/clip.MKV", "stream.ts")]
+    monkeypatch.setattr("tasks.verbs.inputs.has_av", lambda: True)
+    assert named_inputs([folder, films[1]], tell=told.append) == ([image], films)
+    assert told == ["passed over in folders: 1 .ts"]
+    monkeypatch.setattr("tasks.verbs.inputs.has_av", lambda: False)
+    assert named_inputs([folder], tell=told.append) == ([image], [])
+    assert image_files([folder], tell=told.append) == [image]
+    assert told[1:] == [
+        "passed over in folders: 3 videos, which need PyAV, 1 .ts",
+        "passed over in folders: 3 videos, 1 .ts",
+    ]
+    assert named_inputs([f"{folder}/deep"]).videos == films[1:2]  # for which PyAV is asked by name
+    with pytest.raises(UserError) as caught:
+        image_files([f"{folder}/deep"])
+    one_line(caught, "deep: no image found, but 1 videos", "predict takes videos")

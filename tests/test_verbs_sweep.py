@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from effbackbones import UserError
 from tasks.classify import main
+from tasks.engine.processes import Place
 from tasks.engine.rundir import CONFIG, METRICS
 from tasks.report.spread import Reached, settings, told_of_spread
 from tasks.settings.sections import Config, RunConfig
@@ -100,6 +102,51 @@ def test_a_finished_run_of_another_config_is_refused(tmp_path: Path) -> None:
     other = replace(trial, config=replace(trial.config, optim=replace(trial.config.optim, lr=0.5)))
     with pytest.raises(UserError, match=r"finished run of another config \(optim\.lr differ\)"):
         sweep._is_done(other)
+
+
+def test_of_tasks_that_finish_together_one_compares(tmp_path: Path) -> None:
+    """The second waits for the first, and sees whether it has seen all."""
+    found = list(sweep.trials(Config(), 2, None, tmp_path))
+    for trial in found:
+        trial.folder.mkdir()
+        (trial.folder / METRICS).write_text(json.dumps({"finished": True}))
+    entered, said = threading.Event(), list[bool]()
+
+    def second() -> None:
+        entered.set()
+        with sweep._alone(tmp_path) as waited:
+            said.append(waited and sweep._is_concluded(tmp_path, found))
+
+    for write in (True, False):
+        entered.clear()
+        (tmp_path / "compare.json").unlink(missing_ok=True)
+        thread = threading.Thread(target=second)
+        with sweep._alone(tmp_path) as waited:
+            assert not waited
+            thread.start()
+            entered.wait(5)
+            time.sleep(0.1)
+            if write:
+                (tmp_path / "sweep.csv").touch()
+                (tmp_path / "compare.json").touch()
+        thread.join(5)
+    assert said == [True, False]
+
+
+def test_machines_that_do_not_share_the_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_PATIENCE", 0.3)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    first, second = (Place(rank=rank, world=4, local_world=2, launcher="torchrun") for rank in (0, 2))
+    with pytest.raises(
+        UserError, match=r"machine 2 of 2 does not see .*; put run\.out on a disk that all of them share"
+    ):
+        sweep._meet(tmp_path / "s", second)
+    sweep._meet(tmp_path / "s", first)
+    sweep._meet(tmp_path / "s", second)
+    monkeypatch.setenv("MASTER_PORT", "29501")  # another start: what the first one left says nothing
+    with pytest.raises(UserError, match="machine 2"):
+        sweep._meet(tmp_path / "s", second)
+    sweep._meet(tmp_path / "other", Place())
 
 
 def reached(values: dict[str, list[float | None]], higher: bool = True) -> list[Reached]:

@@ -52,15 +52,16 @@ def cut(path: Path) -> Path:
 
 
 def test_each_frame_is_a_row_and_a_cut_video_keeps_what_came(models: Any, tmp_path: Path, capsys: Any) -> None:
-    whole, half = film(tmp_path / "a b.mp4", [0, 1, 2, 5]), cut(tmp_path / "cut.mkv")
-    Image.fromarray(painted(3)).save(tmp_path / "c.png")
+    (tmp_path / "in").mkdir()
+    whole, half = film(tmp_path / "in" / "a b.mp4", [0, 1, 2, 5]), cut(tmp_path / "in" / "cut.mkv")
+    Image.fromarray(painted(3)).save(tmp_path / "in" / "c.png")
     words = line(models["cls"], tmp_path / "out", "--every", "2", "--data.batch_size", "3")
-    assert classify([*words, str(whole), str(tmp_path / "c.png"), str(half)]) == 2
+    assert classify([*words, str(tmp_path / "in")]) == 2
     told = capsys.readouterr()
     assert told.err.splitlines()[-1].startswith(f"error: {half}: is cut off: ")
     assert f"{whole}: 4 frames, 0.50 s" in told.err
     rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
-    assert rows[0]["file"] == str(tmp_path / "c.png")
+    assert rows[0]["file"] == str(tmp_path / "in" / "c.png")
     assert "frame" not in rows[0]
     first = [(row["file"], row["video"], row["frame"], row["time"]) for row in rows[1:3]]
     assert first == [(f"{whole}#{index}", str(whole), index, index / 10) for index in (0, 2)]
@@ -112,7 +113,7 @@ def test_wrong_videos_and_options_are_one_line(
         ([str(text)], f"{text}: is no video"),
         (["--every", "2", str(image)], "--every: is for videos"),
         (["--every", "x", str(text)], "--every: expected a count"),
-        ([str(tmp_path / "films")], "no image found, but 1 videos"),
+        ([str(tmp_path / "films")], "x.MP4: is empty"),
         (["rtsp://127.0.0.1:9/none"], "rtsp://127.0.0.1:9/none: cannot be opened"),
     ]
     (tmp_path / "films").mkdir()

@@ -176,10 +176,3 @@ def fold_into(conv: nn.Conv2d, bn: _BatchNorm) -> None:
     shift = bias * scale if bn.bias is None else bias * scale + bn.bias.double()
     conv.weight.copy_(conv.weight.double() * scale[:, None, None, None])
     conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
-
-
-def fold_batch_norm(module: nn.Module) -> None:
-    """Fold every :class:`Foldable` inside ``module``, in place (copy first to keep the original); for eval mode only."""
-    for part in module.modules():
-        if isinstance(part, Foldable):
-            part.fold()

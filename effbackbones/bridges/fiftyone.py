@@ -22,7 +22,7 @@ def to_fiftyone(result: Any) -> Any:
         rows = [(result.classes[label], float(result.probabilities[label])) for label in result.order]
         if not result.multilabel:
             return fo.Classification(label=rows[0][0], confidence=rows[0][1])
-        found = [fo.Classification(label=name, confidence=value) for name, value in rows if value >= result.threshold]
+        found = [fo.Classification(label=name, confidence=value) for name, value in rows if name in result.names]
         return fo.Classifications(classifications=found)
     if hasattr(result, "boxes"):
         height, width = result.size

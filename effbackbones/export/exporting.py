@@ -92,19 +92,29 @@ def export_model(
     graph = Graph(model, preprocessing=preprocessing, postprocessing=postprocessing, top_k=top_k)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    write = partial(
+        _written,
+        graph,
+        folder / out.name,
+        kind,
+        precision,
+        source=_digest(file),
+        calibration=calibration,
+        images=images,
+        bounds=bounds or Bounds.of(precision, preprocessing),
+        scores=scores,
+        tell=tell,
+    )
     try:
-        written = folder / out.name
-        record = _written(graph, written, kind, precision, dynamic_size, _digest(file), calibration, tell)
-        if images is not None:
-            limits = bounds or Bounds.of(precision, preprocessing)
-            certificate = _certificate(graph, written, images, limits, scores, tell)
-            if why := refused(certificate):
-                nothing = "to compare" in why
-                remedy = "give images that show something" if nothing else _remedy(precision, preprocessing)
-                raise UserError(str(out), f"not exported: {why}", remedy)
-            record = record.with_certificate(certificate)
-            WRITERS[kind].put(written, record)
-        beside(written).write_text(record.to_json(indent=2) + "\n", encoding="utf-8")
+        free = may_be_free(graph, dynamic_size)
+        try:
+            record = write(free=free)
+        except UserError as error:
+            if not free or dynamic_size:
+                raise
+            tell(f"height and width are fixed, for with free ones: {str(error)[:200]}")
+            record = write(free=False)
+        beside(folder / out.name).write_text(record.to_json(indent=2) + "\n", encoding="utf-8")
         for file in sorted(folder.iterdir()):
             file.replace(out.parent / file.name)
     finally:
@@ -160,40 +170,20 @@ def _written(
     path: Path,
     kind: str,
     precision: str,
-    dynamic_size: bool | None,
-    source: Mapping[str, Any],
-    calibration: Sequence[Any],
-    tell: Tell,
-) -> ExportRecord:
-    """The file without its certificate; returns its record, which is in it."""
-    model = graph.model
-    free = may_be_free(graph, dynamic_size)
-    folded = replace_model(graph, _smaller(model.for_inference(channels_last=False), precision))
-    change = _change(graph, precision, calibration)
-    try:
-        return _recorded(graph, folded, path, kind, precision, change, source, free=free)
-    except UserError as error:
-        if not free or dynamic_size:
-            raise
-        tell(f"height and width are fixed, for the network does not let them be free ({str(error)[:120]})")
-    return _recorded(graph, folded, path, kind, precision, change, source, free=False)
-
-
-def _recorded(
-    graph: Graph,
-    folded: Graph,
-    path: Path,
-    kind: str,
-    precision: str,
-    change: Change | None,
-    source: Mapping[str, Any],
     *,
     free: bool,
+    source: Mapping[str, Any],
+    calibration: Sequence[Any],
+    images: Sequence[Any] | None,
+    bounds: Bounds,
+    scores: Scores | None,
+    tell: Tell,
 ) -> ExportRecord:
-    """The file with its record. One with free sides is asked at the size of the model, another than it was traced with: poolings to
-    a fixed number of cells fail there."""
+    """The file, with height and width ``free`` or not, and its record, which is in it; one that does not agree with the model raises
+    :class:`UserError`. One with free sides is asked at the size of the model, another than it was traced with."""
     model = graph.model
-    found, outputs = _traced(folded, path, kind, precision, change, free=free)
+    folded = replace_model(graph, _smaller(model.folded_copy(), precision))
+    found, outputs = _traced(folded, path, kind, precision, _change(graph, precision, calibration), free=free)
     named = graph.named(**found.example.inputs)
     record = ExportRecord(
         format=kind,
@@ -209,9 +199,18 @@ def _recorded(
         versions=versions(),
     )
     WRITERS[kind].put(path, record)
-    if free:
-        plain = Example.of(graph, dynamic_size=False).inputs
-        open_runtime(path, trusted=True)({name: value.numpy() for name, value in plain.items()})
+    if images is None:
+        if free:
+            plain = Example.of(graph, dynamic_size=False).inputs
+            open_runtime(path, trusted=True)({name: value.numpy() for name, value in plain.items()})
+        return record
+    certificate = _certificate(graph, path, images, bounds, scores, tell)
+    if why := refused(certificate):
+        nothing = "to compare" in why
+        remedy = "give images that show something" if nothing else _remedy(precision, graph.preprocessing)
+        raise UserError(str(path.parents[1] / path.name), f"not exported: {why}", remedy)
+    record = record.with_certificate(certificate)
+    WRITERS[kind].put(path, record)
     return record
 
 

@@ -12,7 +12,7 @@ from effbackbones.errors import UserError
 from effbackbones.export.record import HeadFacts, Port
 from effbackbones.export.resizing import Resizing
 from effbackbones.images.spec import ReadingSpec
-from effbackbones.inference.masks import sure_of
+from effbackbones.inference.thresholds import thresholds_of
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 
@@ -78,8 +78,8 @@ class Graph(nn.Module):
         a mask of each class where they overlap."""
         if self.postprocessing != "answer":
             return found
-        if word == "seg" and (over := sure_of(head)) is not None:
-            return {"masks": (found["probabilities"] > torch.tensor(over)[:, None, None]).to(torch.uint8)}
+        if word == "seg" and (over := thresholds_of(self.model).get(word)) is not None:
+            return {"masks": (found["probabilities"] > torch.tensor(over.values)[:, None, None]).to(torch.uint8)}
         if word == "seg":
             return {"labels": _labels(found["probabilities"])}
         if word == "cls" and head.num_classes > 1:

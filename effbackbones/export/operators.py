@@ -1,9 +1,11 @@
-"""Operators that a graph for ONNX holds as one node, where plain tensor operations would be thousands.
+"""Operators whose translation to ONNX is ours.
 
-A head asks :func:`for_onnx` and calls one; everywhere else, in ``torch.export`` too, it computes with tensors alone.
+Suppression is one node there, where plain tensor operations would be thousands: a head asks :func:`for_onnx` and calls it; everywhere
+else, in ``torch.export`` too, it computes with tensors alone. Pooling to a number of cells is what ONNX lacks, and torch's own
+translation holds the places of the cells in the image it was traced with: at another size it fails, or in OpenVINO answers wrongly.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,4 +64,31 @@ def translations() -> Mapping[Any, Callable[..., Any]]:
         none = op.Expand(op.Constant(value_ints=[0]), shape)
         return op.Cast(op.ScatterND(none, places, ones), to=9)  # to bool
 
-    return {torch.ops.effbackbones.suppress.default: suppress_onnx}
+    def side_mean(maps: Any, axis: int, cells: int) -> Any:
+        """[cells, side] what each place of a side counts in the mean of a cell: of ``side`` places cell i has those from
+        floor(i side / cells) to ceil((i + 1) side / cells)."""
+        side = op.Slice(op.Shape(maps), op.Constant(value_ints=[axis]), op.Constant(value_ints=[axis + 1]))
+        zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+        number = op.Constant(value_ints=[cells])
+        first, after = (
+            op.Unsqueeze(op.Div(top, number), op.Constant(value_ints=[1]))
+            for top in (
+                op.Mul(op.Constant(value_ints=list(range(cells))), side),
+                op.Add(
+                    op.Mul(op.Constant(value_ints=list(range(1, cells + 1))), side), op.Constant(value_ints=[cells - 1])
+                ),
+            )
+        )
+        place = op.Range(zero, op.Squeeze(side), one)
+        inside = op.And(op.GreaterOrEqual(place, first), op.Less(place, after))
+        return op.CastLike(op.Div(op.Cast(inside, to=1), op.Cast(op.Sub(after, first), to=1)), maps)
+
+    def pool_onnx(maps: Any, output_size: Sequence[int]) -> Any:
+        rows, columns = output_size
+        if rows == columns == 1:
+            return op.ReduceMean(maps, op.Constant(value_ints=[2, 3]), keepdims=1)
+        across = op.Transpose(side_mean(maps, 3, columns), perm=[1, 0])
+        return op.MatMul(side_mean(maps, 2, rows), op.MatMul(maps, across))
+
+    pools = torch.ops.aten.adaptive_avg_pool2d.default, torch.ops.aten._adaptive_avg_pool2d.default
+    return {torch.ops.effbackbones.suppress.default: suppress_onnx, **dict.fromkeys(pools, pool_onnx)}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from effbackbones.errors import UserError, nearest
+from effbackbones.images import bytewise
 from effbackbones.images.classsets import IGNORE as IGNORE, Mask as Mask, ignored_in
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+_WASTED = 4
+"""By so much larger than what the window shows may a resized image be before making that part alone is quicker, by another kernel."""
 _REACH = 2  # pixels to either side that the widest filter, bicubic, weighs; more when shrinking, in proportion
 # Four bands go through CMYK: PIL would weight the colours of RGBA with the fourth band.
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
@@ -121,15 +124,23 @@ class ResizePlan:
         return self.original == self.scaled == self.size and self.offset == (0, 0) and not any(self.mirrored)
 
     def apply_image(
-        self, image: Pixels, interpolation: str = "bicubic", fill: Sequence[float] | float = 0, *, exact: bool = True
+        self,
+        image: Pixels,
+        interpolation: str = "bicubic",
+        fill: Sequence[float] | float = 0,
+        *,
+        exact: bool = True,
+        quick: bool = False,
     ) -> Pixels:
         """``image`` [H, W, C] through the plan, same dtype: [size, C]. ``fill``: padding, per channel or one for all.
 
         Interpolation ``nearest``, ``bilinear`` or ``bicubic``; PIL's filters, so antialiased when shrinking. Unless
         ``exact``, only what the window shows is resized: bytes are a level off here and there, and a small crop of a much
-        enlarged image takes no longer than any other.
+        enlarged image takes no longer than any other. ``quick``: bytes by the kernels of :mod:`effbackbones.images.bytewise`.
         """
         self._check(image)
+        if quick and image.dtype == np.uint8 and interpolation in bytewise.MODES:
+            return self._window(self._quickly(image, interpolation), fill)
         image = self._turned(image)
         rows, columns = (part.source for part in self._overlap())
         whole = (rows.stop - rows.start, columns.stop - columns.start) == self.scaled
@@ -137,6 +148,20 @@ class ResizePlan:
             resized = resize(image, self.scaled, interpolation)
             return self._window(resized if whole else resized[rows, columns], fill)
         return self._window(_resize_part(image, self.scaled, rows, columns, interpolation), fill)
+
+    def _quickly(self, image: Pixels, interpolation: str) -> Pixels:
+        """What the window shows of the resized image. It is turned over at the end, where it is smallest."""
+        overlap = self._overlap()
+        rows, columns = (part.source for part in overlap)
+        seen = (rows.stop - rows.start) * (columns.stop - columns.start)
+        if self.scaled[0] * self.scaled[1] > _WASTED * seen:
+            return _resize_part(self._turned(image), self.scaled, rows, columns, interpolation)
+        rows, columns = (
+            slice(side - part.source.stop, side - part.source.start) if turned else part.source
+            for part, side, turned in zip(overlap, self.scaled, self.mirrored, strict=True)
+        )
+        resized = bytewise.resized(image.astype(np.uint8, copy=False), self.scaled, interpolation)
+        return bytewise.mirrored(resized[rows, columns], *self.mirrored)
 
     def apply_mask(self, mask: Mask, fill: int | None = None) -> Mask:
         """Classes ``mask`` [H, W] through the plan by nearest neighbour: [size]. ``fill``: beyond the image; ignored by default."""
@@ -224,7 +249,8 @@ class ResizePlan:
         window: NDArray[Scalar] = np.empty((*self.size, *seen.shape[2:]), seen.dtype)
         row = np.empty(window.shape[1:], seen.dtype)  # copying rows is many times faster than repeating a colour
         row[:] = fill
-        window[:] = row
+        window[:top], window[bottom:] = row, row
+        window[top:bottom, :left], window[top:bottom, right:] = row[:left], row[right:]
         window[top:bottom, left:right] = seen
         return window
 

@@ -1,7 +1,8 @@
 """Files to pixels: the one place that opens an image.
 
 PIL decodes everything: OpenCV fills up truncated files in silence and unpacks decompression bombs, and torchvision's PNG
-decoder crashes the process on damaged files. Anything that is not a whole, sane image raises a :class:`UserError`
+decoder crashes the process on damaged files. (A caller may bring a quicker decoder for JPEG files, to be asked once PIL has read
+the header.) Anything that is not a whole, sane image raises a :class:`UserError`
 naming the file. (TIFF files of bands that are no colours go through tifffile, :mod:`effbackbones.images.tiff`.)
 
 What comes out, by kind of file: EXIF orientation is applied; CMYK, palette, 1-bit and grey become what ``channels`` asks
@@ -13,9 +14,9 @@ Embedded colour profiles are not applied.
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,8 @@ SUFFIXES = frozenset(
 )
 """Endings, in lower case, of the files that :func:`read_image` reads."""
 
+Decoder: TypeAlias = Callable[[bytes], NDArray[np.uint8] | None]
+"""From a whole file to RGB uint8 [H, W, 3] as it is stored, bit for bit what PIL gives; None: PIL is to decode it."""
 FRAMES = ("stop", "first")
 _ANIMATED = ("GIF", "PNG", "WEBP")
 _BANDS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -86,6 +89,7 @@ def read_image(
     depth: str = "8",
     at_least: Size | None = None,
     frames: str = "first",
+    jpeg: Decoder | None = None,
 ) -> Pixels:
     """Pixels [H, W, channels] of an image file, by path or in memory (:class:`effbackbones.images.opening.Encoded`): uint8, or uint16
     where ``depth`` is ``native`` and the file has 16 bits.
@@ -95,7 +99,8 @@ def read_image(
     bands of a TIFF file that are not colours and alpha alone (:func:`effbackbones.images.tiff.read_bands`).
     ``exif``: ``apply`` turns the image upright, ``ignore`` gives it as stored. ``at_least`` (H, W): a JPEG may be decoded
     at 1/2, 1/4 or 1/8 of its size as long as neither side falls below; twice what is needed leaves a later antialiased
-    resize good. ``frames``: an animation gives its ``first`` frame, or is refused (``stop``).
+    resize good. ``frames``: an animation gives its ``first`` frame, or is refused (``stop``). ``jpeg`` is asked first for the pixels of
+    JPEG files in RGB at full size.
     Raises :class:`UserError` for anything that cannot be read whole, and above ``max_pixels``, which is compared with the
     header before anything is decoded.
     """
@@ -127,7 +132,22 @@ def read_image(
         if at_least is not None and image.format in ("JPEG", "MPO"):
             height, width = at_least
             image.draft(None, (height, width) if orientation_of(image) > 4 and exif == "apply" else (width, height))
+        if jpeg is not None and channels == 3 and (pixels := _decoded_by(jpeg, image, exif)) is not None:
+            return pixels
         return _decode(path, image, exif, channels, depth)
+
+
+def _decoded_by(jpeg: Decoder, image: ImageFile.ImageFile, exif: str) -> Pixels | None:
+    """The pixels of a JPEG file by ``jpeg``, where they are to come as they are stored and at full size."""
+    full = (
+        image.format in ("JPEG", "MPO") and image.mode == "RGB" and image.decoderconfig in ((), (1, 0))
+    )  # no draft of it
+    if not full or (exif == "apply" and orientation_of(image) != 1):
+        return None
+    assert image.fp is not None
+    image.fp.seek(0)
+    pixels = jpeg(image.fp.read())
+    return pixels if pixels is not None and pixels.shape == (image.height, image.width, 3) else None
 
 
 def _by_pil(layout: Layout, channels: int, depth: str) -> bool:

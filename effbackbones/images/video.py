@@ -5,6 +5,7 @@ there of a damaged one comes, and :attr:`Video.fault` says afterwards what was n
 """
 
 import heapq
+import importlib.util
 import os
 import re
 import stat
@@ -124,6 +125,17 @@ def is_video(path: str | Path) -> bool:
     if head[:4] in (b"\x1aE\xdf\xa3", b"OggS") or head[:3] == b"FLV" or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
         return True
     return is_video_name(str(path)) and not head.startswith(_PICTURES)
+
+
+def is_film(path: str | Path) -> bool:
+    """Whether a file of a folder, which nobody named, is a video: by its name and by its first bytes. Those that say nothing do for
+    names that no other files have (``.ts`` is TypeScript's too)."""
+    if not (is_video_name(str(path)) and is_video(path)):
+        return False
+    if not str(path).lower().endswith((".ts", ".mts")):
+        return True
+    with open(path, "rb") as file:
+        return b"G" in file.read(5)[::4]  # packets begin with it, or a time of four bytes is before
 
 
 class Video:
@@ -342,3 +354,8 @@ def import_av(name: str) -> Any:
     except ImportError:
         raise UserError(name, "videos need PyAV", _NEEDS) from None
     return av
+
+
+def has_av() -> bool:
+    """Whether PyAV is installed."""
+    return importlib.util.find_spec("av") is not None

@@ -17,9 +17,10 @@ from effbackbones.images.geometry import IGNORE
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.boxes import FoundBoxes, restore_boxes
 from effbackbones.inference.finite import NOT_FINITE, REMEDY, finite_rows
-from effbackbones.inference.masks import Segmented, mask_of_tiles, restore_mask, sure_of
+from effbackbones.inference.masks import Segmented, mask_of_tiles, restore_mask
 from effbackbones.inference.preparing import Placed
 from effbackbones.inference.results import RESULTS, Boxes, Classes, Mask, Masks, Result, Values
+from effbackbones.inference.thresholds import BOXES, SURE, thresholds_of
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 
@@ -31,7 +32,8 @@ Answer = Result | dict[str, Result] | UserError
 
 @dataclass(frozen=True)
 class Wishes:
-    """How results are wanted: ``threshold`` (a score, or None for what the task takes), ``top_k`` of an image, ``probabilities``
+    """How results are wanted: ``threshold`` (a score, or None for the model's own,
+    :mod:`effbackbones.inference.thresholds`), ``top_k`` of an image, ``probabilities``
     (of every class in every pixel)."""
 
     threshold: float | None = None
@@ -74,7 +76,7 @@ def answers(
     fine = [True] * len(batch)
     if reading.tile is not None and model.head.task == "seg":
         keep, overlap = wishes.probabilities, reading.tile_overlap
-        over = sure_of(model.head, wishes.threshold)
+        over = over_of(model, "seg", wishes)
         found: Any = [
             mask_of_tiles(model, image, reading.tile, overlap, batch_size, keep=keep, over=over) for image in images
         ]
@@ -82,6 +84,12 @@ def answers(
         found, fine = asked(model, images, batch)
     rows = results_of(model, found, batch, classes, wishes)
     return [row if ok else not_finite(one) for row, ok, one in zip(rows, fine, batch, strict=True)]
+
+
+def over_of(model: Model, word: str, wishes: Wishes) -> tuple[float, ...] | None:
+    """The thresholds of the classes of a model's head; None where it has none."""
+    found = thresholds_of(model, wishes.threshold).get(word)
+    return None if found is None else found.values
 
 
 def device_of(model: Model) -> torch.device:
@@ -104,8 +112,12 @@ def results_of(model: Model, found: Any, batch: Sequence[Placed], classes: Any, 
     """Results of images by what a head predicts of them; of several heads by task."""
     head: Any = model.head
     if not isinstance(head, MultiHead):
-        return list(_of_task(head, head.task, found, batch, classes, wishes))
-    parts = {word: _of_task(head.heads[word], word, found[word], batch, classes[word], wishes) for word in found}
+        over = over_of(model, head.task, wishes)
+        return list(_of_task(head, head.task, found, batch, classes, wishes, over))
+    parts = {
+        word: _of_task(head.heads[word], word, found[word], batch, classes[word], wishes, over_of(model, word, wishes))
+        for word in found
+    }
     return [_by_task({word: rows[row] for word, rows in parts.items()}) for row in range(len(batch))]
 
 
@@ -125,11 +137,17 @@ def _by_task(found: dict[str, Result | UserError]) -> Answer:
 
 
 def _of_task(
-    head: Any, task: str, found: Any, batch: Sequence[Placed], classes: tuple[str, ...], wishes: Wishes
+    head: Any,
+    task: str,
+    found: Any,
+    batch: Sequence[Placed],
+    classes: tuple[str, ...],
+    wishes: Wishes,
+    over: tuple[float, ...] | None,
 ) -> list[Result | UserError]:
-    """The results of one head."""
+    """The results of one head, whose classes count from ``over`` on."""
     if task in _MAKERS and task not in RESULTS:
-        return _MAKERS[task](head, found, batch, classes, wishes)
+        return _MAKERS[task](head, found, batch, classes, wishes, over)
     rows: list[Result | UserError] = []
     for row, one in enumerate(batch):
         mine = pytree.tree_map(lambda tensor, row=row: tensor[row].detach().cpu(), found)
@@ -141,15 +159,20 @@ def _of_task(
 
 
 def _classes(
-    head: Any, found: Tensor, batch: Sequence[Placed], classes: tuple[str, ...], wishes: Wishes
+    head: Any,
+    found: Tensor,
+    batch: Sequence[Placed],
+    classes: tuple[str, ...],
+    wishes: Wishes,
+    over: tuple[float, ...] | None,
 ) -> list[Result | UserError]:
     several = bool(getattr(head, "multilabel", False))
-    limit = 0.5 if wishes.threshold is None else wishes.threshold
+    limits = over or (SURE if wishes.threshold is None else wishes.threshold,) * len(classes)
     rows: list[Result | UserError] = []
     for one, values in zip(batch, found.detach().float().cpu().numpy(), strict=True):
         if np.isfinite(values).all():
             about = (one.source.name, one.plan.original, classes, one.source)
-            rows.append(Classes(*about, values.copy(), several, limit, wishes.top_k))
+            rows.append(Classes(*about, values.copy(), several, limits, wishes.top_k))
         else:
             rows.append(not_finite(one))
     return rows
@@ -161,6 +184,7 @@ def _boxes(
     batch: Sequence[Placed],
     classes: tuple[str, ...],
     wishes: Wishes,
+    over: tuple[float, ...] | None,
 ) -> list[Result | UserError]:
     """``found``: detections of the images that the network got, or boxes of the original ones."""
     if isinstance(found, Detections):
@@ -174,14 +198,18 @@ def _boxes(
         order = chosen[np.argsort(-boxes.scores[chosen], kind="stable")][: wishes.top_k]
         arrays = boxes.corners[order], boxes.scores[order], boxes.labels[order]
         about = (one.source.name, one.plan.original, classes, one.source)
-        rows.append(Boxes(*about, *arrays, wishes.threshold))
+        rows.append(Boxes(*about, *arrays, over[0] if over else BOXES))
     return rows
 
 
 def _masks(
-    head: Any, found: Any, batch: Sequence[Placed], classes: tuple[str, ...], wishes: Wishes
+    head: Any,
+    found: Any,
+    batch: Sequence[Placed],
+    classes: tuple[str, ...],
+    wishes: Wishes,
+    over: tuple[float, ...] | None,
 ) -> list[Result | UserError]:
-    over = sure_of(head, wishes.threshold)
     names = ("background", "foreground") if len(classes) == 1 and over is None else classes
     rows: list[Result | UserError] = []
     for one, scores in zip(batch, found, strict=True):

@@ -107,6 +107,14 @@ def explain(
     return Explanation(one.source.name, plan.original, word, wanted, names[wanted], level, heat.numpy())
 
 
+def levels_of(model: Model) -> dict[str, list[str]]:
+    """The maps that can explain each task, coarsest first; none of an exported file."""
+    if isinstance(model, ExportedModel):
+        return {}
+    heads = dict(getattr(model.head, "heads", {model.head.task: model.head}).items())
+    return {word: [*reversed(head.spec.names)] for word, head in heads.items()}
+
+
 def _head_of(model: Model, task: str | None) -> tuple[str, Head]:
     """The task to explain, and its head."""
     heads = dict(getattr(model.head, "heads", {model.head.task: model.head}).items())

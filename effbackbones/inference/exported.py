@@ -13,8 +13,8 @@ from effbackbones.contracts import Backbone, Detections, FeatureSpec, Head, Imag
 from effbackbones.errors import UserError
 from effbackbones.export.record import ExportRecord, HeadFacts
 from effbackbones.images.pixels import require_batch, to_unit
-from effbackbones.inference.masks import SURE
 from effbackbones.inference.runtimes import Runtime, open_runtime
+from effbackbones.inference.thresholds import SURE
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 
@@ -98,8 +98,23 @@ class ExportedModel(Model):
         ]
         return self.head(features, sizes or ImageSizes.of(images))
 
-    def for_inference(self, *, channels_last: bool = True, compile: bool = False) -> Self:
-        """Itself: the graph is what it is."""
+    def for_inference(
+        self,
+        dtype: torch.dtype | str | None = None,
+        backend: str = "auto",
+        *,
+        threads: int | None = None,
+        mode: str = "latency",
+    ) -> Self:
+        """Itself: the graph is what it is. What would change it raises :class:`UserError`."""
+        for name, value in (
+            ("dtype", dtype),
+            ("backend", None if backend == "auto" else backend),
+            ("threads", threads),
+        ):
+            if value is not None:
+                what = f"{value} is not for {self.runtime.path}, which is run by {self.runtime.name} as it is"
+                raise UserError(name, what, "leave it out, or take the checkpoint that it was exported from")
         return self
 
 

@@ -41,6 +41,12 @@ class FiniteWatch:
         if rows is not None:
             self._calls.append(~rows)
 
+    def look_at_model(self, model: Any, arguments: Any, raw: Any) -> None:
+        """Hook on the forward pass of a model, whose head may not be called."""
+        rows = _fine(raw, len(arguments[0]))
+        if rows is not None:
+            self._calls.append(~rows)
+
 
 def finite_rows(raw: Any, batch: int) -> list[bool]:
     """For each image of a batch whether the raw output of a head is finite for it. Waits for the device."""
@@ -71,7 +77,8 @@ def _leaves(tree: Any) -> Iterator[Tensor]:
 def finite_watch(model: Model) -> Iterator[FiniteWatch]:
     """Inside, the raw output of ``model``'s head is looked at."""
     watch = FiniteWatch()
-    handle = model.head.register_forward_hook(watch.look)
+    plain = model.runner is None
+    handle = model.head.register_forward_hook(watch.look) if plain else model.register_forward_hook(watch.look_at_model)
     try:
         yield watch
     finally:

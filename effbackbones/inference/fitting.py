@@ -57,11 +57,11 @@ class Fitting:
             return ResizePlan.letterbox(original, room)
         return ResizePlan.center_crop(original, self.size, self.crop_fraction, squash=self.mode == "squash")
 
-    def __call__(self, image: Pixels) -> tuple[Pixels, ResizePlan]:
-        """``image`` [H, W, C] at its size, and the plan that leads back."""
+    def __call__(self, image: Pixels, *, quick: bool = False) -> tuple[Pixels, ResizePlan]:
+        """``image`` [H, W, C] at its size, and the plan that leads back; ``quick`` as of :meth:`ResizePlan.apply_image`."""
         height, width = image.shape[:2]
         plan = self.plan((height, width))
-        return plan.apply_image(image, self.interpolation, fill_of(image, self.mean).tolist()), plan
+        return plan.apply_image(image, self.interpolation, fill_of(image, self.mean).tolist(), quick=quick), plan
 
 
 def room_of(original: Size, size: Size, divisor: int) -> Size:

@@ -1,9 +1,9 @@
 """Segmentations in pixels of the original images: probabilities are restored, and only then the most probable class is taken, or
 those that are probable enough."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,16 +25,23 @@ class Segmented:
     0.5. Of a head whose classes overlap int32 [H, W]: the set (:mod:`effbackbones.images.classsets`) of those whose probability is
     over the head's threshold, or another that was asked for. ``confidence`` float32 [H, W]: the probability of that class, of a set the
     least that its classes and those it lacks are right by; NaN where the probability of any class is not finite, and where the label
-    means nothing. ``probabilities`` float16 [K, H, W] in main memory, where they were to be kept.
+    means nothing. ``probabilities`` float16 [K, H, W] in main memory, where they were to be kept. ``samples`` float16 [K, h, w], of sets:
+    the probabilities of every :attr:`step`-th row and column, for whoever looks for thresholds.
     """
 
     labels: Tensor
     confidence: Tensor
     probabilities: Tensor | None = None
+    samples: Tensor | None = None
+
+    @property
+    def step(self) -> int:
+        """How far apart :attr:`samples` are, so that an image has about :data:`SAMPLED` of them."""
+        height, width = self.labels.shape
+        return max(1, math.isqrt(height * width // SAMPLED))
 
 
-SURE = 0.5
-"""Probability over which a class is there that may overlap others, where its head says nothing else."""
+SAMPLED = 2**16
 
 
 def restore_mask(
@@ -142,15 +149,6 @@ def _mean_rows(views: Sequence[tuple[Tensor, ResizePlan]], top: int, bottom: int
     return total if len(views) == 1 else total / len(views)
 
 
-def sure_of(head: Any, threshold: float | None = None) -> tuple[float, ...] | None:
-    """Over which probability each class of ``head`` is there: its own ``thresholds``, unless another is asked for; None where a pixel
-    has one class, the most probable."""
-    if not getattr(head, "multilabel", False):
-        return None
-    own: tuple[float, ...] = getattr(head, "thresholds", (SURE,) * head.num_classes)
-    return own if threshold is None else (threshold,) * head.num_classes
-
-
 def _collected(
     size: Size,
     bands: Iterable[tuple[int, Tensor]],
@@ -163,11 +161,14 @@ def _collected(
     labels = torch.empty(size, dtype=torch.uint8 if over is None else torch.int32, device=device)
     confidence = torch.empty(size, dtype=torch.float32, device=device)
     kept: list[Tensor] = []
+    sampled: list[Tensor] = []
+    found = Segmented(labels, confidence)
     for top, band in bands:
         if keep:
             kept.append(band.half().cpu())
         bottom = top + band.shape[1]
         if over is not None:
+            sampled.append(band[:, -top % found.step :: found.step, :: found.step].half())
             classes, best = _sets(band, over), torch.maximum(band, 1 - band).amin(0)
         elif len(band) == 1:
             classes, best = band[0] > 0.5, torch.maximum(band[0], 1 - band[0])
@@ -176,7 +177,11 @@ def _collected(
         labels[top:bottom] = classes
         confidence[top:bottom] = torch.where(band.sum(0).isfinite(), best, torch.nan)
         del band, best  # before the next one is made
-    return Segmented(labels, confidence, torch.cat(kept, 1) if keep else None)
+    return replace(
+        found,
+        probabilities=torch.cat(kept, 1) if keep else None,
+        samples=torch.cat(sampled, 1) if sampled else None,
+    )
 
 
 def _sets(band: Tensor, over: Sequence[float]) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor
 from effbackbones.contracts import Detections
 from effbackbones.errors import UserError
 from effbackbones.images.spec import ReadingSpec
-from effbackbones.inference.answering import Wishes, asked, device_of, not_finite
+from effbackbones.inference.answering import Wishes, asked, device_of, not_finite, over_of
 from effbackbones.inference.boxes import FoundBoxes, clipped, unbatched
 from effbackbones.inference.fusing import fuse_boxes
-from effbackbones.inference.masks import mask_of_tiled_views, mask_of_views, sure_of
+from effbackbones.inference.masks import mask_of_tiled_views, mask_of_views
 from effbackbones.inference.preparing import Placed, Prepared
 from effbackbones.inference.results import Failed
 from effbackbones.inference.slicing import merge_slices
@@ -97,18 +97,29 @@ def _of_heads(model: Model, found: list[Any], views: Sequence[Placed], looks: Lo
     """What each head's predictions of the views of an image make together, or what is wrong with them."""
     head: Any = model.head
     if not isinstance(head, MultiHead):
-        return _of_head(head, found, views, looks, wishes)
-    parts = {word: _of_head(head.heads[word], [one[word] for one in found], views, looks, wishes) for word in found[0]}
+        return _of_head(head, found, views, looks, wishes, over_of(model, head.task, wishes))
+    parts = {
+        word: _of_head(
+            head.heads[word], [one[word] for one in found], views, looks, wishes, over_of(model, word, wishes)
+        )
+        for word in found[0]
+    }
     wrong = [one for one in parts.values() if isinstance(one, UserError)]
     return wrong[0] if wrong else parts
 
 
-def _of_head(head: Any, found: list[Any], views: Sequence[Placed], looks: Looks, wishes: Wishes) -> Any:
+def _of_head(
+    head: Any,
+    found: list[Any],
+    views: Sequence[Placed],
+    looks: Looks,
+    wishes: Wishes,
+    over: tuple[float, ...] | None,
+) -> Any:
     if head.task == "cls":
         return torch.stack([one.detach().float() for one in found]).mean(0)
     if head.task == "seg":
         pairs = [(one.detach(), view.plan) for one, view in zip(found, views, strict=True)]
-        over = sure_of(head, wishes.threshold)
         return mask_of_views(pairs, keep=wishes.probabilities, name=views[0].source.name, over=over)
     if not all(one.finite.all() for one in found):
         return not_finite(views[0])
@@ -156,7 +167,7 @@ def _tiled(
     """The classes of an image from looks that are predicted in tiles."""
     assert reading.tile is not None
     pairs = [(image, view.plan) for image, view in zip(found, views, strict=True)]
-    over = sure_of(model.head, wishes.threshold)
+    over = over_of(model, "seg", wishes)
     return mask_of_tiled_views(
         model, pairs, reading.tile, reading.tile_overlap, batch_size, keep=wishes.probabilities, over=over
     )

@@ -28,6 +28,7 @@ from effbackbones.inference.inputs import ImageSource, is_one, source_of
 from effbackbones.inference.merging import Merged, merge_looks
 from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared
 from effbackbones.inference.results import Failed
+from effbackbones.inference.thresholds import Thresholds, thresholds_of
 from effbackbones.inference.views import Preparation, Slices, Views, looks_of
 from effbackbones.model import Model
 
@@ -44,8 +45,9 @@ class Predictor:
     another process.
 
     ``source``: a model file, a run folder (its best weights are taken), or a :class:`Model`, which is put on the device and into
-    eval mode. ``device``: ``auto`` takes a GPU where there is one. ``threshold``: boxes below it are left out; of several labels
-    those that are told; in masks of one channel where foreground begins, of several below which a pixel has no class, of classes that
+    eval mode. ``device``: ``auto`` takes a GPU where there is one. ``threshold``: in the place of the model's own (:attr:`thresholds`):
+    boxes below it are left out; of several labels those that are there;
+    in masks of one channel where foreground begins, of several below which a pixel has no class, of classes that
     overlap over which each is there. ``top_k``: so many classes or boxes of an image at most. ``batch_size``: images that the network
     gets at once (8). ``probabilities``: masks come with those of all classes. ``on_error``: ``return`` gives a :class:`Failed` for an
     image that cannot be read or predicted. ``precision``: ``auto`` is that of the commands, bf16 on a GPU. ``max_pixels``: larger
@@ -55,6 +57,9 @@ class Predictor:
     (:class:`effbackbones.inference.views.Views`). ``slices``, of detectors: large images piece by piece, ``640`` pixels of it in square,
     ``640,128`` with an overlap, ``640,128,whole`` with a look at all of it for what fits in no slice
     (:class:`effbackbones.inference.views.Slices`; :mod:`effbackbones.inference.slicing` says what is promised).
+
+    ``backend`` and ``dtype``: the answers are those of a copy for inference (:meth:`effbackbones.Model.for_inference`, ``auto`` where
+    ``dtype`` alone is given); None: of the model as it is.
 
     Raises :class:`UserError` for what is no model, and for arguments that the task has no use for.
     """
@@ -74,6 +79,8 @@ class Predictor:
         fit: Fit | None = None,
         tta: str | bool | Views | None = None,
         slices: str | int | Slices | None = None,
+        backend: str | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> None:
         model = _model(source)
         if on_error not in ("raise", "return"):
@@ -93,6 +100,9 @@ class Predictor:
         self.asked_device = device
         self.device = device_of(device)
         self.model = model.to(self.device).eval()
+        if backend is not None or dtype is not None:
+            self.model = model = faster(self.model, backend, dtype, precision)
+            self.precision = precision if dtype is None else "fp32"
         self.classes: Any = model.classes or _numbered(model.head)
         self.fit = fit or fitting_of(model, self.reading)
         self.looks = looks_of(self.fit, tta, slices, model)
@@ -135,6 +145,19 @@ class Predictor:
     def __repr__(self) -> str:
         config = self.model.config
         return f"Predictor({self.task}: {config.get('backbone')} + {config.get('head')}, {self.device})"
+
+    @property
+    def thresholds(self) -> dict[str, Thresholds]:
+        """From which scores on boxes count, and classes that may be there together, by task: those that were asked for, else the
+        model's own (:mod:`effbackbones.inference.thresholds`). Empty where the most probable class is the answer."""
+        return thresholds_of(self.model, self.wishes.threshold)
+
+    def told_thresholds(self) -> list[str]:
+        """The same in a line for each task."""
+        several = isinstance(self.classes, Mapping)
+        return [
+            one.told(word, self.classes[word] if several else self.classes) for word, one in self.thresholds.items()
+        ]
 
     def limited(self, threshold: float | None = None, top_k: int | None = None) -> "Predictor":
         """The same predictor, of the same model, with other limits. Raises :class:`UserError` where the task has no use for them."""
@@ -243,6 +266,15 @@ class Predictor:
 
 
 load_predictor = Predictor
+
+
+def faster(model: Model, backend: str | None, dtype: torch.dtype | str | None, precision: str) -> Model:
+    """A copy for inference. Autocast to bf16, which graphs know nothing of, raises :class:`UserError` on a CPU, unless ``dtype`` says what
+    is to be computed in."""
+    if dtype is None and precision in ("bf16", "fp16") and next(model.parameters()).device.type == "cpu":
+        what = f"{precision} is autocast, which a copy for inference knows nothing of"
+        raise UserError("precision", what, "leave it at fp32, and ask for dtype bfloat16")
+    return model.for_inference(dtype, backend or "auto")
 
 
 def _model(source: str | PathLike[str] | Model) -> Model:

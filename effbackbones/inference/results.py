@@ -19,9 +19,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.classsets import set_of
 from effbackbones.images.geometry import Pixels, Size
 from effbackbones.images.video import Moment
-
-DRAWN = 0.3
-"""Score from which boxes are drawn where no threshold is given."""
+from effbackbones.inference.thresholds import BOXES, SURE
 
 
 class Original(Protocol):
@@ -65,11 +63,12 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Classes(Result):
-    """``probabilities`` float32 [K] of the ``classes``. ``multilabel``: several may be right, and each stands for itself."""
+    """``probabilities`` float32 [K] of the ``classes``. ``multilabel``: several may be right, and each stands for itself; those are there
+    whose probability is at least its of the K ``thresholds``."""
 
     probabilities: NDArray[np.float32]
     multilabel: bool = False
-    threshold: float = 0.5
+    thresholds: tuple[float, ...] = ()
     top_k: int | None = None
 
     @property
@@ -94,21 +93,25 @@ class Classes(Result):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes whose probability is at least the threshold, the most probable first: those that are there, of several labels."""
-        return tuple(self.classes[label] for label in self.order if self.probabilities[label] >= self.threshold)
+        """The classes whose probability is at least their threshold, the most probable first: those that are there, of several labels."""
+        return tuple(self.classes[label] for label in self._there())
+
+    def _there(self) -> list[int]:
+        over = self.thresholds or (SURE,) * len(self.classes)
+        return [label for label in self.order.tolist() if self.probabilities[label] >= over[label]]
 
     def to_dict(self) -> dict[str, Any]:
         rows = [(self.classes[label], int(label), float(self.probabilities[label])) for label in self.order]
         found = [{"class": name, "label": label, "probability": value} for name, label, value in rows]
-        return {**self._head(), "classes": len(self.classes), "multilabel": self.multilabel, "predictions": found}
+        told = {**self._head(), "classes": len(self.classes), "multilabel": self.multilabel}
+        if self.multilabel:  # of several labels those that are there
+            told |= {"there": list(self.names)}
+            found = [row | {"threshold": self.thresholds[row["label"]]} for row in found] if self.thresholds else found
+        return told | {"predictions": found}
 
     def draw(self, at_most: int | None = None) -> Image.Image:
         height, width = self.size
-        shown = (
-            [row for row in self.order if self.probabilities[row] >= self.threshold]
-            if self.multilabel
-            else [self.label]
-        )
+        shown = self._there() if self.multilabel else [self.label]
         text = ", ".join(f"{self.classes[row]} {self.probabilities[row]:.2f}" for row in shown) or "none"
         whole = np.array([[0, 0, width, height]], np.float64)
         return Image.fromarray(draw_boxes(self.original(), whole, [text], [self.label], at_most=at_most))
@@ -116,12 +119,13 @@ class Classes(Result):
 
 @dataclass(frozen=True, eq=False)
 class Boxes(Result):
-    """``boxes`` float64 [n, 4] xyxy in pixels, ``scores`` float64 [n] in descending order, ``labels`` int64 [n] in 0..K-1."""
+    """``boxes`` float64 [n, 4] xyxy in pixels, ``scores`` float64 [n] in descending order, ``labels`` int64 [n] in 0..K-1.
+    ``threshold``: the score from which boxes count as found, and are drawn; those below it are here too, unless it was asked for."""
 
     boxes: NDArray[np.float64]
     scores: NDArray[np.float64]
     labels: NDArray[np.int64]
-    threshold: float | None = None
+    threshold: float = BOXES
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -136,10 +140,10 @@ class Boxes(Result):
         found = [
             {"box": box, "score": score, "label": label, "class": self.classes[label]} for box, score, label in rows
         ]
-        return {**self._head(), "boxes": found}
+        return {**self._head(), "threshold": self.threshold, "boxes": found}
 
     def draw(self, at_most: int | None = None) -> Image.Image:
-        shown = self.scores >= (DRAWN if self.threshold is None else self.threshold)
+        shown = self.scores >= self.threshold
         pairs = zip(self.labels[shown], self.scores[shown], strict=True)
         texts = [f"{self.classes[label]} {score:.2f}" for label, score in pairs]
         drawn = draw_boxes(self.original(), self.boxes[shown], texts, self.labels[shown], at_most=at_most)

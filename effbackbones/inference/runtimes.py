@@ -66,17 +66,7 @@ class OnnxRuntime(Runtime):
     name = "onnxruntime"
 
     def _open(self) -> None:
-        runtime = imported("onnxruntime", self.path)
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # which starves what else runs
-        options.log_severity_level = 3
-        there = runtime.get_available_providers()
-        providers = [one for one in ("CUDAExecutionProvider", "CPUExecutionProvider") if one in there]
-        try:
-            self._session = runtime.InferenceSession(str(self.path), options, providers=providers)
-        except Exception as error:  # onnxruntime's own, of several kinds
-            raise _unreadable(self.path, "ONNX", error) from None
+        self._session = onnx_session(self.path)
         told = self._session.get_modelmeta().custom_metadata_map
         self.record = ExportRecord.of(told.get(KEY), self.path)
         self._names = [one.name for one in self._session.get_outputs()]
@@ -100,12 +90,10 @@ class OpenVino(Runtime):
         except Exception as error:  # openvino's own
             raise _unreadable(self.path, "OpenVINO", error) from None
         self.record = ExportRecord.of(text, self.path)
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        self._compiled = core.compile_model(model, "CPU", options)
+        self._requests = Requests(core.compile_model(model, "CPU", openvino_options()))
 
     def _run(self, inputs: Arrays) -> Arrays:
-        found = self._compiled(dict(inputs))
-        return {output.get_any_name(): np.array(value) for output, value in found.items()}
+        return self._requests(inputs)
 
 
 class TorchProgram(Runtime):
@@ -127,6 +115,52 @@ class TorchProgram(Runtime):
     def _run(self, inputs: Arrays) -> Arrays:
         found = self._program(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()))
         return {port.name: value.numpy() for port, value in zip(self.record.outputs, found, strict=True)}
+
+
+def onnx_session(path: Path, *, threads: int | None = None, cpu: bool = False) -> Any:
+    """A session of onnxruntime: on a GPU where its package has one, unless it is to be on the ``cpu``; on as many ``threads`` as torch
+    uses where None. Raises :class:`UserError` for a file that it cannot open."""
+    runtime = imported("onnxruntime", path)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # which starves what else runs
+    options.log_severity_level = 3
+    there = () if cpu else runtime.get_available_providers()
+    providers = [one for one in ("CUDAExecutionProvider",) if one in there]
+    try:
+        return runtime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own, of several kinds
+        raise _unreadable(path, "ONNX", error) from None
+
+
+def openvino_options(precision: str = "f32", threads: int | None = None, mode: str = "latency") -> dict[str, Any]:
+    """How OpenVINO compiles for a CPU: in ``f32`` unless said otherwise, for by itself it takes bf16 where the processor has it."""
+    return {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+        "PERFORMANCE_HINT": mode.upper(),
+    }
+
+
+class Requests:
+    """A model that OpenVINO compiled, to be asked from several threads: a request can be in one place at a time."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._idle: list[Any] = []
+        self.names = [output.get_any_name() for output in compiled.outputs]
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """Outputs by name."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        found = request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+        # Copies, for the memory is the request's, which is asked again.
+        outputs = {name: np.array(found[place]) for place, name in enumerate(self.names)}
+        self._idle.append(request)
+        return outputs
 
 
 RUNTIMES: dict[str, type[Runtime]] = {"onnx": OnnxRuntime, "torch_export": TorchProgram, "openvino": OpenVino}

@@ -115,7 +115,8 @@ def _files_of_form(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
         ended = True
 
     try:
-        parser = MultipartParser(boundary, {**parts.callbacks(), "on_end": end})
+        callbacks: Any = {**parts.callbacks(), "on_end": end}
+        parser = MultipartParser(boundary, callbacks)
         parser.write(body)
         parser.finalize()
     except (ParseError, ValueError) as error:

@@ -14,8 +14,10 @@ import numpy as np
 
 from effbackbones.errors import UserError
 from effbackbones.images.opening import Encoded
+from effbackbones.inference.explaining import levels_of
 from effbackbones.inference.predictor import READERS, Predictor
 from effbackbones.inference.results import Failed
+from effbackbones.inference.thresholds import IDLE_THRESHOLD
 from effbackbones.serving.batching import Batcher
 from effbackbones.serving.figures import Figures
 from effbackbones.serving.limits import Limits, Room
@@ -144,6 +146,8 @@ class Service:
             "head": model.config.get("head"),
             "classes": self.predictor.classes,
             "image_size": list(model.image_spec.size),
+            "thresholds": {word: list(one.values) for word, one in self.predictor.thresholds.items()},
+            "levels": levels_of(model),
             "provenance": told,
             "limits": {
                 "max_bytes": self.limits.max_bytes,
@@ -170,10 +174,8 @@ class Service:
 
 def _heeded(predictor: Predictor) -> Predictor:
     """The predictor, if all that it was told shows in what is answered."""
-    if predictor.wishes.threshold is not None and predictor.task == "cls":
-        raise UserError(
-            "threshold", "is for boxes and masks; classes are answered with their probabilities", "leave it out"
-        )
+    if predictor.wishes.threshold is not None and predictor.task == "cls" and not predictor.thresholds:
+        raise UserError("threshold", IDLE_THRESHOLD, "leave it out")
     return predictor
 
 

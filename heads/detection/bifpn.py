@@ -99,6 +99,9 @@ class Projection(ConvNorm):
 class SeparableConv(Foldable):
     """3x3 depthwise, then 1x1 convolution with bias, then batch norm if ``norm``; no activation."""
 
+    exact: bool = False
+    """Whether it computes in float32 where the rest of the network does not."""
+
     def __init__(self, in_channels: int, out_channels: int, *, norm: bool) -> None:
         super().__init__()
         self.depthwise = convolution(in_channels, in_channels, 3, padding=NUMERICS.padding, groups=in_channels)

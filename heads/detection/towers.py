@@ -39,6 +39,7 @@ class Tower(Foldable):
         )
         self.act = activation_layer(activation)
         self.predict = SeparableConv(channels, anchors * outputs, norm=False)
+        self.predict.exact = True
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 _init_fan_in(module)
@@ -65,9 +66,10 @@ class Tower(Foldable):
         return self._predicted(x)
 
     def _predicted(self, x: Tensor) -> Tensor:
-        """The last layer, in float32 under autocast too: with the 8 bits of bfloat16 most scores of an image would tie."""
+        """The last layer, in float32 under autocast, and behind layers of bfloat16, too: with its 8 bits most scores of an image would
+        tie."""
         if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # which knows no device without values
-            out: Tensor = self.predict(x)
+            out: Tensor = self.predict(x.to(next(self.predict.parameters()).dtype))
             return out
         with torch.autocast(x.device.type, enabled=False):
             exact: Tensor = self.predict(x.float())

@@ -1,6 +1,6 @@
 """Parts of smp's decoders with fewer passes over memory; names in the state dict, numbers and results are theirs."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from segmentation_models_pytorch.base.modules import Conv2dReLU
@@ -13,6 +13,9 @@ from effbackbones.backbones import passes
 
 class ConvNormReLU(nn.Sequential):
     """smp's: convolution, batch norm, ReLU."""
+
+    calls_in_order: ClassVar[bool] = True
+    """As a plain one, as far as folding is concerned."""
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, act = self

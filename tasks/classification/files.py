@@ -1,6 +1,6 @@
 """What a prediction of classes leaves: ``predictions.json`` and ``predictions.csv``."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ class PredictionFiles:
     """``predictions.json`` and ``predictions.csv`` (file, rank, class, probability): all classes of each file, the most probable
     first, or of more than :data:`ALL` the first :data:`SHOWN`, unless ``every`` or several may be right, or so many as
     the results are limited to; the file says how many
-    (``written``, of how many classes)."""
+    (``written``, of how many classes). Where several may be right, both say which are there (``there``), and the first what from
+    (``thresholds``)."""
 
     draws = False
 
@@ -28,7 +29,7 @@ class PredictionFiles:
     ) -> None:
         self.out, self.classes, self.multilabel, self.tell = out, classes, multilabel, tell
         self.written = len(classes) if every or multilabel or len(classes) <= ALL else SHOWN
-        self.told = SHOWN
+        self.told, self.thresholds = SHOWN, dict[str, float]()
         self._rows = Spool(out / ".predictions.jsonl.part")
 
     def update(self, results: Sequence[Classes]) -> None:
@@ -40,16 +41,18 @@ class PredictionFiles:
             pairs = zip(result.probabilities[order].tolist(), order.tolist(), strict=True)
             found = [{"class": self.classes[label], "label": label, "probability": score} for score, label in pairs]
             shown = result.moment.to_dict() if result.moment else {}
+            if self.multilabel:
+                shown["there"] = list(result.names)
+                self.thresholds = dict(zip(result.classes, result.thresholds, strict=False))
             self._rows.add({"file": result.source, **shown, "predictions": found})
-            self.tell(
-                f"{result.source}: " + ", ".join(f"{p['class']} {p['probability']:.3f}" for p in found[: self.told])
-            )
+            self.tell(f"{result.source}: {_told(found[: self.told], result.names if self.multilabel else None)}")
 
     def close(self) -> None:
         make_folder(self.out)
         record = {
             "classes": list(self.classes),
             "multilabel": self.multilabel,
+            **({"thresholds": self.thresholds} if self.multilabel else {}),
             "written": f"{self.written} of {len(self.classes)} classes of each image, the most probable first",
         }
         write_parts(self.out / "predictions.json", long_json(record, {"images": self._rows}, 1))
@@ -57,7 +60,18 @@ class PredictionFiles:
         self._rows.close()
 
     def _lines(self) -> Iterator[Sequence[Any]]:
-        yield ["file", "rank", "class", "probability"]
+        yield ["file", "rank", "class", "probability", *(["there"] if self.multilabel else [])]
         for row in self._rows:
             for rank, p in enumerate(row["predictions"], 1):
-                yield [row["file"], rank, p["class"], f"{p['probability']:.6f}"]
+                there = [int(p["class"] in row["there"])] if self.multilabel else []
+                yield [row["file"], rank, p["class"], f"{p['probability']:.6f}", *there]
+
+
+def _told(found: Sequence[Mapping[str, Any]], there: Sequence[str] | None) -> str:
+    """Classes with their probabilities; of several labels those that are there, apart from the others."""
+    texts = {p["class"]: f"{p['class']} {p['probability']:.3f}" for p in found}
+    if there is None:
+        return ", ".join(texts.values())
+    in_it = ", ".join(text for name, text in texts.items() if name in there)
+    others = ", ".join(text for name, text in texts.items() if name not in there)
+    return f"{in_it or 'none'}" + (f" (not there: {others})" if others else "")

@@ -10,7 +10,16 @@ from tasks.classification.metrics import SURE
 from tasks.data.dataset import Dataset
 from tasks.report.page import Report
 from tasks.report.records import Summary
-from tasks.report.skeleton import add_calibration, add_classes, add_confusion, add_training, begun, finished, percent
+from tasks.report.skeleton import (
+    add_calibration,
+    add_classes,
+    add_confusion,
+    add_threshold,
+    add_training,
+    begun,
+    finished,
+    percent,
+)
 
 # One line each, in the order in which they are shown.
 _MEANING = {
@@ -45,6 +54,7 @@ def classification_report(folder: Path, summary: Summary, mistakes: Sequence[Mis
     add_confusion(report, scores)
     add_calibration(report, scores)
     add_classes(report, scores, summary.results.intervals.get(""))
+    add_threshold(report, summary.results)
     if mistakes:
         worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)
         report.gallery("Most confident mistakes", [(m.image, _mistake_text(m)) for m in worst])

@@ -4,7 +4,9 @@ What users' data sets and transforms begin with can be imported from here too, w
 """
 
 import errno
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Self
@@ -216,12 +218,21 @@ def stack_images(samples: Sequence[Sample]) -> tuple[Tensor, ImageSizes]:
             raise UserError(
                 sample.path or sample.id, what, "bring all images to one size, dtype and number of channels"
             )
-    pixels = np.stack([sample.image for sample in samples])
+    pixels = _room_for((len(samples), *first.shape), torch.from_numpy(np.empty(0, first.dtype)).dtype)
+    np.stack([sample.image for sample in samples], out=pixels.numpy())
     height, width = first.shape[:2]
     valid = [sample.plan.valid if sample.plan else (height, width) for sample in samples]
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2), ImageSizes(
-        (height, width), torch.tensor(valid, dtype=torch.int64)
-    )
+    return pixels.permute(0, 3, 1, 2), ImageSizes((height, width), torch.tensor(valid, dtype=torch.int64))
+
+
+def _room_for(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An empty tensor; in a loader process in memory that others see, so that the batch need not be copied there."""
+    if torch.utils.data.get_worker_info() is not None:
+        with suppress(RuntimeError, OSError):  # the loader finds another way, and tells
+            new_shared: Any = torch.UntypedStorage._new_shared  # as torch's own collate does it
+            storage: torch.UntypedStorage = new_shared(math.prod(shape) * dtype.itemsize)
+            return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+    return torch.empty(shape, dtype=dtype)
 
 
 def _kind(image: Pixels) -> str:

@@ -383,6 +383,7 @@ def class_transform(data: DataConfig, spec: "ImageSpec", *, train: bool) -> Clas
         color_jitter=data.color_jitter,
         erasing=data.erasing,
         first=_listed(data),
+        quick=data.resize == "quick",
     )
 
 
@@ -408,6 +409,7 @@ def view_transform(
         size_divisor=size_divisor,
         own_size=data.tile is not None,
         first=_listed(data),
+        quick=data.resize == "quick",
     )
 
 
@@ -453,6 +455,14 @@ def told_of_listed(data: DataConfig, labels: Sequence[str]) -> list[str]:
         f"data.augment: {names}, on each training image as it is read; "
         f"at rest for it: {', '.join(rest) or 'nothing'}; after it: {', '.join([*after, 'resizing'])}"
     ]
+
+
+def told_of_resizing(data: DataConfig) -> list[str]:
+    """In a line, where training images are not resized as those of evaluation are."""
+    if data.resize == "exact":
+        return []
+    text = "training images are resized by torch's kernels, up to two grey levels off those of evaluation"
+    return [f"{text} (data.resize: exact has none)"]
 
 
 def sides(size: int | tuple[int, int] | None) -> Size | None:

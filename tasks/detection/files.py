@@ -19,7 +19,6 @@ from tasks.data.boxes.table import xyxy
 from tasks.data.dataset import Dataset
 from tasks.data.knowledge import ids_of, paths_of
 from tasks.detection.examples import confident
-from tasks.detection.metrics import CONFIDENT
 from tasks.detection.numbering import category_ids, write_categories
 from tasks.detection.results import ImageDetections, SpooledDetections, detections_of, write_results
 from tasks.report.outputs import DrawnVideos, OutputNames, make_folder, stem_of
@@ -65,8 +64,7 @@ class DetectionFiles:
     (:func:`tasks.detection.numbering.write_categories`); tells a line for each image.
 
     The pictures are in original size (tiny ones enlarged, see :func:`draw_boxes`), with boxes of a
-    score of at least ``threshold``; ``why`` it is this is told
-    once, unless results say another. The results file has all boxes, in original pixels, with
+    score of at least their result's ``threshold``. The results file has all boxes, in original pixels, with
     ``category_ids`` (the id of each label), and of images the ids of a data set (:meth:`number_as`) or what
     :func:`tasks.detection.results.write_results` makes of their paths. Images of one name get numbers (``NAME-2.jpg``); a file that
     is not such a picture of an earlier run is never overwritten.
@@ -78,14 +76,12 @@ class DetectionFiles:
         classes: Sequence[str],
         category_ids: Sequence[int],
         tell: Callable[[str], None],
-        threshold: float = CONFIDENT,
-        why: str = "",
         *,
         pictures: bool = True,
         results: bool = True,
     ) -> None:
         self.out, self.classes, self.category_ids, self.tell = out, classes, category_ids, tell
-        self.threshold, self.why, self.draws, self.results = threshold, why, pictures, results
+        self.draws, self.results = pictures, results
         self._ids: Mapping[str, str] = {}
         self._detections = SpooledDetections(out / ".predictions.jsonl.part")
         self._names = OutputNames(lambda name: [out / f"{name}.jpg"], _MARK)
@@ -103,14 +99,10 @@ class DetectionFiles:
             found = detections_of(result)
             if self.results:
                 self._detections.add(replace(found, id=self._ids.get(os.path.abspath(result.source), found.id)))
-            threshold = self.threshold if result.threshold is None else result.threshold
-            if self.why and result.threshold is None:
-                self.tell(self.why)
-                self.why = ""
-            shown = confident(found, threshold)
+            shown = confident(found, result.threshold)
             if self.draws:
                 self._draw(result, shown)
-            self.tell(f"{result.source}: {self._summary(shown, threshold)}")
+            self.tell(f"{result.source}: {self._summary(shown, result.threshold)}")
 
     def close(self) -> None:
         self._videos.close()

@@ -15,7 +15,7 @@ from tasks.detection.statistics import BoxStatistics, statistics
 from tasks.report.drawings import COCO_BORDERS, COVERED, box_histogram, coverage_figure, precision_recall
 from tasks.report.page import Report
 from tasks.report.records import Summary
-from tasks.report.skeleton import add_classes, add_training, begun, finished, percent
+from tasks.report.skeleton import add_classes, add_threshold, add_training, begun, finished, percent
 from tasks.settings.sections import Config
 
 _SMALL, _LARGE = COCO_BORDERS
@@ -68,6 +68,7 @@ def detection_report(
     report = begun(summary, ("AP", "AP50"), _MEANING, {_PER_IMAGE})
     add_training(report, summary, _CURVES)
     _precision_recall(report, scores)
+    add_threshold(report, summary.results, "the boxes")
     add_errors(report, scores.get("errors") or {})
     add_classes(report, scores, summary.results.intervals.get(""))
     if examples is not None:

@@ -21,7 +21,7 @@ from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, repeat_factors
 from tasks.detection.check import GOAL, quick_checks, score_results
 from tasks.detection.files import DetectionFiles, DetectionRecorder
-from tasks.detection.metrics import CONFIDENT, DetectionMetrics
+from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.numbering import category_ids
 from tasks.detection.outcomes import BoxRecorder
 from tasks.detection.report import DetectionReporter
@@ -136,7 +136,7 @@ class Detection(TaskSpec):
         classes: Sequence[str],
         tell: Callable[[str], None],
     ) -> Writer:
-        return DetectionFiles(out, classes, _category_ids(model, classes), tell, *drawing_threshold(model))
+        return DetectionFiles(out, classes, _category_ids(model, classes), tell)
 
     def forms(self, config: Config) -> tuple[str, ...]:
         return ("coco", "pictures", "yolo", "yolo_scores", *TABLES)
@@ -153,20 +153,11 @@ class Detection(TaskSpec):
         written: list[Writer] = []
         if {"coco", "pictures"} & set(forms):
             ids = _category_ids(model, classes)
-            written.append(
-                DetectionFiles(
-                    out,
-                    classes,
-                    ids,
-                    tell,
-                    *drawing_threshold(model),
-                    pictures="pictures" in forms,
-                    results="coco" in forms,
-                )
-            )
+            pictures, results = "pictures" in forms, "coco" in forms
+            written.append(DetectionFiles(out, classes, ids, tell, pictures=pictures, results=results))
         for word, scores in (("yolo", False), ("yolo_scores", True)):
             if word in forms:
-                written.append(YoloFiles(out, classes, CONFIDENT, scores=scores))
+                written.append(YoloFiles(out, classes, scores=scores))
         if kinds := set(TABLES) & set(forms):
             written.append(TableFiles.of_boxes(out, kinds))
         return written
@@ -176,17 +167,6 @@ def _category_ids(model: Model, classes: Sequence[str]) -> list[int]:
     """The id of each class in files: that of the training data, for published weights COCO's, else counted from 1."""
     coco = list(COCO_NAMES) if tuple(classes) == tuple(COCO_NAMES.values()) else None
     return [int(number) for number in model.provenance.get("category_ids") or coco or range(1, len(classes) + 1)]
-
-
-def drawing_threshold(model: Model) -> tuple[float, str]:
-    """The score from which boxes are drawn, and why: that of the best F1 on the validation split, which a model file keeps; files
-    of before it keep none."""
-    point = model.provenance.get("operating_point", {}).get("")
-    if not isinstance(point, dict) or not isinstance(point.get("threshold"), float):
-        return CONFIDENT, ""
-    threshold = point["threshold"]
-    found = f"the best F1 on the validation split ({point['f1']:.3f}); --threshold says otherwise"
-    return threshold, f"drawn from score {threshold:.3f} on, which gave {found}, predictions.json has all boxes"
 
 
 TASK = Detection()

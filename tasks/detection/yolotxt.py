@@ -13,8 +13,8 @@ _MARK = "# labels that effbackbones predicted"
 
 
 class YoloFiles:
-    """Writes ``OUT/labels/NAME.txt`` for each image, also where nothing was found: a line ``class cx cy w h`` for each box of a score of at
-    least ``threshold``, shares of the image, or with ``scores`` of every box, the score behind it. ``OUT/classes.txt`` and
+    """Writes ``OUT/labels/NAME.txt`` for each image, also where nothing was found: a line ``class cx cy w h`` for each box that counts
+    by the result's ``threshold``, shares of the image, or with ``scores`` of every box, the score behind it. ``OUT/classes.txt`` and
     ``OUT/data.yaml`` name the classes. NAME is the image's path below the folder that all of them share (:meth:`below`), so that
     labels and images fit together when ``OUT/images`` is that folder; of frames it is the video's name and the number.
 
@@ -24,8 +24,8 @@ class YoloFiles:
 
     draws = False
 
-    def __init__(self, out: Path, classes: Sequence[str], threshold: float, *, scores: bool = False) -> None:
-        self.out, self.threshold, self.scores = out, threshold, scores
+    def __init__(self, out: Path, classes: Sequence[str], *, scores: bool = False) -> None:
+        self.out, self.scores = out, scores
         self.root = ""
         described, labels = out / "data.yaml", out / "labels"
         ours = described.is_file() and described.read_bytes().startswith(_MARK.encode())
@@ -71,7 +71,7 @@ class YoloFiles:
 
     def _lines(self, result: Boxes) -> Iterable[str]:
         height, width = result.size
-        least = 0.0 if self.scores else self.threshold if result.threshold is None else result.threshold
+        least = 0.0 if self.scores else result.threshold
         for (x1, y1, x2, y2), score, label in zip(result.boxes, result.scores, result.labels, strict=True):
             if score >= least:
                 middle = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height

@@ -1,11 +1,14 @@
 """What a model costs, here: multiply-adds, time, memory, and the machine that says so."""
 
+import ctypes
+import gc
 import math
 import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -34,12 +37,13 @@ def latency(
     device: torch.device,
     told: Callable[[], None] = lambda: None,
     seconds: float = math.inf,
+    rounds: int = ROUNDS,
 ) -> float:
-    """Median milliseconds of a call, after a warm-up; ``told`` is called after each, outside of the time. Once so many ``seconds``
-    have passed there is one more call at most."""
+    """Median milliseconds of so many ``rounds`` of a call, after a warm-up; ``told`` is called after each, outside of the time. Once so
+    many ``seconds`` have passed there is one more call at most."""
     times: list[float] = []
     begun = time.perf_counter()
-    for index in range(WARM_UP + ROUNDS):
+    for index in range(WARM_UP + rounds):
         if index > WARM_UP and time.perf_counter() - begun > seconds:
             break
         if device.type == "cuda":
@@ -70,6 +74,34 @@ def peak_memory(device: torch.device) -> tuple[float, str]:
 
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, "of the process; may be that of what started it"
+
+
+def restart_peak(device: torch.device) -> None:
+    """Let :func:`peak_memory` begin anew, from what is in use now. Where the system does not offer that, it stays that of all so far."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # what is free goes back to the system, which only glibc offers
+        ctypes.CDLL(None).malloc_trim(0)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # Linux, of its own processes
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Megabytes that are free for a process now: on a GPU there, else in this machine or its container. None: the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**20
+    try:
+        said = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
+    except OSError:  # not Linux
+        return None
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", said, re.MULTILINE)
+    free = int(found[1]) / 1024 if found else math.inf
+    with suppress(OSError, ValueError):  # version 2 of control groups, as a container sees its own; "max" is no number
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{word}").read_text("ascii")) for word in ("max", "current"))
+        free = min(free, (limit - used) / 2**20)
+    return free if free < math.inf else None
 
 
 def told_of_cost(model: Model, file: Path, device: torch.device) -> str:

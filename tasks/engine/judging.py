@@ -141,6 +141,15 @@ class Judge:
         self.tell(f"report {report}")
         self.tell(f"run folder {self.folder}")
 
+    def _cost(self, model: Model) -> str:
+        """What the model costs. A report is not lost for it: what goes wrong here is told in its place."""
+        try:
+            return told_of_cost(model, self.folder / BEST, self.device)
+        except Exception as error:
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            self.tell(f"warning: what the model costs could not be measured: {text}")
+            return f"could not be measured: {text}"
+
     def _facts(self, model: Model, split: str) -> dict[str, Any]:
         origin, progress, data = self.state.model.provenance, self.state.progress, self.config.data
         return {
@@ -148,7 +157,7 @@ class Judge:
             "weights": origin.get("weights", "random"),
             "assumed": "; ".join(origin.get("assumed", [])) or "nothing",
             "images": model.image_spec.told(),
-            "model": told_of_cost(model, self.folder / BEST, self.device),
+            "model": self._cost(model),
             "best": f"{progress.best_weights} weights",
             "steps": f"{self.state.step:,} of {self.plan.total:,}, {progress.skipped} skipped",
             "duration": f"{progress.seconds / 60:.1f} minutes",

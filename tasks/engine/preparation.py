@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from effbackbones.model import Model
 from tasks.data.check import check_dataset
 from tasks.data.dataset import Dataset
-from tasks.data.door import told_of_listed
+from tasks.data.door import told_of_listed, told_of_resizing
 from tasks.data.suspicions import told_of_data
 from tasks.engine import assembly, feeding, hardware, processes, splits
 from tasks.engine.evaluation import monitor
@@ -80,7 +80,8 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
 
 
 def _data(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> dict[str, Dataset]:
-    for line in (*told_of_idle(config), *told_of_listed(config.data, task.labels(config))):
+    said = *told_of_listed(config.data, task.labels(config)), *told_of_resizing(config.data)
+    for line in (*told_of_idle(config), *said):
         tell(line)
     continued = processes.is_first() and trained(folder)  # it keeps its division; other processes draw the same one
     datasets = splits.open_splits(splits.with_division(config, folder) if continued else config, task)

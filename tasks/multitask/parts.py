@@ -43,4 +43,5 @@ def parts_alone(config: Config, model: Model) -> Iterator[tuple[str, Part, Model
             image_spec=model.image_spec,
             config={**model.config, "task": word, **named},
         )
+        alone.provenance = model.provenance  # ids of categories, values of masks
         yield word, part, alone.train(model.training)

@@ -32,7 +32,7 @@ class JointReporter:
 
     def write(self, folder: Path, summary: Summary, model: Model, dataset: Dataset) -> Path:
         """Write ``report.html`` into ``folder``, and below it ``COMMAND/report.html`` of each task; returns the path of the first."""
-        spans = summary.results.intervals
+        spans, points = summary.results.intervals, summary.results.operating
         for word, part, alone in parts_alone(self.config, model):
             own = replace(
                 summary,
@@ -41,6 +41,7 @@ class JointReporter:
                 results=replace(
                     summary.results.each(partial(_own, word=word)),
                     intervals={"": spans[word]} if word in spans else {},
+                    operating={"": points[word]} if word in points else {},
                 ),
             )
             self.parts[word].write(folder / part.task.command, own, alone, dataset)

@@ -137,6 +137,10 @@ class Joint(TaskSpec):
         kept = {word: recorder for word, recorder in made.items() if recorder is not None}
         return Recorders(kept) if kept else None
 
+    def data_names(self, classes: Mapping[str, Any], found: Callable[[], Sequence[str]]) -> Sequence[str]:
+        own = (classes[word] for word in ("det", "cls") if word in classes)  # masks may have one more, the background
+        return next(own, None) or found()
+
     def score_file(
         self,
         path: Path,

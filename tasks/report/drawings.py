@@ -147,6 +147,26 @@ def precision_recall(
     return figures
 
 
+def by_threshold(curve: Mapping[str, Sequence[float | None]], best: float) -> "Figure":
+    """Precision, recall and F1 against the ``threshold`` that scores are cut at; a line where F1 is ``best``."""
+    figure, axes = _drawing(3.4)
+    for number, name in enumerate(("precision", "recall", "f1")):
+        values = [math.nan if value is None else value for value in curve[name]]
+        axes.plot(
+            curve["threshold"],
+            values,
+            color=_CYCLE[number],
+            linestyle=_STROKES[number],
+            linewidth=1.8,
+            label=label(name),
+        )
+    axes.axvline(best, linestyle="-.", linewidth=1.2, color=_GREY)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    _dress(axes, "", "threshold")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def box_histogram(original: NDArray[np.floating], network: NDArray[np.floating]) -> list["Figure"]:
     """How large boxes are, as the side of a square of the same area on a log axis: sides [N, 2] in pixels of the files, where
     COCO's borders between small, medium and large lie, and [N, 2] in pixels as the network sees them."""

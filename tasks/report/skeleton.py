@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.report.drawings import curves, is_number, reliability
+from tasks.report.drawings import by_threshold, curves, is_number, reliability
 from tasks.report.metricsfile import flatten
 from tasks.report.page import Report, Tile, show
 from tasks.report.records import Results, Summary
@@ -65,6 +65,43 @@ def add_classes(report: Report, scores: Mapping[str, Any], intervals: Intervals 
     if scores.get("per_class"):
         table = _class_table(scores["per_class"], intervals)
         report.table("Classes", *table, "Weakest first.", first=_FIRST_CLASSES, rest="{} more classes")
+
+
+_IMAGES = "the classes of images"
+
+
+def add_threshold(report: Report, results: Results, what: str = _IMAGES) -> None:
+    """From which score on ``what`` is found should be taken for one, where that was counted."""
+    point = results.operating.get("")
+    if not point or not point.get("curve"):
+        return
+    chosen = point.get("thresholds") or {}
+    used = "The threshold that is best on the validation split is kept in the model file; predictions are cut there unless told otherwise."
+    if what == _IMAGES and not chosen:
+        used = "Of two classes the more probable one is the answer, whatever the threshold."
+    cut, best, precision, recall = (point[name] for name in ("threshold", "f1", "precision", "recall"))
+    report.figure(
+        "Where to cut",
+        [by_threshold(point["curve"], cut)],
+        f"What becomes of {what} above a threshold. The best F1, {percent(best)}, is at {cut:.3f}: {percent(precision)} of what is "
+        f"taken is right, {percent(recall)} is found. {used}",
+    )
+    rows = [
+        [name, f"{chosen.get(name, row['threshold']):.3f}", percent(row["f1"]), f"{row['threshold']:.3f}"]
+        for name, row in point["per_class"].items()
+    ]
+    if len(rows) > 1:
+        head = ["class", "used", "best F1", "at"] if chosen else ["class", "best F1", "at"]
+        report.table(
+            "Best threshold of each class",
+            head,
+            rows if chosen else [[name, *rest] for name, _, *rest in rows],
+            "Used: a threshold of its own for each class, or where there were few of it that of all."
+            if chosen
+            else "Boxes are cut at one threshold for all classes.",
+            first=_FIRST_CLASSES,
+            rest="{} more classes",
+        )
 
 
 def add_confusion(report: Report, scores: Mapping[str, Any], unit: str = "images") -> None:

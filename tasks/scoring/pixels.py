@@ -15,11 +15,14 @@ borders those that both have, and those that one has."""
 
 @dataclass(frozen=True)
 class PixelOutcomes(Outcomes):
-    """``counts`` int64 [n, 5, K] of pixels; ``right`` and ``valid`` int64 [n]: pixels that are all right, and those with a truth."""
+    """``counts`` int64 [n, 5, K] of pixels; ``right`` and ``valid`` int64 [n]: pixels that are all right, and those with a truth.
+    ``ranked`` int64 [2, K, B], of classes that overlap: sampled pixels of all images without and with the class, by their probability
+    of it in B equal steps; of a choice of the images it is not known."""
 
     counts: NDArray[np.int64]
     right: NDArray[np.int64]
     valid: NDArray[np.int64]
+    ranked: NDArray[np.int64] | None = None
     kind: ClassVar[str] = "pixels"
     lead: ClassVar[tuple[str, ...]] = ("miou", "iou")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from effbackbones.images.classsets import UNKNOWN, are_sets
 from effbackbones.images.geometry import Mask
-from effbackbones.inference.masks import SURE
+from effbackbones.inference.thresholds import SURE
 from effbackbones.model import Model
 from tasks.data.batch import ImageMeta, SkipCount
 from tasks.data.dataset import Dataset

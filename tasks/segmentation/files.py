@@ -32,7 +32,9 @@ _FILES = {
     "color": "NAME.png, with a palette: the index of each pixel is its class",
     "overlay": "NAME.jpg, the image under the colours; for the eye alone",
 }
-_OWN = {"values": "NAME.png: each pixel has the value of its class in the masks of training (stored, below)"}
+_OWN = {
+    "values": "NAME.png, like the masks of training, with their palette: each pixel has the value of its class there (stored, below)"
+}
 PROBABILITIES = {"probabilities": "NAME.npy, float16 [classes, height, width]; of one channel that of the second class"}
 
 

@@ -33,7 +33,8 @@ class PixelRecorder:
         """Of all images so far, of all processes."""
         ids, truth, rows = self.rows.compute()
         counts = rows[:, :-2].reshape(len(rows), 5, -1)
-        return PixelOutcomes(ids, self.metric.classes, truth, counts, rows[:, -2], rows[:, -1])
+        ranked = self.metric.ranks() if isinstance(self.metric, SetMetrics) else None
+        return PixelOutcomes(ids, self.metric.classes, truth, counts, rows[:, -2], rows[:, -1], ranked)
 
 
 def _row(latest: Tensor | tuple[Tensor, Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from tasks.report.skeleton import (
     add_calibration,
     add_classes,
     add_confusion,
+    add_threshold,
     add_training,
     begun,
     finished,
@@ -69,6 +70,7 @@ def segmentation_report(
     report = begun(summary, ("miou", "pixel_accuracy", "dice", "boundary_iou"), meaning)
     add_training(report, summary, _CURVES)
     add_classes(report, scores, summary.results.intervals.get(""))
+    add_threshold(report, summary.results, "the classes of pixels")
     add_errors(report, scores.get("errors") or {})
     add_confusion(report, scores, "pixels")
     add_calibration(report, scores)

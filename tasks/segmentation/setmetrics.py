@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -14,6 +15,8 @@ from effbackbones.images.geometry import Mask
 from tasks.scoring.calibration import mean, ratio
 from tasks.segmentation.results import Segmented
 
+STEPS = 100
+"""Of probability, at whose edges a threshold may lie."""
 _CHUNK = 2**22  # so many entries are counted at once; no figure depends on it
 
 
@@ -39,6 +42,7 @@ class SetMetrics(Metric):
     counts: Tensor
     others: Tensor
     images: Tensor
+    ranked: Tensor
     latest: list[tuple[Tensor, Tensor]]
     """Of each scored image of the last update what it added to ``counts`` and ``others``."""
 
@@ -55,6 +59,8 @@ class SetMetrics(Metric):
         # Labelled pixels, those of the right set, those not finite, and those whose truth or prediction is no set of these classes.
         self.add_state("others", torch.zeros(5, dtype=torch.int64), "sum")
         self.add_state("images", torch.tensor(0), "sum")
+        # Sampled pixels without and with each class, by its probability.
+        self.add_state("ranked", torch.zeros(2, len(classes), STEPS, dtype=torch.int64), "sum")
 
     def update(self, predictions: Sequence[Segmented], masks: Sequence[Mask | None]) -> None:
         """Count images; nothing is copied to the host. A mask of another size or kind than its prediction raises :class:`UserError`."""
@@ -76,6 +82,8 @@ class SetMetrics(Metric):
             for top in range(0, len(mask), rows):
                 part = slice(top, top + rows)
                 self._count(found.labels[part], found.confidence[part].isfinite(), truth[part])
+            if found.samples is not None:
+                self._rank(found.samples, truth[:: found.step, :: found.step].to(found.samples.device))
             self.images = self.images + 1
             self.latest.append((self.counts - before[0], self.others - before[1]))
 
@@ -99,6 +107,24 @@ class SetMetrics(Metric):
         )
         kinds = kinds & valid
         self.others = self.others + kinds.sum((1, 2)).to(self.others.device)
+
+    def _rank(self, samples: Tensor, truth: Tensor) -> None:
+        """Add probabilities [K, h, w] of pixels whose classes are known."""
+        count = len(self.classes)
+        known = (truth != UNKNOWN) & samples.isfinite().all(0)
+        steps = (samples[:, known].float() * STEPS).long().clamp(0, STEPS - 1)
+        bits = torch.arange(count, dtype=torch.int32, device=truth.device)[:, None]
+        there = truth[known] >> bits & 1
+        places = (there.long() * count + bits) * STEPS + steps
+        ranked = torch.bincount(places.flatten(), minlength=self.ranked.numel())
+        self.ranked = self.ranked + ranked.view_as(self.ranked).to(self.ranked.device)
+
+    def ranks(self) -> NDArray[np.int64]:
+        """Pixels by the probability of each class, int64 [2, K, :data:`STEPS`], of all processes; see
+        :class:`tasks.scoring.pixels.PixelOutcomes`."""
+        with self.sync_context():
+            found: NDArray[np.int64] = self.ranked.cpu().numpy()
+            return found
 
     def compute(self) -> dict[str, Any]:
         """The scores of all images so far. Sets of classes that there are not raise :class:`UserError`."""

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from effbackbones.errors import UserError
 from effbackbones.images.classsets import MOST
-from effbackbones.inference.masks import sure_of
+from effbackbones.inference.thresholds import thresholds_of
 from effbackbones.model import Model
 from tasks.data.batch import Batch
 from tasks.data.collating import collate, mask_targets, set_targets
@@ -127,7 +127,8 @@ class Segmentation(TaskSpec):
 
     def predict(self, config: Config, model: Model, batch: Batch) -> list[Segmented]:
         tile = _tile(config)
-        keep, over = config.run.probabilities, sure_of(model.head)
+        keep, cut = config.run.probabilities, thresholds_of(model).get("seg")
+        over = None if cut is None else cut.values
         if tile is None:
             return restore(batch, model.predict(batch.images, batch.sizes), keep=keep, over=over)
         data = config.data

@@ -33,6 +33,8 @@ class Extras:
 
     config_name: str = "default"
     inputs: tuple[str, ...] = ()
+    config_source: str | None = None
+    """The config as the line names it: a bundled name or a file."""
     checkpoint: str | None = None
     out: str | None = None
     split: str = "val"
@@ -43,6 +45,8 @@ class Extras:
     top_k: str | None = None
     tta: str | None = None
     slices: str | None = None
+    backend: str | None = None
+    dtype: str | None = None
     every: str | None = None
     write: str | None = None
     deep: bool = False
@@ -88,14 +92,14 @@ def parse(task: str, argv: list[str]) -> Request:
     if line.help:
         print(_help(task) if task else verb_help(line.verb))
         sys.exit(0)
-    source = line.options.pop("config", None) or _resumed(line)
+    source = line.options.pop("config", None) or _resumed(line) or line.verb.assumes.get(task)
     shown = "print-config" in line.flags
     flags = dict.fromkeys(line.flags - {"print-config"}, True)
     options = {name.replace("-", "_"): value for name, value in line.options.items()}
     config, lent = _config(task, line, source, shown=shown) if line.verb.config != "none" else (Config(), ())
     name = Path(source).stem if source else "default"
     own = line.verb.defaults | line.own
-    extras = Extras(name, tuple(line.inputs), lent=lent, own=own, **options, **flags)  # type: ignore[arg-type]  # flags are its truth values
+    extras = Extras(name, tuple(line.inputs), config_source=source, lent=lent, own=own, **options, **flags)  # type: ignore[arg-type]  # flags are its truth values
     keys = tuple(key for key, _ in line.overrides)
     return Request(line.verb.name, config, replace(extras, overrides=keys, split_named="split" in line.options))
 

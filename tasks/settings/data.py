@@ -86,6 +86,8 @@ class DataConfig(Section):
     """Pixels: one number or [height, width]; null: what the weights were trained with."""
     crop_size: int | tuple[int, int] | None = None
     """Pixels of a training crop of the image at image_size (detection, segmentation): one number or [height, width]; null: image_size."""
+    resize: Literal["quick", "exact"] = "quick"
+    """Resizing of training images: quick (torch's kernels, up to two grey levels off), or exact (PIL's, as evaluation always has)."""
     tile: int | tuple[int, int] | None = None
     """Evaluation and prediction at the images' own size, in tiles of so many pixels (segmentation); null: whole, at image_size."""
     tile_overlap: int = 64

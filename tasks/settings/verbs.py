@@ -56,7 +56,8 @@ class Verb:
     """A row: the function ``name`` in ``module``, what it does in a line, the names of its ``options``, whether it takes ``inputs``
     (words without dashes, which help calls ``words``), whether it works on a ``config``: one that must be named, or one that may be,
     and the sections and keys of it that are ``unread`` where a trained model is given: what a command line says there is told to
-    change nothing. ``own``: options that no other verb has, whose values are in ``Extras.own`` by their names with underscores."""
+    change nothing. ``assumes``: by command, the bundled config that is meant where none is named. ``own``: options that no other verb
+    has, whose values are in ``Extras.own`` by their names with underscores."""
 
     name: str
     module: str
@@ -67,6 +68,7 @@ class Verb:
     unread: tuple[str, ...] = ()
     own: Mapping[str, Option] = field(default_factory=dict)
     words: str = "INPUT"
+    assumes: Mapping[str, str] = field(default_factory=dict)
 
     def reads(self, key: str, *, split: bool = False) -> bool:
         """Whether it makes something of a dotted key of the config where a trained model is given, and perhaps a ``split`` of data."""
@@ -107,6 +109,15 @@ OPTIONS = {
     "slices": Option(
         "of detectors: large images in pieces of so many pixels, with an overlap (a quarter), and with a look at all of it for objects that"
         " fit in none: 640 or 640,128 or 640,128,whole"
+    ),
+    "backend": Option(
+        "what answers, compared with the model on the first images: eager (folded, fused), compile, onnxruntime, openvino; auto takes the "
+        "quickest that is installed (default: the model as it is)",
+        ("auto", "eager", "compile", "onnxruntime", "openvino"),
+    ),
+    "dtype": Option(
+        "of the arithmetic with a backend (auto where none is named); bfloat16 if the processor has it, float16 on a GPU",
+        ("float32", "bfloat16", "float16"),
     ),
     "write": Option(
         "forms of the results, with commas between them, in place of the default: classes json, detectors coco, yolo, yolo_scores,"
@@ -197,14 +208,14 @@ VERBS = {
             "evaluate",
             "tasks.verbs.evaluate",
             "score a model, or a file of predictions, on a split",
-            ("checkpoint", "split", "out", "predictions", "tta", "slices"),
+            ("checkpoint", "split", "out", "predictions", "tta", "slices", "backend", "dtype"),
             unread=OF_TRAINING,
         ),
         Verb(
             "predict",
             "tasks.verbs.predict",
             "predict images that have no labels, videos and streams",
-            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices", "every", "write"),
+            ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices", "every", "write", "backend", "dtype"),
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
@@ -238,8 +249,28 @@ VERBS = {
             "bench",
             "tasks.verbs.bench",
             "size, speed and memory of a model, here",
-            ("checkpoint",),
+            ("checkpoint", "backend", "dtype"),
             unread=(*OF_TRAINING, *OF_DATA),
+        ),
+        Verb(
+            "plan",
+            "tasks.verbs.plan",
+            "which backbone, image size and batch fit into this machine: memory, time and latency, foreseen and tried",
+            ("out",),
+            assumes={"classify": "imagenet", "detect": "coco", "segment": "coco", "joint": "coco"},
+            own={
+                "memory": Option("that a process may take: 12G, 800M (default: what is free here)"),
+                "latency": Option("that one image may take: 15ms, 0.5s (default: any)"),
+                "device": Option("as run.device: auto, cpu, cuda:1"),
+                "backbone": Option(
+                    "those to choose from, with commas between them (default: the family of the config's)"
+                ),
+                "head": Option("as model.head"),
+                "batch": Option("as data.batch_size: images to each step, kept however they are split", type=int),
+                "for": Option("what must fit", values=("train", "predict"), default="train"),
+                "images": Option("so many to train on, for the hours (default: those of the config's data)", type=int),
+                "no-verify": Option("do not try what is chosen at its full size", flag=True),
+            },
         ),
         Verb(
             "embed",
@@ -253,7 +284,7 @@ VERBS = {
             "serve",
             "tasks.verbs.serve",
             "answer requests for predictions over HTTP",
-            ("checkpoint", "threshold", "top-k", "tta", "slices"),
+            ("checkpoint", "threshold", "top-k", "tta", "slices", "backend", "dtype"),
             config="none",
             own=_SERVING,
         ),
@@ -261,7 +292,7 @@ VERBS = {
             "demo",
             "tasks.verbs.demo",
             "try a model in a browser: the service, with a page at /demo",
-            ("checkpoint", "threshold", "top-k", "tta", "slices"),
+            ("checkpoint", "threshold", "top-k", "tta", "slices", "backend", "dtype"),
             config="none",
             own={
                 "open": Option("open the page in a browser", flag=True),

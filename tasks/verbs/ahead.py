@@ -14,11 +14,26 @@ from effbackbones.inference.preparing import Fitted, Prepared
 from effbackbones.inference.results import Failed
 from effbackbones.inference.views import Preparation
 from tasks.data.batch import READING
+from tasks.data.dataset import Dataset
 from tasks.engine.loading import LEAVE_WITHIN, LOOK_EVERY, begun
 from tasks.report.outputs import KEPT_BYTES
 
 _LIVE = 1.0
 """Seconds after which a batch of a stream is predicted, though it be not full."""
+
+
+ImageRead = Callable[[str], Pixels]
+"""Gives the image [H, W, C] of a name."""
+
+
+class SampleImages:
+    """Reads the images of a data set that has no files, by ``names`` of its samples."""
+
+    def __init__(self, dataset: Dataset, names: Sequence[str]) -> None:
+        self.dataset, self.rows = dataset, {name: row for row, name in enumerate(names)}
+
+    def __call__(self, name: str) -> Pixels:
+        return self.dataset[self.rows[name]].image
 
 
 class Ahead:

@@ -17,7 +17,7 @@ from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import as_asked
+from tasks.verbs.models import answering, as_asked
 
 WIDTH = 80
 
@@ -42,22 +42,26 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
         "latency": [],
     }
     exported = isinstance(model, ExportedModel)
-    variants: dict[str, Model] = (
-        {"exported": model} if exported else {"plain": model, "for_inference": model.for_inference()}
-    )
+    asked = extras.backend is not None or extras.dtype is not None
+    if exported:
+        variants = {"exported": answering(config, extras, model, device)}
+    else:
+        named = ", ".join(filter(None, ("for_inference", extras.backend, extras.dtype)))
+        fast = answering(config, extras, model, device) if asked else (config, model.for_inference(backend="eager"))
+        variants = {"plain": (config, model), named: fast}
     if config.run.compile and not exported:
-        variants["for_inference, compiled"] = model.for_inference(compile=True)
-    cases = [(name, variant, batch_size) for batch_size in (1, 16) for name, variant in variants.items()]
+        variants["for_inference, compiled"] = config, model.for_inference(backend="compile")
+    cases = [(name, *variant, batch_size) for batch_size in (1, 16) for name, variant in variants.items()]
     tell, done = Teller(config.run.progress), 0
     with tell.bar(len(cases) * (WARM_UP + ROUNDS), 0, "bench", "call"):
-        for name, variant, batch_size in cases:
+        for name, arithmetic, variant, batch_size in cases:
             shape = (batch_size, len(model.image_spec.mean), height, width)
             images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
             images = images.contiguous(memory_format=torch.channels_last)
 
-            def call(variant: Model = variant, images: torch.Tensor = images) -> None:
+            def call(arithmetic: Config = arithmetic, variant: Model = variant, images: torch.Tensor = images) -> None:
                 nonlocal done
-                with hardware.autocast(config, device):
+                with hardware.autocast(arithmetic, device):
                     variant.predict(images)
                 done += 1
 

@@ -21,7 +21,7 @@ from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
+from tasks.verbs.models import answering, as_model, beside, data_classes, model_and_classes, read_as_trained
 
 
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
@@ -38,10 +38,11 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     _tell_of_numbering(task, config, dataset, model.provenance, f"data.{extras.split}", "the model", tell)
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
     recorder = task.recorder(dataset, classes)
+    computed, asked = answering(config, extras, model, device)
     scores, reporter, outcomes = score_model(
         task,
-        config,
-        model.to(device),
+        computed,
+        asked,
         dataset=dataset,
         classes=classes,
         device=device,
@@ -92,7 +93,8 @@ def _print_scores(scores: Scores) -> None:
 def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> int:
     """Score a file of predictions on a split; ``metrics.json`` goes into ``--out``, or beside the file."""
     path = Path(str(extras.predictions))
-    for name, value in (("--tta", extras.tta), ("--slices", extras.slices)):
+    named = {"--tta": extras.tta, "--slices": extras.slices, "--backend": extras.backend, "--dtype": extras.dtype}
+    for name, value in named.items():
         if value is not None:
             raise UserError(name, "is for models, and a file holds what one has said", "leave it out")
     if config.run.metrics or config.run.monitor:

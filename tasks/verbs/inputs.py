@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import SUFFIXES, is_image_name
-from effbackbones.images.video import VIDEO_SUFFIXES, is_stream, is_video
+from effbackbones.images.video import has_av, is_film, is_stream, is_video, is_video_name
 from tasks.data.files.listing import files_below, shown
 
 LIST = "-"
@@ -28,17 +28,24 @@ class Inputs(NamedTuple):
 def image_files(
     inputs: Sequence[str], links: str = "anywhere", tell: Callable[[str], None] | None = None
 ) -> list[Path]:
-    """The images of :func:`named_inputs`; a video among them raises :class:`UserError`."""
-    images, videos = named_inputs(inputs, links, tell)
+    """The images of :func:`named_inputs`; a video that is named raises :class:`UserError`, those in folders are passed over."""
+    images, videos = named_inputs(inputs, links, tell, films=False)
     if videos:
         raise UserError(videos[0], "is a video, and images are needed", "predict takes videos")
     return images
 
 
-def named_inputs(inputs: Sequence[str], links: str = "anywhere", tell: Callable[[str], None] | None = None) -> Inputs:
-    """The images that files, folders (all below them), globs and lists (:data:`LIST`) name, sorted within each, each once, and the
-    videos and streams that are named themselves; a name without any raises :class:`UserError`. ``links`` as in
-    :func:`tasks.data.files.listing.files_below`. What is passed over in folders, and how many are named twice, is told to ``tell``."""
+def named_inputs(
+    inputs: Sequence[str],
+    links: str = "anywhere",
+    tell: Callable[[str], None] | None = None,
+    *,
+    films: bool = True,
+) -> Inputs:
+    """The images and videos that files, folders (all below them), globs and lists (:data:`LIST`) name, sorted within each, each once,
+    and streams; a name without any raises :class:`UserError`. ``links`` as in
+    :func:`tasks.data.files.listing.files_below`. What is passed over in folders, and how many are named twice, is told to ``tell``.
+    ``films``: whether videos in folders are wanted; where PyAV is missing they are passed over beside images."""
     if not inputs:
         raise UserError("INPUT", "nothing is named", "name files, folders or globs")
     if inputs.count(LIST) > 1:
@@ -50,14 +57,19 @@ def named_inputs(inputs: Sequence[str], links: str = "anywhere", tell: Callable[
         if is_stream(name):
             videos.append(name)
         elif os.path.isdir(name):
-            images += _below(Path(name), links, passed)
+            below = _below(Path(name), links, passed, films=films)
+            images += below.images
+            videos += below.videos
         else:
             found = listed(sys.stdin.buffer, tell) if name == LIST else _named(name)
             # Of many files those that are called images are not opened for it.
-            films = {path for path in found if (path == Path(name) or not is_image_name(path.name)) and is_video(path)}
-            images += [path for path in found if path not in films]
-            videos += [str(path) for path in found if path in films]
-    return Inputs(distinct(images, passed, tell), list(dict.fromkeys(videos)))
+            moving = {path for path in found if (path == Path(name) or not is_image_name(path.name)) and is_video(path)}
+            images += [path for path in found if path not in moving]
+            videos += [str(path) for path in found if path in moving]
+    once: dict[str, str] = {}
+    for name in videos:
+        once.setdefault(name if is_stream(name) else os.path.realpath(name), name)
+    return Inputs(distinct(images, passed, tell), list(once.values()))
 
 
 def distinct(files: Sequence[Path], passed: Counter[str], tell: Callable[[str], None] | None) -> list[Path]:
@@ -84,16 +96,32 @@ def distinct(files: Sequence[Path], passed: Counter[str], tell: Callable[[str], 
     return list(once.values())
 
 
-def _below(folder: Path, links: str, passed: Counter[str]) -> list[Path]:
-    """The images below a folder."""
+def _below(folder: Path, links: str, passed: Counter[str], *, films: bool) -> Inputs:
+    """The images and videos below a folder."""
     here = Counter[str]()
-    found = [folder / below for below in files_below(folder, links=links, passed=here)]
+    found = [folder / below for below in files_below(folder, _is_input_name, links=links, passed=here)]
+    images, videos = [path for path in found if is_image_name(path.name)], list[str]()
+    for path in found:
+        if is_image_name(path.name):
+            continue
+        if not is_film(path):  # TypeScript, and other files of such names
+            here[path.suffix.lower()] += 1
+        elif not films:
+            here["videos"] += 1
+        elif images and not has_av():
+            here["videos, which need PyAV"] += 1
+        else:
+            videos.append(str(path))
     passed.update(here)
-    if found:
-        return found
-    if films := sum(count for ending, count in here.items() if ending in VIDEO_SUFFIXES):
-        raise UserError(str(folder), f"no image found, but {films:,} videos", f"name them: {folder}/*.mp4")
+    if images or videos:
+        return Inputs(images, videos)
+    if here["videos"]:
+        raise UserError(str(folder), f"no image found, but {here['videos']:,} videos", "predict takes videos")
     raise _nothing(str(folder))
+
+
+def _is_input_name(name: str) -> bool:
+    return is_image_name(name) or is_video_name(name)
 
 
 def _named(name: str) -> list[Path]:

@@ -5,16 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from effbackbones.checkpoint import with_head_options
 from effbackbones.contracts import head_options
 from effbackbones.errors import UserError, nearest
 from effbackbones.inference.exported import ExportedHead
+from effbackbones.inference.predictor import faster
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 from effbackbones.registry import TASKS
 from effbackbones.weights.repository import is_repository
 from tasks.data.door import read_as
-from tasks.engine import assembly, splits
+from tasks.engine import assembly, hardware, splits
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config, HeadConfig
 from tasks.settings.tree import to_mapping
@@ -47,6 +50,17 @@ def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require
     return model, classes or (
         {word: _unnamed(count) for word, count in counts.items()} if several else _unnamed(int(counts))
     )
+
+
+def answering(config: Config, extras: Extras, model: Model, device: torch.device) -> tuple[Config, Model]:
+    """The model on ``device``, or the copy for inference that the line asks for, and the config of its arithmetic."""
+    model = model.to(device)
+    if extras.backend is None and extras.dtype is None:
+        return config, model
+    fast = faster(model, extras.backend, extras.dtype, hardware.precision(config, device))
+    if extras.dtype is not None:  # which stands in the place of autocast
+        config = replace(config, run=replace(config.run, precision="fp32"))
+    return config, fast
 
 
 def read_as_trained(config: Config, extras: Extras, model: Model, tell: Callable[[str], None]) -> Config:
@@ -159,7 +173,10 @@ def data_classes(task: TaskSpec, config: Config, extras: Extras, model: Model, c
     """The names that the data set has for the classes of a model: one that was trained here knows them."""
     if model.classes is None:
         return tuple(task.data_names(classes, lambda: splits.open_dataset(config, task, extras.split).classes))
-    return tuple(model.provenance.get("data_classes", classes))
+    kept = model.provenance.get("data_classes")
+    if kept is None and isinstance(classes, Mapping):  # of several heads, saved without training
+        kept = task.data_names(classes, lambda: splits.open_dataset(config, task, extras.split).classes)
+    return tuple(classes if kept is None else kept)
 
 
 def beside(checkpoint: str | None) -> Path:

@@ -11,12 +11,13 @@ from effbackbones.images.video import import_av
 from effbackbones.inference.predictor import Predictor
 from effbackbones.inference.preparing import Placed, Prepared
 from effbackbones.inference.results import Failed
+from effbackbones.inference.thresholds import IDLE_THRESHOLD
 from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.door import image_reader, reading_spec
 from tasks.data.files.reading import ImageReader, PackedNames
-from tasks.data.knowledge import paths_of
+from tasks.data.knowledge import ids_of, paths_of
 from tasks.data.transforms.alone import fit_of
 from tasks.engine import feeding, hardware, splits
 from tasks.engine.loading import Loader
@@ -26,7 +27,7 @@ from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec, Writer
 from tasks.telling import Teller
-from tasks.verbs.ahead import Ahead, ImageFiles, VideoFrames
+from tasks.verbs.ahead import Ahead, ImageFiles, ImageRead, SampleImages, VideoFrames
 from tasks.verbs.inputs import Inputs, named_inputs
 from tasks.verbs.limits import count_of, share_of
 from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
@@ -52,14 +53,14 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     config = read_as_trained(config, extras, model, tell)
     model.classes, model.reading = classes, reading_spec(config.data)
     source = _source(task, config, extras, model, classes) if extras.split_named else None
-    files = PackedNames(map(str, named.images)) if asked else _files_of(source, extras.split)
+    files, made = (PackedNames(map(str, named.images)), None) if asked else _images_of(source)
     named.images.clear()  # a hundred thousand paths are some memory
     out = Path(extras.out or "predictions")
     tiled = model.reading.tile is not None
     predictor = Predictor(
         model,
         device=device,
-        threshold=_threshold(extras.threshold, task),
+        threshold=_threshold(extras.threshold, model),
         top_k=count_of("--top-k", extras.top_k),
         batch_size=(config.data.eval_batch_size or 1) if tiled else _batch_size(config),
         probabilities=config.run.probabilities and task.name == "seg",
@@ -69,7 +70,11 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         fit=fit_of(feeding.shown(task.transform(config, model, train=False), model)),
         tta=Views.of(extras.tta, "--tta"),
         slices=Slices.of(extras.slices, "--slices"),
+        backend=extras.backend,
+        dtype=extras.dtype,
     )
+    for sentence in predictor.told_thresholds():
+        tell(sentence)
     writer = writers_for(task, config, extras.write, out, model, classes, print)
     writer.below(files)
     if source is not None:
@@ -80,7 +85,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         work = _Work(predictor, writer, lambda: stopped_by(signals.level))
         try:
             if files:
-                work.images(files, read, config, tell)
+                work.images(files, made or read, config, tell)
             if named.videos:
                 work.videos(named.videos, read, every, tell)
         except BaseException:
@@ -106,7 +111,7 @@ class _Work:
         self.done = self.frames = self.failed = 0
         self.first_failure = ""
 
-    def images(self, files: Sequence[str], read: ImageReader, config: Config, tell: Teller) -> None:
+    def images(self, files: Sequence[str], read: ImageRead, config: Config, tell: Teller) -> None:
         """Predict files. Those that are drawn on are read in this process: in original size they are too much to be sent."""
         originals = Originals(read)
         dataset = ImageFiles(files, originals if self.writer.draws else read, self.predictor.prepare)
@@ -169,20 +174,25 @@ def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classe
     return splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
 
 
-def _files_of(source: Dataset | None, split: str) -> Sequence[str]:
-    files = [] if source is None else paths_of(source)
-    if not all(files):
-        raise UserError(f"data.{split}", "its images are no files", "name files, folders or globs")
-    return files
+def _images_of(source: Dataset | None) -> tuple[Sequence[str], ImageRead | None]:
+    """The files of a split, and None: they are read as all files are. Of images that are no files, but drawn or made otherwise, names
+    by their ids, and what gives the pixels of a name."""
+    if source is None:
+        return [], None
+    files = paths_of(source)
+    if all(files):
+        return files, None
+    names = ids_of(source)
+    if len(set(names)) < len(names):
+        names = [str(row) for row in range(len(names))]
+    return names, SampleImages(source, names)
 
 
 def _batch_size(config: Config) -> int:
     return config.data.eval_batch_size or config.data.batch_size
 
 
-def _threshold(text: str | None, task: TaskSpec) -> float | None:
-    if text is not None and task.name == "cls":
-        raise UserError(
-            "--threshold", "is for boxes and masks; classes are written with their probabilities", "leave it out"
-        )
+def _threshold(text: str | None, model: Model) -> float | None:
+    if text is not None and model.head.task == "cls" and not getattr(model.head, "multilabel", False):
+        raise UserError("--threshold", IDLE_THRESHOLD, "leave it out")
     return share_of("--threshold", text)

@@ -44,6 +44,8 @@ def served(
             max_pixels=own["max_pixels"],
             tta=extras.tta,
             slices=extras.slices,
+            backend=extras.backend,
+            dtype=extras.dtype,
             on_error="return",
         )
         service = Service(predictor, limits=limits, wait=own["wait_ms"] / 1000)

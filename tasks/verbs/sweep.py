@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -35,7 +36,14 @@ from tasks.strictyaml import Plain, read_value
 from tasks.telling import Teller
 from tasks.verbs.compare import compare
 
+try:
+    import fcntl
+except ImportError:  # Windows: no lock there
+    fcntl = None  # type: ignore[assignment]  # a module or nothing
+
 MOST_RUNS = 1000
+_PATIENCE = 60.0
+"""Seconds in which a file must be seen by all machines: network file systems take some."""
 _DIVERGED = 3  # exit code
 _LONGEST = 100  # characters of a folder's name
 _OWN = ("run.out", "run.resume", "plugins")
@@ -72,6 +80,7 @@ def sweep(task: TaskSpec, config: Config, extras: Extras) -> int:
     for trial in found:
         _is_done(trial)  # refuses another config now, not after hours
     first = processes.place(os.environ, config.run.processes, config.run.nodes).rank == 0
+    _meet(root, processes.place(os.environ, config.run.processes, config.run.nodes))
     mine = found[_share(os.environ)]
     if first:
         tell(f"{len(found)} runs in {root}" + ("" if len(mine) == len(found) else f", {len(mine)} of them here"))
@@ -87,9 +96,53 @@ def sweep(task: TaskSpec, config: Config, extras: Extras) -> int:
         if ended not in (0, _DIVERGED):
             return ended
         code = max(code, ended)
-    if first:
-        _conclude(found, root, tell)
+    if first and root.is_dir():
+        with _alone(root) as waited:
+            if waited and _is_concluded(root, found):
+                tell(f"another task of the array has compared them: {root / 'sweep.csv'}")
+            else:
+                _conclude(found, root, tell)
     return code
+
+
+def _meet(root: Path, place: processes.Place) -> None:
+    """Of processes on several machines: see that all have the folder ``root``. What one has done the others must find there, or the
+    second run would begin on one machine and be over on another."""
+    if place.nodes < 2:
+        return
+    known = "-".join(
+        os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+    )
+    sign = root / f".sweep-{sha256(known.encode()).hexdigest()[:12]}"
+    if place.rank == 0:
+        root.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+        return
+    began = time.monotonic()
+    while not sign.exists():
+        if time.monotonic() - began > _PATIENCE:
+            what = f"machine {place.node + 1} of {place.nodes} does not see what the first wrote there within {_PATIENCE:g} seconds"
+            raise UserError(str(root), what, "put run.out on a disk that all of them share")
+        time.sleep(0.2)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[bool]:
+    """Inside, no other process is: tasks of an array may finish together. Gives whether another was there before."""
+    if fcntl is None:
+        yield False
+        return
+    handle, waited = os.open(root, os.O_RDONLY), False
+    try:
+        with suppress(OSError):  # file systems without locks: both write the same
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waited = True
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield waited
+    finally:
+        os.close(handle)
 
 
 def trials(config: Config, seeds: int | None, grid: str | None, root: Path) -> Iterator[Trial]:
@@ -238,6 +291,15 @@ def _conclude(found: Sequence[Trial], root: Path, tell: Teller) -> None:
     best_first = [one.name for setting in settings(reached) for one in setting.runs]
     if len(best_first) > 1:
         compare(Extras(inputs=tuple(str(root / name) for name in best_first), out=str(root)))
+
+
+def _is_concluded(root: Path, found: Sequence[Trial]) -> bool:
+    """Whether all runs are finished, and the last thing that is written of a sweep is younger than them."""
+    if not all(finished(trial.folder) for trial in found):
+        return False
+    last = root / ("compare.json" if len(found) > 1 else "sweep.csv")
+    newest = max((trial.folder / METRICS).stat().st_mtime_ns for trial in found)
+    return last.is_file() and (root / "sweep.csv").is_file() and last.stat().st_mtime_ns > newest
 
 
 def _reached(trial: Trial) -> Reached:

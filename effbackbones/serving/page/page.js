@@ -58,10 +58,16 @@ const predict = (fresh) => guarded("Predicting.", async (current) => {
   $("timing").textContent = `${width} x ${height} pixels; ${[...server, `total ${total.toFixed(1)} ms`].join(", ")}`;
   $("answer").hidden = false;
   $("least").hidden = Object.values(parts).every((part) => kindOf(part) === "cls");
-  if (fresh) choices();
+  if (fresh) begin();
   boxes();
   show();
 });
+
+function begin() {
+  const own = Object.values(parts).flatMap((part) => part.boxes ? [part.threshold] : part.masks ? part.thresholds : []);
+  if (own.length) $("threshold").value = own[0]; // the model's own, until it is moved
+  choices();
+}
 
 function choices() {
   $("task").replaceChildren(...Object.keys(parts).map((word) => new Option(word, word)));
@@ -72,6 +78,9 @@ function choices() {
 function classes() {
   const names = Array.isArray(facts.classes) ? facts.classes : facts.classes[$("task").value];
   $("label").replaceChildren(new Option("the surest", ""), ...names.map((name, label) => new Option(name, label)));
+  const levels = (facts.levels || {})[$("task").value] || [];
+  $("where").hidden = levels.length < 2;
+  $("level").replaceChildren(...levels.map((name, row) => new Option(row ? name : `${name}, the coarsest`, name)));
   boxes();
 }
 
@@ -123,7 +132,7 @@ function show() {
     for (const [name, share] of Object.entries(part.shares)) lines.push(line(part.classes.indexOf(name), `${name}, share of the pixels:`, share));
   }
   for (const part of Object.values(parts)) {
-    if (kindOf(part) === "cls") for (const one of part.predictions.slice(0, most())) lines.push(line(one.label, one.class, one.probability));
+    if (kindOf(part) === "cls") for (const one of part.predictions.slice(0, most())) lines.push(line(one.label, !part.multilabel || part.there.includes(one.class) ? one.class : `${one.class} (not there)`, one.probability));
     if (kindOf(part) === "det") for (const one of part.boxes.filter((box) => box.score >= threshold()).slice(0, most())) {
       const [left, top, right, bottom] = one.box, text = `${one.class} ${percent(one.score)}`, size = 4 * thick + 7;
       pen.strokeStyle = pen.fillStyle = colour(one.label);
@@ -149,6 +158,7 @@ function show() {
 
 const explain = () => guarded("Explaining.", async (current) => {
   const query = new URLSearchParams({ task: $("task").value });
+  if (!$("where").hidden) query.set("level", $("level").value);
   if ($("label").value !== "") query.set("label", $("label").value);
   if (!$("at").hidden && $("box").value) {
     const [label, box] = JSON.parse($("box").value);

@@ -12,6 +12,7 @@ import numpy as np
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, Size
 from effbackbones.images.reading import MAX_PIXELS, read_image
+from tasks.data.files import jpeg
 from tasks.data.files.listing import leaves, refuse_link
 from tasks.data.files.slate import reading_file
 from tasks.settings.options import as_names
@@ -118,6 +119,7 @@ class ImageReader:
             exif=self.exif,
             at_least=self.at_least,
             frames=self.frames,
+            jpeg=jpeg.decoded,
         )
 
 

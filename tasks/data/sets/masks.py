@@ -78,9 +78,13 @@ class MaskDataset:
             return self.read_mask(self._mask_path(index))
         return self.read_mask.blank(image_size(self.path(index), exif=self.read.exif), self.path(index))
 
+    def mask_file(self, index: int) -> str:
+        """The file of a mask; empty where the image has none."""
+        return f"{self.root}/{self.masks[index]}" if self.masks[index] else ""
+
     def _mask_path(self, index: int) -> str:
         """The file of a mask; that of the image where it has none."""
-        return f"{self.root}/{self.masks[index] or self.images[index]}"
+        return self.mask_file(index) or self.path(index)
 
     def _fitting(self, index: int, mask: Mask) -> str:
         """How the image is to be read, ``apply`` or ``ignore``, so that it has the size of its mask."""

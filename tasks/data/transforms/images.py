@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effbackbones.errors import UserError
+from effbackbones.images import bytewise
 from effbackbones.images.colours import fill_of, in_dtype
 from effbackbones.images.geometry import Pixels, ResizePlan, Size, resize
 from effbackbones.inference.fitting import Fitting
@@ -30,7 +31,8 @@ class ClassificationTransform:
     Evaluation (``train`` False): resize and centre crop, the numbers of torchvision and timm on PIL images. Training, by
     what is asked for, in this order: ``crop`` (``resized``: random area by ``scale`` and ``ratio``; ``pad``: by an eighth, then at
     random; ``center``: as in evaluation; ``none``: squash), ``flip`` (probability), ``randaugment`` (operations, magnitude),
-    ``color_jitter`` (strength), the callables ``extra``, random ``erasing`` (probability).
+    ``color_jitter`` (strength), the callables ``extra``, random ``erasing`` (probability). ``quick``: training images are resized and
+    turned by torch's kernels (:mod:`effbackbones.images.bytewise`).
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class ClassificationTransform:
         color_jitter: float = 0.0,
         erasing: float = 0.0,
         first: Transform | None = None,
+        quick: bool = False,
     ) -> None:
         self.image_spec, self.size, self.train = image_spec, size, train
-        self.first = first if train else None
+        self.first, self.quick = first if train else None, quick and train
         self.crop, self.scale, self.ratio, self.flip = crop if train else "center", scale, ratio, flip
         self.fitting = replace(Fitting.of_classes(image_spec), size=size)
         self.steps: list[Transform] = []
@@ -71,7 +74,7 @@ class ClassificationTransform:
         height, width = sample.image.shape[:2]
         image, plan = self._crop(sample.image, rng)
         if self.train and self.flip > rng.random():
-            image, plan = image[:, ::-1], None
+            image, plan = (bytewise.mirrored(image, False, True) if self._is_quick(image) else image[:, ::-1]), None
         sample = replace(sample, image=image, original=(height, width), plan=plan)
         for step in self.steps:
             sample = step(sample, rng)
@@ -83,14 +86,20 @@ class ClassificationTransform:
         height, width = image.shape[:2]
         if crop == "resized":
             left, top, right, bottom = random_area((height, width), self.scale, self.ratio, rng)
-            return resize(image[top:bottom, left:right], self.size, spec.interpolation), None
+            image = image[top:bottom, left:right]
+            if self._is_quick(image):
+                return bytewise.resized(image.astype(np.uint8, copy=False), self.size, spec.interpolation), None
+            return resize(image, self.size, spec.interpolation), None
         if crop == "center":
-            return self.fitting(image)
+            return self.fitting(image, quick=self.quick)
         plan = ResizePlan.squash((height, width), self.size)
-        image = plan.apply_image(image, spec.interpolation, fill_of(image, spec.mean).tolist())
+        image = plan.apply_image(image, spec.interpolation, fill_of(image, spec.mean).tolist(), quick=self.quick)
         if crop == "pad":
             return shifted(image, self.size[0] // 8, self.size[1] // 8, fill_of(image, spec.mean), rng), None
         return image, plan
+
+    def _is_quick(self, image: Pixels) -> bool:
+        return self.quick and image.dtype == np.uint8 and self.image_spec.interpolation in bytewise.MODES
 
 
 def random_area(

@@ -24,13 +24,19 @@ Tile = tuple[slice, slice]
 
 
 def mosaic(
-    samples: Sequence[Sample], canvas: Size, jitter: JitterRange, spec: "ImageSpec", rng: np.random.Generator
+    samples: Sequence[Sample],
+    canvas: Size,
+    jitter: JitterRange,
+    spec: "ImageSpec",
+    rng: np.random.Generator,
+    *,
+    quick: bool = False,
 ) -> Sample:
     """Four samples around a random point of ``canvas`` (H, W), each jittered and mirrored on its own.
 
-    An image is as large as it would be alone on the canvas. Larger than its tile, a random part of it is seen; smaller, it is
-    pushed to the common corner. Id and path are the first one's; ``labels`` are those of any, and there is no one ``label``.
-    Samples that differ in dtype, number of channels or the kinds of labels raise :class:`UserError`.
+    An image is as large as it would be alone on the canvas (``quick`` as of ``apply_image``). Larger than its tile, a random part of it is
+    seen; smaller, it is pushed to the common corner. Id and path are the first one's; ``labels`` are those of any, and there is no one
+    ``label``. Samples that differ in dtype, number of channels or the kinds of labels raise :class:`UserError`.
     """
     first = samples[0]
     image = np.empty((*canvas, first.image.shape[2]), first.image.dtype)
@@ -38,7 +44,7 @@ def mosaic(
     parts = []
     for sample, tile in zip(samples, _tiles(canvas, rng), strict=True):
         _check_alike(sample, first)
-        part = _in_tile(sample, tile, canvas, jitter, spec, rng)
+        part = _in_tile(sample, tile, canvas, jitter, spec, rng, quick)
         image[tile] = part.image
         if mask is not None and part.mask is not None:
             mask[tile] = part.mask
@@ -66,14 +72,21 @@ def _tiles(canvas: Size, rng: np.random.Generator) -> list[Tile]:
 
 
 def _in_tile(
-    sample: Sample, tile: Tile, canvas: Size, jitter: JitterRange, spec: "ImageSpec", rng: np.random.Generator
+    sample: Sample,
+    tile: Tile,
+    canvas: Size,
+    jitter: JitterRange,
+    spec: "ImageSpec",
+    rng: np.random.Generator,
+    quick: bool,
 ) -> Sample:
     """A sample as its tile shows it: image and mask of the tile's size, boxes in pixels of the canvas."""
     rows, columns = tile
     height, width = sample.image.shape[:2]
     window = (rows.stop - rows.start, columns.stop - columns.start)
     at_end = (rows.start == 0, columns.start == 0)
-    part = through(sample, jittered((height, width), canvas, window, jitter.draw(rng), at_end), spec, exact=False)
+    plan = jittered((height, width), canvas, window, jitter.draw(rng), at_end)
+    part = through(sample, plan, spec, exact=False, quick=quick)
     if part.boxes is None:
         return part
     return replace(part, boxes=part.boxes + np.array([columns.start, rows.start] * 2, np.float32))

@@ -58,10 +58,11 @@ def jittered(
     return ResizePlan(original, scaled, (top, left), window, jitter.mirrored)
 
 
-def through(sample: Sample, plan: ResizePlan, spec: "ImageSpec", *, exact: bool) -> Sample:
+def through(sample: Sample, plan: ResizePlan, spec: "ImageSpec", *, exact: bool, quick: bool = False) -> Sample:
     """Image, boxes and mask of ``sample`` through ``plan``: padded with the mean colour and with ignored pixels, boxes clipped
-    to what is seen of the image. No box is left out, not even where nothing is seen of it. ``exact`` as in ``apply_image``."""
-    image = plan.apply_image(sample.image, spec.interpolation, fill_of(sample.image, spec.mean).tolist(), exact=exact)
+    to what is seen of the image. No box is left out, not even where nothing is seen of it. ``exact``, ``quick``: of ``apply_image``."""
+    fill = fill_of(sample.image, spec.mean).tolist()
+    image = plan.apply_image(sample.image, spec.interpolation, fill, exact=exact, quick=quick)
     boxes = sample.boxes
     if boxes is not None:
         left, top, right, bottom = plan.content

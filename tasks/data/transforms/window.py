@@ -27,7 +27,7 @@ class ViewTransform:
     ``closed_from``; ``scale_jitter`` (range of the factor), crop (to ``crop_size``), ``vertical_flip`` and ``flip``
     (probabilities) in one resize, ``color_jitter`` (strength), the callables ``extra``, in this order; then boxes with a side of
     less than ``min_box`` pixels are left out, and crowds unless ``crowd`` is ``ignore``. With ``batch_shape`` ``aspect`` an image is
-    only padded to a multiple of ``size_divisor``.
+    only padded to a multiple of ``size_divisor``. ``quick``: images are resized by torch's kernels (``apply_image``).
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class ViewTransform:
         size_divisor: int = 1,
         own_size: bool = False,
         first: Transform | None = None,
+        quick: bool = False,
     ) -> None:
-        self.first = first if train else None
+        self.first, self.quick = first if train else None, quick
         self.spec, self.size, self.train, self.extra = spec, size, train, tuple(extra)
         self.jitter = JitterRange(scale_jitter, vertical_flip, flip)
         self.crop_size, self.mosaic, self.closed_from = crop_size, mosaic, closed_from
@@ -72,7 +73,8 @@ class ViewTransform:
         """The mosaic of four samples."""
         if self.first is not None:
             samples = [self.first(sample, rng) for sample in samples]
-        return self._finished(mosaic(samples, self._window(self._room(samples[0])), self.jitter, self.spec, rng), rng)
+        window = self._window(self._room(samples[0]))
+        return self._finished(mosaic(samples, window, self.jitter, self.spec, rng, quick=self.quick), rng)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The sample at its size."""
@@ -84,7 +86,7 @@ class ViewTransform:
             sample = replace(sample, truth=truth, truth_mask=sample.mask)
             return through(sample, self.fitting.plan(original), self.spec, exact=True)
         plan = jittered(original, room, self._window(room), self.jitter.draw(rng))
-        return self._finished(through(sample, plan, self.spec, exact=False), rng)
+        return self._finished(through(sample, plan, self.spec, exact=False, quick=self.quick), rng)
 
     def _room(self, sample: Sample) -> Size:
         height, width = sample.image.shape[:2]

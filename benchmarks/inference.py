@@ -1,0 +1,108 @@
+"""What an answer costs: ``Model.predict`` from uint8 images, as a user types it, against the peer from normalised ones."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.limits import counting, measure
+from benchmarks.networks import PAIRS, Pair, same_answers
+from benchmarks.row import Found, Ratio, Setting, Side
+from benchmarks.turns import Run, Spread, in_turns, ratios
+from effbackbones.errors import UserError
+from effbackbones.model import Model
+
+HALF = ", bf16"
+PLAIN = "model.predict"
+LAYOUTS = {"channels_last": torch.channels_last, "as shipped": torch.contiguous_format}
+
+
+def answers(setting: Setting, task: str, network: str, batch: int, side: int) -> Found:
+    """Ours, plain and by ``for_inference`` in each backend that is installed, against the peer."""
+    if setting.dry:
+        side = {"det": 128}.get(task, 64)
+    device = setting.device
+    pair = PAIRS[task](network, device, side=side)
+    pair.ours.eval()
+    pair.peer.eval()
+    pixels = pair.pictures(batch)
+    images = pair.ours.normalize(pixels)
+    found = Found("ms")
+    with torch.inference_mode():
+        wanted = pair.answer(pair.peer)(images)
+        found.proof = same_answers(pair.ours.predict(pixels), wanted, "answers")
+    ours: dict[str, Run] = {PLAIN: partial(pair.ours.predict, pixels)}
+    for name, model, dtype in variants(pair.ours, setting, found.notes):
+        try:
+            same_answers(model.predict(pixels), wanted, name, dtype)
+        except (UserError, RuntimeError) as error:
+            found.notes.append(f"{name}: {str(error).splitlines()[0]}")
+            continue
+        ours[name] = partial(model.predict, pixels)
+    with torch.no_grad(), counting() as work:
+        pair.ours.predict(pixels)
+    return timed(found, ours, peers(pair, images, setting), work, setting)
+
+
+def variants(model: Model, setting: Setting, notes: list[str]) -> Iterator[tuple[str, Model, torch.dtype]]:
+    """``model.for_inference`` in each way that this machine has; why one could not be had goes to ``notes``."""
+    takes = inspect.signature(model.for_inference).parameters
+    if "backend" not in takes:
+        yield "for_inference", model.for_inference(), torch.float32
+        return
+    for backend in setting.backends:
+        for dtype in (torch.float32, torch.bfloat16):
+            half = dtype == torch.bfloat16
+            name = f"for_inference, {backend}{HALF if half else ''}"
+            options: dict[str, Any] = {"backend": backend} | ({"dtype": dtype} if half else {})
+            try:
+                yield name, model.for_inference(**options), dtype
+            except (UserError, RuntimeError, ImportError) as error:
+                notes.append(f"{name}: {str(error).splitlines()[0]}")
+
+
+def peers(pair: Pair, images: Tensor, setting: Setting) -> dict[str, Run]:
+    """The peer in its best layout and in the one that it comes in; each has weights of its own. On a GPU in bfloat16, and compiled."""
+    import copy
+
+    found: dict[str, Run] = {}
+    for layout, kind in LAYOUTS.items():
+        network = copy.deepcopy(pair.peer).to(memory_format=kind)
+        arranged = images.contiguous(memory_format=kind)
+        found[f"{pair.package} {layout}"] = _without_gradients(pair.answer(network), arranged)
+    if setting.device == "cuda":
+        network = copy.deepcopy(pair.peer).to(memory_format=torch.channels_last).bfloat16()
+        network.compile()
+        arranged = images.bfloat16().contiguous(memory_format=torch.channels_last)
+        found[f"{pair.package} compiled{HALF}"] = _without_gradients(pair.answer(network), arranged)
+    return found
+
+
+def _without_gradients(answer: Callable[[Tensor], Any], images: Tensor) -> Run:
+    def run() -> None:
+        with torch.inference_mode():
+            answer(images)
+
+    return run
+
+
+def timed(found: Found, ours: Mapping[str, Run], theirs: Mapping[str, Run], work: Any, setting: Setting) -> Found:
+    """Times of all sides in turns, the ratios of each of ours to each peer, and the shares of the limits that they reach."""
+    limits = measure(setting.device)
+    times = in_turns({**ours, **theirs}, 2 if setting.dry else setting.rounds, setting.device)
+    for name, seconds in times.items():
+        spread = Spread.of(seconds)
+        share = work.share(spread.median, limits, half=HALF in name) if work else {}
+        median, low, high = (1e3 * value for value in (spread.median, spread.low, spread.high))
+        found.sides.append(Side(name, name in ours, median, low, high, spread.count, share))
+    for mine in ours:
+        for peer in theirs:
+            ratio = ratios(times[mine], times[peer])
+            found.ratios.append(Ratio(mine, peer, ratio.median, ratio.low, ratio.high))
+    if work:
+        found.work = {"gflop": work.flops / 1e9, "megabytes": work.bytes / 1e6}
+    found.limits = limits.record()
+    return found

@@ -1,0 +1,70 @@
+"""The rows: what is measured, and against what."""
+
+from benchmarks.row import Row
+
+_SMP = "segmentation_models_pytorch"
+
+
+def _answers(name: str, what: str, task: str, network: str, batch: int, side: int, *needs: str, **more: str) -> Row:
+    arguments = {"task": task, "network": network, "batch": batch, "side": side}
+    return Row(name, "inference", what, "benchmarks.inference:answers", arguments, needs, **more)
+
+
+def _steps(name: str, what: str, task: str, network: str, batch: int, side: int, *needs: str, **more: str) -> Row:
+    arguments = {"task": task, "network": network, "batch": batch, "side": side}
+    return Row(name, "training", what, "benchmarks.training:steps", arguments, needs, **more)
+
+
+def _peak(name: str, what: str, task: str, network: str, batch: int, side: int, *needs: str) -> Row:
+    arguments = {"task": task, "network": network, "batch": batch, "side": side}
+    return Row(name, "memory", what, "benchmarks.peaks:steps", arguments, needs)
+
+
+_B4 = {"backbone": "b4", "batch": 2, "side": 896}
+_SCORES = {"images": 5000, "classes": 80, "detections": 100}
+_ROWS = (
+    _answers("b0-batch8", "B0, 8 images of 224", "cls", "b0", 8, 224, "timm"),
+    _answers("b0-batch1", "B0, 1 image of 224", "cls", "b0", 1, 224, "timm"),
+    _answers("b4-batch2", "B4, 2 images of 380", "cls", "b4", 2, 380, "timm"),
+    _answers("d0-predict", "EfficientDet-D0, 1 image of 512, boxes after suppression", "det", "d0", 1, 512, "effdet"),
+    _answers("unet-predict", "U-Net on B3, 2 images of 256", "seg", "b3", 2, 256, _SMP),
+    _steps("b0-step", "B0, 16 images of 128", "cls", "b0", 16, 128, "timm"),
+    _steps("d0-step", "EfficientDet-D0, 2 images of 512, targets from boxes", "det", "d0", 2, 512, "effdet"),
+    _steps("unet-step", "U-Net on B3, 2 images of 256", "seg", "b3", 2, 256, _SMP),
+    _peak("b0-memory", "B0, 16 images of 128", "cls", "b0", 16, 128, "timm"),
+    _peak("d0-memory", "EfficientDet-D0, 2 images of 512", "det", "d0", 2, 512, "effdet"),
+    _peak("unet-memory", "U-Net on B3, 2 images of 256", "seg", "b3", 2, 256, _SMP),
+    Row(
+        "b4-checkpointing",
+        "training",
+        "B4, 2 images of 896, activations recomputed",
+        "benchmarks.checkpointing:seconds",
+        _B4,
+    ),
+    Row("b4-checkpointing-memory", "memory", "the same step", "benchmarks.checkpointing:memory", _B4),
+    Row(
+        "tiles",
+        "memory",
+        "U-Net on lite0, 6000 x 4000 pixels in tiles of 512",
+        "benchmarks.tiles:memory",
+        {"backbone": "lite0"},
+    ),
+    Row(
+        "coco-scores",
+        "data",
+        "COCO scores of 5,000 images",
+        "benchmarks.coco_scores:seconds",
+        _SCORES,
+        ("pycocotools",),
+    ),
+    Row("startup", "start", "import, and help of the command", "benchmarks.startup:seconds"),
+    _answers("gpu-b0", "B0, 256 images of 224, bf16", "cls", "b0", 256, 224, "timm", device="cuda"),
+    _answers("gpu-d0-latency", "EfficientDet-D0, 1 image of 512", "det", "d0", 1, 512, "effdet", device="cuda"),
+    _steps("gpu-b0-step", "B0, 128 images of 224, bf16", "cls", "b0", 128, 224, "timm", device="cuda"),
+    _steps("gpu-d0-step", "EfficientDet-D0, 32 images of 512, bf16", "det", "d0", 32, 512, "effdet", device="cuda"),
+    _steps("gpu-unet-step", "U-Net on B3, 32 images of 256, bf16", "seg", "b3", 32, 256, _SMP, device="cuda"),
+)
+ROWS = {row.name: row for row in _ROWS}
+GROUPS = tuple(dict.fromkeys(row.group for row in _ROWS))
+APART = ("scaling",)
+"""Groups that are measured only where they are asked for."""
