@@ -30,9 +30,10 @@ def watched(*modules: nn.Module) -> bool:
 
 def eager(x: Tensor) -> bool:
     """Whether ``x`` is computed with here and now: in no graph that is made, under no transform."""
-    graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return ENABLED and type(x) in (Tensor, nn.Parameter) and not graph and not transformed
+    if not ENABLED or torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+        return False
+    traced = torch._C._get_tracing_state() is not None
+    return not (traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
 
 
 def known(norm: Any, act: Any) -> bool:
@@ -75,7 +76,7 @@ def conv_norm_act(x: Tensor, conv: Any, norm: Any, act: Any) -> Tensor:
 
 def norm_act(x: Tensor, norm: Any, act: Any) -> Tensor:
     """``act(norm(x))``. Other activations than SiLU keep what they give, which the next layer keeps anyway."""
-    if not (type(act) is nn.SiLU and known(norm, act) and eager(x)):
+    if not (eager(x) and type(act) is nn.SiLU and known(norm, act)):
         out: Tensor = act(norm(x))
         return out
     made: Tensor = NormActConv.apply(Norm.of(norm), type(act), None, x, norm.weight, norm.bias, None, None)

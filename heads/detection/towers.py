@@ -50,7 +50,7 @@ class Tower(Foldable):
         return torch.cat([self._flat(self._level(x, level)) for level, x in enumerate(maps)], 1)
 
     def _level(self, x: Tensor, level: int) -> Tensor:
-        lean = passes.wants_gradient(x, self)
+        lean = passes.eager(x) and passes.wants_gradient(x, self)
         for repeat, (depthwise, pointwise, norms) in enumerate(
             zip(self.depthwise, self.pointwise, self.bn, strict=True)
         ):

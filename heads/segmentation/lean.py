@@ -36,7 +36,7 @@ class UNetStep(nn.Module):
         x = F.interpolate(x, size=(height, width), mode=self.interpolation_mode)
         if skip_connection is not None:
             x = self.attention1(torch.cat([x, skip_connection], dim=1))
-        if passes.wants_gradient(x, self) and not passes.watched(self.conv1, self.conv2):
+        if passes.eager(x) and passes.wants_gradient(x, self) and not passes.watched(self.conv1, self.conv2):
             conv, norm, act = self.conv1
             following, last_norm, last_act = self.conv2
             x = passes.norm_act_conv(conv(x), norm, act, following)
