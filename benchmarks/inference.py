@@ -1,7 +1,10 @@
 """What an answer costs: ``Model.predict`` from uint8 images, as a user types it, against the peer from normalised ones."""
 
+import copy
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -37,11 +40,13 @@ def answers(setting: Setting, task: str, network: str, batch: int, side: int) ->
     ours: dict[str, Run] = {PLAIN: partial(pair.ours.predict, pixels)}
     for name, model, dtype in variants(pair.ours, setting, found.notes):
         try:
-            same_answers(model.predict(pixels), wanted, name, dtype)
+            with told() as warnings:
+                same_answers(model.predict(pixels), wanted, name, dtype)
         except (UserError, RuntimeError) as error:
-            found.notes.append(f"{name}: {str(error).splitlines()[0]}")
-            continue
-        ours[name] = partial(model.predict, pixels)
+            warnings = [str(error).splitlines()[0]]
+        found.notes += [f"{name}: {warning}" for warning in warnings]
+        if not warnings:  # one that fell back would be timed under a wrong name
+            ours[name] = partial(model.predict, pixels)
     with torch.no_grad(), counting() as work:
         pair.ours.predict(pixels)
     return timed(found, ours, peers(pair, images, setting), work, setting)
@@ -64,10 +69,29 @@ def variants(model: Model, setting: Setting, notes: list[str]) -> Iterator[tuple
                 notes.append(f"{name}: {str(error).splitlines()[0]}")
 
 
+class _Kept(logging.Handler):
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def told() -> Iterator[list[str]]:
+    """The warnings that the package gives inside."""
+    lines: list[str] = []
+    handler, log = _Kept(lines), logging.getLogger("effbackbones")
+    log.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)
+
+
 def peers(pair: Pair, images: Tensor, setting: Setting) -> dict[str, Run]:
     """The peer in its best layout and in the one that it comes in; each has weights of its own. On a GPU in bfloat16, and compiled."""
-    import copy
-
     found: dict[str, Run] = {}
     for layout, kind in LAYOUTS.items():
         network = copy.deepcopy(pair.peer).to(memory_format=kind)

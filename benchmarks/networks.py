@@ -175,11 +175,16 @@ def _settle(network: Any, last: Any, side: int) -> Tensor:
 
 def _transplanted(network: nn.Module, task: str, backbone: str, classes: int, **options: Any) -> Model:
     """Ours from the file of a peer's weights, as a user loads it."""
-    logging.getLogger("effbackbones").setLevel(logging.ERROR)  # what a file does not say is known here
+    log = logging.getLogger("effbackbones")
+    level = log.level
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "peer.pth"
         torch.save(network.state_dict(), path)
-        return build_model(task, backbone, num_classes=classes, weights=path, **options)
+        log.setLevel(logging.ERROR)  # what a file does not say is known here
+        try:
+            return build_model(task, backbone, num_classes=classes, weights=path, **options)
+        finally:
+            log.setLevel(level)
 
 
 @contextmanager

@@ -119,9 +119,11 @@ def limits_text(path: Path = KEPT) -> str:
 
 def scaling_table(path: Path = KEPT) -> str:
     """Every curve with its exponent, in Markdown."""
-    lines = ["| what grows | cost | exponent | from | to |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| what grows | cost | exponent | at the end | from | to |", "| --- | --- | --- | --- | --- | --- |"]
     for name, row in fitting(read(path), ROWS).items():
         for curve in row.get("curves", ()):
             first, last = (f"{figure(curve['y'][at])} {curve['unit']} at {figure(curve['x'][at])}" for at in (0, -1))
-            lines.append(f"| `{name}`: {curve['axis']} | {curve['name']} | {exponent(curve)} | {first} | {last} |")
+            lines.append(
+                f"| `{name}`: {curve['axis']} | {curve['name']} | {exponent(curve)} | {curve['last']:.2f} | {first} | {last} |"
+            )
     return "\n".join(lines)

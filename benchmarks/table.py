@@ -57,12 +57,26 @@ _ROWS = (
         _SCORES,
         ("pycocotools",),
     ),
+    Row(
+        "allocation",
+        "inference",
+        "B0, 8 images of 224, freed memory kept as by the commands",
+        "benchmarks.allocation:seconds",
+        {"batch": 8, "side": 224},
+    ),
     Row("startup", "start", "import, and help of the command", "benchmarks.startup:seconds"),
     _answers("gpu-b0", "B0, 256 images of 224, bf16", "cls", "b0", 256, 224, "timm", device="cuda"),
     _answers("gpu-d0-latency", "EfficientDet-D0, 1 image of 512", "det", "d0", 1, 512, "effdet", device="cuda"),
     _steps("gpu-b0-step", "B0, 128 images of 224, bf16", "cls", "b0", 128, 224, "timm", device="cuda"),
     _steps("gpu-d0-step", "EfficientDet-D0, 32 images of 512, bf16", "det", "d0", 32, 512, "effdet", device="cuda"),
     _steps("gpu-unet-step", "U-Net on B3, 32 images of 256, bf16", "seg", "b3", 32, 256, _SMP, device="cuda"),
+    Row("scaling-image", "scaling", "size of the image", "benchmarks.scaling:image_size"),
+    Row("scaling-batch", "scaling", "images in a batch", "benchmarks.scaling:batch_size"),
+    Row("scaling-model", "scaling", "variant of the network", "benchmarks.scaling:variants"),
+    Row("scaling-classes", "scaling", "classes", "benchmarks.scaling:classes"),
+    Row("scaling-boxes", "scaling", "boxes in an image", "benchmarks.scaling:objects"),
+    Row("scaling-data", "scaling", "images of a data set", "benchmarks.datasets:opening"),
+    Row("scaling-scores", "scaling", "images that are scored", "benchmarks.datasets:scoring"),
 )
 ROWS = {row.name: row for row in _ROWS}
 GROUPS = tuple(dict.fromkeys(row.group for row in _ROWS))

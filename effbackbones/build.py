@@ -1,7 +1,6 @@
 """From names to modules: ``create_backbone`` and ``build_model``."""
 
 import inspect
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -17,12 +16,9 @@ from effbackbones.model import Model
 from effbackbones.multihead import LossWeights, combine_needs
 from effbackbones.optiontypes import checked, parameter_types
 from effbackbones.registry import BACKBONES, TASKS
-from effbackbones.weights.loading import load_table
 from effbackbones.weights.pretrained import Adopted, Pretrained
 from effbackbones.weights.reading import read_for
 from effbackbones.weights.record import plain
-
-_LOG = logging.getLogger("effbackbones")
 
 
 def create_backbone(
@@ -78,7 +74,7 @@ def create_backbone(
     built = _create(name, weights, {key: value for key, value in given.items() if value is not None}, {}, {})
     backbone = built.backbone
     if built.weights:
-        backbone.provenance = _provenance(built.weights, built.adopted)
+        backbone.provenance = built.weights.provenance(built.adopted)
     return backbone
 
 
@@ -115,6 +111,7 @@ def build_model(
         for name, value in (("head", head), ("num_classes", num_classes), ("head_options", head_options))
     )
     explicit = dict(backbone_options or {})
+    written = {key: _to_json(value) for key, value in explicit.items()}
     plans = {}
     for t in tasks:
         with task_named(t, several):
@@ -136,7 +133,7 @@ def build_model(
         "backbone": BACKBONES.canonical(backbone),
         "head": told({t: plan.name for t, plan in plans.items()}),
         "num_classes": told({t: plan.num_classes for t, plan in plans.items()}),
-        "backbone_options": {key: _to_json(value) for key, value in {**explicit, **built.settled}.items()},
+        "backbone_options": {**written, **built.settled},
         "head_options": told(heads.options),
         **({"loss_weights": loss_weights} if several else {}),
     }
@@ -149,7 +146,7 @@ def build_model(
     model = Model(built.backbone, heads.head, config=config, classes=classes)
     if built.weights:
         untrained = {"untrained_head": True} if heads.untrained else {}
-        model.provenance = untrained | _provenance(built.weights, built.adopted, heads.remarks, heads.adopted)
+        model.provenance = untrained | built.weights.provenance(built.adopted, heads.remarks, heads.adopted)
     return model
 
 
@@ -183,7 +180,11 @@ def _create(
     options = {key: value for key, value in needs.items() if key in family.known} | options
     read = None if weights is None else read_for(family.kind, weights, name, options)
     if read:
-        decided = {**read.options, **_maps(read, heads)}
+        # The maps of the head in the file: where a head for that task waits for them, and none was told otherwise.
+        asked = {key for plan in heads.values() for key, value in plan.options.items() if value}
+        foreign = read.foreign
+        maps = foreign.maps if foreign and foreign.task in heads and not asked & foreign.maps.keys() else {}
+        decided = {**read.options, **maps}
         options = {key: value for key, value in decided.items() if key in family.takes} | options
     backbone = family.make(**options)
     if not isinstance(backbone, Backbone):
@@ -223,13 +224,13 @@ def _family(name: str) -> _Family:
         if timm.is_model(name):
             raise UserError(f"backbone {name!r}", "no such name here, but timm has it", f"write timm:{name}") from None
         raise
+    # A built-in class serves many names; what was registered serves one, and is not told it.
+    make = partial(factory, name) if BACKBONES.is_built_in(name) else factory
     parameters, types = inspect.signature(factory).parameters, parameter_types(factory)
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # those of create_backbone, then
         parameters, types = inspect.signature(create_backbone).parameters, parameter_types(create_backbone)
     takes = [key for key in parameters if key not in ("self", "name", "weights")]
     kind = factory if isinstance(factory, type) and issubclass(factory, Backbone) else Backbone
-    # A built-in class serves many names; what was registered serves one, and is not told it.
-    make = partial(factory, name) if BACKBONES.is_built_in(name) else factory
     return _Family(kind, make, takes, [key for key in takes if key != "pretrained"], types)
 
 
@@ -243,37 +244,6 @@ def _needs(plans: Mapping[str, HeadPlan]) -> dict[str, Any]:
     needs, default = combine_needs({plan.name: plan.needs for plan in plans.values()}), BackboneNeeds()
     asked = {key: getattr(needs, key) for key in NEEDS if getattr(needs, key) != getattr(default, key)}
     return {"levels": needs.levels, **asked}
-
-
-def _maps(weights: Pretrained, heads: Mapping[str, HeadPlan]) -> dict[str, Any]:
-    """Options under which the backbone gives the maps of the head in the file: where a head for that task waits for them, and
-    none was told otherwise."""
-    foreign = weights.foreign
-    if foreign is None or foreign.task not in heads:
-        return {}
-    told = {key for plan in heads.values() for key, value in plan.options.items() if value}
-    return {} if told & foreign.maps.keys() else dict(foreign.maps)
-
-
-def _provenance(
-    weights: Pretrained, backbone: Adopted | None, remarks: Sequence[str] = (), head: Adopted | None = None
-) -> dict[str, Any]:
-    """Where weights came from and what became of them, for people and for checkpoints; logged as well, for nobody should have to ask
-    for what is only half loaded."""
-    reports = [weights.unread, backbone and backbone.report, head and head.report]
-    told = (weights.assumed, backbone.remarks if backbone else (), remarks, head.remarks if head else ())
-    known = [report for report in reports if report]
-    assumed, table = [sentence for sentences in told for sentence in sentences], load_table(known)
-    _LOG.info("%s", table)
-    for sentence in (*assumed, *(report.remark for report in known if report.remark)):
-        _LOG.warning("%s", sentence)
-    return {
-        "weights": weights.origin,
-        "dialect": weights.dialect,
-        "licence": weights.licence,
-        "assumed": assumed,
-        "loaded": table,
-    }
 
 
 def _from_json(key: str, value: Any) -> Any:

@@ -17,7 +17,7 @@ from torchmetrics import MeanAbsoluteError
 
 from effbackbones import BackboneNeeds, Head, register_head
 from tasks.data.batch import Sample
-from tasks.data.door import view_transform
+from tasks.data.door.transforms import view_transform
 from tasks.report.skeleton import add_training, begun, finished
 from tasks.spec import TaskSpec, register_dataset, register_task
 

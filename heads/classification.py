@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from effbackbones.backbones import passes
 from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics
-from effbackbones.backbones.scaling import Scaling, head_channels, scaling
+from effbackbones.backbones.scaling import Scaling, head_channels, row_of
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.weights.pretrained import Adopted, Pretrained
@@ -50,7 +50,7 @@ class ClassificationHead(Head):
         **options: Any,
     ) -> None:
         super().__init__(spec, num_classes, **options)
-        published = _published(spec.backbone)
+        published = row_of(spec.backbone)
         if dropout is None:
             dropout = published.dropout if published else 0.2
         number("dropout", dropout, 0, below=1)
@@ -172,14 +172,6 @@ def _per_class(name: str, value: Sequence[float] | float | None, count: int) -> 
             f"head_options.{name}", f"expected {count} numbers, one per class, got {value!r}"[:200], "correct it"
         )
     return torch.tensor([number(name, one, 0) for one in values], dtype=torch.float32)
-
-
-def _published(backbone: str) -> Scaling | None:
-    """The scaling row of an EfficientNet, or None for another family."""
-    try:
-        return scaling(backbone)
-    except UserError:
-        return None
 
 
 def _published_channels(spec: FeatureSpec, published: Scaling) -> int:

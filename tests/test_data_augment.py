@@ -12,7 +12,7 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from tasks.data.batch import KeyedDataset, Sample
 from tasks.data.collating import collate
-from tasks.data.door import class_transform, told_of_listed, view_transform
+from tasks.data.door.transforms import class_transform, told_of_listed, view_transform
 from tasks.data.transforms.library import library
 from tasks.data.transforms.listed import TRANSFORMS, Listed, check_listed, register_transform
 from tasks.settings.data import DataConfig

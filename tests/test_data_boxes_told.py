@@ -14,7 +14,7 @@ from effbackbones.errors import UserError
 from tasks.data.boxes.fields import enclosed
 from tasks.data.boxes.repairs import duplicates
 from tasks.data.boxes.table import BoxDataset
-from tasks.data.door import coco, voc, yolo
+from tasks.data.door.boxes import coco, voc, yolo
 from tasks.data.files.jsonfile import parse
 from tasks.data.sets.yolorows import Row, key_points
 from tasks.settings.data import DataConfig

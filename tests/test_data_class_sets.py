@@ -20,7 +20,9 @@ from effbackbones.images.classsets import UNKNOWN, are_sets, members, set_of
 from effbackbones.images.geometry import ResizePlan
 from tasks.data.check import check_dataset
 from tasks.data.collating import collate, mask_targets, set_targets
-from tasks.data.door import masks, shapes, told_of_listed
+from tasks.data.door.labels import shapes
+from tasks.data.door.masks import masks
+from tasks.data.door.transforms import told_of_listed
 from tasks.data.fingerprint import Known
 from tasks.data.masks.count import Overlap, count_masks
 from tasks.data.sample import Sample

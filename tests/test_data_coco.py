@@ -14,7 +14,7 @@ from PIL import Image
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.check import check_dataset
-from tasks.data.door import coco
+from tasks.data.door.boxes import coco
 from tasks.data.files.images import check_files
 from tasks.settings.data import DataConfig
 

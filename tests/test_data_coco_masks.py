@@ -15,7 +15,7 @@ from tests_support import one_line
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import resize_nearest
 from tasks.data.boxes.table import BoxDataset
-from tasks.data.door import coco
+from tasks.data.door.boxes import coco
 from tasks.data.sets.painting import PaintedDataset
 from tasks.settings.data import DataConfig
 
@@ -292,7 +292,7 @@ def test_labels_are_the_classes_present_and_label_that_of_the_largest(tmp_path: 
 
 
 def test_formats_without_masks_say_so(tmp_path: Path) -> None:
-    from tasks.data.door import voc
+    from tasks.data.door.boxes import voc
 
     with pytest.raises(UserError) as caught:
         voc(DataConfig(name="voc", root=str(tmp_path), labels=("mask",)), "train", None)

@@ -22,7 +22,7 @@ from tasks.data.sets.shapes import ShapesDataset
 from tasks.data.transforms.mosaic import mosaic
 from tasks.data.transforms.views import Jitter, JitterRange, jittered
 from tasks.data.transforms.window import ViewTransform
-from tasks.engine.resume import GlobalBatches, shuffled
+from tasks.engine.order import GlobalBatches, shuffled
 
 SPEC = ImageSpec(size=(64, 64), interpolation="bilinear")
 WILD = dict(flip=0.5, vertical_flip=0.5, scale_jitter=(0.4, 2.0), mosaic=0.5, color_jitter=0.3)

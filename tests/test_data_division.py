@@ -17,7 +17,7 @@ from tasks.classification.task import TASK as CLS
 from tasks.data import fingerprint
 from tasks.data.division import Division, divided
 from tasks.data.files.copies import copies
-from tasks.data.knowledge import ids_of, occurrences, paths_of
+from tasks.data.knowledge import Knowledge
 from tasks.data.sampling import Repeated
 from tasks.detection.task import TASK as DET
 from tasks.engine.splits import DIVISION, open_dataset, open_splits, with_division, write_division
@@ -54,34 +54,34 @@ class Known:
 @settings(max_examples=60, deadline=None)
 def test_each_split_has_its_share_of_each_class(labels: list[int], share: float, seed: int) -> None:
     dataset: Any = Known(labels, 5)
-    found = divided(dataset, {"val": share}, seed=seed)
-    train, val = (found.indices(dataset, split) for split in ("train", "val"))
+    found = divided(Knowledge.of(dataset), {"val": share}, seed=seed)
+    train, val = (found.indices(dataset.ids, split) for split in ("train", "val"))
     assert sorted([*train, *val]) == list(range(len(labels)))
     for label, count in Counter(labels).items():
         here = int((dataset.labels[val] == label).sum())
         assert abs(here - share * count) <= 2  # one that rounds, one that an earlier class could not give
         assert count - here >= 1
-    assert divided(dataset, {"val": share}, seed=seed) == found
+    assert divided(Knowledge.of(dataset), {"val": share}, seed=seed) == found
 
 
 @given(st.integers(0, 20), st.booleans())
 @settings(max_examples=20, deadline=None)
 def test_groups_stay_together(seed: int, by_class: bool) -> None:
     dataset: Any = Known([index % 3 for index in range(70)], 3)
-    found = divided(dataset, {"val": 0.3, "test": 0.2}, seed=seed, by_class=by_class, group=r"^(g\d)_")
+    found = divided(Knowledge.of(dataset), {"val": 0.3, "test": 0.2}, seed=seed, by_class=by_class, group=r"^(g\d)_")
     groups = [{name[:2] for name in part} for part in found.parts.values()]
     assert sum(map(len, groups)) == 7
     assert sum(map(len, found.parts.values())) == 70
     assert "7 groups kept together" in found.told
     for pattern, message in (("(", "is no regular expression"), ("x", r"'x' is not found in the id 'g0_0'")):
         with pytest.raises(UserError, match=message):
-            divided(dataset, {"val": 0.3}, seed=seed, group=pattern)
+            divided(Knowledge.of(dataset), {"val": 0.3}, seed=seed, group=pattern)
 
 
 def test_a_share_of_nothing_is_refused() -> None:
     dataset: Any = Known([0, 1, 0], 2)
     with pytest.raises(UserError, match=r"data\.val: would have none of the 3 images"):
-        divided(dataset, {"val": 0.01}, seed=0)
+        divided(Knowledge.of(dataset), {"val": 0.01}, seed=0)
 
 
 def folders(root: Path, counts: dict[str, int]) -> Config:
@@ -98,8 +98,10 @@ def test_class_folders_without_splits(tmp_path: Path) -> None:
     assert datasets["val"].classes == ("apple", "pear")
     assert Counter(datasets["val"][index].label for index in range(3)) == {0: 2, 1: 1}
     assert "12 images divided by class with seed 3: 9 train, 3 val" in datasets["val"].notes[0]  # type: ignore[attr-defined]
-    assert not set(ids_of(datasets["train"])) & set(ids_of(datasets["val"]))
-    assert ids_of(open_dataset(config, CLS, "val")) == ids_of(datasets["val"])  # as evaluate opens it
+    assert not set(Knowledge.of(datasets["train"]).ids) & set(Knowledge.of(datasets["val"]).ids)
+    assert (
+        Knowledge.of(open_dataset(config, CLS, "val")).ids == Knowledge.of(datasets["val"]).ids
+    )  # as evaluate opens it
 
 
 def test_the_division_is_written_and_used_again(tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_the_division_is_written_and_used_again(tmp_path: Path) -> None:
     before = open_splits(config, CLS)
     write_division(run, before["train"])
     again = with_division(Config(data=config.data, run=RunConfig(seed=99)), run)
-    assert ids_of(open_splits(again, CLS)["val"]) == ids_of(before["val"])
+    assert Knowledge.of(open_splits(again, CLS)["val"]).ids == Knowledge.of(before["val"]).ids
     assert with_division(Config(data=DataConfig(root="x")), run).data.division is None
     (tmp_path / "data/pear/9.png").write_bytes((tmp_path / "data/pear/0.png").read_bytes())
     with pytest.raises(UserError, match=r"1 samples are in the data and in no split of the division: pear/9\.png"):
@@ -149,7 +151,7 @@ def test_every_reader_of_one_list(tmp_path: Path, train: str, val: float) -> Non
     config = Config(data=DataConfig(name=name, root=str(tmp_path), train=train, val=val))
     datasets = open_splits(config, CLS)
     assert [Counter(dataset[index].label for index in range(4)) for dataset in datasets.values()] == [{0: 2, 1: 2}] * 2
-    paths = [path for dataset in datasets.values() for path in paths_of(dataset)]
+    paths = [path for dataset in datasets.values() for path in Knowledge.of(dataset).paths]
     assert sorted(paths) == [str(tmp_path / f"{number}.png") for number in range(8)]
 
 
@@ -162,7 +164,7 @@ def test_pairs_of_images_and_masks(tmp_path: Path) -> None:
     datasets = open_splits(Config(data=data), SEG)
     assert {split: len(dataset) for split, dataset in datasets.items()} == {"train": 4, "val": 2}
     mask = datasets["val"].mask(0)  # type: ignore[attr-defined]
-    assert mask.tolist() == [[0, int(ids_of(datasets["val"])[0]) % 2]]
+    assert mask.tolist() == [[0, int(Knowledge.of(datasets["val"]).ids[0]) % 2]]
     with pytest.raises(UserError, match=r"expected .* with"):  # without a share the two are the same for all splits
         open_splits(Config(data=DataConfig(name="masks", root=str(tmp_path), options={"classes": ["a", "b"]})), SEG)
 
@@ -183,8 +185,8 @@ def test_shares_are_looked_at(settings_: dict[str, Any], message: str) -> None:
 def test_views_of_views_know_their_images() -> None:
     dataset: Any = Known([0, 1, 2, 1], 3)
     view: Any = Repeated(Repeated(dataset, np.array([3, 3, 0, 2])), np.array([0, 3, 1]))
-    assert ids_of(view) == [dataset.ids[place] for place in (3, 2, 3)]
-    images, labels = occurrences(view) or (None, None)
+    assert Knowledge.of(view).ids == [dataset.ids[place] for place in (3, 2, 3)]
+    images, labels = Knowledge.of(view).occurrences or (None, None)
     assert (images.tolist(), labels.tolist()) == ([0, 1, 2], [1, 2, 1])  # type: ignore[union-attr]  # they are known
 
 
@@ -214,17 +216,17 @@ def test_boxes_of_one_folder_are_divided_by_id_and_copies_stay_together(tmp_path
     for seed in range(6):
         config = Config(data=data, run=RunConfig(seed=seed))
         datasets = open_splits(config, DET)
-        train, val = (ids_of(datasets[split]) for split in ("train", "val"))
+        train, val = (Knowledge.of(datasets[split]).ids for split in ("train", "val"))
         assert sorted([*train, *val], key=int) == [str(number) for number in range(20)]
         assert 4 <= len(val) <= 6
         assert len({"3", "7", "8"} & set(val)) in (0, 3)
         assert {datasets["val"].classes, datasets["train"].classes} == {("a", "b")}
-        assert ids_of(open_dataset(config, DET, "val")) == val  # as evaluate opens it
+        assert Knowledge.of(open_dataset(config, DET, "val")).ids == val  # as evaluate opens it
         assert "3 that are there more than once kept together" in datasets["val"].notes[-1]  # type: ignore[attr-defined]
     moved = tmp_path / "moved"
     (tmp_path / "data").rename(moved)
     again = open_splits(Config(data=replace(data, root=str(moved)), run=RunConfig(seed=5)), DET)
-    assert ids_of(again["val"]) == val
+    assert Knowledge.of(again["val"]).ids == val
 
 
 def test_copies_are_files_that_are_the_same_byte_by_byte(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from scenes import write_picture
 
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
-from tasks.data.door import folder
+from tasks.data.door.labels import folder
 from tasks.data.files.reading import ImageReader, PackedNames
 from tasks.data.sets.folders import FolderDataset
 from tasks.settings.data import DataConfig

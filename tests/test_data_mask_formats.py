@@ -10,7 +10,7 @@ from PIL import Image
 
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
-from tasks.data.door import masks
+from tasks.data.door.masks import masks
 from tasks.data.sets.masks import MaskDataset
 from tasks.settings.data import DataConfig
 

@@ -13,7 +13,7 @@ from tests_support import one_line
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask
 from tasks.data.check import check_dataset
-from tasks.data.door import masks
+from tasks.data.door.masks import masks
 from tasks.data.masks.count import MaskStatistics, count_masks, median_frequency
 from tasks.data.masks.file import MaskReader, Stored, packed
 from tasks.data.sample import Sample

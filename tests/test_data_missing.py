@@ -9,7 +9,8 @@ from PIL import Image
 from scenes import write_picture
 
 from effbackbones.errors import UserError
-from tasks.data.door import masks, voc, yolo
+from tasks.data.door.boxes import voc, yolo
+from tasks.data.door.masks import masks
 from tasks.data.fingerprint import fingerprint
 from tasks.settings.data import DataConfig
 

@@ -13,9 +13,12 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from tasks.classification.check import quick_checks, unseen
 from tasks.classification.task import TASK
-from tasks.data.door import class_transform
-from tasks.data.pixels import deep_range, mean_and_std, told_of_range, told_of_shared_images
+from tasks.data.door.reading import image_spec
+from tasks.data.door.transforms import class_transform
+from tasks.data.knowledge import Knowledge
+from tasks.data.pixels import deep_range, mean_and_std, told_of_range
 from tasks.data.sets.folders import FolderDataset
+from tasks.data.suspicions import told_of_shared_images
 from tasks.engine import assembly, splits
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config, ModelConfig
@@ -133,7 +136,7 @@ def test_what_evaluation_never_sees(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_one_setting_shows_all_in_both(tmp_path: Path) -> None:
     config = Config(data=DataConfig(root=str(tmp_path), crop="whole", image_size=(8, 16)))
-    spec = assembly.image_spec(config, ImageSpec())
+    spec = image_spec(config, ImageSpec())
     assert (spec.crop_mode, spec.crop_fraction) == ("squash", 1.0)
     image = np.zeros((20, 200, 3), np.uint8)
     image[:, :20] = 255
@@ -151,13 +154,13 @@ def test_images_of_two_splits(tmp_path: Path) -> None:
     for name in ("a/0.png", "a/1.png", "b/0.png"):
         write_picture(tmp_path / "train" / name)
     (tmp_path / "val").symlink_to(tmp_path / "train")
-    assert told_of_shared_images(opened(tmp_path)) == [
+    assert told_of_shared_images({split: Knowledge.of(one) for split, one in opened(tmp_path).items()}) == [
         "warning: 3 of 3 images of val are training images too (0.png, 1.png, 0.png): its scores do not tell how the model "
         "does on others"
     ]
     (tmp_path / "val").unlink()
     write_picture(tmp_path / "val/a/0.png")
-    assert told_of_shared_images(opened(tmp_path)) == []
+    assert told_of_shared_images({split: Knowledge.of(one) for split, one in opened(tmp_path).items()}) == []
 
 
 def test_one_label_in_a_table_is_no_task(tmp_path: Path) -> None:

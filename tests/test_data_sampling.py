@@ -13,9 +13,9 @@ from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.check import check_dataset
 from tasks.data.sample import Sample
-from tasks.data.sampling import Repeated, by_aspect, repeat_factors
+from tasks.data.sampling import Repeated, repeat_factors
 from tasks.data.sets.shapes import ShapesDataset
-from tasks.engine.resume import GlobalBatches, shuffled
+from tasks.engine.order import GlobalBatches, by_aspect, shuffled
 from tasks.settings.data import DataConfig
 
 
@@ -78,7 +78,7 @@ def test_data_without_boxes_is_refused() -> None:
 
 
 def test_the_table_gives_what_the_samples_give(data_root: Path) -> None:
-    from tasks.data.door import coco
+    from tasks.data.door.boxes import coco
 
     data = DataConfig(name="coco", root=str(data_root / "coco_mini"))
     dataset = coco(data, "train", None)

@@ -7,7 +7,7 @@ import pytest
 
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
-from tasks.data.door import shapes
+from tasks.data.door.labels import shapes
 from tasks.data.sets.shapes import CLASSES, ShapesDataset
 from tasks.settings.data import DataConfig
 

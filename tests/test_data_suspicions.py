@@ -13,7 +13,8 @@ from test_data_table import opened as table_opened, write_table
 from effbackbones.errors import UserError
 from effbackbones.images.reading import read_image
 from tasks.data.boxes.repairs import RepairCount, mend, refuse_bad_boxes
-from tasks.data.door import folder, voc, yolo
+from tasks.data.door.boxes import voc, yolo
+from tasks.data.door.labels import folder
 from tasks.data.files.reading import ImageReader
 from tasks.data.suspicions import told_of_data
 from tasks.settings.data import DataConfig

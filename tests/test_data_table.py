@@ -9,7 +9,7 @@ from scenes import write_picture
 
 from effbackbones.errors import UserError
 from tasks.data.check import check_dataset
-from tasks.data.door import table
+from tasks.data.door.labels import table
 from tasks.data.sets.table import TableDataset
 from tasks.settings.data import DataConfig
 from tasks.verbs.check import _class_counts

@@ -14,7 +14,7 @@ from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.boxes.vocfile import read_voc
 from tasks.data.check import check_dataset
-from tasks.data.door import coco, voc, yolo
+from tasks.data.door.boxes import coco, voc, yolo
 from tasks.settings.data import DataConfig
 
 SIZE = (80, 100)  # height, width

@@ -7,7 +7,7 @@ from scenes import write_picture
 
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxDataset
-from tasks.data.door import yolo
+from tasks.data.door.boxes import yolo
 from tasks.settings.data import DataConfig
 
 ROW = "1 0.5 0.5 0.25 0.5\n"

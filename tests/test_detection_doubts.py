@@ -11,7 +11,7 @@ from tests_support import QUIET
 
 from effbackbones import UserError
 from tasks.detect import main
-from tasks.detection.results import read_results
+from tasks.detection.resultsfile import read_results
 
 
 class Known:

@@ -11,7 +11,7 @@ from tests_support import QUIET
 from effbackbones import UserError
 from tasks.detect import main
 from tasks.detection.numbering import Numbering, categories_file, numbering_of, write_categories
-from tasks.detection.results import read_results
+from tasks.detection.resultsfile import read_results
 
 BOX = [2.0, 3.0, 20.0, 20.0]
 OTHER = [30.0, 30.0, 20.0, 20.0]

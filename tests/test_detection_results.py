@@ -16,7 +16,8 @@ from effbackbones.images.geometry import ResizePlan, Size
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.sample import Truth
 from tasks.detection.metrics import DetectionMetrics
-from tasks.detection.results import ImageDetections, read_results, restore, write_results
+from tasks.detection.results import ImageDetections, restore
+from tasks.detection.resultsfile import read_results, write_results
 
 
 @dataclass

@@ -14,14 +14,14 @@ import torch
 from tests_support import ONE_THREAD, ROOT, TINY, two_processes
 
 from effbackbones.weights.tensorfile import read_tensors
-from tasks.engine.resume import shuffled
+from tasks.engine.order import shuffled
 
 PLUGIN = '''
 """A data set that notes which samples it is asked for, by process."""
 import os
 from pathlib import Path
 
-from tasks.data.door import shapes
+from tasks.data.door.labels import shapes
 from tasks.spec import register_dataset
 
 

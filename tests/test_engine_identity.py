@@ -23,6 +23,7 @@ from effbackbones import UserError
 from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 from tasks.classify import main
 from tasks.engine.folderlock import FolderLock
+from tasks.engine.hardware import Hardware
 from tasks.engine.identity import compare, identity
 from tasks.engine.owning import RunFolder, own_folder, refuse_full_disk
 from tasks.engine.resume import FORMAT, State, load_state, save_state, state_files
@@ -370,7 +371,9 @@ def test_code_of_a_plug_in_that_changed_is_told(tmp_path: Path, capsys: Any) -> 
     model.config, model.image_spec = {}, ""  # type: ignore[assignment]  # what is asked of a model
 
     def now() -> dict[str, Any]:
-        return identity(model, [], {}, [str(plugin), "json"], precision="fp32", device="cpu", seen=8, settings={})  # type: ignore[arg-type]
+        return identity(
+            model, [], {}, [str(plugin), "json"], Hardware(torch.device("cpu"), "fp32", 1), seen=8, settings={}
+        )  # type: ignore[arg-type]
 
     before = json.loads(json.dumps(now()))
     compare(before, now(), tmp_path, told.append)

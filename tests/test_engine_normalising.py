@@ -22,7 +22,7 @@ from effbackbones.multihead import combine_needs
 from effbackbones.registry import HEADS, TASKS
 from tasks.data.batch import Batch
 from tasks.engine.optim import SGD
-from tasks.engine.resume import Share
+from tasks.engine.order import Share
 from tasks.engine.state import RunState
 from tasks.engine.stepping import LateReader, Stepper, Supervised
 from tasks.settings.data import DataConfig

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from tasks.engine.ema import BufferGuard, Ema
-from tasks.engine.optim import SGD, AdamW, RMSpropTF, build_optimizer, clip_grad_norm, found_inf, lr_factor, scaled_lr
+from tasks.engine.optim import SGD, AdamW, RMSpropTF, build_optimizer, clip_grad_norm, found_inf, lr_factor
 from tasks.settings.sections import OptimConfig
 
 NAMES = ("sgd", "adamw", "rmsprop_tf")
@@ -356,7 +356,7 @@ def test_schedules_stay_between_0_and_1_and_never_jump_up(total: int, data: st.D
 
 
 def test_scaled_lr() -> None:
-    table = {
+    table: dict[Any, float] = {
         ("linear", 512): 0.2,
         ("linear", 64): 0.025,
         ("sqrt", 1024): 0.2,
@@ -365,7 +365,7 @@ def test_scaled_lr() -> None:
         ("none", 4096): 0.1,
     }
     for (scaling, batch), expected in table.items():
-        assert scaled_lr(0.1, batch, 256, scaling) == pytest.approx(expected)
+        assert OptimConfig(lr=0.1, base_batch=256, lr_scaling=scaling).scaled_lr(batch) == pytest.approx(expected)
 
 
 # Moving averages ----------------------------------------------------------------------------------------------------

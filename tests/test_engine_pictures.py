@@ -14,6 +14,7 @@ from effbackbones.registry import TASKS
 from tasks.classify import main
 from tasks.engine import assembly, pictures, splits
 from tasks.engine.loggers import Loggers
+from tasks.engine.state import begin
 from tasks.settings.commandline import parse
 
 SMALL = ["--model.backbone", "b0", "--model.weights", "null", "--model.backbone_options", "{width: 0.25, depth: 0.3}"]
@@ -70,7 +71,7 @@ def test_no_training_ends_because_of_a_picture(tmp_path: Path, monkeypatch: pyte
     task, config, model, val = made("classify", "--run.loggers", "[tensorboard]")
     seen: list[str] = []
     loggers: Any = SimpleNamespace(show_pictures=True, picture=lambda step, title, pixels: seen.append(title))
-    state = assembly.begin(config, model)
+    state = begin(config, model)
     told: list[str] = []
     pictures.show_predictions(task, config, state, "raw", val, loggers, told.append)
     assert (seen, told) == (["predictions"], [])

@@ -26,20 +26,13 @@ from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.detect import main as detect
 from tasks.engine.divergence import DIVERGED_AFTER
+from tasks.engine.hardware import Hardware
 from tasks.engine.launch import make_fabric
 from tasks.engine.optim import lr_factor
+from tasks.engine.order import GlobalBatches, Share, shuffled
 from tasks.engine.owning import RunFolder
 from tasks.engine.plan import Plan
-from tasks.engine.resume import (
-    GlobalBatches,
-    Share,
-    flatten_optimizer,
-    load_state,
-    restore_optimizer,
-    save_state,
-    seed_step,
-    shuffled,
-)
+from tasks.engine.resume import flatten_optimizer, load_state, restore_optimizer, save_state, seed_step
 from tasks.engine.rundir import choose
 from tasks.engine.state import RunState
 from tasks.engine.stepping import StepLog
@@ -233,7 +226,7 @@ def test_no_step_reads_a_value_on_the_host(optimizer: str, tmp_path: Path, monke
 
 
 def test_gradients_of_a_weight_that_is_used_twice_add_up_in_full_precision() -> None:
-    fabric = make_fabric(parse("classify", [*TINY, "--run.precision", "bf16"]).config, torch.device("cpu"))
+    fabric = make_fabric(config := parse("classify", [*TINY, "--run.precision", "bf16"]).config, Hardware.of(config))
     torch.manual_seed(0)
     layer, inputs = nn.Linear(64, 64, bias=False), torch.randn(2, 8, 64)
 
@@ -489,7 +482,7 @@ def test_plan_counts_steps_and_phases() -> None:
     ]
     config = parse("classify", [*TINY, *more, "--optim.warmup_steps", "null"]).config
     plan = Plan.of(config, 21)
-    assert plan == Plan(total=4, per_epoch=3, warmup=2, thaw=3)
+    assert plan == Plan(total=4, per_epoch=3, warmup=2, seen=8, thaw=3)
     assert list(plan.phases(0)) == [(0, 3), (3, 4)]
     assert list(plan.phases(3)) == [(3, 4)]
     assert list(plan.phases(4)) == []

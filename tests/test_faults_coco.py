@@ -15,7 +15,7 @@ from test_data_coco import annotation, content, opened, write_coco
 
 from effbackbones.errors import UserError
 from tasks.data.boxes.repairs import RepairCount, mend
-from tasks.data.door import coco
+from tasks.data.door.boxes import coco
 from tasks.data.sets.painting import PaintedDataset
 from tasks.settings.data import DataConfig
 

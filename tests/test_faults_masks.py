@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 from tests_support import one_line
 
 from effbackbones.errors import UserError
-from tasks.data.door import masks
+from tasks.data.door.masks import masks
 from tasks.data.sets.masks import MaskDataset
 from tasks.settings.data import DataConfig
 

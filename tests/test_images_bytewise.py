@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from effbackbones.images import bytewise
 from effbackbones.images.geometry import ResizePlan, resize
 from effbackbones.images.spec import ImageSpec
-from tasks.data.door import class_transform, view_transform
+from tasks.data.door.transforms import class_transform, view_transform
 from tasks.data.sample import Sample
 from tasks.settings.data import DataConfig
 

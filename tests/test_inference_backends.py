@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from effbackbones import Backbone, FeatureSpec, ImageSizes, ImageSpec, Model, UserError, build_model, load_predictor
+from effbackbones import (
+    Backbone,
+    FeatureSpec,
+    ImageSizes,
+    ImageSpec,
+    Model,
+    UserError,
+    build_model,
+    list_heads,
+    load_predictor,
+)
 from effbackbones.backbones.folding import fold_batch_norm
 from effbackbones.inference.backends import fast as fast_module, plan as plan_module
 from effbackbones.inference.backends.checking import difference, drawn_like
@@ -22,6 +32,7 @@ from effbackbones.inference.backends.fast import MOST_SIZES, Fast
 from effbackbones.inference.backends.fused import FusedConv
 from effbackbones.inference.backends.plan import Plan
 from effbackbones.inference.finite import finite_watch
+from effbackbones.registry import HEADS
 from heads.classification import ClassificationHead
 
 SMALL = {"width": 0.25, "depth": 0.3}
@@ -390,3 +401,27 @@ def test_a_graph_answers_as_the_model_does_and_is_found_again(backend: str, kept
         assert fast.runner.used == (backend,)
     assert len(list(kept_graphs.iterdir())) == 1
     assert len(told) <= 1  # made by whichever came first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("head", [*list_heads(), "joint"])
+def test_every_head_answers_by_a_graph(head: str, backend: str, kept_graphs: Path, told: list[str]) -> None:
+    for package in (backend, "onnx", "onnxscript"):
+        pytest.importorskip(package)
+    torch.manual_seed(0)
+    if head == "joint":
+        joint = {"det": {"channels": 8, "cells": 1, "repeats": 1}, "seg": {}}
+        model = build_model(
+            ("det", "seg"), "b0", num_classes={"det": 3, "seg": 4}, backbone_options=SMALL, head_options=joint
+        )
+    else:
+        task = HEADS.get(head).task
+        options = {"channels": 8, "cells": 1, "repeats": 1} if head == "efficientdet" else {}
+        model = build_model(task, "b0", head=head, num_classes=3, backbone_options=SMALL, head_options=options)
+    fast = settled(model).for_inference(backend=backend)
+    with torch.no_grad():
+        for images in (pictures(2, 64)[..., :64], pictures(1, 64)[..., :64]):
+            expected, found = (pytree.tree_leaves(one(images)) for one in (model, fast))
+            assert difference(expected, found, len(images), 1e-4) is None
+    assert fast.runner.used == (backend,), told  # no head falls back

@@ -14,7 +14,7 @@ from scenes import letterboxed, write_picture
 from effbackbones.errors import UserError
 from effbackbones.inference.results import Classes, Mask
 from tasks.classification.files import PredictionFiles
-from tasks.data.door import masks
+from tasks.data.door.masks import masks
 from tasks.data.sample import Sample
 from tasks.segmentation.files import SegmentationFiles
 from tasks.segmentation.results import restore

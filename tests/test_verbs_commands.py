@@ -626,7 +626,7 @@ def test_weights_of_another_variant_are_one_line(trained: Path, tmp_path: Path, 
 def faulty(folder: Path, name: str, fault: str) -> list[str]:
     """Arguments for a data set whose sample 13 does ``fault`` in a loader process."""
     (folder / f"{name}.py").write_text(
-        "import ctypes\nimport os\nfrom tasks.data.door import shapes\nfrom tasks.spec import register_dataset\n\n"
+        "import ctypes\nimport os\nfrom tasks.data.door.labels import shapes\nfrom tasks.spec import register_dataset\n\n"
         "lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n\n"
         f"@register_dataset({name!r})\ndef {name}(data, split, classes):\n    inner = shapes(data, split, classes)\n"
         "    read = type(inner).__getitem__\n    parent = os.getpid()\n"

@@ -15,7 +15,7 @@ from tests_support import QUIET, error_of
 
 from effbackbones import build_model, load_predictor, save_model
 from tasks.classify import main as classify
-from tasks.data.door import yolo
+from tasks.data.door.boxes import yolo
 from tasks.detect import main as detect
 from tasks.joint import main as joint
 from tasks.segment import main as segment

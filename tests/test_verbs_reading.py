@@ -11,7 +11,7 @@ from PIL import Image
 from effbackbones import build_model, save_model
 from effbackbones.images.spec import ReadingSpec
 from tasks.classify import main
-from tasks.data.door import image_reader, read_as, reading_spec
+from tasks.data.door.reading import image_reader, read_as, reading_spec
 from tasks.settings.commandline import parse
 from tasks.settings.data import DataConfig
 

@@ -10,7 +10,7 @@ from effbackbones.errors import UserError
 from tasks.classify import main
 from tasks.data.batch import KeyedDataset
 from tasks.data.check import check_dataset
-from tasks.data.door import folder
+from tasks.data.door.labels import folder
 from tasks.settings.data import DataConfig
 from tasks.verbs.check import verdict
 

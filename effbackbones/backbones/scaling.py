@@ -133,6 +133,14 @@ def scaling(name: str) -> Scaling:
     raise UserError(f"backbone {name!r}", "no such EfficientNet", nearest(short, SCALINGS))
 
 
+def row_of(backbone: str) -> Scaling | None:
+    """The row of an EfficientNet, None for a backbone of another family."""
+    try:
+        return scaling(backbone)
+    except UserError:
+        return None
+
+
 _FURTHEST = 20
 """Compound coefficients beyond which no network can be built."""
 

@@ -3,14 +3,17 @@
 Nothing here changes on its way. Backbones and heads read the record and answer with a result (:class:`Adopted`).
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from effbackbones.weights.loading import LoadReport
+from effbackbones.weights.loading import LoadReport, load_table
+
+_LOG = logging.getLogger("effbackbones")
 
 
 class Remainder(NamedTuple):
@@ -99,6 +102,26 @@ class Pretrained:
     def for_heads(self) -> dict[str, Tensor]:
         """Everything that a head may take, by our names."""
         return {**self.tail, **self.head, **(self.foreign.head if self.foreign else {})}
+
+    def provenance(
+        self, backbone: "Adopted | None", remarks: Sequence[str] = (), head: "Adopted | None" = None
+    ) -> dict[str, Any]:
+        """Where these weights came from, and what became of them by what ``backbone`` and ``head`` took and the ``remarks`` on the
+        head, for people and for checkpoints; logged as well, for nobody should have to ask for what is only half loaded."""
+        reports = [self.unread, backbone and backbone.report, head and head.report]
+        told = (self.assumed, backbone.remarks if backbone else (), remarks, head.remarks if head else ())
+        known = [report for report in reports if report]
+        assumed, table = [sentence for sentences in told for sentence in sentences], load_table(known)
+        _LOG.info("%s", table)
+        for sentence in (*assumed, *(report.remark for report in known if report.remark)):
+            _LOG.warning("%s", sentence)
+        return {
+            "weights": self.origin,
+            "dialect": self.dialect,
+            "licence": self.licence,
+            "assumed": assumed,
+            "loaded": table,
+        }
 
 
 @dataclass(frozen=True)

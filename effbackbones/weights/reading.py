@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from effbackbones.backbones.convolution import Numerics
-from effbackbones.backbones.scaling import Scaling, scaling
+from effbackbones.backbones.scaling import row_of
 from effbackbones.contracts import Backbone, ImageSpec
-from effbackbones.errors import UserError
 from effbackbones.weights import hub
 from effbackbones.weights.classifiers import find_source, recognise, sources_for
 from effbackbones.weights.content import read_content
@@ -44,7 +43,7 @@ def read_weights(
     """
     given = None if numerics is None else Numerics.named(numerics)
     path, part, source = _locate(weights, backbone)
-    content, row = read_content(path), _row(backbone)
+    content, row = read_content(path), row_of(backbone)
     said: tuple[str, ...] = ()
     found = read_own(content, part, path, backbone, given, image_spec, alone=row is None)
     if found is None and row is not None:
@@ -55,14 +54,6 @@ def read_weights(
     for tensors in (found.backbone, found.tail, {f"head.{name}": tensor for name, tensor in of_head.items()}):
         check_values(tensors, path)
     return replace(found, assumed=(*said, *found.assumed))
-
-
-def _row(backbone: str) -> Scaling | None:
-    """The scaling row of an EfficientNet, None for a backbone of another family."""
-    try:
-        return scaling(backbone)
-    except UserError:
-        return None
 
 
 def _locate(weights: str | Path, backbone: str) -> tuple[Path, str | None, WeightSource | None]:

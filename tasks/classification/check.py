@@ -9,7 +9,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import ResizePlan
 from effbackbones.images.reading import image_size
 from tasks.data.dataset import Dataset
-from tasks.data.knowledge import paths_of, reader_of
+from tasks.data.knowledge import Knowledge
 from tasks.data.pixels import told_of_range
 from tasks.telling import Teller
 
@@ -38,7 +38,8 @@ def quick_checks(spec: ImageSpec, datasets: Mapping[str, Dataset], tell: Teller,
 def unseen(dataset: Dataset, spec: ImageSpec) -> float | None:
     """Mean share of an image that an evaluation by ``spec`` never sees, over :data:`LOOKED_AT` of a data set; None where sizes are
     not known from headers."""
-    paths, read = paths_of(dataset), reader_of(dataset)
+    known = Knowledge.of(dataset)
+    paths, read = known.paths, known.reader
     if spec.crop_mode == "letterbox" or read is None:
         return None
     count, shares = min(LOOKED_AT, len(paths)), []

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
-from tasks.data.knowledge import unwrapped
+from tasks.data.knowledge import Knowledge
 
 Indices = NDArray[np.int64]
 
@@ -14,13 +14,13 @@ Indices = NDArray[np.int64]
 def label_pairs(dataset: Dataset, *, multilabel: bool = False) -> tuple[Indices, Indices]:
     """Sample and class of every label, int64 [P] each, samples rising. Class folders, tables and boxes tell without an image being
     decoded; other data sets are read through once."""
-    base, indices = unwrapped(dataset)
-    table = getattr(base, "table", None)
+    known = Knowledge.of(dataset)
+    base, indices, table = known.base, known.indices, known.table
     if hasattr(base, "occurrences"):
         images, labels = base.occurrences()
         first = np.searchsorted(images, np.arange(len(base) + 1))
         found = [labels[first[index] : first[index + 1]].tolist() for index in indices.tolist()]
-    elif isinstance(table, BoxTable):
+    elif table is not None:
         found = [_of_boxes(table, index, multilabel) for index in indices.tolist()]
     else:
         found = [_read(dataset, index) for index in range(len(dataset))]

@@ -26,7 +26,7 @@ from tasks.classification.statistics import class_weights, label_pairs, positive
 from tasks.data.batch import Batch
 from tasks.data.collating import class_targets, collate
 from tasks.data.dataset import Dataset
-from tasks.data.door import class_transform
+from tasks.data.door.transforms import class_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, balanced
 from tasks.data.transforms.mixing import mix

@@ -13,13 +13,13 @@ T = TypeVar("T")
 DATASETS = Registry(
     "dataset",
     {
-        "folder": "tasks.data.door:folder",
-        "table": "tasks.data.door:table",
-        "shapes": "tasks.data.door:shapes",
-        "coco": "tasks.data.door:coco",
-        "voc": "tasks.data.door:voc",
-        "yolo": "tasks.data.door:yolo",
-        "masks": "tasks.data.door:masks",
+        "folder": "tasks.data.door.labels:folder",
+        "table": "tasks.data.door.labels:table",
+        "shapes": "tasks.data.door.labels:shapes",
+        "coco": "tasks.data.door.boxes:coco",
+        "voc": "tasks.data.door.boxes:voc",
+        "yolo": "tasks.data.door.boxes:yolo",
+        "masks": "tasks.data.door.masks:masks",
     },
 )
 ABOUT = {

@@ -10,9 +10,7 @@ import numpy as np
 
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import write_atomically
-from tasks.data.dataset import Dataset
-from tasks.data.files.copies import copies
-from tasks.data.knowledge import Indices, groups_of, ids_of, occurrences, paths_of
+from tasks.data.knowledge import Indices, Knowledge
 
 _ABOUT = "division of a data set by effbackbones"
 _MOST_OWED = 1.0  # samples that one stratum could not give and the next gives: so the sums come out
@@ -28,10 +26,10 @@ class Division:
     parts: Mapping[str, tuple[str, ...]]
     told: str
 
-    def indices(self, dataset: Dataset, split: str) -> Indices:
-        """The samples of a split, rising, int64 [N]. Samples that are in no split, and ids that are not in the data set, raise
-        :class:`UserError`."""
-        places = {name: place for place, name in enumerate(ids_of(dataset))}
+    def indices(self, ids: Sequence[str], split: str) -> Indices:
+        """The samples of a split, rising, int64 [N]; ``ids`` are those of the data set. Samples that are in no split, and ids that are
+        not in the data set, raise :class:`UserError`."""
+        places = {name: place for place, name in enumerate(ids)}
         known = {name for part in self.parts.values() for name in part}
         for names, what in (
             (sorted(known - set(places)), "are in the division and not in the data"),
@@ -69,9 +67,10 @@ class Division:
 
 
 def divided(
-    dataset: Dataset, shares: Mapping[str, float], *, seed: int, by_class: bool = True, group: str | None = None
+    known: Knowledge, shares: Mapping[str, float], *, seed: int, by_class: bool = True, group: str | None = None
 ) -> Division:
     """A division by ``shares`` of the samples for ``val`` and ``test``, the rest for ``train``; a function of ids, classes and ``seed``.
+    ``known``: what is known of the whole data set.
 
     ``by_class``: each split has its share of each class (of samples of several classes the rarest counts), as far as whole samples
     go; where classes are not known without reading, at random. ``group``: a regular expression on ids; samples for which its first
@@ -79,13 +78,12 @@ def divided(
     whose files are copies of each other. Raises
     :class:`UserError` where a split would be empty.
     """
-    ids, rng = ids_of(dataset), np.random.default_rng((seed, _STREAM))
-    found, groups = (occurrences(dataset) if by_class else None), groups_of(dataset)
-    same = copies(paths_of(dataset))
+    ids, rng = known.ids, np.random.default_rng((seed, _STREAM))
+    found, groups, same = (known.occurrences if by_class else None), known.groups, known.copies
     many = sum(map(len, same))
     few = many <= _MOST_COPIES * len(ids)
     units = _joined(_units(ids, groups if group is None else _groups(group, ids)), same if few else [])
-    strata = _strata(found, len(ids), len(dataset.classes), units)
+    strata = _strata(found, len(ids), len(known.base.classes), units)
     names, sizes = sorted(shares), [len(unit) for unit in units]
     where, owed = np.full(len(units), -1), dict.fromkeys(shares, 0.0)
     for stratum in np.unique(strata).tolist():
@@ -111,7 +109,7 @@ def divided(
             raise UserError(f"data.{name}", what, "choose other shares, or add images")
     counts = ", ".join(f"{len(part):,} {name}" for name, part in members_of.items())
     how = "by class" if found is not None else "at random"
-    grouped = group is not None or groups_of(dataset) is not None
+    grouped = group is not None or groups is not None
     together = f", {len(units):,} groups kept together" if grouped and len(units) < len(ids) else ""
     together += f", {many:,} that are there more than once kept together" if many and few else ""
     apart = "" if few else f"; {many:,} images are there more than once, too many to be kept together"

@@ -1,72 +1,115 @@
 """What a data set knows of its images without reading them: their ids, files, classes and groups, and how files are read."""
 
-from typing import Any
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
+from tasks.data.files.cache import ImageCache
+from tasks.data.files.copies import copies
 from tasks.data.files.reading import ImageReader
 
 Indices = NDArray[np.int64]
 
 
-def unwrapped(dataset: Dataset) -> tuple[Any, Indices]:
-    """The data set that views (:class:`tasks.data.sampling.Repeated`) show samples of, and which, int64 [N]."""
-    base: Any = dataset
-    indices = np.arange(len(dataset), dtype=np.int64)
-    while hasattr(base, "indices") and hasattr(base, "dataset"):
-        base, indices = base.dataset, base.indices[indices]
-    return base, indices
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known of the samples of a data set, each in its order; found out when it is first asked for, and then kept."""
+
+    base: Any
+    """The data set that views (:class:`tasks.data.sampling.Repeated`) show samples of,"""
+    indices: Indices
+    """and which of them, int64 [N]."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """That of a data set, or of a view of one."""
+        base: Any = dataset
+        indices = np.arange(len(dataset), dtype=np.int64)
+        while hasattr(base, "indices") and hasattr(base, "dataset"):
+            base, indices = base.dataset, base.indices[indices]
+        return cls(base, indices)
+
+    @cached_property
+    def table(self) -> BoxTable | None:
+        """The boxes of the whole data set, where it keeps such a table."""
+        table = getattr(self.base, "table", None)
+        return table if isinstance(table, BoxTable) else None
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The id of each sample; its number where the data set has no method ``known``."""
+        if self.table is not None:
+            return [self.table.ids[index] for index in self.indices.tolist()]
+        tell = getattr(self.base, "known", None)
+        return [tell(index).id if tell else str(index) for index in self.indices.tolist()]
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The image file of each sample; empty where the data set has no method ``known``, or no files."""
+        if self.table is not None:
+            return [self.table.path(index) for index in self.indices.tolist()]
+        tell = getattr(self.base, "known", None)
+        return [(*tell(index).files, "")[0] if tell else "" for index in self.indices.tolist()]
+
+    @cached_property
+    def copies(self) -> list[list[int]]:
+        """Groups of samples whose files are the same (:func:`tasks.data.files.copies.copies`)."""
+        return copies(self.paths)
+
+    @cached_property
+    def groups(self) -> list[str] | None:
+        """The group of each sample, where the data set has such a column."""
+        groups = getattr(self.base, "groups", None)
+        return None if groups is None else [groups[index] for index in self.indices.tolist()]
+
+    @cached_property
+    def occurrences(self) -> tuple[Indices, Indices] | None:
+        """Sample and class of every label or object, int64 [P] each, samples rising; crowds are none. None where samples would have
+        to be read for it."""
+        if (table := self.table) is not None:
+            images, labels = np.repeat(np.arange(len(table)), np.diff(table.first)), table.labels
+            images, labels = images[~table.crowd], labels[~table.crowd]
+        elif hasattr(self.base, "occurrences"):
+            images, labels = self.base.occurrences()
+        else:
+            return None
+        first = np.searchsorted(images, np.arange(len(self.base) + 1))
+        counts = np.diff(first)[self.indices]
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        places = np.repeat(first[:-1][self.indices] - starts[:-1], counts) + np.arange(starts[-1])
+        return np.repeat(np.arange(len(self.indices)), counts), labels[places].astype(np.int64)
+
+    @cached_property
+    def reader(self) -> ImageReader | None:
+        """How its files are read."""
+        found = getattr(self.base, "read", None) or getattr(self.base, "reader", None)
+        return found if isinstance(found, ImageReader) else None
+
+    def some_paths(self, limit: int) -> list[str]:
+        """The files of at most so many images, evenly spread."""
+        count = min(limit, len(self.paths))
+        places = (np.arange(count) * len(self.paths) // max(1, count)).tolist()
+        return [self.paths[place] for place in places if self.paths[place]]
 
 
-def ids_of(dataset: Dataset) -> list[str]:
-    """The id of each sample; its number where the data set has no method ``known``."""
-    base, indices = unwrapped(dataset)
-    if isinstance(table := getattr(base, "table", None), BoxTable):
-        return [table.ids[index] for index in indices.tolist()]
-    tell = getattr(base, "known", None)
-    return [tell(index).id if tell else str(index) for index in indices.tolist()]
-
-
-def paths_of(dataset: Dataset) -> list[str]:
-    """The image file of each sample; empty where the data set has no method ``known``, or no files."""
-    base, indices = unwrapped(dataset)
-    if isinstance(table := getattr(base, "table", None), BoxTable):
-        return [table.path(index) for index in indices.tolist()]
-    tell = getattr(base, "known", None)
-    return [(*tell(index).files, "")[0] if tell else "" for index in indices.tolist()]
-
-
-def groups_of(dataset: Dataset) -> list[str] | None:
-    """The group of each sample, where the data set has such a column."""
-    base, indices = unwrapped(dataset)
-    groups = getattr(base, "groups", None)
-    return None if groups is None else [groups[index] for index in indices.tolist()]
-
-
-def occurrences(dataset: Dataset) -> tuple[Indices, Indices] | None:
-    """Sample and class of every label or object, int64 [P] each, samples rising; crowds are none. None where samples would have to
-    be read for it."""
-    base, indices = unwrapped(dataset)
-    table = getattr(base, "table", None)
-    if isinstance(table, BoxTable):
-        images, labels = np.repeat(np.arange(len(table)), np.diff(table.first)), table.labels
-        images, labels = images[~table.crowd], labels[~table.crowd]
-    elif hasattr(base, "occurrences"):
-        images, labels = base.occurrences()
-    else:
-        return None
-    first = np.searchsorted(images, np.arange(len(base) + 1))
-    counts = np.diff(first)[indices]
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-    places = np.repeat(first[:-1][indices] - starts[:-1], counts) + np.arange(starts[-1])
-    return np.repeat(np.arange(len(indices)), counts), labels[places].astype(np.int64)
-
-
-def reader_of(dataset: Dataset) -> ImageReader | None:
-    """How its files are read."""
-    base, _ = unwrapped(dataset)
-    found = getattr(base, "read", None) or getattr(base, "reader", None)
-    return found if isinstance(found, ImageReader) else None
+def with_cache(dataset: Dataset, cache: ImageCache) -> Dataset:
+    """The same samples with images from ``cache``; the data set itself stays as it is, for other splits may be views of it. Raises
+    :class:`UserError` where images are not read by our reader."""
+    found: Any = copy(dataset)
+    view: Dataset = found
+    if hasattr(found, "indices") and hasattr(found, "dataset"):
+        found.dataset = with_cache(found.dataset, cache)
+        return view
+    for name in ("read", "reader"):
+        if isinstance(reader := getattr(found, name, None), ImageReader):
+            setattr(found, name, replace(reader, cache=cache))
+            return view
+    what = f"keeps images that files are decoded to, and {type(dataset).__name__} makes its own"
+    raise UserError("data.cache", what, "set it to null")

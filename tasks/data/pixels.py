@@ -1,9 +1,7 @@
-"""What the pixels of a data set are: the range that its files use, mean and deviation, images that two splits share."""
+"""What the pixels of a data set are: the range that its files use, mean and deviation."""
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +10,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels
 from tasks.data.dataset import Dataset
-from tasks.data.knowledge import paths_of, reader_of
+from tasks.data.knowledge import Knowledge
 
 LOOKED_AT = 32
 """So many images are looked at for the range in use."""
@@ -21,7 +19,6 @@ MEASURED = 500
 _FEW_LEVELS = 64
 """Grey levels of 8 bits below which an image of more bits has lost what it shows."""
 _SMALLEST_STD = 1e-5
-_SHOWN = 3
 
 
 class Range(NamedTuple):
@@ -44,11 +41,11 @@ class Range(NamedTuple):
 
 def deep_range(dataset: Dataset) -> Range | None:
     """The range in use of the 16-bit files among :data:`LOOKED_AT` images of a data set; None where there are none."""
-    read = reader_of(dataset)
-    if read is None:
+    known = Knowledge.of(dataset)
+    if known.reader is None:
         return None
-    native, highest, found = replace(read, depth="native", at_least=None), 0, 0
-    for path in some_paths(dataset, LOOKED_AT):
+    native, highest, found = replace(known.reader, depth="native", at_least=None), 0, 0
+    for path in known.some_paths(LOOKED_AT):
         try:
             pixels = native(path)
         except UserError:  # the run will say so, or cannot read more than 8 bits of it
@@ -62,7 +59,7 @@ def deep_range(dataset: Dataset) -> Range | None:
 def told_of_range(dataset: Dataset, measured: bool) -> str | None:
     """A line where 16-bit files use a small part of their range and are read so that it is lost, or seen as nearly one grey.
     ``measured``: whether images are normalised by their own mean and deviation."""
-    read, found = reader_of(dataset), deep_range(dataset)
+    read, found = Knowledge.of(dataset).reader, deep_range(dataset)
     if read is None or found is None or found.levels >= _FEW_LEVELS:
         return None
     text = f"16-bit images use values up to {found.highest:,} ({found.bits} bits) of {found.most:,}"
@@ -104,32 +101,6 @@ def mean_and_std(
     mean, square = np.mean(sums, 0)
     std = np.sqrt((square - mean**2).clip(_SMALLEST_STD**2))
     return tuple(mean.round(6).tolist()), tuple(std.round(6).clip(_SMALLEST_STD).tolist())
-
-
-def told_of_shared_images(datasets: Mapping[str, Dataset]) -> list[str]:
-    """A line for each split whose image files are those of training too, wholly or in part."""
-    real = cache(os.path.realpath)
-    files = {
-        split: [f"{real(os.path.dirname(path))}/{os.path.basename(path)}" for path in paths_of(dataset) if path]
-        for split, dataset in datasets.items()
-    }
-    training, lines = set(files.pop("train", [])), []
-    for split, paths in files.items():
-        shared = [path for path in paths if path in training]
-        if shared:
-            some = ", ".join(os.path.basename(path) for path in shared[:_SHOWN]) + (
-                ", ..." if len(shared) > _SHOWN else ""
-            )
-            text = f"warning: {len(shared):,} of {len(paths):,} images of {split} are training images too ({some})"
-            lines.append(f"{text}: its scores do not tell how the model does on others")
-    return lines
-
-
-def some_paths(dataset: Dataset, limit: int) -> list[str]:
-    """The files of a few images, evenly spread."""
-    paths = paths_of(dataset)
-    count = min(limit, len(paths))
-    return [paths[index] for index in (np.arange(count) * len(paths) // max(1, count)).tolist() if paths[index]]
 
 
 def _white(image: Pixels) -> float:

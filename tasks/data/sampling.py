@@ -1,4 +1,4 @@
-"""Which samples an epoch shows, and in which order: rare classes more often, images of similar shape together."""
+"""Which samples an epoch shows: some of them, or rare classes more often. (In which order: :mod:`tasks.engine.order`.)"""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -10,19 +10,15 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 from tasks.data.fingerprint import Known
-from tasks.data.knowledge import occurrences
+from tasks.data.knowledge import Knowledge
 
 if TYPE_CHECKING:
     from effbackbones.images.geometry import Mask
     from tasks.data.dataset import Dataset
+    from tasks.data.division import Division
     from tasks.data.sample import Sample
 
 Indices = NDArray[np.int64]
-Order = Callable[[int], Indices]
-"""Epoch -> a permutation of the samples."""
-BLOCK = 50
-"""Batches that are sorted by aspect together: few enough to stay random, enough to be alike."""
-_ORDER_STREAM = 2  # keeps the draws apart from those of samples, whose keys are (seed, epoch, index)
 
 
 class Repeated:
@@ -72,6 +68,15 @@ class Repeated:
         return table
 
 
+class Part(Repeated):
+    """The samples ``indices`` of a data set that are one split of its ``division``."""
+
+    def __init__(self, dataset: "Dataset", indices: Indices, division: "Division") -> None:
+        super().__init__(dataset, indices)
+        self.division = division
+        self.notes = (*getattr(dataset, "notes", ()), division.told)
+
+
 def repeat_factors(dataset: "Dataset", threshold: float, seed: int = 0) -> Indices:
     """Indices int64 [N] of the samples in rising order, those with rare classes several times.
 
@@ -107,7 +112,7 @@ def _repeated(factors: NDArray[np.float64], seed: int) -> Indices:
 
 def _objects(dataset: "Dataset") -> tuple[Indices, Indices]:
     """Image and label of every box that is no crowd, int64 [P] each."""
-    known = occurrences(dataset)
+    known = Knowledge.of(dataset).occurrences
     if known is not None:
         return known
     found: list[Indices] = []
@@ -117,26 +122,6 @@ def _objects(dataset: "Dataset") -> tuple[Indices, Indices]:
             raise UserError("data.repeat_threshold", f"{sample.path or sample.id} has no boxes", "set it to null")
         found.append(sample.box_labels if sample.crowd is None else sample.box_labels[~sample.crowd])
     return np.repeat(np.arange(len(found)), [len(labels) for labels in found]), np.concatenate(found)
-
-
-def by_aspect(order: Order, aspects: NDArray[np.floating], batch_size: int, seed: int) -> Order:
-    """``order`` changed so that the images of a batch have similar ``aspects`` (width / height, one per sample).
-
-    Within each :data:`BLOCK` batches samples are sorted by aspect; then whole batches are shuffled, by (seed, epoch). An
-    incomplete batch stays the last.
-    """
-
-    def similar(epoch: int) -> Indices:
-        indices = order(epoch)
-        size = BLOCK * batch_size
-        blocks = [indices[first : first + size] for first in range(0, len(indices), size)]
-        ordered = np.concatenate([block[np.argsort(aspects[block], kind="stable")] for block in blocks] or [indices])
-        whole = len(indices) // batch_size
-        batches = ordered[: whole * batch_size].reshape(whole, batch_size)
-        shuffled = np.random.default_rng((seed, epoch, 0, _ORDER_STREAM)).permutation(batches)
-        return np.concatenate([shuffled.ravel(), ordered[whole * batch_size :]])
-
-    return similar
 
 
 def spread(count: int, limit: int) -> np.ndarray:

@@ -3,15 +3,17 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import opened_image, orientation_of
+from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
 from tasks.data.files.listing import files_below, shown
-from tasks.data.knowledge import reader_of, unwrapped
-from tasks.data.pixels import LOOKED_AT, some_paths, told_of_shared_images
+from tasks.data.knowledge import Knowledge
+from tasks.data.pixels import LOOKED_AT
 
 _SHOWN = 3
 _BETWEEN = re.compile(r"[\s_\-]+")
@@ -23,18 +25,37 @@ _SAME_SIDES = (2, 3, 4)
 
 def told_of_data(datasets: Mapping[str, Dataset]) -> Iterator[str]:
     """A line for each thing that looks like a mistake in the data sets of a run, by split."""
-    yield from told_of_shared_images(datasets)
+    known = {split: Knowledge.of(dataset) for split, dataset in datasets.items()}
+    yield from told_of_shared_images(known)
     if "train" in datasets:
         yield from _told_of_names(datasets["train"].classes)
-    yield from _told_of_unnamed(datasets)
-    for split, dataset in datasets.items():
-        for line in _told_of_files(dataset):
+    yield from _told_of_unnamed([one.table for one in known.values() if one.table is not None])
+    for split, one in known.items():
+        for line in _told_of_files(one):
             yield f"{split}: {line}"
 
 
-def _told_of_unnamed(datasets: Mapping[str, Dataset]) -> Iterator[str]:
+def told_of_shared_images(known: Mapping[str, Knowledge]) -> list[str]:
+    """A line for each split whose image files are those of training too, wholly or in part."""
+    real = cache(os.path.realpath)
+    files = {
+        split: [f"{real(os.path.dirname(path))}/{os.path.basename(path)}" for path in one.paths if path]
+        for split, one in known.items()
+    }
+    training, lines = set(files.pop("train", [])), []
+    for split, paths in files.items():
+        shared = [path for path in paths if path in training]
+        if shared:
+            some = ", ".join(os.path.basename(path) for path in shared[:_SHOWN]) + (
+                ", ..." if len(shared) > _SHOWN else ""
+            )
+            text = f"warning: {len(shared):,} of {len(paths):,} images of {split} are training images too ({some})"
+            lines.append(f"{text}: its scores do not tell how the model does on others")
+    return lines
+
+
+def _told_of_unnamed(tables: Sequence[BoxTable]) -> Iterator[str]:
     """Images beside those of annotation files that none of these names."""
-    tables = [unwrapped(dataset)[0].table for dataset in datasets.values() if hasattr(unwrapped(dataset)[0], "table")]
     used = {os.path.normpath(table.path(index)) for table in tables for index in range(len(table))}
     for root in dict.fromkeys(table.root for table in tables):
         try:
@@ -64,14 +85,13 @@ def _told_of_names(classes: Sequence[str]) -> Iterator[str]:
         yield f"warning: the class {missing[0]!r} looks like labels that are missing; remove those samples, if so"
 
 
-def _told_of_files(dataset: Dataset) -> Iterator[str]:
+def _told_of_files(known: Knowledge) -> Iterator[str]:
     """What a look at some files shows: colours that are hidden by transparency, orientations that no size can confirm."""
-    read = reader_of(dataset)
-    if read is None:
+    if (read := known.reader) is None:
         return
     alpha: list[str] = []
     turned: list[str] = []
-    paths = some_paths(dataset, LOOKED_AT)
+    paths = known.some_paths(LOOKED_AT)
     for path in paths:
         if path.lower().endswith((".npy", ".tif", ".tiff")):  # numbers, and bands, which their readers look at
             continue
@@ -86,8 +106,7 @@ def _told_of_files(dataset: Dataset) -> Iterator[str]:
     if alpha:
         remedy = "the colours stored there are used; paint them on a background if they are arbitrary"
         yield f"warning: {_counted(alpha, paths)} are transparent in parts, which is not looked at: {remedy}"
-    base, _ = unwrapped(dataset)
-    if turned and read.exif == "apply" and any(hasattr(base, name) for name in ("table", "read_mask")):
+    if turned and read.exif == "apply" and any(hasattr(known.base, name) for name in ("table", "read_mask")):
         remedy = "data.exif: ignore, if they were drawn on the pixels as stored"
         what = "are by EXIF upside down or mirrored, and their labels taken as drawn on the upright image"
         yield f"warning: {_counted(turned, paths)} {what} ({remedy})"

@@ -20,11 +20,12 @@ from effbackbones.model import Model
 from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
-from tasks.data.knowledge import unwrapped
+from tasks.data.knowledge import Knowledge
 from tasks.data.sampling import Repeated, spread
 from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.numbering import numbering_of
-from tasks.detection.results import ImageDetections, read_results
+from tasks.detection.results import ImageDetections
+from tasks.detection.resultsfile import read_results
 from tasks.detection.statistics import BoxStatistics, statistics
 from tasks.engine import feeding
 from tasks.engine.evaluation import readable
@@ -214,7 +215,7 @@ def score_results(
         )
     for line in table.repairs.lines():
         tell(line)
-    trained = None if training is None else getattr(unwrapped(training)[0], "table", None)
+    trained = None if training is None else Knowledge.of(training).table
     renamed = DataOptions(config.data.name, config.data.options, tuple(config.data.options)).renames()
     numbering = numbering_of(path, table.classes, dict(table.numbers), dict(getattr(trained, "numbers", ())), renamed)
     if numbering.told:

@@ -17,10 +17,11 @@ from effbackbones.weights.tensorfile import write_atomically
 from tasks.data.batch import Batch
 from tasks.data.boxes.table import xyxy
 from tasks.data.dataset import Dataset
-from tasks.data.knowledge import ids_of, paths_of
+from tasks.data.knowledge import Knowledge
 from tasks.detection.examples import confident
 from tasks.detection.numbering import category_ids, write_categories
-from tasks.detection.results import ImageDetections, SpooledDetections, detections_of, write_results
+from tasks.detection.results import ImageDetections, SpooledDetections, detections_of
+from tasks.detection.resultsfile import write_results
 from tasks.report.outputs import DrawnVideos, OutputNames, make_folder, stem_of
 
 _MARK = "detections drawn by effbackbones"
@@ -66,7 +67,7 @@ class DetectionFiles:
     The pictures are in original size (tiny ones enlarged, see :func:`draw_boxes`), with boxes of a
     score of at least their result's ``threshold``. The results file has all boxes, in original pixels, with
     ``category_ids`` (the id of each label), and of images the ids of a data set (:meth:`number_as`) or what
-    :func:`tasks.detection.results.write_results` makes of their paths. Images of one name get numbers (``NAME-2.jpg``); a file that
+    :func:`tasks.detection.resultsfile.write_results` makes of their paths. Images of one name get numbers (``NAME-2.jpg``); a file that
     is not such a picture of an earlier run is never overwritten.
     """
 
@@ -90,7 +91,8 @@ class DetectionFiles:
 
     def number_as(self, dataset: Dataset) -> None:
         """Take the ids of images and categories from the files of ``dataset``."""
-        self._ids = dict(zip(map(os.path.abspath, paths_of(dataset)), ids_of(dataset), strict=True))
+        known = Knowledge.of(dataset)
+        self._ids = dict(zip(map(os.path.abspath, known.paths), known.ids, strict=True))
         self.category_ids = category_ids(dataset)
 
     def update(self, results: Sequence[Boxes]) -> None:

@@ -16,7 +16,7 @@ from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
 from tasks.data.batch import Batch
 from tasks.data.collating import box_targets, collate
 from tasks.data.dataset import Dataset
-from tasks.data.door import view_transform
+from tasks.data.door.transforms import view_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, repeat_factors
 from tasks.detection.check import GOAL, quick_checks, score_results

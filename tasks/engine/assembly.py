@@ -1,29 +1,22 @@
-"""From a config to a model: built or loaded, and at the start of a run."""
+"""From a config to a model: built or loaded."""
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from effbackbones.backbones.syncnorm import synchronise_batch_norm
 from effbackbones.build import build_model
 from effbackbones.checkpoint import load_model
-from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.export.record import format_of
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
 from effbackbones.weights.repository import fetch_repository, is_repository
 from tasks.data.dataset import Dataset
-from tasks.data.door import reading_spec
+from tasks.data.door.reading import image_spec, reading_spec
 from tasks.data.pixels import mean_and_std
-from tasks.engine import processes
-from tasks.engine.ema import Ema
-from tasks.engine.optim import build_optimizer, scaled_lr
 from tasks.engine.rundir import BEST
-from tasks.engine.state import RunState
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import say
@@ -35,6 +28,7 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None, tell: Ca
     backbone_options = dict(wanted.backbone_options)
     if wanted.numerics:
         backbone_options["numerics"] = wanted.numerics
+    weights = wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None)
     channels = config.data.options.get("channels", 3)
     if channels != 3 and backbone_options.setdefault("in_channels", channels) != channels:
         what = f"is {backbone_options['in_channels']}, and data.options.channels {channels}"
@@ -42,7 +36,7 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None, tell: Ca
     with _unlogged():
         model = build_model(
             backbone=wanted.backbone,
-            weights=wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None),
+            weights=weights,
             backbone_options=backbone_options,
             **task.heads(config, dataset),
         )
@@ -75,37 +69,12 @@ def _unlogged() -> Iterator[None]:
         logger.removeFilter(none)
 
 
-def image_spec(config: Config, spec: ImageSpec) -> ImageSpec:
-    """The image spec of the weights with the config's own words on top."""
-    names = ("mean", "std", "interpolation", "crop_fraction", "crop_mode")
-    whole = {"crop_mode": "squash", "crop_fraction": 1.0} if config.data.crop == "whole" else {}
-    own: dict[str, Any] = whole | {
-        name: getattr(config.model, name) for name in names if getattr(config.model, name) is not None
-    }
-    size = config.data.image_size
-    if size is not None:
-        own["size"] = (size, size) if isinstance(size, int) else tuple(size)
-    return replace(spec, **own)
-
-
 def checkpoint_file(name: str) -> Path:
     """The model file that ``name`` says: itself, the best one of a run folder, or that of a repository (``hf-hub:USER/NAME``)."""
     if is_repository(name):
         return fetch_repository(name)
     path = Path(name)
     return path / BEST if path.is_dir() else path
-
-
-def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
-    """The state of a run before its first step. ``model`` is on its device; ``scaler`` is that of fp16."""
-    optim = config.optim
-    if config.model.norm == "sync" and processes.here().world > 1:
-        synchronise_batch_norm(model)
-    lr = scaled_lr(optim.lr, config.data.batch_size, optim.base_batch, optim.lr_scaling)
-    groups = model.param_groups(
-        lr, optim.weight_decay, layer_decay=optim.layer_decay, decay_norm_and_bias=optim.decay_norm_and_bias
-    )
-    return RunState(model, build_optimizer(optim, groups), Ema(model, optim.ema) if optim.ema else None, scaler)
 
 
 def load_or_make(config: Config, task: TaskSpec, checkpoint: str | None) -> Model:

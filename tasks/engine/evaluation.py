@@ -15,9 +15,10 @@ from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
 from tasks.data.batch import Batch, SkipCount
 from tasks.data.dataset import Dataset
-from tasks.engine import feeding, hardware
+from tasks.engine import feeding
+from tasks.engine.hardware import Hardware
 from tasks.engine.looking import Looking
-from tasks.engine.resume import Share
+from tasks.engine.order import Share
 from tasks.scoring.added import Monitor, monitor_of, with_added
 from tasks.scoring.outcomes import Outcomes
 from tasks.settings.sections import Config
@@ -101,7 +102,7 @@ def score_model(
     *,
     dataset: Dataset,
     classes: tuple[str, ...],
-    device: torch.device,
+    hardware: Hardware,
     tell: Teller,
     share: Share | None = None,
     observe: bool = True,
@@ -120,15 +121,14 @@ def score_model(
     ``views`` and ``slices``: other looks at each image.
     """
     share, observer = share or Share(), task.observer(config, classes) if observe else None
-    looking = Looking.at(task, config, model, device, views, slices)
+    looking = Looking.at(task, config, model, hardware, views, slices)
     loader = feeding.evaluation_loader(
         config, task, dataset, model, share.rank, share.world, as_it_is=looking is not None
     )
     own = task.metrics(config, classes)
-    metric = with_added(own, config.run.metrics, classes).to(device)
+    metric = with_added(own, config.run.metrics, classes).to(hardware.device)
     recorder = task.outcomes(own) if (observe if outcomes is None else outcomes) else None
     observers = [*observers, *(one for one in (observer, recorder) if one)]
-    arithmetic = partial(hardware.autocast, config, device)
     batches = _unless(leave, tell.watch(loader, "evaluate"))
     # A compiled network would be compiled anew for what looks on; several looks at an image are looked at where they are merged.
     with nullcontext() if config.run.compile or looking else finite_watch(model) as watch:
@@ -140,8 +140,8 @@ def score_model(
             metric,
             observers,
             samples=len(dataset),
-            device=device,
-            autocast=arithmetic,
+            device=hardware.device,
+            autocast=hardware.autocast,
             watch=watch,
             ask=looking,
         )

@@ -1,28 +1,26 @@
-"""From a config and a data set to its batches: in which order, behind which transform, read by how many processes."""
+"""From a config and a data set to its batches: behind which transform, read by how many processes."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from effbackbones.errors import UserError
 from effbackbones.inference.fitting import Fitting
 from effbackbones.model import Model
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import Dataset
-from tasks.data.knowledge import unwrapped
+from tasks.data.door.transforms import image_cache
+from tasks.data.knowledge import Knowledge, with_cache
 from tasks.data.sample import Transform
-from tasks.data.sampling import by_aspect
-from tasks.engine import processes
 from tasks.engine.batchnorm import FEW_STEPS, IMAGES, Statistics
 from tasks.engine.cores import cores
-from tasks.engine.hardware import autocast, run_device
+from tasks.engine.hardware import Hardware, run_device
 from tasks.engine.loading import Loader
-from tasks.engine.resume import GlobalBatches, Share, shuffled, steps_per_epoch
+from tasks.engine.order import EvaluationBatches, GlobalBatches, Share, aspects, steps_per_epoch, training_order
+from tasks.engine.plan import Plan
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 
@@ -42,7 +40,25 @@ def keyed(
             optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
         )
     transform = shown(task.transform(config, model, train=train, epochs=epochs), model, as_it_is=as_it_is)
+    if train and config.data.cache is not None:
+        dataset = with_cache(dataset, image_cache(config.data, transform))
     return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
+
+
+def told_of_cache(config: Config, task: TaskSpec, dataset: Dataset, model: Model) -> list[str]:
+    """Open the cache of training images, if there is to be one, and say so; also where its images are resized a second time."""
+    if config.data.cache is None:
+        return []
+    known = Knowledge.of(keyed(config, task, dataset, model, train=True).dataset)
+    reader = known.reader
+    assert reader is not None
+    assert reader.cache is not None
+    lines = [reader.cache.open(len(np.unique(known.indices)), reader.channels, 1 if reader.depth == "8" else 2)]
+    if config.data.scale_jitter != (1.0, 1.0) or config.data.mosaic or config.data.augment:
+        lines.append(
+            "data.cache: data.scale_jitter, mosaic and augment work on these smaller images, not on those of the files"
+        )
+    return lines
 
 
 def shown(transform: Transform, model: Model, *, as_it_is: bool = False) -> Transform:
@@ -59,10 +75,20 @@ def shown(transform: Transform, model: Model, *, as_it_is: bool = False) -> Tran
     return transform
 
 
-def loader(config: Config, task: TaskSpec, dataset: KeyedDataset, model: Model, batches: Any) -> Loader:
-    """A loader of ``batches`` (lists of keys)."""
+def loader(
+    config: Config,
+    task: TaskSpec,
+    dataset: Dataset,
+    model: Model,
+    batches: Any,
+    *,
+    train: bool,
+    as_it_is: bool = False,
+) -> Loader:
+    """A loader of ``batches`` (lists of keys) of ``dataset`` as :func:`keyed` has it."""
+    seen = keyed(config, task, dataset, model, train=train, as_it_is=as_it_is)
     return Loader(
-        dataset,
+        seen,
         batches,
         task.collate(config, model),
         workers=workers(config),
@@ -78,47 +104,26 @@ def training_loader(
     """A process's ``share`` of the training batches of the steps from ``start`` to ``stop``, in pieces."""
     order, size = training_order(config, dataset), config.data.batch_size
     pieces = GlobalBatches(order, len(dataset), size, start=start, stop=stop, share=share)
-    return loader(config, task, keyed(config, task, dataset, model, train=True), model, pieces)
+    return loader(config, task, dataset, model, pieces, train=True)
 
 
 def batch_norm_statistics(
-    config: Config, task: TaskSpec, dataset: Dataset, model: Model, steps: int, device: torch.device
+    config: Config, task: TaskSpec, dataset: Dataset, model: Model, plan: Plan, hardware: Hardware
 ) -> Statistics | None:
-    """Of a run of few ``steps``, what takes the statistics of its batch norms anew, from training images in batches as training sees
+    """Of a run of few steps, what takes the statistics of its batch norms anew, from training images in batches as training sees
     them; of a longer one None."""
-    if steps >= FEW_STEPS:
+    if plan.total >= FEW_STEPS:
         return None
-    size = max(2, normalised_together(config))
+    size = max(2, plan.seen)
     alone = replace(config, data=replace(config.data, workers=0))  # a few images are not worth starting processes for
 
     def batches() -> Iterator[Batch]:
         keys = [(0, int(index)) for index in training_order(config, dataset)(0)]
         groups = [keys[first : first + size] for first in range(0, len(keys), size)]
         groups = [group for group in groups if len(group) == size][: max(1, -(-IMAGES // size))]
-        return iter(loader(alone, task, keyed(config, task, dataset, model, train=True), model, groups))
+        return iter(loader(alone, task, dataset, model, groups, train=True))
 
-    return Statistics(batches, device, partial(autocast, config, device))
-
-
-def normalised_together(config: Config) -> int:
-    """How many images of a training step batch norm sees at a time."""
-    world = 1 if config.model.norm == "sync" else processes.here().world
-    return config.data.batch_size // (world * config.optim.accumulate)
-
-
-class EvaluationBatches:
-    """Batch sampler of an evaluation: every sample once over all processes, without padding."""
-
-    def __init__(self, order: np.ndarray, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.indices = order[rank::world]
-        self.size = max(1, batch_size // world)
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in range(0, len(self.indices), self.size):
-            yield [(0, int(index)) for index in self.indices[first : first + self.size]]
+    return Statistics(batches, hardware.device, hardware.autocast)
 
 
 def evaluation_loader(
@@ -138,21 +143,4 @@ def evaluation_loader(
     # Images that are read in tiles are large, and of many sizes.
     size = 1 if config.data.tile or model.resizes or as_it_is else config.data.eval_batch_size or config.data.batch_size
     batches = EvaluationBatches(order, size, rank, world)
-    return loader(config, task, keyed(config, task, dataset, model, train=False, as_it_is=as_it_is), model, batches)
-
-
-def training_order(config: Config, dataset: Dataset) -> Callable[[int], np.ndarray]:
-    """Epoch -> order of the training samples, a permutation drawn from (seed, epoch)."""
-    order = shuffled(len(dataset), config.run.seed)
-    if config.data.batch_shape == "fixed":
-        return order
-    return by_aspect(order, aspects(dataset), config.data.batch_size, config.run.seed)
-
-
-def aspects(dataset: Dataset) -> np.ndarray:
-    """Width / height of each image, float [N]; a data set that does not know them raises :class:`UserError`."""
-    found: np.ndarray | None = getattr(dataset, "aspects", None)
-    if found is None:
-        text = f"{type(unwrapped(dataset)[0]).__name__} does not know the aspect ratios of its images"
-        raise UserError("data.batch_shape", text, "set it to fixed, or give the data set `aspects`")
-    return found
+    return loader(config, task, dataset, model, batches, train=False, as_it_is=as_it_is)

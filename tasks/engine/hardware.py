@@ -1,13 +1,35 @@
 """From a config to the device of a process and its arithmetic."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 
 from effbackbones.errors import UserError
 from tasks.engine import processes
 from tasks.settings.sections import Config
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a process computes on: its ``device``, the ``precision`` there (``fp32``, ``bf16`` or ``fp16``), and the ``devices`` of all
+    processes of this machine: numbers of GPUs, or how many."""
+
+    device: torch.device
+    precision: str
+    devices: list[int] | int
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """What was asked for. What is not there raises :class:`UserError`."""
+        device = run_device(config)
+        return cls(device, precision(config, device), device_indices(config, processes.here().local_world))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The arithmetic of an evaluation: as in training."""
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
 
 def run_device(config: Config) -> torch.device:
@@ -48,9 +70,3 @@ def precision(config: Config, device: torch.device) -> str:
     if asked == "fp16" and device.type == "cpu":
         raise UserError("run.precision", "fp16 needs a GPU", "set it to fp32 or bf16")
     return asked
-
-
-def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
-    """The arithmetic of an evaluation: as in training."""
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(config, device)]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -14,6 +14,7 @@ from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.fingerprint import difference, fingerprint
+from tasks.engine.hardware import Hardware
 
 _LONGER = ("optim.epochs", "optim.max_steps")
 """Keys by which a run becomes longer, which the schedule looks at."""
@@ -25,21 +26,20 @@ def identity(
     classes: Any,
     datasets: Mapping[str, Dataset],
     plugins: Sequence[str],
+    hardware: Hardware,
     *,
-    precision: str,
-    device: str,
     seen: int,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What must be the same when a run continues, and what is told; JSON-like. ``datasets`` by split; ``device``: its kind;
-    ``seen``: how many images batch norm sees at a time; ``settings``: the keys of the config that make a run what it is."""
+    """What must be the same when a run continues, and what is told; JSON-like. ``datasets`` by split; ``seen``: how many images batch
+    norm sees at a time; ``settings``: the keys of the config that make a run what it is."""
     return {
         "classes": classes,
         "data": {split: fingerprint(dataset) for split, dataset in datasets.items()},
-        "precision": precision,
+        "precision": hardware.precision,
         "model": str(model.config),
         "images": str(model.image_spec),
-        "device": device,
+        "device": hardware.device.type,
         "seen": seen,
         "plugins": {plugin: _digest(plugin) for plugin in plugins},
         "settings": dict(settings),

@@ -10,7 +10,7 @@ from typing import Any
 from effbackbones.checkpoint import load_model, save_model
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from tasks.engine import hardware, processes
+from tasks.engine import processes
 from tasks.engine.cost import told_of_cost
 from tasks.engine.evaluation import Judged, score_model
 from tasks.engine.perimage import keep_outcomes, kept_points
@@ -41,11 +41,11 @@ class Judge:
     """Entered around the scoring of a validation, which may be left by an exception too."""
 
     def __post_init__(self) -> None:
-        given, self.device = self.prepared, hardware.run_device(self.config)
+        given, self.device = self.prepared, self.prepared.hardware.device
         self.state, self.plan, self.datasets, self.monitor = given.state, given.plan, given.datasets, given.monitor
         train, self.classes = given.datasets["train"], given.classes
         self.score = partial(
-            score_model, self.task, self.config, classes=self.classes, device=self.device, tell=self.tell
+            score_model, self.task, self.config, classes=self.classes, hardware=given.hardware, tell=self.tell
         )
         self.label_record = self.task.label_record(self.config, train)
         self.label_record |= {"data": given.identity["data"]} | self.task.remembered(self.config, train)

@@ -17,7 +17,8 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeout
 
 from effbackbones.errors import UserError
-from tasks.engine import hardware, processes
+from tasks.engine import processes
+from tasks.engine.hardware import Hardware
 from tasks.settings.sections import Config
 
 _MIXED: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -90,7 +91,7 @@ class _Decided(ClusterEnvironment):
         return self.place.node
 
 
-def make_fabric(config: Config, device: torch.device) -> Fabric:
+def make_fabric(config: Config, hardware: Hardware) -> Fabric:
     """Fabric for the processes that the launcher set up, else for those that the config says; :meth:`Fabric.launch` starts
     these. Seeds everything and sets what is deterministic."""
     for part in ("fabric", "pytorch"):  # notices and tips stay off the terminal; the first speak through the second
@@ -100,11 +101,11 @@ def make_fabric(config: Config, device: torch.device) -> Fabric:
     if config.run.deterministic:
         torch.backends.cudnn.benchmark = False
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for
-    place, precision = processes.here(), hardware.precision(config, device)
-    plugins: list[Any] = [_Autocast(_MIXED[precision], device.type) if precision in _MIXED else Precision()]
+    place, kind, precision = processes.here(), hardware.device.type, hardware.precision
+    plugins: list[Any] = [_Autocast(_MIXED[precision], kind) if precision in _MIXED else Precision()]
     return Fabric(
-        accelerator={"cpu": "cpu", "cuda": "gpu"}.get(device.type, device.type),
-        devices=hardware.device_indices(config, place.local_world),
+        accelerator={"cpu": "cpu", "cuda": "gpu"}.get(kind, kind),
+        devices=hardware.devices,
         num_nodes=place.nodes,
         strategy=DDPStrategy(timeout=timedelta(seconds=config.run.join_timeout)) if place.world > 1 else "auto",
         plugins=[*plugins, _Decided(place)],

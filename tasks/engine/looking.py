@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import torch
 
 from effbackbones.errors import UserError
 from effbackbones.inference.inputs import ImageSource
@@ -14,9 +13,10 @@ from effbackbones.inference.results import Failed
 from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
 from tasks.data.batch import Batch
-from tasks.data.door import reading_spec
+from tasks.data.door.reading import reading_spec
 from tasks.data.transforms.alone import fit_of
-from tasks.engine import feeding, hardware
+from tasks.engine import feeding
+from tasks.engine.hardware import Hardware
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 
@@ -34,7 +34,7 @@ class Looking:
         task: TaskSpec,
         config: Config,
         model: Model,
-        device: torch.device,
+        hardware: Hardware,
         views: Views | None,
         slices: Slices | None,
     ) -> Self | None:
@@ -45,10 +45,10 @@ class Looking:
         data = config.data
         predictor = Predictor(
             model,
-            device=device,
+            device=hardware.device,
             batch_size=data.eval_batch_size or (1 if tiled else data.batch_size),
             probabilities=config.run.probabilities and task.name == "seg",
-            precision=hardware.precision(config, device),
+            precision=hardware.precision,
             fit=fit_of(feeding.shown(task.transform(config, model, train=False), model)),
             tta=views,
             slices=slices,

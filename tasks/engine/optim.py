@@ -186,12 +186,6 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm, error_if_nonfinite=False)
 
 
-def scaled_lr(lr: float, batch: int, base_batch: int, scaling: str) -> float:
-    """Peak learning rate for a global ``batch``, from ``lr`` stated at ``base_batch``; ``scaling``: linear, sqrt, none."""
-    ratio = batch / base_batch
-    return lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[scaling]
-
-
 def lr_factor(step: int, *, total: int, warmup: int, per_epoch: float, config: OptimConfig) -> float:
     """Share of the peak learning rate at ``step`` (0-based) of ``total``: a pure function, so a resumed run is exact.
 

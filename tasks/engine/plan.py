@@ -6,26 +6,29 @@ from dataclasses import dataclass
 from typing import Self
 
 from tasks.engine import processes
-from tasks.engine.resume import Share, steps_per_epoch
+from tasks.engine.order import Share, steps_per_epoch
 from tasks.settings.sections import Config
 
 
 @dataclass(frozen=True)
 class Plan:
     """The steps of a run: ``total`` optimiser steps, ``per_epoch`` of them an epoch, warm-up in steps, and where a frozen part thaws.
-    ``told``: lines on what of the config changes nothing, or not what it says."""
+    ``seen``: how many images of a step batch norm sees at a time. ``told``: lines on what of the config changes nothing, or not what
+    it says."""
 
     total: int
     per_epoch: int
     warmup: int
+    seen: int
     thaw: int | None = None
     told: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Config, samples: int) -> Self:
         """Epochs, and fractions of them, over ``samples`` training samples as whole steps."""
-        optim = config.optim
-        Share(world=processes.here().world, accumulate=optim.accumulate).split(config.data.batch_size)
+        optim, sync = config.optim, config.model.norm == "sync"
+        world = processes.here().world
+        piece = Share(world=world, accumulate=optim.accumulate).split(config.data.batch_size)
         per_epoch = steps_per_epoch(samples, config.data.batch_size)
         total = optim.max_steps or max(1, round(optim.epochs * per_epoch))
         warmup = optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * per_epoch)
@@ -34,9 +37,10 @@ class Plan:
         if warmup > total:
             remedy = "lower optim.warmup_epochs or warmup_steps"
             told.append(f"the warm-up of {warmup} steps ends with the run, after {total}: {remedy}")
-        if config.model.norm == "sync" and processes.here().world == 1:
+        if sync and world == 1:
             told.append("model.norm sync changes nothing: one process sees all images")
-        return cls(total, per_epoch, min(warmup, total), None if thaw is None else thaw * per_epoch, tuple(told))
+        seen = piece * world if sync else piece
+        return cls(total, per_epoch, min(warmup, total), seen, None if thaw is None else thaw * per_epoch, tuple(told))
 
     def phases(self, start: int) -> Iterator[tuple[int, int]]:
         """Spans of steps from ``start`` on, cut where the set of trained parameters changes (DDP is set up anew there)."""

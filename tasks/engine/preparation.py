@@ -9,23 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 
-from effbackbones.model import Model
 from tasks.data.check import check_dataset
 from tasks.data.dataset import Dataset
-from tasks.data.door import told_of_listed, told_of_resizing
+from tasks.data.door.transforms import told_of_listed, told_of_resizing
 from tasks.data.suspicions import told_of_data
-from tasks.engine import assembly, feeding, hardware, processes, splits
+from tasks.engine import feeding, processes, splits
+from tasks.engine.assembly import make_model
 from tasks.engine.evaluation import monitor
+from tasks.engine.hardware import Hardware
 from tasks.engine.identity import identity
 from tasks.engine.launch import make_fabric
 from tasks.engine.loggers import check_loggers
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
 from tasks.engine.rundir import trained
-from tasks.engine.state import RunState
+from tasks.engine.state import RunState, begin
 from tasks.report.metricsfile import plain
 from tasks.scoring.added import Monitor
 from tasks.settings.idle import told_of_idle
@@ -43,6 +43,7 @@ class Prepared:
     """A run before its first step, in one process."""
 
     fabric: Fabric
+    hardware: Hardware
     state: RunState
     plan: Plan
     datasets: Mapping[str, Dataset]
@@ -61,54 +62,34 @@ class Prepared:
 
 def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepared:
     """Open and look at the data, build the model, count the steps; one process of a run calls it as the others do."""
-    device = hardware.run_device(config)
+    hardware, first = Hardware.of(config), processes.is_first()
     Fabric.seed_everything(config.run.seed, workers=False, verbose=False)
     check_loggers(config.run.loggers)
-    datasets = _data(task, config, folder, tell)
-    classes = task.classes(config, datasets["train"])
-    judged_by = monitor(task, config, classes)
-    model = _model(task, config, datasets, tell)
-    train_set = task.view(config, datasets["train"])
-    plan, fabric = Plan.of(config, len(train_set)), make_fabric(config, device)
-    for line in plan.told:
-        tell(line)
-    known = _identity(config, model, classes, datasets, device)
-    state = assembly.begin(config, model.to(device), getattr(fabric.strategy.precision, "scaler", None))
-    state.statistics = feeding.batch_norm_statistics(config, task, train_set, model, plan.total, device)
-    factor = partial(lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim)
-    return Prepared(fabric, state, plan, datasets, train_set, classes, known, judged_by, factor)
-
-
-def _data(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> dict[str, Dataset]:
-    said = *told_of_listed(config.data, task.labels(config)), *told_of_resizing(config.data)
+    labels = task.labels(config)
+    said = *told_of_resizing(config.data), *told_of_listed(config.data, labels)
     for line in (*told_of_idle(config), *said):
         tell(line)
-    continued = processes.is_first() and trained(folder)  # it keeps its division; other processes draw the same one
+    continued = first and trained(folder)  # it keeps its division; other processes draw the same one
     datasets = splits.open_splits(splits.with_division(config, folder) if continued else config, task)
     for dataset in datasets.values():
-        check_dataset(dataset, limit=LOOKED_AT, on_error=config.data.on_error, labels=task.labels(config))
-    return datasets
-
-
-def _model(task: TaskSpec, config: Config, datasets: Mapping[str, Dataset], tell: Teller) -> Model:
-    model = assembly.make_model(config, task, datasets["train"], tell)
-    if processes.is_first():
+        check_dataset(dataset, limit=LOOKED_AT, on_error=config.data.on_error, labels=labels)
+    classes = task.classes(config, datasets["train"])
+    judged_by = monitor(task, config, classes)
+    model = make_model(config, task, datasets["train"], tell)
+    if first:
         for line in told_of_data(datasets):
             tell(line)
         task.preflight(config, model, datasets, tell)
-    return model
-
-
-def _identity(
-    config: Config, model: Model, classes: Any, datasets: Mapping[str, Dataset], device: torch.device
-) -> dict[str, Any]:
-    return identity(
-        model,
-        plain(classes),
-        datasets,
-        config.plugins,
-        precision=hardware.precision(config, device),
-        device=device.type,
-        seen=feeding.normalised_together(config),
-        settings=lasting(config),
+    train_set = task.view(config, datasets["train"])
+    for line in feeding.told_of_cache(config, task, train_set, model):
+        tell(line)
+    plan, fabric = Plan.of(config, len(train_set)), make_fabric(config, hardware)
+    for line in plan.told:
+        tell(line)
+    known = identity(
+        model, plain(classes), datasets, config.plugins, hardware, seen=plan.seen, settings=lasting(config)
     )
+    state = begin(config, model.to(hardware.device), getattr(fabric.strategy.precision, "scaler", None))
+    state.statistics = feeding.batch_norm_statistics(config, task, train_set, model, plan, hardware)
+    factor = partial(lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim)
+    return Prepared(fabric, hardware, state, plan, datasets, train_set, classes, known, judged_by, factor)

@@ -7,7 +7,6 @@ said from them knows of the optimiser, of averages, of the precision and of what
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import median
 from typing import Any, Self
 
 import torch
@@ -16,12 +15,14 @@ from torch import Tensor
 from effbackbones.images.geometry import Size
 from effbackbones.model import Model
 from tasks.data.batch import Batch
-from tasks.data.door import sides
-from tasks.engine import assembly, hardware, processes
+from tasks.data.door.reading import sides
+from tasks.engine import assembly, processes
 from tasks.engine.cost import latency, multiply_adds, peak_memory, restart_peak
 from tasks.engine.drawn import DrawnBatches
+from tasks.engine.hardware import Hardware
 from tasks.engine.launch import make_fabric
-from tasks.engine.resume import Share
+from tasks.engine.order import Share
+from tasks.engine.state import begin
 from tasks.engine.stepping import LateReader, Stepper, Supervised
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
@@ -29,7 +30,7 @@ from tasks.spec import TaskSpec
 LEAST_SIDE = 96
 """Pixels: smaller images tell little of larger ones."""
 _CALLS = 50  # at most, of a prediction
-_STEPS = 8  # at most, after those that warm up: the allocator settles in the first two
+_STEPS = 12  # at most, after those that warm up: the allocator settles in the first two
 _SETTLING = 2
 
 
@@ -109,16 +110,16 @@ def scaled_config(task: TaskSpec, config: Config, own: str) -> Config:
 
 def rehearse(task: TaskSpec, config: Config, limits: Limits) -> Iterator[dict[str, Any]]:
     """Facts, then trials, as they come: JSON-like, each with what it is of."""
-    device = hardware.run_device(config)
     processes.settle(1, 1)
-    model = assembly.make_model(config, task, None).eval().to(device)
+    hardware = Hardware.of(config)
+    model = assembly.make_model(config, task, None).eval().to(hardware.device)
     facts = facts_of(model, sides(config.data.crop_size))
     yield {"of": "facts", **asdict(facts)}
     if "predict" in limits.of:
-        for trial in _predictions(model.for_inference(), config, device, facts, limits):
+        for trial in _predictions(model.for_inference(backend="eager"), hardware, facts, limits):
             yield asdict(trial)
     if "train" in limits.of:
-        for trial in _Training(task, config, model, device, limits).trials(facts):
+        for trial in _Training(task, config, model, hardware, limits).trials(facts):
             yield asdict(trial)
 
 
@@ -160,8 +161,9 @@ def _padded(size: Size, divisor: int) -> Size:
     return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
 
 
-def _predictions(model: Model, config: Config, device: torch.device, facts: Facts, limits: Limits) -> Iterator[Trial]:
-    """Of one image, as fast as it goes (batch norm folded)."""
+def _predictions(model: Model, hardware: Hardware, facts: Facts, limits: Limits) -> Iterator[Trial]:
+    """Of one image, with batch norm folded and without a graph of another runtime, which takes seconds to make."""
+    device = hardware.device
     sizes = [facts.size] if limits.whole else growing(facts.size, model.head.size_divisor, model.head.min_size)
     now: int | None = 0
     while now is not None:
@@ -170,11 +172,11 @@ def _predictions(model: Model, config: Config, device: torch.device, facts: Fact
         images = images.contiguous(memory_format=torch.channels_last)
 
         def call(images: Tensor = images) -> None:
-            with hardware.autocast(config, device):
+            with hardware.autocast():
                 model.predict(images)
 
         restart_peak(device)
-        seconds = latency(call, device, seconds=limits.seconds, rounds=_CALLS) / 1e3
+        seconds = latency(call, device, seconds=2 * limits.seconds, rounds=_CALLS) / 1e3
         padded = _padded((height, width), model.head.size_divisor)
         yield Trial("predict", 1, *padded, seconds, peak_memory(device)[0])
         now = steps_up([h * w for h, w in sizes], now, 3 * seconds, limits.seconds)
@@ -183,11 +185,11 @@ def _predictions(model: Model, config: Config, device: torch.device, facts: Fact
 class _Training:
     """Steps of the engine on drawn batches."""
 
-    def __init__(self, task: TaskSpec, config: Config, model: Model, device: torch.device, limits: Limits) -> None:
-        self.config, self.model, self.device, self.limits = config, model.train(), device, limits
+    def __init__(self, task: TaskSpec, config: Config, model: Model, hardware: Hardware, limits: Limits) -> None:
+        self.config, self.model, self.device, self.limits = config, model.train(), hardware.device, limits
         self.batches = DrawnBatches(task, config, model)
-        fabric = make_fabric(config, device)
-        self.state = assembly.begin(config, model, getattr(fabric.strategy.precision, "scaler", None))
+        fabric = make_fabric(config, hardware)
+        self.state = begin(config, model, getattr(fabric.strategy.precision, "scaler", None))
         if config.run.compile:
             model.compile()
         objective, clip = Supervised(task, self.batches.config), config.optim.clip_norm
@@ -228,12 +230,12 @@ class _Training:
         made: list[Batch] = [self.batches(images, *size) for _ in range(pieces)]
         restart_peak(self.device)
         times = [self._step(made)]
-        left = 3 * self.limits.seconds
+        left = 4 * self.limits.seconds
         settling = _SETTLING if (_SETTLING + 1) * times[0][0] < left else 1
         while len(times) <= settling or (len(times) < settling + _STEPS and times[-1][0] < left):
             times.append(self._step(made))
             left -= times[-1][0]
-        seconds, update = (median(column) for column in zip(*times[settling:], strict=True))
+        seconds, update = (_undisturbed(column) for column in zip(*times[settling:], strict=True))
         height, width = made[0].images.shape[-2:]
         return Trial("train", images * pieces, height, width, seconds, peak_memory(self.device)[0], update)
 
@@ -243,6 +245,11 @@ class _Training:
         self.stepper.take(iter(pieces))
         self.stepper.figures.flush()  # on a GPU it waits for the step
         return time.perf_counter() - start, self.stepper.spent
+
+
+def _undisturbed(times: Sequence[float]) -> float:
+    """The lower quartile: what else the machine did in the meantime made the others longer."""
+    return sorted(times)[len(times) // 4]
 
 
 class _Timed(Stepper):

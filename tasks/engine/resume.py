@@ -1,107 +1,28 @@
-"""What makes a run continue exactly where it stopped: order, randomness and state as functions of the step.
+"""What makes a run continue exactly where it stopped: randomness as a function of the step, and the files of its states.
 
-Nothing here is captured and restored but tensors: which samples a step sees, how they are augmented and what dropout
+Nothing here is captured and restored but tensors: which samples a step sees (``order.py``), how they are augmented and what dropout
 draws are pure functions of (seed, step), so a run that continues at step k cannot differ from one that never stopped.
 """
 
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 
-Key = tuple[int, int]
-"""(epoch, index) of one training sample: all that its augmentation depends on beside the seed."""
 KEEP = 2
 """State files kept: the newest, and one to fall back on if it is damaged."""
 FORMAT = 2
 """Version of what a state file holds."""
 OTHER_STATE = "remove it to go on from the state before, or start anew with model.init_from"
-
-
-def shuffled(count: int, seed: int) -> Callable[[int], np.ndarray]:
-    """The default order: epoch -> a permutation of ``range(count)`` drawn from (seed, epoch)."""
-
-    def order(epoch: int) -> np.ndarray:
-        return np.random.default_rng((seed, epoch)).permutation(count)
-
-    return order
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of each global batch this process computes: ``rank`` of ``world``, in ``accumulate`` pieces."""
-
-    rank: int = 0
-    world: int = 1
-    accumulate: int = 1
-
-    def split(self, batch_size: int) -> int:
-        """Images per process and piece; a global batch that cannot be split evenly raises :class:`UserError`."""
-        pieces = self.world * self.accumulate
-        if batch_size % pieces:
-            text = f"{batch_size} images do not divide by {self.world} processes x {self.accumulate} accumulated pieces"
-            raise UserError("data.batch_size", text, f"take a multiple of {pieces}")
-        return batch_size // pieces
-
-
-class GlobalBatches(Sampler[list[Key]]):
-    """Batch sampler of the steps ``start`` to ``stop``: the same global batches in the same order on any number of processes.
-
-    ``order`` gives the sample order of an epoch, ``count`` samples long. The last batch of an epoch is filled up from the
-    epoch's beginning, so that every step has ``batch_size`` samples and every sample is seen in every epoch.
-    """
-
-    def __init__(
-        self,
-        order: Callable[[int], np.ndarray],
-        count: int,
-        batch_size: int,
-        *,
-        start: int,
-        stop: int,
-        share: Share | None = None,
-    ) -> None:
-        self.order, self.batch_size, self.start, self.stop = order, batch_size, start, stop
-        self.share = share or Share()
-        self.micro = self.share.split(batch_size)
-        self.steps_per_epoch = steps_per_epoch(count, batch_size)
-
-    def __len__(self) -> int:
-        return (self.stop - self.start) * self.share.accumulate
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch, ids = -1, np.empty(0, dtype=np.int64)
-        for step in range(self.start, self.stop):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                ids = np.asarray(self.order(epoch))
-            first = (step % self.steps_per_epoch) * self.batch_size
-            batch = ids[np.arange(first, first + self.batch_size) % len(ids)]
-            pieces = batch.reshape(self.share.accumulate, self.share.world, self.micro)
-            for piece in pieces[:, self.share.rank]:
-                yield [(epoch, int(index)) for index in piece]
-
-
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Optimiser steps in an epoch; a training set smaller than one batch raises :class:`UserError`."""
-    if count < batch_size:
-        raise UserError(
-            "data.batch_size",
-            f"{batch_size} is more than the {count} training samples",
-            f"set it to {max(count, 1)} or less",
-        )
-    return -(-count // batch_size)
 
 
 def seed_step(seed: int, step: int, piece: int = 0, rank: int = 0) -> None:

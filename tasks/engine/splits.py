@@ -1,17 +1,17 @@
 """From a config to the data sets of its splits, divided where they come in one piece."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from effbackbones.errors import UserError
 from tasks.data.dataset import DATASETS, Dataset
 from tasks.data.division import Division, divided
-from tasks.data.knowledge import ids_of
-from tasks.data.sampling import Repeated, spread
+from tasks.data.knowledge import Knowledge
+from tasks.data.sampling import Part, Repeated, spread
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
@@ -26,52 +26,62 @@ def open_dataset(config: Config, task: TaskSpec, split: str, classes: tuple[str,
 
     An empty one raises :class:`UserError`.
     """
-    return _opened(config, task, split, classes, None)
+    return _opened(config, task, (split,), classes)[split]
+
+
+def open_splits(config: Config, task: TaskSpec) -> dict[str, Dataset]:
+    """The splits ``train``, ``val`` and, where the config names it, ``test``, with the label map of the first. Splits that
+    number their classes in another way raise :class:`UserError`."""
+    datasets = _opened(config, task, ("train", "val", "test") if config.data.test else ("train", "val"), None)
+    expected = task.label_record(config, datasets["train"])
+    for split, dataset in datasets.items():
+        if split != "train":
+            same_labels(task, config, dataset, expected, f"data.{split}", "the training data")
+    return datasets
 
 
 def _opened(
-    config: Config, task: TaskSpec, split: str, classes: tuple[str, ...] | None, whole: Dataset | None
-) -> Dataset:
-    """As :func:`open_dataset`; ``whole``: the undivided data, where they are open already."""
+    config: Config, task: TaskSpec, splits: Sequence[str], classes: tuple[str, ...] | None
+) -> dict[str, Dataset]:
+    """These splits; where ``classes`` are None, those of the first are those of the others too. Data of a single list are opened and
+    divided once for all of them."""
     asked = replace(config.data, labels=task.labels(config))
-    if split in ("train", *asked.shares) and asked.shares:
-        dataset = _part(config, asked, split, classes, whole)
-    else:
-        dataset = DATASETS.get(config.data.name)(asked, split, classes)
-    if len(dataset) == 0:
-        raise UserError(
-            f"data.{split}", f"data set {config.data.name!r} has no sample", "check data.root and the name of the split"
-        )
-    limit = {"train": config.data.limit_train, "val": config.data.limit_val}.get(split)
-    return Repeated(dataset, spread(len(dataset), limit)) if limit and limit < len(dataset) else dataset
+    open_data, limits = DATASETS.get(asked.name), {"train": asked.limit_train, "val": asked.limit_val}
+    parts = ("train", *asked.shares) if asked.shares else ()
+    if any(split in parts for split in splits):
+        # Read as in an evaluation, images without objects among them.
+        options = {name: value for name, value in asked.options.items() if name != "reduced"}
+        whole = open_data(replace(asked, options=options, keep_empty=True), "train", classes)
+        ids, division = _divided(whole, asked, config.run.seed)
+    for_training_alone = bool(asked.options.get("reduced")) or not asked.keep_empty
+    datasets: dict[str, Dataset] = {}
+    for split in splits:
+        dataset: Any
+        if split not in parts:
+            dataset = open_data(asked, split, classes)
+        else:
+            dataset, indices = whole, division.indices(ids, split)
+            if split == "train" and for_training_alone:
+                dataset, chosen = open_data(asked, split, classes), set(division.parts[split])
+                there = [place for place, name in enumerate(Knowledge.of(dataset).ids) if name in chosen]
+                indices = np.array(there, np.int64)
+            dataset = Part(dataset, indices, division)
+        if len(dataset) == 0:
+            remedy = "check data.root and the name of the split"
+            raise UserError(f"data.{split}", f"data set {asked.name!r} has no sample", remedy)
+        if (limit := limits.get(split)) and limit < len(dataset):
+            dataset = Repeated(dataset, spread(len(dataset), limit))
+        datasets[split], classes = dataset, dataset.classes if classes is None else classes
+    return datasets
 
 
-def _part(
-    config: Config, asked: DataConfig, split: str, classes: tuple[str, ...] | None, whole: Dataset | None
-) -> Dataset:
-    """One split of data of a single list: those of train, divided by shares or as written down."""
-    whole = whole or _whole(asked, classes)
+def _divided(whole: Dataset, asked: DataConfig, seed: int) -> tuple[list[str], Division]:
+    """The ids of data of a single list, and their division by shares or as written down."""
+    known = Knowledge.of(whole)
     if asked.division:
-        division = Division.read(Path(asked.division))
-    else:
-        by_class, group = asked.split_by == "class", asked.split_group
-        division = divided(whole, asked.shares, seed=config.run.seed, by_class=by_class, group=group)
-    indices = division.indices(whole, split)
-    if split == "train" and (asked.options.get("reduced") or not asked.keep_empty):  # what is for training alone
-        chosen = set(division.parts[split])
-        whole = DATASETS.get(asked.name)(asked, split, classes)
-        indices = np.array([place for place, name in enumerate(ids_of(whole)) if name in chosen], np.int64)
-    part: Any = Repeated(whole, indices)
-    part.division = division
-    part.notes = (*getattr(whole, "notes", ()), division.told)
-    return cast(Dataset, part)
-
-
-def _whole(asked: DataConfig, classes: tuple[str, ...] | None) -> Dataset:
-    """The data before they are divided: read as in an evaluation, images without objects among them."""
-    options = {name: value for name, value in asked.options.items() if name != "reduced"}
-    dataset: Dataset = DATASETS.get(asked.name)(replace(asked, options=options, keep_empty=True), "train", classes)
-    return dataset
+        return known.ids, Division.read(Path(asked.division))
+    by_class, group = asked.split_by == "class", asked.split_group
+    return known.ids, divided(known, asked.shares, seed=seed, by_class=by_class, group=group)
 
 
 def with_division(config: Config, folder: Path) -> Config:
@@ -86,20 +96,6 @@ def write_division(folder: Path, dataset: Dataset) -> None:
     division: Division | None = getattr(dataset, "division", None)
     if division is not None:
         division.write(folder / DIVISION)
-
-
-def open_splits(config: Config, task: TaskSpec) -> dict[str, Dataset]:
-    """The splits ``train``, ``val`` and, where the config names it, ``test``, with the label map of the first. Splits that
-    number their classes in another way raise :class:`UserError`."""
-    whole = _whole(replace(config.data, labels=task.labels(config)), None) if config.data.shares else None
-    train = _opened(config, task, "train", None, whole)
-    others = ("val", "test") if config.data.test else ("val",)
-    datasets = {"train": train} | {split: _opened(config, task, split, train.classes, whole) for split in others}
-    for split in others:
-        same_labels(
-            task, config, datasets[split], task.label_record(config, train), f"data.{split}", "the training data"
-        )
-    return datasets
 
 
 def same_labels(

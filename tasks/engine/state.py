@@ -9,19 +9,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from effbackbones.backbones.syncnorm import synchronise_batch_norm
 from effbackbones.errors import UserError
 from effbackbones.model import Model
+from tasks.engine import processes
 from tasks.engine.batchnorm import Statistics
 from tasks.engine.ema import Ema
+from tasks.engine.optim import build_optimizer
+from tasks.engine.order import Share
 from tasks.engine.resume import (
     OTHER_STATE,
-    Share,
     State,
     alike,
     check_optimizer,
     flatten_optimizer,
     restore_optimizer,
 )
+from tasks.settings.sections import Config
 
 MOST_LOGGED = 1000
 """Points of a run's curve of loss and learning rate."""
@@ -145,3 +149,15 @@ class RunState:
         averaged = self.ema.applied(self.model) if name == "ema" and self.ema else nullcontext()
         with averaged, self.statistics.applied(self.model, (self.step, name)) if self.statistics else nullcontext():
             yield
+
+
+def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
+    """The state of a run before its first step. ``model`` is on its device; ``scaler`` is that of fp16."""
+    optim = config.optim
+    if config.model.norm == "sync" and processes.here().world > 1:
+        synchronise_batch_norm(model)
+    lr = optim.scaled_lr(config.data.batch_size)
+    groups = model.param_groups(
+        lr, optim.weight_decay, layer_decay=optim.layer_decay, decay_norm_and_bias=optim.decay_norm_and_bias
+    )
+    return RunState(model, build_optimizer(optim, groups), Ema(model, optim.ema) if optim.ema else None, scaler)

@@ -20,10 +20,10 @@ from tasks.engine.judging import Judge
 from tasks.engine.keeping import Keeper
 from tasks.engine.launch import launch
 from tasks.engine.loggers import Loggers, open_loggers
+from tasks.engine.order import Share
 from tasks.engine.owning import own_folder, refuse_full_disk
 from tasks.engine.pictures import show_predictions
 from tasks.engine.preparation import Prepared, prepare
-from tasks.engine.resume import Share
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
 from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
 from tasks.engine.watching import WATCHERS

@@ -15,7 +15,7 @@ from effbackbones.registry import TASKS
 from tasks.data.batch import Batch
 from tasks.data.collating import collate, targets_by_task
 from tasks.data.dataset import Dataset
-from tasks.data.door import view_transform
+from tasks.data.door.transforms import view_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, spread
 from tasks.multitask.metrics import JointMetrics, joined

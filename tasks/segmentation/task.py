@@ -19,7 +19,7 @@ from effbackbones.model import Model
 from tasks.data.batch import Batch
 from tasks.data.collating import collate, mask_targets, set_targets
 from tasks.data.dataset import Dataset
-from tasks.data.door import view_transform
+from tasks.data.door.transforms import view_transform
 from tasks.data.sample import IGNORE, Sample, Transform
 from tasks.report.masks import mask_sheet
 from tasks.report.tables import TABLES, TableFiles
@@ -157,7 +157,7 @@ class Segmentation(TaskSpec):
         return PixelRecorder(metric) if isinstance(metric, SegmentationMetrics | SetMetrics) else None
 
     def anatomy(self, metric: Metric) -> dict[str, Any]:
-        return {"errors": metric.anatomy()} if isinstance(metric, SegmentationMetrics) else {}
+        return {"errors": metric.anatomy()} if isinstance(metric, SegmentationMetrics | SetMetrics) else {}
 
     def has_written(self, folder: Path) -> bool:
         return any((folder / kind).is_dir() for kind in ("index", "masks"))

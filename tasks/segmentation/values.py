@@ -11,7 +11,7 @@ from PIL import Image
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask
 from tasks.data.dataset import Dataset
-from tasks.data.knowledge import unwrapped
+from tasks.data.knowledge import Knowledge
 from tasks.data.masks.file import packed, read_stored
 from tasks.data.masks.format import LOOKED_AT
 from tasks.data.sets.masks import ClassMaskDataset, MaskDataset
@@ -22,7 +22,7 @@ def stored_values(dataset: Dataset) -> dict[str, Any] | None:
     each class (a colour as red * 65536 + green * 256 + blue), the first of several; ``undefined``, what they have for pixels that are
     ignored, else what is free; ``palette``, the colours of palette files. None where these are the numbers of the classes and no
     palette, or masks are no such files."""
-    base, _ = unwrapped(dataset)
+    base = Knowledge.of(dataset).base
     if not isinstance(base, MaskDataset) or isinstance(base, ClassMaskDataset):
         return None
     reader, first = base.read_mask, dict[int, int]()

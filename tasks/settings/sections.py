@@ -5,6 +5,7 @@ Every instance checks its own values: a number outside of its interval, not fini
 :class:`UserError` naming ``section.field``. Imports nothing heavy, for ``--help`` reads this file.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -187,6 +188,11 @@ class OptimConfig(Section):
         super().__post_init__()
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
             raise UserError("optim.nesterov", "needs optim.name sgd with momentum", "remove it")
+
+    def scaled_lr(self, batch: int) -> float:
+        """Peak learning rate for a global ``batch``."""
+        ratio = batch / self.base_batch
+        return self.lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[self.lr_scaling]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ import torch
 
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
-from tasks.engine import assembly, hardware
+from tasks.data.door.reading import image_spec
+from tasks.engine import assembly
 from tasks.engine.cost import ROUNDS, WARM_UP, latency, multiply_adds, peak_memory
+from tasks.engine.hardware import Hardware
 from tasks.report.metricsfile import environment
 from tasks.report.words import network
 from tasks.settings.commandline import Extras
@@ -25,18 +27,19 @@ WIDTH = 80
 def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Parameters, multiply-adds, latency and peak memory of the configured model, here: JSON on standard output, and progress and
     a table for the eye on standard error."""
-    device = hardware.run_device(config)
+    hardware = Hardware.of(config)
+    device = hardware.device
     model = assembly.load_or_make(config, task, extras.checkpoint)
     if extras.checkpoint:
         model = as_asked(config, extras, model)
     model.to(device)
-    height, width = assembly.image_spec(config, model.image_spec).size
+    height, width = image_spec(config, model.image_spec).size
     record: dict[str, Any] = {
         "backbone": model.config["backbone"],
         "head": model.config["head"],
         "image_size": [height, width],
         **_work(model, height, width),
-        "precision": hardware.precision(config, device),
+        "precision": hardware.precision,
         "threads": torch.get_num_threads(),
         **environment(),
         "latency": [],
@@ -44,13 +47,13 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
     exported = isinstance(model, ExportedModel)
     asked = extras.backend is not None or extras.dtype is not None
     if exported:
-        variants = {"exported": answering(config, extras, model, device)}
+        variants = {"exported": answering(hardware, extras, model)}
     else:
         named = ", ".join(filter(None, ("for_inference", extras.backend, extras.dtype)))
-        fast = answering(config, extras, model, device) if asked else (config, model.for_inference(backend="eager"))
-        variants = {"plain": (config, model), named: fast}
+        fast = answering(hardware, extras, model) if asked else (hardware, model.for_inference(backend="eager"))
+        variants = {"plain": (hardware, model), named: fast}
     if config.run.compile and not exported:
-        variants["for_inference, compiled"] = config, model.for_inference(backend="compile")
+        variants["for_inference, compiled"] = hardware, model.for_inference(backend="compile")
     cases = [(name, *variant, batch_size) for batch_size in (1, 16) for name, variant in variants.items()]
     tell, done = Teller(config.run.progress), 0
     with tell.bar(len(cases) * (WARM_UP + ROUNDS), 0, "bench", "call"):
@@ -59,9 +62,11 @@ def bench(task: TaskSpec, config: Config, extras: Extras) -> int:
             images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
             images = images.contiguous(memory_format=torch.channels_last)
 
-            def call(arithmetic: Config = arithmetic, variant: Model = variant, images: torch.Tensor = images) -> None:
+            def call(
+                arithmetic: Hardware = arithmetic, variant: Model = variant, images: torch.Tensor = images
+            ) -> None:
                 nonlocal done
-                with hardware.autocast(arithmetic, device):
+                with arithmetic.autocast():
                     variant.predict(images)
                 done += 1
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 from tasks.data.check import check_dataset
-from tasks.data.door import told_of_listed, told_of_resizing
+from tasks.data.door.transforms import told_of_listed, told_of_resizing
 from tasks.data.sampling import Repeated, spread
 from tasks.data.suspicions import told_of_data
 from tasks.engine import assembly, feeding, hardware, splits
@@ -28,7 +28,7 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     if extras.deep and not task.looks_deep:
         raise UserError("--deep", "looks at one task at a time", "use the command of each task")
     tell, device = _Counting(config.run.progress), hardware.run_device(config)
-    said = *told_of_listed(config.data, task.labels(config)), *told_of_resizing(config.data)
+    said = *told_of_resizing(config.data), *told_of_listed(config.data, task.labels(config))
     for line in (*told_of_idle(config), *said):
         print(line)
     datasets = splits.open_splits(config, task)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from effbackbones.errors import UserError, nearest
+from effbackbones.inference.allocating import memory_kept
 from effbackbones.registry import TASKS
 from tasks.engine.signals import Signals, StoppedError
 from tasks.settings.commandline import Request, named_plugins, parse
@@ -24,6 +25,8 @@ from tasks.settings.verbs import DEFAULT, VERBS, Verb
 from tasks.telling import unfailing_streams
 
 USER_ERROR, DIVERGED, FAILED = 2, 3, 1
+LASTING = ("serve", "demo")
+"""Verbs that stay for days: what a rare large image took should be given back."""
 
 
 def run_command(command: str, argv: list[str]) -> int:
@@ -114,7 +117,10 @@ def _run(verb: Verb, command: str, request: Request, *, again: bool, early: tupl
         if verb.name == DEFAULT and not again:
             processes.refuse_to_start(config.run.processes, config.run.nodes)
         function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
-        return int(function(task, config, request.extras))
+        if verb.name in LASTING:
+            return int(function(task, config, request.extras))
+        with memory_kept():
+            return int(function(task, config, request.extras))
 
 
 def explain(error: Exception) -> tuple[str, int]:

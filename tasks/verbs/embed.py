@@ -12,7 +12,7 @@ import numpy as np
 from effbackbones.errors import UserError
 from effbackbones.inference.embedding import Embedded, Embedder, nearest_images
 from effbackbones.weights.tensorfile import write_atomically
-from tasks.data.door import reading_spec
+from tasks.data.door.reading import reading_spec
 from tasks.engine import hardware
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
@@ -20,7 +20,7 @@ from tasks.spec import TaskSpec
 from tasks.telling import Teller
 from tasks.verbs.inputs import image_files
 from tasks.verbs.limits import count_of
-from tasks.verbs.models import model_and_classes, read_as_trained
+from tasks.verbs.models import asked_model
 
 _SUFFIXES = (".npy", ".parquet")
 
@@ -30,8 +30,7 @@ def embed(task: TaskSpec, config: Config, extras: Extras) -> int:
     out, nearest = _out(extras.out), count_of("--nearest", extras.nearest)
     files = image_files(extras.inputs, config.data.links if "data.links" in extras.overrides else "anywhere")
     tell = Teller(config.run.progress)
-    model, _ = model_and_classes(task, config, extras, require_classes=False)
-    config = read_as_trained(config, extras, model, tell)
+    model, _, config = asked_model(task, config, extras, tell, require_classes=False)
     model.reading = reading_spec(config.data)
     embedder = Embedder(
         model, batch_size=config.data.eval_batch_size or config.data.batch_size, device=hardware.run_device(config)

@@ -8,8 +8,9 @@ from typing import Any
 from effbackbones.errors import UserError
 from effbackbones.inference.views import Slices, Views
 from tasks.data.dataset import Dataset
-from tasks.engine import hardware, splits
+from tasks.engine import splits
 from tasks.engine.evaluation import monitor, score_model
+from tasks.engine.hardware import Hardware
 from tasks.engine.identity import told_of_other_data
 from tasks.engine.perimage import keep_outcomes
 from tasks.report.metricsfile import environment, write_metrics
@@ -21,31 +22,30 @@ from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import answering, as_model, beside, data_classes, model_and_classes, read_as_trained
+from tasks.verbs.models import answering, as_model, asked_model, beside, data_classes
 
 
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Score a model on a split; writes ``metrics.json`` and ``report.html`` into ``--out``, or beside the run."""
-    tell, device = Teller(config.run.progress), hardware.run_device(config)
+    tell, hardware = Teller(config.run.progress), Hardware.of(config)
     config = splits.with_division(config, beside(extras.checkpoint))
     if extras.predictions:
         return _evaluate_file(task, config, extras, tell)
-    model, classes = model_and_classes(task, config, extras, require_classes=True)
-    config = read_as_trained(config, extras, model, tell)
+    model, classes, config = asked_model(task, config, extras, tell, require_classes=True)
     config = as_model(config, model) if extras.checkpoint else config
     dataset = splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
     splits.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
     _tell_of_numbering(task, config, dataset, model.provenance, f"data.{extras.split}", "the model", tell)
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
     recorder = task.recorder(dataset, classes)
-    computed, asked = answering(config, extras, model, device)
+    arithmetic, asked = answering(hardware, extras, model)
     scores, reporter, outcomes = score_model(
         task,
-        computed,
+        config,
         asked,
         dataset=dataset,
         classes=classes,
-        device=device,
+        hardware=arithmetic,
         tell=tell,
         observers=[recorder] if recorder else [],
         strict=True,

@@ -12,15 +12,16 @@ from effbackbones.export.record import beside
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
 from tasks.data.sampling import Repeated, spread
-from tasks.engine import assembly, hardware, splits
+from tasks.engine import assembly, splits
 from tasks.engine.evaluation import monitor, score_model
+from tasks.engine.hardware import Hardware
 from tasks.settings.commandline import Extras
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
 from tasks.verbs.inputs import image_files
-from tasks.verbs.models import as_model, data_classes, model_and_classes, read_as_trained
+from tasks.verbs.models import as_model, asked_model, data_classes
 
 IMAGES, CALIBRATION = 32, 128
 """Images of a certificate, and of a calibration."""
@@ -36,9 +37,8 @@ def export(task: TaskSpec, config: Config, extras: Extras) -> int:
     if "run.device" in extras.overrides and config.run.device != "cpu":
         tell("run.device changes nothing: graphs are made and compared on the processor")
     config = replace(config, run=replace(config.run, device="cpu"))
-    model, classes = model_and_classes(task, config, extras, require_classes=False)
+    model, classes, config = asked_model(task, config, extras, tell, require_classes=False)
     model.classes = model.classes or classes
-    config = read_as_trained(config, extras, model, tell)
     # The same images for both, of the one size that a graph may have.
     config = replace(config, data=replace(config.data, batch_shape="fixed"))
     calibration: Any
@@ -122,7 +122,7 @@ def _scores(
             model,
             dataset=dataset,
             classes=classes,
-            device=hardware.run_device(config),
+            hardware=Hardware.of(config),
             tell=tell,
             observe=False,
             strict=True,

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from effbackbones.checkpoint import with_head_options
 from effbackbones.contracts import head_options
@@ -16,16 +14,28 @@ from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 from effbackbones.registry import TASKS
 from effbackbones.weights.repository import is_repository
-from tasks.data.door import read_as
-from tasks.engine import assembly, hardware, splits
+from tasks.data.door.reading import image_spec, read_as
+from tasks.engine import assembly, splits
+from tasks.engine.hardware import Hardware
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config, HeadConfig
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
 
 
-def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require_classes: bool) -> tuple[Model, Any]:
-    """A model in eval mode, and the names of its classes: its own, those of published weights, or numbers."""
+class Asked(NamedTuple):
+    """What a verb is asked to work with: a ``model`` in eval mode; the names of its ``classes``: its own, those of published weights,
+    or numbers; and the ``config`` that reads images as the model file says, but for what the command line says itself."""
+
+    model: Model
+    classes: Any
+    config: Config
+
+
+def asked_model(
+    task: TaskSpec, config: Config, extras: Extras, tell: Callable[[str], None], *, require_classes: bool
+) -> Asked:
+    """The model that a command line names. Where images are read otherwise than the model was made with is told."""
     if extras.checkpoint is None and config.model.weights is None:
         raise UserError(
             "--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN, or --model.weights imagenet"
@@ -40,37 +50,31 @@ def model_and_classes(task: TaskSpec, config: Config, extras: Extras, *, require
         what = f"{config.model.weights} holds no whole {task.command} head: what it says would be random"
         raise UserError("model.weights", what, "train one, and give --checkpoint FILE|RUN")
     if extras.checkpoint:
-        model.use_image_spec(assembly.image_spec(config, model.image_spec))
+        model.use_image_spec(image_spec(config, model.image_spec))
     counts = model.config["num_classes"]
     several = isinstance(counts, Mapping)
     classes = model.classes or (None if several else task.default_classes(int(counts)))
     if classes is None and require_classes:
         where = extras.checkpoint or "model.weights"
         raise UserError(where, "the names of its classes are not known", "evaluate a model that was saved with them")
-    return model, classes or (
-        {word: _unnamed(count) for word, count in counts.items()} if several else _unnamed(int(counts))
-    )
+    if model.reading is not None and extras.checkpoint:
+        data, told = read_as(config.data, model.reading, extras.overrides)
+        for sentence in told:
+            tell(sentence)
+        config = replace(config, data=data)
+    if not classes:
+        classes = {word: _unnamed(count) for word, count in counts.items()} if several else _unnamed(int(counts))
+    return Asked(model, classes, config)
 
 
-def answering(config: Config, extras: Extras, model: Model, device: torch.device) -> tuple[Config, Model]:
-    """The model on ``device``, or the copy for inference that the line asks for, and the config of its arithmetic."""
-    model = model.to(device)
+def answering(hardware: Hardware, extras: Extras, model: Model) -> tuple[Hardware, Model]:
+    """The model on its device, or the copy for inference that the line asks for, and the hardware with its arithmetic."""
+    model = model.to(hardware.device)
     if extras.backend is None and extras.dtype is None:
-        return config, model
-    fast = faster(model, extras.backend, extras.dtype, hardware.precision(config, device))
-    if extras.dtype is not None:  # which stands in the place of autocast
-        config = replace(config, run=replace(config.run, precision="fp32"))
-    return config, fast
-
-
-def read_as_trained(config: Config, extras: Extras, model: Model, tell: Callable[[str], None]) -> Config:
-    """The config that reads images as a model file says, but for what the command line says itself; where they differ is told."""
-    if model.reading is None or not extras.checkpoint:
-        return config
-    data, told = read_as(config.data, model.reading, extras.overrides)
-    for sentence in told:
-        tell(sentence)
-    return replace(config, data=data)
+        return hardware, model
+    fast = faster(model, extras.backend, extras.dtype, hardware.precision)
+    # A dtype that is asked for stands in the place of autocast.
+    return hardware if extras.dtype is None else replace(hardware, precision="fp32"), fast
 
 
 def as_asked(config: Config, extras: Extras, model: Model) -> Model:

@@ -14,8 +14,8 @@ from effbackbones.weights.tensorfile import write_atomically
 from tasks.engine import hardware, splits
 from tasks.engine.cost import free_memory
 from tasks.engine.foresight import better, enough
+from tasks.engine.order import Share
 from tasks.engine.rehearsal import Limits, Trial
-from tasks.engine.resume import Share
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec

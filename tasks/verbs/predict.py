@@ -15,11 +15,12 @@ from effbackbones.inference.thresholds import IDLE_THRESHOLD
 from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
-from tasks.data.door import image_reader, reading_spec
+from tasks.data.door.reading import image_reader, reading_spec
 from tasks.data.files.reading import ImageReader, PackedNames
-from tasks.data.knowledge import ids_of, paths_of
+from tasks.data.knowledge import Knowledge
 from tasks.data.transforms.alone import fit_of
-from tasks.engine import feeding, hardware, splits
+from tasks.engine import feeding, splits
+from tasks.engine.hardware import Hardware
 from tasks.engine.loading import Loader
 from tasks.engine.signals import Signals, StoppedError, stopped_by
 from tasks.report.outputs import Originals
@@ -30,7 +31,7 @@ from tasks.telling import Teller
 from tasks.verbs.ahead import Ahead, ImageFiles, ImageRead, SampleImages, VideoFrames
 from tasks.verbs.inputs import Inputs, named_inputs
 from tasks.verbs.limits import count_of, share_of
-from tasks.verbs.models import as_model, beside, data_classes, model_and_classes, read_as_trained
+from tasks.verbs.models import as_model, asked_model, beside, data_classes
 from tasks.verbs.outputs import writers_for
 
 
@@ -48,10 +49,10 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         import_av(named.videos[0])  # before the work, not after it
     elif extras.every is not None:
         raise UserError("--every", "is for videos and streams, and none is named", "leave it out")
-    device = hardware.run_device(config)
-    model, classes = model_and_classes(task, config, extras, require_classes=False)
-    config = read_as_trained(config, extras, model, tell)
+    hardware = Hardware.of(config)
+    model, classes, config = asked_model(task, config, extras, tell, require_classes=False)
     model.classes, model.reading = classes, reading_spec(config.data)
+    read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
     source = _source(task, config, extras, model, classes) if extras.split_named else None
     files, made = (PackedNames(map(str, named.images)), None) if asked else _images_of(source)
     named.images.clear()  # a hundred thousand paths are some memory
@@ -59,14 +60,14 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     tiled = model.reading.tile is not None
     predictor = Predictor(
         model,
-        device=device,
+        device=hardware.device,
         threshold=_threshold(extras.threshold, model),
         top_k=count_of("--top-k", extras.top_k),
         batch_size=(config.data.eval_batch_size or 1) if tiled else _batch_size(config),
         probabilities=config.run.probabilities and task.name == "seg",
         # One bad file in ten thousand spoils no others, nor a damaged video what is whole of it.
         on_error="return" if len(files) > 1 or named.videos else "raise",
-        precision=hardware.precision(config, device),
+        precision=hardware.precision,
         fit=fit_of(feeding.shown(task.transform(config, model, train=False), model)),
         tta=Views.of(extras.tta, "--tta"),
         slices=Slices.of(extras.slices, "--slices"),
@@ -79,7 +80,6 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     writer.below(files)
     if source is not None:
         writer.number_as(source)
-    read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
     with Signals() as signals:
         signals.heed()
         work = _Work(predictor, writer, lambda: stopped_by(signals.level))
@@ -169,9 +169,10 @@ class _Work:
 
 
 def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> Dataset:
-    """The split that the line names."""
-    config = splits.with_division(as_model(config, model), beside(extras.checkpoint))
-    return splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
+    """The split that the line names, divided as the model's run divided the data."""
+    config, run = as_model(config, model), beside(extras.checkpoint)
+    names = data_classes(task, config, extras, model, classes)
+    return splits.open_dataset(splits.with_division(config, run), task, extras.split, names)
 
 
 def _images_of(source: Dataset | None) -> tuple[Sequence[str], ImageRead | None]:
@@ -179,10 +180,10 @@ def _images_of(source: Dataset | None) -> tuple[Sequence[str], ImageRead | None]
     by their ids, and what gives the pixels of a name."""
     if source is None:
         return [], None
-    files = paths_of(source)
-    if all(files):
-        return files, None
-    names = ids_of(source)
+    known = Knowledge.of(source)
+    if all(known.paths):
+        return known.paths, None
+    names = known.ids
     if len(set(names)) < len(names):
         names = [str(row) for row in range(len(names))]
     return names, SampleImages(source, names)

@@ -74,9 +74,8 @@ def sweep(task: TaskSpec, config: Config, extras: Extras) -> int:
     Of a SLURM array each task takes its share of the runs; the one that finishes the last compares them. Processes that torchrun
     started do each run together. A run that diverges is told and passed over; another that fails ends the sweep.
     """
-    tell = Teller(config.run.progress)
     root = Path(config.run.out or f"runs/{task.command}/{extras.config_name}-sweep")
-    found = list(trials(config, extras.own["seeds"], extras.own["grid"], root))
+    found, tell = list(trials(config, extras.own["seeds"], extras.own["grid"], root)), Teller(config.run.progress)
     for trial in found:
         _is_done(trial)  # refuses another config now, not after hours
     first = processes.place(os.environ, config.run.processes, config.run.nodes).rank == 0
@@ -156,13 +155,14 @@ def trials(config: Config, seeds: int | None, grid: str | None, root: Path) -> I
     count = (seeds or 1) * len(list(itertools.product(*values.values())))
     if count > MOST_RUNS:
         raise UserError("--grid", f"asks for {count:,} runs", f"leave values out, for {MOST_RUNS:,} at most")
+    mapping = to_mapping(config)
     for chosen in itertools.product(*values.values()):
         changes = dict(zip(values, chosen, strict=True))
         for seed in range(config.run.seed, config.run.seed + (seeds or 1)):
             named = {**_short(changes), **({"seed": seed} if seeds is not None else {})}
             name = _name(named)
             changed: dict[str, Plain] = {**changes, **({"run.seed": seed} if seeds is not None else {})}
-            own = from_mapping(_changed(to_mapping(config), changed), "--grid")
+            own = from_mapping(_changed(mapping, changed), "--grid")
             yield Trial(name, changes, replace(own, run=replace(own.run, out=str((root / name).absolute()))))
 
 

@@ -1,0 +1,91 @@
+"""Data sets of labels: class folders, tables, and the drawn shapes, which have boxes and masks too. A function has the name that
+``data.name`` calls it by."""
+
+from effbackbones.errors import UserError
+from tasks.data.door.reading import CLASSES, READ, image_reader, name_of, root_of, sets_wanted, sides
+from tasks.data.files.csvfile import COLUMNS, TableFormat
+from tasks.data.files.reading import listed_classes
+from tasks.data.sets import shapes as drawn
+from tasks.data.sets.folders import FolderDataset
+from tasks.data.sets.table import TableDataset
+from tasks.settings.data import DataConfig
+from tasks.settings.options import DataOptions
+
+
+def folder(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> FolderDataset:
+    """Data set ``folder``: split ``split`` lies in ``root/{data.train, data.val or data.test}``, by default its own name; where
+    ``data.val`` is a share and there is no folder ``train``, all lies in ``root``.
+
+    Options: ``other_files`` (``stop`` or ``ignore``), ``rename`` (a list of ``folder=class``; several may be of one class) and those
+    of :func:`image_reader`.
+    """
+    options = DataOptions(data.name, data.options, (*READ, "other_files", "rename"))
+    where = root_of(data) / name_of(data, split)
+    if data.shares and data.train is None and not where.is_dir():  # one set of class folders, not divided yet
+        where = root_of(data)
+    return FolderDataset(
+        where,
+        classes,
+        read=image_reader(data, split),
+        ignore_others=options.word("other_files", ("stop", "ignore")) == "ignore",
+        rename=options.renames(),
+        least=2 if classes is None and split == "train" else 1,
+        root=root_of(data),
+        links=data.links,
+    )
+
+
+def table(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> TableDataset:
+    """Data set ``table``: split ``split`` is the CSV file ``data.train``, ``data.val`` or ``data.test`` in ``data.root``,
+    by default ``train.csv`` and so on; ``data.multilabel`` says how many labels a row has.
+
+    Options: ``classes`` (a list, or a file in ``data.root`` with one name on each line; default: those of the training
+    table), ``rename`` (a list of ``old=new``, which comes first; several may become one), ``image_root`` (folder that file names
+    are relative to; default: the CSV's), ``suffix`` (added to file names without the ending of an image), ``columns`` (the names of
+    the columns of files and of labels, or of files and of one for each class that holds 1 or 0), ``group``
+    (that of another one, whose rows of one value stay together where ``data.val`` is a share), ``delimiter`` (between cells; default:
+    found from the header), ``separator`` (between labels, ``;``), and those of :func:`image_reader`.
+    """
+    known = (*READ, *CLASSES, "image_root", "suffix", "columns", "group", "delimiter", "separator")
+    options, root = DataOptions(data.name, data.options, known), root_of(data)
+    image_root = data.options.get("image_root")
+    if image_root is not None and not (isinstance(image_root, str) and (root / image_root).is_dir()):
+        raise UserError("data.options.image_root", f"there is no folder {image_root!r}", "correct it")
+    return TableDataset(
+        root / (getattr(data, split) or f"{split}.csv"),
+        classes or listed_classes(data.options.get("classes"), root),
+        multilabel=data.multilabel,
+        root=None if image_root is None else root / image_root,
+        read=image_reader(data, split),
+        form=_table_format(options),
+        suffix=options.text("suffix") or "",
+        rename=options.renames(),
+        links=data.links,
+    )
+
+
+def _table_format(options: DataOptions) -> TableFormat:
+    """How the options say that a table is written."""
+    columns, delimiter = options.names("columns") or COLUMNS, options.text("delimiter")
+    if len(columns) < 2:
+        what = f"expected the column of files, and that of labels or those of all classes, got {len(columns)} names"
+        raise UserError("data.options.columns", what, "write [file, labels]")
+    if delimiter is not None and len(delimiter) != 1:
+        raise UserError("data.options.delimiter", f"expected one character, got {delimiter!r}", "correct it")
+    return TableFormat(columns, options.text("group"), delimiter, options.text("separator"))
+
+
+def shapes(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> drawn.ShapesDataset:
+    """Data set ``shapes``: images of ``data.image_size`` (64 when null), no files.
+
+    Options: ``train``, ``val``, ``test`` (numbers of images), ``objects`` (largest number of shapes in an image, 4),
+    ``seed`` (0).
+    """
+    options = DataOptions(data.name, data.options, (*drawn.SPLITS, "objects", "seed"))
+    if classes is not None and classes != drawn.CLASSES:
+        what = f"the shapes are {', '.join(drawn.CLASSES)}; the model has {len(classes)} other classes"
+        raise UserError("classes", what, "train a new model")
+    count, seed = options.whole(split, drawn.SPLITS[split], 1), options.whole("seed", 0, 0)
+    objects = options.whole("objects", 4, 1)
+    size = sides(data.image_size) or (64, 64)
+    return drawn.ShapesDataset(size, count, seed=seed, split=split, objects=objects, sets=sets_wanted(data))

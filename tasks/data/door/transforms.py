@@ -1,0 +1,127 @@
+"""How images come to the network: the transforms of the tasks, and what a list of the user's own puts at rest."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from effbackbones.contracts import ImageSpec
+from effbackbones.errors import UserError
+from tasks.data.door.reading import sides
+from tasks.data.files.cache import ImageCache
+from tasks.data.sample import Transform
+from tasks.data.transforms.images import ClassificationTransform
+from tasks.data.transforms.listed import Listed, check_listed, names_in
+from tasks.data.transforms.window import ViewTransform
+from tasks.settings.data import DataConfig
+
+
+def class_transform(data: DataConfig, spec: ImageSpec, *, train: bool) -> ClassificationTransform:
+    """Images for a classifier that wants them as ``spec`` says."""
+    data = beside_listed(data)
+    augment = data.randaugment
+    return ClassificationTransform(
+        spec,
+        spec.size,
+        train,
+        crop="none" if data.crop == "whole" else data.crop,
+        scale=data.scale,
+        ratio=data.ratio,
+        flip=data.flip,
+        randaugment=None if augment is None else (augment.num_ops, augment.magnitude),
+        color_jitter=data.color_jitter,
+        erasing=data.erasing,
+        first=_listed(data),
+        quick=data.resize == "quick",
+    )
+
+
+def view_transform(
+    data: DataConfig, spec: ImageSpec, *, train: bool, epochs: float, size_divisor: int
+) -> ViewTransform:
+    """Images with boxes and masks for a network that wants them as ``spec`` and ``size_divisor`` say, over so many ``epochs``."""
+    data = beside_listed(data)
+    return ViewTransform(
+        spec,
+        spec.size,
+        train,
+        scale_jitter=data.scale_jitter,
+        vertical_flip=data.vertical_flip,
+        flip=data.flip,
+        crop_size=sides(data.crop_size),
+        mosaic=data.mosaic,
+        closed_from=epochs - data.close_mosaic,
+        color_jitter=data.color_jitter,
+        min_box=data.min_box,
+        crowd=data.crowd,
+        batch_shape=data.batch_shape,
+        size_divisor=size_divisor,
+        own_size=data.tile is not None,
+        first=_listed(data),
+        quick=data.resize == "quick",
+    )
+
+
+def _listed(data: DataConfig) -> Listed | None:
+    return Listed(data.augment) if data.augment else None
+
+
+def beside_listed(data: DataConfig) -> DataConfig:
+    """``data`` as it is where ``data.augment`` lists transforms: our own flips, colours, RandAugment and erasing rest, and so does
+    the random crop of classification where the list crops. What makes batches of one size, mosaic and mixing stay."""
+    if not data.augment:
+        return data
+    crops = data.crop in ("resized", "pad") and any("Crop" in name for name in names_in(data.augment))
+    return replace(
+        data,
+        flip=0.0,
+        vertical_flip=0.0,
+        color_jitter=0.0,
+        randaugment=None,
+        erasing=0.0,
+        crop="none" if crops else data.crop,
+    )
+
+
+def told_of_listed(data: DataConfig, labels: Sequence[str]) -> list[str]:
+    """What ``data.augment`` does, what rests for it and what follows it, in a line; refused where it is wrong
+    (:func:`tasks.data.transforms.listed.check_listed`). Empty where it lists nothing. ``labels``: what the task reads."""
+    if not data.augment:
+        return []
+    beside, names = beside_listed(data), ", ".join(names_in(data.augment))
+    check_listed(data.augment, labels, sets=data.multilabel and tuple(labels) == ("mask",))
+    windows = {"boxes", "mask"} & set(labels)
+    own = ["flip", "color_jitter", *(("vertical_flip",) if windows else ("crop", "randaugment", "erasing"))]
+    following = ("scale_jitter", "crop_size", "mosaic") if windows else ("crop", "mixup", "cutmix")
+    plain = DataConfig()
+    rest = [f"data.{name} {getattr(data, name)}" for name in own if getattr(beside, name) != getattr(data, name)]
+    after = [
+        f"data.{name} {getattr(beside, name)}"
+        for name in following
+        if getattr(beside, name) != ("none" if name == "crop" else getattr(plain, name))
+    ]
+    return [
+        f"data.augment: {names}, on each training image as it is read; "
+        f"at rest for it: {', '.join(rest) or 'nothing'}; after it: {', '.join([*after, 'resizing'])}"
+    ]
+
+
+def image_cache(data: DataConfig, transform: Transform) -> ImageCache:
+    """The cache of training images before ``transform``. Raises :class:`UserError` where smaller ones than those of the files would not
+    do: where it cuts from them, or is of the user's own."""
+    assert data.cache is not None
+    listed = [name for name in names_in(data.augment) if "Crop" in name]
+    if listed:
+        what = f"data.augment cuts from whole images ({', '.join(listed)}), and smaller ones are kept"
+        raise UserError("data.cache", what, "leave one of the two out")
+    if not isinstance(transform, ClassificationTransform | ViewTransform):
+        what = f"keeps images at the size that they are brought to, which {type(transform).__name__} does not tell"
+        raise UserError("data.cache", what, "set it to null")
+    return ImageCache(Path(data.cache).expanduser(), transform.kept(), data.resize == "quick")
+
+
+def told_of_resizing(data: DataConfig) -> list[str]:
+    """In a line, where training images are not resized as those of evaluation are."""
+    if data.resize == "exact":
+        return []
+    text = "training images are resized by torch's kernels, up to two grey levels off those of evaluation"
+    return [f"{text} (data.resize: exact has none)"]

@@ -1,0 +1,46 @@
+"""Memory that a process keeps: not asked for again inside, given back at the end, and left to whoever sets its rules."""
+
+import ctypes
+import resource
+from pathlib import Path
+
+import pytest
+
+from effbackbones.inference.allocating import memory_kept
+
+SIZE = 2**26  # bytes, more than the C library ever keeps
+
+
+def faults() -> int:
+    """Pages that the kernel has to give for a block that is written to and freed."""
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+    library.free.argtypes = (ctypes.c_void_p,)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = library.malloc(SIZE)
+    ctypes.memset(block, 1, SIZE)
+    library.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_memory_is_kept_inside_and_goes_back_at_the_end() -> None:
+    faults()
+    usual, start = faults(), resident()
+    with memory_kept() as kept:
+        if not kept:
+            pytest.skip("another C library, or its variables are set")
+        faults()
+        assert faults() < usual / 8
+        assert resident() > start + SIZE // 2
+    assert resident() < start + SIZE // 2
+    assert faults() > usual / 2
+
+
+def test_whoever_sets_the_rules_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    with memory_kept() as kept:
+        assert not kept
