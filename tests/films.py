@@ -1,5 +1,7 @@
 """Videos for tests, whose frames bear their numbers: ten blocks of 8 x 8 pixels, white for a one, the lowest bit first."""
 
+import sys
+import time
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -51,3 +53,22 @@ def film(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def send(address: str, count: int) -> None:
+    """Send so many frames as MPEG's transport stream, as cameras and encoders do, at most twenty a second."""
+    import av
+
+    with av.open(address, "w", format="mpegts") as container:
+        stream: Any = container.add_stream("mpeg2video", rate=20)
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = *SIZE, "yuv420p", 4
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(painted(number % 2**BITS), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 20)
+            container.mux(stream.encode(frame))
+            time.sleep(0.05)
+        container.mux(stream.encode())
+
+
+if __name__ == "__main__":  # another process: one that waits for who asks lets no other thread of it run
+    send(sys.argv[1], int(sys.argv[2]))

@@ -1,6 +1,7 @@
 """Every head on three backbones says in other runtimes what it says in torch; smaller arithmetic; and no torch where it is deployed."""
 
 import copy
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,16 @@ def outputs(model: Model, images: torch.Tensor) -> dict[str, Any]:
     return found._asdict() if hasattr(found, "_asdict") else {"probabilities": found}
 
 
-@pytest.mark.parametrize("backbone", ["lite0", "b0", "b3"])
+@pytest.mark.parametrize(
+    ("backbone", "suffix"), [*itertools.product(["lite0", "b0", "b3"], [".onnx", ".xml"]), ("lite0", ".pt2")]
+)
 @pytest.mark.parametrize("head", list_heads())
-@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_a_runtime_says_what_torch_says(backbone: str, head: str, suffix: str, tmp_path: Path) -> None:
     if suffix == ".xml":
         pytest.importorskip("openvino")
     model, path = made(backbone, head), tmp_path / f"model{suffix}"
     export_model(model, path, images=scenes(4))
-    runtime = open_runtime(path)
+    runtime = open_runtime(path, trusted=True)
     height, width = SIZES[model.head.task]
     exact = copy.deepcopy(model).double()
     assert runtime.record.dynamic_size == (head not in FIXED)
@@ -106,6 +108,8 @@ def test_a_graph_that_resizes_takes_images_as_they_are(head: str, suffix: str, t
         model, tmp_path / f"model{suffix}", images=images, preprocessing="resize", bounds=Bounds(0.0, 1.0)
     )
     assert record.certificate is not None
+    options = {"INFERENCE_PRECISION_HINT": "f32"} if suffix == ".xml" else {}
+    assert record.certificate["runtime_options"] == options
     for one, other in zip(
         load_predictor(model)(images), load_predictor(tmp_path / f"model{suffix}")(images), strict=True
     ):

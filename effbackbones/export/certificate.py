@@ -84,6 +84,7 @@ def certify(
         "least_agreement": found.share(),
         "bounds": asdict(bounds),
         "runtime": runtime.name,
+        "runtime_options": dict(runtime.options),
     }
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ class Runtime(ABC):
 
     name: str
     """As a report says it."""
+    options: ClassVar[Mapping[str, str]] = {}
+    """What it is opened with that answers depend on."""
     record: ExportRecord
 
     def __init__(self, path: Path, *, trusted: bool = False) -> None:
@@ -77,9 +79,11 @@ class OnnxRuntime(Runtime):
 
 
 class OpenVino(Runtime):
-    """Of OpenVINO, on the CPU, in the precision of the file."""
+    """Of OpenVINO, on the CPU, in the precision of the file: left to itself it takes bfloat16 where the processor has it, and no file can
+    say otherwise."""
 
     name = "OpenVINO"
+    options: ClassVar[Mapping[str, str]] = {"INFERENCE_PRECISION_HINT": "f32"}
 
     def _open(self) -> None:
         openvino = imported("openvino", self.path)
@@ -90,7 +94,9 @@ class OpenVino(Runtime):
         except Exception as error:  # openvino's own
             raise _unreadable(self.path, "OpenVINO", error) from None
         self.record = ExportRecord.of(text, self.path)
-        self._requests = Requests(core.compile_model(model, "CPU", openvino_options()))
+        self._requests = Requests(
+            core.compile_model(model, "CPU", openvino_options(self.options["INFERENCE_PRECISION_HINT"]))
+        )
 
     def _run(self, inputs: Arrays) -> Arrays:
         return self._requests(inputs)

@@ -81,6 +81,8 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
             tell(line)
         task.preflight(config, model, datasets, tell)
     train_set = task.view(config, datasets["train"])
+    for line in feeding.told_of_cache(config, task, train_set, model):
+        tell(line)
     plan, fabric = Plan.of(config, len(train_set)), make_fabric(config, hardware)
     for line in plan.told:
         tell(line)

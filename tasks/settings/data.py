@@ -88,6 +88,8 @@ class DataConfig(Section):
     """Pixels of a training crop of the image at image_size (detection, segmentation): one number or [height, width]; null: image_size."""
     resize: Literal["quick", "exact"] = "quick"
     """Resizing of training images: quick (torch's kernels, up to two grey levels off), or exact (PIL's, as evaluation always has)."""
+    cache: str | None = None
+    """Folder that keeps training images as they were read and resized, for later epochs and runs; null: each is read anew."""
     tile: int | tuple[int, int] | None = None
     """Evaluation and prediction at the images' own size, in tiles of so many pixels (segmentation); null: whole, at image_size."""
     tile_overlap: int = 64

@@ -124,7 +124,8 @@ def absolute(config: Config) -> Config:
         model, weights=weights, init_from=model.init_from and absolute_path(model.init_from, "model.init_from")
     )
     root, division = data.root and absolute_path(data.root, "data.root"), data.division
-    data = replace(data, root=root, division=division and absolute_path(division, "data.division"))
+    cache = data.cache and absolute_path(data.cache, "data.cache")
+    data = replace(data, root=root, cache=cache, division=division and absolute_path(division, "data.division"))
     resume = run.resume if run.resume in ("auto", "never") else absolute_path(run.resume, "run.resume")
     run = replace(run, out=run.out and absolute_path(run.out, "run.out"), resume=resume)
     return replace(config, model=model, data=data, run=run, plugins=plugins)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from effbackbones.backbones.convolution import Conv2dFixed, Conv2dSame, ConvNorm
+from effbackbones.backbones.convolution import ConvNorm
 from effbackbones.backbones.folding import Position, neighbours
+from effbackbones.backbones.padding import Conv2dFixed, Conv2dSame
 
 _NAMES: dict[type[nn.Module], tuple[str, tuple[float, ...]]] = {
     nn.Identity: ("none", ()),
@@ -37,7 +38,7 @@ class FusedConv(nn.Module):
             plain: Tensor = self.act(conv(x))
             return plain
         if isinstance(conv, Conv2dFixed):
-            x = F.pad(x, conv.sides * 2)
+            x = F.pad(x, conv.sides(*x.shape[-2:]))
         odd = (x.shape[-2] % 2, x.shape[-1] % 2) if isinstance(conv, Conv2dSame) else (0, 0)
         key = (conv.weight._version, *x.shape)
         found = self._packed.get(key)

@@ -130,7 +130,7 @@ class BoxDataset:
     An image must have the size that the annotations say (where they say one). If only turning it as its EXIF tag says, or
     leaving it unturned, gives that size, this is done, whatever the reader's ``exif`` says, for boxes were drawn on the image
     as it was seen then; if neither does, reading the sample raises :class:`UserError` naming the file and both sizes.
-    Where the reader may decode at a reduced size, boxes and truth are reduced with the image.
+    Where the reader may give it at a reduced size, boxes and truth are reduced with the image.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class BoxDataset:
     def __getitem__(self, index: int) -> Sample:
         table, path = self.table, self.table.path(index)
         claimed = (int(table.sizes[index, 0]), int(table.sizes[index, 1]))
-        image = self._image(path, claimed)
+        image, full = self._image(path, claimed)
         height, width = image.shape[:2]
         truth = table.truth(index)
         sample = Sample(image, table.ids[index], path)
@@ -165,8 +165,8 @@ class BoxDataset:
         if "label" in self.asked:
             sample.label = int(truth.labels[np.where(truth.crowd, -np.inf, truth.area).argmax()])
         if "boxes" in self.asked:
-            if min(claimed) > 0 and (height, width) != claimed:
-                truth = _reduced(truth, width / claimed[1], height / claimed[0])
+            if (height, width) != full:
+                truth = _reduced(truth, width / full[1], height / full[0])
             boxes = np.clip(xyxy(truth.boxes), 0, [width, height, width, height]).astype(np.float32)
             sample.boxes, sample.box_labels, sample.crowd, sample.truth = (
                 boxes,
@@ -180,15 +180,18 @@ class BoxDataset:
         """What is known of a sample without decoding it."""
         return Known(self.table.ids[index], self.table.known(index), (self.table.path(index),))
 
-    def _image(self, path: str, claimed: Size) -> Pixels:
-        image = self.reader(path)
-        found = image.shape[:2]
-        if min(claimed) <= 0 or self._fits(found, claimed):
-            return image
+    def _image(self, path: str, claimed: Size) -> tuple[Pixels, Size]:
+        """The image, and the size that its boxes are in: what the annotations say, else the file's."""
+        image, found = self.reader.with_size(path)
+        if min(claimed) <= 0:
+            return image, found
+        if self._fits(found, claimed):
+            return image, claimed
         if self._fits(found[::-1], claimed):  # a quarter turn would do: does the file's tag speak of one?
-            other = replace(self.reader, exif="ignore" if self.reader.exif == "apply" else "apply")(path)
-            if self._fits(other.shape[:2], claimed):
-                return other
+            turned = replace(self.reader, exif="ignore" if self.reader.exif == "apply" else "apply")
+            other, size = turned.with_size(path)
+            if self._fits(size, claimed):
+                return other, claimed
         what = f"the annotations say {claimed[1]} x {claimed[0]} pixels (width x height), the file has {found[1]} x {found[0]}"
         raise UserError(
             path, what, "correct width and height there, or the file: what is annotated would lie elsewhere"

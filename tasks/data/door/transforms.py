@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from effbackbones.contracts import ImageSpec
+from effbackbones.errors import UserError
 from tasks.data.door.reading import sides
+from tasks.data.files.cache import ImageCache
+from tasks.data.sample import Transform
 from tasks.data.transforms.images import ClassificationTransform
 from tasks.data.transforms.listed import Listed, check_listed, names_in
 from tasks.data.transforms.window import ViewTransform
@@ -99,6 +103,20 @@ def told_of_listed(data: DataConfig, labels: Sequence[str]) -> list[str]:
         f"data.augment: {names}, on each training image as it is read; "
         f"at rest for it: {', '.join(rest) or 'nothing'}; after it: {', '.join([*after, 'resizing'])}"
     ]
+
+
+def image_cache(data: DataConfig, transform: Transform) -> ImageCache:
+    """The cache of training images before ``transform``. Raises :class:`UserError` where smaller ones than those of the files would not
+    do: where it cuts from them, or is of the user's own."""
+    assert data.cache is not None
+    listed = [name for name in names_in(data.augment) if "Crop" in name]
+    if listed:
+        what = f"data.augment cuts from whole images ({', '.join(listed)}), and smaller ones are kept"
+        raise UserError("data.cache", what, "leave one of the two out")
+    if not isinstance(transform, ClassificationTransform | ViewTransform):
+        what = f"keeps images at the size that they are brought to, which {type(transform).__name__} does not tell"
+        raise UserError("data.cache", what, "set it to null")
+    return ImageCache(Path(data.cache).expanduser(), transform.kept(), data.resize == "quick")
 
 
 def told_of_resizing(data: DataConfig) -> list[str]:

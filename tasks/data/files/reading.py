@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, Size
 from effbackbones.images.reading import MAX_PIXELS, read_image
 from tasks.data.files import jpeg
+from tasks.data.files.cache import ImageCache
 from tasks.data.files.listing import leaves, refuse_link
 from tasks.data.files.slate import reading_file
 from tasks.settings.options import as_names
@@ -99,7 +100,8 @@ def listed_classes(listed: object, root: Path) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """:func:`effbackbones.images.reading.read_image` with its options set; they are explained there."""
+    """:func:`effbackbones.images.reading.read_image` with its options set; they are explained there. With ``cache`` images come from
+    there, smaller than their files."""
 
     channels: int = 3
     depth: str = "8"
@@ -107,10 +109,22 @@ class ImageReader:
     max_pixels: int = MAX_PIXELS
     at_least: Size | None = None
     frames: str = "stop"
+    cache: ImageCache | None = None
 
     def __call__(self, path: str) -> Pixels:
         """Pixels [H, W, channels] of a file."""
+        return self.with_size(path)[0]
+
+    def with_size(self, path: str) -> tuple[Pixels, Size]:
+        """The same, and (H, W) before the cache made it smaller."""
         reading_file(path)
+        if self.cache is not None:
+            return self.cache.read(path, self._decoded, repr(replace(self, cache=None)))
+        image = self._decoded(path)
+        height, width = image.shape[:2]
+        return image, (height, width)
+
+    def _decoded(self, path: str) -> Pixels:
         return read_image(
             path,
             channels=self.channels,

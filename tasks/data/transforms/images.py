@@ -80,6 +80,15 @@ class ClassificationTransform:
             sample = step(sample, rng)
         return sample
 
+    def kept(self) -> Fitting:
+        """To what size images may be brought before, once for all samples. Raises :class:`UserError` where what is cut from an image, and
+        so how large it becomes, is left to chance."""
+        if self.crop == "resized":
+            what = "data.crop resized cuts its random parts from whole images, and smaller ones are kept"
+            raise UserError("data.cache", what, "set data.crop to pad, center, none or whole, or data.cache to null")
+        squash = replace(self.fitting, mode="squash", crop_fraction=1.0)
+        return self.fitting if self.crop == "center" else squash
+
     def _crop(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, ResizePlan | None]:
         """The image at ``size``, and the plan where the result is not random."""
         spec, crop = self.image_spec, self.crop

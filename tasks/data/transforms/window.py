@@ -1,5 +1,6 @@
 """From samples with boxes and masks to the window that the network sees: letterbox, jitter, crop, flips and mosaic."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -87,6 +88,12 @@ class ViewTransform:
             return through(sample, self.fitting.plan(original), self.spec, exact=True)
         plan = jittered(original, room, self._window(room), self.jitter.draw(rng))
         return self._finished(through(sample, plan, self.spec, exact=False, quick=self.quick), rng)
+
+    def kept(self) -> Fitting:
+        """To what size images may be brought before, once for all samples: the letterbox at its largest."""
+        largest = max(1.0, self.jitter.scale[1])
+        height, width = (math.ceil(side * largest) for side in self.size)
+        return replace(Fitting.of_places(self.spec), size=(height, width))
 
     def _room(self, sample: Sample) -> Size:
         height, width = sample.image.shape[:2]
