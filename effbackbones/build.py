@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from effbackbones.backbones.convolution import Numerics
+from effbackbones.backbones.layout import lay_out
 from effbackbones.contracts import Backbone, BackboneNeeds, ImageSpec
 from effbackbones.errors import UserError, nearest
 from effbackbones.headplan import NEEDS, HeadPlan, build_heads, by_task, plan_head, task_named
@@ -191,6 +192,7 @@ def _create(
             f"backbone {name!r}", f"its factory returned {type(backbone).__name__}", "return an effbackbones.Backbone"
         )
     adopted = family.kind.adopt(backbone, read) if read else None
+    lay_out(backbone)
     if read and read.image_spec and "image_spec" not in options:
         backbone.image_spec = read.image_spec
     missing = [level for level in needs.get("levels", ()) if level not in backbone.feature_spec.names]

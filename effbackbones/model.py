@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from effbackbones.backbones.folding import fold_batch_norm
+from effbackbones.backbones.layout import lay_out
 from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
 from effbackbones.errors import UserError
 from effbackbones.images.pixels import require_batch, require_unit, white
@@ -60,6 +61,8 @@ class Model(nn.Module):
         self._scale: Tensor
         self._shift: Tensor
         self._fill: Tensor
+        lay_out(backbone)
+        lay_out(head)
         self.use_image_spec(image_spec or head.image_spec(backbone.image_spec))
 
     def use_image_spec(self, image_spec: ImageSpec) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from effbackbones.backbones import passes
 from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics
 from effbackbones.backbones.scaling import Scaling, head_channels, row_of
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, Head, ImageSizes
@@ -94,7 +95,7 @@ class ClassificationHead(Head):
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> Tensor:
         """The last of ``features`` [B, C, h, w] to logits [B, num_classes]."""
-        pooled = self.conv(features[-1]).mean((2, 3))
+        pooled = passes.mean(self.conv(features[-1]))
         logits: Tensor = self.fc(self.dropout(pooled))
         return logits
 

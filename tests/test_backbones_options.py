@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from effbackbones.backbones.convolution import Conv2dSame, ConvNorm, Numerics, same_padding
+from effbackbones.backbones.convolution import ConvNorm, Numerics
 from effbackbones.backbones.efficientnet import EfficientNet
 from effbackbones.backbones.folding import fold_batch_norm
+from effbackbones.backbones.padding import Conv2dSame, same_padding
 from effbackbones.contracts import LEVELS, ImageSpec
 from effbackbones.errors import UserError
 

@@ -50,7 +50,7 @@ def test_the_model_stays_what_it_was(task: Any) -> None:
     assert list(after) == list(tensors)
     assert all(after[name] is tensors[name] for name in tensors)  # what an optimiser holds stays
     assert len(live(model)) == frozen < norms
-    torch.testing.assert_close(model.eval().predict(images), before, rtol=0, atol=0)
+    torch.testing.assert_close(model.eval().predict(images), before, rtol=1e-5, atol=1e-4)  # folded in passing
     folded = model.for_inference(backend="eager")
     assert sum(isinstance(m, _BatchNorm) for m in folded.modules()) == left
     torch.testing.assert_close(folded.predict(images), before, rtol=1e-4, atol=1e-4)
@@ -63,7 +63,7 @@ def test_layers_of_timm_keep_their_activations() -> None:
     before = backbone(images)
     synchronise_batch_norm(backbone)
     assert any(isinstance(m, SyncNormAct) for m in backbone.modules())
-    torch.testing.assert_close(backbone(images), before, rtol=0, atol=0)
+    torch.testing.assert_close(backbone(images), before, rtol=1e-5, atol=1e-4)  # those are folded in passing
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(create_backbone("timm:test_efficientnet").eval())
     converted.load_state_dict(backbone.state_dict())
     assert not torch.allclose(converted(images)[-1], before[-1])  # what torch's own converter makes of it

@@ -107,6 +107,16 @@ def test_all_images_once_give_the_published_scores(kind: str, seed: int, n: int,
     assert set(outcomes.point()) >= {outcomes.lead[0], f"per_class/{outcomes.lead[1]}"}
 
 
+def test_recall_has_the_name_of_its_number_of_boxes_and_files_keep_it(tmp_path: Path) -> None:
+    published, outcomes = of_images(random_images(1, 14, 2), 2, 3)
+    assert_published(outcomes, published)
+    assert {"AR_3", "AR_small", "AR_medium", "AR_large"} <= set(outcomes.point())
+    write_outcomes(tmp_path / "o.npz", outcomes, {"task": "det", "split": "val"})
+    again = read_outcomes(tmp_path / "o.npz").outcomes
+    assert_published(again, published)
+    assert "AR_3" in again.take(np.arange(7)).point()
+
+
 def test_boxes_that_are_not_finite_are_wrong_in_outcomes_too() -> None:
     images, _ = injected(random_images(3, 14, 2), np.random.default_rng(3))
     published, outcomes = of_images(images, 2)

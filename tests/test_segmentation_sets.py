@@ -289,3 +289,31 @@ def test_what_does_not_go_with_it_is_one_line(tmp_path: Path, capsys: pytest.Cap
     ]
     assert joint(shapes) == 2
     assert "with the command segment" in error_of(capsys)
+
+
+def test_errors_of_overlapping_classes_lie_where_they_were_made() -> None:
+    """Class 0 covers the left half and is taken for class 1 in a piece far from its border; class 2 ends three pixels too early."""
+    truth = np.zeros((100, 200), np.int32)
+    truth[:, :100] |= 1
+    truth[40:60] |= 4
+    truth[90:, 150:] = UNKNOWN
+    labels = np.where(truth == UNKNOWN, 0, truth).astype(np.int32)
+    labels[20:30, 40:60] = 2  # 200 pixels, 40 or more from the border of class 0
+    labels[57:60] &= ~4  # 600 pixels, at the border of class 2
+    metric = SetMetrics(["left", "other", "stripe"])
+    metric.update([found(labels)], [truth])
+    told = metric.anatomy()
+    left, other, stripe = told["by_class"].values()
+    assert (left["missed"], left["missed_boundary"], left["missed_as"]) == (200, 0, {"other": 200})
+    assert (other["extra"], other["extra_of"]) == (200, {"left": 200})
+    assert (stripe["missed"], stripe["missed_boundary"], stripe["missed_as"]) == (600, 600, {})
+    assert told["boundary"]["wrong"] + told["interior"]["wrong"] == 1000
+    assert told["boundary"]["pixels"] + told["interior"]["pixels"] == 3 * (truth != UNKNOWN).sum()
+    # What is not finite is wrong for every class, and scores say the same number of errors.
+    metric.reset()
+    confidence = np.full(truth.shape, 0.9, np.float32)
+    confidence[:10, :10] = np.nan
+    metric.update([found(labels, confidence)], [truth])
+    wrong = sum(row["missed"] + row["extra"] for row in metric.anatomy()["by_class"].values())
+    assert wrong == 1000 + 3 * 100
+    assert wrong == int(metric.counts[1:].sum())

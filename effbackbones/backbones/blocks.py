@@ -7,6 +7,7 @@ Sources: MBConv from Sandler et al., "MobileNetV2", 2018; squeeze-excite from Hu
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effbackbones.backbones import passes
 from effbackbones.backbones.convolution import Activation, ConvNorm, Numerics, init_fan_out
 
 
@@ -24,16 +25,18 @@ class SqueezeExcite(nn.Module):
         init_fan_out(self.reduce)
         init_fan_out(self.expand)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate: Tensor = self.expand(F.silu(self.reduce(x.mean((2, 3))), inplace=True)).sigmoid()
-        return x * gate[:, :, None, None]
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """``x`` [B, C, H, W], gated; ``overwrite`` puts it into ``x`` itself."""
+        gate: Tensor = self.expand(F.silu(self.reduce(x.mean((2, 3))), inplace=True)).sigmoid()[:, :, None, None]
+        return x.mul_(gate) if overwrite else x * gate
 
 
-def drop_path(x: Tensor, probability: float) -> Tensor:
-    """Zero whole samples of [B, ...] with ``probability`` and scale the others so that the expectation stays."""
+def drop_path(x: Tensor, probability: float, overwrite: bool = False) -> Tensor:
+    """Zero whole samples of [B, ...] with ``probability`` and scale the others so that the expectation stays; ``overwrite`` does so
+    in ``x`` itself."""
     keep = 1 - probability
-    mask = x.new_empty([x.shape[0]] + [1] * (x.ndim - 1)).bernoulli_(keep)
-    return x * mask.div_(keep)
+    mask = x.new_empty([x.shape[0]] + [1] * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+    return x.mul_(mask) if overwrite else x * mask
 
 
 class MBConv(nn.Module):
@@ -82,9 +85,27 @@ class MBConv(nn.Module):
         self.project = ConvNorm(middle, out_channels, numerics=numerics, activation=None)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = x
-        for part in self.children():  # expand, depthwise, squeeze_excite, project: those that this block has, in order
-            out = part(out)
+        # expand, depthwise, squeeze_excite, project: those that this block has, in order
+        parts = [*self.children()]
+        own = passes.eager(x) and not passes.watched(*parts)  # what lies between them is nobody else's
+        if own and passes.wants_gradient(x, self):
+            out = self._kept_little(x)
+        else:
+            out = x
+            for part in parts:
+                out = part(out, own) if isinstance(part, SqueezeExcite) else part(out)
         if self.skip and self.training and self.drop_probability:
-            out = drop_path(out, self.drop_probability)
-        return out + x if self.skip else out
+            out = drop_path(out, self.drop_probability, own)
+        if not self.skip:
+            return out
+        return out.add_(x) if own else out + x
+
+    def _kept_little(self, x: Tensor) -> Tensor:
+        """In training: of all that is as wide as the middle, only what comes out of the convolutions is kept for the way back."""
+        if hasattr(self, "expand"):
+            x = passes.norm_act_conv(self.expand.conv(x), self.expand.bn, self.expand.act, self.depthwise.conv)
+        else:
+            x = self.depthwise.conv(x)
+        depthwise, project, gate = self.depthwise, self.project, getattr(self, "squeeze_excite", None)
+        x = passes.norm_act_conv(x, depthwise.bn, depthwise.act, project.conv, gate)
+        return passes.norm_act(x, project.bn, project.act)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from effbackbones.backbones import passes
+from effbackbones.backbones.padding import Conv2dFixed, Conv2dSame, same_padding
 from effbackbones.errors import UserError, nearest
 
 Padding = Literal["same", "symmetric", "same_static"]
@@ -73,53 +74,6 @@ NUMERICS = {
 }
 
 
-def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
-    """TensorFlow's SAME padding (before, after) of one axis of ``size`` pixels: ceil(size / stride) outputs, the odd pixel after.
-
-    Written so that a symbolic ``size`` stays symbolic and the padded size cancels to stride * ((size - 1) // stride) + span:
-    anything else makes ``torch.export`` refuse a range of sizes that it cannot prove.
-    """
-    span = dilation * (kernel - 1) + 1
-    total = (size - 1) // stride * stride + span - size
-    if span < stride:
-        total = max(total, 0)
-    return total // 2, total - total // 2
-
-
-class Conv2dSame(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding, computed from the size of each input."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        height, width = input.shape[-2:]
-        if self._may_widen(input):
-            # On an even side SAME pads one pixel less in front than the symmetric padding of an odd side. A zero tap in front
-            # of the kernel undoes that pixel, so the image need not be copied: a sixth of B0's inference time on a CPU.
-            kernel = F.pad(self.weight, (1 - width % 2, 0, 1 - height % 2, 0))
-            padding = (self.kernel_size[0] // 2, self.kernel_size[1] // 2)
-            return F.conv2d(input, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
-        top, bottom = same_padding(height, self.kernel_size[0], self.stride[0], self.dilation[0])
-        left, right = same_padding(width, self.kernel_size[1], self.stride[1], self.dilation[1])
-        return super().forward(F.pad(input, (left, right, top, bottom)))
-
-    def _may_widen(self, input: Tensor) -> bool:
-        """Inference on a CPU with stride 2. A traced or compiled graph must hold for other sizes too; elsewhere it does not pay."""
-        tracing = bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # untyped in torch
-        graph = torch.compiler.is_compiling() or tracing or torch.is_grad_enabled()
-        shape = self.stride == (2, 2) and self.dilation == (1, 1) and all(k % 2 and k > 2 for k in self.kernel_size)
-        return shape and input.device.type == "cpu" and not graph
-
-
-class Conv2dFixed(nn.Conv2d):
-    """Convolution with a fixed padding that differs from side to side: SAME at one nominal input size."""
-
-    def __init__(self, *args: Any, sides: tuple[int, int], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.sides = sides
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(F.pad(input, self.sides * 2))
-
-
 def convolution(
     in_channels: int,
     out_channels: int,
@@ -142,7 +96,7 @@ def convolution(
     if stride > 1 and padding == "same_static":
         before, after = same_padding(nominal_size, kernel, stride, dilation)
         if before != after:
-            return Conv2dFixed(in_channels, out_channels, kernel, sides=(before, after), **options)
+            return Conv2dFixed(in_channels, out_channels, kernel, before=before, after=after, **options)
         return nn.Conv2d(in_channels, out_channels, kernel, padding=before, **options)
     return nn.Conv2d(in_channels, out_channels, kernel, padding=dilation * (kernel - 1) // 2, **options)
 
@@ -201,8 +155,7 @@ class ConvNorm(Foldable):
         init_fan_out(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(self.bn(self.conv(x)))
-        return out
+        return passes.conv_norm_act(x, self.conv, self.bn, self.act)
 
     def fold(self) -> Self:
         if isinstance(self.bn, _BatchNorm):

@@ -50,7 +50,8 @@ def neighbours(module: nn.Module) -> Iterator[tuple[Position, Position]]:
 
 
 def _is_chain(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    plain = type(module).forward is nn.Sequential.forward or getattr(type(module), "calls_in_order", False)
+    return isinstance(module, nn.Sequential) and plain
 
 
 def _opened(chain: nn.Module) -> Iterator[Position]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from effbackbones.backbones import passes
 from effbackbones.backbones.convolution import (
     Activation,
     ConvNorm,
@@ -23,14 +24,15 @@ from effbackbones.backbones.convolution import (
     activation_layer,
     convolution,
     fold_into,
-    same_padding,
 )
+from effbackbones.backbones.padding import same_padding
 from effbackbones.errors import UserError
 from heads.detection.variants import Fusion
 
 NUMERICS = Numerics("same", 1e-3, 0.01)
 """Of neck and towers, whatever the backbone's are."""
 
+_LINEAR = nn.Identity()
 _EPSILON = 1e-4  # of the fast fusion's denominator (section 3.3)
 
 
@@ -109,8 +111,7 @@ class SeparableConv(Foldable):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.bn(self.pointwise(self.depthwise(x)))
-        return out
+        return passes.conv_norm_act(self.depthwise(x), self.pointwise, self.bn, _LINEAR)
 
     def fold(self) -> Self:
         if isinstance(self.bn, _BatchNorm):
@@ -161,7 +162,12 @@ class FusionNode(nn.Module):
             shares = (
                 positive / (positive.sum() + _EPSILON) if self.fusion == "fast" else self.weights.float().softmax(0)
             )
-            inputs = [x * share.to(x.dtype) for x, share in zip(inputs, shares.unbind(), strict=True)]
+            weights = [share.to(x.dtype) for x, share in zip(inputs, shares.unbind(), strict=True)]
+            fused = inputs[0] * weights[0]
+            for x, weight in zip(inputs[1:], weights[1:], strict=True):
+                # Ours, and fresh memory costs more than the sum; autocast may give maps of two dtypes.
+                fused = fused.addcmul_(x, weight) if x.dtype == fused.dtype else fused + x * weight
+            return fused
         return reduce(torch.add, inputs)
 
 

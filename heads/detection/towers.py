@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from effbackbones.backbones import passes
 from effbackbones.backbones.convolution import Activation, Foldable, activation_layer, convolution, fold_into
 from heads.detection.bifpn import NUMERICS, SeparableConv
 
@@ -46,7 +47,23 @@ class Tower(Foldable):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """One map [B, channels, h, w] per level to [B, A, outputs], A = anchors of all cells of all levels: finest level
         first, in a level row by row, in a cell anchor by anchor."""
-        return torch.cat([self._flat(self._predicted(self._level(x, level))) for level, x in enumerate(maps)], 1)
+        return torch.cat([self._flat(self._level(x, level)) for level, x in enumerate(maps)], 1)
+
+    def _level(self, x: Tensor, level: int) -> Tensor:
+        lean = passes.eager(x) and passes.wants_gradient(x, self)
+        for repeat, (depthwise, pointwise, norms) in enumerate(
+            zip(self.depthwise, self.pointwise, self.bn, strict=True)
+        ):
+            project = pointwise[level] if isinstance(pointwise, nn.ModuleList) else pointwise
+            norm = cast(nn.ModuleList, norms)[level]
+            # With the next layer's convolution what lies between them need not be kept; the last layer may want other numbers.
+            following = self.depthwise[repeat + 1] if repeat + 1 < len(self.depthwise) else None
+            x = depthwise(x) if repeat == 0 or not lean else x
+            if lean and following is not None:
+                x = passes.norm_act_conv(project(x), norm, self.act, following)
+            else:
+                x = passes.conv_norm_act(x, project, norm, self.act)
+        return self._predicted(x)
 
     def _predicted(self, x: Tensor) -> Tensor:
         """The last layer, in float32 under autocast, and behind layers of bfloat16, too: with its 8 bits most scores of an image would
@@ -57,12 +74,6 @@ class Tower(Foldable):
         with torch.autocast(x.device.type, enabled=False):
             exact: Tensor = self.predict(x.float())
         return exact
-
-    def _level(self, x: Tensor, level: int) -> Tensor:
-        for depthwise, pointwise, norms in zip(self.depthwise, self.pointwise, self.bn, strict=True):
-            project = pointwise[level] if isinstance(pointwise, nn.ModuleList) else pointwise
-            x = self.act(cast(nn.ModuleList, norms)[level](project(depthwise(x))))
-        return x
 
     def _flat(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.outputs)

@@ -17,6 +17,7 @@ from effbackbones.weights.loading import load_state
 from effbackbones.weights.pretrained import Adopted, Pretrained
 from heads.options import choice, number, whole
 from heads.segmentation import losses
+from heads.segmentation.lean import make_lean
 from heads.segmentation.smp_names import Segmenter
 from heads.targets import require_all, require_tensor, values
 
@@ -87,6 +88,7 @@ class SegmentationHead(Head):
 
         ``size_divisor``: what the decoder's fixed factors of 2 need; 1 if it goes by the sizes of its maps.
         """
+        make_lean(decoder)
         self.decoder, self.segmentation_head, self.size_divisor = decoder, last, size_divisor
         for part in (*decoder.modules(), *last.modules()):
             if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:

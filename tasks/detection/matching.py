@@ -37,7 +37,7 @@ def box_outcomes(
     columns = found.image.astype(np.int32), found.labels.astype(np.int32), scores, right, ignored
     kept = Objects(objects.image[by_label].astype(np.int32), objects.labels[by_label].astype(np.int32), sizes[by_label])
     sums = _checksums(truth, len(ids))
-    return BoxOutcomes(ids, classes, sums, Found(*columns).take(by_score), kept)
+    return BoxOutcomes(ids, classes, sums, Found(*columns).take(by_score), kept, max_dets)
 
 
 def counted(found: FoundColumns, max_dets: int) -> tuple[FoundColumns, NDArray[np.bool_]]:

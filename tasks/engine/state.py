@@ -153,7 +153,7 @@ class RunState:
 
 def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
     """The state of a run before its first step. ``model`` is on its device; ``scaler`` is that of fp16."""
-    optim, model = config.optim, model.to(memory_format=torch.channels_last)  # as the images come
+    optim = config.optim
     if config.model.norm == "sync" and processes.here().world > 1:
         synchronise_batch_norm(model)
     lr = optim.scaled_lr(config.data.batch_size)

@@ -53,10 +53,11 @@ class Objects(NamedTuple):
 
 @dataclass(frozen=True)
 class BoxOutcomes(Outcomes):
-    """``found`` and ``objects`` of all images."""
+    """``found`` and ``objects`` of all images; of each class and image the best ``most`` detections."""
 
     found: Found
     objects: Objects
+    most: int = 100
     kind: ClassVar[str] = "boxes"
     lead: ClassVar[tuple[str, ...]] = ("AP", "ap")
 
@@ -71,11 +72,13 @@ class BoxOutcomes(Outcomes):
             inside = not len(images) or (images.min() >= 0 and images.max() < len(ids) and labels.min() >= 0)
             if len(lengths) > 1 or not inside or labels.max(initial=0) >= len(classes):
                 raise ValueError("rows of boxes that fit no image or class")
-        return cls(ids, classes, truth, found, objects)
+        most = tables.get("most")  # older files have none
+        return cls(ids, classes, truth, found, objects, 100 if most is None else int(most[0]))
 
     def tables(self) -> dict[str, NDArray[Any]]:
         found = {f"found_{name}": column for name, column in self.found._asdict().items()}
-        return found | {f"object_{name}": column for name, column in self.objects._asdict().items()}
+        objects = {f"object_{name}": column for name, column in self.objects._asdict().items()}
+        return found | objects | {"most": np.array([self.most], np.int64)}
 
     def take(self, rows: NDArray[np.int64]) -> Self:
         place = np.full(len(self.ids), -1, np.int32)
@@ -110,6 +113,8 @@ class BoxOutcomes(Outcomes):
             **{f"AP{end}": _mean(precision[size]) for size, end in enumerate(SIZES)},
             "AP50": _mean(precision[0, :1]),
             "AP75": _mean(precision[0, 5:6]),
+            f"AR_{self.most}": _mean(recall[0]),
+            **{f"AR{end}": _mean(recall[size]) for size, end in enumerate(SIZES) if end},
             "per_class/ap": mean_of_known(precision[0]),
             "per_class/ap50": precision[0, 0],
             "per_class/ar": mean_of_known(recall[0]),

@@ -5,6 +5,9 @@ for its bias, are the interval (BC: Efron 1987, Better Bootstrap Confidence Inte
 precision, which fewer images raise: of 150 simulated sets of 500 images 91 % of intervals for AP held the truth without it and 95 %
 with it; of 1,000 sets with it 93 % (``tests/test_scoring_intervals.py``, slow).
 
+The calibration error has none: it is a sum of absolute gaps, which noise can only raise. Of 300 sets of 500
+perfectly calibrated predictions it was 0.04 on average and 0.014 at least: no interval from drawn sets reaches the 0 that is true.
+
 What this does not cover is another training of the same network: the weights are those there are.
 """
 

@@ -29,10 +29,10 @@ def anatomy(counts: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]
         by_class[name] = {
             "missed": int(missed.sum()),
             "missed_boundary": int(missed[:, 1].sum()),
-            "missed_as": _most(missed.sum(1), predicted),
+            "missed_as": most(missed.sum(1), predicted),
             "extra": int(extra.sum()),
             "extra_boundary": int(extra[:, 1].sum()),
-            "extra_of": _most(extra.sum(1), classes),
+            "extra_of": most(extra.sum(1), classes),
         }
     places = {
         name: {"pixels": int(counts[..., band].sum()), "wrong": int(wrong[..., band].sum())}
@@ -41,7 +41,7 @@ def anatomy(counts: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]
     return {**places, "by_class": by_class}
 
 
-def _most(pixels: NDArray[np.int64], names: Sequence[str]) -> dict[str, int]:
+def most(pixels: NDArray[np.int64], names: Sequence[str]) -> dict[str, int]:
     """The most frequent classes, falling."""
     order = np.argsort(-pixels, kind="stable")[:_NAMED].tolist()
     return {names[index]: int(pixels[index]) for index in order if pixels[index]}

@@ -24,7 +24,8 @@ def add_errors(report: Report, errors: Mapping[str, Any]) -> None:
             for name, row in places.items()
         ],
         "Boundary: within 2 % of the image's diagonal of a true border, of ignored pixels or of the image's edge, the band of "
-        "boundary IoU. Errors there are of outlines; those inside are of classes, or whole regions.",
+        "boundary IoU. Errors there are of outlines; those inside are of classes, or whole regions."
+        + (" Each class has its own borders, and a pixel counts once for each." if errors.get("overlap") else ""),
     )
     by_class = [(name, row) for name, row in errors["by_class"].items() if row["missed"] + row["extra"]]
     rows = [

@@ -195,7 +195,7 @@ def _bands(labels: Tensor, confidence: Tensor, truth: Tensor, top: int, bottom: 
     A pixel is outside of the bands if all labels in the square around it are equal: if the largest is the smallest.
     """
     height, width = truth.shape
-    reach = max(1, round(_BORDER * math.hypot(height, width)))
+    reach = border_of(height, width)
     part = slice(max(0, top - reach), bottom + reach)
     truth, found = truth[part].short(), labels[part].short()
     found = torch.where(truth == IGNORE, truth, found)
@@ -203,9 +203,19 @@ def _bands(labels: Tensor, confidence: Tensor, truth: Tensor, top: int, bottom: 
     low, high = ((found * sign).masked_fill(lost, -_OUTSIDE) for sign in (-1, 1))
     maps = torch.stack([-truth, truth, low, high, lost.short()])
     beyond = (reach, reach, max(0, reach - top), max(0, bottom + reach - height))
-    largest = _largest(_largest(F.pad(maps, beyond, value=_OUTSIDE), reach, 1), reach, 2)
+    largest = largest_around(F.pad(maps, beyond, value=_OUTSIDE), reach)
     true_band, certain = (largest[i] + largest[i + 1] > 0 for i in (0, 2))
     return true_band.long(), torch.where(certain, 2, (largest[4] > 0).long())
+
+
+def border_of(height: int, width: int) -> int:
+    """How many pixels wide the bands along borders are in an image."""
+    return max(1, round(_BORDER * math.hypot(height, width)))
+
+
+def largest_around(maps: Tensor, reach: int) -> Tensor:
+    """The largest value [N, H, W] in the square around each pixel of ``maps``, which are larger by ``reach`` on each side."""
+    return _largest(_largest(maps, reach, 1), reach, 2)
 
 
 def _largest(maps: Tensor, reach: int, axis: int) -> Tensor:

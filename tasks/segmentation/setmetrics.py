@@ -14,6 +14,7 @@ from effbackbones.images.classsets import MOST, UNKNOWN, Sets, are_sets
 from effbackbones.images.geometry import Mask
 from tasks.scoring.calibration import mean, ratio
 from tasks.segmentation.results import Segmented
+from tasks.segmentation.setanatomy import anatomy_of_sets, counted
 
 STEPS = 100
 """Of probability, at whose edges a threshold may lie."""
@@ -43,6 +44,8 @@ class SetMetrics(Metric):
     others: Tensor
     images: Tensor
     ranked: Tensor
+    kinds: Tensor
+    swaps: Tensor
     latest: list[tuple[Tensor, Tensor]]
     """Of each scored image of the last update what it added to ``counts`` and ``others``."""
 
@@ -60,6 +63,9 @@ class SetMetrics(Metric):
         self.add_state("others", torch.zeros(5, dtype=torch.int64), "sum")
         self.add_state("images", torch.tensor(0), "sum")
         # Sampled pixels without and with each class, by its probability.
+        # For the anatomy of errors: :func:`tasks.segmentation.setanatomy.counted`.
+        self.add_state("kinds", torch.zeros(len(classes), 2, 4, dtype=torch.int64), "sum")
+        self.add_state("swaps", torch.zeros(len(classes), len(classes), dtype=torch.int64), "sum")
         self.add_state("ranked", torch.zeros(2, len(classes), STEPS, dtype=torch.int64), "sum")
 
     def update(self, predictions: Sequence[Segmented], masks: Sequence[Mask | None]) -> None:
@@ -82,6 +88,8 @@ class SetMetrics(Metric):
             for top in range(0, len(mask), rows):
                 part = slice(top, top + rows)
                 self._count(found.labels[part], found.confidence[part].isfinite(), truth[part])
+            kinds, swaps = counted(found.labels, truth, found.confidence.isfinite(), len(self.classes))
+            self.kinds, self.swaps = self.kinds + kinds.to(self.kinds.device), self.swaps + swaps.to(self.swaps.device)
             if found.samples is not None:
                 self._rank(found.samples, truth[:: found.step, :: found.step].to(found.samples.device))
             self.images = self.images + 1
@@ -125,6 +133,11 @@ class SetMetrics(Metric):
         with self.sync_context():
             found: NDArray[np.int64] = self.ranked.cpu().numpy()
             return found
+
+    def anatomy(self) -> dict[str, Any]:
+        """Where the errors of all images so far lie, of all processes: see :func:`tasks.segmentation.setanatomy.anatomy_of_sets`."""
+        with self.sync_context():
+            return anatomy_of_sets(self.kinds.cpu().numpy(), self.swaps.cpu().numpy(), self.classes)
 
     def compute(self) -> dict[str, Any]:
         """The scores of all images so far. Sets of classes that there are not raise :class:`UserError`."""

@@ -157,7 +157,7 @@ class Segmentation(TaskSpec):
         return PixelRecorder(metric) if isinstance(metric, SegmentationMetrics | SetMetrics) else None
 
     def anatomy(self, metric: Metric) -> dict[str, Any]:
-        return {"errors": metric.anatomy()} if isinstance(metric, SegmentationMetrics) else {}
+        return {"errors": metric.anatomy()} if isinstance(metric, SegmentationMetrics | SetMetrics) else {}
 
     def has_written(self, folder: Path) -> bool:
         return any((folder / kind).is_dir() for kind in ("index", "masks"))

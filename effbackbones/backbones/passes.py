@@ -1,0 +1,130 @@
+"""A convolution and what follows it, with few passes over memory and little of it: which way to take for a call.
+
+A tensor of a map's size that is made anew costs a processor ten times what it takes to fill it. So in eval mode a batch norm becomes
+part of its convolution, for one call or overwrites what that gave; in training :mod:`effbackbones.backbones.recomputing` keeps less.
+Results are those of the layers one by one, but for the last digit. Layer by layer it goes where a graph is made (the compiler knows
+better), where somebody watches a layer by a hook, and for layers that are not known here.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as hooks_of_all
+
+from effbackbones.backbones.padding import Conv2dFixed, Conv2dSame, PaddedConv2d
+from effbackbones.backbones.recomputing import ACTS, Geometry, Norm, NormActConv
+
+ENABLED = os.environ.get("EFFBACKBONES_FUSED", "1") != "0"
+"""Set to 0 in the environment, everything goes layer by layer."""
+
+
+def watched(*modules: nn.Module) -> bool:
+    """Whether hooks wait for calls of these modules, or of any."""
+    if hooks_of_all._global_forward_hooks or hooks_of_all._global_forward_pre_hooks:
+        return True
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
+
+
+def eager(x: Tensor) -> bool:
+    """Whether ``x`` is computed with here and now: in no graph that is made, under no transform."""
+    if not ENABLED or torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+        return False
+    traced = torch._C._get_tracing_state() is not None
+    return not (traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+
+
+def known(norm: Any, act: Any) -> bool:
+    """Whether this is a batch norm with all that it can have, and an activation that has a row here."""
+    plain = type(norm) is nn.BatchNorm2d and norm.affine and norm.running_mean is not None
+    return plain and (type(act) in ACTS or type(act) is nn.Identity)
+
+
+def wants_gradient(x: Tensor, *modules: nn.Module) -> bool:
+    """Whether a gradient will be asked of ``x`` or of a parameter of the modules."""
+    return torch.is_grad_enabled() and (
+        x.requires_grad or any(p.requires_grad for module in modules for p in module.parameters())
+    )
+
+
+def _geometry(conv: Any, x: Tensor) -> Geometry:
+    sides = conv.sides(*x.shape[-2:]) if isinstance(conv, PaddedConv2d) else None
+    return Geometry(conv.stride, conv.padding, conv.dilation, conv.groups, sides)
+
+
+def _plain(conv: Any) -> bool:
+    """Whether this convolution is no more than its numbers say."""
+    return (
+        type(conv) in (nn.Conv2d, Conv2dSame, Conv2dFixed)
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+    )
+
+
+def conv_norm_act(x: Tensor, conv: Any, norm: Any, act: Any) -> Tensor:
+    """``act(norm(conv(x)))`` with less memory."""
+    if eager(x) and known(norm, act) and _plain(conv) and not watched(conv, norm, act):
+        if wants_gradient(x, conv, norm):
+            return norm_act(conv(x), norm, act)
+        if _folds(x, norm):
+            return _inferred(x, conv, norm, act)
+    out: Tensor = act(norm(conv(x)))
+    return out
+
+
+def norm_act(x: Tensor, norm: Any, act: Any) -> Tensor:
+    """``act(norm(x))``. Other activations than SiLU keep what they give, which the next layer keeps anyway."""
+    if not (eager(x) and type(act) is nn.SiLU and known(norm, act)):
+        out: Tensor = act(norm(x))
+        return out
+    made: Tensor = NormActConv.apply(Norm.of(norm), type(act), None, x, norm.weight, norm.bias, None, None)
+    return made
+
+
+def norm_act_conv(x: Tensor, norm: Any, act: Any, conv: Any, gate: Any = None) -> Tensor:
+    """``conv(gate(act(norm(x))))`` in training, with less memory: nothing between ``x`` and the result is kept."""
+    layers = () if gate is None else (gate.reduce, gate.expand)
+    plain = (
+        known(norm, act) and type(act) in ACTS and _plain(conv) and all(type(layer) is nn.Linear for layer in layers)
+    )
+    if not (plain and eager(x) and not watched(norm, act, conv, *layers, *(() if gate is None else (gate,)))):
+        made = act(norm(x))
+        out: Tensor = conv(made if gate is None else gate(made))
+        return out
+    gated = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    kept_little: Tensor = NormActConv.apply(
+        Norm.of(norm), type(act), _geometry(conv, x), x, norm.weight, norm.bias, conv.weight, conv.bias, *gated
+    )
+    return kept_little
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean over the pixels of [B, C, H, W]. torch's own makes, on the way back, a map of one number a channel, and not channels last."""
+    if not (eager(x) and x.requires_grad):
+        return x.mean((2, 3))
+    total = x.sum((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+    return (total / (x.shape[2] * x.shape[3])).to(x.dtype)
+
+
+def _folds(x: Tensor, norm: Any) -> bool:
+    """Whether a batch norm may become part of its convolution for this call: on a processor, in full precision."""
+    exact = x.dtype == norm.weight.dtype and x.dtype in (torch.float32, torch.float64)
+    return not norm.training and x.device.type == "cpu" and exact and not torch.is_autocast_enabled("cpu")
+
+
+def _inferred(x: Tensor, conv: Any, norm: Any, act: Any) -> Tensor:
+    """In eval mode. A pass over the weights replaces one over the maps where these are more; else that one overwrites them."""
+    scale = (norm.running_var + norm.eps).rsqrt_().mul_(norm.weight)
+    shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+    count = x.numel() // conv.in_channels * conv.out_channels // (conv.stride[0] * conv.stride[1])
+    if count > conv.weight.numel():
+        if conv.bias is not None:
+            shift.addcmul_(conv.bias, scale)
+        out = conv._conv_forward(x, conv.weight * scale[:, None, None, None], shift)
+    else:
+        out = conv(x)
+        torch.addcmul(shift[:, None, None], out, scale[:, None, None], out=out)
+    made: Tensor = out if type(act) is nn.Identity else ACTS[type(act)].apply(out)
+    return made
