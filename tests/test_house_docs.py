@@ -85,6 +85,7 @@ def blocks(text: str, language: str) -> list[str]:
 def commands(text: str) -> Iterator[str]:
     """The shell commands of a page: lines of blocks, parts of a pipe one by one, and our own among the words of a sentence."""
     for block in blocks(text, "bash"):
+        block = block.replace(" $more", "").replace("$root", "data")  # variables of notebooks
         for line in block.splitlines():
             yield from (part.strip() for part in re.split(r"(?:^|\s)#\s.*$| \| ", line) if part.strip())
     for code in re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)):

@@ -18,6 +18,8 @@ _NAMES: dict[type[nn.Module], tuple[str, tuple[float, ...]]] = {
 }
 """What oneDNN calls an activation, and the numbers that it takes."""
 _PLAIN = (nn.Conv2d, Conv2dSame, Conv2dFixed)
+_MOST_LAYOUTS = 4
+"""Of so many sizes a convolution keeps its weights laid out."""
 _LAID_OUT = (torch.float32, torch.bfloat16)
 
 
@@ -38,10 +40,13 @@ class FusedConv(nn.Module):
         if isinstance(conv, Conv2dFixed):
             x = F.pad(x, conv.sides(*x.shape[-2:]))
         odd = (x.shape[-2] % 2, x.shape[-1] % 2) if isinstance(conv, Conv2dSame) else (0, 0)
-        key = (*odd, conv.weight._version)
+        key = (conv.weight._version, *x.shape)
         found = self._packed.get(key)
         if found is None:
-            found = self._packed[key] = self._pack(odd)
+            # Laid out for another size they can cost more than they save: U-Net B3 1.5 times as long.
+            if len(self._packed) >= _MOST_LAYOUTS:
+                self._packed = {}
+            found = self._packed[key] = self._pack(odd, list(x.shape))
         weight, padding = found
         name, numbers = _NAMES[type(self.act)]
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
@@ -49,15 +54,15 @@ class FusedConv(nn.Module):
         )
         return out
 
-    def _pack(self, odd: tuple[int, int]) -> tuple[Tensor, list[int]]:
-        """Weights as oneDNN wants them, and the padding; for an image of ``odd`` (or even) sides."""
+    def _pack(self, odd: tuple[int, int], shape: list[int]) -> tuple[Tensor, list[int]]:
+        """Weights as oneDNN wants them, and the padding; for an input of ``shape``, of ``odd`` (or even) sides."""
         conv = self.conv
         weight, padding = conv.weight.detach(), [int(side) for side in conv.padding]
         if isinstance(conv, Conv2dSame):  # a zero tap in front of the kernel, as it does by itself
             weight = F.pad(weight, (1 - odd[1], 0, 1 - odd[0], 0))
             padding = [side // 2 for side in conv.kernel_size]
         reorder = torch.ops.mkldnn._reorder_convolution_weight
-        return reorder(weight.contiguous(), padding, conv.stride, conv.dilation, conv.groups, None), padding
+        return reorder(weight.contiguous(), padding, conv.stride, conv.dilation, conv.groups, shape), padding
 
     def _apply(self, *arguments: Any, **options: Any) -> Self:
         self._packed = {}
