@@ -89,10 +89,17 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gi
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if (count := flop_registry.get(func._overloadpacket)) is not None:
-            self.work.flops += count(*args, **(kwargs or {}), out_val=out)
+            backward = func._overloadpacket is torch.ops.aten.convolution_backward
+            self.work.flops += _of_gradients(args) if backward else count(*args, **(kwargs or {}), out_val=out)
             tensors = [one for one in tree_leaves((args, out)) if isinstance(one, Tensor)]
             self.work.bytes += sum(one.nbytes for one in tensors)
         return out
+
+
+def _of_gradients(args: Any) -> float:
+    """Operations of the gradients of a convolution; torch counts those of depthwise ones as if they were dense."""
+    gradient, _, kernel, wanted = args[0], args[1], args[2], args[-1]
+    return float(2 * gradient.numel() * kernel[0].numel() * sum(wanted[:2]))
 
 
 @contextmanager
