@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from effbackbones.errors import UserError, nearest
@@ -110,6 +111,8 @@ def _run(verb: Verb, command: str, request: Request, *, again: bool, early: tupl
     for line in told:
         print(line, file=sys.stderr)
     # torch comes in here
+    import torch
+
     from tasks.engine import processes
     from tasks.engine.surroundings import put_back
 
@@ -117,9 +120,9 @@ def _run(verb: Verb, command: str, request: Request, *, again: bool, early: tupl
         if verb.name == DEFAULT and not again:
             processes.refuse_to_start(config.run.processes, config.run.nodes)
         function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
-        if verb.name in LASTING:
-            return int(function(task, config, request.extras))
-        with memory_kept():
+        # Beside a GPU the processor only reads images: nothing to gain, and such runs last for weeks.
+        on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
+        with nullcontext() if on_gpu or verb.name in LASTING else memory_kept():
             return int(function(task, config, request.extras))
 
 
