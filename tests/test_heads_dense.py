@@ -179,7 +179,7 @@ def test_objects_are_learnt(head: type[Head]) -> None:
             norm.momentum = 0.3
     optimiser = torch.optim.Adam(model.parameters(), lr=0.005)
     values = []
-    for _ in range(60):
+    for _ in range(80):
         optimiser.zero_grad()
         value = torch.stack(list(model.train().loss(image, targets).values())).sum()
         torch.autograd.backward(value)

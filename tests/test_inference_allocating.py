@@ -2,6 +2,8 @@
 
 import ctypes
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,11 +30,20 @@ def resident() -> int:
 
 
 def test_memory_is_kept_inside_and_goes_back_at_the_end() -> None:
+    """In a process of its own: this one may have such a block free already."""
+    ran = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=120)
+    if ran.stdout == "not here\n":
+        pytest.skip("another C library, or its variables are set")
+    assert ran.returncode == 0, ran.stderr
+
+
+def kept_and_given_back() -> None:
     faults()
     usual, start = faults(), resident()
     with memory_kept() as kept:
         if not kept:
-            pytest.skip("another C library, or its variables are set")
+            print("not here")
+            return
         faults()
         assert faults() < usual / 8
         assert resident() > start + SIZE // 2
@@ -44,3 +55,7 @@ def test_whoever_sets_the_rules_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
     with memory_kept() as kept:
         assert not kept
+
+
+if __name__ == "__main__":
+    kept_and_given_back()

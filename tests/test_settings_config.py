@@ -208,7 +208,7 @@ def test_verbs_and_what_they_take(tmp_path: Path) -> None:
         == "test"
     )
     for argv, text in {
-        ("tran", "--config", "shapes"): "command 'tran': no such verb; did you mean train?",
+        ("trian", "--config", "shapes"): "command 'trian': no such verb; did you mean train?",
         ("train",): "--config: train needs a config; bundled: ",
         (
             "train",

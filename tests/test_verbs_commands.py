@@ -449,6 +449,8 @@ def test_options_of_a_bundled_config_that_another_backbone_lacks_are_left_out_an
         "timm:resnet18",
         "--data.root",
         str(tmp_path),
+        "--data.resize",
+        "exact",
         "--run.device",
         "cpu",
     ]

@@ -40,25 +40,25 @@ def keyed(
             optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
         )
     transform = shown(task.transform(config, model, train=train, epochs=epochs), model, as_it_is=as_it_is)
-    if train and config.data.cache is not None:
-        dataset = with_cache(dataset, image_cache(config.data, transform))
     return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
 
 
-def told_of_cache(config: Config, task: TaskSpec, dataset: Dataset, model: Model) -> list[str]:
-    """Open the cache of training images, if there is to be one, and say so; also where its images are resized a second time."""
-    if config.data.cache is None:
-        return []
-    known = Knowledge.of(keyed(config, task, dataset, model, train=True).dataset)
+def from_cache(config: Config, task: TaskSpec, dataset: Dataset, model: Model) -> tuple[Dataset, list[str]]:
+    """Training samples, with their images from the cache if there is to be one, and what to say of it."""
+    data = config.data
+    if data.cache is None:
+        return dataset, []
+    cache = image_cache(data, shown(task.transform(config, model, train=True, epochs=math.inf), model))
+    cached = with_cache(dataset, cache)
+    known = Knowledge.of(cached)
     reader = known.reader
     assert reader is not None
-    assert reader.cache is not None
-    lines = [reader.cache.open(len(np.unique(known.indices)), reader.channels, 1 if reader.depth == "8" else 2)]
-    if config.data.scale_jitter != (1.0, 1.0) or config.data.mosaic or config.data.augment:
+    lines = [cache.open(len(np.unique(known.indices)), reader.channels, 1 if reader.depth == "8" else 2)]
+    if data.scale_jitter != (1.0, 1.0) or data.mosaic or data.augment:
         lines.append(
             "data.cache: data.scale_jitter, mosaic and augment work on these smaller images, not on those of the files"
         )
-    return lines
+    return cached, lines
 
 
 def shown(transform: Transform, model: Model, *, as_it_is: bool = False) -> Transform:

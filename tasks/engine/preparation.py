@@ -80,11 +80,9 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
         for line in told_of_data(datasets):
             tell(line)
         task.preflight(config, model, datasets, tell)
-    train_set = task.view(config, datasets["train"])
-    for line in feeding.told_of_cache(config, task, train_set, model):
-        tell(line)
+    train_set, told = feeding.from_cache(config, task, task.view(config, datasets["train"]), model)
     plan, fabric = Plan.of(config, len(train_set)), make_fabric(config, hardware)
-    for line in plan.told:
+    for line in (*told, *plan.told):
         tell(line)
     known = identity(
         model, plain(classes), datasets, config.plugins, hardware, seen=plan.seen, settings=lasting(config)
