@@ -17,8 +17,10 @@ from torch.nn.modules import module as hooks_of_all
 from effbackbones.backbones.padding import Conv2dFixed, Conv2dSame, PaddedConv2d
 from effbackbones.backbones.recomputing import ACTS, Geometry, Norm, NormActConv
 
-ENABLED = os.environ.get("EFFBACKBONES_FUSED", "1") != "0"
+ENABLED = os.environ.get("EFFBACKBONES_FUSED") != "0"
 """Set to 0 in the environment, everything goes layer by layer."""
+EVERYWHERE = os.environ.get("EFFBACKBONES_FUSED") == "1"
+"""Set to 1, it is done on a GPU too, where neither its time nor its memory has been measured."""
 
 
 def watched(*modules: nn.Module) -> bool:
@@ -30,7 +32,8 @@ def watched(*modules: nn.Module) -> bool:
 
 def eager(x: Tensor) -> bool:
     """Whether ``x`` is computed with here and now: in no graph that is made, under no transform."""
-    if not ENABLED or torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+    here = ENABLED and (x.device.type == "cpu" or EVERYWHERE)
+    if not here or torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
         return False
     traced = torch._C._get_tracing_state() is not None
     return not (traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
