@@ -169,15 +169,16 @@ def test_one_that_takes_more_than_foreseen_gives_way_to_the_next(
     [
         ("--memory 505M", "--memory: nothing fits into 0.493 GB: the smallest, b0 at 512x512, needs 0.56 GB"),
         ("--memory 9G --latency 1ms", "--latency: nothing is so fast: the smallest, b0 at 512x512, takes 20.0 ms"),
-        ("--memory 12", "--memory 12: 12 of what"),
+        ("--memory 16", "--memory 16: has no unit; write 16G or 16M"),
         ("--memory much", "--memory much: expected a size such as 12G"),
         ("--memory 0G", "--memory 0G: expected a size"),
         ("--memory 9G --latency 15", "--latency 15: expected a time such as 15ms"),
         ("--memory 9G --backbone b0,b99", "backbone 'b99'"),
         ("--memory 9G --batch 4 --data.batch_size 8", "--batch: says what --data.batch_size says"),
-        ("--memory 9G --batch 0", "data.batch_size"),
+        ("--memory 9G --batch 0", "--batch: expected 1 or more images, got 0"),
         ("--memory 9G --images 0", "--images: is 0"),
         ("--memory 9G --for fun", "--for: unknown for 'fun'"),
+        ("--memory 9G --for predict --out plan.yaml", "--out: gets the config of a training"),
         ("--memory 9G --out plan.txt", "--out plan.txt: expected the name of a config"),
     ],
 )

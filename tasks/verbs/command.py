@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from effbackbones.errors import UserError, nearest
@@ -21,6 +21,7 @@ from tasks.engine.signals import Signals, StoppedError
 from tasks.settings.commandline import Request, named_plugins, parse
 from tasks.settings.lent import without_unknown
 from tasks.settings.onecommand import is_ordered, ordered, overview
+from tasks.settings.sections import Config
 from tasks.settings.tree import absolute
 from tasks.settings.verbs import DEFAULT, VERBS, Verb
 from tasks.telling import unfailing_streams
@@ -111,8 +112,6 @@ def _run(verb: Verb, command: str, request: Request, *, again: bool, early: tupl
     for line in told:
         print(line, file=sys.stderr)
     # torch comes in here
-    import torch
-
     from tasks.engine import processes
     from tasks.engine.surroundings import put_back
 
@@ -120,10 +119,16 @@ def _run(verb: Verb, command: str, request: Request, *, again: bool, early: tupl
         if verb.name == DEFAULT and not again:
             processes.refuse_to_start(config.run.processes, config.run.nodes)
         function, task = getattr(importlib.import_module(verb.module), verb.name), TASKS.get(command)
-        # Beside a GPU the processor only reads images: nothing to gain, and such runs last for weeks.
-        on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
-        with nullcontext() if on_gpu or verb.name in LASTING else memory_kept():
+        with nullcontext() if verb.name in LASTING else memory_for(config):
             return int(function(task, config, request.extras))
+
+
+def memory_for(config: Config) -> AbstractContextManager[object]:
+    """How a process of ours treats freed memory: on a CPU it is kept. Beside a GPU the processor only reads images: nothing to gain, and
+    such runs last for weeks."""
+    import torch  # not on the way to --help
+
+    return nullcontext() if config.run.device != "cpu" and torch.cuda.is_available() else memory_kept()
 
 
 def explain(error: Exception) -> tuple[str, int]:

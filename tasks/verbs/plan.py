@@ -26,7 +26,7 @@ from tasks.verbs.rehearsing import rehearsed
 
 TRIAL_SECONDS = 1.0
 """A trial is not made larger when it would take longer."""
-_UNITS = {"": 1.0, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
+_UNITS = {"M": 1.0, "G": 1024.0, "T": 1024.0**2}
 
 
 def plan(task: TaskSpec, config: Config, extras: Extras) -> int:
@@ -35,6 +35,8 @@ def plan(task: TaskSpec, config: Config, extras: Extras) -> int:
     tell, own = Teller(config.run.progress), extras.own
     if extras.out and Path(extras.out).suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {extras.out}", "expected the name of a config", "end it in .yaml")
+    if extras.out and own["for"] == "predict":
+        raise UserError("--out", "gets the config of a training, and --for predict plans none", "leave one of them out")
     config = _asked(config, extras)
     wish = _wish(config, own, sized="data.image_size" in extras.overrides)
     names = _backbones(config, own["backbone"])
@@ -73,6 +75,8 @@ def _asked(config: Config, extras: Extras) -> Config:
     if own["head"]:
         model = replace(model, head=own["head"])
     if own["batch"] is not None:
+        if own["batch"] < 1:
+            raise UserError("--batch", f"expected 1 or more images, got {own['batch']}", "correct it")
         data = replace(data, batch_size=own["batch"])
     if own["device"]:
         run = replace(run, device=own["device"])
@@ -105,7 +109,7 @@ def _megabytes(text: str) -> float:
     if not found or not float(found[1]):
         raise UserError(f"--memory {text}", "expected a size such as 12G or 800M", "correct it")
     if not found[2]:
-        raise UserError(f"--memory {text}", "12 of what?", "write 12G or 800M")
+        raise UserError(f"--memory {text}", "has no unit", f"write {text}G or {text}M")
     return float(found[1]) * _UNITS[found[2].upper()]
 
 

@@ -14,7 +14,7 @@ from effbackbones.registry import TASKS
 from tasks.engine.rehearsal import Limits, rehearse, scaled_config
 from tasks.settings.sections import Config
 from tasks.settings.tree import from_mapping, to_mapping
-from tasks.verbs.command import explain, import_plugins
+from tasks.verbs.command import explain, import_plugins, memory_for
 
 _OUT_OF_MEMORY = "memory: "
 
@@ -73,8 +73,9 @@ def _main() -> None:
         config = scaled_config(task, config, job["own"])
         say({"of": "config", "config": to_mapping(config)})
         limits = Limits(**{**job["limits"], "of": tuple(job["limits"]["of"])})
-        for row in rehearse(task, config, limits):
-            say(row)
+        with memory_for(config):  # as the run itself will have it
+            for row in rehearse(task, config, limits):
+                say(row)
     except UserError as error:
         say({"of": "refused", "what": str(error)})
     except (MemoryError, RuntimeError) as error:
