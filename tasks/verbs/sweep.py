@@ -75,11 +75,12 @@ def sweep(task: TaskSpec, config: Config, extras: Extras) -> int:
     started do each run together. A run that diverges is told and passed over; another that fails ends the sweep.
     """
     root = Path(config.run.out or f"runs/{task.command}/{extras.config_name}-sweep")
-    found, tell = list(trials(config, extras.own["seeds"], extras.own["grid"], root)), Teller(config.run.progress)
+    found = list(trials(config, extras.own["seeds"], extras.own["grid"], root))
+    tell, place = Teller(config.run.progress), processes.place(os.environ, config.run.processes, config.run.nodes)
+    first = place.rank == 0
     for trial in found:
         _is_done(trial)  # refuses another config now, not after hours
-    first = processes.place(os.environ, config.run.processes, config.run.nodes).rank == 0
-    _meet(root, processes.place(os.environ, config.run.processes, config.run.nodes))
+    _meet(root, place)
     mine = found[_share(os.environ)]
     if first:
         tell(f"{len(found)} runs in {root}" + ("" if len(mine) == len(found) else f", {len(mine)} of them here"))

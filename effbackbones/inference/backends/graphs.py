@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +83,8 @@ def graph_run(
 def _graph(model: Model, size: tuple[int, int], *, bytes: bool) -> Graph:
     shown = copy.copy(model)  # shares all that is heavy
     shown.image_spec, shown.runner = replace(model.image_spec, size=size), None
+    # Whoever watches the model waits for answers, not for the tensors without values that a graph is made with.
+    shown._forward_hooks, shown._forward_pre_hooks = OrderedDict(), OrderedDict()
     return Graph(shown, preprocessing="normalize" if bytes else "none", postprocessing="none").eval()
 
 

@@ -53,7 +53,7 @@ class ViewTransform:
         first: Transform | None = None,
         quick: bool = False,
     ) -> None:
-        self.first, self.quick = first if train else None, quick
+        self.first, self.quick = first if train else None, quick and train
         self.spec, self.size, self.train, self.extra = spec, size, train, tuple(extra)
         self.jitter = JitterRange(scale_jitter, vertical_flip, flip)
         self.crop_size, self.mosaic, self.closed_from = crop_size, mosaic, closed_from
