@@ -18,7 +18,7 @@ def memory_kept() -> Iterator[bool]:
     its variables ``MALLOC_...``. At the end all of it goes back, and the usual rules hold again.
 
     That library maps each block of 32 MB or more anew and gives freed memory back from 64 MB on, so that the kernel clears the maps of a
-    network page by page in every call: on a CPU that can be half of the time, and more the larger images and batches are
+    network page by page in every call: on a CPU that is a quarter of the time of a B0, and more the larger images and batches are
     (``python -m benchmarks allocation``). Memory that is kept may lie in pieces: the peak is up to a tenth higher. It holds for the
     whole process, its threads and what it forks, so that a library must not decide it: the commands do, and
     ``with memory_kept():`` around a loop of your own.
