@@ -395,7 +395,8 @@ def test_a_graph_answers_as_the_model_does_and_is_found_again(backend: str, kept
     for mode, threads in (("latency", None), ("throughput", 1)):
         fast = model.for_inference(backend=backend, mode=mode, threads=threads)
         for images in (pictures(), pictures(1), pictures(3)):
-            with ThreadPoolExecutor(2) as pool, finite_watch(fast) as watch:  # as an evaluation asks, while it is made too
+            # As an evaluation asks, while it is made too.
+            with ThreadPoolExecutor(2) as pool, finite_watch(fast) as watch:
                 for answer in pool.map(fast.predict, [images, images]):
                     assert torch.allclose(answer, model.predict(images), atol=1e-5)
                 assert watch.note(["a", "b"] * len(images)) == []
