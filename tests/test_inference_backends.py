@@ -387,6 +387,14 @@ def kept_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "graphs"
 
 
+def test_what_is_not_finite_differs() -> None:
+    expected = [torch.ones(2, 3)]
+    for value in (float("nan"), float("inf")):
+        found = difference(expected, [torch.full((2, 3), value)], 2, 1e-4)
+        assert found is not None
+        assert "differs" in found
+
+
 def test_a_copy_may_be_made_and_asked_under_inference_mode() -> None:
     with torch.inference_mode():
         born_there = small()
