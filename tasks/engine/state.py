@@ -1,7 +1,7 @@
 """The state of a run, one object: all that a checkpoint holds, and nothing else decides how the run goes on."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from effbackbones.backbones.syncnorm import synchronise_batch_norm
 from effbackbones.errors import UserError
+from effbackbones.export.simulation import Int8Simulation
 from effbackbones.model import Model
 from tasks.engine import processes
 from tasks.engine.batchnorm import Statistics
@@ -78,6 +79,8 @@ class RunState:
     progress: Progress = field(default_factory=Progress)
     statistics: Statistics | None = None
     """Of a run of few steps: what its batch norms are judged with."""
+    simulation: Int8Simulation | None = None
+    """What rounds as the exported file will."""
 
     def __post_init__(self) -> None:
         for group in self.optimizer.param_groups:
@@ -100,19 +103,21 @@ class RunState:
         return self.model_size * (4 if self.ema else 3)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of a run: ``model.*``, ``ema.*``, ``optimizer.*``, ``scaler.*``."""
+        """All tensors of a run: ``model.*``, ``ema.*``, ``optimizer.*``, ``scaler.*``, ``quantise.*``."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= flatten_optimizer(self.optimizer)
         if self.ema:
             tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         if self.scaler:
             tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
+        if self.simulation:
+            tensors |= {f"quantise.{name}": value for name, value in self.simulation.state_dict().items()}
         return tensors
 
     def restore(self, state: State) -> None:
         """Continue from what :meth:`tensors` gave and a record of ``step`` and ``progress``. A file that is not the state of such a
         model, optimiser and average raises :class:`UserError`, and nothing is changed."""
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "scaler": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "scaler": {}, "optimizer": {}, "quantise": {}}
         for key, value in state.tensors.items():
             root, _, name = key.partition(".")
             parts.setdefault(root, {})[name] = value
@@ -128,6 +133,8 @@ class RunState:
         restore_optimizer(self.optimizer, state.tensors)
         if self.ema:
             self.ema.load_state_dict(parts["ema"])
+        if self.simulation:
+            self.simulation.load_state_dict(parts["quantise"])
         if self.scaler:
             self.scaler.load_state_dict({name: value.item() for name, value in parts["scaler"].items()})
         self.step, self.progress = state.record["step"], Progress(**told)
@@ -136,12 +143,17 @@ class RunState:
         """Give all processes the first one's batch-norm statistics, which are those that are saved, and the mean of their losses."""
         if self.share.world > 1:
             averages = [] if self.ema is None else list(self.ema.state_dict().values())
-            for tensor in [*self.model.buffers(), *averages]:
+            ranges = [] if self.simulation is None else list(self.simulation.state_dict().values())
+            for tensor in [*self.model.buffers(), *averages, *ranges]:
                 torch.distributed.broadcast(tensor, 0)
             device = next(self.model.parameters()).device
             losses = torch.tensor(self.progress.loss_sum, dtype=torch.float64, device=device)
             torch.distributed.all_reduce(losses)
             self.progress.loss_sum = losses.item() / self.share.world
+
+    def rounded(self, *, observe: bool = False) -> AbstractContextManager[None]:
+        """Inside, the model computes as its file in int8 will, if that is trained for; in training it is to ``observe`` ranges."""
+        return self.simulation.applied(observe=observe) if self.simulation else nullcontext()
 
     @contextmanager
     def weights(self, name: str) -> Iterator[None]:
@@ -160,4 +172,23 @@ def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
     groups = model.param_groups(
         lr, optim.weight_decay, layer_decay=optim.layer_decay, decay_norm_and_bias=optim.decay_norm_and_bias
     )
-    return RunState(model, build_optimizer(optim, groups), Ema(model, optim.ema) if optim.ema else None, scaler)
+    state = RunState(model, build_optimizer(optim, groups), Ema(model, optim.ema) if optim.ema else None, scaler)
+    state.simulation = simulated(config, model)
+    return state
+
+
+def simulated(config: Config, model: Model) -> Int8Simulation | None:
+    """What ``optim.quantise`` asks for; :class:`UserError` where it cannot be had."""
+    if config.optim.quantise is None:
+        return None
+    others = {
+        "run.compile": config.run.compile,
+        "model.backbone_options.checkpointing": getattr(model.backbone, "checkpointing", False),
+    }
+    for name, wanted in others.items():
+        if wanted:
+            raise UserError("optim.quantise", f"does not go with {name}", "leave one of them out")
+    try:
+        return Int8Simulation(model)
+    except UserError as error:
+        raise UserError("optim.quantise", f"int8 cannot be simulated: {error}", "set it to null") from error

@@ -184,6 +184,9 @@ class OptimConfig(Section):
     ema: float | None = None
     """Decay of the moving average of the weights, which is then what is kept as best; null: none."""
 
+    quantise: Literal["int8"] | None = None
+    """What the weights are trained to be exported in: int8 rounds weights and maps as export --precision int8 does; null: nothing."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
