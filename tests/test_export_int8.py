@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from lightning.fabric import Fabric
 from PIL import Image
 from test_engine_distributed import launch
