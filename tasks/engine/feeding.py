@@ -15,6 +15,8 @@ from tasks.data.dataset import Dataset
 from tasks.data.door.transforms import image_cache
 from tasks.data.knowledge import Knowledge, with_cache
 from tasks.data.sample import Transform
+from tasks.data.transforms.images import ClassificationTransform
+from tasks.data.transforms.window import ViewTransform
 from tasks.engine.batchnorm import FEW_STEPS, IMAGES, Statistics
 from tasks.engine.cores import cores
 from tasks.engine.hardware import Hardware, run_device
@@ -31,16 +33,48 @@ def workers(config: Config) -> int:
 
 
 def keyed(
-    config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, train: bool, as_it_is: bool = False
+    config: Config,
+    task: TaskSpec,
+    dataset: Dataset,
+    model: Model,
+    *,
+    train: bool,
+    as_it_is: bool = False,
+    scale: float = 1.0,
 ) -> KeyedDataset:
-    """``dataset`` behind the task's transform, read by (epoch, index); ``as_it_is`` as of :func:`shown`."""
+    """``dataset`` behind the task's transform, read by (epoch, index); ``as_it_is`` as of :func:`shown`, ``scale`` of
+    :func:`at_scale`."""
     optim, epochs = config.optim, math.inf
     if train:
         epochs = (
             optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
         )
     transform = shown(task.transform(config, model, train=train, epochs=epochs), model, as_it_is=as_it_is)
-    return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
+    alternate = train and config.data.flip_mode == "alternating"
+    transform, data = at_scale(transform, scale), config.data
+    return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=data.on_error, alternate=alternate)
+
+
+def at_scale(transform: Transform, scale: float) -> Transform:
+    """The transform for images of this share of their sides. One that cannot say what that is raises :class:`UserError`."""
+    if scale == 1.0:
+        return transform
+    if not isinstance(transform, ClassificationTransform | ViewTransform):
+        what = f"changes the size of images, which {type(transform).__name__} alone knows"
+        raise UserError("data.progressive", what, "set it to []")
+    return transform.scaled(scale)
+
+
+def told_of_growth(config: Config, task: TaskSpec, model: Model, plan: Plan) -> list[str]:
+    """In a line, at what size of images the steps of a run are done, where that grows; refused where it cannot."""
+    if not plan.shares:
+        return []
+    whole, parts = task.transform(config, model, train=True, epochs=math.inf), []
+    for start, share in zip((0, *plan.growth), (*plan.shares, 1.0), strict=True):
+        transform: Any = at_scale(whole, share) if share < 1 else whole
+        height, width = getattr(transform, "crop_size", None) or transform.size
+        parts.append(f"{height} x {width} from step {start + 1}")
+    return [f"data.progressive: training images grow: {', '.join(parts)}"]
 
 
 def from_cache(config: Config, task: TaskSpec, dataset: Dataset, model: Model) -> tuple[Dataset, list[str]]:
@@ -54,9 +88,9 @@ def from_cache(config: Config, task: TaskSpec, dataset: Dataset, model: Model) -
     reader = known.reader
     assert reader is not None
     lines = [cache.open(len(np.unique(known.indices)), reader.channels, 1 if reader.depth == "8" else 2)]
-    if data.scale_jitter != (1.0, 1.0) or data.mosaic or data.augment:
+    if data.scale_jitter != (1.0, 1.0) or data.mosaic or data.augment or data.progressive:
         lines.append(
-            "data.cache: data.scale_jitter, mosaic and augment work on these smaller images, not on those of the files"
+            "data.cache: data.scale_jitter, mosaic, augment and progressive work on these smaller images, not on those of the files"
         )
     return cached, lines
 
@@ -84,9 +118,10 @@ def loader(
     *,
     train: bool,
     as_it_is: bool = False,
+    scale: float = 1.0,
 ) -> Loader:
     """A loader of ``batches`` (lists of keys) of ``dataset`` as :func:`keyed` has it."""
-    seen = keyed(config, task, dataset, model, train=train, as_it_is=as_it_is)
+    seen = keyed(config, task, dataset, model, train=train, as_it_is=as_it_is, scale=scale)
     return Loader(
         seen,
         batches,
@@ -99,12 +134,20 @@ def loader(
 
 
 def training_loader(
-    config: Config, task: TaskSpec, dataset: Dataset, model: Model, share: Share, start: int, stop: int
+    config: Config,
+    task: TaskSpec,
+    dataset: Dataset,
+    model: Model,
+    share: Share,
+    start: int,
+    stop: int,
+    *,
+    scale: float = 1.0,
 ) -> Loader:
-    """A process's ``share`` of the training batches of the steps from ``start`` to ``stop``, in pieces."""
+    """A process's ``share`` of the training batches of the steps from ``start`` to ``stop``, in pieces; images at this ``scale``."""
     order, size = training_order(config, dataset), config.data.batch_size
     pieces = GlobalBatches(order, len(dataset), size, start=start, stop=stop, share=share)
-    return loader(config, task, dataset, model, pieces, train=True)
+    return loader(config, task, dataset, model, pieces, train=True, scale=scale)
 
 
 def batch_norm_statistics(

@@ -82,12 +82,13 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
         task.preflight(config, model, datasets, tell)
     train_set, told = feeding.from_cache(config, task, task.view(config, datasets["train"]), model)
     plan, fabric = Plan.of(config, len(train_set)), make_fabric(config, hardware)
-    for line in (*told, *plan.told):
+    for line in (*told, *plan.told, *feeding.told_of_growth(config, task, model, plan)):
         tell(line)
     known = identity(
         model, plain(classes), datasets, config.plugins, hardware, seen=plan.seen, settings=lasting(config)
     )
-    state = begin(config, model.to(hardware.device), getattr(fabric.strategy.precision, "scaler", None))
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    state = begin(config, model.to(hardware.device), scaler, warmup=plan.warmup)
     state.statistics = feeding.batch_norm_statistics(config, task, train_set, model, plan, hardware)
     factor = partial(lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim)
     return Prepared(fabric, hardware, state, plan, datasets, train_set, classes, known, judged_by, factor)

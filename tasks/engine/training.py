@@ -164,7 +164,9 @@ class _Run:
     def _batches(self, stop: int) -> Iterator[Batch]:
         """This process's pieces of the batches from the next step to ``stop``; what they had to skip is counted and told."""
         state, data = self.state, self.prepared.train_set
-        loader = feeding.training_loader(self.config, self.task, data, state.model, state.share, state.step, stop)
+        scale = self.plan.share_at(state.step)
+        span = state.step, stop
+        loader = feeding.training_loader(self.config, self.task, data, state.model, state.share, *span, scale=scale)
         self.pace.restart(state.step)
         for batch in self.pace.waiting(loader):
             known = len(self.skips.messages)
