@@ -140,9 +140,9 @@ def _config(
         told = f"the run used plug-ins, which are code and not imported on a run's word: --plugins '[{named}]'"
         print(told, file=sys.stderr)
     # What a run has come to stands in its own file; only a recipe that the line itself names is looked up for it.
-    named = any(key == "recipe" for key, _ in line.overrides)
+    asked = any(key == "recipe" for key, _ in line.overrides)
     tree = merge(tree, _overrides(line.overrides))
-    tree, set_by = (tree, ()) if of_run and not named else with_recipe(task, tree)
+    tree, set_by = (tree, ()) if of_run and not asked else with_recipe(task, tree)
     config = build(tree, TASKS.canonical(task))
     if shown:
         print(_with_places(dump(config), tree.places), end="")
