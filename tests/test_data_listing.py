@@ -87,7 +87,7 @@ def test_whole_paths_and_other_slashes_find_what_is_below_the_root(tmp_path: Pat
     assert check_files(root, ways, str, "") == ["train/0.png"] * 3
     assert check_files(linked, [str(linked / "train/0.png"), ways[0]], str, "") == ["train/0.png"] * 2
     for outside in (tmp_path / "outside.png", root / "../outside.png", tmp_path / "data2/0.png"):
-        with pytest.raises(UserError, match="0: .* is not a path inside"):
+        with pytest.raises(UserError, match=r"0: .* is not a path inside"):
             check_files(root, [str(outside)], str, "")
 
 

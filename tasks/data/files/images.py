@@ -29,9 +29,9 @@ def check_files(
     links: str = "inside",
     absent: bool = False,
 ) -> list[str]:
-    """The names as the folders spell them (accents and slashes may be written in two ways, whole paths are made relative). Raises :class:`UserError` for those that lead out of
-    ``root``, or (unless files may be ``absent``) where there is no file; ``record`` says where name i stands. ``links``: where
-    these may lead, one of :data:`tasks.data.files.listing.LINKS`.
+    """The names as the folders spell them (accents and slashes may be written in two ways, whole paths are made relative). Raises
+    :class:`UserError` for those that lead out of ``root``, or (unless files may be ``absent``) where there is no file; ``record`` says
+    where name i stands. ``links``: where these may lead, one of :data:`tasks.data.files.listing.LINKS`.
 
     Folders are listed once each; only links and what a listing does not show are looked at one by one.
     """
