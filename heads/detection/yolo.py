@@ -191,7 +191,7 @@ class YoloHead(DenseHead):
         """Maps of images padded to ``size_divisor`` to what nets say of each point."""
         maps = self.neck(features)
         said, many = self.nets(maps) if isinstance(self.nets, Pair) else (self.nets(maps), ())
-        return YoloRaw(*said, many, self.anchors(features, maps))
+        return YoloRaw(said.logits, said.deltas, said.sides, many, self.anchors(features, maps))
 
     def loss(self, raw: YoloRaw, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
         """``class``, ``iou``, ``box`` and ``dfl``, those asked for; with ``nms_free`` also ``many_class`` and so on, of the nets that train
