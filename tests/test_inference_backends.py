@@ -387,6 +387,23 @@ def kept_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "graphs"
 
 
+def test_what_is_not_finite_differs() -> None:
+    expected = [torch.ones(2, 3)]
+    for value in (float("nan"), float("inf")):
+        found = difference(expected, [torch.full((2, 3), value)], 2, 1e-4)
+        assert found is not None
+        assert "differs" in found
+
+
+def test_a_copy_may_be_made_and_asked_under_inference_mode() -> None:
+    with torch.inference_mode():
+        born_there = small()
+        answers = [model.for_inference(backend="eager").predict(pictures()) for model in (small(), born_there)]
+    expected = small().predict(pictures())
+    for answer in (*answers, born_there.for_inference(backend="eager").predict(pictures())):
+        assert torch.allclose(answer, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_graph_answers_as_the_model_does_and_is_found_again(backend: str, kept_graphs: Path, told: list[str]) -> None:
     for package in (backend, "onnx", "onnxscript"):
@@ -419,7 +436,7 @@ def test_every_head_answers_by_a_graph(head: str, backend: str, kept_graphs: Pat
         )
     else:
         task = HEADS.get(head).task
-        options = {"channels": 8, "cells": 1, "repeats": 1} if head == "efficientdet" else {}
+        options = {"efficientdet": {"channels": 8, "cells": 1, "repeats": 1}, "yolo": {"channels": 8}}.get(head, {})
         model = build_model(task, "b0", head=head, num_classes=3, backbone_options=SMALL, head_options=options)
     fast = settled(model).for_inference(backend=backend)
     with torch.no_grad():
