@@ -80,7 +80,7 @@ LAYERS = (
     "tasks.settings tasks.scoring tasks.telling tasks.configs",
     "tasks.strictyaml",
     "heads.classification heads.detection heads.segmentation",
-    "heads.options heads.targets",
+    "heads.options heads.targets heads.teaching",
     "effbackbones.__main__",
     "effbackbones.describing",
     "effbackbones.inference.backends",

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from effbackbones.errors import UserError, nearest
 from tasks.settings.checks import Options, Section
 from tasks.settings.data import DataConfig
+from tasks.settings.distill import DistillConfig
 
 _DEVICES = ("auto", "cpu", "gpu", "cuda", "mps")
 
@@ -183,6 +184,8 @@ class OptimConfig(Section):
     weight of positives); null: none."""
     ema: float | None = None
     """Decay of the moving average of the weights, which is then what is kept as best; null: none."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """What is learned from a teacher."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
