@@ -194,7 +194,7 @@ def distill(case: HeadCase) -> Iterator[str]:
     features, sizes = case.inputs(head, 3)
     targets = case.make_targets(sizes, case.num_classes, False)
     raw = head(features, sizes)
-    if lost := [name for name, value in head.distill(raw, raw, targets, sizes).items() if abs(float(value)) > _NOTHING]:
+    if lost := [name for name, value in head.distill(raw, raw, targets, sizes).items() if abs(value.item()) > _NOTHING]:
         yield f"{listed(lost)} not 0 against itself"
     theirs = other([feature.detach() for feature in features], sizes)
     losses = head.distill(raw, theirs, targets, sizes)
