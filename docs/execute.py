@@ -1,8 +1,8 @@
 """Execute the notebooks of the tutorials on real data and keep what they print: ``python docs/execute.py DATA [NAME ...]``.
 
 DATA holds ``bccd``, ``camvid`` and ``cifar10``, each as its notebook says; minutes each on two CPU cores. A cell is Python, or lines for a
-shell that begin with ``!``, as Jupyter runs them too. Pictures are kept where the notebook names a licence that allows it
-(``metadata.pictures``).
+shell that begin with ``!``, as Jupyter runs them too. Pictures are kept where the notebook says why they may be (``metadata.pictures``:
+the licence, or that they are drawings), but for those of cells with the tag ``photograph``.
 """
 
 import ast
@@ -90,7 +90,8 @@ def kept(notebook: dict[str, Any], data: Path, folder: Path) -> dict[str, Any]:
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
             continue
-        cell["outputs"] = [one for one in cell["outputs"] if may or "image/jpeg" not in one.get("data", ())]
+        shown = may and "photograph" not in cell["metadata"].get("tags", ())
+        cell["outputs"] = [one for one in cell["outputs"] if shown or "image/jpeg" not in one.get("data", ())]
         for output in cell["outputs"]:
             if "text" in output:
                 text = "".join(output["text"]).replace(str(data), "data").replace(f"{folder}/", "")

@@ -61,9 +61,9 @@ class Model(nn.Module):
         self._scale: Tensor
         self._shift: Tensor
         self._fill: Tensor
+        self.use_image_spec(image_spec or head.image_spec(backbone.image_spec))
         lay_out(backbone)
         lay_out(head)
-        self.use_image_spec(image_spec or head.image_spec(backbone.image_spec))
 
     def use_image_spec(self, image_spec: ImageSpec) -> None:
         """Prepare images by ``image_spec`` from now on; its buffers belong to no state dict."""

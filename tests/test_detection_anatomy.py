@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from test_detection_metrics import Images, found, random_images, truth
 from tests_support import class_names
 
@@ -81,6 +81,7 @@ def test_injected_errors_are_found_in_number(seed: int, images: int) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 8), st.sampled_from([2, 10]), st.sampled_from([2, 100]))
+@example(404, 8, 2, 100)  # 7 of 10 found: COCO's recall of 0.7 is a rounding above it
 def test_ap50_is_the_one_scored_and_nothing_mended_lowers_it(seed: int, n: int, levels: int, most: int) -> None:
     """Whatever the detections are, with ties, crowds and areas unlike their boxes."""
     images = random_images(seed, n, 3, levels=levels)

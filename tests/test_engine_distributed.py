@@ -46,9 +46,9 @@ def noted(data, split, classes):
 
 
 LONG = """
-import tasks.engine.feeding
+import tasks.engine.batchnorm
 
-tasks.engine.feeding.FEW_STEPS = 0
+tasks.engine.batchnorm.FEW_STEPS = 0
 """
 """Code of a plug-in with which no run counts as short."""
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from effbackbones.errors import UserError
-from heads.detection.bifpn import BiFPN, FusionNode, Resize, Source, level_strides, max_pool_same, wiring
+from heads.detection.bifpn import BiFPN, FusionNode, Resize, max_pool_same, wiring
+from heads.detection.levels import Source, level_strides
 from heads.detection.towers import Tower
 
 

@@ -387,6 +387,23 @@ def kept_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "graphs"
 
 
+def test_what_is_not_finite_differs() -> None:
+    expected = [torch.ones(2, 3)]
+    for value in (float("nan"), float("inf")):
+        found = difference(expected, [torch.full((2, 3), value)], 2, 1e-4)
+        assert found is not None
+        assert "differs" in found
+
+
+def test_a_copy_may_be_made_and_asked_under_inference_mode() -> None:
+    with torch.inference_mode():
+        born_there = small()
+        answers = [model.for_inference(backend="eager").predict(pictures()) for model in (small(), born_there)]
+    expected = small().predict(pictures())
+    for answer in (*answers, born_there.for_inference(backend="eager").predict(pictures())):
+        assert torch.allclose(answer, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_graph_answers_as_the_model_does_and_is_found_again(backend: str, kept_graphs: Path, told: list[str]) -> None:
     for package in (backend, "onnx", "onnxscript"):

@@ -92,6 +92,9 @@ def test_what_was_not_used_for_longest_goes_first(folder: Path, monkeypatch: pyt
     kept("e", lambda path: path.write_bytes(b"1234567890") and None)
     assert {path.name for path in folder.iterdir()} <= {"a.onnx", "d.onnx", "e.onnx"}
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 25
+    monkeypatch.setattr(cache, "MOST_BYTES", 5)
+    larger, _ = kept("f", lambda path: path.write_bytes(b"1234567890") and None)
+    assert list(folder.iterdir()) == [larger]  # what is being used stays
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,12 +170,94 @@ def test_a_run_from_before_says_how_its_outcomes_are_made(tmp_path: Path, capsys
     a = run(tmp_path / "a", labels(RNG(0), 30))
     old = tmp_path / "old"
     old.mkdir()
-    (old / "metrics.json").write_text("{}")
+    (old / "metrics.json").write_text('{"finished": true}')
+    (old / "config.yaml").touch()
     _, err = told(capsys, a, str(old), code=2)
     assert f"make them: evaluate --checkpoint {old}" in err
     run(old / "evaluate-val", labels(RNG(0), 30))  # as that would leave it
     out, _ = told(capsys, a, str(old))
     assert "old equals a" in out
+
+
+def test_an_evaluation_elsewhere_knows_the_run_of_its_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``evaluate --out`` has its own file of scores, which names the checkpoint: a run folder or a file in it, as it was given."""
+    a = run(tmp_path / "runs/a", labels(RNG(0), 30), lr=0.02)
+    monkeypatch.chdir(tmp_path)
+    for number, checkpoint in enumerate(("runs/a", "runs/a/best.safetensors", "gone/model.safetensors", None)):
+        folder = tmp_path / f"flip{number}"
+        write_outcomes(folder / outcomes_file("val"), labels(RNG(0), 30), {})
+        (folder / "metrics.json").write_text(json.dumps({"parameters": 4_000_000, "checkpoint": checkpoint}))
+        out, err = told(capsys, a, str(folder), "--out", "compared")
+        assert "has no metrics.json" not in err
+        row = next(line for line in out.splitlines() if line.startswith(folder.name))
+        assert "4.00 M" in row
+        record = json.loads(Path("compared/compare.json").read_text())
+        assert ("12.5" in row) == (number < 2), row
+        assert ("no run of its model" in err) == (number >= 2)
+        assert record["config"] == {}
+
+
+def test_one_task_of_several_is_compared_with_a_run_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = run(tmp_path / "alone", boxes(RNG(0), 20))
+    joint = run(tmp_path / "joint", boxes(RNG(0), 20), task="det")
+    run(tmp_path / "joint", regions(RNG(0), 20), task="seg")
+    for part in ("detect", "segment"):
+        (tmp_path / "joint" / part).mkdir()
+    out, err = told(capsys, alone, f"{joint}/detect")
+    assert "detect equals alone" in out
+    assert "12.5" in out
+    assert not [line for line in err.splitlines() if "known" in line]
+    _, err = told(capsys, alone, joint, code=2)
+    assert "RUN/detect" in err
+    _, err = told(capsys, alone, f"{joint}/segment", code=2)
+    assert "has outcomes of kind 'pixels'" in err
+
+
+def test_other_places_are_refused_by_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a verb writes: what it is, and what to name in its place."""
+    a = run(tmp_path / "sweep/seed-0", labels(RNG(0), 30))
+    run(tmp_path / "sweep/seed-1", labels(RNG(0), 30))
+    (tmp_path / "sweep/sweep.csv").touch()
+    run(tmp_path / "many/one", labels(RNG(0), 30))
+    whole = {
+        "predictions/predictions.json": "{}",
+        "scored/metrics.json": json.dumps({"split": "val", "predictions": "p.json"}),
+        "before/metrics.json": json.dumps({"split": "val", "checkpoint": "runs/x"}),
+        "compared/compare.json": "{}",
+        "unfinished/config.yaml": "",
+        "unfinished/best.safetensors": "",
+        "begun/config.yaml": "",
+        "ended/config.yaml": "",
+        "ended/metrics.json": json.dumps({"finished": True}),
+        "exported/model.onnx": "",
+        "checked/samples.jpg": "",
+    }
+    (tmp_path / "sweep/seed-0/checkpoints").mkdir()
+    for name, text in whole.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name, what, remedy in (
+        ("sweep", "is a sweep of 2 runs", f"name those: compare {tmp_path}/sweep/seed-0 {tmp_path}/sweep/seed-1"),
+        ("many", "is no run: it holds 1", f"{tmp_path}/many/one"),
+        ("sweep/seed-0/checkpoints", "states of a run", f"name the run: {a}"),
+        ("sweep/seed-0/config.yaml", "is one file of a run", f"name the whole: {a}"),
+        ("predictions", "predictions that were not scored", "evaluate --checkpoint RUN --out FOLDER"),
+        ("predictions/predictions.json", "is no run", "name run folders"),
+        ("scored", "scores of a file of predictions (p.json)", "evaluate --checkpoint RUN --out FOLDER"),
+        ("before", "has no per-image-SPLIT.npz", f"evaluate --checkpoint runs/x --out {tmp_path}/before"),
+        ("compared", "is a comparison", "name the runs"),
+        ("unfinished", "is a run that is not finished", f"--run.resume {tmp_path}/unfinished"),
+        ("begun", "has learnt nothing yet", f"--config {tmp_path}/begun/config.yaml"),
+        ("ended", "has no per-image-SPLIT.npz", f"evaluate --checkpoint {tmp_path}/ended"),
+        ("exported/model.onnx", "is a model", f"evaluate --checkpoint {tmp_path}/exported/model.onnx --out FOLDER"),
+        ("checked", "is no run and no evaluation", "name run folders"),
+    ):
+        _, err = told(capsys, a, str(tmp_path / name), code=2)
+        line = err.splitlines()[-1]
+        assert what in line, name
+        assert remedy in line, name
 
 
 def test_words_for_what_cannot_be_told() -> None:

@@ -7,7 +7,6 @@ batch norm with epsilon 1e-3 and momentum 0.01, activation before a node's convo
 import math
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from itertools import pairwise
 from typing import NamedTuple, Self
 
 import torch
@@ -26,7 +25,7 @@ from effbackbones.backbones.convolution import (
     fold_into,
 )
 from effbackbones.backbones.padding import same_padding
-from effbackbones.errors import UserError
+from heads.detection.levels import Source, level_strides
 from heads.detection.variants import Fusion
 
 NUMERICS = Numerics("same", 1e-3, 0.01)
@@ -118,13 +117,6 @@ class SeparableConv(Foldable):
             fold_into(self.pointwise, self.bn)
             self.bn = nn.Identity()
         return self
-
-
-class Source(NamedTuple):
-    """A map that a node may read: its channels and its stride in pixels."""
-
-    channels: int
-    stride: int
 
 
 class FusionNode(nn.Module):
@@ -234,21 +226,6 @@ class BiFPN(nn.Module):
         for cell in self.cells:
             maps = cell(maps)
         return maps
-
-
-def level_strides(strides: Sequence[int], count: int) -> tuple[int, ...]:
-    """Strides of ``count`` levels: those of the backbone's maps, then doubling. Neighbours must divide each other, or
-    :class:`UserError` says so."""
-    known = list(strides[:count])
-    for fine, coarse in pairwise(known):
-        if coarse % fine:
-            text = (
-                f"a pyramid needs strides that are multiples of the next finer one, got {', '.join(map(str, strides))}"
-            )
-            raise UserError("head efficientdet", text, "choose other levels of the backbone")
-    while len(known) < count:
-        known.append(2 * known[-1])
-    return tuple(known)
 
 
 def init_glorot(conv: nn.Conv2d) -> None:

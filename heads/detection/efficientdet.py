@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from effbackbones.backbones.convolution import Activation
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, ImageSizes, ImageSpec
-from effbackbones.errors import UserError
 from effbackbones.weights.classifiers import coco_name
 from effbackbones.weights.loading import load_state
 from effbackbones.weights.pretrained import Adopted, Decided, Pretrained
 from heads.detection.anchor_fit import as_options, fit_ratios
 from heads.detection.anchors import Deltas, anchor_shapes
-from heads.detection.bifpn import BiFPN, Source
+from heads.detection.bifpn import BiFPN
 from heads.detection.criteria import BoxLosses, Focal
 from heads.detection.dense import DenseHead, DetRaw, map_sizes
 from heads.detection.efficientdet_names import CLASS_PREDICTOR, Detector
 from heads.detection.efficientdet_weights import fit_classes, options_of
+from heads.detection.levels import check_names, names_of, sources
 from heads.detection.nms import Selection
 from heads.detection.towers import Tower
 from heads.detection.variants import Fusion, Variant, named_variant, variant_for
@@ -91,9 +91,8 @@ class EfficientDetHead(DenseHead):
     def __init__(self, spec: FeatureSpec, num_classes: int, **options: Any) -> None:
         super().__init__(spec, num_classes, **options)
         self.row = row = self.network.row(spec.backbone)
-        inputs = [Source(width, stride) for width, stride in zip(spec.channels, spec.strides, strict=True)]
-        _check_names(spec, row.levels)
-        self.neck = BiFPN(inputs, row.levels, row.channels, row.cells, row.fusion, row.activation)
+        check_names("efficientdet", spec, row.levels)
+        self.neck = BiFPN(sources(spec), row.levels, row.channels, row.cells, row.fusion, row.activation)
         tower = (row.channels, row.repeats, len(row.levels), row.anchors)
         self.class_net = Tower(*tower, self.class_loss.outputs(num_classes), row.activation)
         self.box_net = Tower(*tower, 4, row.activation)
@@ -109,7 +108,7 @@ class EfficientDetHead(DenseHead):
     def requires(cls, **options: Any) -> BackboneNeeds:
         """The maps of the pyramid's levels up to C5."""
         row = Network(variant=options.get("variant"), levels=options.get("levels")).row("")
-        return BackboneNeeds(levels=tuple(f"C{level}" for level in row.levels if level <= 5))
+        return BackboneNeeds(names_of(row.levels))
 
     @classmethod
     def named_weights(cls, weights: Any, options: Mapping[str, Any]) -> Any:
@@ -170,11 +169,3 @@ class EfficientDetHead(DenseHead):
         bases = (strides[:, None] * octaves[:, None]).flatten(0, 1)
         before, fit = fit_ratios(sides, bases, torch.tensor(row.aspect_ratios))
         return as_options(fit, row.anchor_scale) if fit.quality - before.quality >= _WORTHWHILE else {}
-
-
-def _check_names(spec: FeatureSpec, levels: Sequence[int]) -> None:
-    """The backbone's maps must be the first levels of the pyramid."""
-    expected = tuple(f"C{level}" for level in levels)[: len(spec.names)]
-    if spec.names != expected:
-        what = f"reads the maps {', '.join(expected)} as levels {list(levels)}, got {', '.join(spec.names)}"
-        raise UserError("head efficientdet", what, "set head_options.levels or backbone_options.levels")

@@ -47,7 +47,7 @@ class Tower(Foldable):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """One map [B, channels, h, w] per level to [B, A, outputs], A = anchors of all cells of all levels: finest level
         first, in a level row by row, in a cell anchor by anchor."""
-        return torch.cat([self._flat(self._level(x, level)) for level, x in enumerate(maps)], 1)
+        return torch.cat([flattened(self._level(x, level), self.outputs) for level, x in enumerate(maps)], 1)
 
     def _level(self, x: Tensor, level: int) -> Tensor:
         lean = passes.eager(x) and passes.wants_gradient(x, self)
@@ -63,20 +63,7 @@ class Tower(Foldable):
                 x = passes.norm_act_conv(project(x), norm, self.act, following)
             else:
                 x = passes.conv_norm_act(x, project, norm, self.act)
-        return self._predicted(x)
-
-    def _predicted(self, x: Tensor) -> Tensor:
-        """The last layer, in float32 under autocast, and behind layers of bfloat16, too: with its 8 bits most scores of an image would
-        tie."""
-        if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # which knows no device without values
-            out: Tensor = self.predict(x.to(next(self.predict.parameters()).dtype))
-            return out
-        with torch.autocast(x.device.type, enabled=False):
-            exact: Tensor = self.predict(x.float())
-        return exact
-
-    def _flat(self, x: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.outputs)
+        return in_full_precision(self.predict, x)
 
     def fold(self) -> Self:
         """As :meth:`Foldable.fold`; each level then has pointwise convolutions of its own."""
@@ -90,6 +77,74 @@ class Tower(Foldable):
             self.pointwise[repeat] = nn.ModuleList(own)
             self.bn[repeat] = nn.ModuleList(nn.Identity() for _ in own)
         return self
+
+
+class ConvTower(nn.Module):
+    """``repeats`` of 3x3 convolution, group norm of ``groups`` if there are any, and activation, the same for all levels: what
+    RetinaNet and FCOS read their predictions from. ``bias``: whether the convolutions have one."""
+
+    def __init__(
+        self,
+        channels: int,
+        repeats: int,
+        *,
+        groups: int | None = None,
+        bias: bool = True,
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        self.conv = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=bias) for _ in range(repeats))
+        self.norm = nn.ModuleList(
+            nn.Identity() if groups is None else nn.GroupNorm(groups, channels) for _ in self.conv
+        )
+        self.act = activation_layer(activation)
+        for conv in self.conv:
+            _init_small(cast(nn.Conv2d, conv))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A level's map [B, channels, h, w] to one of the same shape."""
+        for conv, norm in zip(self.conv, self.norm, strict=True):
+            x = self.act(norm(conv(x)))
+        return x
+
+
+class Prediction(nn.Module):
+    """The last layer behind a :class:`ConvTower`: a 3x3 convolution that says ``outputs`` values of each of the ``anchors`` of a
+    cell, those of an anchor beside each other. All start at ``start``."""
+
+    def __init__(self, channels: int, anchors: int, outputs: int, start: float = 0.0) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.conv = nn.Conv2d(channels, anchors * outputs, 3, padding=1)
+        _init_small(self.conv)
+        nn.init.constant_(cast(Tensor, self.conv.bias), start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A level's map [B, channels, h, w] to [B, A, outputs], row by row, in a cell anchor by anchor."""
+        return flattened(in_full_precision(self.conv, x), self.outputs)
+
+
+def in_full_precision(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer`` of ``x``, in float32 under autocast, and behind layers of bfloat16, too: a last layer with its 8 bits would make most
+    scores of an image tie."""
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # which knows no device without values
+        out: Tensor = layer(x.to(next(layer.parameters()).dtype))
+        return out
+    with torch.autocast(x.device.type, enabled=False):
+        exact: Tensor = layer(x.float())
+    return exact
+
+
+def flattened(x: Tensor, outputs: int) -> Tensor:
+    """A map [B, anchors * outputs, h, w] as [B, h * w * anchors, outputs]."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, outputs)
+
+
+def _init_small(conv: nn.Conv2d) -> None:
+    """Normal weights of standard deviation 0.01, zero bias (Lin et al. 2017, section 4.1)."""
+    nn.init.normal_(conv.weight, std=0.01)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 def _init_fan_in(conv: nn.Conv2d) -> None:

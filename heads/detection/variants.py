@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from effbackbones.backbones.convolution import Activation
 from effbackbones.errors import UserError, nearest
+from heads.detection.levels import STANDARD, consecutive
 from heads.options import choice, number, require, whole
 
 Fusion = Literal["fast", "sum", "softmax"]
@@ -32,7 +33,7 @@ class Variant:
     repeats: int
     fusion: Fusion = "fast"
     anchor_scale: float = 4.0
-    levels: tuple[int, ...] = (3, 4, 5, 6, 7)
+    levels: tuple[int, ...] = STANDARD
     activation: Activation = "silu"
     num_scales: int = 3
     aspect_ratios: tuple[tuple[float, float], ...] = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
@@ -43,10 +44,7 @@ class Variant:
         number("anchor_scale", self.anchor_scale, above=0)
         pairs = bool(self.aspect_ratios) and all(map(_is_pair, self.aspect_ratios))
         require("aspect_ratios", self.aspect_ratios, pairs, "pairs [x, y] of positive numbers")
-        chain = tuple(range(self.levels[0], self.levels[0] + len(self.levels))) if self.levels else ()
-        known = len(chain) > 1 and self.levels == chain and 1 <= chain[0] <= 5 and chain[-1] <= 10
-        consecutive = "at least two consecutive levels, the first one of 1 to 5, such as [3, 4, 5, 6, 7]"
-        require("levels", self.levels, known, consecutive)
+        consecutive(self.levels)
         choice("fusion", self.fusion, FUSIONS)
         choice("activation", self.activation, get_args(Activation))
 

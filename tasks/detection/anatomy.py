@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.detection.coco_scores import AREAS, RECALLS, FoundColumns, TruthColumns, overlaps
+from tasks.detection.coco_scores import AREAS, FoundColumns, TruthColumns, overlaps
 from tasks.detection.matching import RANGES, beyond, counted
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
@@ -20,7 +20,7 @@ FALSE_POSITIVES = ("classification", "localisation", "both", "duplicate", "backg
 KINDS = (*FALSE_POSITIVES, "missed")
 _CLASSIFICATION, _LOCALISATION, _BOTH, _DUPLICATE, _BACKGROUND = range(len(FALSE_POSITIVES))
 _RIGHT, _IGNORED = -1, -2
-_RECALLS = np.array(RECALLS)
+_RECALLS = np.linspace(0, 1, 101)  # as COCO computes them: one that is met exactly may be a rounding above
 Indices = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 

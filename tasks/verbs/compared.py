@@ -1,6 +1,5 @@
 """Runs that are to be compared: where their outcomes lie, and whether they can be compared."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
+from effbackbones.registry import TASKS
 from tasks.engine.rundir import CONFIG, METRICS, config_of
 from tasks.scoring.outcomefile import read_outcomes
 from tasks.scoring.outcomes import Outcomes, places
 from tasks.settings.tree import lasting
+from tasks.verbs.unscored import record_of, refused
 
 _FILE = re.compile(r"per-image-(train|val|test)(?:-(\w+))?\.npz")
 _SPLITS = ("test", "val", "train")
@@ -58,10 +59,8 @@ def opened(names: Sequence[str], split: str | None, tell: Tell) -> tuple[str, li
 
 def _files(name: str) -> dict[str, dict[str, Path]]:
     """Files of outcomes by split and task: of a run, of an evaluation's folder, or the file itself. A run's own come before those of
-    evaluations within it."""
+    evaluations within it. The folder of one task of several (RUN/detect) is that task alone, which can be compared with a run of it."""
     path = Path(name)
-    if not path.exists():
-        raise UserError(name, "no such run", "name run folders, folders of evaluations, or their per-image-SPLIT.npz")
     found: dict[str, dict[str, Path]] = {}
     for folder in [path] if path.is_file() else [path, *sorted(path.glob("evaluate-*"))]:
         mine: dict[str, dict[str, Path]] = {}
@@ -69,9 +68,13 @@ def _files(name: str) -> dict[str, dict[str, Path]]:
             if known := _FILE.fullmatch(file.name):
                 mine.setdefault(known[1], {})[known[2] or ""] = file
         found = mine | found
+    if not found and path.is_dir() and not (path / CONFIG).is_file():
+        word = TASKS.canonical(path.resolve().name)
+        for file in sorted(path.resolve().parent.glob(f"per-image-*-{word}.npz")):
+            if (known := _FILE.fullmatch(file.name)) and known[2] == word:
+                found[known[1]] = {"": file}
     if not found:
-        what = "has no per-image-SPLIT.npz: it was scored before there were such files, or is not finished"
-        raise UserError(name, what, f"make them: evaluate --checkpoint {name}")
+        raise refused(path)
     return found
 
 
@@ -86,22 +89,31 @@ def _names(names: Sequence[str]) -> list[str]:
 
 
 def _run(name: str, shown: str, files: Mapping[str, Path], tell: Tell) -> Run:
-    folder = Path(name) if Path(name).is_dir() else Path(name).parent
     outcomes = {task: read_outcomes(path).outcomes for task, path in files.items()}
-    home = folder if (folder / CONFIG).is_file() else folder.parent
+    scored = next(iter(files.values())).resolve().parent
+    record = record_of(scored)
+    home = _trained_in(scored, record)
     config: Mapping[str, Any] = {}
-    if (home / CONFIG).is_file():
+    if home:
         try:
             config = lasting(config_of(home))
         except UserError as error:  # of another version, or of a plug-in's data
             tell(f"{shown}: its config cannot be read, so that it is not among the differences ({error})")
-    record: Any = {}
-    try:
-        record = json.loads((home / METRICS).read_text(encoding="utf-8"))
-        record = record if isinstance(record, dict) else {}
-    except (OSError, ValueError):
+    else:
+        model = record.get("checkpoint") or "one of published or random weights"
+        tell(f"{shown}: no run of its model ({model}) is here, so that config and minutes of training are not known")
+    whole = (record_of(home) if home else {}) | record
+    if not whole:
         tell(f"{shown}: has no {METRICS} that can be read, so that parameters and minutes are not known")
-    return Run(shown, folder, outcomes, config, record.get("parameters"), record.get("minutes"))
+    return Run(shown, scored, outcomes, config, whole.get("parameters"), whole.get("minutes"))
+
+
+def _trained_in(scored: Path, record: Mapping[str, Any]) -> Path | None:
+    """The run that made the model whose outcomes are in ``scored``: that folder, the one around it, or the one that its file of scores
+    names; None where none of them is a run."""
+    named = record.get("checkpoint")
+    model = Path(named) if isinstance(named, str) else scored
+    return next((one for one in (scored, scored.parent, model, model.parent) if (one / CONFIG).is_file()), None)
 
 
 def common_tasks(runs: Sequence[Run]) -> list[str]:
@@ -109,7 +121,8 @@ def common_tasks(runs: Sequence[Run]) -> list[str]:
     found = [task for task in runs[0].outcomes if all(task in run.outcomes for run in runs)]
     if not found:
         told = "; ".join(f"{run.name} has {', '.join(filter(None, run.outcomes)) or 'one task'}" for run in runs)
-        raise UserError("compare", f"the runs have no task in common: {told}", "compare runs of the same tasks")
+        remedy = "compare runs of the same tasks; one task of several is named by its folder: RUN/detect"
+        raise UserError("compare", f"the runs have no task in common: {told}", remedy)
     return found
 
 

@@ -26,6 +26,7 @@ Run = Callable[[Model, Tensor, ImageSizes, bool], list[Tensor]]
 _NARROWED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
+@torch.inference_mode(False)  # whose tensors no packed weight could be kept by: they do not say when they change
 def for_inference(
     model: Model, *, backend: str, dtype: torch.dtype | str | None, threads: int | None, mode: str
 ) -> Model:
