@@ -86,7 +86,7 @@ LAYERS = (
     "effbackbones.inference.backends",
     "effbackbones.export",
     "effbackbones.bridges",
-    "effbackbones.publishing effbackbones.catalogue",
+    "effbackbones.publishing effbackbones.catalogue effbackbones.pruning",
     "effbackbones.serving",
     "effbackbones.conformance effbackbones.inference",
     "effbackbones.export.record",
