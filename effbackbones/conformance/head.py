@@ -203,7 +203,8 @@ def distill(case: HeadCase) -> Iterator[str]:
     _back(losses)
     if any(p.grad is not None for p in other.parameters()):
         yield "a gradient reaches the teacher"
-    if not any(f.grad is not None and bool(f.grad.any()) for f in features) or not_finite(head):
+    reached = [*features, *head.parameters()]  # of nets on detached maps the parameters alone
+    if not any(t.grad is not None and bool(t.grad.any()) for t in reached) or not_finite(head):
         yield "no gradient, or one that is not finite, reaches the student"
 
     def lost_by(rows: Any, *given: Any) -> Mapping[str, Tensor]:

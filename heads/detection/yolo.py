@@ -8,7 +8,7 @@ no suppression.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast, get_args
 
 import torch
@@ -28,7 +28,7 @@ from heads.detection.nms import Selection
 from heads.detection.pan import PAN, doubling
 from heads.detection.points import POINT, Distances
 from heads.detection.towers import Tower
-from heads.detection.variants import variant_for
+from heads.detection.variants import letterboxed, variant_for
 from heads.options import choice, number, require, whole
 
 LEVELS = ("C3", "C4", "C5")
@@ -182,10 +182,8 @@ class YoloHead(DenseHead):
         return BackboneNeeds(LEVELS)
 
     def image_spec(self, spec: ImageSpec) -> ImageSpec:
-        """The size that EfficientDet was published with on the same backbone, letterboxed, bilinear; mean and std of the backbone's
-        weights."""
-        size = (self.resolution, self.resolution)
-        return replace(spec, size=size, interpolation="bilinear", crop_fraction=1.0, crop_mode="letterbox")
+        """The size that EfficientDet was published with on the same backbone, letterboxed."""
+        return letterboxed(spec, self.resolution)
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> YoloRaw:
         """Maps of images padded to ``size_divisor`` to what nets say of each point."""
