@@ -86,7 +86,7 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
         task.preflight(config, model, datasets, tell)
     training, told = feeding.training_feed(config, task, task.view(config, datasets["train"]), model)
     plan, fabric = Plan.of(config, len(training)), make_fabric(config, hardware)
-    for line in (*told, *plan.told):
+    for line in (*told, *plan.told, *feeding.told_of_growth(training, plan)):
         tell(line)
     known = identity(
         model, plain(classes), datasets, config.plugins, hardware, seen=plan.seen, settings=lasting(config)
@@ -95,7 +95,8 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
     adapters = None
     if isinstance(objective, Distilled):
         known["teacher"], adapters = objective.digest, objective.adapters
-    state = begin(config, model, getattr(fabric.strategy.precision, "scaler", None), adapters)
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    state = begin(config, model, scaler, warmup=plan.warmup, adapters=adapters)
     state.statistics = batchnorm.for_few_steps(training.few, plan, hardware)
     factor = partial(lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim)
     return Prepared(fabric, hardware, state, plan, datasets, training, classes, known, judged_by, factor, objective)

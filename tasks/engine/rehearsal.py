@@ -192,7 +192,8 @@ class _Training:
         fabric = make_fabric(config, hardware)
         objective, clip = objective_of(task, self.batches.config, model, lambda line: None), config.optim.clip_norm
         adapters = objective.adapters if isinstance(objective, Distilled) else None
-        self.state = begin(config, model, getattr(fabric.strategy.precision, "scaler", None), adapters)
+        scaler = getattr(fabric.strategy.precision, "scaler", None)
+        self.state = begin(config, model, scaler, adapters=adapters)
         if config.run.compile:
             self.state.trained.compile()
         still = 0.0  # the weights stay where they are: random labels would lead them anywhere

@@ -165,7 +165,8 @@ class _Run:
         """This process's pieces of the batches from the next step to ``stop``; what they had to skip is counted and told."""
         state, feed = self.state, self.prepared.training
         self.pace.restart(state.step)
-        for batch in self.pace.waiting(feed.steps(state.share, state.step, stop)):
+        scale = self.plan.share_at(state.step)
+        for batch in self.pace.waiting(feed.steps(state.share, state.step, stop, scale)):
             known = len(self.skips.messages)
             self.skips.add(batch.meta)
             for message in list(self.skips.messages)[known:]:
