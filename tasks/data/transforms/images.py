@@ -4,6 +4,7 @@ A transform is any callable ``(sample, rng) -> sample`` that draws from ``rng`` 
 float32). torchvision and albumentations are imported only when RandAugment or colour jitter is asked for.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -73,12 +74,20 @@ class ClassificationTransform:
             sample = self.first(sample, rng)
         height, width = sample.image.shape[:2]
         image, plan = self._crop(sample.image, rng)
-        if self.train and self.flip > rng.random():
+        drawn = self.train and self.flip > rng.random()
+        if drawn if sample.mirrored is None else sample.mirrored and self.flip > 0:
             image, plan = (bytewise.mirrored(image, False, True) if self._is_quick(image) else image[:, ::-1]), None
         sample = replace(sample, image=image, original=(height, width), plan=plan)
         for step in self.steps:
             sample = step(sample, rng)
         return sample
+
+    def scaled(self, share: float) -> "ClassificationTransform":
+        """The same for images of this ``share`` of the sides."""
+        other = copy.copy(self)
+        other.size = share_of(self.size, share)
+        other.fitting = replace(self.fitting, size=other.size)
+        return other
 
     def kept(self) -> Fitting:
         """To what size images may be brought before, once for all samples. Raises :class:`UserError` where what is cut from an image, and
@@ -104,11 +113,21 @@ class ClassificationTransform:
         plan = ResizePlan.squash((height, width), self.size)
         image = plan.apply_image(image, spec.interpolation, fill_of(image, spec.mean).tolist(), quick=self.quick)
         if crop == "pad":
-            return shifted(image, self.size[0] // 8, self.size[1] // 8, fill_of(image, spec.mean), rng), None
+            return shifted(image, *self.draw_shift(rng), fill_of(image, spec.mean)), None
         return image, plan
+
+    def draw_shift(self, rng: np.random.Generator) -> tuple[int, int]:
+        """By how many pixels down and right the crop ``pad`` moves an image: up to an eighth either way."""
+        return drawn_shift(self.size[0] // 8, self.size[1] // 8, rng)
 
     def _is_quick(self, image: Pixels) -> bool:
         return self.quick and image.dtype == np.uint8 and self.image_spec.interpolation in bytewise.MODES
+
+
+def share_of(size: Size, share: float, divisor: int = 1) -> Size:
+    """Sides (H, W) times ``share``, to the nearest multiple of ``divisor`` that is none of 0."""
+    height, width = (max(divisor, round(side * share / divisor) * divisor) for side in size)
+    return height, width
 
 
 def random_area(
@@ -135,10 +154,14 @@ def random_area(
     return left, top, left + w, top + h
 
 
-def shifted(image: Pixels, rows: int, columns: int, fill: Pixels, rng: np.random.Generator) -> Pixels:
-    """``image`` moved by up to ``rows`` and ``columns`` pixels either way: padding all around, then a random crop."""
+def drawn_shift(rows: int, columns: int, rng: np.random.Generator) -> tuple[int, int]:
+    """By how many pixels down and right an image is moved: up to ``rows`` and ``columns`` either way, all alike."""
+    return int(rng.random() * (2 * rows + 1)) - rows, int(rng.random() * (2 * columns + 1)) - columns
+
+
+def shifted(image: Pixels, down: int, right: int, fill: Pixels) -> Pixels:
+    """``image`` moved ``down`` and ``right``, by negative numbers of pixels up and left; ``fill`` comes in."""
     height, width = image.shape[:2]
-    down, right = int(rng.random() * (2 * rows + 1)) - rows, int(rng.random() * (2 * columns + 1)) - columns
     moved = np.empty_like(image)
     moved[:] = fill
     seen = image[max(0, -down) : height - down, max(0, -right) : width - right]
