@@ -379,13 +379,13 @@ def test_records_are_options_with_the_defaults_of_the_head() -> None:
     )
     assert {"variant", "levels", "prior", "alpha", "iou_loss", "crowd_ignore", "nms", "pre_nms"} <= set(named)
     assert (head_options(RetinaNetHead)["gamma"], head_options(SSDHead)["negatives"]) == (2.0, 3.0)
-    head = SSDHead(spec, 3, negatives=5.0, nms_iou=0.3)
-    assert (head.class_loss, head.selection.nms_iou, head.selection.max_detections) == (MinedSoftmax(5.0), 0.3, 200)
+    head = SSDHead(spec, 3, levels=[3, 4, 5], negatives=5.0, nms_iou=0.3)
+    assert (head.class_loss, head.selection.nms_iou, head.selection.max_detections) == (MinedSoftmax(5.0), 0.3, 100)
     assert SSDHead.class_loss == MinedSoftmax()
     with pytest.raises(UserError, match=r"head_options\.gama: RetinaNetHead has no such option; did you mean gamma"):
         RetinaNetHead(spec, 3, gama=2.0)
     with pytest.raises(UserError, match=r"head_options\.negatives: expected a number above 0, got 'many'"):
-        SSDHead(spec, 3, negatives="many")
+        SSDHead(spec, 3, levels=[3, 4, 5], negatives="many")
 
 
 def test_boxes_that_nothing_would_train_are_refused() -> None:
