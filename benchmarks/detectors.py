@@ -24,11 +24,10 @@ _ENDS = (4, 6, 8)  # of the stages that give them, in torchvision's ``features``
 
 
 class Maps(nn.Module):
-    """C3 to C5, or the last ``count`` of them, of an EfficientNet of torchvision, as a list."""
+    """What the ``features`` of a network of torchvision are at these ``ends``, as a list."""
 
-    def __init__(self, features: nn.Sequential, count: int = 3) -> None:
+    def __init__(self, features: nn.Sequential, ends: Sequence[int]) -> None:
         super().__init__()
-        ends = (*_ENDS[-count:],)
         starts = (0, *ends[:-1])
         self.parts = nn.ModuleList(features[start:end] for start, end in zip(starts, ends, strict=True))
 
@@ -42,19 +41,20 @@ class Maps(nn.Module):
 
 @dataclass(frozen=True)
 class Kind:
-    """``network``: torchvision's detector, given C3 to C5 and the number of classes and of pixels a side. ``names``: its state dict without
-    the backbone under the names of our head. ``options`` of ours that are its numbers. ``background``: whether its labels
-    count one."""
+    """``network``: torchvision's detector, given what makes its maps, their channels, the number of classes and of pixels a side.
+    ``names``: its state dict without the backbone under the names of our head; ``last``: what says the logits. ``options`` of ours
+    that are its numbers. ``background``: whether its labels count one. ``maps`` of the backbone, C5 the last, that it reads."""
 
-    network: Callable[[nn.Sequential, Sequence[int], int, int], Any]
+    network: Callable[[nn.Module, Sequence[int], int, int], Any]
     names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     last: Callable[[Any], list[nn.Conv2d]]
     options: Mapping[str, Any] = field(default_factory=dict)
     background: bool = False
+    maps: int = 3
 
 
-def retinanet(features: nn.Sequential, widths: Sequence[int], classes: int, side: int) -> Any:
-    """torchvision's RetinaNet as it comes, on these features."""
+def retinanet(body: nn.Module, widths: Sequence[int], classes: int, side: int) -> Any:
+    """torchvision's RetinaNet as it comes, on the maps that ``body`` gives."""
     from torchvision.models.detection import RetinaNet
     from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
@@ -63,7 +63,7 @@ def retinanet(features: nn.Sequential, widths: Sequence[int], classes: int, side
 
         def __init__(self) -> None:
             super().__init__()
-            self.body = Maps(features)
+            self.body = body
             self.fpn = FeaturePyramidNetwork(list(widths), 256, LastLevelP6P7(256, 256))
 
         def forward(self, images: Tensor) -> Any:
@@ -88,22 +88,22 @@ def _retinanet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def ssd(features: nn.Sequential, widths: Sequence[int], classes: int, side: int) -> Any:
-    """torchvision's SSDLite with its numbers, on C4 and C5."""
+def ssd(body: nn.Module, widths: Sequence[int], classes: int, side: int) -> Any:
+    """torchvision's SSDLite with its numbers."""
     from torchvision.models.detection import ssdlite
     from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
     from torchvision.models.detection.ssd import SSD
 
-    norm, each = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03), [*widths[1:], 512, 256, 256, 128]
+    norm, each = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03), [*widths, 512, 256, 256, 128]
 
     class Extended(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = Maps(features, 2)
+            self.body = body
             self.extra = nn.ModuleList(ssdlite._extra_block(*each[i : i + 2], norm) for i in range(1, 5))
 
         def forward(self, images: Tensor) -> Any:
-            maps = self.body(images)
+            maps = list(self.body(images))
             for block in self.extra:
                 maps.append(block(maps[-1]))
             return OrderedDict((str(i), m) for i, m in enumerate(maps))
@@ -141,6 +141,7 @@ KINDS = {
         lambda network: [block[1] for block in network.head.classification_head.module_list],
         {"pre_nms": 5000},
         background=True,
+        maps=2,
     ),
 }
 
@@ -151,7 +152,7 @@ def torchvision_detector(name: str, device: str = "cpu", classes: int = 20, side
 
     head, _, backbone = name.partition("-")
     kind, whole = KINDS[head], efficientnet_b0(stochastic_depth_prob=0.0)
-    network = kind.network(whole.features, WIDTHS[backbone], classes, side)
+    network = kind.network(Maps(whole.features, _ENDS[-kind.maps :]), WIDTHS[backbone][-kind.maps :], classes, side)
     raw = Raw(network)
     pixels = settle(raw, kind.last(network), side)
     with tempfile.TemporaryDirectory() as folder:
@@ -187,21 +188,26 @@ class Raw(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Any) -> Any:
         """Maps, and what the head says of them."""
         maps = list(self.network.backbone(images).values())
         return maps, self.network.head(maps)
 
-    def _anchors(self, images: Tensor, maps: list[Tensor]) -> Any:
+    def anchors(self, size: Sequence[int], maps: list[Tensor]) -> Any:
+        """Of each of the images, of (H, W) pixels; and these sizes."""
         from torchvision.models.detection.image_list import ImageList
 
-        sizes = [(images.shape[2], images.shape[3])] * len(images)
-        return self.network.anchor_generator(ImageList(images, sizes), maps), sizes
+        sizes = [(size[0], size[1])] * len(maps[0])
+        return self.network.anchor_generator(ImageList(torch.empty(0, *size, device="meta"), sizes), maps), sizes
 
     def detections(self, images: Tensor, shift: int) -> Detections:
         """Its post-processing, in rows of fixed number."""
         maps, said = self(images)
-        anchors, sizes = self._anchors(images, maps)
+        return self.selected(maps, said, images.shape[-2:], shift)
+
+    def selected(self, maps: list[Tensor], said: Any, size: Sequence[int], shift: int) -> Detections:
+        """The detections in what the head ``said`` of images of (H, W) pixels."""
+        anchors, sizes = self.anchors(size, maps)
         if not shift:  # RetinaNet selects level by level
             cells = [m.shape[2] * m.shape[3] for m in maps]
             each = said["cls_logits"].shape[1] // sum(cells)
@@ -212,7 +218,7 @@ class Raw(nn.Module):
         most = self.network.detections_per_img
         parts = []
         for name in ("boxes", "scores", "labels"):
-            rows = images.new_zeros((len(found), most, *found[0][name].shape[1:]), dtype=found[0][name].dtype)
+            rows = found[0][name].new_zeros((len(found), most, *found[0][name].shape[1:]))
             for row, one in zip(rows, found, strict=True):
                 row[: len(one[name])] = one[name]
             parts.append(rows)
@@ -220,14 +226,22 @@ class Raw(nn.Module):
 
     def loss(self, images: Tensor, told: list[dict[str, Tensor]]) -> Tensor:
         """Matching and losses, as its own ``forward`` in training does it."""
+        maps, said = self(images)
+        return torch.stack(list(self.losses(maps, said, images.shape[-2:], told).values())).sum()
+
+    def losses(self, maps: list[Tensor], said: Any, size: Sequence[int], told: list[dict[str, Tensor]]) -> Any:
+        """Of what the head ``said`` of images of (H, W) pixels with the boxes and labels ``told``."""
         from torchvision.ops.boxes import box_iou
 
-        maps, said = self(images)
-        anchors, _ = self._anchors(images, maps)
+        anchors, _ = self.anchors(size, maps)
         pairs = zip(told, anchors, strict=True)
-        matched = [self.network.proposal_matcher(box_iou(one["boxes"], own)) for one, own in pairs]
+        matched = [
+            self.network.proposal_matcher(box_iou(one["boxes"], own))
+            if len(one["boxes"])
+            else torch.full((len(own),), -1, device=own.device)
+            for one, own in pairs
+        ]
         owner = (
             self.network if hasattr(self.network, "neg_to_pos_ratio") else self.network.head
         )  # SSD mines over the head's losses
-        losses = owner.compute_loss(told, said, anchors, matched)
-        return torch.stack(list(losses.values())).sum()
+        return owner.compute_loss(told, said, anchors, matched)

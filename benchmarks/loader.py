@@ -25,8 +25,8 @@ from effbackbones.images.spec import ImageSpec
 from tasks.data.batch import KeyedDataset
 from tasks.data.collating import box_targets, class_targets, collate
 from tasks.data.door.boxes import coco
-from tasks.data.door.transforms import class_transform, image_cache, view_transform
-from tasks.data.knowledge import with_cache
+from tasks.data.door.caching import image_cache, with_cache
+from tasks.data.door.transforms import class_transform, view_transform
 from tasks.settings.data import DataConfig
 
 BATCH = 8

@@ -61,9 +61,9 @@ class Model(nn.Module):
         self._scale: Tensor
         self._shift: Tensor
         self._fill: Tensor
+        self.use_image_spec(image_spec or head.image_spec(backbone.image_spec))
         lay_out(backbone)
         lay_out(head)
-        self.use_image_spec(image_spec or head.image_spec(backbone.image_spec))
 
     def use_image_spec(self, image_spec: ImageSpec) -> None:
         """Prepare images by ``image_spec`` from now on; its buffers belong to no state dict."""
@@ -157,17 +157,19 @@ class Model(nn.Module):
         weight_decay: float = 0.0,
         *,
         layer_decay: float | None = None,
+        backbone_scale: float = 1.0,
         decay_norm_and_bias: bool = False,
     ) -> list[dict[str, Any]]:
         """Optimiser groups that cover every parameter once, frozen or not.
 
         Keys: ``params``, ``name`` (``"backbone.C3/decay"``), ``lr``, ``lr_scale``, ``weight_decay``. The head has
-        ``lr_scale`` 1; the backbone's last level ``layer_decay``, the one before its square, and so on to the stem.
+        ``lr_scale`` 1; the backbone's last level ``layer_decay``, the one before its square, and so on to the stem, each times
+        ``backbone_scale``.
         Parameters of fewer than two dimensions (norms, biases) are not decayed unless ``decay_norm_and_bias``.
         """
         levels = list(self.backbone.level_modules().items())
         parts: list[tuple[str, float, tuple[nn.Module, ...]]] = [
-            (f"backbone.{name}", (layer_decay or 1.0) ** (len(levels) - i), modules)
+            (f"backbone.{name}", backbone_scale * (layer_decay or 1.0) ** (len(levels) - i), modules)
             for i, (name, modules) in enumerate(levels)
         ]
         groups: list[dict[str, Any]] = []

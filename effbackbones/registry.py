@@ -217,6 +217,8 @@ HEADS = Registry(
         "efficientdet": "heads.detection.efficientdet:EfficientDetHead",
         "retinanet": "heads.detection.retinanet:RetinaNetHead",
         "ssd": "heads.detection.ssd:SSDHead",
+        "fcos": "heads.detection.fcos:FCOSHead",
+        "yolo": "heads.detection.yolo:YoloHead",
         "unet": "heads.segmentation.ushaped:UNetHead",
         "unetplusplus": "heads.segmentation.ushaped:UNetPlusPlusHead",
         "manet": "heads.segmentation.ushaped:MAnetHead",

@@ -1,9 +1,7 @@
 """Statistics taken anew: those of the weights in question on training images, for as long as these are judged."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,8 +14,8 @@ from effbackbones.model import Model
 from effbackbones.weights.tensorfile import read_tensors
 from tasks.classify import main
 from tasks.data.batch import Batch
-from tasks.engine import batchnorm, feeding
-from tasks.engine.batchnorm import FEW_STEPS, Statistics, live
+from tasks.engine import batchnorm
+from tasks.engine.batchnorm import FEW_STEPS, Statistics, for_few_steps, live
 from tasks.engine.hardware import Hardware
 from tasks.engine.plan import Plan
 from tasks.settings.sections import Config
@@ -84,10 +82,8 @@ def test_frozen_statistics_stay() -> None:
 
 
 def test_runs_of_ordinary_length_are_left_alone() -> None:
-    ask: Callable[..., Any] = feeding.batch_norm_statistics
-    model = small()
     for steps in (FEW_STEPS - 1, FEW_STEPS):
-        found = ask(Config(), None, None, model, Plan(steps, 1, 0, seen=8), Hardware.of(Config()))
+        found = for_few_steps(lambda size: [], Plan(steps, 1, 0, seen=8), Hardware.of(Config()))
         assert (found is None) == (steps == FEW_STEPS)
 
 
@@ -96,10 +92,10 @@ def test_a_short_run_keeps_what_it_was_judged_with(
 ) -> None:
     """The model file has the statistics taken anew, the state to continue from its own; without them all is as it was."""
     for name, few in (("anew", FEW_STEPS), ("own", 0)):
-        monkeypatch.setattr(feeding, "FEW_STEPS", few)
+        monkeypatch.setattr(batchnorm, "FEW_STEPS", few)
         assert main([*TINY, "--run.out", str(tmp_path / name), "--optim.epochs", "1"]) == 0
     said = capsys.readouterr().err
-    assert said.count(f"fewer than {batchnorm.FEW_STEPS} steps: batch norms are judged by statistics taken anew") == 1
+    assert said.count(f"fewer than {FEW_STEPS} steps: batch norms are judged by statistics taken anew") == 1
     anew, own = (load_model(tmp_path / name / "best.safetensors").state_dict() for name in ("anew", "own"))
     changed = {name for name in own if not torch.equal(own[name], anew[name])}
     assert changed

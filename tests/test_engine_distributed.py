@@ -46,9 +46,9 @@ def noted(data, split, classes):
 
 
 LONG = """
-import tasks.engine.feeding
+import tasks.engine.batchnorm
 
-tasks.engine.feeding.FEW_STEPS = 0
+tasks.engine.batchnorm.FEW_STEPS = 0
 """
 """Code of a plug-in with which no run counts as short."""
 
@@ -149,8 +149,9 @@ def test_the_training_loss_is_the_mean_over_the_processes(tmp_path: Path) -> Non
     assert [row["train_loss"] for row in history] == pytest.approx(wanted, rel=1e-12)
 
 
-def test_two_processes_stay_equal_when_the_backbone_thaws(tmp_path: Path) -> None:
-    done = launch(tmp_path, "--model.freeze", "all", "--model.unfreeze_epoch", "1", plugin=PLUGIN + WATCH)
+def test_two_processes_stay_equal_when_the_backbone_thaws_and_images_grow(tmp_path: Path) -> None:
+    more = ["--data.progressive", "[0.5, 0.75]"]  # from the fourth step on, and from the sixth
+    done = launch(tmp_path, "--model.freeze", "all", "--model.unfreeze_epoch", "1", *more, plugin=PLUGIN + WATCH)
     assert done.returncode == 0, done.stderr
     first, second = (
         [line.split() for line in (tmp_path / f"weights-{rank}").read_text().splitlines()] for rank in range(2)

@@ -436,11 +436,12 @@ def test_every_head_answers_by_a_graph(head: str, backend: str, kept_graphs: Pat
         )
     else:
         task = HEADS.get(head).task
-        small = {
+        options = {
             "efficientdet": {"channels": 8, "cells": 1, "repeats": 1},
             "retinanet": {"channels": 8, "repeats": 1},
-        }  # ssd is small as it is
-        options = small.get(head, {})
+            "fcos": {"channels": 64},
+            "yolo": {"channels": 8},
+        }.get(head, {})
         model = build_model(task, "b0", head=head, num_classes=3, backbone_options=SMALL, head_options=options)
     fast = settled(model).for_inference(backend=backend)
     with torch.no_grad():

@@ -152,8 +152,8 @@ class DenseHead(Head):
         """Positive anchors, of each loss in ``counted``; what :meth:`counts` says otherwise."""
         if not self.counted:
             return {}
-        targets, anchors = _at_least_one(targets), self._anchors_for(sizes).to(targets.boxes)
-        return self.counts(_matched(anchors, targets, *self._matching(anchors, targets)), anchors)
+        targets, anchors = at_least_one(targets), self._anchors_for(sizes).to(targets.boxes)
+        return self.counts(matched_to(anchors, targets, *self._matching(anchors, targets)), anchors)
 
     def counts(self, matched: Matched, anchors: Tensor) -> dict[str, Tensor]:
         """By what the losses in ``counted`` are divided: the number of positive anchors."""
@@ -165,8 +165,8 @@ class DenseHead(Head):
 
     def matched(self, raw: Any, targets: BoxTargets) -> Matched:
         """What each anchor is to say."""
-        targets = _at_least_one(targets)
-        return _matched(raw.anchors, targets, *self.assignment(raw, targets))
+        targets = at_least_one(targets)
+        return matched_to(raw.anchors, targets, *self.assignment(raw, targets))
 
     def assignment(self, raw: Any, targets: BoxTargets) -> Assignment:
         """The box of each anchor, by ``matching``. A head that matches by what it predicts (SimOTA) overrides this; targets have
@@ -179,7 +179,9 @@ class DenseHead(Head):
 
     def select(self, raw: Any, rows: Tensor) -> Any:
         """Rows of all but the anchors, which are those of every image."""
-        parts = {name: part.index_select(0, rows) for name, part in raw._asdict().items() if name != "anchors"}
+        parts = {
+            name: super(DenseHead, self).select(part, rows) for name, part in raw._asdict().items() if name != "anchors"
+        }
         return raw._replace(**parts)
 
     # --- the detections ----------------------------------------------------------------------------------------------
@@ -214,13 +216,13 @@ class DenseHead(Head):
         Nothing for a head that does not match by overlap."""
         if not isinstance(self.matching, IouMatching):
             return {}
-        boxes, labels, crowd = _at_least_one(targets)
+        boxes, labels, crowd = at_least_one(targets)
         anchors = self._anchors_for(sizes).to(boxes)
         best = torch.cat([pairwise_iou(boxes[:, part], anchors).amax(2) for part in box_slices(boxes, anchors)], 1)
         return {"best_anchor_iou": torch.where((labels >= 0) & ~crowd, best, -1.0)[:, : targets.labels.shape[1]]}
 
 
-def _matched(anchors: Tensor, targets: BoxTargets, match: Tensor, ignored: Tensor | None) -> Matched:
+def matched_to(anchors: Tensor, targets: BoxTargets, match: Tensor, ignored: Tensor | None) -> Matched:
     """Anchors [A, 4] with the boxes and labels that ``match`` [B, A] says."""
     positive, index = match >= 0, match.clamp(min=0)
     own = torch.where(positive[..., None], targets.boxes.gather(1, index[..., None].expand(-1, -1, 4)), anchors)
@@ -237,7 +239,7 @@ def map_sizes(image: Sequence[int], strides: Sequence[int]) -> list[tuple[int, i
     return [(-(-image[0] // stride), -(-image[1] // stride)) for stride in strides]
 
 
-def _at_least_one(targets: BoxTargets) -> BoxTargets:
+def at_least_one(targets: BoxTargets) -> BoxTargets:
     """The same targets with a row of padding if they have no row at all."""
     if targets.labels.shape[1]:
         return targets

@@ -1,17 +1,14 @@
 """What a data set knows of its images without reading them: their ids, files, classes and groups, and how files are read."""
 
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from effbackbones.errors import UserError
 from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
-from tasks.data.files.cache import ImageCache
 from tasks.data.files.copies import copies
 from tasks.data.files.reading import ImageReader
 
@@ -97,19 +94,3 @@ class Knowledge:
         count = min(limit, len(self.paths))
         places = (np.arange(count) * len(self.paths) // max(1, count)).tolist()
         return [self.paths[place] for place in places if self.paths[place]]
-
-
-def with_cache(dataset: Dataset, cache: ImageCache) -> Dataset:
-    """The same samples with images from ``cache``; the data set itself stays as it is, for other splits may be views of it. Raises
-    :class:`UserError` where images are not read by our reader."""
-    found: Any = copy(dataset)
-    view: Dataset = found
-    if hasattr(found, "indices") and hasattr(found, "dataset"):
-        found.dataset = with_cache(found.dataset, cache)
-        return view
-    for name in ("read", "reader"):
-        if isinstance(reader := getattr(found, name, None), ImageReader):
-            setattr(found, name, replace(reader, cache=cache))
-            return view
-    what = f"keeps images that files are decoded to, and {type(dataset).__name__} makes its own"
-    raise UserError("data.cache", what, "set it to null")

@@ -17,7 +17,7 @@ def told_of_start(config: Config, prepared: Prepared) -> Iterator[str]:
     """Data, model, batch and learning rate, length, and where the weights come from."""
     state, plan, model = prepared.state, prepared.plan, prepared.state.model
     count = sum(p.numel() for p in model.parameters())
-    samples = f"{len(prepared.train_set):,} training and {len(prepared.datasets['val']):,} validation samples"
+    samples = f"{len(prepared.training):,} training and {len(prepared.datasets['val']):,} validation samples"
     network = f"{words.network(model.config)}, {count:,} parameters, on {prepared.fabric.device}"
     yield f"{samples}, {_counted(prepared.classes)}; {network}"
     batch = (

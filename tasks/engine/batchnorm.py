@@ -8,6 +8,7 @@ chance. So the weights in question get the statistics that they themselves have 
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from effbackbones.backbones.syncnorm import SyncNorm
 from effbackbones.model import Model
 from tasks.data.batch import Batch
+from tasks.engine.hardware import Hardware
+from tasks.engine.plan import Plan
 
 FEW_STEPS = 200
 """Runs of fewer steps are re-estimated; a running average of momentum 0.01 still has 13 % of its start after so many."""
@@ -76,6 +79,14 @@ class Statistics:
                 if isinstance(norm, SyncNorm):
                     norm.shared = True
             model.train(training)
+
+
+def for_few_steps(batches: Callable[[int], Iterable[Batch]], plan: Plan, hardware: Hardware) -> Statistics | None:
+    """Of a run of few steps, what takes its statistics anew, from the ``batches`` of so many images as its batch norms see at a time; of
+    a longer one None."""
+    if plan.total >= FEW_STEPS:
+        return None
+    return Statistics(partial(batches, max(2, plan.seen)), hardware.device, hardware.autocast)
 
 
 def live(model: Model) -> list[_BatchNorm]:

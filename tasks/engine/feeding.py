@@ -1,9 +1,9 @@
 """From a config and a data set to its batches: behind which transform, read by how many processes."""
 
-import math
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -12,14 +12,15 @@ from effbackbones.inference.fitting import Fitting
 from effbackbones.model import Model
 from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import Dataset
-from tasks.data.door.transforms import image_cache
-from tasks.data.knowledge import Knowledge, with_cache
-from tasks.data.sample import Transform
-from tasks.engine.batchnorm import FEW_STEPS, IMAGES, Statistics
+from tasks.data.door.caching import cached
+from tasks.data.sample import Sample, Transform
+from tasks.data.transforms.images import ClassificationTransform
+from tasks.data.transforms.window import ViewTransform
+from tasks.engine.batchnorm import IMAGES
 from tasks.engine.cores import cores
-from tasks.engine.hardware import Hardware, run_device
+from tasks.engine.hardware import run_device
 from tasks.engine.loading import Loader
-from tasks.engine.order import EvaluationBatches, GlobalBatches, Share, aspects, steps_per_epoch, training_order
+from tasks.engine.order import EvaluationBatches, GlobalBatches, Order, Share, aspects, epochs, training_order
 from tasks.engine.plan import Plan
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
@@ -30,35 +31,90 @@ def workers(config: Config) -> int:
     return min(cores(), 8) if config.data.workers is None else config.data.workers
 
 
-def keyed(
-    config: Config, task: TaskSpec, dataset: Dataset, model: Model, *, train: bool, as_it_is: bool = False
-) -> KeyedDataset:
-    """``dataset`` behind the task's transform, read by (epoch, index); ``as_it_is`` as of :func:`shown`."""
-    optim, epochs = config.optim, math.inf
-    if train:
-        epochs = (
-            optim.max_steps / steps_per_epoch(len(dataset), config.data.batch_size) if optim.max_steps else optim.epochs
+@dataclass(frozen=True)
+class Feed:
+    """Samples as the network is shown them; how they are put together, and by how many processes they are read."""
+
+    samples: KeyedDataset
+    collate: Callable[[Sequence[Sample]], Batch]
+    workers: int
+    timeout: float
+    pin: bool
+
+    @classmethod
+    def of(cls, config: Config, task: TaskSpec, samples: KeyedDataset, model: Model) -> Self:
+        """As the config has it."""
+        collate, pin = task.collate(config, model), run_device(config).type == "cuda"
+        return cls(samples, collate, workers(config), config.data.timeout, pin)
+
+    def loader(self, batches: Any) -> Loader:
+        """A loader of ``batches``: lists of keys of the samples."""
+        return Loader(
+            self.samples,
+            batches,
+            self.collate,
+            workers=self.workers,
+            timeout=self.timeout,
+            pin=self.pin,
+            seed=self.samples.seed,
         )
-    transform = shown(task.transform(config, model, train=train, epochs=epochs), model, as_it_is=as_it_is)
-    return KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
 
 
-def from_cache(config: Config, task: TaskSpec, dataset: Dataset, model: Model) -> tuple[Dataset, list[str]]:
-    """Training samples, with their images from the cache if there is to be one, and what to say of it."""
-    data = config.data
-    if data.cache is None:
-        return dataset, []
-    cache = image_cache(data, shown(task.transform(config, model, train=True, epochs=math.inf), model))
-    cached = with_cache(dataset, cache)
-    known = Knowledge.of(cached)
-    reader = known.reader
-    assert reader is not None
-    lines = [cache.open(len(np.unique(known.indices)), reader.channels, 1 if reader.depth == "8" else 2)]
-    if data.scale_jitter != (1.0, 1.0) or data.mosaic or data.augment:
-        lines.append(
-            "data.cache: data.scale_jitter, mosaic and augment work on these smaller images, not on those of the files"
-        )
-    return cached, lines
+@dataclass(frozen=True)
+class TrainingFeed:
+    """What a run trains on: a ``feed`` of the training samples, their ``order`` in each epoch, and how many make a step."""
+
+    feed: Feed
+    order: Order
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.feed.samples)
+
+    def steps(self, share: Share, start: int, stop: int, scale: float = 1.0) -> Loader:
+        """A process's ``share`` of the batches of the steps from ``start`` to ``stop``, in pieces, of images at ``scale``
+        (:func:`at_scale`)."""
+        pieces = GlobalBatches(self.order, len(self), self.batch_size, start=start, stop=stop, share=share)
+        if scale == 1.0:
+            return self.feed.loader(pieces)
+        samples = copy(self.feed.samples)
+        samples.transform = at_scale(samples.transform, scale)
+        return replace(self.feed, samples=samples).loader(pieces)
+
+    def few(self, size: int) -> Loader:
+        """At least :data:`IMAGES` images as the first epoch begins, if there are as many, in whole batches of ``size``."""
+        keys = [(0, int(index)) for index in self.order(0)]
+        groups = [keys[first : first + size] for first in range(0, len(keys), size)]
+        groups = [group for group in groups if len(group) == size][: max(1, -(-IMAGES // size))]
+        return replace(self.feed, workers=0).loader(groups)  # a few images are not worth starting processes for
+
+
+def training_feed(config: Config, task: TaskSpec, dataset: Dataset, model: Model) -> tuple[TrainingFeed, list[str]]:
+    """What trains on ``dataset``, with images from the cache if there is to be one, and what to say of that."""
+    order = training_order(config, dataset)
+    transform = task.transform(config, model, train=True, epochs=epochs(config, len(dataset)))
+    dataset, told = cached(config.data, dataset, transform)
+    in_turn = config.data.flip_mode == "alternating"
+    samples = KeyedDataset(dataset, transform, config.run.seed, config.data.on_error, alternate=in_turn)
+    return TrainingFeed(Feed.of(config, task, samples, model), order, config.data.batch_size), told
+
+
+def at_scale(transform: Transform | None, scale: float) -> ClassificationTransform | ViewTransform:
+    """The transform for images of this share of their sides. One that cannot say what that is raises :class:`UserError`."""
+    if not isinstance(transform, ClassificationTransform | ViewTransform):
+        what = f"changes the size of images, which {type(transform).__name__} alone knows"
+        raise UserError("data.progressive", what, "set it to []")
+    return transform.scaled(scale)
+
+
+def told_of_growth(feed: TrainingFeed, plan: Plan) -> list[str]:
+    """In a line, at what size of images the steps of a run are done, where that grows; refused where it cannot."""
+    parts = []
+    for start, share in zip((0, *plan.growth), (*plan.shares, 1.0), strict=True) if plan.shares else ():
+        transform = at_scale(feed.feed.samples.transform, share)
+        height, width = getattr(transform, "crop_size", None) or transform.size
+        parts.append(f"{height} x {width} from step {start + 1}")
+    return [f"data.progressive: training images grow: {', '.join(parts)}"] if parts else []
 
 
 def shown(transform: Transform, model: Model, *, as_it_is: bool = False) -> Transform:
@@ -73,57 +129,6 @@ def shown(transform: Transform, model: Model, *, as_it_is: bool = False) -> Tran
             raise UserError("--checkpoint", what, "export with preprocessing normalize")
         untyped.fitting = replace(untyped.fitting, mode="own")
     return transform
-
-
-def loader(
-    config: Config,
-    task: TaskSpec,
-    dataset: Dataset,
-    model: Model,
-    batches: Any,
-    *,
-    train: bool,
-    as_it_is: bool = False,
-) -> Loader:
-    """A loader of ``batches`` (lists of keys) of ``dataset`` as :func:`keyed` has it."""
-    seen = keyed(config, task, dataset, model, train=train, as_it_is=as_it_is)
-    return Loader(
-        seen,
-        batches,
-        task.collate(config, model),
-        workers=workers(config),
-        timeout=config.data.timeout,
-        pin=run_device(config).type == "cuda",
-        seed=config.run.seed,
-    )
-
-
-def training_loader(
-    config: Config, task: TaskSpec, dataset: Dataset, model: Model, share: Share, start: int, stop: int
-) -> Loader:
-    """A process's ``share`` of the training batches of the steps from ``start`` to ``stop``, in pieces."""
-    order, size = training_order(config, dataset), config.data.batch_size
-    pieces = GlobalBatches(order, len(dataset), size, start=start, stop=stop, share=share)
-    return loader(config, task, dataset, model, pieces, train=True)
-
-
-def batch_norm_statistics(
-    config: Config, task: TaskSpec, dataset: Dataset, model: Model, plan: Plan, hardware: Hardware
-) -> Statistics | None:
-    """Of a run of few steps, what takes the statistics of its batch norms anew, from training images in batches as training sees
-    them; of a longer one None."""
-    if plan.total >= FEW_STEPS:
-        return None
-    size = max(2, plan.seen)
-    alone = replace(config, data=replace(config.data, workers=0))  # a few images are not worth starting processes for
-
-    def batches() -> Iterator[Batch]:
-        keys = [(0, int(index)) for index in training_order(config, dataset)(0)]
-        groups = [keys[first : first + size] for first in range(0, len(keys), size)]
-        groups = [group for group in groups if len(group) == size][: max(1, -(-IMAGES // size))]
-        return iter(loader(alone, task, dataset, model, groups, train=True))
-
-    return Statistics(batches, hardware.device, hardware.autocast)
 
 
 def evaluation_loader(
@@ -142,5 +147,6 @@ def evaluation_loader(
     order = np.argsort(aspects(dataset), kind="stable") if similar else np.arange(len(dataset))
     # Images that are read in tiles are large, and of many sizes.
     size = 1 if config.data.tile or model.resizes or as_it_is else config.data.eval_batch_size or config.data.batch_size
-    batches = EvaluationBatches(order, size, rank, world)
-    return loader(config, task, dataset, model, batches, train=False, as_it_is=as_it_is)
+    transform = shown(task.transform(config, model, train=False), model, as_it_is=as_it_is)
+    samples = KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
+    return Feed.of(config, task, samples, model).loader(EvaluationBatches(order, size, rank, world))

@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.weights.tensorfile import write_atomically
-from tasks.data.dataset import Dataset
+from tasks.data.batch import KeyedDataset
 from tasks.data.sampling import spread
-from tasks.engine import feeding
-from tasks.engine.state import RunState
 from tasks.report.metricsfile import flatten
 from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
@@ -51,19 +49,18 @@ def _installed(name: str) -> bool:
 
 
 def open_loggers(
-    task: TaskSpec, config: Config, folder: Path, tell: Callable[[str], None], train_set: Dataset, state: RunState
+    task: TaskSpec, config: Config, folder: Path, tell: Callable[[str], None], samples: KeyedDataset, step: int
 ) -> "Loggers":
     """The loggers that a config names, and TensorBoard where that is installed; they get the config, and those that were named some
-    training samples as they go into the network."""
+    training ``samples`` as they go into the network."""
     run = config.run
     names = [*(("tensorboard",) if run.tensorboard and _installed("tensorboard") else ()), *run.loggers]
     loggers = Loggers(folder, names, dict(flatten(to_mapping(config))), tell)
     if run.loggers and loggers.show_pictures:
-        keyed = feeding.keyed(config, task, train_set, state.model, train=True)
-        rows = spread(len(train_set), SAMPLES).tolist()
-        sheet = task.sheet([keyed[0, row] for row in rows], task.classes(config, train_set))
+        rows = spread(len(samples), SAMPLES).tolist()
+        sheet = task.sheet([samples[0, row] for row in rows], task.classes(config, samples.dataset))
         if sheet is not None:
-            loggers.picture(state.step, "training_samples", sheet)
+            loggers.picture(step, "training_samples", sheet)
     return loggers
 
 

@@ -29,6 +29,12 @@ def training_order(config: Config, dataset: Dataset) -> Callable[[int], np.ndarr
     return by_aspect(order, aspects(dataset), config.data.batch_size, config.run.seed)
 
 
+def epochs(config: Config, count: int) -> float:
+    """How many epochs of ``count`` samples a run has."""
+    optim = config.optim
+    return optim.max_steps / steps_per_epoch(count, config.data.batch_size) if optim.max_steps else optim.epochs
+
+
 def aspects(dataset: Dataset) -> np.ndarray:
     """Width / height of each image, float [N]; a data set that does not know them raises :class:`UserError`."""
     found: np.ndarray | None = getattr(dataset, "aspects", None)

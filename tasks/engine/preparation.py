@@ -15,7 +15,7 @@ from tasks.data.check import check_dataset
 from tasks.data.dataset import Dataset
 from tasks.data.door.transforms import told_of_listed, told_of_resizing
 from tasks.data.suspicions import told_of_data
-from tasks.engine import feeding, processes, splits
+from tasks.engine import batchnorm, feeding, processes, splits
 from tasks.engine.assembly import make_model
 from tasks.engine.evaluation import monitor
 from tasks.engine.hardware import Hardware
@@ -48,8 +48,8 @@ class Prepared:
     plan: Plan
     datasets: Mapping[str, Dataset]
     """By split: ``train``, ``val`` and, where there is one, ``test``."""
-    train_set: Dataset
-    """The training split as it is sampled (:meth:`TaskSpec.view`)."""
+    training: feeding.TrainingFeed
+    """The training split as it is sampled (:meth:`TaskSpec.view`) and shown to the network."""
     classes: Any
     """As :meth:`TaskSpec.classes` gives them."""
     identity: dict[str, Any]
@@ -80,14 +80,15 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
         for line in told_of_data(datasets):
             tell(line)
         task.preflight(config, model, datasets, tell)
-    train_set, told = feeding.from_cache(config, task, task.view(config, datasets["train"]), model)
-    plan, fabric = Plan.of(config, len(train_set)), make_fabric(config, hardware)
-    for line in (*told, *plan.told):
+    training, told = feeding.training_feed(config, task, task.view(config, datasets["train"]), model)
+    plan, fabric = Plan.of(config, len(training)), make_fabric(config, hardware)
+    for line in (*told, *plan.told, *feeding.told_of_growth(training, plan)):
         tell(line)
     known = identity(
         model, plain(classes), datasets, config.plugins, hardware, seen=plan.seen, settings=lasting(config)
     )
-    state = begin(config, model.to(hardware.device), getattr(fabric.strategy.precision, "scaler", None))
-    state.statistics = feeding.batch_norm_statistics(config, task, train_set, model, plan, hardware)
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    state = begin(config, model.to(hardware.device), scaler, warmup=plan.warmup)
+    state.statistics = batchnorm.for_few_steps(training.few, plan, hardware)
     factor = partial(lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim)
-    return Prepared(fabric, hardware, state, plan, datasets, train_set, classes, known, judged_by, factor)
+    return Prepared(fabric, hardware, state, plan, datasets, training, classes, known, judged_by, factor)

@@ -151,13 +151,19 @@ class RunState:
             yield
 
 
-def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
-    """The state of a run before its first step. ``model`` is on its device; ``scaler`` is that of fp16."""
+def begin(config: Config, model: Model, scaler: Any = None, *, warmup: int = 0) -> RunState:
+    """The state of a run before its first step, of which the first ``warmup`` are the warm-up. ``model`` is on its device; ``scaler`` is
+    that of fp16."""
     optim = config.optim
     if config.model.norm == "sync" and processes.here().world > 1:
         synchronise_batch_norm(model)
     lr = optim.scaled_lr(config.data.batch_size)
     groups = model.param_groups(
-        lr, optim.weight_decay, layer_decay=optim.layer_decay, decay_norm_and_bias=optim.decay_norm_and_bias
+        lr,
+        optim.weight_decay,
+        layer_decay=optim.layer_decay,
+        backbone_scale=optim.backbone_lr,
+        decay_norm_and_bias=optim.decay_norm_and_bias,
     )
-    return RunState(model, build_optimizer(optim, groups), Ema(model, optim.ema) if optim.ema else None, scaler)
+    ema = Ema(model, optim.ema, warmup if optim.ema_start == "warmup" else 0) if optim.ema else None
+    return RunState(model, build_optimizer(optim, groups), ema, scaler)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data.batch import Batch, SkipCount
-from tasks.engine import feeding, processes, splits
+from tasks.engine import processes, splits
 from tasks.engine.announcing import told_of_early_end, told_of_epoch, told_of_start
 from tasks.engine.divergence import Divergence, refuse_skipped
 from tasks.engine.evaluation import EvaluationLeftError
@@ -68,7 +68,7 @@ class _Run:
         self.state, self.plan = prepared.state, prepared.plan
         self.judge = Judge(task, config, prepared, folder, tell, self._leaves, self._leaving)
         self.keeper = Keeper(folder, prepared, tell)
-        self.skips, self.pace = SkipCount(len(prepared.train_set)), Pace(config.data.batch_size)
+        self.skips, self.pace = SkipCount(len(prepared.training)), Pace(config.data.batch_size)
         self.figures, self.divergence = LateReader(), Divergence(folder, tell)
         self.agreed = 0
         """The highest signal of all processes, which they agree on at the same step."""
@@ -113,8 +113,8 @@ class _Run:
         for line in told_of_start(self.config, self.prepared):
             self.tell(line)
         if first:
-            opened = open_loggers(self.task, self.config, self.folder, self.tell, self.prepared.train_set, state)
-            self.loggers = opened
+            samples = self.prepared.training.feed.samples
+            self.loggers = open_loggers(self.task, self.config, self.folder, self.tell, samples, state.step)
         self.signals.heed()
 
     def _train(self, stop: int) -> None:
@@ -163,10 +163,10 @@ class _Run:
 
     def _batches(self, stop: int) -> Iterator[Batch]:
         """This process's pieces of the batches from the next step to ``stop``; what they had to skip is counted and told."""
-        state, data = self.state, self.prepared.train_set
-        loader = feeding.training_loader(self.config, self.task, data, state.model, state.share, state.step, stop)
+        state, feed = self.state, self.prepared.training
         self.pace.restart(state.step)
-        for batch in self.pace.waiting(loader):
+        scale = self.plan.share_at(state.step)
+        for batch in self.pace.waiting(feed.steps(state.share, state.step, stop, scale)):
             known = len(self.skips.messages)
             self.skips.add(batch.meta)
             for message in list(self.skips.messages)[known:]:
@@ -253,7 +253,7 @@ class _Run:
         self.tell(told_of_epoch(row, self.prepared.monitor.name))
         if waiting > MOST_WAITING:
             text = f"{waiting:.0%} of the time went into waiting for data: raise data.workers"
-            self.tell(f"{text} (now {feeding.workers(self.config)}), or shrink the files")
+            self.tell(f"{text} (now {self.prepared.training.feed.workers}), or shrink the files")
         if processes.is_first():  # of the newest weights; the end puts the best ones' in their place
             write_metrics(self.folder, results, progress.history)
         self._save()

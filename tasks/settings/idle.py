@@ -31,6 +31,13 @@ _IDLE = (
         lambda m, _, o: o.max_steps is None and (m.unfreeze_epoch or 0) >= o.epochs,
         "the run ends before",
     ),
+    _Idle(("optim.ema_start",), lambda _, __, o: o.ema is None, "optim.ema is not set"),
+    _Idle(("optim.ema_start",), lambda _, __, o: not (o.warmup_epochs or o.warmup_steps), "there is no warm-up"),
+    _Idle(
+        ("data.flip",), lambda _, d, __: bool(d.flip) and d.flip_mode == "alternating", "data.flip_mode is alternating"
+    ),
+    _Idle(("data.flip_mode",), lambda _, d, __: not d.flip, "data.flip is 0"),
+    _Idle(("data.flip_mode",), lambda _, d, __: bool(d.augment), "data.augment takes the place of our own flips"),
     _Idle(("data.close_mosaic",), lambda _, d, __: not d.mosaic, "data.mosaic is 0"),
     _Idle(("data.tile_overlap",), lambda _, d, __: d.tile is None, "data.tile is not set"),
     _Idle(("data.scale", "data.ratio"), lambda _, d, __: d.crop != "resized", "data.crop is not resized"),

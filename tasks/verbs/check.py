@@ -38,12 +38,11 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
             tell(f"warning: {split}: {unreadable}")
         print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
     model = assembly.make_model(config, task, datasets["train"], tell).to(device)
-    train_set, told = feeding.from_cache(config, task, task.view(config, datasets["train"]), model)
+    training, told = feeding.training_feed(config, task, task.view(config, datasets["train"]), model)
     for line in told:
         print(line)
-    keyed = feeding.keyed(config, task, train_set, model, train=True)
-    count = min(len(train_set), 4)
-    batch = task.collate(config, model)([keyed[0, index] for index in range(count)]).to(device)
+    feed = training.feed
+    batch = feed.collate([feed.samples[0, index] for index in range(min(len(training), 4))]).to(device)
     images, targets = task.augment(config, batch, model.head.num_classes, 0)
     losses = model.train().loss(images, targets, batch.sizes)
     total = torch.stack(list(losses.values())).sum()

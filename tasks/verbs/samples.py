@@ -27,8 +27,8 @@ def draw_samples(
     sheet: Callable[[Sequence[Sample], Sequence[str]], Picture],
 ) -> Path:
     """Draw augmented training samples into ``out/samples.jpg``; ``sheet`` draws samples and the names of their classes."""
-    keyed = feeding.keyed(config, task, dataset, model, train=True)
-    samples = [keyed[0, index] for index in spread(len(dataset), COUNT).tolist()]
+    training, _ = feeding.training_feed(config, task, dataset, model)
+    samples = [training.feed.samples[0, index] for index in spread(len(dataset), COUNT).tolist()]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "samples.jpg"
     Image.fromarray(sheet(samples, task.classes(config, dataset))).save(path, quality=90)

@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from tasks.data.door.reading import sides
-from tasks.data.files.cache import ImageCache
-from tasks.data.sample import Transform
 from tasks.data.transforms.images import ClassificationTransform
 from tasks.data.transforms.listed import Listed, check_listed, names_in
 from tasks.data.transforms.window import ViewTransform
@@ -70,7 +67,7 @@ def beside_listed(data: DataConfig) -> DataConfig:
     the random crop of classification where the list crops. What makes batches of one size, mosaic and mixing stay."""
     if not data.augment:
         return data
-    crops = data.crop in ("resized", "pad") and any("Crop" in name for name in names_in(data.augment))
+    crops = data.crop in ("resized", "pad") and _cutting(data)
     return replace(
         data,
         flip=0.0,
@@ -82,12 +79,21 @@ def beside_listed(data: DataConfig) -> DataConfig:
     )
 
 
+def _cutting(data: DataConfig) -> list[str]:
+    """The names of listed transforms that cut a part out of an image."""
+    return [name for name in names_in(data.augment) if "Crop" in name]
+
+
 def told_of_listed(data: DataConfig, labels: Sequence[str]) -> list[str]:
     """What ``data.augment`` does, what rests for it and what follows it, in a line; refused where it is wrong
-    (:func:`tasks.data.transforms.listed.check_listed`). Empty where it lists nothing. ``labels``: what the task reads."""
+    (:func:`tasks.data.transforms.listed.check_listed`), or cuts from images of which ``data.cache`` keeps smaller ones. Empty where it
+    lists nothing. ``labels``: what the task reads."""
     if not data.augment:
         return []
     beside, names = beside_listed(data), ", ".join(names_in(data.augment))
+    if data.cache is not None and (cutting := _cutting(data)):
+        what = f"data.augment cuts from whole images ({', '.join(cutting)}), and smaller ones are kept"
+        raise UserError("data.cache", what, "leave one of the two out")
     check_listed(data.augment, labels, sets=data.multilabel and tuple(labels) == ("mask",))
     windows = {"boxes", "mask"} & set(labels)
     own = ["flip", "color_jitter", *(("vertical_flip",) if windows else ("crop", "randaugment", "erasing"))]
@@ -103,20 +109,6 @@ def told_of_listed(data: DataConfig, labels: Sequence[str]) -> list[str]:
         f"data.augment: {names}, on each training image as it is read; "
         f"at rest for it: {', '.join(rest) or 'nothing'}; after it: {', '.join([*after, 'resizing'])}"
     ]
-
-
-def image_cache(data: DataConfig, transform: Transform) -> ImageCache:
-    """The cache of training images before ``transform``. Raises :class:`UserError` where smaller ones than those of the files would not
-    do: where it cuts from them, or is of the user's own."""
-    assert data.cache is not None
-    listed = [name for name in names_in(data.augment) if "Crop" in name]
-    if listed:
-        what = f"data.augment cuts from whole images ({', '.join(listed)}), and smaller ones are kept"
-        raise UserError("data.cache", what, "leave one of the two out")
-    if not isinstance(transform, ClassificationTransform | ViewTransform):
-        what = f"keeps images at the size that they are brought to, which {type(transform).__name__} does not tell"
-        raise UserError("data.cache", what, "set it to null")
-    return ImageCache(Path(data.cache).expanduser(), transform.kept(), data.resize == "quick")
 
 
 def told_of_resizing(data: DataConfig) -> list[str]:
