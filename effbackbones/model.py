@@ -107,6 +107,12 @@ class Model(nn.Module):
 
     def plainly(self, images: Tensor, sizes: ImageSizes | None = None, normalized: bool = False) -> Any:
         """As :meth:`forward`, by this model's own modules, whatever answers faster."""
+        return self.with_features(images, sizes, normalized)[1]
+
+    def with_features(
+        self, images: Tensor, sizes: ImageSizes | None = None, normalized: bool = False
+    ) -> tuple[list[Tensor], Any]:
+        """The maps of the backbone (``backbone.feature_spec``), and what :meth:`plainly` makes of them."""
         require_batch(images)
         if not normalized:
             require_unit(images)
@@ -124,9 +130,9 @@ class Model(nn.Module):
             remedy = "give at least 2 images, or larger ones; or freeze the batch norms (model.eval())"
             raise UserError("training batch", what, remedy) from None
 
-    def _run(self, images: Tensor, sizes: ImageSizes) -> Any:
+    def _run(self, images: Tensor, sizes: ImageSizes) -> tuple[list[Tensor], Any]:
         features = self.backbone(images)
-        return self.head([features[i] for i in self._read], sizes)
+        return features, self.head([features[i] for i in self._read], sizes)
 
     def loss(self, images: Tensor, targets: Any, sizes: ImageSizes | None = None) -> dict[str, Tensor]:
         """Weighted scalar losses by name; their sum is the objective. Raises :class:`UserError` for images as :meth:`forward` does, and

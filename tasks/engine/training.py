@@ -25,7 +25,7 @@ from tasks.engine.owning import own_folder, refuse_full_disk
 from tasks.engine.pictures import show_predictions
 from tasks.engine.preparation import Prepared, prepare
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
-from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
+from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper
 from tasks.engine.watching import WATCHERS
 from tasks.report.metricsfile import write_metrics
 from tasks.settings.commandline import Extras
@@ -121,11 +121,11 @@ class _Run:
         """The loop: steps until ``stop`` are done, with the same parameters trained in all of them."""
         state, config = self.state, self.config
         if config.run.compile:
-            state.model.compile()
+            state.trained.compile()
         stepper = Stepper(
             self.prepared.fabric,
             state,
-            Supervised(self.task, config),
+            self.prepared.objective,
             self.figures,
             self._asked,
             self.prepared.lr_factor,

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from effbackbones.errors import UserError, nearest
 from tasks.settings.checks import Options, Section
 from tasks.settings.data import DataConfig
+from tasks.settings.distill import DistillConfig
 
 _DEVICES = ("auto", "cpu", "gpu", "cuda", "mps")
 
@@ -186,6 +187,8 @@ class OptimConfig(Section):
     weight of positives); null: none."""
     ema: float | None = None
     """Decay of the moving average of the weights, which is then what is kept as best; null: none."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """What is learned from a teacher."""
     ema_start: Literal["first", "warmup"] = "first"
     """Where the moving average begins: at the first step, or after the warm-up (warmup), so that nothing of before is in it."""
 
