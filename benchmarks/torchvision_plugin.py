@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -92,7 +93,7 @@ class TorchvisionBackbone(Backbone):
         super().__init__()
         network, count = type(self).make(), len(levels)
         if file:
-            network.load_state_dict(torch.load(file, weights_only=True))
+            network.load_state_dict(read_pickled(Path(file), {}))
         self.maps = Maps(network.features, self.ends[-count:])
         self.name, self.image_spec = f"torchvision_{type(self).__name__.lower()}", ImageSpec()
         self.feature_spec = FeatureSpec(self.name, tuple(levels), self.channels[-count:], (8, 16, 32)[-count:])
