@@ -27,6 +27,7 @@ from effbackbones import (
     register_backbone,
     register_head,
 )
+from effbackbones.weights.pickled import read_pickled
 
 SIDE = 256  # what torchvision's transform would resize to; unused, for the engine resizes
 
