@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -233,6 +234,26 @@ def verbs(stage: Stage) -> None:
         stage.expect(done.returncode == 0, task=task, exit=done.returncode, **record)
 
 
+def planned(stage: Stage) -> None:
+    """What the verb `plan` foresees of memory and time, beside what is then measured: each task, one GPU's choice of a whole family."""
+    for task, command in COMMANDS.items():
+        size = ["--data.image_size", "64", "--backbone", "lite0"] if stage.dry else []
+        chosen = ["--config", "shapes", "--batch", "4"] if stage.dry else ["--memory", "40G", "--batch", "64"]
+        argv = ["plan", command, *chosen, *size, "--model.weights", "null", "--device", stage.device]
+        argv += ["--run.progress", "false"]
+        line = [sys.executable, "-m", "effbackbones", *argv]
+        done = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        print(done.stdout, flush=True)
+        rows = re.findall(
+            r"^((?:training step|prediction), (?:GB|ms|s)) +(\S+) +(\S+) +([+-]\S+)%$", done.stdout, re.MULTILINE
+        )
+        off = {
+            name: {"foreseen": float(foreseen), "measured": float(measured), "off_by_percent": float(share)}
+            for name, foreseen, measured, share in rows
+        }
+        stage.expect(done.returncode == 0 and len(off) == 4, task=task, exit=done.returncode, **off)
+
+
 def _published(task: str) -> list[str]:
     return ["--data.image_size", {"cls": "224", "det": "512", "seg": "256"}[task]]
 
@@ -302,7 +323,7 @@ ROWS = {
     "gpu-unet-step": "unet-step",
     "gpu-d0-latency": "d0-predict",
 }
-SPEED = [*ROWS, "verbs"]
+SPEED = [*ROWS, "verbs", "plan"]
 ACCURACY = ["cifar", "bccd", "camvid", "suite"]
 COMPILED = [f"compiled-{task}-{precision}" for precision in PRECISIONS for task in COMMANDS]  # a process each: minutes
 STAGES: dict[str, Callable[[Stage], None]] = {
@@ -317,6 +338,7 @@ STAGES: dict[str, Callable[[Stage], None]] = {
     },
     **{name: partial(row, name=name) for name in ROWS},
     "verbs": verbs,
+    "plan": planned,
     "cifar": cifar,
     "bccd": bccd,
     "camvid": camvid,

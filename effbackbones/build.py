@@ -36,6 +36,8 @@ def create_backbone(
     checkpointing: bool | None = None,
     width: float | None = None,
     depth: float | None = None,
+    middle: Sequence[int] | None = None,
+    squeezed: Sequence[int] | None = None,
 ) -> Backbone:
     """Build a backbone by name: ``b0``-``b7``, ``lite0``-``lite4``, one in between such as ``b2.5``, ``timm:NAME``, or a
     registered one.
@@ -55,6 +57,7 @@ def create_backbone(
     * ``output_stride`` (32), 16 or 8: later strides become dilations. ``stem_stride`` (2): 1 suits 32-pixel images.
     * ``drop_path`` (0.2): stochastic depth of the last block. ``checkpointing`` (False): recompute activations.
     * ``width``, ``depth``: multipliers instead of those of ``name``.
+    * ``middle``, ``squeezed``: channels inside of each block, of a pruned network, whose file brings them.
 
     An option that the backbone does not have raises :class:`UserError`.
     """
@@ -70,6 +73,8 @@ def create_backbone(
         "checkpointing": checkpointing,
         "width": width,
         "depth": depth,
+        "middle": middle,
+        "squeezed": squeezed,
     }
     built = _create(name, weights, {key: value for key, value in given.items() if value is not None}, {}, {})
     backbone = built.backbone

@@ -270,6 +270,10 @@ class Head(nn.Module, ABC):
     counted: tuple[str, ...] = ()
     """Losses, by name, that are divided by a :meth:`count`: for a batch in pieces, or shared by processes, they are divided by that of
     the whole batch. The others are means over images, and are averaged."""
+    distill_temperature: float = 1.0
+    """By what the logits of student and teacher are divided in :meth:`distill`, unless somebody says otherwise."""
+    distilled: tuple[str, ...] = ()
+    """Losses of :meth:`distill`, by name, that are divided by a :meth:`distill_count`, as :attr:`counted` of :meth:`loss`."""
 
     def __init__(self, spec: FeatureSpec, num_classes: int, **options: Any) -> None:
         super().__init__()
@@ -344,6 +348,28 @@ class Head(nn.Module, ABC):
         """The raw output of the images ``rows`` (int64 [b]) of a batch alone. Default: dimension 0 of every tensor is the batch;
         a head whose raw output holds others overrides this. No host synchronisation."""
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.index_select(0, rows), raw)
+
+    def check_teacher(self, teacher: "Head") -> None:
+        """Raise :class:`UserError` unless the raw output of ``teacher`` compares with this head's, so that :meth:`distill` may be asked.
+        A teacher may be made to pad images as this head does."""
+        if type(self).distill is Head.distill:
+            name, remedy = type(self).__name__, "set optim.distill.weight 0 and name optim.distill.features"
+            raise UserError("optim.distill", f"head {name} says nothing of learning from a teacher's output", remedy)
+        if (teacher.task, teacher.num_classes) != (self.task, self.num_classes):
+            what = f"its head is for {teacher.num_classes} classes of {teacher.task}, the student's for {self.num_classes} of {self.task}"
+            raise UserError("optim.distill.teacher", what, "give a teacher that was trained on the same classes")
+
+    def distill(
+        self, raw: Any, teacher: Any, targets: Any, sizes: ImageSizes, temperature: float | None = None
+    ) -> dict[str, Tensor]:
+        """Scalar losses of ``raw`` against the raw output of a ``teacher`` on the same images, by names that begin with ``distill``; 0
+        where they agree. Gradients reach ``raw`` alone. ``targets`` say what does not count, and which anchors have an object;
+        ``temperature`` None: :attr:`distill_temperature`. No state, no host synchronisation. Default: none is known."""
+        raise NotImplementedError
+
+    def distill_count(self, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
+        """By what :meth:`distill` divides each loss of :attr:`distilled`, as :meth:`count`."""
+        return {}
 
     def diagnose(self, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
         """Figures on how well the targets fit this head (optional)."""

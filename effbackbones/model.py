@@ -107,6 +107,12 @@ class Model(nn.Module):
 
     def plainly(self, images: Tensor, sizes: ImageSizes | None = None, normalized: bool = False) -> Any:
         """As :meth:`forward`, by this model's own modules, whatever answers faster."""
+        return self.with_features(images, sizes, normalized)[1]
+
+    def with_features(
+        self, images: Tensor, sizes: ImageSizes | None = None, normalized: bool = False
+    ) -> tuple[list[Tensor], Any]:
+        """The maps of the backbone (``backbone.feature_spec``), and what :meth:`plainly` makes of them."""
         require_batch(images)
         if not normalized:
             require_unit(images)
@@ -124,9 +130,9 @@ class Model(nn.Module):
             remedy = "give at least 2 images, or larger ones; or freeze the batch norms (model.eval())"
             raise UserError("training batch", what, remedy) from None
 
-    def _run(self, images: Tensor, sizes: ImageSizes) -> Any:
+    def _run(self, images: Tensor, sizes: ImageSizes) -> tuple[list[Tensor], Any]:
         features = self.backbone(images)
-        return self.head([features[i] for i in self._read], sizes)
+        return features, self.head([features[i] for i in self._read], sizes)
 
     def loss(self, images: Tensor, targets: Any, sizes: ImageSizes | None = None) -> dict[str, Tensor]:
         """Weighted scalar losses by name; their sum is the objective. Raises :class:`UserError` for images as :meth:`forward` does, and
@@ -157,17 +163,19 @@ class Model(nn.Module):
         weight_decay: float = 0.0,
         *,
         layer_decay: float | None = None,
+        backbone_scale: float = 1.0,
         decay_norm_and_bias: bool = False,
     ) -> list[dict[str, Any]]:
         """Optimiser groups that cover every parameter once, frozen or not.
 
         Keys: ``params``, ``name`` (``"backbone.C3/decay"``), ``lr``, ``lr_scale``, ``weight_decay``. The head has
-        ``lr_scale`` 1; the backbone's last level ``layer_decay``, the one before its square, and so on to the stem.
+        ``lr_scale`` 1; the backbone's last level ``layer_decay``, the one before its square, and so on to the stem, each times
+        ``backbone_scale``.
         Parameters of fewer than two dimensions (norms, biases) are not decayed unless ``decay_norm_and_bias``.
         """
         levels = list(self.backbone.level_modules().items())
         parts: list[tuple[str, float, tuple[nn.Module, ...]]] = [
-            (f"backbone.{name}", (layer_decay or 1.0) ** (len(levels) - i), modules)
+            (f"backbone.{name}", backbone_scale * (layer_decay or 1.0) ** (len(levels) - i), modules)
             for i, (name, modules) in enumerate(levels)
         ]
         groups: list[dict[str, Any]] = []

@@ -42,6 +42,7 @@ class MultiHead(Head):
         self.size_divisor = math.lcm(*(head.size_divisor for head in heads.values()))
         self.min_size = max(head.min_size for head in heads.values())
         self.counted = tuple(f"{task}/{name}" for task, head in heads.items() for name in (*head.counted, *_BY_IMAGES))
+        self.distilled = tuple(f"{task}/{name}" for task, head in heads.items() for name in head.distilled)
         self._levels = {task: [spec.names.index(name) for name in head.spec.names] for task, head in heads.items()}
 
     def image_spec(self, spec: ImageSpec) -> ImageSpec:
@@ -109,7 +110,50 @@ class MultiHead(Head):
         """As the task's own head has it."""
         task, _, own = name.partition("/")
         head = cast(Head, self.heads[task])
-        return head.divisor(own, count) if own in head.counted else super().divisor(name, count)
+        return super().divisor(name, count) if own in _BY_IMAGES else head.divisor(own, count)
+
+    def check_teacher(self, teacher: Head) -> None:
+        """The heads of the tasks that both have, one at least."""
+        shared = self._taught(list(teacher.heads) if isinstance(teacher, MultiHead) else [])
+        if not shared:
+            remedy = f"give a teacher of {' or '.join(self.heads)}"
+            raise UserError("optim.distill.teacher", f"is for {teacher.task}, none of these tasks", remedy)
+        for task, head in shared:
+            head.check_teacher(cast(MultiHead, teacher).heads[task])  # type: ignore[arg-type]  # a head
+
+    def distill(
+        self,
+        raw: dict[str, Any],
+        teacher: Mapping[str, Any],
+        targets: Any,
+        sizes: ImageSizes,
+        temperature: float | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses named ``task/name``, weighted as :meth:`loss` weighs its own, of the tasks that the teacher has, on the images that
+        have labels of the task."""
+        losses: dict[str, Tensor] = {}
+        for task, head in self._taught(teacher):
+            if labels := _split(targets.get(task), sizes):
+                rows, own, own_sizes = labels
+                ours, theirs = (
+                    each[task] if rows is None else head.select(each[task], rows) for each in (raw, teacher)
+                )
+                parts = head.distill(ours, theirs, own, own_sizes, temperature)
+                factor = torch.exp(-self.log_variances[task].float()) if self.log_variances else self.weights[task]
+                losses |= {f"{task}/{name}": factor * value for name, value in parts.items()}
+        return losses
+
+    def distill_count(self, targets: Mapping[str, Any], sizes: ImageSizes) -> dict[str, Tensor]:
+        """The counts of each head, 0 where no image has its labels."""
+        sizes = sizes._replace(batch=(self.padded(sizes.batch[0]), self.padded(sizes.batch[1])))
+        counts = {name: sizes.valid.new_zeros(()) for name in self.distilled}
+        for task, head in self._items():
+            if labels := _split(targets.get(task), sizes):
+                counts |= {f"{task}/{name}": value for name, value in head.distill_count(*labels[1:]).items()}
+        return counts
+
+    def _taught(self, teacher: Collection[str]) -> list[tuple[str, Head]]:
+        return [(task, head) for task, head in self._items() if task in teacher]
 
     def predict(self, raw: dict[str, Any], sizes: ImageSizes) -> dict[str, Any]:
         """Predictions of each head."""

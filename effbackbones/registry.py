@@ -215,6 +215,8 @@ HEADS = Registry(
     {
         "classification": "heads.classification:ClassificationHead",
         "efficientdet": "heads.detection.efficientdet:EfficientDetHead",
+        "fcos": "heads.detection.fcos:FCOSHead",
+        "yolo": "heads.detection.yolo:YoloHead",
         "unet": "heads.segmentation.ushaped:UNetHead",
         "unetplusplus": "heads.segmentation.ushaped:UNetPlusPlusHead",
         "manet": "heads.segmentation.ushaped:MAnetHead",

@@ -13,8 +13,8 @@ from hypothesis import settings
 from effbackbones.registry import Registry
 
 # The same examples each time, so that a change is judged by itself alone; HYPOTHESIS_PROFILE=explore looks for others.
-settings.register_profile("repeated", derandomize=True, database=None)
-settings.register_profile("explore", max_examples=500)
+settings.register_profile("repeated", derandomize=True, database=None, deadline=None)  # a busy machine is no fault
+settings.register_profile("explore", max_examples=500, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeated"))
 torch.set_num_threads(int(os.environ.get("EFFBACKBONES_TEST_THREADS", "1")))
 

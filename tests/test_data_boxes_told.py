@@ -224,6 +224,17 @@ def dataset_of(form: str, root: Path, **options: Any) -> BoxDataset:
     return yolo(yolo_data(root, {"1": rows_of(BOXES)}, **options), "train", None)
 
 
+# --- names in other ways ---
+
+
+@pytest.mark.parametrize("way", [r"train\{}", "{root}/train/{}"])
+def test_names_of_another_system_and_whole_paths_find_their_files(tmp_path: Path, way: str) -> None:
+    what = content()
+    picture(tmp_path / "train/1.png")
+    what["images"][0]["file_name"] = way.format("1.png", root=tmp_path)
+    assert Path(opened(tmp_path, what)[0].path) == tmp_path / "train/1.png"
+
+
 # --- accents in names ---
 
 

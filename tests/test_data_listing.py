@@ -78,6 +78,19 @@ def test_accents_written_in_the_other_way_are_found(tmp_path: Path, there: str, 
     assert [lookup.find(name) for name in (said, "b.c", "b")] == [f"{there}.png", "b.c.png", None]
 
 
+def test_whole_paths_and_other_slashes_find_what_is_below_the_root(tmp_path: Path) -> None:
+    root, linked = tmp_path / "data", tmp_path / "link"
+    touch(root, "train/0.png")
+    touch(tmp_path, "outside.png")
+    linked.symlink_to(root)
+    ways = [str(root / "train/0.png"), r"train\0.png", "train/0.png"]
+    assert check_files(root, ways, str, "") == ["train/0.png"] * 3
+    assert check_files(linked, [str(linked / "train/0.png"), ways[0]], str, "") == ["train/0.png"] * 2
+    for outside in (tmp_path / "outside.png", root / "../outside.png", tmp_path / "data2/0.png"):
+        with pytest.raises(UserError, match=r"0: .* is not a path inside"):
+            check_files(root, [str(outside)], str, "")
+
+
 def test_names_that_differ_in_their_accents_alone_keep_apart() -> None:
     other = unicodedata.normalize("NFC", "ệ"), unicodedata.normalize("NFD", "ệ")
     lookup = Lookup(other)

@@ -263,6 +263,14 @@ def test_a_declared_value_of_255_pixels_is_no_binary(tmp_path: Path) -> None:
     assert "no class are ignored" in " ".join(dataset.notes)
 
 
+@pytest.mark.parametrize(("classes", "told"), [("ab", False), ("abc", True)])
+def test_255_that_may_be_meant_as_the_last_class_is_told(tmp_path: Path, classes: str, told: bool) -> None:
+    dataset = masks(config(grey(tmp_path, "train", [[0, 1, 255]]), classes=list(classes)), "train", None)
+    assert dataset.mask(0).tolist() == [[0, 1, 255]]
+    assert ("255 is no class and ignored: else set data.options.values: [0, 1, 255]" in dataset.notes[0]) == told
+    assert masks(config(tmp_path, classes=[*"abc"], values=[0, 1, 255]), "train", None).mask(0).tolist() == [[0, 1, 2]]
+
+
 def test_names_come_from_a_file_and_must_be_those_of_training(tmp_path: Path) -> None:
     root = grey(tmp_path, "train", [[0, 1]])
     (root / "classes.txt").write_text("sky\nroad\n")

@@ -139,9 +139,11 @@ def test_two_processes_share_the_batches_and_the_scores_of_one(tmp_path: Path) -
     assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
 
 
-def test_two_processes_stay_equal_when_the_backbone_thaws_and_average_their_losses(tmp_path: Path) -> None:
-    often = "--run.save_minutes", "1e-9"  # saves agree on the loss so far
-    done = launch(tmp_path, *often, "--model.freeze", "all", "--model.unfreeze_epoch", "1", plugin=PLUGIN + WATCH)
+def test_two_processes_stay_equal_when_the_backbone_thaws_and_images_grow(tmp_path: Path) -> None:
+    """And the training loss is the mean over them."""
+    more = ["--data.progressive", "[0.5, 0.75]"]  # from the fourth step on, and from the sixth
+    more += ["--run.save_minutes", "1e-9"]  # saves agree on the loss so far
+    done = launch(tmp_path, "--model.freeze", "all", "--model.unfreeze_epoch", "1", *more, plugin=PLUGIN + WATCH)
     assert done.returncode == 0, done.stderr
     losses = [[float(line) for line in (tmp_path / f"losses-{rank}").read_text().split()] for rank in range(2)]
     assert losses[0] != losses[1]

@@ -28,6 +28,8 @@ from tasks.settings.sections import Config
 
 OPTIONS: dict[str, dict[str, Any]] = SMALL | {
     "efficientdet": {"channels": 16, "cells": 1, "repeats": 1, "levels": [3, 4, 5], "num_scales": 1},
+    "fcos": {"channels": 64, "repeats": 1, "levels": [3, 4, 5]},
+    "yolo": {"channels": 16, "depth": 1, "repeats": 1},
     "classification": {"channels": 0},
 }
 QUICK = ("classification", "efficientdet", "unet", "fpn", "dpt", "segformer")
@@ -35,6 +37,8 @@ QUICK = ("classification", "efficientdet", "unet", "fpn", "dpt", "segformer")
 KINDS: list[Any] = [
     *(pytest.param(name, {}, 3, marks=[pytest.mark.slow] * (name not in QUICK)) for name in list_heads()),
     ("efficientdet", {"iou_loss": "ciou", "delta_loss": None, "crowd_ignore": True, "label_smoothing": 0.1}, 3),
+    ("fcos", {"weigh_boxes": True, "crowd_ignore": True}, 3),
+    ("yolo", {"nms_free": True, "dfl_bins": 4, "crowd_ignore": True, "alpha": 0.25}, 3),
     ("fpn", {"loss": ["cross_entropy", "focal*0.5"], "class_weights": [0.2, 3.0, 0.7], "label_smoothing": 0.1}, 3),
     ("fpn", {"loss": ["cross_entropy", "focal"], "mode": "multilabel", "class_weights": [0.2, 3.0, 0.7]}, 3),
     ("fpn", {"loss": ["cross_entropy", "focal"], "class_weights": [0.2, 3.0]}, 1),

@@ -21,11 +21,10 @@ from effbackbones.export.resizing import Resizing
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.predictor import fitting_of
 from effbackbones.inference.runtimes import TRUST, open_runtime
+from effbackbones.registry import HEADS
 
 pytestmark = pytest.mark.slow
 SIZES = {"cls": (64, 96), "det": (128, 128), "seg": (64, 96)}
-FIXED = ("efficientdet",)  # anchors of one size
-TASK_OF = {"classification": "cls", "efficientdet": "det"}
 
 
 def scenes(count: int) -> list[Any]:
@@ -37,12 +36,12 @@ def scenes(count: int) -> list[Any]:
 def made(backbone: str, head: str) -> Model:
     """A model that tells images and classes apart."""
     torch.manual_seed(0)
-    task = TASK_OF.get(head, "seg")
+    task = HEADS.get(head).task
     model = build_model(task, backbone, head=head, num_classes=3).eval()
     last = [one for one in model.head.modules() if isinstance(one, torch.nn.Conv2d | torch.nn.Linear)]
     if task == "det":
-        untyped: Any = model.head
-        last = [untyped.class_net.predict.pointwise]
+        nets = (net for name, net in model.head.named_modules() if name.endswith("class_net"))
+        last = [one for one in next(nets).modules() if isinstance(one, torch.nn.Conv2d)]
     torch.nn.init.normal_(last[-1].weight, std=0.3 if task == "det" else 0.05)  # rounding grows with it
     model.use_image_spec(replace(model.image_spec, size=SIZES[task]))
     made: Model = calibrated(model, scenes(4))
@@ -66,8 +65,9 @@ def test_a_runtime_says_what_torch_says(backbone: str, head: str, suffix: str, t
     runtime = open_runtime(path, trusted=True)
     height, width = SIZES[model.head.task]
     exact = copy.deepcopy(model).double()
-    assert runtime.record.dynamic_size == (head not in FIXED)
-    sizes = [(height, width)] if head in FIXED else [(height, width), (height + 13, width - 21)]
+    fixed = HEADS.get(head).task == "det"  # anchors of one size
+    assert runtime.record.dynamic_size != fixed
+    sizes = [(height, width)] if fixed else [(height, width), (height + 13, width - 21)]
     for batch, size in ((3, sizes[0]), (1, sizes[-1])):
         shown = [np.asarray(Image.fromarray(one).resize(size[::-1])) for one in scenes(3)[:batch]]
         images = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).contiguous()

@@ -21,7 +21,9 @@ from scenes import write_picture
 from tests_support import QUIET, ROOT
 
 from effbackbones.catalogue import weight_rows
+from effbackbones.registry import HEADS
 from effbackbones.weights.classifiers import SOURCES
+from tasks.data.dataset import DATASETS
 from tasks.settings.commandline import bundled, parse
 from tasks.settings.onecommand import ordered
 from tasks.settings.verbs import OPTIONS, VERBS
@@ -64,6 +66,7 @@ RUNS = (
     "joint/coco",
     "tutorial",
     "other",
+    "larger",
     *NOTEBOOKS,
     *(f"{name}-flip" for name in NOTEBOOKS),
 )
@@ -288,10 +291,12 @@ def test_extras_are_all_described() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page, text in SOURCES_OF_PAGES.items() if blocks(text, "python")])
-def test_python_runs(page: str, desk: Path) -> None:
+def test_python_runs(page: str, desk: Path, lend: Any) -> None:
     """The blocks of a page, one after the other as in a notebook; not those that name a trained run that they need, and not included
     files, which the sample package's own tests run."""
     write_picture(Path("holiday.jpg"))
+    for registry in (HEADS, DATASETS):  # what a page registers is its own
+        lend(registry, {}, alone=True)
     names: dict[str, object] = {"__name__": "__main__"}
     for number, block in enumerate(blocks(SOURCES_OF_PAGES[page], "python")):
         code = compile(block, f"{page}, Python block {number + 1}", "exec")

@@ -436,7 +436,11 @@ def test_every_head_answers_by_a_graph(head: str, backend: str, kept_graphs: Pat
         )
     else:
         task = HEADS.get(head).task
-        options = {"channels": 8, "cells": 1, "repeats": 1} if head == "efficientdet" else {}
+        options = {
+            "efficientdet": {"channels": 8, "cells": 1, "repeats": 1},
+            "fcos": {"channels": 64},
+            "yolo": {"channels": 8},
+        }.get(head, {})
         model = build_model(task, "b0", head=head, num_classes=3, backbone_options=SMALL, head_options=options)
     fast = settled(model).for_inference(backend=backend)
     with torch.no_grad():

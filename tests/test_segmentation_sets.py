@@ -23,8 +23,9 @@ from effbackbones.inference.results import Masks
 from effbackbones.inference.thresholds import thresholds_of
 from tasks.joint import main as joint
 from tasks.segment import main
-from tasks.segmentation.metrics import SegmentationMetrics
+from tasks.segmentation.metrics import SegmentationMetrics, border_of
 from tasks.segmentation.results import Segmented
+from tasks.segmentation.setanatomy import bands_of
 from tasks.segmentation.setfiles import folders_of
 from tasks.segmentation.setmetrics import SetMetrics, image_iou_of_sets
 from tasks.segmentation.task import TASK
@@ -317,3 +318,20 @@ def test_errors_of_overlapping_classes_lie_where_they_were_made() -> None:
     wrong = sum(row["missed"] + row["extra"] for row in metric.anatomy()["by_class"].values())
     assert wrong == 1000 + 3 * 100
     assert wrong == int(metric.counts[1:].sum())
+
+
+def test_borders_of_all_classes_at_once_are_those_of_each() -> None:
+    """Of sets with the highest bit that a class may have, and of pixels that nobody knows, looked at one window at a time."""
+    rng = np.random.default_rng(0)
+    truth = np.kron(rng.choice([0, 1, 3, 1 << 30], (4, 5)), np.ones((9, 8), np.int32)).astype(np.int32)
+    truth[:9, :8] = UNKNOWN
+    reach = border_of(*truth.shape)
+    around = np.lib.stride_tricks.sliding_window_view(
+        np.pad(truth, reach, constant_values=UNKNOWN), (2 * reach + 1,) * 2
+    )
+    found = bands_of(torch.from_numpy(truth)).numpy()
+    for bit in (0, 1, 30):
+        there = around >> bit & 1
+        near = (around == UNKNOWN).any((2, 3)) | (there.min((2, 3)) != there.max((2, 3)))
+        np.testing.assert_array_equal(found >> bit & 1, near)
+        assert 0 < near.mean() < 1

@@ -17,13 +17,14 @@ from effbackbones import Head, register_head
 from effbackbones.errors import UserError
 from tasks.settings.commandline import bundled, parse
 from tasks.settings.data import DataConfig, RandAugmentConfig
+from tasks.settings.distill import DistillConfig
 from tasks.settings.keytypes import field_docs, leaves, members_of, section_of
 from tasks.settings.lent import without_unknown
 from tasks.settings.sections import Config, HeadConfig, ModelConfig, OptimConfig, RunConfig
 from tasks.settings.tree import absolute, changed_keys, dump, from_mapping, to_mapping
 from tasks.strictyaml import read_value, write_value
 
-SECTIONS = (ModelConfig, HeadConfig, DataConfig, RandAugmentConfig, OptimConfig, RunConfig)
+SECTIONS = (ModelConfig, HeadConfig, DataConfig, RandAugmentConfig, OptimConfig, DistillConfig, RunConfig)
 BUNDLED = [(task, name) for task in ("classify", "detect", "segment", "joint") for name in sorted(bundled(task))]
 
 
@@ -53,7 +54,7 @@ def _parts(hint: Any) -> set[Any]:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_fields_have_closed_types_and_docs(section: type) -> None:
     # Callable, Any and object let a config name code; a type of unknown size would too.
-    plain = {int, float, str, bool, NoneType, tuple, list, dict, Literal, RandAugmentConfig}
+    plain = {int, float, str, bool, NoneType, tuple, list, dict, Literal, RandAugmentConfig, DistillConfig}
     docs = field_docs(section)
     for name, hint in get_type_hints(section).items():
         if name in ("SECTION", "LIMITS", "MEANT_FOR"):
@@ -375,8 +376,9 @@ def _means_itself(text: str) -> bool:
 
 
 def _values(hint: Any, interval: str) -> st.SearchStrategy[Any]:
-    if section_of(hint) is not None:
-        return st.none() | _section(RandAugmentConfig)
+    inner_section = section_of(hint)
+    if inner_section is not None:
+        return st.none() | _section(inner_section) if NoneType in members_of(hint) else _section(inner_section)
     if len(members_of(hint)) > 1:
         return st.one_of([_values(member, interval) for member in get_args(hint)])
     if hint in (NoneType, bool, str):

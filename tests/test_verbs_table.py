@@ -85,10 +85,10 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
         (
             "--config",
             "shapes",
-        ): "--config: does not go with join; it goes with train, evaluate, predict, check, export, bench, plan, embed",
+        ): "--config: does not go with join; it goes with train, evaluate, predict, check, export, prune, bench, plan, embed",
         ("--data.root", "x"): "--data.root: does not go with join; it goes with train",
         ("--print-config",): "--print-config: does not go with join",
-        ("--split", "val"): "--split: does not go with join; it goes with evaluate, predict, export",
+        ("--split", "val"): "--split: does not go with join; it goes with evaluate, predict, export, prune",
     }.items():
         assert main(["join", *argv]) == 2
         assert f"error: {text}" in capsys.readouterr().err
@@ -98,7 +98,7 @@ def test_a_verb_without_config_and_task_is_a_file_and_a_row(
     assert "|join]" in shown
     assert "join: say nothing about anything" in shown
     assert (
-        ".onnx, .pt2 or .xml, of features .npy or .parquet (evaluate, predict, check, export, plan, embed, compare, join)"
+        ".onnx, .pt2 or .xml, of features .npy or .parquet (evaluate, predict, check, export, prune, plan, embed, compare, join)"
         in shown
     )
 
@@ -231,7 +231,7 @@ def test_verbs_keep_their_names_and_know_their_options() -> None:
 def test_what_a_verb_does_not_read_are_keys(verb: Verb) -> None:
     assert [key for key in verb.unread if key != "optim" and hint_of(key) is None] == []
     assert verb.reads("data.image_size")
-    assert verb.reads("data.flip") == (verb.name in ("train", "check", "plan"))
+    assert verb.reads("data.flip") == (verb.name in ("train", "check", "plan", "prune"))
     assert verb.reads("data.root", split=True)
     assert verb.reads("data.root") == (verb.name not in ("predict", "bench", "embed"))
 

@@ -42,6 +42,8 @@ def drop_path(x: Tensor, probability: float, overwrite: bool = False) -> Tensor:
 class MBConv(nn.Module):
     """Inverted bottleneck: 1x1 expansion (absent for ``expand`` 1), depthwise convolution, squeeze-excite, 1x1 projection.
 
+    ``middle`` and ``squeezed``: channels of the middle and of squeeze-excite, of a block that is not as published.
+
     The input is added where stride and channels allow; there the branch is dropped with ``drop_path`` per sample in
     training. The output is linear: no activation follows the projection.
     """
@@ -60,9 +62,11 @@ class MBConv(nn.Module):
         numerics: Numerics,
         drop_path: float,
         nominal_size: int,
+        middle: int | None = None,
+        squeezed: int | None = None,
     ) -> None:
         super().__init__()
-        middle = in_channels * expand
+        middle = in_channels * expand if middle is None else middle
         self.drop_probability = drop_path
         self.skip = stride == 1 and in_channels == out_channels
         if expand != 1:
@@ -79,9 +83,8 @@ class MBConv(nn.Module):
             nominal_size=nominal_size,
         )
         if squeeze_excite:
-            self.squeeze_excite = SqueezeExcite(
-                middle, max(1, in_channels // 4)
-            )  # a quarter of the block's input, not of the middle
+            # a quarter of the block's input, not of the middle
+            self.squeeze_excite = SqueezeExcite(middle, max(1, in_channels // 4) if squeezed is None else squeezed)
         self.project = ConvNorm(middle, out_channels, numerics=numerics, activation=None)
 
     def forward(self, x: Tensor) -> Tensor:

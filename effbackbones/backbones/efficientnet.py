@@ -34,6 +34,7 @@ DEFAULT_NUMERICS = {"b": "torch", "lite": "tf"}
 _MAPS: Mapping[str, Any] = {"stem_stride": 2, "tap": "stage", "output_stride": 32}
 """Options that change the maps and not the weights, with their defaults."""
 
+_WIDTHS = ("middle", "squeezed")
 _LARGEST_MULTIPLIER = 1000
 
 
@@ -61,6 +62,9 @@ class EfficientNet(Backbone):
     ``checkpointing``: recompute the blocks' activations in the backward pass; equal gradients, batch-norm statistics
     updated once. Left to the compiler under ``torch.compile``, whose partitioner decides itself what to recompute.
 
+    ``middle`` and ``squeezed``: channels of the middle of each block, and of its squeeze-excite, one number for each block of the table,
+    also for those that are not built (:mod:`effbackbones.pruning` makes such networks); default: as published.
+
     Options out of range raise :class:`UserError`.
     """
 
@@ -79,6 +83,8 @@ class EfficientNet(Backbone):
         checkpointing: bool = False,
         width: float | None = None,
         depth: float | None = None,
+        middle: Sequence[int] | None = None,
+        squeezed: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         config = scaling(name) if isinstance(name, str) else name
@@ -102,6 +108,9 @@ class EfficientNet(Backbone):
         self.checkpointing = checkpointing
         self.tap = tap
         self.in_channels = in_channels
+        self._pruned = {"middle": middle, "squeezed": squeezed}
+        self.block_widths = _block_widths(config, middle, squeezed)
+        """Channels of the middle of each block of the table, and of its squeeze-excite."""
         self._map_options = {"stem_stride": stem_stride, "tap": tap, "output_stride": output_stride}
         names = _ordered_levels(config.name, levels)
         self._blocks_below = _blocks_below(config, tap)
@@ -123,6 +132,7 @@ class EfficientNet(Backbone):
             stem_stride=stem_stride,
             output_stride=output_stride,
             drop_path=drop_path,
+            widths=self.block_widths,
         )
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
         channels = {level: stage_channels(config)[stage - 1] for level, stage in LEVEL_STAGES.items()}
@@ -175,7 +185,9 @@ class EfficientNet(Backbone):
         """Any published source, the files of six libraries, and our own."""
         read = read_weights(weights, name, numerics=options.get("numerics"), image_spec=options.get("image_spec"))
         spec = read.image_spec.for_channels(options.get("in_channels", 3))
-        return replace(read, options={**read.options, "image_spec": spec})
+        saved = (read.config or {}).get("backbone_options") or {}
+        widths = {name: tuple(saved[name]) for name in _WIDTHS if saved.get(name)}  # those of a pruned network
+        return replace(read, options={**read.options, **widths, "image_spec": spec})
 
     def adopt(self, weights: Pretrained) -> Adopted:
         """As :meth:`Backbone.adopt`, the stem adapted to ``in_channels``; where the head of these weights was trained on other
@@ -205,8 +217,10 @@ class EfficientNet(Backbone):
         return Adopted(report, (*adapted, *differ))
 
     def settled(self) -> dict[str, Any]:
-        """Numerics and image spec, and what a head asked for: whoever loads these weights elsewhere can then be told."""
-        asked = {name: value for name, value in self._map_options.items() if value != _MAPS[name]}
+        """Numerics and image spec, the widths of a pruned network, and what a head asked for: whoever loads these weights elsewhere can
+        then be told."""
+        asked: dict[str, Any] = {name: value for name, value in self._map_options.items() if value != _MAPS[name]}
+        asked |= {name: list(widths) for name, widths in self._pruned.items() if widths is not None}
         return {"numerics": asdict(self.numerics), "image_spec": asdict(self.image_spec), **asked}
 
     def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:
@@ -230,6 +244,29 @@ def _blocks_below(config: Scaling, tap: str) -> dict[str, int]:
     return below
 
 
+def _block_widths(
+    config: Scaling, middle: Sequence[int] | None, squeezed: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels of the middle of each block of the table and of its squeeze-excite, those published or those given."""
+    inputs, found = (stem_channels(config), *stage_channels(config)), []
+    layers = stage_layers(config)
+    for number, (row, count) in enumerate(zip(STAGES, layers, strict=True)):
+        for layer in range(count):
+            channels = inputs[number] if layer == 0 else inputs[number + 1]
+            found.append((channels * row.expand, max(1, channels // 4)))
+    published = tuple(zip(*found, strict=True))
+    widths = []
+    for option, own, given in zip(_WIDTHS, published, (middle, squeezed), strict=True):
+        if given is not None and (len(given) != len(own) or min(given) < 1):
+            what = f"expected {len(own)} widths from 1 up, one for each block of {config.name}, got {len(given)}: {list(given)}"
+            raise UserError(option, what[:200], "leave it out: it comes from the file of a pruned model")
+        widths.append(own if given is None else tuple(given))
+    if widths[0][: layers[0]] != published[0][: layers[0]]:
+        what = f"the first {layers[0]} blocks have no expansion, their middle is what they are given: {list(published[0][: layers[0]])}"
+        raise UserError("middle", what, "correct it")
+    return widths[0], widths[1]
+
+
 def _stages(
     config: Scaling,
     count: int,
@@ -239,6 +276,7 @@ def _stages(
     stem_stride: int,
     output_stride: int,
     drop_path: float,
+    widths: tuple[Sequence[int], Sequence[int]],
 ) -> Iterator[list[MBConv]]:
     """The first ``count`` blocks, by stage.
 
@@ -269,6 +307,8 @@ def _stages(
                 numerics=numerics,
                 drop_path=drop_path * index / len(asked),
                 nominal_size=sizes[index],
+                middle=widths[0][index],
+                squeezed=widths[1][index],
             )
             blocks.append(block)
             index += 1

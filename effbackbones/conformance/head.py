@@ -1,6 +1,7 @@
 """The promises of a head, one function each: it yields a sentence for everything that breaks the promise."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from effbackbones.conformance.comparing import (
     unreached,
 )
 from effbackbones.conformance.predict import fixed_shapes, predict_pure, valid_extent
-from effbackbones.contracts import LEVELS, BackboneNeeds, ImageSizes
+from effbackbones.contracts import LEVELS, BackboneNeeds, Head, ImageSizes
 from effbackbones.errors import UserError
 
+_NOTHING = 1e-5  # of a loss against itself, whose parts cancel but for rounding
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
 
@@ -141,7 +143,7 @@ def loss_pure(case: HeadCase) -> Iterator[str]:
 
 
 def no_sync(case: HeadCase) -> Iterator[str]:
-    """``loss``, ``count`` and ``select`` never ask for a value or a shape that only the data knows: on a GPU that stops the queue."""
+    """``loss``, ``count``, ``distill`` and ``select`` never ask for a value or shape that only the data knows: a GPU's queue would stop."""
     head = case.build().train()
     features, sizes = case.inputs(head)
     given = (head(features, sizes), case.make_targets(sizes, case.num_classes, False), sizes, torch.tensor([1]))
@@ -152,6 +154,9 @@ def no_sync(case: HeadCase) -> Iterator[str]:
         head.loss(raw, targets, sizes)
         head.count(targets, sizes)
         head.select(raw, rows)
+        if type(head).distill is not Head.distill:
+            head.distill(raw, raw, targets, sizes)
+            head.distill_count(targets, sizes)
     return iter(())
 
 
@@ -170,22 +175,67 @@ def select(case: HeadCase) -> Iterator[str]:
 def count(case: HeadCase) -> Iterator[str]:
     """Each loss in ``counted``, divided by the ``count`` of a whole batch, is the sum of its parts over the parts of that batch."""
     head = case.build().eval()
-    if not head.counted:
+    if head.counted:
+        features, sizes = case.inputs(head, 3)
+        with torch.no_grad():
+            raw = head(features, sizes)
+        yield from _adds_up(
+            case, head, sizes, head.counted, head.count, lambda rows, *given: head.loss(rows(raw), *given)
+        )
+
+
+def distill(case: HeadCase) -> Iterator[str]:
+    """A head that learns from a teacher loses nothing against itself; against another a gradient reaches its own output alone, and each
+    loss in ``distilled`` is divided by its ``distill_count``."""
+    head, other = case.build().eval(), case.build().eval()
+    if type(head).distill is Head.distill:
         return
+    head.check_teacher(other)
     features, sizes = case.inputs(head, 3)
     targets = case.make_targets(sizes, case.num_classes, False)
+    raw = head(features, sizes)
+    if lost := [name for name, value in head.distill(raw, raw, targets, sizes).items() if abs(value.item()) > _NOTHING]:
+        yield f"{listed(lost)} not 0 against itself"
+    theirs = other([feature.detach() for feature in features], sizes)
+    losses = head.distill(raw, theirs, targets, sizes)
+    if odd := [name for name in losses if not name.rpartition("/")[2].startswith("distill")]:
+        yield f"{listed(odd)} should begin with distill"
+    _back(losses)
+    if any(p.grad is not None for p in other.parameters()):
+        yield "a gradient reaches the teacher"
+    reached = [*features, *head.parameters()]  # of nets on detached maps the parameters alone
+    if not any(t.grad is not None and bool(t.grad.any()) for t in reached) or not_finite(head):
+        yield "no gradient, or one that is not finite, reaches the student"
+
+    def lost_by(rows: Any, *given: Any) -> Mapping[str, Tensor]:
+        return head.distill(rows(raw), rows(theirs), *given)
+
     with torch.no_grad():
-        raw = head(features, sizes)
-        losses, whole = head.loss(raw, targets, sizes), head.count(targets, sizes)
+        yield from _adds_up(case, head, sizes, head.distilled, head.distill_count, lost_by)
+
+
+def _adds_up(
+    case: HeadCase,
+    head: Head,
+    sizes: ImageSizes,
+    names: Collection[str],
+    counts_of: Callable[[Any, ImageSizes], Mapping[str, Tensor]],
+    losses_of: Callable[..., Mapping[str, Tensor]],
+) -> Iterator[str]:
+    """Whether the losses ``names`` of three images are, by their counts, the sums of those of one and of two of them. ``losses_of`` gets
+    what chooses rows of a raw output, targets and sizes."""
+    targets = case.make_targets(sizes, case.num_classes, False)
+    with torch.no_grad():
+        losses, whole = losses_of(lambda raw: raw, targets, sizes), counts_of(targets, sizes)
         own = {name for name in whole if "/" not in name}  # of several heads some losses are there now and then
-        if sorted(whole) != sorted(head.counted) or not own <= set(losses):
-            yield f"counted is {head.counted}, count() gives {tuple(whole)}, the losses are {tuple(losses)}"
+        if sorted(whole) != sorted(names) or not own <= set(losses):
+            yield f"counted is {tuple(names)}, counts are {tuple(whole)}, the losses are {tuple(losses)}"
             return
         whole = {name: total for name, total in whole.items() if name in losses}
         sums, counts = dict.fromkeys(whole, 0.0), dict.fromkeys(whole, 0.0)
         for rows in (torch.tensor([2]), torch.tensor([0, 1])):
             few, labels = sizes.select(rows), _chosen(targets, rows)
-            parts, pieces = head.loss(head.select(raw, rows), labels, few), head.count(labels, few)
+            parts, pieces = losses_of(partial(head.select, rows=rows), labels, few), counts_of(labels, few)
             for name, total in whole.items():
                 share = head.divisor(name, pieces[name]) / head.divisor(name, total)
                 sums[name] += float(parts[name] * share)
@@ -287,6 +337,7 @@ HEAD_PROMISES: dict[str, Callable[[HeadCase], Iterator[str]]] = {
     "no_sync": no_sync,
     "select": select,
     "count": count,
+    "distill": distill,
     "gradient_reach": gradient_reach,
     "predict_pure": predict_pure,
     "fixed_shapes": fixed_shapes,

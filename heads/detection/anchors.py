@@ -186,13 +186,18 @@ def in_groups(
     crowd: Tensor | None,
 ) -> Assignment:
     """What ``match`` makes of boxes, usable and crowd, of as many images at once as memory allows."""
-    at_once = max(1, _MOST_PAIRS // (boxes.shape[1] * len(anchors)))
-    if len(boxes) <= at_once:
+    groups = image_slices(boxes, anchors)
+    if len(groups) == 1:
         return match(boxes, usable, crowd)
-    groups = [slice(first, first + at_once) for first in range(0, len(boxes), at_once)]
     parts = [match(boxes[rows], usable[rows], None if crowd is None else crowd[rows]) for rows in groups]
     ignored = [part.ignored for part in parts if part.ignored is not None]
     return Assignment(torch.cat([part.match for part in parts]), torch.cat(ignored) if ignored else None)
+
+
+def image_slices(boxes: Tensor, anchors: Tensor) -> list[slice]:
+    """Images of boxes [B, M, 4] in parts whose overlaps with all anchors memory holds at once, one image at least."""
+    at_once = max(1, _MOST_PAIRS // (boxes.shape[1] * len(anchors)))
+    return [slice(first, first + at_once) for first in range(0, len(boxes), at_once)]
 
 
 def box_slices(boxes: Tensor, anchors: Tensor) -> list[slice]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from heads.detection.losses import IOU_LOSSES, IouLoss, focal_sum, huber_sum, iou_loss, smooth_l1_sum
+from heads.detection.losses import IOU_LOSSES, IouLoss, focal_sum, huber_sum, iou_loss, rated_focal, smooth_l1_sum
 from heads.options import choice, number, require
 
 _LEAST_SHARE = 1e-6  # of all weights together, so that a batch without boxes divides 0 by something
@@ -74,6 +74,49 @@ class Focal:
     def bias(prior: float) -> float:
         """The logit of a probability, for the last layer to start with (Lin et al. 2017, section 4.1)."""
         return -math.log((1 - prior) / prior)
+
+
+@dataclass(frozen=True)
+class QualityFocal:
+    """A sigmoid per class, no background, that is to say how well its box fits: |y - p|^gamma BCE(p, y), y in 0..1.
+
+    ``gamma``; ``alpha``: None, or the weight of the logit of an anchor's own class, the others then weigh 1 - alpha;
+    ``label_smoothing``, in the cross-entropy alone. Source: Li et al., "Generalized focal loss", 2020, equation 5; what Feng et al.,
+    "TOOD", 2021, train classes with (equation 8).
+    """
+
+    gamma: float = 2.0
+    alpha: float | None = None
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        number("gamma", self.gamma, 0)
+        if self.alpha is not None:
+            number("alpha", self.alpha, above=0, below=1)
+        number("label_smoothing", self.label_smoothing, 0, below=1)
+
+    def outputs(self, num_classes: int) -> int:
+        return num_classes
+
+    def sum(self, logits: Tensor, labels: Tensor, ignored: Tensor | None) -> Tensor:
+        return self.rated_sum(logits, labels, ignored, torch.ones_like(logits[..., 0]))
+
+    def rated_sum(self, logits: Tensor, labels: Tensor, ignored: Tensor | None, quality: Tensor) -> Tensor:
+        """As :meth:`ClassLoss.sum`, with y the ``quality`` [B, A], in 0..1, of the boxes of anchors that have a label."""
+        own, others = (1.0, 1.0) if self.alpha is None else (self.alpha, 1 - self.alpha)
+        smoothing, none = self.label_smoothing, torch.full_like(labels, -1)
+        # All as negatives, then the few others put right: no target of [B, A, K].
+        value = focal_sum(logits, none, alpha=0.0, gamma=self.gamma, smoothing=smoothing, ignored=ignored)
+        of_own = logits.gather(2, labels.clamp(min=0)[..., None])[..., 0]
+        rated = rated_focal(of_own, quality, self.gamma, smoothing)
+        unrated = rated_focal(of_own, torch.zeros_like(quality), self.gamma, smoothing)
+        return others * value + torch.where(labels >= 0, own * rated - others * unrated, 0.0).sum()
+
+    def evidence(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def probability(self, evidence: Tensor) -> Tensor:
+        return evidence.sigmoid()
 
 
 @dataclass(frozen=True)
@@ -167,10 +210,12 @@ class BoxLosses:
         coder: Coder,
         count: Tensor,
         share: Tensor | None = None,
+        share_count: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """``box`` and ``iou``, those asked for, of deltas float32 [B, A, 4]: weighted sums divided by ``count``.
 
-        ``share`` [B, A] weighs the anchors of ``iou``, which is then divided by its sum over positives (FCOS: centerness).
+        ``share`` [B, A] weighs the anchors of ``iou``, which is then divided by ``share_count``, or where that is None by the sum of
+        the shares of positives (FCOS: centerness).
         """
         positive, own, losses = matched.positive, matched.boxes, {}
         if self.delta_loss is not None:
@@ -182,6 +227,7 @@ class BoxLosses:
             overlap = torch.where(positive, iou_loss(decoded, own, self.iou_loss), 0.0)
             if share is not None:
                 share = torch.where(positive, share, 0.0)
-                overlap, count = overlap * share, share.sum().clamp(min=_LEAST_SHARE)
+                overlap = overlap * share
+                count = share.sum().clamp(min=_LEAST_SHARE) if share_count is None else share_count
             losses["iou"] = self.iou_weight * overlap.sum() / count
         return losses

@@ -15,11 +15,14 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from effbackbones.contracts import BoxTargets, Detections, FeatureSpec, Head, ImageSizes
+from effbackbones.errors import UserError
 from heads.detection.anchors import Assignment, Deltas, IouMatching, anchor_grid, box_slices, pairwise_iou
 from heads.detection.criteria import BoxLosses, ClassLoss, Coder, Focal, Matched
+from heads.detection.losses import iou_loss
 from heads.detection.nms import Selection, candidates
 from heads.options import taken
 from heads.targets import check_boxes
+from heads.teaching import quality_focal_sum, sigmoid_divergence, softmax_divergence
 
 _FIXED_POINT = 2.0**32  # units of the anchor shapes, so that `.half()` cannot round them
 Matching = Callable[[Tensor, Tensor, Tensor, Tensor | None], Assignment]
@@ -91,6 +94,7 @@ class DenseHead(Head):
         # What looks at predictions to find the positives cannot count them before there are any.
         known = type(self).assignment is DenseHead.assignment
         self.counted = ("class", *self.box_losses.names) if known and not local_normaliser else ()
+        self.distilled = ("distill", "distill_box") if self.counted else ()  # by the count of the class loss
 
     # --- anchors -----------------------------------------------------------------------------------------------------
 
@@ -140,8 +144,8 @@ class DenseHead(Head):
         """Positive anchors, of each loss in ``counted``; what :meth:`counts` says otherwise."""
         if not self.counted:
             return {}
-        targets, anchors = _at_least_one(targets), self._anchors_for(sizes).to(targets.boxes)
-        return self.counts(_matched(anchors, targets, *self._matching(anchors, targets)), anchors)
+        targets, anchors = at_least_one(targets), self._anchors_for(sizes).to(targets.boxes)
+        return self.counts(matched_to(anchors, targets, *self._matching(anchors, targets)), anchors)
 
     def counts(self, matched: Matched, anchors: Tensor) -> dict[str, Tensor]:
         """By what the losses in ``counted`` are divided: the number of positive anchors."""
@@ -153,8 +157,8 @@ class DenseHead(Head):
 
     def matched(self, raw: Any, targets: BoxTargets) -> Matched:
         """What each anchor is to say."""
-        targets = _at_least_one(targets)
-        return _matched(raw.anchors, targets, *self.assignment(raw, targets))
+        targets = at_least_one(targets)
+        return matched_to(raw.anchors, targets, *self.assignment(raw, targets))
 
     def assignment(self, raw: Any, targets: BoxTargets) -> Assignment:
         """The box of each anchor, by ``matching``. A head that matches by what it predicts (SimOTA) overrides this; targets have
@@ -167,8 +171,61 @@ class DenseHead(Head):
 
     def select(self, raw: Any, rows: Tensor) -> Any:
         """Rows of all but the anchors, which are those of every image."""
-        parts = {name: part.index_select(0, rows) for name, part in raw._asdict().items() if name != "anchors"}
+        parts = {
+            name: super(DenseHead, self).select(part, rows) for name, part in raw._asdict().items() if name != "anchors"
+        }
         return raw._replace(**parts)
+
+    # --- the teacher -------------------------------------------------------------------------------------------------
+
+    def check_teacher(self, teacher: Head) -> None:
+        """As :meth:`Head.check_teacher`: the same anchors, logits and way of writing boxes. The teacher pads images as this head does from
+        here on, so that their cells are the same."""
+        super().check_teacher(teacher)
+        if not isinstance(teacher, DenseHead):
+            what = f"{type(teacher).__name__} is not dense: it has no anchors to compare with"
+            raise UserError("optim.distill.teacher", what, "give a dense detector")
+        ours, theirs = ((head.strides, head._counts, cast(Tensor, head._shapes).tolist()) for head in (self, teacher))
+        if ours != theirs:
+            told = [f"strides {list(head.strides)} with {head._counts} a cell" for head in (teacher, self)]
+            same = told[0] == told[1]
+            what = "its anchors have other sides" if same else f"its anchors are {told[0]}, the student's {told[1]}"
+            remedy = (
+                "give both the same model.head_options, or set optim.distill.weight 0 and name optim.distill.features"
+            )
+            raise UserError("optim.distill.teacher", what, remedy)
+        kinds = [(head.coder, type(head.class_loss).__name__) for head in (self, teacher)]
+        if kinds[0] != kinds[1]:
+            what = f"writes boxes and classes as {kinds[1]}, the student as {kinds[0]}"
+            raise UserError("optim.distill.teacher", what, "give a teacher with the same head")
+        teacher.size_divisor, teacher.min_size = self.size_divisor, self.min_size
+
+    def distill(
+        self, raw: Any, teacher: Any, targets: BoxTargets, sizes: ImageSizes, temperature: float | None = None
+    ) -> dict[str, Tensor]:
+        """``distill``: the focal form on all class logits (of a softmax its divergence), and where boxes are rated the divergence of the
+        ratings of positives; ``distill_box``: GIoU between the boxes of student and teacher at positive anchors, as Wang et al.,
+        "CrossKD", 2023, pull boxes. All divided by :meth:`normaliser`, anchors in crowds left out as :meth:`loss` does."""
+        matched, warmth = self.matched(raw, targets), temperature or self.distill_temperature
+        positive, count = matched.positive, self.normaliser(matched)
+        if raw.logits.shape[2] == self.num_classes:  # no column of background
+            scores = quality_focal_sum(raw.logits, teacher.logits, warmth, matched.ignored)
+        else:
+            each = softmax_divergence(raw.logits, teacher.logits, warmth, 2)
+            scores = (each if matched.ignored is None else each.masked_fill(matched.ignored, 0.0)).sum()
+        if hasattr(raw, "quality"):
+            rated = sigmoid_divergence(raw.quality, teacher.quality, warmth)
+            scores = scores + torch.where(positive, rated, 0.0).sum()
+        ours, theirs = (
+            self.coder.decode(torch.where(positive[..., None], each.float(), 0.0), raw.anchors)
+            for each in (raw.deltas, teacher.deltas.detach())
+        )
+        apart = torch.where(positive, iou_loss(ours, theirs, "giou"), 0.0).sum()
+        return {"distill": scores / count, "distill_box": apart / count}
+
+    def distill_count(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
+        """Positive anchors."""
+        return dict.fromkeys(self.distilled, self.count(targets, sizes)["class"]) if self.distilled else {}
 
     # --- the detections ----------------------------------------------------------------------------------------------
 
@@ -197,13 +254,13 @@ class DenseHead(Head):
         Nothing for a head that does not match by overlap."""
         if not isinstance(self.matching, IouMatching):
             return {}
-        boxes, labels, crowd = _at_least_one(targets)
+        boxes, labels, crowd = at_least_one(targets)
         anchors = self._anchors_for(sizes).to(boxes)
         best = torch.cat([pairwise_iou(boxes[:, part], anchors).amax(2) for part in box_slices(boxes, anchors)], 1)
         return {"best_anchor_iou": torch.where((labels >= 0) & ~crowd, best, -1.0)[:, : targets.labels.shape[1]]}
 
 
-def _matched(anchors: Tensor, targets: BoxTargets, match: Tensor, ignored: Tensor | None) -> Matched:
+def matched_to(anchors: Tensor, targets: BoxTargets, match: Tensor, ignored: Tensor | None) -> Matched:
     """Anchors [A, 4] with the boxes and labels that ``match`` [B, A] says."""
     positive, index = match >= 0, match.clamp(min=0)
     own = torch.where(positive[..., None], targets.boxes.gather(1, index[..., None].expand(-1, -1, 4)), anchors)
@@ -220,7 +277,7 @@ def map_sizes(image: Sequence[int], strides: Sequence[int]) -> list[tuple[int, i
     return [(-(-image[0] // stride), -(-image[1] // stride)) for stride in strides]
 
 
-def _at_least_one(targets: BoxTargets) -> BoxTargets:
+def at_least_one(targets: BoxTargets) -> BoxTargets:
     """The same targets with a row of padding if they have no row at all."""
     if targets.labels.shape[1]:
         return targets

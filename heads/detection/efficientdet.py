@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from heads.detection.efficientdet_weights import fit_classes, options_of
 from heads.detection.levels import check_names, names_of, sources
 from heads.detection.nms import Selection
 from heads.detection.towers import Tower
-from heads.detection.variants import Fusion, Variant, named_variant, variant_for
+from heads.detection.variants import Fusion, Variant, letterboxed, named_variant, variant_for
 from heads.options import number
 
 _WORTHWHILE = 0.01  # gain in mean best IoU below which fitted anchors are not worth leaving the published ones
@@ -143,8 +143,7 @@ class EfficientDetHead(DenseHead):
 
     def image_spec(self, spec: ImageSpec) -> ImageSpec:
         """The variant's published size, letterboxed, bilinear; mean and std of the backbone's weights."""
-        size = (self.row.resolution, self.row.resolution)
-        return replace(spec, size=size, interpolation="bilinear", crop_fraction=1.0, crop_mode="letterbox")
+        return letterboxed(spec, self.row.resolution)
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> DetRaw:
         """Maps of images padded to ``size_divisor`` to logits, deltas and anchors."""

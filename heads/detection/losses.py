@@ -90,6 +90,31 @@ def focal_sum(
     return value
 
 
+def rated_focal(logits: Tensor, quality: Tensor, gamma: float, smoothing: float = 0.0) -> Tensor:
+    """Quality focal loss |y - p|^gamma BCE(x, y), p = sigmoid(x), y = ``quality`` in 0..1, of each of logits [...]: [...].
+
+    Li et al., "Generalized focal loss", 2020, equation 5. In the cross-entropy alone y is moved by ``smoothing`` towards a half.
+    """
+    smooth = quality * (1 - smoothing) + smoothing / 2
+    gap = (quality - logits.sigmoid()).square() + _TINY**2  # the slope of a root at 0 is not finite
+    return gap ** (gamma / 2) * F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
+
+
+def distribution_sum(sides: Tensor, distances: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the distribution focal loss of logits ``sides`` [B, A, 4, n] of the values 0 to n - 1, averaged over the four sides, with
+    ``weights`` [B, A]: cross-entropy of the two values around each of ``distances`` [B, A, 4], which are clamped to that range.
+
+    Li et al., "Generalized focal loss", 2020, equation 6.
+    """
+    most = sides.shape[-1] - 1
+    wanted = distances.clamp(0, most)
+    low = wanted.floor().clamp(max=most - 1)
+    upper, said = wanted - low, sides.log_softmax(-1)
+    at_low = said.gather(-1, low.long()[..., None])[..., 0]
+    at_high = said.gather(-1, low.long()[..., None] + 1)[..., 0]
+    return -(((1 - upper) * at_low + upper * at_high).mean(-1) * weights).sum()
+
+
 def huber_sum(deltas: Tensor, targets: Tensor, delta: float = 0.1) -> Tensor:
     """Sum of Huber's loss, 0.5 e^2 up to |e| = ``delta`` and delta (|e| - 0.5 delta) beyond, over entries with a target.
 

@@ -35,11 +35,11 @@ def top_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     best = logits.amax(2)
     best = torch.where(best.isfinite(), best, -torch.inf)
-    anchors = _largest(best, count)
+    anchors = largest(best, count)
     finite = best.gather(1, anchors).isfinite()[..., None]
     rows = logits.gather(1, anchors[..., None].expand(-1, -1, logits.shape[2]))
     chosen = torch.where(finite, rows, -torch.inf).flatten(1)
-    pairs = _largest(chosen, count)
+    pairs = largest(chosen, count)
     values = chosen.gather(1, pairs)
     # ONNX has no stable sort, and promises of its TopK that the first of equals comes first.
     values, order = values.topk(values.shape[1]) if for_onnx() else values.sort(stable=True, descending=True)
@@ -47,7 +47,7 @@ def top_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return values, anchors.gather(1, pairs // logits.shape[2]), pairs % logits.shape[2]
 
 
-def _largest(values: Tensor, count: int) -> Tensor:
+def largest(values: Tensor, count: int) -> Tensor:
     """Columns int64 [B, n] of the ``count`` largest of each row of [B, N], rising; of equals the first, which ``topk`` alone
     does not promise. The host waits for nothing."""
     count = min(count, values.shape[1])
@@ -90,7 +90,7 @@ class Selection:
     """Which candidates become detections, as options of a head.
 
     ``max_detections`` per image, of scores above ``score_threshold``; ``pre_nms``: anchor-class pairs that are looked at;
-    ``nms``: ``hard``, with ``nms_iou``, or ``gaussian``, with ``sigma``.
+    ``nms``: ``hard``, with ``nms_iou``; ``gaussian``, with ``sigma``; or ``none``, for networks that find each object once.
     """
 
     max_detections: int = 100
@@ -103,7 +103,7 @@ class Selection:
     def __post_init__(self) -> None:
         whole("max_detections", self.max_detections)
         number("score_threshold", self.score_threshold, 0, below=1)
-        choice("nms", self.nms, ("hard", "gaussian"))
+        choice("nms", self.nms, ("hard", "gaussian", "none"))
         number("nms_iou", self.nms_iou, 0, most=1)
         number("sigma", self.sigma, above=0)
         whole("pre_nms", self.pre_nms)
@@ -111,13 +111,27 @@ class Selection:
     def __call__(self, found: Candidates, num_classes: int) -> Detections:
         """Detections of fixed shape, ``max_detections`` rows per image, of ``num_classes`` classes."""
         threshold, most = self.score_threshold, self.max_detections
-        if self.nms != "hard":
+        if self.nms == "none":
+            return best_of(found, threshold=threshold, most=most)
+        if self.nms == "gaussian":
             return gaussian_nms(found, sigma=self.sigma, threshold=threshold, most=most)
         if for_onnx():
             return _hard_nms_of_onnx(found, num_classes, iou=self.nms_iou, threshold=threshold, most=most)
         if torch.compiler.is_exporting():
             return _hard_nms_unrolled(found, iou=self.nms_iou, threshold=threshold, most=most)
         return hard_nms(found, iou=self.nms_iou, threshold=threshold, most=most)
+
+
+def best_of(found: Candidates, *, threshold: float, most: int) -> Detections:
+    """The ``most`` best candidates of scores above ``threshold``, in 0..1, whatever they overlap."""
+    first = found.scores.shape[1]
+    rank = (
+        first - torch.arange(first, device=found.scores.device)
+    ).float()  # candidates are sorted, but for those that are none
+    rank = torch.where(found.scores > threshold, rank, 0.0)
+    best, rows = rank.topk(min(most, first))
+    rows = F.pad(rows, (0, most - rows.shape[1]))
+    return _fixed(found, rows, found.scores.gather(1, rows), (best > 0).sum(1))
 
 
 def hard_nms(found: Candidates, *, iou: float, threshold: float, most: int) -> Detections:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from effbackbones.backbones.convolution import Activation
+from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError, nearest
 from heads.detection.levels import STANDARD, consecutive
 from heads.options import choice, number, require, whole
@@ -103,6 +104,11 @@ def named_variant(name: str) -> Variant:
     if name not in VARIANTS:
         raise UserError("head_options.variant", f"unknown value {name!r}", nearest(str(name), VARIANTS))
     return VARIANTS[name]
+
+
+def letterboxed(spec: ImageSpec, side: int) -> ImageSpec:
+    """``spec``, of images letterboxed into a square of ``side`` pixels, bilinear."""
+    return replace(spec, size=(side, side), interpolation="bilinear", crop_fraction=1.0, crop_mode="letterbox")
 
 
 def variant_for(backbone: str) -> Variant:

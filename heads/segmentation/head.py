@@ -20,6 +20,7 @@ from heads.segmentation import losses
 from heads.segmentation.lean import make_lean
 from heads.segmentation.smp_names import Segmenter
 from heads.targets import require_all, require_tensor, values
+from heads.teaching import sigmoid_divergence, softmax_divergence
 
 
 class SegmentationHead(Head):
@@ -42,6 +43,7 @@ class SegmentationHead(Head):
     prediction_options: ClassVar[tuple[str, ...]] = ("threshold",)
     pools_to_one: ClassVar[bool] = False
     """A batch norm of the decoder sees a map pooled to one cell, which in training needs two images."""
+    distilled = ("distill",)
 
     def __init__(
         self,
@@ -138,6 +140,32 @@ class SegmentationHead(Head):
         weights = cast(Tensor | None, self._class_weights)
         found = losses.counts(targets, self.mode, self.num_classes, weights, self.ignore_index)
         return {name: found[name] for name in self.counted}
+
+    def check_teacher(self, teacher: Head) -> None:
+        """As :meth:`Head.check_teacher`, of the same mode."""
+        super().check_teacher(teacher)
+        if getattr(teacher, "mode", None) != self.mode:
+            what = f"its masks are {getattr(teacher, 'mode', 'of another kind')}, the student's {self.mode}"
+            raise UserError("optim.distill.teacher", what, "give a teacher that was trained as the student is")
+
+    def distill(
+        self, raw: Tensor, teacher: Tensor, targets: Tensor, sizes: ImageSizes, temperature: float | None = None
+    ) -> dict[str, Tensor]:
+        """Divergence of each pixel's softmax (or of each sigmoid), averaged over the pixels that are not ignored: pixel-wise
+        distillation of Liu et al., "Structured knowledge distillation for semantic segmentation", 2019."""
+        warmth = temperature or self.distill_temperature
+        pixels = losses.pixels_of(raw, targets, self.mode, self.ignore_index)
+        theirs = teacher.flatten(-2).float().masked_fill(~pixels.valid, 0.0)
+        if self.mode == "multiclass":
+            each = softmax_divergence(pixels.logits, theirs, warmth)
+        else:
+            each = sigmoid_divergence(pixels.logits, theirs, warmth)
+        return {"distill": each.sum() / pixels.valid.sum().clamp(min=1)}
+
+    def distill_count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
+        """Pixels that are not ignored."""
+        found = losses.counts(targets, self.mode, self.num_classes, None, self.ignore_index)
+        return {"distill": found["cross_entropy"]}
 
     def check_targets(self, targets: Tensor, sizes: ImageSizes) -> None:
         """Classes 0..K-1, binary 0 and 1, multi-label shares in 0..1; or ``ignore_index``. Multi-label sets: of K classes, or below 0."""

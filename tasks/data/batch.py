@@ -35,6 +35,8 @@ READING = "while reading"
 """How the note on an exception begins that came out of a data set or a transform."""
 SUBSTITUTES = 20
 """So many other samples are tried in place of an unreadable one before giving up."""
+_FLIP_STREAM = 2
+"""Sets the draw of an alternating flip apart from others of the same seed and sample."""
 MAX_SKIPPED = 0.01
 """Share of unreadable samples above which ``on_error="skip"`` stops all the same."""
 
@@ -132,14 +134,25 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
     ``on_error``: ``stop`` lets the :class:`UserError` of an unreadable sample pass; ``skip`` puts another sample in its
     place, chosen by the key, whose ``skipped`` says so: :class:`SkipCount` adds these up where the batches arrive.
     Other exceptions are mistakes in code; they come out as they are, with a note that names the sample.
+
+    ``alternate``: of each sample ``mirrored`` is said, in turn from epoch to epoch, from a start that (seed, index) draws: two epochs
+    then show both sides of every image, where chance shows half of them one side twice (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a
+    Single GPU", 2024, section 3.6).
     """
 
     def __init__(
-        self, dataset: "Dataset", transform: Transform | None = None, seed: int = 0, on_error: str = "stop"
+        self,
+        dataset: "Dataset",
+        transform: Transform | None = None,
+        seed: int = 0,
+        on_error: str = "stop",
+        *,
+        alternate: bool = False,
     ) -> None:
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error must be stop or skip, got {on_error!r}")
         self.dataset, self.transform, self.seed, self.on_error = dataset, transform, seed, on_error
+        self.alternate = alternate
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -157,12 +170,12 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
         sample: Sample | None = None
         reading_sample(f"sample {index}")
         try:
-            sample = self.dataset[index]
+            sample = self._seen(epoch, index)
             if self.transform is None:
                 return sample
             rng = np.random.default_rng((self.seed, epoch, index))
             if isinstance(self.transform, MixingTransform) and (count := self.transform.partners(epoch, rng)):
-                others = [self.dataset[other] for other in rng.integers(len(self), size=count).tolist()]
+                others = [self._seen(epoch, other) for other in rng.integers(len(self), size=count).tolist()]
                 return self.transform.combine([sample, *others], rng)
             return self.transform(sample, rng)
         except UserError:
@@ -174,6 +187,11 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
             error.add_note(f"{READING} {where} of {type(self.dataset).__name__}: {text}")
             raise
 
+    def _seen(self, epoch: int, index: int) -> Sample:
+        """A sample as it is before the transform."""
+        sample = self.dataset[index]
+        return replace(sample, mirrored=mirrored_in(self.seed, epoch, index)) if self.alternate else sample
+
     def _substitute(self, epoch: int, index: int, error: UserError) -> Sample:
         skipped, tried = [str(error)], {index}
         for other in np.random.default_rng((self.seed, epoch, index, 1)).integers(len(self), size=SUBSTITUTES).tolist():
@@ -184,6 +202,12 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
                 skipped.append(str(again))
         what = f"{len(tried)} of {len(self)} samples were tried and cannot be read; the first: {skipped[0]}"
         raise UserError("data", what, "repair the data")
+
+
+def mirrored_in(seed: int, epoch: int, index: int) -> bool:
+    """Whether an alternating flip shows sample ``index`` mirrored in ``epoch``: every other one, half of the samples from the first on."""
+    first = int(np.random.SeedSequence((seed, index, _FLIP_STREAM)).generate_state(1)[0]) & 1
+    return (first + epoch) % 2 == 1
 
 
 class SkipCount:

@@ -47,6 +47,7 @@ class Sample:
     all), ``original``, (H, W) before. ``skipped``: messages on unreadable samples that this one stands for.
     ``truth``: what boxes are scored against, where the data set knows it better than ``Truth.of`` would make it.
     ``truth_mask``: the mask before any transform, which predictions are scored against.
+    ``mirrored``: set when it is read, where horizontal flips alternate: whether this epoch shows it mirrored (None: left to chance).
     ``target``: free for a task of your own (a number, an array, a dict of them); transforms and batches pass it on as it is.
     """
 
@@ -65,6 +66,7 @@ class Sample:
     skipped: tuple[str, ...] = ()
     truth: Truth | None = None
     truth_mask: Mask | None = None
+    mirrored: bool | None = None
 
 
 class Transform(Protocol):

@@ -34,18 +34,20 @@ class Ema:
     """Exponential moving average of every parameter and buffer in ``model.state_dict()``.
 
     After step n (from 1): ``average = d average + (1 - d) value`` with the ramped ``d = min(decay, (1 + n) / (10 + n))``,
-    so that a short run is not left with its initial weights. Integer buffers are copied. The ramp is that of
+    so that a short run is not left with its initial weights. With ``start`` steps before it the average is the weights themselves until
+    then, and n counts from there. Integer buffers are copied. The ramp is that of
     ``tf.train.ExponentialMovingAverage(num_updates=step)``, which the published EfficientNets were trained with. By hand, although
     torch and timm have one: theirs cannot leave out a step on the device, and would take in its NaN for ever.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, model: nn.Module, decay: float, start: int = 0) -> None:
+        self.decay, self.start = decay, start
         self._packed = _Packed(model.state_dict())
 
     def decay_at(self, step: int) -> float:
         """Decay used after ``step`` steps are done."""
-        return min(self.decay, (1 + step) / (10 + step))
+        counted = step - self.start
+        return min(self.decay, (1 + counted) / (10 + counted)) if counted > 0 else 0.0
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, skip: Tensor | None = None) -> None:

@@ -1,6 +1,7 @@
 """From a config and a data set to its batches: behind which transform, read by how many processes."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -13,11 +14,14 @@ from tasks.data.batch import Batch, KeyedDataset
 from tasks.data.dataset import Dataset
 from tasks.data.door.caching import cached
 from tasks.data.sample import Sample, Transform
+from tasks.data.transforms.images import ClassificationTransform
+from tasks.data.transforms.window import ViewTransform
 from tasks.engine.batchnorm import IMAGES
 from tasks.engine.cores import cores
 from tasks.engine.hardware import run_device
 from tasks.engine.loading import Loader
 from tasks.engine.order import EvaluationBatches, GlobalBatches, Order, Share, aspects, epochs, training_order
+from tasks.engine.plan import Plan
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 
@@ -67,10 +71,15 @@ class TrainingFeed:
     def __len__(self) -> int:
         return len(self.feed.samples)
 
-    def steps(self, share: Share, start: int, stop: int) -> Loader:
-        """A process's ``share`` of the batches of the steps from ``start`` to ``stop``, in pieces."""
+    def steps(self, share: Share, start: int, stop: int, scale: float = 1.0) -> Loader:
+        """A process's ``share`` of the batches of the steps from ``start`` to ``stop``, in pieces, of images at ``scale``
+        (:func:`at_scale`)."""
         pieces = GlobalBatches(self.order, len(self), self.batch_size, start=start, stop=stop, share=share)
-        return self.feed.loader(pieces)
+        if scale == 1.0:
+            return self.feed.loader(pieces)
+        samples = copy(self.feed.samples)
+        samples.transform = at_scale(samples.transform, scale)
+        return replace(self.feed, samples=samples).loader(pieces)
 
     def few(self, size: int) -> Loader:
         """At least :data:`IMAGES` images as the first epoch begins, if there are as many, in whole batches of ``size``."""
@@ -85,8 +94,27 @@ def training_feed(config: Config, task: TaskSpec, dataset: Dataset, model: Model
     order = training_order(config, dataset)
     transform = task.transform(config, model, train=True, epochs=epochs(config, len(dataset)))
     dataset, told = cached(config.data, dataset, transform)
-    samples = KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
+    in_turn = config.data.flip_mode == "alternating"
+    samples = KeyedDataset(dataset, transform, config.run.seed, config.data.on_error, alternate=in_turn)
     return TrainingFeed(Feed.of(config, task, samples, model), order, config.data.batch_size), told
+
+
+def at_scale(transform: Transform | None, scale: float) -> ClassificationTransform | ViewTransform:
+    """The transform for images of this share of their sides. One that cannot say what that is raises :class:`UserError`."""
+    if not isinstance(transform, ClassificationTransform | ViewTransform):
+        what = f"changes the size of images, which {type(transform).__name__} alone knows"
+        raise UserError("data.progressive", what, "set it to []")
+    return transform.scaled(scale)
+
+
+def told_of_growth(feed: TrainingFeed, plan: Plan) -> list[str]:
+    """In a line, at what size of images the steps of a run are done, where that grows; refused where it cannot."""
+    parts = []
+    for start, share in zip((0, *plan.growth), (*plan.shares, 1.0), strict=True) if plan.shares else ():
+        transform = at_scale(feed.feed.samples.transform, share)
+        height, width = getattr(transform, "crop_size", None) or transform.size
+        parts.append(f"{height} x {width} from step {start + 1}")
+    return [f"data.progressive: training images grow: {', '.join(parts)}"] if parts else []
 
 
 def shown(transform: Transform, model: Model, *, as_it_is: bool = False) -> Transform:

@@ -71,6 +71,9 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, tel
             f"its state was saved under another config ({shown[:300]}), of another run or before config.yaml was edited"
         )
         raise UserError(str(folder), what, "restore it, or start anew with another run.out and model.init_from")
+    if before.get("teacher") != now.get("teacher"):
+        what = "the file of its teacher (optim.distill.teacher) is not the one that it learned from so far"
+        raise UserError(str(folder), what, "restore it, or start anew with another run.out and model.init_from")
     if before.get("seen") != now["seen"]:
         text = "each step sees the same images, but batch norm takes its statistics from"
         tell(

@@ -4,7 +4,7 @@ The mean over the labelled pixels of a batch is not the mean of the means of its
 as one with many. So each part's loss, divided by its own count, is given the share that its count has in that of the whole batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,11 +15,16 @@ from effbackbones.contracts import Head
 class Normaliser:
     """What the losses of each of this process's ``pieces`` weigh in the batch of all pieces and all ``world`` processes.
 
-    ``counts``: of each piece what ``head.count`` says. Processes agree on the sums here, once a step, and no host waits for it.
+    ``counts``: of each piece by what its losses are divided, by name; ``divisor`` says of such a name what a count of it divides by
+    (:meth:`Head.divisor`). Processes agree on the sums here, once a step, and no host waits for it.
     """
 
     def __init__(
-        self, head: Head, pieces: int = 1, world: int = 1, counts: Sequence[Mapping[str, Tensor]] = ()
+        self,
+        pieces: int = 1,
+        world: int = 1,
+        counts: Sequence[Mapping[str, Tensor]] = (),
+        divisor: Callable[[str, Tensor], Tensor] = lambda name, count: count,
     ) -> None:
         self._equal = 1 / pieces
         self._shares: list[dict[str, Tensor]] = [{} for _ in range(pieces)]
@@ -27,18 +32,19 @@ class Normaliser:
         self.alone = pieces * world == 1
         self.averaged: dict[str, None] = {}
         """Losses that have no count of their own, so far."""
-        if not counts:
+        names = list(counts[0]) if counts else []
+        if not names:
             return
         # float32 cannot tell 2 ** 24 pixels from one more; Apple's GPUs have nothing finer.
-        precise = torch.float32 if counts[0][head.counted[0]].device.type == "mps" else torch.float64
-        own = torch.stack([torch.stack([piece[name].to(precise) for name in head.counted]) for piece in counts])
+        precise = torch.float32 if counts[0][names[0]].device.type == "mps" else torch.float64
+        own = torch.stack([torch.stack([piece[name].to(precise) for name in names]) for piece in counts])
         whole = own.sum(0)
         if world > 1:
             torch.distributed.all_reduce(whole)
         for share, piece in zip(self._shares, own, strict=True):
-            for name, part, total in zip(head.counted, piece, whole, strict=True):
+            for name, part, total in zip(names, piece, whole, strict=True):
                 # The gradients of processes are averaged, not added.
-                share[name] = world * head.divisor(name, part) / head.divisor(name, total)
+                share[name] = world * divisor(name, part) / divisor(name, total)
 
     def shares(self, losses: Mapping[str, Tensor], piece: int) -> Mapping[str, Tensor]:
         """The losses of a piece as its part of those of the whole batch, which is their sum over pieces and mean over processes.

@@ -1,5 +1,6 @@
 """The steps of a run, counted before it starts."""
 
+import bisect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from tasks.settings.sections import Config
 @dataclass(frozen=True)
 class Plan:
     """The steps of a run: ``total`` optimiser steps, ``per_epoch`` of them an epoch, warm-up in steps, and where a frozen part thaws.
-    ``seen``: how many images of a step batch norm sees at a time. ``told``: lines on what of the config changes nothing, or not what
+    ``seen``: how many images of a step batch norm sees at a time. ``shares``: of the image size, at which as many equal parts of the
+    steps are done, before the last at the whole size. ``told``: lines on what of the config changes nothing, or not what
     it says."""
 
     total: int
@@ -21,6 +23,7 @@ class Plan:
     warmup: int
     seen: int
     thaw: int | None = None
+    shares: tuple[float, ...] = ()
     told: tuple[str, ...] = ()
 
     @classmethod
@@ -40,10 +43,22 @@ class Plan:
         if sync and world == 1:
             told.append("model.norm sync changes nothing: one process sees all images")
         seen = piece * world if sync else piece
-        return cls(total, per_epoch, min(warmup, total), seen, None if thaw is None else thaw * per_epoch, tuple(told))
+        thaw = None if thaw is None else thaw * per_epoch
+        return cls(total, per_epoch, min(warmup, total), seen, thaw, config.data.progressive, tuple(told))
+
+    @property
+    def growth(self) -> tuple[int, ...]:
+        """The steps at whose start images grow."""
+        parts = len(self.shares) + 1
+        return tuple(round(part * self.total / parts) for part in range(1, parts))
+
+    def share_at(self, step: int) -> float:
+        """The share of the image size at which ``step`` (0-based) is done."""
+        return (*self.shares, 1.0)[bisect.bisect_right(self.growth, step)]
 
     def phases(self, start: int) -> Iterator[tuple[int, int]]:
-        """Spans of steps from ``start`` on, cut where the set of trained parameters changes (DDP is set up anew there)."""
-        cuts = [self.thaw] if self.thaw and start < self.thaw < self.total else []
-        borders = [start, *cuts, self.total]
+        """Spans of steps from ``start`` on, cut where the set of trained parameters changes (DDP is set up anew there), or the size of
+        images (their loader is)."""
+        cuts = {cut for cut in (self.thaw, *self.growth) if cut and start < cut < self.total}
+        borders = [start, *sorted(cuts), self.total]
         yield from ((a, b) for a, b in itertools.pairwise(borders) if a < b)

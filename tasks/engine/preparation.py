@@ -17,6 +17,7 @@ from tasks.data.door.transforms import told_of_listed, told_of_resizing
 from tasks.data.suspicions import told_of_data
 from tasks.engine import batchnorm, feeding, processes, splits
 from tasks.engine.assembly import make_model
+from tasks.engine.distilling import Distilled, objective_of
 from tasks.engine.evaluation import monitor
 from tasks.engine.hardware import Hardware
 from tasks.engine.identity import identity
@@ -26,6 +27,7 @@ from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
 from tasks.engine.rundir import trained
 from tasks.engine.state import RunState, begin
+from tasks.engine.stepping import Objective
 from tasks.report.metricsfile import plain
 from tasks.scoring.added import Monitor
 from tasks.settings.idle import told_of_idle
@@ -58,6 +60,8 @@ class Prepared:
     """The score that chooses the best weights."""
     lr_factor: Callable[..., float]
     """Share of the peak learning rates at a step."""
+    objective: Objective
+    """What a step makes smaller."""
 
 
 def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepared:
@@ -82,12 +86,17 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
         task.preflight(config, model, datasets, tell)
     training, told = feeding.training_feed(config, task, task.view(config, datasets["train"]), model)
     plan, fabric = Plan.of(config, len(training)), make_fabric(config, hardware)
-    for line in (*told, *plan.told):
+    for line in (*told, *plan.told, *feeding.told_of_growth(training, plan)):
         tell(line)
     known = identity(
         model, plain(classes), datasets, config.plugins, hardware, seen=plan.seen, settings=lasting(config)
     )
-    state = begin(config, model.to(hardware.device), getattr(fabric.strategy.precision, "scaler", None))
+    objective = objective_of(task, config, model.to(hardware.device), tell)
+    adapters = None
+    if isinstance(objective, Distilled):
+        known["teacher"], adapters = objective.digest, objective.adapters
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    state = begin(config, model, scaler, warmup=plan.warmup, adapters=adapters)
     state.statistics = batchnorm.for_few_steps(training.few, plan, hardware)
     factor = partial(lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim)
-    return Prepared(fabric, hardware, state, plan, datasets, training, classes, known, judged_by, factor)
+    return Prepared(fabric, hardware, state, plan, datasets, training, classes, known, judged_by, factor, objective)

@@ -18,12 +18,13 @@ from tasks.data.batch import Batch
 from tasks.data.door.reading import sides
 from tasks.engine import assembly, processes
 from tasks.engine.cost import latency, multiply_adds, peak_memory, restart_peak
+from tasks.engine.distilling import Distilled, objective_of
 from tasks.engine.drawn import DrawnBatches
 from tasks.engine.hardware import Hardware
 from tasks.engine.launch import make_fabric
 from tasks.engine.order import Share
 from tasks.engine.state import begin
-from tasks.engine.stepping import LateReader, Stepper, Supervised
+from tasks.engine.stepping import LateReader, Stepper
 from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 
@@ -189,10 +190,12 @@ class _Training:
         self.config, self.model, self.device, self.limits = config, model.train(), hardware.device, limits
         self.batches = DrawnBatches(task, config, model)
         fabric = make_fabric(config, hardware)
-        self.state = begin(config, model, getattr(fabric.strategy.precision, "scaler", None))
+        objective, clip = objective_of(task, self.batches.config, model, lambda line: None), config.optim.clip_norm
+        adapters = objective.adapters if isinstance(objective, Distilled) else None
+        scaler = getattr(fabric.strategy.precision, "scaler", None)
+        self.state = begin(config, model, scaler, adapters=adapters)
         if config.run.compile:
-            model.compile()
-        objective, clip = Supervised(task, self.batches.config), config.optim.clip_norm
+            self.state.trained.compile()
         still = 0.0  # the weights stay where they are: random labels would lead them anywhere
         self.stepper = _Timed(fabric, self.state, objective, LateReader(), lambda: 0, lambda step: still, clip, 0)
 

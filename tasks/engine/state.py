@@ -25,6 +25,7 @@ from tasks.engine.resume import (
     flatten_optimizer,
     restore_optimizer,
 )
+from tasks.engine.student import Adapters, Student
 from tasks.settings.sections import Config
 
 MOST_LOGGED = 1000
@@ -78,8 +79,12 @@ class RunState:
     progress: Progress = field(default_factory=Progress)
     statistics: Statistics | None = None
     """Of a run of few steps: what its batch norms are judged with."""
+    adapters: Adapters | None = None
+    """What is trained beside the model and kept in no file of it."""
 
     def __post_init__(self) -> None:
+        self.trained: Model | Student = Student(self.model, self.adapters) if self.adapters else self.model
+        """What a step trains, as one module."""
         for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
 
@@ -97,22 +102,25 @@ class RunState:
     @property
     def file_size(self) -> int:
         """Bytes of a state file, at most: weights, their averages, and two numbers more that an optimiser keeps of each."""
-        return self.model_size * (4 if self.ema else 3)
+        beside = sum(tensor.nbytes for tensor in self.adapters.parameters()) if self.adapters else 0
+        return self.model_size * (4 if self.ema else 3) + 3 * beside
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of a run: ``model.*``, ``ema.*``, ``optimizer.*``, ``scaler.*``."""
+        """All tensors of a run: ``model.*``, ``ema.*``, ``optimizer.*``, ``scaler.*``, ``adapters.*``."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= flatten_optimizer(self.optimizer)
         if self.ema:
             tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         if self.scaler:
             tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
+        if self.adapters:
+            tensors |= {f"adapters.{name}": value for name, value in self.adapters.state_dict().items()}
         return tensors
 
     def restore(self, state: State) -> None:
         """Continue from what :meth:`tensors` gave and a record of ``step`` and ``progress``. A file that is not the state of such a
         model, optimiser and average raises :class:`UserError`, and nothing is changed."""
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "scaler": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "scaler": {}, "optimizer": {}, "adapters": {}}
         for key, value in state.tensors.items():
             root, _, name = key.partition(".")
             parts.setdefault(root, {})[name] = value
@@ -128,6 +136,8 @@ class RunState:
         restore_optimizer(self.optimizer, state.tensors)
         if self.ema:
             self.ema.load_state_dict(parts["ema"])
+        if self.adapters:
+            self.adapters.load_state_dict(parts["adapters"])
         if self.scaler:
             self.scaler.load_state_dict({name: value.item() for name, value in parts["scaler"].items()})
         self.step, self.progress = state.record["step"], Progress(**told)
@@ -151,13 +161,24 @@ class RunState:
             yield
 
 
-def begin(config: Config, model: Model, scaler: Any = None) -> RunState:
-    """The state of a run before its first step. ``model`` is on its device; ``scaler`` is that of fp16."""
+def begin(
+    config: Config, model: Model, scaler: Any = None, *, warmup: int = 0, adapters: Adapters | None = None
+) -> RunState:
+    """The state of a run before its first step, of which the first ``warmup`` are the warm-up. ``model`` and ``adapters`` are on their
+    device; ``scaler`` is that of fp16."""
     optim = config.optim
     if config.model.norm == "sync" and processes.here().world > 1:
         synchronise_batch_norm(model)
     lr = optim.scaled_lr(config.data.batch_size)
     groups = model.param_groups(
-        lr, optim.weight_decay, layer_decay=optim.layer_decay, decay_norm_and_bias=optim.decay_norm_and_bias
+        lr,
+        optim.weight_decay,
+        layer_decay=optim.layer_decay,
+        backbone_scale=optim.backbone_lr,
+        decay_norm_and_bias=optim.decay_norm_and_bias,
     )
-    return RunState(model, build_optimizer(optim, groups), Ema(model, optim.ema) if optim.ema else None, scaler)
+    if adapters:
+        beside = {"params": list(adapters.parameters()), "name": "adapters", "lr": lr, "lr_scale": 1.0}
+        groups.append({**beside, "weight_decay": optim.weight_decay})
+    ema = Ema(model, optim.ema, warmup if optim.ema_start == "warmup" else 0) if optim.ema else None
+    return RunState(model, build_optimizer(optim, groups), ema, scaler, adapters=adapters)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -32,7 +33,10 @@ class Objective(Protocol):
         ``batch`` is on the device, autocast is on."""
 
     def count(self, head: Head, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """By what those are divided that ``head.counted`` names (:meth:`Head.count`)."""
+        """By what those are divided that are no means over images (:meth:`Head.count`), the same names for every batch."""
+
+    def divisor(self, head: Head, name: str, count: Tensor) -> Tensor:
+        """What one of those is divided by where its count is ``count`` (:meth:`Head.divisor`)."""
 
 
 @dataclass
@@ -50,8 +54,13 @@ class Supervised:
 
     @torch.no_grad()
     def count(self, head: Head, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        if not head.counted:
+            return {}
         _, targets = self.task.augment(self.config, batch, head.num_classes, step)
         return head.count(targets, batch.sizes)
+
+    def divisor(self, head: Head, name: str, count: Tensor) -> Tensor:
+        return head.divisor(name, count)
 
 
 @dataclass
@@ -85,7 +94,7 @@ class Stepper:
     """Told once which losses are averaged over pieces and processes, because no count is known of them."""
 
     def __post_init__(self) -> None:
-        self.model = self.fabric.setup_module(self.state.model)
+        self.model = self.fabric.setup_module(self.state.trained)
         self.guard = BufferGuard(self.state.model)
 
     def take(self, pieces: Iterable[Batch]) -> StepLog | None:
@@ -128,12 +137,12 @@ class Stepper:
         """By what the losses of the pieces are divided; a batch that nobody shares is as the head has it."""
         state, share, head = self.state, self.state.share, self.state.model.head
         if len(batches) * share.world == 1:
-            return Normaliser(head)
+            return Normaliser()
         counts = []
-        for piece, batch in enumerate(batches if head.counted else ()):
+        for piece, batch in enumerate(batches):
             seed_step(self.seed, state.step, piece, share.rank)  # as before the losses: augmentation may draw
             counts.append(self.objective.count(head, batch, state.step))
-        return Normaliser(head, len(batches), share.world, counts)
+        return Normaliser(len(batches), share.world, counts, partial(self.objective.divisor, head))
 
     def _update(self, loss: Tensor) -> Tensor:
         """Step of the optimiser, or nothing where the loss or a gradient is not finite, in any process. Gives flags [2] that all

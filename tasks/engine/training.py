@@ -25,7 +25,7 @@ from tasks.engine.owning import own_folder, refuse_full_disk
 from tasks.engine.pictures import show_predictions
 from tasks.engine.preparation import Prepared, prepare
 from tasks.engine.signals import EXIT_CODES, SAVE, Signals, StoppedError, stopped_by
-from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper, Supervised
+from tasks.engine.stepping import LateReader, Pace, StepLog, Stepper
 from tasks.engine.watching import WATCHERS
 from tasks.report.metricsfile import write_metrics
 from tasks.settings.commandline import Extras
@@ -121,11 +121,11 @@ class _Run:
         """The loop: steps until ``stop`` are done, with the same parameters trained in all of them."""
         state, config = self.state, self.config
         if config.run.compile:
-            state.model.compile()
+            state.trained.compile()
         stepper = Stepper(
             self.prepared.fabric,
             state,
-            Supervised(self.task, config),
+            self.prepared.objective,
             self.figures,
             self._asked,
             self.prepared.lr_factor,
@@ -165,7 +165,8 @@ class _Run:
         """This process's pieces of the batches from the next step to ``stop``; what they had to skip is counted and told."""
         state, feed = self.state, self.prepared.training
         self.pace.restart(state.step)
-        for batch in self.pace.waiting(feed.steps(state.share, state.step, stop)):
+        scale = self.plan.share_at(state.step)
+        for batch in self.pace.waiting(feed.steps(state.share, state.step, stop, scale)):
             known = len(self.skips.messages)
             self.skips.add(batch.meta)
             for message in list(self.skips.messages)[known:]:

@@ -21,6 +21,7 @@ from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
 from tasks.settings.lent import lent_options
 from tasks.settings.onecommand import verb_help
 from tasks.settings.paths import expanded
+from tasks.settings.recipes import with_recipe
 from tasks.settings.sections import Config
 from tasks.settings.tree import SEVERAL, build, dump, merge
 from tasks.settings.verbs import DEFAULT, OPTIONS, VERBS, Verb
@@ -60,6 +61,8 @@ class Extras:
     nearest: str | None = None
     overrides: tuple[str, ...] = ()
     """Dotted keys of the config that the line itself says."""
+    told: tuple[str, ...] = ()
+    """Lines on what the config came to be by."""
     lent: tuple[str, ...] = ()
     """Options that were written for another backbone or head (:func:`tasks.settings.lent.lent_options`)."""
     own: Mapping[str, Any] = field(default_factory=dict)
@@ -96,10 +99,10 @@ def parse(task: str, argv: list[str]) -> Request:
     shown = "print-config" in line.flags
     flags = dict.fromkeys(line.flags - {"print-config"}, True)
     options = {name.replace("-", "_"): value for name, value in line.options.items()}
-    config, lent = _config(task, line, source, shown=shown) if line.verb.config != "none" else (Config(), ())
+    config, lent, told = _config(task, line, source, shown=shown) if line.verb.config != "none" else (Config(), (), ())
     name = Path(source).stem if source else "default"
     own = line.verb.defaults | line.own
-    extras = Extras(name, tuple(line.inputs), config_source=source, lent=lent, own=own, **options, **flags)  # type: ignore[arg-type]  # flags are its truth values
+    extras = Extras(name, tuple(line.inputs), config_source=source, lent=lent, told=told, own=own, **options, **flags)  # type: ignore[arg-type]  # flags are its truth values
     keys = tuple(key for key, _ in line.overrides)
     return Request(line.verb.name, config, replace(extras, overrides=keys, split_named="split" in line.options))
 
@@ -115,8 +118,11 @@ def named_plugins(argv: list[str]) -> tuple[str, ...]:
     return found
 
 
-def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> tuple[Config, tuple[str, ...]]:
-    """The config that a line says, and its lent options; if it is to be ``shown``, print it and raise ``SystemExit(0)``."""
+def _config(
+    task: str, line: "_Line", source: str | None, *, shown: bool
+) -> tuple[Config, tuple[str, ...], tuple[str, ...]]:
+    """The config that a line says, its lent options, and what to say of it; if it is to be ``shown``, print it and raise
+    ``SystemExit(0)``."""
     checkpoint = line.options.get("checkpoint")
     of_run = None if source or not checkpoint else _run_config(Path(checkpoint))
     if not source and not of_run and line.verb.config == "needed":
@@ -133,12 +139,15 @@ def _config(task: str, line: "_Line", source: str | None, *, shown: bool) -> tup
         named = ", ".join(map(str, unread)) if isinstance(unread, list) else unread
         told = f"the run used plug-ins, which are code and not imported on a run's word: --plugins '[{named}]'"
         print(told, file=sys.stderr)
+    # What a run has come to stands in its own file; only a recipe that the line itself names is looked up for it.
+    asked = any(key == "recipe" for key, _ in line.overrides)
     tree = merge(tree, _overrides(line.overrides))
+    tree, set_by = (tree, ()) if of_run and not asked else with_recipe(task, tree)
     config = build(tree, TASKS.canonical(task))
     if shown:
         print(_with_places(dump(config), tree.places), end="")
         sys.exit(0)
-    return config, lent_options(tree)
+    return config, lent_options(tree), set_by
 
 
 def bundled(task: str) -> dict[str, Path]:

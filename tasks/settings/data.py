@@ -39,6 +39,7 @@ class DataConfig(Section):
         "max_pixels": "[1, inf)",
         "scale": "(0, 1]",
         "ratio": "(0, 100]",
+        "progressive": "(0, 1)",
         "flip": "[0, 1]",
         "color_jitter": "[0, 1]",
         "erasing": "[0, 1]",
@@ -86,6 +87,9 @@ class DataConfig(Section):
     """Pixels: one number or [height, width]; null: what the weights were trained with."""
     crop_size: int | tuple[int, int] | None = None
     """Pixels of a training crop of the image at image_size (detection, segmentation): one number or [height, width]; null: image_size."""
+    progressive: tuple[float, ...] = ()
+    """Shares of image_size and crop_size at which training begins, such as [0.5, 0.75]: each for an equal part of the steps, the last
+    part at image_size itself. Evaluation is always at image_size."""
     resize: Literal["quick", "exact"] = "quick"
     """Resizing of training images: quick (torch's kernels, up to two grey levels off), or exact (PIL's, as evaluation always has)."""
     cache: str | None = None
@@ -127,6 +131,8 @@ class DataConfig(Section):
     then, and a random data.crop if the list crops."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    flip_mode: Literal["random", "alternating"] = "random"
+    """Horizontal flips by chance (random), or every image mirrored in every other epoch (alternating), half of them from the first on."""
     randaugment: RandAugmentConfig | None = None
     """RandAugment, such as {num_ops: 2, magnitude: 9}; null: none."""
     color_jitter: float = 0.0
@@ -174,6 +180,9 @@ class DataConfig(Section):
         if sum(shares.values()) >= 1:
             what = f"expected shares of less than 1 together, got {', '.join(map(str, shares.values()))}"
             raise UserError("data.val and data.test", what, "leave some images for training")
+        if list(self.progressive) != sorted(set(self.progressive)):
+            what = f"expected shares that grow, got {list(self.progressive)}"
+            raise UserError("data.progressive", what, "write [0.5, 0.75]")
         tile = self.tile if isinstance(self.tile, tuple) else (self.tile,)
         if self.tile is not None and self.tile_overlap >= min(side for side in tile if side is not None):
             what = f"expected less than a tile, got {self.tile_overlap} pixels of tiles of {self.tile}"

@@ -81,7 +81,7 @@ def members_of(hint: Any) -> set[Any]:
 def hint_of(key: str) -> Any:
     """Type of a dotted key (also of a whole nested section, or of one option in a dictionary); None: no such key."""
     names = key.split(".")
-    return _hint(Config, names) if len(names) > 1 or key == "plugins" else None
+    return _hint(Config, names) if len(names) > 1 or key in ("plugins", "recipe") else None
 
 
 def _hint(section: type, names: list[str]) -> Any:

@@ -4,6 +4,7 @@ import os
 import re
 
 from effbackbones.errors import UserError
+from effbackbones.weights.repository import is_repository
 
 
 def expanded(path: str, where: str) -> str:
@@ -23,5 +24,6 @@ def expanded(path: str, where: str) -> str:
 
 
 def absolute_path(path: str, where: str) -> str:
-    """The same place from any working folder; an address (``scheme://``), where a registered data set reads from, as it is."""
-    return path if "://" in path else os.path.abspath(expanded(path, where))
+    """The same place from any working folder; an address (``scheme://``), where a registered data set reads from, and the name of a
+    repository as they are."""
+    return path if "://" in path or is_repository(path) else os.path.abspath(expanded(path, where))

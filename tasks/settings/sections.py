@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from effbackbones.errors import UserError, nearest
 from tasks.settings.checks import Options, Section
 from tasks.settings.data import DataConfig
+from tasks.settings.distill import DistillConfig
 
 _DEVICES = ("auto", "cpu", "gpu", "cuda", "mps")
 
@@ -112,6 +113,7 @@ class OptimConfig(Section):
         "betas": "[0, 1)",
         "eps": "(0, 1]",
         "layer_decay": "(0, 1]",
+        "backbone_lr": "[0, 100]",
         "warmup_epochs": "[0, inf)",
         "warmup_steps": "[1, inf)",
         "warmup_start": "[0, 1]",
@@ -151,6 +153,8 @@ class OptimConfig(Section):
     """Added for stability; null: 1e-8 for adamw, 1e-3 for rmsprop_tf."""
     layer_decay: float | None = None
     """Factor on lr for each level further from the head; null: none."""
+    backbone_lr: float = 1.0
+    """Factor on lr for the whole backbone, beside layer_decay; the head has lr itself."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Learning rate after the warm-up."""
     warmup_epochs: float = 0.0
@@ -183,6 +187,10 @@ class OptimConfig(Section):
     weight of positives); null: none."""
     ema: float | None = None
     """Decay of the moving average of the weights, which is then what is kept as best; null: none."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """What is learned from a teacher."""
+    ema_start: Literal["first", "warmup"] = "first"
+    """Where the moving average begins: at the first step, or after the warm-up (warmup), so that nothing of before is in it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -290,5 +298,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    recipe: str | None = None
+    """A bundle of values for the task, quick or best, over those of bundled configs and below your own; null: none."""
     plugins: tuple[str, ...] = ()
     """Modules or Python files to import first. They run code: name only what you trust."""

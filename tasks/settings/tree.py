@@ -128,7 +128,10 @@ def absolute(config: Config) -> Config:
     data = replace(data, root=root, cache=cache, division=division and absolute_path(division, "data.division"))
     resume = run.resume if run.resume in ("auto", "never") else absolute_path(run.resume, "run.resume")
     run = replace(run, out=run.out and absolute_path(run.out, "run.out"), resume=resume)
-    return replace(config, model=model, data=data, run=run, plugins=plugins)
+    distill = config.optim.distill
+    distill = replace(distill, teacher=distill.teacher and absolute_path(distill.teacher, "optim.distill.teacher"))
+    optim = replace(config.optim, distill=distill)
+    return replace(config, model=model, data=data, optim=optim, run=run, plugins=plugins)
 
 
 FREE = (

@@ -246,6 +246,24 @@ VERBS = {
             unread=OF_TRAINING,
         ),
         Verb(
+            "prune",
+            "tasks.verbs.prune",
+            "take the channels out of a trained model that matter least; the file it writes is an ordinary one",
+            ("checkpoint", "out", "split"),
+            unread=tuple(key for key in OF_TRAINING if not key.startswith("data.")),
+            own={
+                "target": Option("multiply-adds of an image that stay at most: 0.5x, 200M or 0.2G"),
+                "by": Option(
+                    "how channels are ranked: size of weights (magnitude), or what the loss on training images is thought to change by",
+                    values=("magnitude", "taylor"),
+                    default="magnitude",
+                ),
+                "batches": Option("of training images, by taylor", type=int, default=10),
+                "multiple": Option("so many channels at a time: what stays is a multiple of it", type=int, default=8),
+                "unscored": Option("do not score the models before and after on --split", flag=True),
+            },
+        ),
+        Verb(
             "bench",
             "tasks.verbs.bench",
             "size, speed and memory of a model, here",

@@ -13,7 +13,7 @@ from tasks.data.check import check_dataset
 from tasks.data.door.transforms import told_of_listed, told_of_resizing
 from tasks.data.sampling import Repeated, spread
 from tasks.data.suspicions import told_of_data
-from tasks.engine import assembly, feeding, hardware, splits
+from tasks.engine import assembly, distilling, feeding, hardware, splits
 from tasks.settings.commandline import Extras
 from tasks.settings.idle import told_of_idle
 from tasks.settings.sections import Config
@@ -44,6 +44,7 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     feed = training.feed
     batch = feed.collate([feed.samples[0, index] for index in range(min(len(training), 4))]).to(device)
     images, targets = task.augment(config, batch, model.head.num_classes, 0)
+    distilling.objective_of(task, config, model, tell)  # refuses a teacher that cannot be one
     losses = model.train().loss(images, targets, batch.sizes)
     total = torch.stack(list(losses.values())).sum()
     if not bool(torch.isfinite(total)):

@@ -106,6 +106,7 @@ def _run(verb: Verb, command: str, request: Request, *, again: bool, early: tupl
     import_plugins(tuple(plugin for plugin in request.config.plugins if plugin not in early))
     # Registered names are known from here on.
     config, told = without_unknown(absolute(request.config), request.extras.lent)
+    told = (*request.extras.told, *told)
     idle = [key for key in request.extras.overrides if not verb.reads(key, split=request.extras.split_named)]
     if idle and request.extras.checkpoint:
         told = (*told, f"{verb.name} of a trained model makes nothing of --{', --'.join(idle)}: not used")

@@ -1,14 +1,16 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
-let facts, file, picture, parts = {}, heat = null, asked = 0, limit = null;
-const colour = (label) => `hsl(${(label * 137.5) % 360} 75% 50%)`;
-const rgb = (label) => {
+let facts, order = [], file, picture, parts = {}, heat = null, asked = 0, limit = null;
+const colour = (name) => `hsl(${(order.indexOf(name) * 137.5) % 360} 75% 50%)`; // the same in all tasks
+const rgb = (name) => {
   const pen = document.createElement("canvas").getContext("2d");
-  pen.fillStyle = colour(label);
+  pen.fillStyle = colour(name);
   pen.fillRect(0, 0, 1, 1);
   return pen.getImageData(0, 0, 1, 1).data;
 };
 const kindOf = (part) => (part.predictions ? "cls" : part.boxes ? "det" : part.runs || part.masks ? "seg" : "other");
+const TASKS = { cls: "Classification", det: "Detection", seg: "Segmentation" };
+const spoken = (word) => TASKS[word] || word;
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 const threshold = () => Number($("threshold").value);
 const most = () => Math.max(1, Number($("top").value) || 1);
@@ -57,20 +59,24 @@ const predict = (fresh) => guarded("Predicting.", async (current) => {
   const [height, width] = Object.values(parts)[0].size;
   $("timing").textContent = `${width} x ${height} pixels; ${[...server, `total ${total.toFixed(1)} ms`].join(", ")}`;
   $("answer").hidden = false;
-  $("least").hidden = Object.values(parts).every((part) => kindOf(part) === "cls");
+  const kinds = Object.values(parts).map(kindOf);
+  $("least").hidden = kinds.every((kind) => kind === "cls");
+  $("many").hidden = kinds.every((kind) => kind === "seg");
   if (fresh) begin();
   boxes();
   show();
 });
 
 function begin() {
-  const own = Object.values(parts).flatMap((part) => part.boxes ? [part.threshold] : part.masks ? part.thresholds : []);
-  if (own.length) $("threshold").value = own[0]; // the model's own, until it is moved
+  const all = Object.values(parts), boxed = all.find((part) => part.boxes), own = all.find((part) => part.masks || part.runs);
+  // The model's own, until it is moved: of one class a pixel the second of two is there from a half on, of more each is the surest.
+  if (boxed) $("threshold").value = boxed.threshold;
+  else if (own) $("threshold").value = own.masks ? own.thresholds[0] : own.classes.length === 2 ? 0.5 : 0;
   choices();
 }
 
 function choices() {
-  $("task").replaceChildren(...Object.keys(parts).map((word) => new Option(word, word)));
+  $("task").replaceChildren(...Object.keys(parts).map((word) => new Option(spoken(word), word)));
   $("of").hidden = Object.keys(parts).length < 2;
   classes();
 }
@@ -93,16 +99,18 @@ function boxes() {
 
 function paint(pen, part) {
   const [height, width] = part.size, layer = new ImageData(width, height);
-  const fill = (label, start, count) => {
-    const [r, g, b] = rgb(label);
+  const known = new Map();
+  const fill = (name, start, count) => {
+    if (!known.has(name)) known.set(name, rgb(name));
+    const [r, g, b] = known.get(name);
     for (let at = start; at < start + count; at++) layer.data.set([r, g, b, 255], 4 * at);
   };
   if (part.runs) {
     for (let row = 0, at = 0; row < part.runs.length; at += part.runs[row + 1], row += 2)
-      if (part.runs[row] !== 255 && part.classes[part.runs[row]] !== "background") fill(part.runs[row], at, part.runs[row + 1]);
+      if (part.runs[row] !== 255 && part.classes[part.runs[row]] !== "background") fill(part.classes[part.runs[row]], at, part.runs[row + 1]);
   } else for (const one of part.masks) {
     let at = 0;
-    one.runs.forEach((count, row) => { if (row % 2) fill(one.label, at, count); at += count; });
+    one.runs.forEach((count, row) => { if (row % 2) fill(part.classes[one.label], at, count); at += count; });
   }
   const small = document.createElement("canvas");
   [small.width, small.height] = [width, height];
@@ -112,9 +120,9 @@ function paint(pen, part) {
   pen.globalAlpha = 1;
 }
 
-function line(label, text, value) {
+function line(name, text, value) {
   const row = document.createElement("li"), key = document.createElement("i"), words = document.createElement("span"), bar = document.createElement("progress");
-  key.style.background = colour(label);
+  if (name !== "background") key.style.background = colour(name);
   words.textContent = `${text} ${percent(value)}`;
   bar.value = value;
   bar.setAttribute("aria-label", text);
@@ -122,37 +130,77 @@ function line(label, text, value) {
   return row;
 }
 
+const found = (part) => part.boxes.filter((box) => box.score >= threshold()).slice(0, most());
+
+function rows(part) {
+  if (kindOf(part) === "seg") return Object.entries(part.shares).map(([name, share]) => line(name, name, share));
+  if (kindOf(part) === "cls") return part.predictions.slice(0, most()).map((one) => line(one.class, !part.multilabel || part.there.includes(one.class) ? one.class : `${one.class} (not there)`, one.probability));
+  return kindOf(part) === "det" ? found(part).map((one) => line(one.class, one.class, one.score)) : [];
+}
+
+function list(word, part, titled) {
+  const section = document.createElement("section"), items = document.createElement("ul"), lines = rows(part);
+  const title = [titled ? spoken(word) : "", kindOf(part) === "seg" ? "share of the pixels" : ""].filter(Boolean).join(", ");
+  if (title) {
+    const heading = document.createElement("h3");
+    heading.textContent = title[0].toUpperCase() + title.slice(1);
+    section.append(heading);
+  }
+  if (!lines.length) {
+    const none = document.createElement("li");
+    none.className = "none";
+    none.textContent = kindOf(part) === "seg" ? "Nothing but background." : "Nothing at this threshold.";
+    lines.push(none);
+  }
+  items.append(...lines);
+  section.append(items);
+  return section;
+}
+
+// Boxes, and above all of them their names, the surest first: beside one another where there is a place, else under those surer.
+function frame(pen, ones, unit, width, height) {
+  const size = (width / unit < 600 ? 11 : 14) * unit, high = 1.3 * size, placed = [];
+  pen.lineWidth = 2 * unit;
+  pen.font = `${size}px system-ui, sans-serif`;
+  for (const one of [...ones].reverse()) {
+    const [left, top, right, bottom] = one.box;
+    pen.strokeStyle = colour(one.class);
+    pen.strokeRect(left, top, right - left, bottom - top);
+  }
+  for (const one of ones) {
+    const [left, top, , bottom] = one.box, text = `${one.class} ${percent(one.score)}`, wide = pen.measureText(text).width + 0.6 * size;
+    const x = Math.max(0, Math.min(left - unit, width - wide));
+    const places = [top - high, top, bottom - high, bottom].filter((y) => y >= 0 && y + high <= height);
+    const free = places.find((y) => placed.every((other) => x + wide <= other.x || other.x + other.wide <= x || y + high <= other.y || other.y + high <= y));
+    placed.push({ text, class: one.class, x, y: free ?? places[0] ?? Math.max(0, top), wide });
+  }
+  for (const one of placed.reverse()) {
+    const [r, g, b] = rgb(one.class);
+    pen.fillStyle = colour(one.class);
+    pen.fillRect(one.x, one.y, one.wide, high);
+    pen.fillStyle = 0.299 * r + 0.587 * g + 0.114 * b > 110 ? "#000" : "#fff";
+    pen.fillText(one.text, one.x + 0.3 * size, one.y + size);
+  }
+}
+
 function show() {
-  const canvas = $("canvas"), pen = canvas.getContext("2d"), [height, width] = Object.values(parts)[0].size, lines = [];
-  [canvas.width, canvas.height] = [width, height];
+  const canvas = $("canvas"), pen = canvas.getContext("2d"), [height, width] = Object.values(parts)[0].size;
+  // As many pixels as the screen shows: lines and letters are sharp, and as large on a phone as on a desk.
+  const across = Math.min(canvas.parentElement.clientWidth, (0.8 * innerHeight * width) / height) || width, scale = (across * devicePixelRatio) / width;
+  [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
+  pen.setTransform(canvas.width / width, 0, 0, canvas.height / height, 0, 0);
   if (picture) pen.drawImage(picture, 0, 0, width, height);
-  const thick = Math.max(1, Math.max(width, height) / 300);
-  for (const part of Object.values(parts)) if (kindOf(part) === "seg") {
-    paint(pen, part);
-    for (const [name, share] of Object.entries(part.shares)) lines.push(line(part.classes.indexOf(name), `${name}, share of the pixels:`, share));
-  }
-  for (const part of Object.values(parts)) {
-    if (kindOf(part) === "cls") for (const one of part.predictions.slice(0, most())) lines.push(line(one.label, !part.multilabel || part.there.includes(one.class) ? one.class : `${one.class} (not there)`, one.probability));
-    if (kindOf(part) === "det") for (const one of part.boxes.filter((box) => box.score >= threshold()).slice(0, most())) {
-      const [left, top, right, bottom] = one.box, text = `${one.class} ${percent(one.score)}`, size = 4 * thick + 7;
-      pen.strokeStyle = pen.fillStyle = colour(one.label);
-      pen.lineWidth = thick;
-      pen.strokeRect(left, top, right - left, bottom - top);
-      pen.font = `${size}px sans-serif`;
-      pen.fillRect(left, Math.max(0, top - size), pen.measureText(text).width + 4, size);
-      pen.fillStyle = "#000";
-      pen.fillText(text, left + 2, Math.max(0, top - size) + size * 0.8);
-      lines.push(line(one.label, one.class, one.score));
-    }
-  }
+  for (const part of Object.values(parts)) if (kindOf(part) === "seg") paint(pen, part);
+  for (const part of Object.values(parts)) if (kindOf(part) === "det") frame(pen, found(part), width / across, width, height);
   if (heat) {
     pen.globalAlpha = Number($("opacity").value);
     pen.drawImage(heat, 0, 0, width, height);
     pen.globalAlpha = 1;
   }
-  if (!lines.length) { const none = document.createElement("li"); none.textContent = "Nothing at this threshold."; lines.push(none); }
-  $("found").replaceChildren(...lines);
-  canvas.setAttribute("aria-label", `The image with what was found: ${lines.map((row) => row.textContent).join("; ")}`);
+  const several = Object.keys(parts).length > 1;
+  $("found").replaceChildren(...Object.entries(parts).map(([word, part]) => list(word, part, several)));
+  const told = [...$("found").querySelectorAll("h3, li")].map((row) => row.textContent);
+  canvas.setAttribute("aria-label", `The image with what was found: ${told.join("; ")}`);
   $("shown").textContent = threshold().toFixed(2);
 }
 
@@ -188,10 +236,13 @@ $("threshold").addEventListener("change", () => {
 $("task").addEventListener("change", classes);
 $("explain").addEventListener("click", explain);
 $("clear").addEventListener("click", () => { heat = null; $("heat").textContent = ""; show(); });
+addEventListener("resize", () => { if (!$("answer").hidden) show(); });
 
 guarded("Loading.", async () => {
   facts = await (await fetch("/")).json();
-  $("about").textContent = `${facts.task}: ${facts.backbone}, sees ${facts.image_size[1]} x ${facts.image_size[0]} pixels`;
+  const tasks = Array.isArray(facts.classes) ? [facts.task] : Object.keys(facts.classes);
+  order = [...new Set(Object.values(facts.classes).flat())];
+  $("about").textContent = `${tasks.map((word, row) => (row ? spoken(word).toLowerCase() : spoken(word))).join(", ")} by ${facts.backbone}, which sees images at ${facts.image_size[1]} x ${facts.image_size[0]} pixels`;
   const { samples } = await (await fetch("demo/samples")).json();
   samples.forEach((text, number) => {
     const button = document.createElement("button"), image = document.createElement("img");

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
 from effbackbones.images.reading import image_size
-from tasks.data.files.listing import Spelling, files_below
+from tasks.data.files.listing import Spelling, files_below, relative_to
 from tasks.data.files.reading import Confinement
 
 _LEAVES = re.compile(r"[A-Za-z]:|[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)|.*\0|$", re.DOTALL)
@@ -29,9 +29,9 @@ def check_files(
     links: str = "inside",
     absent: bool = False,
 ) -> list[str]:
-    """The names as the folders spell them (accents may be written in two ways). Raises :class:`UserError` for those that lead out of
-    ``root``, or (unless files may be ``absent``) where there is no file; ``record`` says where name i stands. ``links``: where
-    these may lead, one of :data:`tasks.data.files.listing.LINKS`.
+    """The names as the folders spell them (accents and slashes may be written in two ways, whole paths are made relative). Raises
+    :class:`UserError` for those that lead out of ``root``, or (unless files may be ``absent``) where there is no file; ``record`` says
+    where name i stands. ``links``: where these may lead, one of :data:`tasks.data.files.listing.LINKS`.
 
     Folders are listed once each; only links and what a listing does not show are looked at one by one.
     """
@@ -39,7 +39,8 @@ def check_files(
     listings: dict[str, frozenset[str]] = {}
     missing: list[int] = []
     found = list(names)
-    for index, name in enumerate(names):
+    for index, given in enumerate(names):
+        name = found[index] = relative_to(root, given)
         folder, _, base = name.rpartition("/")
         if folder in listings and base in listings[folder]:
             continue

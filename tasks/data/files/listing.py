@@ -108,6 +108,15 @@ class Lookup:
         return self._exact.get(word) or self._normal.get(normalised(word))
 
 
+def relative_to(root: Path, name: str) -> str:
+    """A whole path of something below ``root``, relative to it; another name as it is."""
+    if os.path.isabs(name):
+        for start in (os.path.abspath(root), os.path.realpath(root)):
+            if name.startswith(start + os.sep):
+                return name[len(start) + 1 :]
+    return name
+
+
 class Spelling:
     """How the folders below ``root`` spell the names of what is in them; each folder is listed once at most."""
 
@@ -116,9 +125,13 @@ class Spelling:
         self._folders: dict[str, Lookup] = {}
 
     def find(self, name: str) -> str | None:
-        """A path below the root as it is spelled there; None if there is no such file or folder."""
+        """A path below the root as it is spelled there, whole paths made relative to it; None if there is no such file or folder."""
+        name = relative_to(self.root, name)
         if os.path.lexists(f"{self.root}/{name}"):
             return name
+        return self._spelled(name) or (self._spelled(name.replace("\\", "/")) if "\\" in name else None)
+
+    def _spelled(self, name: str) -> str | None:
         found = ""
         for part in name.split("/"):
             there = self._folder(found).find(part)

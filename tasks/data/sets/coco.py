@@ -1,6 +1,5 @@
 """Data set ``coco``: annotation files in COCO's format and folders of images."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from tasks.data.boxes.annotations import Wanted, open_boxes, open_table, selecte
 from tasks.data.boxes.cocofile import read_coco
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.files.images import check_files
+from tasks.data.files.listing import Spelling
 from tasks.data.sets.painting import PaintedDataset, painting_of
 
 _DEFAULT_FILES = {"train": "annotations/instances_train2017.json", "val": "annotations/instances_val2017.json"}
@@ -90,4 +90,4 @@ def image_folder(root: Path, file: Path, first: str) -> Path:
         for folder in (root / tail, root / "images" / tail, root / "images", file.parent, root)
         if folder.is_dir()
     ]
-    return next((folder for folder in candidates if os.path.isfile(folder / first)), candidates[0])
+    return next((folder for folder in candidates if Spelling(folder).find(first) is not None), candidates[0])

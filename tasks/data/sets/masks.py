@@ -17,7 +17,7 @@ from tasks.data.masks.format import Look, found_format, remedy_for_strangers
 from tasks.data.masks.pairs import Pairing, Pairs
 from tasks.data.masks.palettes import by_colour, common
 from tasks.data.masks.perclass import KEEP, ClassFiles, class_files, combined
-from tasks.data.sample import Sample
+from tasks.data.sample import IGNORE, Sample
 
 BINARY = ("background", "foreground")
 """Classes of binary masks where nobody names them."""
@@ -276,6 +276,8 @@ def _found(
     if declared.format != "auto":
         return _Found(declared, form, palette, remedy, (), look)
     note = f"masks are {form} ({kind} files, {_HOW[form]}): {seen}"
+    if remedy and form == "index" and IGNORE in look.values and len(look.values) == len(declared.names or names or ()):
+        note += f"; {IGNORE} is no class and ignored: else {remedy}"
     return _Found(declared, form, palette, remedy, (note,), look)
 
 

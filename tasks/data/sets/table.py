@@ -141,11 +141,10 @@ def _checked(rows: list[Row], root: Path, multilabel: bool, suffix: str, links: 
 
 
 def _there(spelling: Spelling, name: str, suffix: str) -> str:
-    """A file of the table as its folder has it: with ``suffix`` where it has no ending of an image, with other slashes, with accents
-    written in the other way. As it is, where there is none."""
+    """A file of the table as its folder has it: with ``suffix`` where it has no ending of an image, and as :meth:`Spelling.find` finds
+    it. As it is, where there is none."""
     name = name if is_image_name(name) else name + suffix
-    slashed = name.replace("\\", "/")
-    return (name and (spelling.find(name) or spelling.find(slashed))) or slashed
+    return (name and spelling.find(name)) or name.replace("\\", "/")
 
 
 def _refuse_missing(row: Row, root: Path) -> None:

@@ -4,6 +4,7 @@ A transform is any callable ``(sample, rng) -> sample`` that draws from ``rng`` 
 float32). torchvision and albumentations are imported only when RandAugment or colour jitter is asked for.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -73,12 +74,20 @@ class ClassificationTransform:
             sample = self.first(sample, rng)
         height, width = sample.image.shape[:2]
         image, plan = self._crop(sample.image, rng)
-        if self.train and self.flip > rng.random():
+        drawn = self.train and self.flip > rng.random()
+        if drawn if sample.mirrored is None else sample.mirrored and self.flip > 0:
             image, plan = (bytewise.mirrored(image, False, True) if self._is_quick(image) else image[:, ::-1]), None
         sample = replace(sample, image=image, original=(height, width), plan=plan)
         for step in self.steps:
             sample = step(sample, rng)
         return sample
+
+    def scaled(self, share: float) -> "ClassificationTransform":
+        """The same for images of this ``share`` of the sides."""
+        other = copy.copy(self)
+        other.size = share_of(self.size, share)
+        other.fitting = replace(self.fitting, size=other.size)
+        return other
 
     def kept(self) -> Fitting:
         """To what size images may be brought before, once for all samples. Raises :class:`UserError` where what is cut from an image, and
@@ -109,6 +118,12 @@ class ClassificationTransform:
 
     def _is_quick(self, image: Pixels) -> bool:
         return self.quick and image.dtype == np.uint8 and self.image_spec.interpolation in bytewise.MODES
+
+
+def share_of(size: Size, share: float, divisor: int = 1) -> Size:
+    """Sides (H, W) times ``share``, to the nearest multiple of ``divisor`` that is none of 0."""
+    height, width = (max(divisor, round(side * share / divisor) * divisor) for side in size)
+    return height, width
 
 
 def random_area(

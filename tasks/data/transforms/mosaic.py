@@ -85,7 +85,7 @@ def _in_tile(
     height, width = sample.image.shape[:2]
     window = (rows.stop - rows.start, columns.stop - columns.start)
     at_end = (rows.start == 0, columns.start == 0)
-    plan = jittered((height, width), canvas, window, jitter.draw(rng), at_end)
+    plan = jittered((height, width), canvas, window, jitter.draw(rng, sample.mirrored), at_end)
     part = through(sample, plan, spec, exact=False, quick=quick)
     if part.boxes is None:
         return part

@@ -32,12 +32,12 @@ class JitterRange(NamedTuple):
     vertical_flip: float = 0.0
     flip: float = 0.5
 
-    def draw(self, rng: np.random.Generator) -> Jitter:
-        """One of them; always five numbers of ``rng``."""
+    def draw(self, rng: np.random.Generator, mirrored: bool | None = None) -> Jitter:
+        """One of them; always five numbers of ``rng``. Whether it is ``mirrored`` left to right may be known (of :class:`Sample`)."""
         low, high = self.scale
         scale, down, right, upside_down, left_to_right = rng.random(5).tolist()
-        mirrored = (upside_down < self.vertical_flip, left_to_right < self.flip)
-        return Jitter(low + (high - low) * scale, (down, right), mirrored)
+        turned = left_to_right < self.flip if mirrored is None else mirrored and self.flip > 0
+        return Jitter(low + (high - low) * scale, (down, right), (upside_down < self.vertical_flip, turned))
 
 
 def jittered(

@@ -1,5 +1,6 @@
 """From samples with boxes and masks to the window that the network sees: letterbox, jitter, crop, flips and mosaic."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 from effbackbones.images.geometry import Pixels, Size
 from effbackbones.inference.fitting import Fitting, room_of
 from tasks.data.sample import Sample, Transform, Truth
-from tasks.data.transforms.images import ColorJitter
+from tasks.data.transforms.images import ColorJitter, share_of
 from tasks.data.transforms.mosaic import PARTNERS, mosaic
 from tasks.data.transforms.views import JitterRange, jittered, through, trainable
 
@@ -86,8 +87,16 @@ class ViewTransform:
             truth = Truth.of(sample) if sample.truth is None else sample.truth
             sample = replace(sample, truth=truth, truth_mask=sample.mask)
             return through(sample, self.fitting.plan(original), self.spec, exact=True)
-        plan = jittered(original, room, self._window(room), self.jitter.draw(rng))
+        plan = jittered(original, room, self._window(room), self.jitter.draw(rng, sample.mirrored))
         return self._finished(through(sample, plan, self.spec, exact=False, quick=self.quick), rng)
+
+    def scaled(self, share: float) -> "ViewTransform":
+        """The same for images, and crops of them, of this ``share`` of the sides: as near as ``size_divisor`` lets them be."""
+        other = copy.copy(self)
+        other.size = share_of(self.size, share, self.size_divisor)
+        other.crop_size = self.crop_size and share_of(self.crop_size, share, self.size_divisor)
+        other.fitting = replace(self.fitting, size=other.size)
+        return other
 
     def kept(self) -> Fitting:
         """To what size images may be brought before, once for all samples: the letterbox at its largest."""
