@@ -28,6 +28,8 @@ from tasks.settings.sections import Config
 
 OPTIONS: dict[str, dict[str, Any]] = SMALL | {
     "efficientdet": {"channels": 16, "cells": 1, "repeats": 1, "levels": [3, 4, 5], "num_scales": 1},
+    "retinanet": {"channels": 16, "repeats": 1, "levels": [3, 4, 5], "num_scales": 1},
+    "ssd": {"levels": [3, 4, 5, 6], "extra_channels": [16]},
     "fcos": {"channels": 64, "repeats": 1, "levels": [3, 4, 5]},
     "yolo": {"channels": 16, "depth": 1, "repeats": 1},
     "classification": {"channels": 0},
