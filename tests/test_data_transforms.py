@@ -13,7 +13,14 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.images.colours import fill_of
 from tasks.data.sample import Sample
-from tasks.data.transforms.images import ClassificationTransform, RandomErasing, random_area, seeded, shifted
+from tasks.data.transforms.images import (
+    ClassificationTransform,
+    RandomErasing,
+    drawn_shift,
+    random_area,
+    seeded,
+    shifted,
+)
 
 SPEC = ImageSpec(size=(32, 32))
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -155,7 +162,7 @@ def test_padding_crop_shows_every_shift_and_the_mean_beyond() -> None:
     padded = np.empty((8 + 4, 6 + 2, 3), np.uint8)
     padded[:] = fill
     padded[2:10, 1:7] = image
-    seen = {shifted(image, 2, 1, fill, rng(seed)).tobytes() for seed in range(400)}
+    seen = {shifted(image, *drawn_shift(2, 1, rng(seed)), fill).tobytes() for seed in range(400)}
     assert seen == {padded[y : y + 8, x : x + 6].tobytes() for y in range(5) for x in range(3)}
 
 

@@ -1,11 +1,12 @@
 """From a config and a data set to its batches: behind which transform, read by how many processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
+import torch
 
 from effbackbones.errors import UserError
 from effbackbones.inference.fitting import Fitting
@@ -18,6 +19,7 @@ from tasks.data.transforms.images import ClassificationTransform
 from tasks.data.transforms.window import ViewTransform
 from tasks.engine.batchnorm import IMAGES
 from tasks.engine.cores import cores
+from tasks.engine.devicecache import Resident, refuse_unfit
 from tasks.engine.hardware import run_device
 from tasks.engine.loading import Loader
 from tasks.engine.order import EvaluationBatches, GlobalBatches, Order, Share, aspects, epochs, training_order
@@ -60,6 +62,24 @@ class Feed:
         )
 
 
+class ResidentFeed:
+    """Images on the device, read when they are first asked for, and anew at another scale."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._known: tuple[float, Resident] | None = None
+
+    def at(self, feed: Feed, scale: float) -> Resident:
+        """Those of ``feed``, which is at this ``scale``."""
+        if self._known is None or self._known[0] != scale:
+            self._known = None  # both at once might not fit
+            resident = Resident.read(
+                feed.samples, lambda samples, keys: replace(feed, samples=samples).loader(keys), self.device
+            )
+            self._known = scale, resident
+        return self._known[1]
+
+
 @dataclass(frozen=True)
 class TrainingFeed:
     """What a run trains on: a ``feed`` of the training samples, their ``order`` in each epoch, and how many make a step."""
@@ -67,19 +87,22 @@ class TrainingFeed:
     feed: Feed
     order: Order
     batch_size: int
+    resident: "ResidentFeed | None" = None
+    """Where images stay on the device."""
 
     def __len__(self) -> int:
         return len(self.feed.samples)
 
-    def steps(self, share: Share, start: int, stop: int, scale: float = 1.0) -> Loader:
+    def steps(self, share: Share, start: int, stop: int, scale: float = 1.0) -> Iterable[Batch]:
         """A process's ``share`` of the batches of the steps from ``start`` to ``stop``, in pieces, of images at ``scale``
         (:func:`at_scale`)."""
         pieces = GlobalBatches(self.order, len(self), self.batch_size, start=start, stop=stop, share=share)
-        if scale == 1.0:
-            return self.feed.loader(pieces)
-        samples = copy(self.feed.samples)
-        samples.transform = at_scale(samples.transform, scale)
-        return replace(self.feed, samples=samples).loader(pieces)
+        feed = self.feed
+        if scale != 1.0:
+            samples = copy(feed.samples)
+            samples.transform = at_scale(samples.transform, scale)
+            feed = replace(feed, samples=samples)
+        return feed.loader(pieces) if self.resident is None else self.resident.at(feed, scale).batches(pieces)
 
     def few(self, size: int) -> Loader:
         """At least :data:`IMAGES` images as the first epoch begins, if there are as many, in whole batches of ``size``."""
@@ -96,7 +119,12 @@ def training_feed(config: Config, task: TaskSpec, dataset: Dataset, model: Model
     dataset, told = cached(config.data, dataset, transform)
     in_turn = config.data.flip_mode == "alternating"
     samples = KeyedDataset(dataset, transform, config.run.seed, config.data.on_error, alternate=in_turn)
-    return TrainingFeed(Feed.of(config, task, samples, model), order, config.data.batch_size), told
+    resident = None
+    if config.data.device_cache:
+        device = run_device(config)
+        told = [*told, refuse_unfit(samples, len(model.image_spec.mean), device)]
+        resident = ResidentFeed(device)
+    return TrainingFeed(Feed.of(config, task, samples, model), order, config.data.batch_size, resident), told
 
 
 def at_scale(transform: Transform | None, scale: float) -> ClassificationTransform | ViewTransform:

@@ -56,7 +56,9 @@ class DataConfig(Section):
         "limit_val": "[1, inf)",
     }
     MEANT_FOR: ClassVar = {
-        **dict.fromkeys(("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix", "balance"), ("cls",)),
+        **dict.fromkeys(
+            ("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix", "balance", "device_cache"), ("cls",)
+        ),
         "multilabel": ("cls", "seg", "multi"),
         "tile": ("seg",),
         "tile_overlap": ("seg",),
@@ -94,6 +96,9 @@ class DataConfig(Section):
     """Resizing of training images: quick (torch's kernels, up to two grey levels off), or exact (PIL's, as evaluation always has)."""
     cache: str | None = None
     """Folder that keeps training images as they were read and resized, for later epochs and runs; null: each is read anew."""
+    device_cache: bool = False
+    """Whether all training images stay on the device as bytes, where they are shifted and mirrored too (classification); by default each is
+    read and sent anew."""
     tile: int | tuple[int, int] | None = None
     """Evaluation and prediction at the images' own size, in tiles of so many pixels (segmentation); null: whole, at image_size."""
     tile_overlap: int = 64

@@ -113,8 +113,12 @@ class ClassificationTransform:
         plan = ResizePlan.squash((height, width), self.size)
         image = plan.apply_image(image, spec.interpolation, fill_of(image, spec.mean).tolist(), quick=self.quick)
         if crop == "pad":
-            return shifted(image, self.size[0] // 8, self.size[1] // 8, fill_of(image, spec.mean), rng), None
+            return shifted(image, *self.draw_shift(rng), fill_of(image, spec.mean)), None
         return image, plan
+
+    def draw_shift(self, rng: np.random.Generator) -> tuple[int, int]:
+        """By how many pixels down and right the crop ``pad`` moves an image: up to an eighth either way."""
+        return drawn_shift(self.size[0] // 8, self.size[1] // 8, rng)
 
     def _is_quick(self, image: Pixels) -> bool:
         return self.quick and image.dtype == np.uint8 and self.image_spec.interpolation in bytewise.MODES
@@ -150,10 +154,14 @@ def random_area(
     return left, top, left + w, top + h
 
 
-def shifted(image: Pixels, rows: int, columns: int, fill: Pixels, rng: np.random.Generator) -> Pixels:
-    """``image`` moved by up to ``rows`` and ``columns`` pixels either way: padding all around, then a random crop."""
+def drawn_shift(rows: int, columns: int, rng: np.random.Generator) -> tuple[int, int]:
+    """By how many pixels down and right an image is moved: up to ``rows`` and ``columns`` either way, all alike."""
+    return int(rng.random() * (2 * rows + 1)) - rows, int(rng.random() * (2 * columns + 1)) - columns
+
+
+def shifted(image: Pixels, down: int, right: int, fill: Pixels) -> Pixels:
+    """``image`` moved ``down`` and ``right``, by negative numbers of pixels up and left; ``fill`` comes in."""
     height, width = image.shape[:2]
-    down, right = int(rng.random() * (2 * rows + 1)) - rows, int(rng.random() * (2 * columns + 1)) - columns
     moved = np.empty_like(image)
     moved[:] = fill
     seen = image[max(0, -down) : height - down, max(0, -right) : width - right]

@@ -1,0 +1,57 @@
+"""Training batches a second of classification from the loader and from images that stay on the device (``data.device_cache``).
+
+    python -m benchmarks.resident DATA [--device cpu|cuda] [--batches 40]
+DATA holds train/CLASS/* and test/CLASS/*, as of the config cifar10. One loader process a core against none.
+"""
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from itertools import islice
+
+import torch
+
+from effbackbones.build import build_model
+from effbackbones.registry import TASKS
+from tasks.data.door.reading import image_spec
+from tasks.engine import feeding
+from tasks.engine.order import Share
+from tasks.engine.splits import open_splits
+from tasks.settings.commandline import parse
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batches", type=int, default=40)
+    parser.add_argument("--limit", type=int, default=10000)
+    options = parser.parse_args()
+    line = ["--config", "cifar10", "--data.root", options.data, "--run.device", options.device]
+    config = parse("classify", [*line, "--data.limit_train", str(options.limit)]).config
+    task = TASKS.get("cls")
+    train = open_splits(config, task)["train"]
+    model = build_model(backbone="b0", **task.heads(config, train))
+    model.use_image_spec(image_spec(config, model.image_spec))
+    for cached in (False, True):
+        asked = replace(config, data=replace(config.data, device_cache=cached))
+        feed, _ = feeding.training_feed(asked, task, train, model)
+        begun = time.perf_counter()
+        batches = iter(feed.steps(Share(), 0, options.batches + 1))
+        next(batches).to(options.device)
+        first = time.perf_counter() - begun
+        rates = []
+        start = time.perf_counter()
+        for batch in islice(batches, options.batches):
+            batch.to(options.device)
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            rates.append(len(batch) / (time.perf_counter() - start))
+            start = time.perf_counter()
+        name = "device_cache" if cached else f"loader, {feeding.workers(config)} processes"
+        print(f"{name}: {statistics.median(rates):,.0f} images/s (median batch), first batch after {first:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
