@@ -38,9 +38,9 @@ def half(model: Model) -> Model:
     [
         ("b0", "cls", {}),
         ("lite0", "cls", {}),
-        ("b0", "det", {}),
-        ("b0", "seg", {"output_stride": 16}),
-        ("b0", "cls", {"in_channels": 4}),
+        pytest.param("b0", "det", {}, marks=pytest.mark.slow),
+        pytest.param("b0", "seg", {"output_stride": 16}, marks=pytest.mark.slow),
+        pytest.param("b0", "cls", {"in_channels": 4}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
