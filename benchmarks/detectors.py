@@ -53,9 +53,8 @@ class Kind:
     maps: int = 3
 
 
-def retinanet(body: nn.Module, widths: Sequence[int], classes: int, side: int) -> Any:
-    """torchvision's RetinaNet as it comes, on the maps that ``body`` gives."""
-    from torchvision.models.detection import RetinaNet
+def pyramid(body: nn.Module, widths: Sequence[int]) -> nn.Module:
+    """torchvision's feature pyramid, P3 to P7, on the maps that ``body`` gives."""
     from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
     class Pyramid(nn.Module):
@@ -69,22 +68,59 @@ def retinanet(body: nn.Module, widths: Sequence[int], classes: int, side: int) -
         def forward(self, images: Tensor) -> Any:
             return self.fpn(OrderedDict((str(i), m) for i, m in enumerate(self.body(images))))
 
-    return RetinaNet(Pyramid(), classes, min_size=side, max_size=side, detections_per_img=100)
+    return Pyramid()
+
+
+def _pyramid_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    blocks, found = {"inner_blocks": "lateral", "layer_blocks": "smooth"}, {}
+    for name, tensor in state.items():
+        part = name.split(".")
+        if part[:2] == ["backbone", "fpn"]:
+            own = f"extra.{part[3][1:]}" if part[2] == "extra_blocks" else f"{blocks[part[2]]}.{int(part[3]) + 3}"
+            found[f"neck.{own}.{part[-1]}"] = tensor
+    return found
+
+
+def retinanet(body: nn.Module, widths: Sequence[int], classes: int, side: int) -> Any:
+    """torchvision's RetinaNet as it comes, on the maps that ``body`` gives."""
+    from torchvision.models.detection import RetinaNet
+
+    return RetinaNet(pyramid(body, widths), classes, min_size=side, max_size=side, detections_per_img=100)
 
 
 def _retinanet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     nets, kinds = {"classification_head": "class_net", "regression_head": "box_net"}, ("conv", "norm")
-    blocks = {"inner_blocks": "lateral", "layer_blocks": "smooth"}
-    found = {}
+    found = _pyramid_names(state)
     for name, tensor in state.items():
         part = name.split(".")
-        if part[0] == "backbone":
-            if part[1] == "fpn":
-                own = f"extra.{part[3][1:]}" if part[2] == "extra_blocks" else f"{blocks[part[2]]}.{int(part[3]) + 3}"
-                found[f"neck.{own}.{part[-1]}"] = tensor
-        else:
+        if part[0] == "head":
             own = f"tower.{kinds[int(part[4])]}.{part[3]}" if part[2] == "conv" else "predict.conv"
             found[f"{nets[part[1]]}.{own}.{part[-1]}"] = tensor
+    return found
+
+
+def fcos(body: nn.Module, widths: Sequence[int], classes: int, side: int) -> Any:
+    """torchvision's FCOS, with its points in the middle of cells, as in the paper: it puts them into corners."""
+    from torchvision.models.detection import FCOS
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    strides = (8, 16, 32, 64, 128)
+    generator = AnchorGenerator(tuple((stride,) for stride in strides), ((1.0,),) * 5)
+    generator.cell_anchors = [torch.tensor([[0.0, 0.0, stride, stride]]) for stride in strides]
+    sizes: Any = {"min_size": side, "max_size": side}
+    return FCOS(pyramid(body, widths), classes, anchor_generator=generator, **sizes)
+
+
+def _fcos_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    nets, kinds = {"classification_head": "class_net", "regression_head": "box_net"}, ("conv", "norm")
+    last, found = {"cls_logits": "classes", "bbox_reg": "sides", "bbox_ctrness": "central"}, _pyramid_names(state)
+    for name, tensor in state.items():
+        part = name.split(".")
+        if part[0] == "head" and part[2] in last:
+            found[f"{last[part[2]]}.conv.{part[-1]}"] = tensor
+        elif part[0] == "head":
+            layer, kind = divmod(int(part[3]), 3)  # of convolution, norm and activation
+            found[f"{nets[part[1]]}.{kinds[kind]}.{layer}.{part[-1]}"] = tensor
     return found
 
 
@@ -135,6 +171,9 @@ KINDS = {
         lambda network: [network.head.classification_head.cls_logits],
         {"anchors": "torchvision", "score_threshold": 0.05},
     ),
+    "fcos": Kind(
+        fcos, _fcos_names, lambda network: [network.head.classification_head.cls_logits], {"score_threshold": 0.2}
+    ),
     "ssd": Kind(
         ssd,
         _ssd_names,
@@ -153,6 +192,8 @@ def torchvision_detector(name: str, device: str = "cpu", classes: int = 20, side
     head, _, backbone = name.partition("-")
     kind, whole = KINDS[head], efficientnet_b0(stochastic_depth_prob=0.0)
     network = kind.network(Maps(whole.features, _ENDS[-kind.maps :]), WIDTHS[backbone][-kind.maps :], classes, side)
+    if head == "fcos":  # boxes of some extent, for torchvision keeps empty ones
+        nn.init.constant_(network.head.regression_head.bbox_reg.bias, 2.0)
     raw = Raw(network)
     pixels = settle(raw, kind.last(network), side)
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +249,7 @@ class Raw(nn.Module):
     def selected(self, maps: list[Tensor], said: Any, size: Sequence[int], shift: int) -> Detections:
         """The detections in what the head ``said`` of images of (H, W) pixels."""
         anchors, sizes = self.anchors(size, maps)
-        if not shift:  # RetinaNet selects level by level
+        if not shift:  # RetinaNet and FCOS select level by level
             cells = [m.shape[2] * m.shape[3] for m in maps]
             each = said["cls_logits"].shape[1] // sum(cells)
             counts = [each * count for count in cells]
@@ -234,6 +275,8 @@ class Raw(nn.Module):
         from torchvision.ops.boxes import box_iou
 
         anchors, _ = self.anchors(size, maps)
+        if "bbox_ctrness" in said:  # FCOS matches by itself
+            return self.network.compute_loss(told, said, anchors, [m.shape[2] * m.shape[3] for m in maps])
         pairs = zip(told, anchors, strict=True)
         matched = [
             self.network.proposal_matcher(box_iou(one["boxes"], own))

@@ -78,6 +78,11 @@ class RetinaNet(TorchvisionHead):
     kind = "retinanet"
 
 
+@register_head("torchvision_fcos")
+class FCOS(TorchvisionHead):
+    kind = "fcos"
+
+
 @register_head("torchvision_ssd")
 class SSD(TorchvisionHead):
     kind = "ssd"
