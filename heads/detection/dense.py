@@ -232,7 +232,10 @@ class DenseHead(Head):
             self.coder.decode(torch.where(positive[..., None], each.float(), 0.0), raw.anchors)
             for each in (raw.deltas, teacher.deltas.detach())
         )
-        apart = torch.where(positive, iou_loss(ours, theirs, "giou"), 0.0).sum()
+        sound = positive & (theirs[..., 2:] > theirs[..., :2]).all(
+            -1
+        )  # a box without extent overlaps nothing, not even itself
+        apart = torch.where(sound, iou_loss(ours, theirs, "giou"), 0.0).sum()
         return {"distill": scores / count, "distill_box": apart / count}
 
     def distill_count(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
