@@ -15,6 +15,8 @@ _TOGETHER = (
     ("optim.warmup_epochs", "optim.warmup_steps"),
 )
 """Keys that mean something together alone: where the user says one of them, a recipe says none."""
+_MEASURED = ("detect-quick",)
+"""Recipes with figures in docs/recipes.md; of the others a run says that they have none."""
 
 
 def recipes(task: str) -> dict[str, Path]:
@@ -51,7 +53,8 @@ def with_recipe(task: str, tree: Tree) -> tuple[Tree, tuple[str, ...]]:
         above = merge(above, Tree(branch, {}))
     told = f"recipe {name}: sets {', '.join(f'{key} {_shown(value)}' for key, value in values.items()) or 'nothing'}"
     kept = f"; as you say: {', '.join(left)}" if left else ""
-    return merge(tree, above), (told + kept,)
+    unknown = "" if known[name].stem in _MEASURED else "; not measured yet: compare it with a run without it"
+    return merge(tree, above), (told + kept + unknown,)
 
 
 def _leaves(values: Mapping[str, Plain], prefix: str = "") -> Iterator[tuple[str, Plain]]:
