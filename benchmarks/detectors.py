@@ -263,8 +263,8 @@ class Raw(nn.Module):
             for row, one in zip(rows, found, strict=True):
                 row[: len(one[name])] = one[name]
             parts.append(rows)
-        counts = torch.tensor([len(one["boxes"]) for one in found], device=parts[0].device)
-        return Detections(parts[0], parts[1], parts[2] - shift, counts)
+        number = torch.tensor([len(one["boxes"]) for one in found], device=parts[0].device)
+        return Detections(parts[0], parts[1], parts[2] - shift, number)
 
     def loss(self, images: Tensor, told: list[dict[str, Tensor]]) -> Tensor:
         """Matching and losses, as its own ``forward`` in training does it."""
