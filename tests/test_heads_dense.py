@@ -162,6 +162,12 @@ def test_every_promise_is_kept(head: type[Head], tiny: dict[str, Any]) -> None:
     enforce(check_head(head, options=tiny, promises=[name for name in HEAD_PROMISES if name not in graphs]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [RetinaNetHead, SSDHead])
+def test_every_promise_is_kept_with_the_defaults(head: type[Head]) -> None:
+    enforce(check_head(head, num_classes=80))
+
+
 @pytest.mark.parametrize(("head", "options"), [case[::2] for case in FAMILIES])
 def test_objects_are_learnt(head: type[Head], options: dict[str, Any]) -> None:
     """Two objects of two classes, one tall and one wide: x and y, or classes and background, mixed up would not be found."""

@@ -199,11 +199,6 @@ def test_every_promise_is_kept(options: dict[str, Any]) -> None:
     enforce(check_head(RetinaNetHead, options=options, promises=[p for p in HEAD_PROMISES if p not in GRAPHS]))
 
 
-@pytest.mark.slow
-def test_every_promise_is_kept_with_the_defaults() -> None:
-    enforce(check_head(RetinaNetHead, num_classes=80))
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -6,7 +6,7 @@ without (FCOS, YOLOX), whose points are then anchors of one stride's side. What 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -20,7 +20,7 @@ from heads.detection.anchors import Assignment, Deltas, IouMatching, anchor_grid
 from heads.detection.criteria import BoxLosses, ClassLoss, Coder, Focal, Matched
 from heads.detection.losses import iou_loss
 from heads.detection.nms import Selection, candidates
-from heads.detection.variants import variant_for
+from heads.detection.variants import letterboxed, variant_for
 from heads.options import taken
 from heads.targets import check_boxes
 from heads.teaching import quality_focal_sum, sigmoid_divergence, softmax_divergence
@@ -232,9 +232,8 @@ class DenseHead(Head):
             self.coder.decode(torch.where(positive[..., None], each.float(), 0.0), raw.anchors)
             for each in (raw.deltas, teacher.deltas.detach())
         )
-        sound = positive & (theirs[..., 2:] > theirs[..., :2]).all(
-            -1
-        )  # a box without extent overlaps nothing, not even itself
+        # A box without extent overlaps nothing, not even itself.
+        sound = positive & (theirs[..., 2:] > theirs[..., :2]).all(-1)
         apart = torch.where(sound, iou_loss(ours, theirs, "giou"), 0.0).sum()
         return {"distill": scores / count, "distill_box": apart / count}
 
@@ -265,8 +264,7 @@ class DenseHead(Head):
 
     def image_spec(self, spec: ImageSpec) -> ImageSpec:
         """The size of the EfficientDet that was published on the backbone, letterboxed, bilinear; mean and std of its weights."""
-        side = variant_for(self.spec.backbone).resolution
-        return replace(spec, size=(side, side), interpolation="bilinear", crop_fraction=1.0, crop_mode="letterbox")
+        return letterboxed(spec, variant_for(self.spec.backbone).resolution)
 
     @torch.no_grad()
     def diagnose(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:

@@ -15,13 +15,11 @@ from heads.detection.dense import DenseHead, DetRaw
 from heads.detection.fpn import FPN, ExtraFrom
 from heads.detection.levels import STANDARD, check_names, consecutive, names_of, sources
 from heads.detection.nms import Selection
-from heads.detection.towers import ConvTower, Prediction
+from heads.detection.towers import ConvTower, Norm, Prediction, check_norm
 from heads.detection.variants import check_aspects
-from heads.options import choice, number, require, whole
+from heads.options import choice, number, whole
 
 AnchorManner = Literal["exact", "torchvision"]
-Norm = Literal["none", "group"]
-_GROUPS = 32  # of a group norm (Wu and He, 2018, section 3.1)
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,7 @@ class Network:
         for name in ("channels", "num_scales"):
             whole(name, getattr(self, name))
         whole("repeats", self.repeats, 0)
-        choice("norm", self.norm, get_args(Norm))
-        suits = self.norm == "none" or (self.channels % _GROUPS == 0 and self.channels > _GROUPS)
-        require("channels", self.channels, suits, f"a multiple of {_GROUPS} above it, for the groups of norm: group")
+        check_norm(self.norm, self.channels)
         consecutive(self.levels)
         number("anchor_scale", self.anchor_scale, above=0)
         check_aspects(self.aspect_ratios)
@@ -132,8 +128,7 @@ class _Net(nn.Module):
 
     def __init__(self, network: Network, anchors: int, outputs: int, start: float) -> None:
         super().__init__()
-        groups = _GROUPS if network.norm == "group" else None
-        self.tower = ConvTower(network.channels, network.repeats, groups=groups, bias=groups is None)
+        self.tower = ConvTower(network.channels, network.repeats, network.norm, bias=network.norm == "none")
         self.predict = Prediction(network.channels, anchors, outputs, start)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
