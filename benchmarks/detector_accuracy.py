@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--file", help="weights of a backbone of torchvision, a state dict; default: random")
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
     asked, more = parser.parse_known_args(argv)
+    if asked.file and not asked.backbone:
+        parser.error("--file goes with --backbone: Lite0 has weights of its own")
     head = f"torchvision_{asked.head}" if asked.torchvision else asked.head
     out = asked.out / f"{head}-{asked.backbone or 'lite0'}-{asked.seed}"
     line = ["--config", "bccd", "--data.root", asked.data, "--model.head", head, "--optim.max_steps", str(asked.steps)]

@@ -263,7 +263,8 @@ class Raw(nn.Module):
             for row, one in zip(rows, found, strict=True):
                 row[: len(one[name])] = one[name]
             parts.append(rows)
-        return Detections(parts[0], parts[1], parts[2] - shift, torch.tensor([len(one["boxes"]) for one in found]))
+        number = torch.tensor([len(one["boxes"]) for one in found], device=parts[0].device)
+        return Detections(parts[0], parts[1], parts[2] - shift, number)
 
     def loss(self, images: Tensor, told: list[dict[str, Tensor]]) -> Tensor:
         """Matching and losses, as its own ``forward`` in training does it."""
@@ -284,7 +285,6 @@ class Raw(nn.Module):
             else torch.full((len(own),), -1, device=own.device)
             for one, own in pairs
         ]
-        owner = (
-            self.network if hasattr(self.network, "neg_to_pos_ratio") else self.network.head
-        )  # SSD mines over the head's losses
+        mines = hasattr(self.network, "neg_to_pos_ratio")  # SSD alone, in losses of its own
+        owner = self.network if mines else self.network.head
         return owner.compute_loss(told, said, anchors, matched)

@@ -8,6 +8,7 @@ of the clock, with a loader process a core.
 
 import argparse
 import statistics
+import sys
 import time
 from dataclasses import replace
 from itertools import islice
@@ -15,6 +16,7 @@ from itertools import islice
 import torch
 
 from effbackbones.build import build_model
+from effbackbones.errors import UserError
 from effbackbones.registry import TASKS
 from tasks.data.door.reading import image_spec
 from tasks.engine import feeding
@@ -23,13 +25,27 @@ from tasks.engine.splits import open_splits
 from tasks.settings.commandline import parse
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    """Exit code 0; 2 for what can be mended."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--limit", type=int, default=10000)
-    options = parser.parse_args()
+    try:
+        measure(parser.parse_args())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Both ways one after the other, the loader first; the time to the first batch, and the median of the others."""
+    if options.batches < 1:
+        raise UserError("--batches", f"is {options.batches}", "give at least 1")
+    if options.device != "cpu" and not torch.cuda.is_available():
+        raise UserError("--device", f"{options.device} was asked for, and PyTorch sees no GPU here", "use --device cpu")
     line = ["--config", "cifar10", "--data.root", options.data, "--run.device", options.device]
     on_processor = options.device == "cpu"
     if on_processor:
@@ -61,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -87,3 +87,11 @@ def test_a_file_that_names_an_unknown_one_is_named(tmp_path: Path) -> None:
     file.write_text("base: bccd\nrecipe: slow\n")
     with pytest.raises(UserError, match=r"mine\.yaml:2: recipe: unknown recipe 'slow'"):
         parse("detect", ["--config", str(file)])
+
+
+@pytest.mark.parametrize("wrong", ["optim: 5", "optim: {epochs: {a: 1}}"])
+def test_a_recipe_hides_no_mistake(wrong: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"recipe: quick\n{wrong}\n")
+    with pytest.raises(UserError, match=r"mine\.yaml:2: optim"):
+        parse("classify", ["--config", str(file)])

@@ -87,7 +87,7 @@ class TrainingFeed:
     feed: Feed
     order: Order
     batch_size: int
-    resident: "ResidentFeed | None" = None
+    resident: ResidentFeed | None = None
     """Where images stay on the device."""
 
     def __len__(self) -> int:
