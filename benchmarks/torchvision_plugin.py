@@ -27,6 +27,8 @@ from effbackbones import (
     register_backbone,
     register_head,
 )
+from effbackbones.errors import UserError
+from effbackbones.weights.kinds import check_file
 from effbackbones.weights.pickled import read_pickled
 
 SIDE = 256  # what torchvision's transform would resize to; unused, for the engine resizes
@@ -99,7 +101,12 @@ class TorchvisionBackbone(Backbone):
         super().__init__()
         network, count = type(self).make(), len(levels)
         if file:
-            network.load_state_dict(read_pickled(Path(file), {}))
+            check_file(Path(file))
+            try:
+                network.load_state_dict(read_pickled(Path(file), {}))
+            except RuntimeError:  # torch names every key, a line each
+                what = f"is no state dict of torchvision's {type(self).make.__name__}"
+                raise UserError(file, what, "take the file that torchvision publishes") from None
         self.maps = Maps(network.features, self.ends[-count:])
         self.name, self.image_spec = f"torchvision_{type(self).__name__.lower()}", ImageSpec()
         self.feature_spec = FeatureSpec(self.name, tuple(levels), self.channels[-count:], (8, 16, 32)[-count:])
