@@ -47,7 +47,8 @@ class Resident:
     def read(
         cls, samples: KeyedDataset, loader: Callable[[KeyedDataset, Any], Iterable[Batch]], device: torch.device
     ) -> "Resident":
-        """Read all of ``samples`` once, in batches that ``loader`` makes of a data set and keys. Raises :class:`UserError` where
+        """Read all of ``samples`` once, in batches that ``loader`` makes of a data set and keys. What stands in for an unreadable sample
+        (``data.on_error: skip``) is that of the first epoch, and stays. Raises :class:`UserError` where
         images are of more than 8 bits."""
         still, count = copy(samples), len(samples)
         still.transform = transform = _at_rest(samples.transform)
