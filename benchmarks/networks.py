@@ -3,7 +3,7 @@
 import copy
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ def classifier(backbone: str, device: str = "cpu", classes: int = 1000, side: in
         f"efficientnet_{backbone}", num_classes=classes, drop_rate=DROP, drop_path_rate=DROP
     )
     options = {"backbone_options": {"numerics": "torch", "drop_path": DROP}, "head_options": {"dropout": DROP}}
-    pixels = _settle(network, network.classifier, side)
+    pixels = settle(network, [network.classifier], side)
     ours = _transplanted(network, "cls", backbone, classes, **options)
 
     def answer(peer: nn.Module) -> Answer:
@@ -77,7 +77,11 @@ def classifier(backbone: str, device: str = "cpu", classes: int = 1000, side: in
 
 
 def detector(variant: str, device: str = "cpu", classes: int = 90, side: int = 512) -> Pair:
-    """effdet's, with its benches for training and prediction."""
+    """effdet's, with its benches for training and prediction; of another head ("retinanet-b0") torchvision's."""
+    if "-" in variant:
+        from benchmarks.detectors import torchvision_detector  # which imports this file
+
+        return torchvision_detector(variant, device, side=side)
     import effdet
     from effdet.bench import DetBenchPredict, DetBenchTrain
 
@@ -86,7 +90,7 @@ def detector(variant: str, device: str = "cpu", classes: int = 90, side: int = 5
     network = effdet.EfficientDet(config, pretrained_backbone=False)
     backbone = config.backbone_name.removeprefix("tf_efficientnet_")
     options = {"backbone_options": {"numerics": "tf"}, "head_options": {"variant": variant}}
-    pixels = _settle(network, network.class_net.predict.conv_pw, side)
+    pixels = settle(network, [network.class_net.predict.conv_pw], side)
     ours = _transplanted(network, "det", backbone, classes, **options)
 
     def answer(peer: nn.Module) -> Answer:
@@ -117,7 +121,7 @@ def segmenter(backbone: str, device: str = "cpu", classes: int = 11, side: int =
     import segmentation_models_pytorch as smp
 
     network = smp.Unet(f"efficientnet-{backbone}", encoder_weights=None, classes=classes)
-    pixels = _settle(network, network.segmentation_head[0], side)
+    pixels = settle(network, [network.segmentation_head[0]], side)
     ours = _transplanted(network, "seg", backbone, classes)
 
     def answer(peer: nn.Module) -> Answer:
@@ -157,15 +161,15 @@ def our_loss(model: Model, targets: Any) -> Answer:
     return lambda images: torch.stack(list(model.loss(images, targets).values())).sum()
 
 
-def _settle(network: Any, last: Any, side: int) -> Tensor:
-    """Give batch norms the statistics of some images, which are returned, and the logits that ``last`` makes a spread of :data:`SPREAD`: a
+def settle(network: Any, lasts: Sequence[Any], side: int) -> Tensor:
+    """Give batch norms the statistics of some images, which are returned, and the logits that ``lasts`` make a spread of :data:`SPREAD`: a
     network as it was initialised answers all images alike, and on images of other statistics its numbers explode."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     noise = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8)  # what for_inference compares itself on
     pixels, logits = torch.cat([pictures(4, side), noise]), list[Tensor]()
     images = (pixels / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    hook = last.register_forward_hook(lambda module, inputs, out: logits.append(out.flatten()))
+    hooks = [last.register_forward_hook(lambda module, inputs, out: logits.append(out.flatten())) for last in lasts]
     with torch.no_grad(), without_chance(network):
         for name, parameter in network.named_parameters():
             if name.endswith(PROJECTIONS):
@@ -173,8 +177,10 @@ def _settle(network: Any, last: Any, side: int) -> Tensor:
         for norm in norms:
             norm.momentum = 1.0
         network.train()(images)
-        last.weight.mul_(SPREAD / torch.cat(logits).std())
-    hook.remove()
+        for last in lasts:
+            last.weight.mul_(SPREAD / torch.cat(logits).std())
+    for hook in hooks:
+        hook.remove()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         variance: Any = norm.running_var

@@ -65,7 +65,8 @@ def readme_line(rows: Mapping[str, Mapping[str, Any]]) -> str:
     if not said:
         return "Speed: `python -m benchmarks` measures it against other libraries."
     threads = next(iter(rows.values()))["machine"]["threads"]
-    text = f"Time ours / theirs, {threads} CPU threads (plain call / `for_inference` / in bf16): {'; '.join(said)}."
+    sides = "plain call / `for_inference` with onnxruntime or OpenVINO / that in bf16, theirs in fp32"
+    text = f"Time ours / theirs, {threads} CPU threads ({sides}): {'; '.join(said)}."
     return f"{text} All rows: [docs/benchmarks.md](docs/benchmarks.md); on your machine: `python -m benchmarks`."
 
 

@@ -215,6 +215,8 @@ HEADS = Registry(
     {
         "classification": "heads.classification:ClassificationHead",
         "efficientdet": "heads.detection.efficientdet:EfficientDetHead",
+        "retinanet": "heads.detection.retinanet:RetinaNetHead",
+        "ssd": "heads.detection.ssd:SSDHead",
         "fcos": "heads.detection.fcos:FCOSHead",
         "yolo": "heads.detection.yolo:YoloHead",
         "unet": "heads.segmentation.ushaped:UNetHead",
@@ -230,7 +232,7 @@ HEADS = Registry(
         "pan": "heads.segmentation.pyramids:PANHead",
         "dpt": "heads.segmentation.pyramids:DPTHead",
     },
-    {"bifpn": "efficientdet", "unet++": "unetplusplus", "deeplabv3+": "deeplabv3plus"},
+    {"bifpn": "efficientdet", "ssdlite": "ssd", "unet++": "unetplusplus", "deeplabv3+": "deeplabv3plus"},
 )
 TASKS = Registry(
     "task",

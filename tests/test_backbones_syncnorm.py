@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_engine_processes import finished
-from tests_support import QUIET, on_two_processes, two_processes
+from tests_support import QUIET, two_processes
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -115,16 +115,9 @@ def test_two_ranks_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SyncNorm(3).to("meta")(images.to("meta")).shape == images.shape  # torch's own, elsewhere than on processors
 
 
-@pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    for gradients, buffers, not_shared in on_two_processes(shared, tmp_path):
-        assert gradients < 1e-4
-        assert buffers < 1e-5
-        assert not_shared > 1e-3
-
-
 def shared(rank: int) -> list[float]:
-    """How far gradients and statistics are from those of one process with all images, and statistics that are not shared."""
+    """How far gradients and statistics are from those of one process with all images, and statistics that are not shared. For one of two
+    processes (:mod:`test_engine_two_processes`)."""
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     expected = trained(layers(), images)
     module, alone = layers(), layers()

@@ -75,7 +75,12 @@ def test_four_images_set_together_are_turned_each_in_its_turn() -> None:
     plain = [replace(Halves()[0], mirrored=False)] * 4
     made = [transform.combine(each, np.random.default_rng(0)).image for each in (samples, plain)]  # type: ignore[attr-defined]
     assert not np.array_equal(*made)
-    assert seen[0, 0].image.shape == (8, 8, 3)
+    shown: list[Sample] = []
+    transform.combine = lambda four, rng: shown.extend(four) or four[0]  # type: ignore[attr-defined]
+    for index in range(8):
+        assert seen[1, index].mirrored == mirrored_in(0, 1, index)
+    assert len(shown) == 8 * 4
+    assert all(sample.mirrored == mirrored_in(0, 1, int(sample.id)) for sample in shown)  # the partners too
 
 
 def test_where_flips_are_off_none_is_made() -> None:

@@ -139,20 +139,17 @@ def test_two_processes_share_the_batches_and_the_scores_of_one(tmp_path: Path) -
     assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
 
 
-def test_the_training_loss_is_the_mean_over_the_processes(tmp_path: Path) -> None:
-    done = launch(tmp_path, "--run.save_minutes", "1e-9", plugin=PLUGIN + WATCH)  # saves agree on the loss so far
+def test_two_processes_stay_equal_when_the_backbone_thaws_and_images_grow(tmp_path: Path) -> None:
+    """And the training loss is the mean over them."""
+    more = ["--data.progressive", "[0.5, 0.75]"]  # from the fourth step on, and from the sixth
+    more += ["--run.save_minutes", "1e-9"]  # saves agree on the loss so far
+    done = launch(tmp_path, "--model.freeze", "all", "--model.unfreeze_epoch", "1", *more, plugin=PLUGIN + WATCH)
     assert done.returncode == 0, done.stderr
     losses = [[float(line) for line in (tmp_path / f"losses-{rank}").read_text().split()] for rank in range(2)]
     assert losses[0] != losses[1]
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
     wanted = [sum(losses[0][part] + losses[1][part]) / 8 for part in (slice(0, 4), slice(4, 8))]
     assert [row["train_loss"] for row in history] == pytest.approx(wanted, rel=1e-12)
-
-
-def test_two_processes_stay_equal_when_the_backbone_thaws_and_images_grow(tmp_path: Path) -> None:
-    more = ["--data.progressive", "[0.5, 0.75]"]  # from the fourth step on, and from the sixth
-    done = launch(tmp_path, "--model.freeze", "all", "--model.unfreeze_epoch", "1", *more, plugin=PLUGIN + WATCH)
-    assert done.returncode == 0, done.stderr
     first, second = (
         [line.split() for line in (tmp_path / f"weights-{rank}").read_text().splitlines()] for rank in range(2)
     )

@@ -1,7 +1,9 @@
 """Images that grow in the course of training, an average that begins late, a rate of its own for the backbone."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from effbackbones.build import build_model
 from effbackbones.errors import UserError
 from effbackbones.registry import TASKS
 from tasks.classify import main
+from tasks.data.batch import Batch
 from tasks.data.door.reading import image_spec
 from tasks.data.sample import Sample
 from tasks.data.transforms.images import share_of
@@ -85,8 +88,20 @@ def test_shares_that_do_not_grow_are_refused(bad: tuple[float, ...]) -> None:
         DataConfig(progressive=bad)
 
 
-def test_a_run_that_grows_continues_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, *GROWING, "--run.out", str(tmp_path / "whole")]) == 0
+def test_a_run_that_grows_continues_exactly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides, steps = [], feeding.TrainingFeed.steps
+
+    def seen(*args: Any) -> Iterator[Batch]:
+        for batch in steps(*args):
+            sides.append(batch.images.shape[-1])
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(feeding.TrainingFeed, "steps", seen)
+        assert main([*TINY, *GROWING, "--run.out", str(tmp_path / "whole")]) == 0
+    assert sides == [16] * 6 + [24] * 4 + [32] * 6  # two pieces a step
     told = "data.progressive: training images grow: 16 x 16 from step 1, 24 x 24 from step 4, 32 x 32 from step 6"
     assert told in capsys.readouterr().err
     stop_at(4, tmp_path / "stopped", *GROWING)  # within the second part, before the last

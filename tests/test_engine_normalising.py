@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.fabric import Fabric
 from test_heads_segmentation import SMALL
-from tests_support import on_two_processes
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -30,6 +28,8 @@ from tasks.settings.sections import Config
 
 OPTIONS: dict[str, dict[str, Any]] = SMALL | {
     "efficientdet": {"channels": 16, "cells": 1, "repeats": 1, "levels": [3, 4, 5], "num_scales": 1},
+    "retinanet": {"channels": 16, "repeats": 1, "levels": [3, 4, 5], "num_scales": 1},
+    "ssd": {"levels": [3, 4, 5, 6], "extra_channels": [16]},
     "fcos": {"channels": 64, "repeats": 1, "levels": [3, 4, 5]},
     "yolo": {"channels": 16, "depth": 1, "repeats": 1},
     "classification": {"channels": 0},
@@ -126,14 +126,9 @@ def test_pieces_equal_the_whole_batch(name: str, options: dict[str, Any], classe
     assert not told
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Each with half of the images, in two pieces; the averaged gradients are those of one process with all."""
-    for worst in on_two_processes(shared, tmp_path):
-        assert worst == pytest.approx([0.0] * 4, abs=1e-5)
-
-
 def shared(rank: int) -> list[float]:
-    """How far losses and gradients are from those of a single process: of a detector and of a joint model."""
+    """How far losses and gradients are from those of a single process: of a detector and of a joint model. For one of two processes
+    (:mod:`test_engine_two_processes`)."""
     worst = []
     for model, batch in (detector(), joint()):
         losses, gradients = backward(model, [batch])

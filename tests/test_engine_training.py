@@ -277,8 +277,15 @@ def test_many_nan_steps_end_the_run_with_exit_3(tmp_path: Path, monkeypatch: pyt
     assert error.startswith(f"error: training: {DIVERGED_AFTER} steps in a row")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize(
+    ("workers", "number", "code"),
+    [
+        ("0", signal.SIGINT, 130),
+        ("2", signal.SIGTERM, 143),
+        pytest.param("0", signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param("2", signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_the_same_command_continues(
     workers: str, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:

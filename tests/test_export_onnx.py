@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from tests_support import ROOT, printed_by
 
 from effbackbones import Model, UserError, build_model, load_predictor, save_model
 from effbackbones.export import export_model, formats
+from effbackbones.export.onnxfile import require
 from effbackbones.export.quantisation import quantise
 from effbackbones.export.record import ExportRecord
 from effbackbones.inference.exported import ExportedModel
@@ -27,6 +29,15 @@ pytest.importorskip("onnxscript")
 
 SMALL = {"width": 0.25, "depth": 0.3}
 NAMES = ("cat", "dog", "hen")
+
+
+@pytest.mark.parametrize(("package", "extra"), [("onnx", "export"), ("onnxscript", "export"), ("openvino", "openvino")])
+def test_a_missing_package_is_named_with_the_extra_that_has_it(
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"the package {package}, .*effbackbones\[{extra}\]"):
+        require(package)
 
 
 def scenes(count: int, size: tuple[int, int] = (90, 120)) -> list[Any]:

@@ -17,13 +17,15 @@ from effbackbones.conformance.head import HEAD_PROMISES
 from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, Head, ImageSizes, head_options
 from effbackbones.errors import UserError
 from effbackbones.model import Model
-from heads.detection.anchors import Assignment, Deltas, IouMatching, anchor_shapes, pairwise_iou
+from heads.detection.anchors import Assignment, Deltas, IouMatching, pairwise_iou
 from heads.detection.criteria import BoxLosses, Coder, Focal, Matched, MinedSoftmax
 from heads.detection.dense import DenseHead, DetRaw, RatedRaw, joint_evidence
 from heads.detection.efficientdet import EfficientDetHead
 from heads.detection.losses import quality_sum
 from heads.detection.nms import Selection, top_pairs
 from heads.detection.points import POINT, CenterMatching, Distances, centerness
+from heads.detection.retinanet import RetinaNetHead
+from heads.detection.ssd import SSDHead
 
 # --- four heads ------------------------------------------------------------------------------------------------------
 
@@ -77,20 +79,6 @@ class Toy(DenseHead):
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> Any:
         maps = self.neck(features)
         return DetRaw(self.class_net(maps), self.box_net(maps), self.anchors(features, maps))
-
-
-class ToyRetinaNet(Toy):
-    shapes = [anchor_shapes(4.0, 3, ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4)))] * 3
-    matching = IouMatching(0.5, 0.4, "lift")
-    box_losses = BoxLosses("l1", box_weight=4.0)
-
-
-class ToySSD(Toy):
-    shapes = [[(4.0, 4.0), (5.6, 2.8), (2.8, 5.6)]] * 3
-    coder = Deltas("xy", center=0.1, size=0.2)
-    class_loss = MinedSoftmax()
-    box_losses = BoxLosses("smooth_l1", box_weight=4.0)
-    selection = Selection(score_threshold=0.01, nms_iou=0.45, max_detections=200, pre_nms=400)
 
 
 class ToyFCOS(Toy):
@@ -154,18 +142,34 @@ class ToyYOLO(ToyFCOS):
         return self.losses(raw, matched) | {"objectness": found}
 
 
-FAMILIES = [ToyRetinaNet, ToySSD, ToyFCOS, ToyYOLO]
+FAMILIES: list[tuple[type[Head], dict[str, Any], dict[str, Any]]] = [
+    (
+        RetinaNetHead,
+        {"channels": 8, "repeats": 1, "levels": [3, 4, 5], "num_scales": 1},
+        {"channels": 32, "repeats": 1, "levels": [3, 4, 5]},
+    ),
+    (SSDHead, {"levels": [3, 4, 5, 6], "extra_channels": [8], "aspect_ratios": []}, {"levels": [3, 4, 5]}),
+    (ToyFCOS, {"width": 8}, {}),
+    (ToyYOLO, {"width": 8}, {}),
+]
+"""Each with options that make it tiny, and with others that let it learn."""
 
 
-@pytest.mark.parametrize("head", FAMILIES)
-def test_every_promise_is_kept(head: type[Head]) -> None:
-    """Graphs, which take most of the time, of one head with anchors and of one without."""
-    graphs = () if head in (ToyRetinaNet, ToyFCOS) else ("export", "compile")
-    enforce(check_head(head, options={"width": 8}, promises=[name for name in HEAD_PROMISES if name not in graphs]))
+@pytest.mark.parametrize(("head", "tiny"), [case[:2] for case in FAMILIES])
+def test_every_promise_is_kept(head: type[Head], tiny: dict[str, Any]) -> None:
+    """Graphs, which take most of the time, of one; those of the others are made in slow tests of their own."""
+    graphs = () if head is RetinaNetHead else ("export", "compile")
+    enforce(check_head(head, options=tiny, promises=[name for name in HEAD_PROMISES if name not in graphs]))
 
 
-@pytest.mark.parametrize("head", FAMILIES)
-def test_objects_are_learnt(head: type[Head]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [RetinaNetHead, SSDHead])
+def test_every_promise_is_kept_with_the_defaults(head: type[Head]) -> None:
+    enforce(check_head(head, num_classes=80))
+
+
+@pytest.mark.parametrize(("head", "options"), [case[::2] for case in FAMILIES])
+def test_objects_are_learnt(head: type[Head], options: dict[str, Any]) -> None:
     """Two objects of two classes, one tall and one wide: x and y, or classes and background, mixed up would not be found."""
     torch.manual_seed(0)
     boxes, labels = [[40.0, 24.0, 72.0, 112.0], [96.0, 80.0, 176.0, 120.0]], [0, 1]
@@ -173,7 +177,7 @@ def test_objects_are_learnt(head: type[Head]) -> None:
     image[:, 0, 24:112, 40:72], image[:, 2, 80:120, 96:176] = 0.9, 0.9
     targets = BoxTargets(torch.tensor([boxes]), torch.tensor([labels]), torch.zeros(1, 2, dtype=torch.bool))
     backbone = create_backbone("b0", levels=("C3", "C4", "C5"), width=0.25, depth=0.3, drop_path=0.0)
-    model = Model(backbone, head(backbone.feature_spec, 2))
+    model = Model(backbone, head(backbone.feature_spec, 2, **options))
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 0.3
@@ -380,14 +384,14 @@ def test_records_are_options_with_the_defaults_of_the_head() -> None:
         0.001,
     )
     assert {"variant", "levels", "prior", "alpha", "iou_loss", "crowd_ignore", "nms", "pre_nms"} <= set(named)
-    assert (head_options(ToyRetinaNet)["gamma"], head_options(ToySSD)["negatives"]) == (2.0, 3.0)
-    head = ToySSD(spec, 3, negatives=5.0, nms_iou=0.3)
-    assert (head.class_loss, head.selection.nms_iou, head.selection.max_detections) == (MinedSoftmax(5.0), 0.3, 200)
-    assert ToySSD.class_loss == MinedSoftmax()
-    with pytest.raises(UserError, match=r"head_options\.gama: ToyRetinaNet has no such option; did you mean gamma"):
-        ToyRetinaNet(spec, 3, gama=2.0)
+    assert (head_options(RetinaNetHead)["gamma"], head_options(SSDHead)["negatives"]) == (2.0, 3.0)
+    head = SSDHead(spec, 3, levels=[3, 4, 5], negatives=5.0, nms_iou=0.3)
+    assert (head.class_loss, head.selection.nms_iou, head.selection.max_detections) == (MinedSoftmax(5.0), 0.3, 100)
+    assert SSDHead.class_loss == MinedSoftmax()
+    with pytest.raises(UserError, match=r"head_options\.gama: RetinaNetHead has no such option; did you mean gamma"):
+        RetinaNetHead(spec, 3, gama=2.0)
     with pytest.raises(UserError, match=r"head_options\.negatives: expected a number above 0, got 'many'"):
-        ToySSD(spec, 3, negatives="many")
+        SSDHead(spec, 3, levels=[3, 4, 5], negatives="many")
 
 
 def test_boxes_that_nothing_would_train_are_refused() -> None:
@@ -404,7 +408,8 @@ def test_overlap_is_diagnosed_where_it_decides() -> None:
     targets = BoxTargets(
         torch.tensor([[[-12.0, -12.0, 20.0, 20.0]]]), torch.zeros(1, 1).long(), torch.zeros(1, 1).bool()
     )
-    assert ToySSD(spec, 3).diagnose(targets, sizes)["best_anchor_iou"].tolist() == [[1.0]]
+    head = SSDHead(spec, 3, levels=[3, 4, 5], min_scale=0.25, aspect_ratios=[])
+    assert head.diagnose(targets, sizes)["best_anchor_iou"].tolist() == [[1.0]]
     assert ToyFCOS(spec, 3).diagnose(targets, sizes) == {}
 
 

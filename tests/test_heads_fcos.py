@@ -70,6 +70,7 @@ def peer_of(channels: int, repeats: int) -> Any:
     )  # fmt: skip
     for parameter in peer.head.parameters():  # so that scores differ and norms do something
         nn.init.normal_(parameter, std=0.05)
+    nn.init.normal_(peer.head.regression_head.bbox_reg.weight, std=1.0)  # so that some distances are cut off at 0
     nn.init.constant_(peer.head.regression_head.bbox_reg.bias, 2.0)
     return peer
 
@@ -111,6 +112,7 @@ def test_the_same_weights_say_what_torchvision_says() -> None:
         said = peer.head(list(peer.backbone(torch.empty(0)).values()))
         torch.testing.assert_close(raw.logits, said["cls_logits"], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(raw.deltas, said["bbox_regression"], rtol=1e-4, atol=1e-5)
+        assert 0 < (raw.deltas == 0).float().mean() < 0.5
         torch.testing.assert_close(raw.quality, said["bbox_ctrness"][..., 0], rtol=1e-4, atol=1e-5)
         for ours, theirs in zip(head.predict(raw, sizes).unbatch(), peer(images), strict=True):
             assert len(ours.scores) == 60

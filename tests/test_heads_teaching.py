@@ -121,9 +121,10 @@ def test_other_anchors_are_refused(options: dict[str, Any], word: str) -> None:
 
 def test_a_teacher_pads_as_its_student() -> None:
     student, teacher = case("efficientdet", {}, 3).build(), case("efficientdet", {}, 3).build()
-    teacher.size_divisor = 128
+    teacher.size_divisor, teacher.min_size = 3 * student.size_divisor, 640
+    assert teacher.padded(100) != student.padded(100)
     student.check_teacher(teacher)
-    assert teacher.padded(100) == student.padded(100)
+    assert [teacher.padded(side) for side in (100, 700)] == [student.padded(side) for side in (100, 700)]
 
 
 def test_other_classes_modes_and_heads_without_a_form_are_refused() -> None:

@@ -438,6 +438,7 @@ def test_every_head_answers_by_a_graph(head: str, backend: str, kept_graphs: Pat
         task = HEADS.get(head).task
         options = {
             "efficientdet": {"channels": 8, "cells": 1, "repeats": 1},
+            "retinanet": {"channels": 8, "repeats": 1},
             "fcos": {"channels": 64},
             "yolo": {"channels": 8},
         }.get(head, {})

@@ -21,6 +21,7 @@ def test_every_recipe_can_be_read_over_every_bundled_config(command: str) -> Non
         assert request.config.recipe == name
         (line,) = request.extras.told
         assert line.startswith(f"recipe {name}: sets ")
+        assert ("not measured yet" in line) == ((command, name) != ("detect", "quick"))
         for section, values in read_tree(recipes(command)[name], name).values.items():
             assert isinstance(values, dict)
             for key, value in values.items():
@@ -35,8 +36,7 @@ def test_what_the_user_says_wins_over_a_recipe_and_that_over_bundled_configs(tmp
     request = parse("detect", ["--config", str(file), "--optim.ema", "0.5"])
     config = request.config
     assert (config.data.scale_jitter, config.optim.ema) == ((0.9, 1.1), 0.5)
-    assert config.data.flip_mode == "alternating"  # the recipe's
-    assert config.optim.warmup_steps is None  # the recipe's over the bundled 20
+    assert config.optim.epochs == 8  # the recipe's over the bundled 16
     assert request.extras.told[0].endswith("; as you say: data.scale_jitter, optim.ema")
 
 
@@ -87,3 +87,11 @@ def test_a_file_that_names_an_unknown_one_is_named(tmp_path: Path) -> None:
     file.write_text("base: bccd\nrecipe: slow\n")
     with pytest.raises(UserError, match=r"mine\.yaml:2: recipe: unknown recipe 'slow'"):
         parse("detect", ["--config", str(file)])
+
+
+@pytest.mark.parametrize("wrong", ["optim: 5", "optim: {epochs: {a: 1}}"])
+def test_a_recipe_hides_no_mistake(wrong: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"recipe: quick\n{wrong}\n")
+    with pytest.raises(UserError, match=r"mine\.yaml:2: optim"):
+        parse("classify", ["--config", str(file)])

@@ -36,7 +36,9 @@ class HeadCase(NamedTuple):
         """A size (H, W) that the head need not pad, with at least two cells on the coarsest map, a pyramid's included: to
         ``torch.export`` a size of 1 is another program."""
         step = max(head.size_divisor, 32)
-        side = -(-max(2 * max(self.spec.strides), 2 * head.size_divisor, head.min_size) // step) * step
+        # Strides of what is dense: a pyramid may go on beyond what images are padded for.
+        coarsest = max(head.size_divisor, *self.spec.strides, *getattr(head, "strides", ()))
+        side = -(-max(2 * coarsest, head.min_size) // step) * step
         return side + larger * step, side + (larger + 1) * step
 
     def inputs(self, head: Head, batch: int = 2, scale: float = 1.0) -> tuple[list[Tensor], ImageSizes]:

@@ -77,7 +77,7 @@ def put_record(path: Path, record: ExportRecord) -> None:
 
 
 def require(*names: str) -> Any:
-    """Import packages of the extra ``export``; the first is returned. A missing one raises :class:`UserError`."""
+    """Import packages of the extras ``export`` and ``openvino``; the first is returned. A missing one raises :class:`UserError`."""
     import importlib
 
     modules = []
@@ -86,5 +86,6 @@ def require(*names: str) -> Any:
             modules.append(importlib.import_module(name))
         except ImportError:
             what = f"needs the package {name}, which is not installed"
-            raise UserError("export", what, f"install {NEEDS}") from None
+            remedy = "pip install 'effbackbones[openvino]'" if name == "openvino" else f"install {NEEDS}"
+            raise UserError("export", what, remedy) from None
     return modules[0]

@@ -1,1 +1,1 @@
-"""Heads of detection: EfficientDet, its pyramid, towers, anchors, losses and suppression."""
+"""Heads of detection: EfficientDet, RetinaNet, SSDLite, their pyramids, towers, anchors, losses and suppression."""

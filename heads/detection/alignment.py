@@ -138,7 +138,7 @@ class Alignment:
         most = 1 if one else max(self.topk, _FOR_SUM) if self.assigner == "simota" else self.topk
         rows = largest(value.flatten(0, 1), most).view(*value.shape[:2], -1)
         rank = value.gather(2, rows).argsort(dim=2, descending=True, stable=True).argsort(2)
-        taken = rank < (torch.ones_like(wanted) if one else wanted)[..., None]
+        taken = rank < wanted[..., None]
         chosen = torch.zeros_like(value, dtype=torch.bool).scatter_(2, rows, taken) & value.isfinite()
         index = torch.where(chosen, decides, -math.inf).argmax(1, keepdim=True)
         match = torch.where(chosen.any(1), index[:, 0], -1)

@@ -27,19 +27,24 @@ def anchor_shapes(
     return [(side * x, side * y) for side in sides for x, y in aspect_ratios]
 
 
-def anchor_grid(image: tuple[int, int], maps: Sequence[Sequence[int]], shapes: Tensor | Sequence[Tensor]) -> Tensor:
+def anchor_grid(
+    image: tuple[int, int],
+    maps: Sequence[Sequence[int]],
+    shapes: Tensor | Sequence[Tensor],
+    center: float = 0.5,
+) -> Tensor:
     """Anchors float32 [A, 4] of an image of (H, W) pixels whose levels have ``maps`` (h, w) cells, finest first.
 
     ``shapes``: float [S, 2], (width, height) in strides, of all levels or one for each, on the device where the anchors are
     wanted and of the precision to compute in: beyond 1,000 pixels float32 is 1e-4 off. A stride is H / h by W / w, which need
-    be no whole number; anchors sit in the middle of their cell and may reach out of the image. Level by level, row by row, cell
-    by cell, S to each.
+    be no whole number; anchors sit in the middle of their cell (``center``, in strides from its corner) and may reach out of the
+    image. Level by level, row by row, cell by cell, S to each.
     """
     levels = []
     each = [shapes] * len(maps) if isinstance(shapes, Tensor) else shapes
     for (height, width), own in zip(maps, each, strict=True):
         ys, xs = (
-            (torch.arange(cells, dtype=own.dtype, device=own.device) + 0.5) * side / cells
+            (torch.arange(cells, dtype=own.dtype, device=own.device) + center) * side / cells
             for cells, side in ((height, image[0]), (width, image[1]))
         )
         centers = torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)], -1)

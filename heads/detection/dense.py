@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from effbackbones.contracts import BoxTargets, Detections, FeatureSpec, Head, ImageSizes
+from effbackbones.contracts import BoxTargets, Detections, FeatureSpec, Head, ImageSizes, ImageSpec
 from effbackbones.errors import UserError
 from heads.detection.anchors import Assignment, Deltas, IouMatching, anchor_grid, box_slices, pairwise_iou
 from heads.detection.criteria import BoxLosses, ClassLoss, Coder, Focal, Matched
 from heads.detection.losses import iou_loss
 from heads.detection.nms import Selection, candidates
+from heads.detection.variants import letterboxed, variant_for
 from heads.options import taken
 from heads.targets import check_boxes
 from heads.teaching import quality_focal_sum, sigmoid_divergence, softmax_divergence
@@ -98,10 +99,13 @@ class DenseHead(Head):
 
     # --- anchors -----------------------------------------------------------------------------------------------------
 
-    def place(self, strides: Sequence[int], shapes: Sequence[Sequence[tuple[float, float]]]) -> None:
-        """Say where anchors are: the ``strides`` of the levels in pixels, finest first, and for each level the ``shapes`` of the
-        anchors of a cell, (width, height) in strides. Images are padded to the coarsest stride."""
-        self.strides = tuple(strides)
+    def place(
+        self, strides: Sequence[int], shapes: Sequence[Sequence[tuple[float, float]]], center: float = 0.5
+    ) -> None:
+        """Say where anchors are: the ``strides`` of the levels in pixels, finest first, for each level the ``shapes`` of the
+        anchors of a cell, (width, height) in strides, and their ``center``, in strides from the corner of the cell. Images are
+        padded to the coarsest stride."""
+        self.strides, self.center = tuple(strides), center
         self.size_divisor = self.strides[-1]
         self._counts = [len(level) for level in shapes]
         flat = torch.tensor([shape for level in shapes for shape in level], dtype=torch.float64)
@@ -113,14 +117,22 @@ class DenseHead(Head):
         return self._grid((height, width), [m.shape[-2:] for m in maps])
 
     def _grid(self, image: tuple[int, int], maps: Sequence[Sequence[int]]) -> Tensor:
+        return anchor_grid(image, maps, self.shapes_of_levels(), self.center)
+
+    def shapes_of_levels(self) -> Sequence[Tensor]:
+        """What :meth:`place` was told, [S, 2] for each level, as precise as the device can."""
         shapes = cast(Tensor, self._shapes)
         precise = torch.float32 if shapes.device.type == "mps" else torch.float64  # which Apple's GPUs lack
-        return anchor_grid(image, maps, torch.split(shapes.to(precise) / _FIXED_POINT, self._counts))
+        return torch.split(shapes.to(precise) / _FIXED_POINT, self._counts)
 
     def _anchors_for(self, sizes: ImageSizes) -> Tensor:
         """The anchors of images of these sizes, which no network has seen yet."""
         image = (self.padded(sizes.batch[0]), self.padded(sizes.batch[1]))
         return self._grid(image, map_sizes(image, self.strides))
+
+    def cell_sides(self, image: tuple[int, int]) -> list[tuple[float, float]]:
+        """(x, y) sides in pixels of a cell of each level, for images of (H, W) pixels."""
+        return [(image[1] / w, image[0] / h) for h, w in map_sizes(image, self.strides)]
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 
@@ -220,7 +232,9 @@ class DenseHead(Head):
             self.coder.decode(torch.where(positive[..., None], each.float(), 0.0), raw.anchors)
             for each in (raw.deltas, teacher.deltas.detach())
         )
-        apart = torch.where(positive, iou_loss(ours, theirs, "giou"), 0.0).sum()
+        # A box without extent overlaps nothing, not even itself.
+        sound = positive & (theirs[..., 2:] > theirs[..., :2]).all(-1)
+        apart = torch.where(sound, iou_loss(ours, theirs, "giou"), 0.0).sum()
         return {"distill": scores / count, "distill_box": apart / count}
 
     def distill_count(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
@@ -247,6 +261,10 @@ class DenseHead(Head):
         return self.class_loss.probability(evidence)
 
     # --- the data ----------------------------------------------------------------------------------------------------
+
+    def image_spec(self, spec: ImageSpec) -> ImageSpec:
+        """The size of the EfficientDet that was published on the backbone, letterboxed, bilinear; mean and std of its weights."""
+        return letterboxed(spec, variant_for(self.spec.backbone).resolution)
 
     @torch.no_grad()
     def diagnose(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:

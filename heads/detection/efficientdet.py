@@ -13,11 +13,11 @@ from effbackbones.contracts import BackboneNeeds, FeatureSpec, ImageSizes, Image
 from effbackbones.weights.classifiers import coco_name
 from effbackbones.weights.loading import load_state
 from effbackbones.weights.pretrained import Adopted, Decided, Pretrained
-from heads.detection.anchor_fit import as_options, fit_ratios
+from heads.detection.anchor_fit import fitted_options
 from heads.detection.anchors import Deltas, anchor_shapes
 from heads.detection.bifpn import BiFPN
 from heads.detection.criteria import BoxLosses, Focal
-from heads.detection.dense import DenseHead, DetRaw, map_sizes
+from heads.detection.dense import DenseHead, DetRaw
 from heads.detection.efficientdet_names import CLASS_PREDICTOR, Detector
 from heads.detection.efficientdet_weights import fit_classes, options_of
 from heads.detection.levels import check_names, names_of, sources
@@ -25,8 +25,6 @@ from heads.detection.nms import Selection
 from heads.detection.towers import Tower
 from heads.detection.variants import Fusion, Variant, letterboxed, named_variant, variant_for
 from heads.options import number
-
-_WORTHWHILE = 0.01  # gain in mean best IoU below which fitted anchors are not worth leaving the published ones
 
 
 @dataclass(frozen=True)
@@ -155,16 +153,6 @@ class EfficientDetHead(DenseHead):
         return count + 1.0
 
     def fit_to_data(self, box_sides: Tensor, image_size: tuple[int, int]) -> dict[str, Any]:
-        """``aspect_ratios`` and ``anchor_scale`` that raise the boxes' mean IoU with their best anchor, centred on them, by
-        at least 0.01; empty if none are found. As many anchors as before. Deterministic. Sides that are not positive are
-        passed over."""
-        row = self.row
-        sides = box_sides[(box_sides > 0).all(1) & box_sides.isfinite().all(1)]
-        if not len(sides):
-            return {}
-        maps = map_sizes(image_size, self.neck.strides)
-        strides = torch.tensor([[image_size[1] / w, image_size[0] / h] for h, w in maps], dtype=torch.float64)
-        octaves = row.anchor_scale * 2 ** (torch.arange(row.num_scales, dtype=torch.float64) / row.num_scales)
-        bases = (strides[:, None] * octaves[:, None]).flatten(0, 1)
-        before, fit = fit_ratios(sides, bases, torch.tensor(row.aspect_ratios))
-        return as_options(fit, row.anchor_scale) if fit.quality - before.quality >= _WORTHWHILE else {}
+        """As :func:`~heads.detection.anchor_fit.fitted_options`."""
+        row, strides = self.row, self.cell_sides(image_size)
+        return fitted_options(box_sides, strides, row.anchor_scale, row.num_scales, row.aspect_ratios)

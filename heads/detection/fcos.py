@@ -6,12 +6,12 @@ detector", 2020; numbers as in torchvision ``models/detection/fcos.py``.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, ImageSizes, ImageSpec
+from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, ImageSizes
 from heads.detection.criteria import BoxLosses, Coder, Focal, Matched
 from heads.detection.dense import DenseHead, RatedRaw, joint_evidence
 from heads.detection.fpn import FPN, ExtraFrom
@@ -19,12 +19,8 @@ from heads.detection.levels import STANDARD, check_names, consecutive, names_of,
 from heads.detection.losses import quality_sum
 from heads.detection.nms import Selection
 from heads.detection.points import POINT, CenterMatching, Distances, centerness
-from heads.detection.towers import ConvTower, Prediction
-from heads.detection.variants import letterboxed, variant_for
-from heads.options import choice, number, require, whole
-
-Norm = Literal["group", "none"]
-_GROUPS = 32  # of a group norm (Wu and He, 2018, section 3.1)
+from heads.detection.towers import ConvTower, Norm, Prediction, check_norm
+from heads.options import number, whole
 
 
 @dataclass(frozen=True)
@@ -41,9 +37,7 @@ class Network:
     def __post_init__(self) -> None:
         whole("channels", self.channels)
         whole("repeats", self.repeats, 0)
-        choice("norm", self.norm, get_args(Norm))
-        suits = self.norm == "none" or (self.channels % _GROUPS == 0 and self.channels > _GROUPS)
-        require("channels", self.channels, suits, f"a multiple of {_GROUPS} above it, for the groups of norm: group")
+        check_norm(self.norm, self.channels)
         consecutive(self.levels)
         number("prior", self.prior, above=0, below=1)
 
@@ -93,11 +87,11 @@ class FCOSHead(DenseHead):
         super().__init__(spec, num_classes, **options)
         self.weigh_boxes, self.centerness_weight = weigh_boxes, number("centerness_weight", centerness_weight, 0)
         self.counted += ("centerness",) if self.counted else ()
-        self.resolution = variant_for(spec.backbone).resolution
         network, levels = self.network, tuple(self.network.levels)
         check_names("fcos", spec, levels)
         self.neck = FPN(sources(spec), levels, network.channels, extra_from=network.extra_from, head="fcos")
-        self.class_net, self.box_net = _tower(network), _tower(network)
+        tower = (network.channels, network.repeats, network.norm)
+        self.class_net, self.box_net = ConvTower(*tower), ConvTower(*tower)
         self.classes = Prediction(network.channels, 1, num_classes, Focal.bias(network.prior))
         self.sides, self.central = Prediction(network.channels, 1, 4), Prediction(network.channels, 1, 1)
         self.place(self.neck.strides, [POINT] * len(levels))
@@ -107,10 +101,6 @@ class FCOSHead(DenseHead):
     def requires(cls, **options: Any) -> BackboneNeeds:
         """The maps of the pyramid's levels up to C5."""
         return BackboneNeeds(names_of(consecutive(options.get("levels", STANDARD))))
-
-    def image_spec(self, spec: ImageSpec) -> ImageSpec:
-        """The size that EfficientDet was published with on the same backbone, letterboxed."""
-        return letterboxed(spec, self.resolution)
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> RatedRaw:
         """Maps of images padded to ``size_divisor`` to logits, distances, centerness and points."""
@@ -141,8 +131,3 @@ class FCOSHead(DenseHead):
 
     def probability(self, evidence: Tensor) -> Tensor:
         return (evidence / 2).exp()
-
-
-def _tower(network: Network) -> nn.Module:
-    groups = _GROUPS if network.norm == "group" else None
-    return ConvTower(network.channels, network.repeats, groups=groups)

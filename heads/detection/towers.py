@@ -6,7 +6,7 @@ own for each level and repeat as in Tan, Pang and Le, "EfficientDet", 2020 (effd
 
 import copy
 from collections.abc import Sequence
-from typing import Self, cast
+from typing import Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from effbackbones.backbones import passes
 from effbackbones.backbones.convolution import Activation, Foldable, activation_layer, convolution, fold_into
 from heads.detection.bifpn import NUMERICS, SeparableConv
+from heads.options import choice, require
+
+Norm = Literal["none", "group"]
+_GROUPS = 32  # of a group norm (Wu and He, 2018, section 3.1)
 
 
 class Tower(Foldable):
@@ -79,23 +83,31 @@ class Tower(Foldable):
         return self
 
 
+def check_norm(norm: object, channels: int) -> None:
+    """The options ``norm`` and ``channels`` of a :class:`ConvTower`: one that there is, and for ``group`` more than one channel in each
+    group, or :class:`UserError` says so."""
+    choice("norm", norm, get_args(Norm))
+    suits = norm == "none" or (channels % _GROUPS == 0 and channels > _GROUPS)
+    require("channels", channels, suits, f"a multiple of {_GROUPS} above it, for the groups of norm: group")
+
+
 class ConvTower(nn.Module):
-    """``repeats`` of 3x3 convolution, group norm of ``groups`` if there are any, and activation, the same for all levels: what
-    RetinaNet and FCOS read their predictions from. ``bias``: whether the convolutions have one."""
+    """``repeats`` of 3x3 convolution, ``norm`` and activation, the same for all levels: what RetinaNet and FCOS read their predictions
+    from. ``bias``: whether the convolutions have one."""
 
     def __init__(
         self,
         channels: int,
         repeats: int,
+        norm: Norm = "none",
         *,
-        groups: int | None = None,
         bias: bool = True,
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
         self.conv = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=bias) for _ in range(repeats))
         self.norm = nn.ModuleList(
-            nn.Identity() if groups is None else nn.GroupNorm(groups, channels) for _ in self.conv
+            nn.Identity() if norm == "none" else nn.GroupNorm(_GROUPS, channels) for _ in self.conv
         )
         self.act = activation_layer(activation)
         for conv in self.conv:

@@ -43,8 +43,7 @@ class Variant:
         for option in ("channels", "cells", "repeats", "num_scales"):
             whole(option, getattr(self, option))
         number("anchor_scale", self.anchor_scale, above=0)
-        pairs = bool(self.aspect_ratios) and all(map(_is_pair, self.aspect_ratios))
-        require("aspect_ratios", self.aspect_ratios, pairs, "pairs [x, y] of positive numbers")
+        check_aspects(self.aspect_ratios)
         consecutive(self.levels)
         choice("fusion", self.fusion, FUSIONS)
         choice("activation", self.activation, get_args(Activation))
@@ -65,8 +64,14 @@ class Variant:
         return self.num_scales * len(self.aspect_ratios)
 
 
+def check_aspects(ratios: Any) -> None:
+    """The option ``aspect_ratios``: pairs of positive numbers, or :class:`UserError` says so."""
+    pairs = isinstance(ratios, tuple | list) and bool(ratios) and all(map(_is_pair, ratios))
+    require("aspect_ratios", ratios, pairs, "pairs [x, y] of positive numbers")
+
+
 def _is_pair(value: Any) -> bool:
-    pair = isinstance(value, tuple) and len(value) == 2
+    pair = isinstance(value, tuple | list) and len(value) == 2
     return pair and all(isinstance(side, int | float) and 0 < side < math.inf for side in value)
 
 

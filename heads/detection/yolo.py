@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from effbackbones.backbones.convolution import Activation, Foldable
-from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, ImageSizes, ImageSpec
+from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, ImageSizes
 from effbackbones.errors import UserError
 from heads.detection.alignment import Alignment
 from heads.detection.anchors import Assignment
@@ -28,7 +28,7 @@ from heads.detection.nms import Selection
 from heads.detection.pan import PAN, doubling
 from heads.detection.points import POINT, Distances
 from heads.detection.towers import Tower
-from heads.detection.variants import letterboxed, variant_for
+from heads.detection.variants import variant_for
 from heads.options import choice, number, require, whole
 
 LEVELS = ("C3", "C4", "C5")
@@ -165,9 +165,7 @@ class YoloHead(DenseHead):
         super().__init__(spec, num_classes, **options)
         self.dfl_weight = number("dfl_weight", dfl_weight, 0)
         _check(spec)
-        row = variant_for(spec.backbone)
-        self.resolution = row.resolution
-        channels = self.network.channels or 8 * math.ceil(_WIDER * row.channels / 8)
+        channels = self.network.channels or 8 * math.ceil(_WIDER * variant_for(spec.backbone).channels / 8)
         self.neck = PAN(spec.channels, channels, self.network.depth, self.network.activation)
         pairs = [Nets(self.network, channels, len(spec.strides), num_classes) for _ in range(1 + nms_free)]
         self.nets: Nets | Pair = Pair(*pairs) if nms_free else pairs[0]
@@ -180,10 +178,6 @@ class YoloHead(DenseHead):
     def requires(cls, **options: Any) -> BackboneNeeds:
         """C3 to C5."""
         return BackboneNeeds(LEVELS)
-
-    def image_spec(self, spec: ImageSpec) -> ImageSpec:
-        """The size that EfficientDet was published with on the same backbone, letterboxed."""
-        return letterboxed(spec, self.resolution)
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> YoloRaw:
         """Maps of images padded to ``size_divisor`` to what nets say of each point."""

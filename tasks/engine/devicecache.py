@@ -34,9 +34,11 @@ class Keys(Iterable[Sequence[Key]], Sized, Protocol):
 
 @dataclass(frozen=True)
 class Resident:
-    """All images of a data set on a device: ``pixels`` uint8 [N, H, W, C]; ``targets`` on it too, ``meta`` of each."""
+    """All images of a data set on a device: ``pixels`` uint8 [N, H, W, C]; ``fill`` uint8 [C], which shifts bring in, and ``targets`` on it
+    too; ``meta`` of each."""
 
     pixels: Tensor
+    fill: Tensor
     targets: Tensor | None
     meta: list[ImageMeta]
     samples: KeyedDataset
@@ -45,10 +47,11 @@ class Resident:
     def read(
         cls, samples: KeyedDataset, loader: Callable[[KeyedDataset, Any], Iterable[Batch]], device: torch.device
     ) -> "Resident":
-        """Read all of ``samples`` once, in batches that ``loader`` makes of a data set and keys. Raises :class:`UserError` where
+        """Read all of ``samples`` once, in batches that ``loader`` makes of a data set and keys. What stands in for an unreadable sample
+        (``data.on_error: skip``) is that of the first epoch, and stays. Raises :class:`UserError` where
         images are of more than 8 bits."""
         still, count = copy(samples), len(samples)
-        still.transform = _at_rest(samples.transform)
+        still.transform = transform = _at_rest(samples.transform)
         pixels: Tensor | None = None
         targets: list[Tensor] = []
         meta: list[ImageMeta] = []
@@ -63,7 +66,8 @@ class Resident:
             targets += [] if batch.targets is None else [batch.targets]
             meta += batch.meta
         assert pixels is not None
-        return cls(pixels, torch.cat(targets).to(device) if targets else None, meta, samples)
+        fill = torch.from_numpy(fill_of(np.empty((1, 1, pixels.shape[3]), np.uint8), transform.image_spec.mean))
+        return cls(pixels, fill.to(device), torch.cat(targets).to(device) if targets else None, meta, samples)
 
     def batches(self, keys: Keys) -> Iterator[Batch]:
         """A batch for each list of ``keys``."""
@@ -71,22 +75,20 @@ class Resident:
             yield self.batch(group)
 
     def batch(self, keys: Sequence[Key]) -> Batch:
-        """The samples of ``keys`` (epoch, index), changed by chance."""
+        """The samples of ``keys`` (epoch, index), changed by chance. No host synchronisation: all that is drawn goes over in one copy."""
         transform, device = self.samples.transform, self.pixels.device
         assert isinstance(transform, ClassificationTransform)
-        _, height, width, channels = self.pixels.shape
-        drawn = np.array([self._drawn(transform, *key) for key in keys])
-        down, right, turned = torch.from_numpy(drawn).to(device, non_blocking=True).unbind(1)
-        index = torch.tensor([index for _, index in keys], device=device)
+        height, width = self.pixels.shape[1:3]
+        drawn = np.array([(index, *self._drawn(transform, epoch, index)) for epoch, index in keys])
+        index, down, right, turned = torch.from_numpy(drawn).to(device, non_blocking=True).unbind(1)
         rows = torch.arange(height, device=device) - down[:, None]
         columns = torch.arange(width, device=device).expand(len(keys), width)
         columns = torch.where(turned[:, None] > 0, width - 1 - columns, columns) - right[:, None]
         inside = _within(rows, height)[:, :, None] & _within(columns, width)[:, None]
         rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
         images = self.pixels[index[:, None, None], rows[:, :, None], columns[:, None]]
-        if drawn[:, :2].any():
-            fill = fill_of(np.empty((1, 1, channels), np.uint8), transform.image_spec.mean).tolist()
-            images = torch.where(inside[..., None], images, torch.tensor(fill, dtype=torch.uint8, device=device))
+        if drawn[:, 1:3].any():
+            images = torch.where(inside[..., None], images, self.fill)
         valid = torch.tensor([height, width]).repeat(len(keys), 1)
         targets = None if self.targets is None else self.targets[index]
         sizes = ImageSizes((height, width), valid.to(device, non_blocking=True))

@@ -87,7 +87,7 @@ class TrainingFeed:
     feed: Feed
     order: Order
     batch_size: int
-    resident: "ResidentFeed | None" = None
+    resident: ResidentFeed | None = None
     """Where images stay on the device."""
 
     def __len__(self) -> int:
@@ -113,7 +113,8 @@ class TrainingFeed:
 
 
 def training_feed(config: Config, task: TaskSpec, dataset: Dataset, model: Model) -> tuple[TrainingFeed, list[str]]:
-    """What trains on ``dataset``, with images from the cache if there is to be one, and what to say of that."""
+    """What trains on ``dataset``, with images from the cache or from the device if they are to be, and what to say of that. What cannot be
+    kept there raises :class:`UserError`."""
     order = training_order(config, dataset)
     transform = task.transform(config, model, train=True, epochs=epochs(config, len(dataset)))
     dataset, told = cached(config.data, dataset, transform)

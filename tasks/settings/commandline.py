@@ -23,7 +23,7 @@ from tasks.settings.onecommand import verb_help
 from tasks.settings.paths import expanded
 from tasks.settings.recipes import with_recipe
 from tasks.settings.sections import Config
-from tasks.settings.tree import SEVERAL, build, dump, merge
+from tasks.settings.tree import SEVERAL, branch, build, dump, merge
 from tasks.settings.verbs import DEFAULT, OPTIONS, VERBS, Verb
 from tasks.strictyaml import Plain, Tree, read_tree, read_value
 
@@ -347,11 +347,9 @@ def _overrides(given: list[tuple[str, str]]) -> Tree:
     tree = Tree({}, {})
     for key, text in given:
         value, inner = _override(key, text)
-        *parents, last = key.split(".")
-        branch: dict[str, Plain] = {last: value}
-        for parent in reversed(parents):
-            branch = {parent: branch}
-        tree = merge(tree, Tree(branch, dict.fromkeys((key, *(f"{key}.{name}" for name in inner)), f"--{key}")))
+        tree = merge(
+            tree, Tree(branch(key, value), dict.fromkeys((key, *(f"{key}.{name}" for name in inner)), f"--{key}"))
+        )
     return tree
 
 

@@ -1,12 +1,14 @@
 """The key ``recipe``: a named bundle of values for a task, over those of bundled configs and below what the user says."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import MISSING
+from itertools import accumulate
 from pathlib import Path
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
 from tasks.settings.lent import BUNDLED
-from tasks.settings.tree import merge
+from tasks.settings.tree import branch, flat, merge, place_of
 from tasks.strictyaml import Plain, Tree, read_tree
 
 _TOGETHER = (
@@ -15,6 +17,8 @@ _TOGETHER = (
     ("optim.warmup_epochs", "optim.warmup_steps"),
 )
 """Keys that mean something together alone: where the user says one of them, a recipe says none."""
+_MEASURED = ("detect-quick",)
+"""Recipes with figures in docs/recipes.md; of the others a run says that they have none."""
 
 
 def recipes(task: str) -> dict[str, Path]:
@@ -31,44 +35,31 @@ def with_recipe(task: str, tree: Tree) -> tuple[Tree, tuple[str, ...]]:
     name = tree.values.get("recipe")
     if not isinstance(name, str):  # none, or what no recipe can be called: the config is refused for it
         return tree, ()
-    known, where = recipes(task), tree.places.get("recipe", "--recipe")
-    where = where if where == "--recipe" else f"{where}: recipe"
+    known, where = recipes(task), place_of(tree, "recipe", "")
     if not known:
         raise UserError(where, f"there is none for {task}", "remove it; classify, detect and segment have some")
     if name not in known:
         raise UserError(where, f"unknown recipe {name[:60]!r}", nearest(name, known))
     recipe = read_tree(known[name], f"{BUNDLED}{known[name].name}")
-    said = {key for key, _ in _leaves(tree.values) if not tree.places.get(key, "").startswith(BUNDLED)}
-    said |= {key for together in _TOGETHER if said & set(together) for key in together}
-    values = {key: value for key, value in _leaves(recipe.values) if key not in said and _at(tree, key) != value}
-    left = [key for key, _ in _leaves(recipe.values) if key in said]
-    above = Tree({}, {key: recipe.places[key] for key in values})
-    for key, value in values.items():
-        *parents, last = key.split(".")
-        branch: dict[str, Plain] = {last: value}
-        for parent in reversed(parents):
-            branch = {parent: branch}
-        above = merge(above, Tree(branch, {}))
+    wanted, there = dict(flat(recipe.values)), dict(flat(tree.values))
+    mine = {key: value for key, value in there.items() if not tree.places.get(key, "").startswith(BUNDLED)}
+    left = [key for key in wanted if _is_said(key, mine)]
+    values = {key: value for key, value in wanted.items() if key not in left and there.get(key, MISSING) != value}
     told = f"recipe {name}: sets {', '.join(f'{key} {_shown(value)}' for key, value in values.items()) or 'nothing'}"
     kept = f"; as you say: {', '.join(left)}" if left else ""
-    return merge(tree, above), (told + kept,)
-
-
-def _leaves(values: Mapping[str, Plain], prefix: str = "") -> Iterator[tuple[str, Plain]]:
+    unknown = "" if known[name].stem in _MEASURED else "; not measured yet: compare it with a run without it"
     for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        tree = merge(tree, Tree(branch(key, value), {key: recipe.places[key]}))
+    return tree, (told + kept + unknown,)
 
 
-def _at(tree: Tree, key: str) -> object:
-    value: object = tree.values
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            return ...
-        value = value[part]
-    return value
+def _is_said(key: str, mine: Mapping[str, Plain]) -> bool:
+    """Whether the user says a key, or one that goes with it: also by what is no value of it, for which the config is refused."""
+    for one in next((together for together in _TOGETHER if key in together), (key,)):
+        around = any(mine.get(part) is not None for part in accumulate(one.split(".")[:-1], "{}.{}".format))
+        if one in mine or around or any(said.startswith(f"{one}.") for said in mine):
+            return True
+    return False
 
 
 def _shown(value: Plain) -> str:

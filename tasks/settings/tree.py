@@ -30,7 +30,7 @@ def build(tree: Tree, task: str | None = None, source: str = "") -> Config:
         return built
     said = tree.values.get("model")
     told = built.model.task if isinstance(said, dict) and "task" in said else task
-    told = _task(told, task, _place(tree, "model.task", source))
+    told = _task(told, task, place_of(tree, "model.task", source))
     _refuse_foreign(built, task, tree, source)
     return replace(built, model=replace(built.model, task=told), heads=_heads(built, task, tree, source))
 
@@ -43,7 +43,7 @@ def _refuse_foreign(config: Config, task: str, tree: Tree, source: str) -> None:
             if task not in tasks and getattr(section, name) != getattr(defaults, name):
                 key = f"{section.SECTION}.{name}"
                 raise UserError(
-                    _place(tree, key, source), f"is for {' and '.join(_NAMES[word] for word in tasks)}", "remove it"
+                    place_of(tree, key, source), f"is for {' and '.join(_NAMES[word] for word in tasks)}", "remove it"
                 )
 
 
@@ -51,7 +51,7 @@ def _heads(config: Config, task: str, tree: Tree, source: str) -> dict[str, Head
     """The sections ``heads.TASK`` by the short forms of their tasks."""
     found: dict[str, HeadConfig] = {}
     for key, section in config.heads.items():
-        where, word = _place(tree, f"heads.{key}", source), TASKS.canonical(key)
+        where, word = place_of(tree, f"heads.{key}", source), TASKS.canonical(key)
         if task != SEVERAL:
             raise UserError(where, "no such key", "use the command joint, or model.head_options")
         if word == SEVERAL or word not in TASKS.names():
@@ -89,6 +89,12 @@ def merge(below: Tree, above: Tree) -> Tree:
         return result
 
     return Tree(merged(below.values, above.values), below.places | above.places)
+
+
+def branch(key: str, value: Plain) -> dict[str, Plain]:
+    """Nested mappings with ``value`` at a dotted key."""
+    first, _, rest = key.partition(".")
+    return {first: branch(rest, value) if rest else value}
 
 
 def dump(config: Config) -> str:
@@ -150,7 +156,7 @@ FREE = (
 
 def differences(old: Config, new: Config) -> dict[str, str]:
     """Dotted keys that differ between two configs, in order, with both values in words."""
-    before, after = (dict(_flat(to_mapping(absolute(config)))) for config in (old, new))
+    before, after = (dict(flat(to_mapping(absolute(config)))) for config in (old, new))
     for one, other in ((before, after), (after, before)):  # an empty mapping is no key beside what the other has in it
         for key in [key for key, value in one.items() if value == {} and any(k.startswith(f"{key}.") for k in other)]:
             del one[key]
@@ -173,7 +179,7 @@ def changed_keys(old: Config, new: Config) -> list[str]:
 
 def lasting(config: Config) -> dict[str, Plain]:
     """The dotted keys that make a run what it is, and their values, JSON-like."""
-    return {key: value for key, value in _flat(to_mapping(absolute(config))) if not is_free(key)}
+    return {key: value for key, value in flat(to_mapping(absolute(config))) if not is_free(key)}
 
 
 def _brief(value: object) -> str:
@@ -188,10 +194,11 @@ def _listed(value: object) -> Any:
     return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
-def _flat(mapping: Mapping[str, Plain], prefix: str = "") -> Iterator[tuple[str, Plain]]:
+def flat(mapping: Mapping[str, Plain], prefix: str = "") -> Iterator[tuple[str, Plain]]:
+    """The dotted keys of nested mappings, in order, and their values; an empty mapping is a value."""
     for key, value in mapping.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -202,7 +209,7 @@ def _section(cls: type, tree: Tree, values: Plain, path: str, source: str) -> ob
         values = {}
     if not isinstance(values, dict):
         raise UserError(
-            _place(tree, path, source), f"expected a section of keys, got {_shown(values)}", "write its keys below it"
+            place_of(tree, path, source), f"expected a section of keys, got {_shown(values)}", "write its keys below it"
         )
     hints = get_type_hints(cls)
     known = {item.name for item in fields(cls)}
@@ -210,7 +217,7 @@ def _section(cls: type, tree: Tree, values: Plain, path: str, source: str) -> ob
     for name, value in values.items():
         where = f"{path}.{name}" if path else name
         if name not in known:
-            raise UserError(_place(tree, where, source), "no such key", nearest_key(where))
+            raise UserError(place_of(tree, where, source), "no such key", nearest_key(where))
         inner = section_of(hints[name])
         family = family_of(hints[name])
         if family is not None:
@@ -226,14 +233,14 @@ def _section(cls: type, tree: Tree, values: Plain, path: str, source: str) -> ob
         key, _, rest = str(error).partition(": ")
         if path.startswith(f"{key.partition('.')[0]}."):  # one section of several
             key = f"{path}.{key.rpartition('.')[2]}"
-        raise UserError(_place(tree, key, source), rest) from None
+        raise UserError(place_of(tree, key, source), rest) from None
 
 
 def _named(tree: Tree, values: Plain, path: str, source: str) -> list[tuple[str, Plain]]:
     """The sections of one kind below ``path``, by name."""
     if not isinstance(values, dict | None):
         raise UserError(
-            _place(tree, path, source), f"expected a section of keys, got {_shown(values)}", "write its keys below it"
+            place_of(tree, path, source), f"expected a section of keys, got {_shown(values)}", "write its keys below it"
         )
     return list((values or {}).items())
 
@@ -243,12 +250,12 @@ def _leaf(tree: Tree, where: str, hint: Any, value: Plain, source: str) -> objec
         for name, item in value.items():
             if not is_option(item):
                 what = f"expected a number, text, truth value or list, got {_shown(item)}"
-                raise UserError(_place(tree, f"{where}.{name}", source), what, "correct the value")
+                raise UserError(place_of(tree, f"{where}.{name}", source), what, "correct the value")
     try:
         return convert(hint, value)
     except ValueError:
         raise UserError(
-            _place(tree, where, source), f"expected {describe(hint)}, got {_shown(value)}", "correct the value"
+            place_of(tree, where, source), f"expected {describe(hint)}, got {_shown(value)}", "correct the value"
         ) from None
 
 
@@ -258,7 +265,7 @@ def _shown(value: Plain) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _place(tree: Tree, key: str, source: str) -> str:
+def place_of(tree: Tree, key: str, source: str) -> str:
     """``file:line: key``, or the option, for a message; the place of a key that has none is that of what it is in."""
     known = key
     while known not in tree.places and "." in known:

@@ -132,6 +132,10 @@ def memory_for(config: Config) -> AbstractContextManager[object]:
     return nullcontext() if config.run.device != "cpu" and torch.cuda.is_available() else memory_kept()
 
 
+_OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+"""What a system says of places that cannot be written to; the last two where a file stands in the place of a folder."""
+
+
 def explain(error: Exception) -> tuple[str, int]:
     """One line for an error, and the exit code that it deserves."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -141,7 +145,7 @@ def explain(error: Exception) -> tuple[str, int]:
             text = re.split(r"\bUserError: ", text)[-1]
         # An argument of `build_model` by the name that it has in a config of several tasks.
         return re.sub(r"^head_options\['(\w+)'\]", r"heads.\1.options", text), USER_ERROR
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in _OF_OUTPUT:
         return (
             f"{error.filename or 'output'}: {error.strerror}; make room, mend the permissions, or write elsewhere",
             USER_ERROR,

@@ -22,7 +22,7 @@ from tasks.settings.sections import Config
 from tasks.settings.tree import to_mapping
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import answering, as_model, asked_model, beside, data_classes
+from tasks.verbs.models import answering, as_model, asked_model, beside, open_split
 
 
 def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
@@ -33,7 +33,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         return _evaluate_file(task, config, extras, tell)
     model, classes, config = asked_model(task, config, extras, tell, require_classes=True)
     config = as_model(config, model) if extras.checkpoint else config
-    dataset = splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
+    dataset = open_split(task, config, extras, model, classes)
     splits.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
     _tell_of_numbering(task, config, dataset, model.provenance, f"data.{extras.split}", "the model", tell)
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)

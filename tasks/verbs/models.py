@@ -1,6 +1,6 @@
 """The model that a verb is asked for, and the names of its classes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 from effbackbones.registry import TASKS
 from effbackbones.weights.repository import is_repository
+from tasks.data.dataset import Dataset
 from tasks.data.door.reading import image_spec, read_as
 from tasks.engine import assembly, splits
 from tasks.engine.hardware import Hardware
@@ -98,7 +99,9 @@ def as_asked(config: Config, extras: Extras, model: Model) -> Model:
                 what = "is part of the exported graph, which stays as it is"
             elif name in known:
                 what = "is part of the trained model, which stays as it is"
-            raise UserError(f"--{key}", f"with --checkpoint: {what}", _takes(name, head.prediction_options))
+            options = head.prediction_options
+            remedy = nearest(name, options) if options else "leave it out: nothing of it can be changed for predictions"
+            raise UserError(f"--{key}", f"with --checkpoint: {what}", remedy)
         if name in head.prediction_options:
             own[name], changed = value, True
             told = {**told, word: own} if several else own
@@ -148,10 +151,6 @@ def _refuse_other(model: Model, key: str, word: str, value: Any) -> None:
         raise UserError(f"--{key}", what, "leave it out, or train another model")
 
 
-def _takes(name: str, options: Sequence[str]) -> str:
-    return nearest(name, options) if options else "leave it out: nothing of it can be changed for predictions"
-
-
 OF_IMAGES = frozenset(f"model.{name}" for name in ("mean", "std", "interpolation", "crop_fraction", "crop_mode"))
 """Keys that say how images are prepared, which may be tried on a trained model."""
 
@@ -181,6 +180,13 @@ def data_classes(task: TaskSpec, config: Config, extras: Extras, model: Model, c
     if kept is None and isinstance(classes, Mapping):  # of several heads, saved without training
         kept = task.data_names(classes, lambda: splits.open_dataset(config, task, extras.split).classes)
     return tuple(classes if kept is None else kept)
+
+
+def open_split(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> Dataset:
+    """The split that the line names, divided as the model's run divided the data, with the classes that the model knows."""
+    config, run = as_model(config, model), beside(extras.checkpoint)
+    names = data_classes(task, config, extras, model, classes)
+    return splits.open_dataset(splits.with_division(config, run), task, extras.split, names)
 
 
 def beside(checkpoint: str | None) -> Path:

@@ -19,7 +19,7 @@ from tasks.data.door.reading import image_reader, reading_spec
 from tasks.data.files.reading import ImageReader, PackedNames
 from tasks.data.knowledge import Knowledge
 from tasks.data.transforms.alone import fit_of
-from tasks.engine import feeding, splits
+from tasks.engine import feeding
 from tasks.engine.hardware import Hardware
 from tasks.engine.loading import Loader
 from tasks.engine.signals import Signals, StoppedError, stopped_by
@@ -31,7 +31,7 @@ from tasks.telling import Teller
 from tasks.verbs.ahead import Ahead, ImageFiles, ImageRead, SampleImages, VideoFrames
 from tasks.verbs.inputs import Inputs, named_inputs
 from tasks.verbs.limits import count_of, share_of
-from tasks.verbs.models import as_model, asked_model, beside, data_classes
+from tasks.verbs.models import asked_model, open_split
 from tasks.verbs.outputs import writers_for
 
 
@@ -53,7 +53,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     model, classes, config = asked_model(task, config, extras, tell, require_classes=False)
     model.classes, model.reading = classes, reading_spec(config.data)
     read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
-    source = _source(task, config, extras, model, classes) if extras.split_named else None
+    source = open_split(task, config, extras, model, classes) if extras.split_named else None
     files, made = (PackedNames(map(str, named.images)), None) if asked else _images_of(source)
     named.images.clear()  # a hundred thousand paths are some memory
     out = Path(extras.out or "predictions")
@@ -166,13 +166,6 @@ class _Work:
         images = self.done - self.frames
         words = [f"{images} images"] if images or not self.frames else []
         return " and ".join([*words, f"{self.frames} frames"] if self.frames else words)
-
-
-def _source(task: TaskSpec, config: Config, extras: Extras, model: Model, classes: Any) -> Dataset:
-    """The split that the line names, divided as the model's run divided the data."""
-    config, run = as_model(config, model), beside(extras.checkpoint)
-    names = data_classes(task, config, extras, model, classes)
-    return splits.open_dataset(splits.with_division(config, run), task, extras.split, names)
 
 
 def _images_of(source: Dataset | None) -> tuple[Sequence[str], ImageRead | None]:

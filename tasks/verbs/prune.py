@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from tasks.engine.order import Share
 from tasks.engine.resume import seed_step
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
+from tasks.settings.verbs import VERBS
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
-from tasks.verbs.models import as_model, asked_model, beside, data_classes
+from tasks.verbs.models import as_model, asked_model, open_split
 
 _UNITS = {"M": 1e6, "G": 1e9}
 
@@ -31,10 +33,14 @@ _UNITS = {"M": 1e6, "G": 1e9}
 def prune(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Write the model of ``--checkpoint`` with as few multiply-adds as ``--target`` says to ``--out``, and say what both cost and score."""
     tell, hardware, out = Teller(config.run.progress), Hardware.of(config), _out(extras)
-    if extras.own["multiple"] < 1 or extras.own["batches"] < 1:
-        name = "multiple" if extras.own["multiple"] < 1 else "batches"
-        raise UserError(f"--{name}", f"expected at least 1, got {extras.own[name]}", "correct it")
-    config = splits.with_division(config, beside(extras.checkpoint))
+    for name in ("multiple", "batches"):
+        if extras.own[name] < 1:
+            raise UserError(f"--{name}", f"expected at least 1, got {extras.own[name]}", "correct it")
+    by_loss = extras.own["by"] == "taylor"
+    if not by_loss and extras.own["batches"] != VERBS["prune"].defaults["batches"]:
+        tell("--batches changes nothing: --by magnitude looks at no images")
+    if extras.own["unscored"] and extras.split_named:
+        tell("--split changes nothing: with --unscored nothing is scored")
     model, classes, config = asked_model(task, config, extras, tell, require_classes=True)
     blocks_of(model)  # refuses other backbones, before the work
     config, model = as_model(config, model), model.to(hardware.device)
@@ -42,9 +48,8 @@ def prune(task: TaskSpec, config: Config, extras: Extras) -> int:
     most = _most(extras.own["target"], work)
     dataset = None
     if not extras.own["unscored"]:
-        dataset = splits.open_dataset(config, task, extras.split, data_classes(task, config, extras, model, classes))
+        dataset = open_split(task, config, extras, model, classes)
         splits.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
-    by_loss = extras.own["by"] == "taylor"
     importances = _by_loss(task, config, model, extras, tell) if by_loss else list(map(magnitudes, blocks_of(model)))
     blocks = describe(model, importances)
     small = pruned(model, choose(blocks, work - most, multiple=extras.own["multiple"], by_work=by_loss))
@@ -62,12 +67,9 @@ def prune(task: TaskSpec, config: Config, extras: Extras) -> int:
             score = decides.value(judged.scores)
             line += f"; {extras.split} {decides.name} {'undefined' if score is None else f'{score:.4f}'}"
         print(line)
-    tell(f"pruned model {out}; training brings back what it lost: effbackbones train {task.command} ... {_again(out)}")
+    again = f"--model.weights null --model.init_from {out}"
+    tell(f"pruned model {out}; training brings back what it lost: effbackbones train {task.command} ... {again}")
     return 0
-
-
-def _again(out: Path) -> str:
-    return f"--model.weights null --model.init_from {out}"
 
 
 def _out(extras: Extras) -> Path:
@@ -76,7 +78,12 @@ def _out(extras: Extras) -> Path:
         raise UserError("--checkpoint", "no trained model is named", "give --checkpoint FILE|RUN")
     if not extras.out or Path(extras.out).suffix != ".safetensors":
         raise UserError("--out", f"expected the name of a model file, got {extras.out}", "give --out FILE.safetensors")
-    return Path(extras.out)
+    out, model = Path(extras.out), checkpoint_file(extras.checkpoint)
+    if out.resolve() == model.resolve():
+        raise UserError(
+            "--out", f"{out} is the model that is to be pruned", "name another file: that one would be lost"
+        )
+    return out
 
 
 def _most(target: str | None, work: int) -> float:
@@ -96,7 +103,7 @@ def _by_loss(
 ) -> Sequence[tuple[Tensor, Tensor]]:
     """Importances from the gradients of the loss on training batches, in eval mode: batch norms stay as they are."""
     steps = extras.own["batches"]
-    dataset = splits.open_dataset(config, task, "train", data_classes(task, config, extras, model, model.classes))
+    dataset = open_split(task, config, replace(extras, split="train"), model, model.classes)
     feed, told = feeding.training_feed(config, task, task.view(config, dataset), model)
     for line in told:
         tell(line)

@@ -111,7 +111,8 @@ class Lookup:
 def relative_to(root: Path, name: str) -> str:
     """A whole path of something below ``root``, relative to it; another name as it is."""
     if os.path.isabs(name):
-        for start in (os.path.abspath(root), os.path.realpath(root)):
+        for whole in (os.path.abspath, os.path.realpath):  # the second asks the system for each part of the path
+            start = whole(root)
             if name.startswith(start + os.sep):
                 return name[len(start) + 1 :]
     return name
