@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from effbackbones.errors import UserError
 from effbackbones.export.int8layers import Int8Layers, Op, int8_layers
 from effbackbones.export.onnxfile import quiet, require
 
@@ -20,8 +21,12 @@ Change = Callable[[Path], None]
 """What is done to a file of ONNX once it is written."""
 
 
-def quantise(path: Path, feeds: Sequence[Feed]) -> None:
-    """Replace the file of ONNX ``path`` by one in int8, calibrated on ``feeds``, inputs by name."""
+def quantise(path: Path, feeds: Sequence[Feed], ranges: Sequence[tuple[float, float]] | None = None) -> None:
+    """Replace the file of ONNX ``path`` by one in int8, calibrated on ``feeds``, inputs by name.
+
+    ``ranges``: those of training in int8 (:class:`effbackbones.export.simulation.Int8Simulation`), two of each layer in the order of
+    calls, in place of calibrated ones. Others than the layers of the graph have raise :class:`UserError`.
+    """
     onnx = require("onnx", "onnxruntime")
     from onnxruntime import quantization  # slow to import, of the extra `export`
 
@@ -44,6 +49,8 @@ def quantise(path: Path, feeds: Sequence[Feed]) -> None:
     options: dict[str, Any] = {"CalibMovingAverage": True}
     if layers.gives_float:
         options["OpTypesToExcludeOutputQuantization"] = list(WEIGHTED)
+    if ranges is not None:
+        options["TensorQuantOverrides"] = overrides(model.graph, layers, ranges)
     out = path.with_name(f"int8_{path.name}")
     with quiet("root"):
         quantization.quantize_static(
@@ -59,6 +66,43 @@ def quantise(path: Path, feeds: Sequence[Feed]) -> None:
             extra_options=options,
         )
     out.replace(path)
+
+
+def overrides(graph: Any, layers: Int8Layers, ranges: Sequence[tuple[float, float]]) -> dict[str, list[dict[str, Any]]]:
+    """Scale and zero point of what the layers take and give, by the name of the value, as onnxruntime is told them."""
+    names = points(graph, layers)
+    if len(ranges) != len(names):
+        what = f"it was trained in {len(ranges) // 2} calls of layers in int8, and the graph has {len(names) // 2}"
+        raise UserError("int8", what, "train it with optim.quantise again, or export it with another precision")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for values, given in zip(names, ranges, strict=True):
+        steps = next((found[name] for name in values if name in found), [_steps(*given)])
+        found |= {name: steps for name in values}
+    return found
+
+
+def points(graph: Any, layers: Int8Layers) -> list[tuple[str, ...]]:
+    """The values that are rounded, two places a layer: what it takes, with zeros around it and without, and what it gives, before a cut
+    and after it."""
+    cuts = {node.input[0]: node.output[0] for node in graph.node if node.name in layers.cuts}
+    padded = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Pad"}
+    found: list[tuple[str, ...]] = []
+    for node in graph.node:
+        if node.name in layers.weighted:
+            taken, given = node.input[0], node.output[0]
+            found += [(padded.get(taken, taken), taken)]
+            found += [() if layers.gives_float else (given, cuts.get(given, given))]
+    return found
+
+
+def _steps(low: float, high: float) -> dict[str, Any]:
+    """256 steps from ``low`` to ``high``, 0 among them, computed in float32 as the simulation does."""
+    least, most = np.float32(min(low, 0)), np.float32(max(high, 0))
+    scale = np.float32((most - least) / np.float32(255))
+    if scale < np.finfo(np.float32).tiny:
+        scale = np.float32(1)
+    zero = np.clip(np.round(-least / scale), 0, 255)
+    return {"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}
 
 
 def quantised_nodes(graph: Any) -> Int8Layers:

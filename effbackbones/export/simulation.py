@@ -1,15 +1,15 @@
 """Training that sees what int8 will do: weights and maps rounded on the way forward as the exported file rounds them.
 
-Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018, section 3;
-gradients pass through the rounding as through the identity inside of the range, and are 0 outside (Bengio et al., 2013). Weights get a
-symmetric scale for each output channel, so that a batch norm behind them, which scales channels, need not be folded in first: rounding
-w and scaling it gives what scaling and rounding gives. Batch norms that have statistics keep them (Krishnamoorthi, "Quantizing deep
-convolutional networks for efficient inference", 2018, section 4.2.1): the file is computed with these, not with those of a batch.
+Batch norms that have statistics keep them (Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference", 2018, section
+4.2.1): the file is computed with these, not with those of a batch. How numbers are rounded: :mod:`effbackbones.export.rounding`.
 
-The model stays the ordinary one, and nothing of this is in its file.
+The model stays the ordinary one, and its tensors are all that it has; the ranges are a line of its record, from which an export takes
+them as long as the weights are those that they were found with. So each layer of the file gives what it gives here, but for numbers in
+the middle between two steps. A deep network takes such a difference for one of its own: behind some layers two sets of roundings agree
+in distribution, not number by number.
 """
 
-import weakref
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,20 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from effbackbones.errors import UserError
 from effbackbones.export.following import follow
+from effbackbones.export.rounding import Rounding, in_steps
 from effbackbones.model import Model
 
 SLOWEST = 0.02
 """Weight of the newest step in a range: the last 50 steps count, before that all alike."""
-_LAYERS = {"conv2d": 0, "linear": 0, "conv_transpose2d": 1}
-"""Functions with weights, and the axis of their output channels."""
-_CUTS = ("relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_")
-_ASKS = ("__get__", "size", "dim", "numel", "stride", "is_contiguous", "is_floating_point")
-"""What only asks for what a tensor is."""
 
 
 class Int8Simulation:
@@ -69,7 +63,7 @@ class Int8Simulation:
         if self.model.training:
             for norm in self.norms:
                 norm.eval()
-        with _Rounding(self, observe):
+        with Rounding(self.calls, lambda x, point: self.fake(x, point, observe), gives_float=self.gives_float):
             yield
 
     def fake(self, x: Tensor, point: int, observe: bool) -> Tensor:
@@ -86,8 +80,8 @@ class Int8Simulation:
             low, high = low.clamp(max=0), high.clamp(min=0)
             scale = (high - low) / 255
             scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
-            zero = (-low / scale).round().clamp(0, 255).to(torch.int32)
-        return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero, 0, 255).to(x.dtype)
+            zero = (-low / scale).round().clamp(0, 255)
+        return in_steps(x, scale, zero)
 
     @torch.no_grad()
     def settle(self, skip: Tensor) -> None:
@@ -109,88 +103,30 @@ class Int8Simulation:
         """The ranges."""
         return {"low": self.low, "high": self.high, "seen": self.seen}
 
+    def learnt(self) -> dict[str, Any]:
+        """What an export needs to compute as this does, for the provenance of the model's file."""
+        pairs = torch.stack([self.low.clamp(max=0), self.high.clamp(min=0)], 1).tolist()
+        return {"precision": "int8", "ranges": pairs, "weights": digest_of(self.model)}
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over ranges of the same model."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
 
 
-def fake_weights(weight: Tensor, axis: int = 0) -> Tensor:
-    """``weight`` rounded to -127..127 steps of a scale for each of its channels along ``axis``."""
-    with torch.no_grad():
-        others = tuple(place for place in range(weight.ndim) if place != axis)
-        scale = weight.detach().abs().amax(others).float() / 127
-        scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
-        zeros = torch.zeros_like(scale, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zeros, axis, -127, 127)
+def learnt_ranges(model: Model) -> list[tuple[float, float]] | None:
+    """The ranges that training in int8 left in the provenance of ``model``, in the order of calls; None where it was not trained so, or
+    its weights are others since."""
+    told = model.provenance.get("quantise")
+    if not isinstance(told, Mapping) or told.get("precision") != "int8" or told.get("weights") != digest_of(model):
+        return None
+    return [(float(low), float(high)) for low, high in told["ranges"]]
 
 
-class _Rounding(TorchFunctionMode):
-    """Rounds what layers in int8 take, their weights, and what they give: behind the batch norm, and behind what cuts it off."""
-
-    def __init__(self, simulation: Int8Simulation, observe: bool) -> None:
-        super().__init__()
-        self.simulation, self.observe = simulation, observe
-        self._met: dict[int, int] = {}
-        """By weight, how often it was called."""
-        self._given: dict[int, tuple[Any, int]] = {}
-        """What layers gave that nobody has read yet, with its point."""
-        self._rounded: dict[int, tuple[Any, Any]] = {}
-        """Of a map, what was made of it; of that, itself."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name in _ASKS:
-            return func(*args, **kwargs)
-        point = self._waiting(args[0]) if args and (name == "batch_norm" or name in _CUTS) else None
-        if point is None:
-            if self._given:
-                args, kwargs = tree_map_only(Tensor, self._read, (args, kwargs))
-            return self._layer(func, name, args, kwargs) if name in _LAYERS else func(*args, **kwargs)
-        del self._given[id(args[0])]
-        out = func(*args, **kwargs)
-        if name == "batch_norm":
-            self._given[id(out)] = (weakref.ref(out), point)
-            return out
-        return self._round(out, point)
-
-    def _layer(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """A call of a function with weights."""
-        weight = args[1] if len(args) > 1 else kwargs.get("weight")
-        calls = self.simulation.calls.get(id(weight))
-        if calls is None:
-            return func(*args, **kwargs)
-        met = self._met.get(id(weight), 0)
-        self._met[id(weight)] = met + 1
-        call = calls[met % len(calls)]
-        if call is None or not args:
-            return func(*args, **kwargs)
-        x = self._round(args[0], 2 * call)
-        if len(args) > 1:
-            args = (x, fake_weights(weight, _LAYERS[name]), *args[2:])
-        else:
-            args, kwargs = (x,), {**kwargs, "weight": fake_weights(weight, _LAYERS[name])}
-        out = func(*args, **kwargs)
-        if not self.simulation.gives_float:
-            self._given[id(out)] = (weakref.ref(out), 2 * call + 1)
-        return out
-
-    def _waiting(self, x: Any) -> int | None:
-        """The point of a map that a layer gave and nobody has read."""
-        kept, point = self._given.get(id(x), (None, None))
-        return point if kept is not None and kept() is x else None
-
-    def _read(self, x: Tensor) -> Tensor:
-        """``x``, rounded if it is what a layer gave."""
-        point = self._waiting(x)
-        return x if point is None else self._round(x, point)
-
-    def _round(self, x: Tensor, point: int) -> Tensor:
-        """``x`` rounded, the same for all that read it."""
-        kept, made = self._rounded.get(id(x), (None, None))
-        if kept is not None and kept() is x and (known := made()) is not None:
-            return known  # type: ignore[no-any-return]  # a weak reference
-        out = self.simulation.fake(x, point, self.observe)
-        self._rounded[id(x)] = (weakref.ref(x), weakref.ref(out))
-        self._rounded[id(out)] = (weakref.ref(out), weakref.ref(out))
-        return out
+def digest_of(model: Model) -> str:
+    """sha256 of the names and values of all tensors of ``model``."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

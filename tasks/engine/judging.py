@@ -96,9 +96,9 @@ class Judge:
         provenance, file = self.label_record | {"step": self.state.step}, self.folder / BEST
         if points:
             provenance |= {"operating_point": dict(points)}
-        if self.state.simulation:
-            provenance |= {"quantise": "int8"}
         with self.state.weights(weights):
+            if self.state.simulation:
+                provenance |= {"quantise": self.state.simulation.learnt()}
             save_model(self.state.model, file, classes=self.classes, metrics=figures, provenance=provenance)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
