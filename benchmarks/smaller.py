@@ -204,6 +204,9 @@ def _training(asked: Any, data: Data, row: Row, whole: str, source: str, steps: 
         line += ["--model.weights", "imagenet" if row.weights else "null", "--model.backbone_options", row.options]
     if row.taught:
         line += ["--optim.distill.teacher", whole]
+        line += (
+            ["--optim.distill.features", "[C3, C4, C5]"] if row.target else []
+        )  # of the same widths as the teacher's
     return line + (["--optim.quantise", "int8"] if row.quantise else [])
 
 

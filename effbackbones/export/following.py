@@ -24,11 +24,12 @@ _SMOOTH = ("silu", "silu_", "sigmoid", "sigmoid_")
 
 
 class Called(NamedTuple):
-    """The calls of weighted layers in their order: the name of the ``weight``, and whether it is computed in ``int8`` there.
-    ``gives_float``: what those give is not brought to int8."""
+    """The calls of weighted layers in their order: the name of the ``weight``, whether it is computed in ``int8`` there, and whether all that
+    reads what it gives is a function that ``cut``s it off. ``gives_float``: what those give is not brought to int8."""
 
     weights: tuple[str, ...]
     int8: tuple[bool, ...]
+    cut: tuple[bool, ...]
     gives_float: bool
 
 
@@ -51,7 +52,9 @@ def follow(model: Model) -> Called:
     layers = int8_layers(recorder.ops, outputs)
     calls = [op for op in recorder.ops if op.kind == "weighted"]
     names = tuple(recorder.weights[op.name] for op in calls)
-    return Called(names, tuple(op.name in layers.weighted for op in calls), layers.gives_float)
+    cut = {op.inputs[0] for op in recorder.ops if op.name in layers.cuts}
+    int8, cuts = tuple(op.name in layers.weighted for op in calls), tuple(op.outputs[0] in cut for op in calls)
+    return Called(names, int8, cuts, layers.gives_float)
 
 
 class _Recorder(TorchDispatchMode):

@@ -6,7 +6,7 @@ symmetric scale for each output channel, so that a batch norm behind them, which
 w and scaling it gives what scaling and rounding gives.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,12 +58,16 @@ class Rounding(TorchFunctionMode):
     """Rounds what layers in int8 take, their weights, and what they give: behind the batch norm, and behind what cuts it off."""
 
     def __init__(
-        self, calls: Mapping[int, Sequence[int | None]], fake: Callable[[Tensor, int], Tensor], *, gives_float: bool
+        self,
+        calls: Mapping[int, Sequence[int | None]],
+        fake: Callable[[Tensor, int], Tensor],
+        cut: Collection[int] | None,
     ) -> None:
         """``calls``: by the identity of a weight, for each of its calls, the number of the call among those in int8. ``fake`` rounds a map
-        at a point: twice the number for what the call takes, one more for what it gives, unless that stays float."""
+        at a point: twice the number for what the call takes, one more for what it gives; that behind the function that cuts it off where
+        the point is in ``cut``. None: what calls give stays float."""
         super().__init__()
-        self.calls, self.fake, self.gives_float = calls, fake, gives_float
+        self.calls, self.fake, self.cut = calls, fake, cut
         self._met: dict[int, int] = {}
         """By weight, how often it was called."""
         self._given: dict[int, tuple[TensorWeakRef, int]] = {}
@@ -78,7 +82,7 @@ class Rounding(TorchFunctionMode):
         if name in _ASKS:
             return func(*args, **kwargs)
         point = self._waiting(args[0]) if args and (name == "batch_norm" or name in _CUTS) else None
-        if point is None:
+        if point is None or not (name == "batch_norm" or point in (self.cut or ())):
             args, kwargs = tree_map_only(Tensor, self._read, (args, kwargs))
             if name in _LAYERS:
                 return self._layer(func, name, args, kwargs)
@@ -118,7 +122,7 @@ class Rounding(TorchFunctionMode):
         else:
             args, kwargs = (x,), {**kwargs, "weight": fake_weights(weight, _LAYERS[name])}
         out = func(*args, **kwargs)
-        if not self.gives_float:
+        if self.cut is not None:
             self._given[id(out)] = (TensorWeakRef(out), 2 * call + 1)
         return out
 

@@ -39,9 +39,11 @@ class Int8Simulation:
         weights = dict(model.named_parameters())
         self.calls: dict[int, list[int | None]] = {}
         """By weight, for each of its calls, the number of the call among those in int8."""
-        count = 0
-        for name, int8 in zip(called.weights, called.int8, strict=True):
+        count, self.cut = 0, set[int]()
+        for name, int8, cut in zip(*called[:3], strict=True):
             self.calls.setdefault(id(weights[name]), []).append(count if int8 else None)
+            if int8 and cut:
+                self.cut.add(2 * count + 1)
             count += int8
         if not count:
             what = f"{type(model.head).__name__} on {model.backbone.name} has no layer that an export computes in int8"
@@ -63,7 +65,8 @@ class Int8Simulation:
         if self.model.training:
             for norm in self.norms:
                 norm.eval()
-        with Rounding(self.calls, lambda x, point: self.fake(x, point, observe), gives_float=self.gives_float):
+        given = None if self.gives_float else self.cut
+        with Rounding(self.calls, lambda x, point: self.fake(x, point, observe), given):
             yield
 
     def fake(self, x: Tensor, point: int, observe: bool) -> Tensor:
