@@ -24,8 +24,8 @@ _SMOOTH = ("silu", "silu_", "sigmoid", "sigmoid_")
 
 
 class Called(NamedTuple):
-    """The calls of weighted layers in their order: the name of the ``weight``, whether it is computed in ``int8`` there, and whether all that
-    reads what it gives is a function that ``cut``s it off. ``gives_float``: what those give is not brought to int8."""
+    """The calls of weighted layers in their order: the name of the ``weight``, whether it is computed in ``int8`` there, and whether what
+    it gives is read by a function alone that ``cut``s it off. ``gives_float``: what those give is not brought to int8."""
 
     weights: tuple[str, ...]
     int8: tuple[bool, ...]

@@ -27,8 +27,8 @@ class Op(NamedTuple):
 
 
 class Int8Layers(NamedTuple):
-    """Names of ops: the ``weighted`` ones computed in int8, and the ``cuts`` that alone read what one gives. ``gives_float``: what they give
-    is not brought to int8, what they take is."""
+    """Names of ops: the ``weighted`` ones computed in int8, and the ``cuts`` that alone read what one gives. ``gives_float``: what they
+    give is not brought to int8, what they take is."""
 
     weighted: frozenset[str]
     cuts: frozenset[str]
