@@ -46,6 +46,8 @@ class Data:
     again: int
     lr: float
     again_lr: float
+    levels: str
+    """Maps that a pruned model can learn from the whole one."""
 
 
 DATA = {
@@ -59,8 +61,9 @@ DATA = {
         60,
         1e-3,
         5e-4,
+        "[C5]",
     ),
-    "bccd": Data("detect", "AP", ("--data.workers", "0"), (), "val", 400, 100, 4e-3, 1e-3),
+    "bccd": Data("detect", "AP", ("--data.workers", "0"), (), "val", 400, 100, 4e-3, 1e-3, "[C3, C4, C5]"),
 }
 
 
@@ -204,9 +207,7 @@ def _training(asked: Any, data: Data, row: Row, whole: str, source: str, steps: 
         line += ["--model.weights", "imagenet" if row.weights else "null", "--model.backbone_options", row.options]
     if row.taught:
         line += ["--optim.distill.teacher", whole]
-        line += (
-            ["--optim.distill.features", "[C3, C4, C5]"] if row.target else []
-        )  # of the same widths as the teacher's
+        line += ["--optim.distill.features", data.levels] if row.target else []  # as wide as the teacher's
     return line + (["--optim.quantise", "int8"] if row.quantise else [])
 
 

@@ -2,7 +2,7 @@
 DequantizeLinear (QDQ), which onnxruntime, OpenVINO and TensorRT read. Which layers: :mod:`effbackbones.export.int8layers`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +65,52 @@ def quantise(path: Path, feeds: Sequence[Feed], ranges: Sequence[tuple[float, fl
             op_types_to_quantize=[*WEIGHTED, *CUTS],
             extra_options=options,
         )
+    if ranges is not None:
+        made = onnx.load(str(out))
+        _read_early(made.graph, early_readers(model.graph, layers))
+        onnx.save(made, str(out))
     out.replace(path)
 
 
+def early_readers(graph: Any, layers: Int8Layers) -> set[tuple[str, str]]:
+    """Name of a node and of a value that it reads before a layer rounds it: in training, these read what is not rounded."""
+    places = points(graph, layers)
+    rounded = {name for place in places[1::2] for name in place}
+    taken = {node.name: place for node, place in zip(_weighted(graph, layers), places[::2], strict=True)}
+    found, waiting = set[tuple[str, str]](), dict[str, list[str]]()
+    for node in graph.node:
+        for name in taken.get(node.name, ()):
+            found |= {(reader, name) for reader in waiting.pop(name, ())}
+            rounded.add(name)
+        for name in node.input:
+            if name not in rounded:
+                waiting.setdefault(name, []).append(node.name)
+    return found
+
+
+def _read_early(graph: Any, early: Collection[tuple[str, str]]) -> None:
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            value = name.removesuffix("_DequantizeLinear_Output")
+            if value != name and (node.name, value) in early:
+                node.input[place] = value
+
+
+def _weighted(graph: Any, layers: Int8Layers) -> list[Any]:
+    return [node for node in graph.node if node.name in layers.weighted]
+
+
 def overrides(graph: Any, layers: Int8Layers, ranges: Sequence[tuple[float, float]]) -> dict[str, list[dict[str, Any]]]:
-    """Scale and zero point of what the layers take and give, by the name of the value, as onnxruntime is told them."""
+    """Scale and zero point of what the layers take and give, by the name of the value, as onnxruntime is told them; not where training saw
+    nothing, for what it had rounded at another place already."""
     names = points(graph, layers)
     if len(ranges) != len(names):
         what = f"it was trained in {len(ranges) // 2} calls of layers in int8, and the graph has {len(names) // 2}"
         raise UserError("int8", what, "train it with optim.quantise again, or export it with another precision")
     found: dict[str, list[dict[str, Any]]] = {}
     for values, given in zip(names, ranges, strict=True):
+        if given == (0.0, 0.0):
+            continue
         steps = next((found[name] for name in values if name in found), [_steps(*given)])
         found |= {name: steps for name in values}
     return found
@@ -87,11 +122,9 @@ def points(graph: Any, layers: Int8Layers) -> list[tuple[str, ...]]:
     cuts = {node.input[0]: node.output[0] for node in graph.node if node.name in layers.cuts}
     padded = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Pad"}
     found: list[tuple[str, ...]] = []
-    for node in graph.node:
-        if node.name in layers.weighted:
-            taken, given = node.input[0], node.output[0]
-            found += [(padded.get(taken, taken), taken)]
-            found += [() if layers.gives_float else (given, cuts.get(given, given))]
+    for node in _weighted(graph, layers):
+        taken, given = node.input[0], node.output[0]
+        found += [(padded.get(taken, taken), taken), () if layers.gives_float else (given, cuts.get(given, given))]
     return found
 
 
