@@ -15,6 +15,7 @@ DATASETS = Registry(
     {
         "folder": "tasks.data.door.labels:folder",
         "table": "tasks.data.door.labels:table",
+        "lines": "tasks.data.door.labels:lines",
         "shapes": "tasks.data.door.labels:shapes",
         "coco": "tasks.data.door.boxes:coco",
         "voc": "tasks.data.door.boxes:voc",
@@ -25,6 +26,7 @@ DATASETS = Registry(
 ABOUT = {
     "folder": "class folders of images",
     "table": "CSV files of image paths and labels",
+    "lines": "text files, one for each class: their lines as pictures",
     "shapes": "drawn shapes with labels, boxes and masks; no files",
     "coco": "COCO annotation files: labels, boxes, masks",
     "voc": "Pascal VOC folders: labels and boxes",

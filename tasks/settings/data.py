@@ -68,7 +68,7 @@ class DataConfig(Section):
     }
 
     name: str = "folder"
-    """Data set: folder, table, shapes, coco, voc, yolo, masks, or a registered one."""
+    """Data set: folder, table, lines, shapes, coco, voc, yolo, masks, or a registered one."""
     root: str | None = None
     """Folder of the data."""
     train: str | None = None

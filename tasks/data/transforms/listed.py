@@ -19,7 +19,7 @@ from tasks.data.transforms.library import Composed, library
 
 T = TypeVar("T")
 Step = str | Mapping[str, Any]
-TRANSFORMS = Registry("transform")
+TRANSFORMS = Registry("transform", {"DrawLine": "tasks.data.transforms.lines:DrawLine"})
 CONTAINERS = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
 FIELD = "data.augment"
 _REFUSED = {
