@@ -173,7 +173,11 @@ def _told_of_fonts(fonts: Sequence[str], kept: dict[str, list[TextLine]]) -> Ite
     for font in fonts:
         if all(has_letters(font, "".join(alphabet)) for alphabet in alphabets.values()):
             continue
-        without = [name for name, lines in kept.items() if not any(has_letters(font, line.text) for line in lines)]
+        without = [
+            name.removesuffix(ENDING)
+            for name, lines in kept.items()
+            if not any(has_letters(font, line.text) for line in lines)
+        ]
         if without and len(without) < len(kept):
             what = f"writes no line of {', '.join(without[:4])}{', ...' if len(without) > 4 else ''}"
             yield f"warning: {Path(font).name} {what}: its look tells classes apart, which text should"
