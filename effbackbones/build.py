@@ -266,5 +266,5 @@ def _from_json(key: str, value: Any) -> Any:
 
 def _to_json(value: Any) -> Any:
     """What :func:`_from_json` reads."""
-    record = asdict(value) if isinstance(value, Numerics | ImageSpec) else value
+    record = value.record() if isinstance(value, ImageSpec) else asdict(value) if isinstance(value, Numerics) else value
     return list(record) if isinstance(record, tuple) else record
