@@ -106,8 +106,8 @@ def frequency_of(mel: Floats, scale: str) -> Floats:
 
 def mel_filters(spec: MelSpec) -> Floats:
     """Triangles [mels, n_fft // 2 + 1] over the frequencies of a transform, corners at equal steps of mel."""
-    ends = mel_of(np.array([spec.f_min, spec.top]), spec.mel_scale)
-    corners = frequency_of(np.linspace(*ends, spec.mels + 2), spec.mel_scale)
+    low, high = mel_of(np.array([spec.f_min, spec.top]), spec.mel_scale).tolist()
+    corners = frequency_of(np.linspace(low, high, spec.mels + 2), spec.mel_scale)
     bins = np.arange(spec.n_fft // 2 + 1) * (spec.rate / spec.n_fft)
     rising = (bins - corners[:-2, None]) / (corners[1:-1] - corners[:-2])[:, None]
     falling = (corners[2:, None] - bins) / (corners[2:] - corners[1:-1])[:, None]

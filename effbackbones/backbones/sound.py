@@ -78,7 +78,8 @@ class SoundBackbone(Backbone):
         picture = self.spectrogram(images.flatten(1))
         if self.training:
             picture = masked(picture, self._stripes)
-        return self.net(picture[:, None].to(self.net.input_dtype))
+        maps: list[Tensor] = self.net(picture[:, None].to(self.net.input_dtype))
+        return maps
 
     @property
     def input_dtype(self) -> torch.dtype:
