@@ -221,7 +221,7 @@ class EfficientNet(Backbone):
         then be told."""
         asked: dict[str, Any] = {name: value for name, value in self._map_options.items() if value != _MAPS[name]}
         asked |= {name: list(widths) for name, widths in self._pruned.items() if widths is not None}
-        return {"numerics": asdict(self.numerics), "image_spec": asdict(self.image_spec), **asked}
+        return {"numerics": asdict(self.numerics), "image_spec": self.image_spec.record(), **asked}
 
     def level_modules(self) -> Mapping[str, tuple[nn.Module, ...]]:
         pieces: dict[str, tuple[nn.Module, ...]] = {"stem": (self.stem,)}
