@@ -284,6 +284,10 @@ class Head(nn.Module, ABC):
     merge_most: int | None = None
     """Of a detector: so many boxes of an image stay where several looks at it are made one, as of one look; None: all. What is found in
     slices is not limited: each of them holds as many."""
+    reads_valid: bool = False
+    """Of a head for classes: whether its answer depends on how much of an image is content."""
+    frame_step: int = 0
+    """Of a head that says when something is heard: columns of an image from one frame of :meth:`timeline` to the next; 0: it does not."""
     counted: tuple[str, ...] = ()
     """Losses, by name, that are divided by a :meth:`count`: for a batch in pieces, or shared by processes, they are divided by that of
     the whole batch. The others are means over images, and are averaged."""
@@ -360,6 +364,11 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def predict(self, raw: Any, sizes: ImageSizes) -> Any:
         """Predictions of fixed shape, in pixels of the images given. No state."""
+
+    def timeline(self, raw: Any, sizes: ImageSizes) -> Tensor | None:
+        """Of a head with a :attr:`frame_step`: probabilities float32 [B, K, F] of each class in each frame, frame j being of the columns
+        from j * frame_step on. No state. Default, None: it does not say."""
+        return None
 
     def select(self, raw: Any, rows: Tensor) -> Any:
         """The raw output of the images ``rows`` (int64 [b]) of a batch alone. Default: dimension 0 of every tensor is the batch;

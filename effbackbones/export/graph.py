@@ -41,7 +41,9 @@ class Graph(nn.Module):
         self.takes_floats = preprocessing != "none" and not sound and (model.reading or ReadingSpec()).depth == "native"
         floats = self.takes_floats or preprocessing == "none"
         self.dtype = torch.float32 if floats else torch.uint16 if sound else torch.uint8
-        self.takes_valid = preprocessing != "resize" and any(word not in WITHOUT_SIZES for word in self.heads)
+        self.takes_valid = preprocessing != "resize" and any(
+            word not in WITHOUT_SIZES or head.reads_valid for word, head in self.heads.items()
+        )
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
         """The values of :meth:`named`, without their names."""

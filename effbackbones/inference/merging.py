@@ -26,10 +26,13 @@ from effbackbones.multihead import MultiHead
 @dataclass(frozen=True)
 class Merged:
     """An image, and what was ``found`` in it in its own pixels: probabilities [K], :class:`FoundBoxes`, a :class:`Segmented`, or these by
-    task; where it means nothing, what is wrong."""
+    task; where it means nothing, what is wrong. ``windows`` of a recording and the ``frames`` [K, F] of each, where the head says when
+    something is heard."""
 
     place: Placed
     found: Any
+    frames: Sequence[Tensor] = ()
+    windows: Sequence[Placed] = ()
 
 
 @torch.no_grad()
