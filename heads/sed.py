@@ -18,9 +18,12 @@ from effbackbones.errors import UserError, nearest
 from heads.classification import ClassificationHead
 from heads.options import number, require
 
+DEFAULT = ("C2", "C5")
+
 
 class SedRaw(NamedTuple):
-    """``logits`` [B, K] of whole recordings, ``frames`` [B, K, F] of each frame, of which those count that begin within it."""
+    """``logits`` [B, K] of whole recordings; ``frames`` [B, L, K, F] of each frame, read from each of L maps, finest first; of them those
+    count that begin within their recording."""
 
     logits: Tensor
     frames: Tensor
@@ -30,15 +33,20 @@ pytree._register_namedtuple(SedRaw, serialized_type_name="heads.SedRaw")
 
 
 class SedHead(ClassificationHead):
-    """Maps averaged over frequency; on each frame a linear classifier and a linear attention; over time the mean of what the frames say,
-    weighted by the softmax of tanh of the attention, class by class. Frames behind the content (``sizes``) do not count.
+    """The coarsest map averaged over frequency; on each frame a linear classifier and a linear attention; over time the mean of what the
+    frames say, weighted by the softmax of tanh of the attention, class by class. Frames behind the content (``sizes``) do not count.
 
     Multi-label: the frames' sigmoids are averaged, p = sum of weight * sigmoid. Of one label: their logits, of which the softmax is taken;
-    frames are sigmoids there too, so that silence is no class. Options, beside those of :class:`ClassificationHead`:
+    frames are sigmoids there too, so that silence is no class.
 
-    * ``levels``: the maps that frames are read from, one or several. Frames are those of the finest; coarser ones are repeated.
-      C5 (the default) as published: a frame is 32 steps of the spectrogram. Finer ones say more exactly when.
-    * ``frame_loss``: weight of the binary cross-entropy of each class's largest frame (0.5).
+    Labels of whole recordings do not say when, so a frame says yes wherever it sees the sound at all, and those of C5 see seconds. Each
+    finer map has a linear classifier of its own, and :meth:`timeline` is the probability of the recording times the share of the finest
+    one's evidence that a frame has, between the least (0 at most) and the most of the recording. Evidence, the logit, grows with the part of
+    what a frame sees that is the sound, so half of it is a border. Options, beside those of :class:`ClassificationHead`:
+
+    * ``levels``: the maps (C2 and C5): the coarsest says what, finer ones say when. A single one: the sigmoids of its frames, as published.
+
+    * ``frame_loss``: weight of the binary cross-entropy of each class's largest frame (0.5), averaged over the maps.
     """
 
     reads_valid = True
@@ -48,7 +56,7 @@ class SedHead(ClassificationHead):
         spec: FeatureSpec,
         num_classes: int,
         *,
-        levels: Sequence[str] = ("C5",),
+        levels: Sequence[str] = DEFAULT,
         channels: int | None = None,
         frame_loss: float = 0.5,
         **options: Any,
@@ -58,16 +66,17 @@ class SedHead(ClassificationHead):
             channels = 0
         super().__init__(spec, num_classes, channels=channels, **options)
         self.frame_step = spec.strides[0]
+        self.frame_centre = (self.frame_step - 1) / 2 if spec.centres is None else spec.centres[0]
         self.frame_loss = number("frame_loss", frame_loss, 0)
         self.counted = (*self.counted, "frames")
-        width = self.fc.in_features + sum(spec.channels[:-1])
-        self.fc, self.attention = nn.Linear(width, num_classes), nn.Linear(width, num_classes)
-        for layer in (self.fc, self.attention):
-            nn.init.uniform_(layer.weight, -(width**-0.5), width**-0.5)
+        self.attention = nn.Linear(self.fc.in_features, num_classes)
+        self.finer = nn.ModuleList(nn.Linear(width, num_classes) for width in spec.channels[:-1])
+        for layer in (self.attention, *self.finer):
+            nn.init.uniform_(layer.weight, -(layer.in_features**-0.5), layer.in_features**-0.5)
             nn.init.zeros_(layer.bias)
 
     @classmethod
-    def requires(cls, *, levels: Sequence[str] = ("C5",), **options: Any) -> BackboneNeeds:
+    def requires(cls, *, levels: Sequence[str] = DEFAULT, **options: Any) -> BackboneNeeds:
         """The levels asked for."""
         for level in levels:
             if level not in LEVELS:
@@ -76,39 +85,50 @@ class SedHead(ClassificationHead):
         return BackboneNeeds(levels=tuple(level for level in LEVELS if level in levels))
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> SedRaw:  # type: ignore[override]
-        """Maps [B, C, h, w], finest first, to logits [B, K] and [B, K, F], F the columns of the finest."""
-        pooled = [one.mean(2) for one in (*features[:-1], self.conv(features[-1]))]
-        count = pooled[0].shape[2]
-        column = torch.arange(count, device=pooled[0].device)
-        rows = [pooled[0]]
-        for one, stride in zip(pooled[1:], self.spec.strides[1:], strict=True):
-            rows.append(one.index_select(2, column // (stride // self.frame_step)))
-        frames = self.dropout(torch.cat(rows, 1).transpose(1, 2))
-        said, attention = self.fc(frames).float(), self.attention(frames).float().tanh()
-        weights = attention.masked_fill(~self._inside(count, sizes)[:, :, None], -torch.inf).log_softmax(1)
+        """Maps [B, C, h, w], finest first, to logits [B, K] and [B, L, K, F], F the columns of the finest."""
+        rows = [
+            self.dropout(one.mean(2).transpose(1, 2)) for one in (*features[:-1], self.conv(features[-1]))
+        ]  # [B, w, C] each
+        said = [layer(row).float() for layer, row in zip((*self.finer, self.fc), rows, strict=True)]
+        attention = self.attention(rows[-1]).float().tanh()
+        inside = self._inside(rows[-1].shape[1], self.spec.strides[-1], sizes)
+        weights = attention.masked_fill(~inside[:, :, None], -torch.inf).log_softmax(1)
         if self.sigmoid:
-            there = (weights + F.logsigmoid(said)).logsumexp(1)
-            logits = there - (weights + F.logsigmoid(-said)).logsumexp(1)
+            there = (weights + F.logsigmoid(said[-1])).logsumexp(1)
+            logits = there - (weights + F.logsigmoid(-said[-1])).logsumexp(1)
         else:
-            logits = (weights.exp() * said).sum(1)
-        return SedRaw(logits, said.transpose(1, 2))
+            logits = (weights.exp() * said[-1]).sum(1)
+        column = torch.arange(said[0].shape[1], device=said[0].device)
+        repeated = [
+            one.index_select(1, self._cell(column, level)).transpose(1, 2) for level, one in enumerate(said[1:], 1)
+        ]
+        return SedRaw(logits, torch.stack([said[0].transpose(1, 2), *repeated], 1))
 
-    def _inside(self, count: int, sizes: ImageSizes) -> Tensor:
+    def _cell(self, column: Tensor, level: int) -> Tensor:
+        """The cells of a coarser map that columns of the finest lie in."""
+        return column // (self.spec.strides[level] // self.frame_step)
+
+    def _inside(self, count: int, step: int, sizes: ImageSizes) -> Tensor:
         """Which of ``count`` frames begin within the content of their recording: bool [B, F], the first always."""
-        begin = torch.arange(count, device=sizes.valid.device) * self.frame_step
+        begin = torch.arange(count, device=sizes.valid.device) * step
         return begin < sizes.valid[:, 1:].clamp(min=1)
 
-    def loss(self, raw: SedRaw, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:  # type: ignore[override]
-        """That of :class:`ClassificationHead` on the logits of recordings, and ``frames``, that of sigmoids on the largest of each class."""
-        inside = self._inside(raw.frames.shape[2], sizes)[:, None]
-        largest = raw.frames.float().masked_fill(~inside, -torch.inf).amax(2)
+    def _counting(self, raw: SedRaw, sizes: ImageSizes) -> Tensor:
+        """``frames`` float32, those that do not count at minus infinity."""
+        inside = self._inside(raw.frames.shape[3], self.frame_step, sizes)
+        return raw.frames.float().masked_fill(~inside[:, None, None], -torch.inf)
+
+    def loss(  # type: ignore[override]
+        self, raw: SedRaw, targets: Tensor, sizes: ImageSizes
+    ) -> dict[str, Tensor]:
+        """That of :class:`ClassificationHead` on the logits of recordings, and ``frames``, that of sigmoids on the largest frame of each
+        class in each map."""
         wanted = targets
         if not self.sigmoid and not targets.is_floating_point():
             wanted = F.one_hot(targets, self.num_classes)
-        return {
-            **super().loss(raw.logits, targets, sizes),
-            "frames": self.frame_loss * self.sigmoid_loss(largest, wanted),
-        }
+        largest = self._counting(raw, sizes).amax(3).unbind(1)
+        each = torch.stack([self.sigmoid_loss(one, wanted) for one in largest])
+        return {**super().loss(raw.logits, targets, sizes), "frames": self.frame_loss * each.mean()}
 
     def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
         """As :class:`ClassificationHead`, of both losses."""
@@ -126,6 +146,11 @@ class SedHead(ClassificationHead):
         return super().predict(raw.logits, sizes)
 
     def timeline(self, raw: SedRaw, sizes: ImageSizes) -> Tensor:
-        """Sigmoids of frames float32 [B, K, F]; 0 behind the content."""
-        inside = self._inside(raw.frames.shape[2], sizes)[:, None]
-        return raw.frames.float().sigmoid().masked_fill(~inside, 0.0)
+        """Scores of frames float32 [B, K, F] in 0..1; 0 behind the content."""
+        evidence = self._counting(raw, sizes)[:, 0]
+        if raw.frames.shape[1] == 1:
+            return evidence.sigmoid()
+        most = evidence.amax(2, keepdim=True)
+        least = evidence.masked_fill(evidence == -torch.inf, torch.inf).amin(2, keepdim=True).clamp(max=0)
+        share = (evidence - least) / (most - least).clamp(min=torch.finfo(torch.float32).tiny)
+        return self.predict(raw, sizes)[:, :, None] * share.clamp(min=0)

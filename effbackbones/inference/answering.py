@@ -125,10 +125,10 @@ def timed(model: Model, result: Answer, frames: Sequence[Tensor], windows: Seque
     rate = model.image_spec.rate
     if rate is None or not isinstance(result, Classes):
         return result
-    step, length = model.head.frame_step, windows[0].plan.original[1]
+    step, centre, length = model.head.frame_step, model.head.frame_centre, windows[0].plan.original[1]
     parts = [part.detach().float().cpu().numpy() for part in frames]
-    scores = stitched(parts, [one.plan.offset[1] for one in windows], step, length)
-    return replace(result, timeline=Timeline(scores, step / rate, length / rate))
+    scores = stitched(parts, [one.plan.offset[1] for one in windows], step, centre, length)
+    return replace(result, timeline=Timeline(scores, step / rate, length / rate, centre / rate))
 
 
 def results_of(model: Model, found: Any, batch: Sequence[Placed], classes: Any, wishes: Wishes) -> list[Answer]:

@@ -21,7 +21,7 @@ from effbackbones.images.opening import Encoded
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.images.video import Frame
-from effbackbones.inference.answering import LIMITED, Wishes, answers, autocast, results_of
+from effbackbones.inference.answering import LIMITED, Wishes, answers, autocast, results_of, timed
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
 from effbackbones.inference.inputs import ImageSource, is_one, source_of
@@ -220,6 +220,8 @@ class Predictor:
                 {word: _alone(part) for word, part in result.items()} if isinstance(result, dict) else _alone(result)
             )
             result = results_of(self.model, alone, [one.place], self.classes, self.wishes)[0]
+            if one.frames:
+                result = timed(self.model, result, one.frames, one.windows)
         return self._failed(Failed(one.place.source.name, str(result))) if isinstance(result, UserError) else result
 
     def _stream(self, images: Iterable[Any], bgr: bool) -> Iterator[Any]:

@@ -29,12 +29,20 @@ class Event:
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """``scores`` float32 [K, F], 0..1, of the classes in frames of ``step`` seconds of a recording of ``seconds``; frame j is of what
-    lies between j * step and (j + 1) * step."""
+    """``scores`` float32 [K, F], 0..1, of the classes in frames of a recording of ``seconds``; frame j is centred on ``first`` + j *
+    ``step`` seconds."""
 
     scores: Scores
     step: float
     seconds: float
+    first: float
+
+    def to_dict(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Plain values: ``first`` and ``step`` in seconds, and the scores of each class."""
+        rows = {
+            name: [round(value, 4) for value in row] for name, row in zip(classes, self.scores.tolist(), strict=True)
+        }
+        return {"first": self.first, "step": self.step, "scores": rows}
 
     def events(self, classes: Sequence[str], thresholds: Sequence[float]) -> list[Event]:
         """The stretches over which a class has at least its of the ``thresholds``, by their begin. Between the middles of two frames the
@@ -61,24 +69,25 @@ class Timeline:
             return 0.0
         if frame + 1 >= len(scores):
             return self.seconds
-        one, other = scores[frame : frame + 2].tolist()
+        one, other = float(scores[frame]), float(scores[frame + 1])
         share = (threshold - one) / (other - one)
-        return min(self.seconds, (frame + 0.5 + share) * self.step)
+        return min(self.seconds, self.first + (frame + share) * self.step)
 
 
-def stitched(parts: Sequence[Scores], starts: Sequence[int], step: int, length: int) -> Scores:
-    """Scores [K, F] of the frames of a recording of ``length`` samples, ``step`` apart, from those [K, f] of windows that begin at the
-    samples ``starts``: at the middle of each frame the mean of the windows that hold it, whose frames need not lie on the same places. What
-    lies behind the end is cut off."""
+def stitched(parts: Sequence[Scores], starts: Sequence[int], step: int, centre: float, length: int) -> Scores:
+    """Scores [K, F] of the frames of a recording of ``length`` samples, ``step`` apart and the first on ``centre``, from those [K, f] of
+    windows that begin at the samples ``starts``: of each frame the mean over the windows that hold it, whose own need not lie on the same
+    places. What lies behind the end is cut off."""
     count = max(1, math.ceil(length / step))
     if len(parts) == 1 and starts[0] == 0:
         return parts[0][:, :count]
-    middles = (np.arange(count) + 0.5) * step
+    places = np.arange(count) * step
     total, weight = np.zeros((len(parts[0]), count)), np.zeros(count)
     for part, start in zip(parts, starts, strict=True):
-        own = start + (np.arange(part.shape[1]) + 0.5) * step
-        held = (middles >= start) & (middles < start + part.shape[1] * step)
-        total[:, held] += [np.interp(middles[held], own, row) for row in part]
+        frames = part.shape[1]
+        held = (places > start - step / 2) & (places <= start + (frames - 0.5) * step)
+        own = start + np.arange(frames) * step
+        total[:, held] += [np.interp(places[held], own, row) for row in part]
         weight += held
     made: Scores = (total / np.maximum(weight, 1)).astype(np.float32)
     return made
