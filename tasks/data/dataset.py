@@ -15,6 +15,7 @@ DATASETS = Registry(
     {
         "folder": "tasks.data.door.labels:folder",
         "table": "tasks.data.door.labels:table",
+        "sound": "tasks.data.door.sound:sound",
         "shapes": "tasks.data.door.labels:shapes",
         "coco": "tasks.data.door.boxes:coco",
         "voc": "tasks.data.door.boxes:voc",
@@ -25,6 +26,7 @@ DATASETS = Registry(
 ABOUT = {
     "folder": "class folders of images",
     "table": "CSV files of image paths and labels",
+    "sound": "recordings in class folders, in tables, or with names that say their labels",
     "shapes": "drawn shapes with labels, boxes and masks; no files",
     "coco": "COCO annotation files: labels, boxes, masks",
     "voc": "Pascal VOC folders: labels and boxes",
