@@ -54,7 +54,8 @@ class FeatureSpec:
 
     ``names`` such as ``("C3", "C4", "C5")``; ``channels`` and ``strides`` (input pixels per cell) in the same order.
     ``bn_eps`` and ``bn_momentum`` are the batch-norm settings behind the features, for a head that continues the
-    network (the published classifier tail does).
+    network (the published classifier tail does). ``rows``: the height of every image that it takes, 1 of a recording, which has no
+    rows that a stride could be of; None: any.
     """
 
     backbone: str
@@ -63,6 +64,7 @@ class FeatureSpec:
     strides: tuple[int, ...]
     bn_eps: float = 1e-5
     bn_momentum: float = 0.1
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.channels) == len(self.strides) > 0:
@@ -179,7 +181,22 @@ class Backbone(nn.Module, ABC):
         of the parameters."""
         spec = torch.tensor([self.image_spec.mean, self.image_spec.std]).view(2, -1, 1, 1)
         mean, std = spec.to(images.device, non_blocking=True).unbind()  # the host does not wait
-        return ((to_unit(images) - mean) / std).to(next(self.parameters()).dtype)
+        return ((to_unit(images) - mean) / std).to(self.input_dtype)
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """In what normalised images come. Default: that of the parameters."""
+        return next((parameter.dtype for parameter in self.parameters()), torch.get_default_dtype())
+
+    @property
+    def network(self) -> "Backbone":
+        """The backbone that the weights are of: itself, or the one inside."""
+        return self
+
+    @classmethod
+    def option_types(cls, name: str) -> dict[str, Any] | None:
+        """The options of the network that is built as ``name``, with their types. Default, None: what ``__init__`` says."""
+        return None
 
     @classmethod
     def read_weights(cls, weights: str | Path, name: str, options: Mapping[str, Any]) -> Pretrained | None:

@@ -208,6 +208,7 @@ BACKBONES = Registry(
     {
         r"(b|lite)-?\d+\.\d+": "effbackbones.backbones.efficientnet:EfficientNet",  # in between, such as b2.5
         r"timm:.*": "effbackbones.backbones.timm_backbone:TimmBackbone",
+        r"sound:.*": "effbackbones.backbones.sound:SoundBackbone",  # any of them behind a spectrogram
     },
 )
 HEADS = Registry(

@@ -78,7 +78,7 @@ LAYERS = (
     "tasks.data.batch",
     "tasks.data.fingerprint",
     "tasks.data.dataset",
-    "tasks.data.sample tasks.data.files",
+    "tasks.data.sample tasks.data.files tasks.data.lettering",
     "tasks.settings tasks.scoring tasks.telling tasks.configs",
     "tasks.strictyaml",
     "heads.classification heads.detection heads.segmentation",

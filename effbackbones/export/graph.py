@@ -22,7 +22,7 @@ WITHOUT_SIZES = ("cls", "seg")
 
 class Graph(nn.Module):
     """Images uint8 [B, C, H, W] (``preprocessing`` none: normalised float32; of a model that reads files in their own depth: float32 in
-    0..1), and where the head looks at it ``valid`` int64 [B, 2],
+    0..1; recordings: uint16), and where the head looks at it ``valid`` int64 [B, 2],
     the (height, width) of real content at the top left of each, to named tensors.
 
     ``size``: (H, W) of the network's images. ``top_k``: classes that an answer of a classification names.
@@ -37,7 +37,10 @@ class Graph(nn.Module):
             what = "raw output is of the resized image, and nothing outside of the graph knows how it was resized"
             raise UserError("preprocessing", what, "export with postprocessing predict or answer")
         # What was trained on 16 bits is not to be squeezed into 8.
-        self.takes_floats = preprocessing != "none" and (model.reading or ReadingSpec()).depth == "native"
+        sound = model.image_spec.rate is not None
+        self.takes_floats = preprocessing != "none" and not sound and (model.reading or ReadingSpec()).depth == "native"
+        floats = self.takes_floats or preprocessing == "none"
+        self.dtype = torch.float32 if floats else torch.uint16 if sound else torch.uint8
         self.takes_valid = preprocessing != "resize" and any(word not in WITHOUT_SIZES for word in self.heads)
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -160,17 +163,16 @@ class Example(NamedTuple):
     def of(cls, graph: Graph, *, dynamic_size: bool) -> "Example":
         """Two images of the network's size; a little larger where height and width are free, and of sides that differ, which cannot
         be taken for one."""
-        spec = graph.model.image_spec
+        spec, rows = graph.model.image_spec, graph.model.backbone.feature_spec.rows
         height, width = spec.size
         if dynamic_size:
             step = graph.model.head.size_divisor
-            height, width = graph.model.head.padded(height) + step, graph.model.head.padded(width) + 2 * step
-        shape = (2, len(spec.mean), height, width)
-        floats = graph.takes_floats or graph.preprocessing == "none"
-        images = torch.zeros(shape, dtype=torch.float32 if floats else torch.uint8)
+            height = rows or graph.model.head.padded(height) + step
+            width = graph.model.head.padded(width) + 2 * step
+        images = torch.zeros((2, len(spec.mean), height, width), dtype=graph.dtype)
         inputs, free = {"images": images}, {"images": {0: "batch"}}
         if dynamic_size:
-            free["images"] |= {2: "height", 3: "width"}
+            free["images"] |= {3: "width"} if rows else {2: "height", 3: "width"}
         if graph.takes_valid:
             inputs["valid"] = torch.tensor([[height, width]] * 2)
             free["valid"] = {0: "batch"}
@@ -178,8 +180,11 @@ class Example(NamedTuple):
 
     def ports(self) -> tuple[Port, ...]:
         """The inputs as a record names them."""
+        of_sound = self.inputs["images"].dtype == torch.uint16
         said = {
-            "images": "RGB images, or as many channels as model.image_spec.mean has values",
+            "images": "recordings, one row of samples of 16 bits plus 32768, model.image_spec.rate of them a second"
+            if of_sound
+            else "RGB images, or as many channels as model.image_spec.mean has values",
             "valid": "height and width of the content at the top left of each image, the rest being padding",
         }
         return tuple(port(name, tensor, said[name], self.free[name]) for name, tensor in self.inputs.items())

@@ -17,6 +17,9 @@ from tasks.data.sample import Sample
 
 KEPT = 24
 """Mistakes shown in a report."""
+FLAT = 4
+"""Widths in heights from which a picture is one."""
+_ABOVE = 20  # pixels of a label above a flat picture
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,19 @@ class ConfidentMistakes:
 
 
 def label_sheet(samples: Sequence[Sample], classes: Sequence[str], columns: int = 4, side: int = 320) -> Picture:
-    """Samples as they go into training, with their labels, each at most ``side`` pixels large."""
+    """Samples as they go into training, with their labels, each at most ``side`` pixels large. Pictures that are all flat, such as lines
+    of text, are twice as large, half as many beside each other, and have their labels above."""
+    flat = all(sample.image.shape[1] >= FLAT * sample.image.shape[0] for sample in samples)
+    columns, side = (max(1, columns // 2), 2 * side) if flat else (columns, side)
     pictures = []
     for sample in samples:
         found = [] if sample.label is None else [sample.label]
         if sample.labels is not None:
             found = np.flatnonzero(sample.labels).tolist()
         height, width = sample.image.shape[:2]
-        frame, first = np.array([[0.0, 0, width, height]]), np.array([found[0] if found else 0])
+        above = math.ceil(_ABOVE * max(1.0, width / side)) if flat else 0
+        image = np.pad(sample.image, ((above, 0), (0, 0), (0, 0)))
+        frame, first = np.array([[0.0, above, width, above + height]]), np.array([found[0] if found else 0])
         text = ", ".join(classes[label] for label in found) or "no label"
-        pictures.append(draw_boxes(sample.image, frame, [text], first, ["solid"], at_most=side))
+        pictures.append(draw_boxes(image, frame, [text], first, ["solid"], at_most=side))
     return grid(pictures, columns)

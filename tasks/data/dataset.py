@@ -15,6 +15,7 @@ DATASETS = Registry(
     {
         "folder": "tasks.data.door.labels:folder",
         "table": "tasks.data.door.labels:table",
+        "lines": "tasks.data.door.labels:lines",
         "sound": "tasks.data.door.sound:sound",
         "shapes": "tasks.data.door.labels:shapes",
         "coco": "tasks.data.door.boxes:coco",
@@ -26,6 +27,7 @@ DATASETS = Registry(
 ABOUT = {
     "folder": "class folders of images",
     "table": "CSV files of image paths and labels",
+    "lines": "text files, one for each class: their lines as pictures",
     "sound": "recordings in class folders, in tables, or with names that say their labels",
     "shapes": "drawn shapes with labels, boxes and masks; no files",
     "coco": "COCO annotation files: labels, boxes, masks",

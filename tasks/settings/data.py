@@ -81,7 +81,7 @@ class DataConfig(Section):
     }
 
     name: str = "folder"
-    """Data set: folder, table, sound, shapes, coco, voc, yolo, masks, or a registered one."""
+    """Data set: folder, table, lines, sound, shapes, coco, voc, yolo, masks, or a registered one."""
     root: str | None = None
     """Folder of the data."""
     train: str | None = None

@@ -1,5 +1,5 @@
-"""Data sets of labels: class folders, tables, and the drawn shapes, which have boxes and masks too. A function has the name that
-``data.name`` calls it by."""
+"""Data sets of labels: class folders, tables, lines of text, and the drawn shapes, which have boxes and masks too. A function has the
+name that ``data.name`` calls it by."""
 
 from pathlib import Path
 
@@ -7,8 +7,11 @@ from effbackbones.errors import UserError
 from tasks.data.door.reading import CLASSES, READ, image_reader, name_of, root_of, sets_wanted, sides
 from tasks.data.files.csvfile import COLUMNS, TableFormat
 from tasks.data.files.reading import ImageReader, listed_classes
+from tasks.data.lettering.style import LEAST_ASPECT, OPTIONS, Style
+from tasks.data.lettering.typefaces import own_typefaces, typefaces
 from tasks.data.sets import shapes as drawn
 from tasks.data.sets.folders import FolderDataset
+from tasks.data.sets.lines import LineDataset
 from tasks.data.sets.table import TableDataset
 from tasks.settings.data import DataConfig
 from tasks.settings.options import DataOptions
@@ -107,6 +110,31 @@ def _table_format(options: DataOptions, kept: tuple[str, ...]) -> TableFormat:
     if delimiter is not None and len(delimiter) != 1:
         raise UserError("data.options.delimiter", f"expected one character, got {delimiter!r}", "correct it")
     return TableFormat(columns, options.text("group"), delimiter, options.text("separator"), kept)
+
+
+def lines(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> LineDataset:
+    """Data set ``lines``: split ``split`` is the text files of ``root/{data.train, data.val or data.test}``, by default its own name;
+    where ``data.val`` is a share and there is no folder ``train``, those of ``root``.
+
+    Options: ``fonts`` (a list of files, in ``data.root`` too, or of families; default: DejaVu Sans, Serif and Sans Mono, which come with
+    matplotlib), ``seed`` (0), and the looks of :class:`tasks.data.lettering.style.Style`, each a number or [low, high]. ``aspect`` is by
+    default that of ``data.image_size``.
+    """
+    options, root = DataOptions(data.name, data.options, ("fonts", "seed", *OPTIONS)), root_of(data)
+    named = options.names("fonts")
+    fonts = own_typefaces() if named is None else typefaces(named, root, "data.options.fonts")
+    looks = {name: value for name, value in data.options.items() if name in OPTIONS}
+    if "aspect" not in looks and (size := sides(data.image_size)) is not None:
+        if size[1] < LEAST_ASPECT * size[0]:
+            what = f"expected a width of {LEAST_ASPECT} heights at least for a line of text, got {list(size)}"
+            raise UserError("data.image_size", what, "write [32, 512], or set data.options.aspect")
+        looks["aspect"] = size[1] / size[0]
+    where = root / name_of(data, split)
+    if data.shares and data.train is None and not where.is_dir():  # one set of files, not divided yet
+        where = root
+    style = Style(fonts).changed(looks, "data.options")
+    least = 2 if classes is None and split == "train" else 1
+    return LineDataset(where, style, classes, seed=options.whole("seed", 0, 0), least=least)
 
 
 def shapes(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> drawn.ShapesDataset:

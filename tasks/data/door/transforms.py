@@ -64,7 +64,7 @@ def _refuse_augmentations(data: DataConfig) -> None:
 
 def refuse_unheard(data: DataConfig) -> None:
     """Refuse transforms of pictures in ``data.augment``."""
-    ours = TRANSFORMS.names()
+    ours = [name for name in TRANSFORMS.names() if name in OF_SOUND or TRANSFORMS.owner(name)]
     for number, name in enumerate(names_in(data.augment)):
         if name not in ours:
             remedy = f"there are {', '.join(OF_SOUND)}, and what a plug-in registers"

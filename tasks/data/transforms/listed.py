@@ -21,7 +21,8 @@ T = TypeVar("T")
 Step = str | Mapping[str, Any]
 OF_SOUND = ("Gain", "Polarity", "TimeShift", "WhiteNoise", "BackgroundNoise")
 """Our own, of recordings."""
-TRANSFORMS = Registry("transform", {name: f"tasks.data.transforms.sounds:{name}" for name in OF_SOUND})
+_OWN = {name: f"tasks.data.transforms.sounds:{name}" for name in OF_SOUND}
+TRANSFORMS = Registry("transform", {"DrawLine": "tasks.data.transforms.lines:DrawLine", **_OWN})
 CONTAINERS = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
 FIELD = "data.augment"
 _REFUSED = {
