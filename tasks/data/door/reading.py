@@ -91,7 +91,7 @@ def image_spec(config: Config, spec: ImageSpec) -> ImageSpec:
 def _refuse_of_pictures(config: Config) -> None:
     """Refuse keys that say how pictures are brought to size, of a model that is made for recordings."""
     model, data = config.model, config.data
-    remedy = "remove it: the window is model.backbone_options.window (seconds), and that of training data.window"
+    remedy = "remove it: the window is model.backbone_options.seconds, and that of training data.window"
     for key, given in (
         ("data.image_size", data.image_size is not None),
         ("data.crop", data.crop == "whole"),
