@@ -18,14 +18,15 @@ from effbackbones.errors import UserError, nearest
 from heads.classification import ClassificationHead
 from heads.options import number, require
 
-DEFAULT = ("C2", "C5")
+DEFAULT = ("C5",)
 
 
 class SedRaw(NamedTuple):
-    """``logits`` [B, K] of whole recordings; ``frames`` [B, L, K, F] of each frame, read from each of L maps, finest first; of them those
-    count that begin within their recording."""
+    """``logits`` [B, K] of whole recordings, ``levels`` [B, L, K] those by each of L maps, finest first, the last being these; ``frames``
+    [B, L, K, F] of each frame of the finest map, of which those count that begin within their recording."""
 
     logits: Tensor
+    levels: Tensor
     frames: Tensor
 
 
@@ -33,20 +34,19 @@ pytree._register_namedtuple(SedRaw, serialized_type_name="heads.SedRaw")
 
 
 class SedHead(ClassificationHead):
-    """The coarsest map averaged over frequency; on each frame a linear classifier and a linear attention; over time the mean of what the
-    frames say, weighted by the softmax of tanh of the attention, class by class. Frames behind the content (``sizes``) do not count.
+    """A map averaged over frequency; on each frame a linear classifier and a linear attention; over time the mean of what the frames say,
+    weighted by the softmax of tanh of the attention, class by class. Frames behind the content (``sizes``) do not count.
 
     Multi-label: the frames' sigmoids are averaged, p = sum of weight * sigmoid. Of one label: their logits, of which the softmax is taken;
     frames are sigmoids there too, so that silence is no class.
 
-    Labels of whole recordings do not say when, so a frame says yes wherever it sees the sound at all, and those of C5 see seconds. Each
-    finer map has a linear classifier of its own, and :meth:`timeline` is the probability of the recording times the share of the finest
-    one's evidence that a frame has, between the least (0 at most) and the most of the recording. Evidence, the logit, grows with the part of
-    what a frame sees that is the sound, so half of it is a border. Options, beside those of :class:`ClassificationHead`:
+    Labels of whole recordings do not say when, so a frame learns to say yes wherever it sees the sound at all, and those of C5 see
+    seconds. With several ``levels`` each map has all of this, and its losses; the coarsest says what (the probability of a recording),
+    the finest when (:meth:`timeline`). Options, beside those of :class:`ClassificationHead`:
 
-    * ``levels``: the maps (C2 and C5): the coarsest says what, finer ones say when. A single one: the sigmoids of its frames, as published.
-
+    * ``levels``: the maps, C5 alone by default, as published. A frame is as long as a step of the finest.
     * ``frame_loss``: weight of the binary cross-entropy of each class's largest frame (0.5), averaged over the maps.
+    * ``finer_loss``: weight of the loss of recordings by the finer maps (1), averaged over them.
     """
 
     reads_valid = True
@@ -59,6 +59,7 @@ class SedHead(ClassificationHead):
         levels: Sequence[str] = DEFAULT,
         channels: int | None = None,
         frame_loss: float = 0.5,
+        finer_loss: float = 1.0,
         **options: Any,
     ) -> None:
         require("levels", list(levels), set(levels) == set(spec.names), f"the maps given, {', '.join(spec.names)}")
@@ -68,10 +69,13 @@ class SedHead(ClassificationHead):
         self.frame_step = spec.strides[0]
         self.frame_centre = (self.frame_step - 1) / 2 if spec.centres is None else spec.centres[0]
         self.frame_loss = number("frame_loss", frame_loss, 0)
-        self.counted = (*self.counted, "frames")
+        self.finer_loss = number("finer_loss", finer_loss, 0)
+        self.counted = (*self.counted, "frames", *(["finer"] if len(spec.names) > 1 else []))
         self.attention = nn.Linear(self.fc.in_features, num_classes)
-        self.finer = nn.ModuleList(nn.Linear(width, num_classes) for width in spec.channels[:-1])
-        for layer in (self.attention, *self.finer):
+        finer = spec.channels[:-1]
+        self.finer = nn.ModuleList(nn.Linear(width, num_classes) for width in finer)
+        self.finer_attention = nn.ModuleList(nn.Linear(width, num_classes) for width in finer)
+        for layer in (self.attention, *self.finer, *self.finer_attention):
             nn.init.uniform_(layer.weight, -(layer.in_features**-0.5), layer.in_features**-0.5)
             nn.init.zeros_(layer.bias)
 
@@ -85,24 +89,29 @@ class SedHead(ClassificationHead):
         return BackboneNeeds(levels=tuple(level for level in LEVELS if level in levels))
 
     def forward(self, features: list[Tensor], sizes: ImageSizes) -> SedRaw:  # type: ignore[override]
-        """Maps [B, C, h, w], finest first, to logits [B, K] and [B, L, K, F], F the columns of the finest."""
-        rows = [
-            self.dropout(one.mean(2).transpose(1, 2)) for one in (*features[:-1], self.conv(features[-1]))
-        ]  # [B, w, C] each
+        """Maps [B, C, h, w], finest first, to what each of them says, frames at the steps of the finest."""
+        maps = (*features[:-1], self.conv(features[-1]))
+        rows = [self.dropout(one.mean(2).transpose(1, 2)) for one in maps]  # [B, w, C] each
         said = [layer(row).float() for layer, row in zip((*self.finer, self.fc), rows, strict=True)]
-        attention = self.attention(rows[-1]).float().tanh()
-        inside = self._inside(rows[-1].shape[1], self.spec.strides[-1], sizes)
-        weights = attention.masked_fill(~inside[:, :, None], -torch.inf).log_softmax(1)
-        if self.sigmoid:
-            there = (weights + F.logsigmoid(said[-1])).logsumexp(1)
-            logits = there - (weights + F.logsigmoid(-said[-1])).logsumexp(1)
-        else:
-            logits = (weights.exp() * said[-1]).sum(1)
-        column = torch.arange(said[0].shape[1], device=said[0].device)
-        repeated = [
-            one.index_select(1, self._cell(column, level)).transpose(1, 2) for level, one in enumerate(said[1:], 1)
+        attentions = [
+            layer(row).float() for layer, row in zip((*self.finer_attention, self.attention), rows, strict=True)
         ]
-        return SedRaw(logits, torch.stack([said[0].transpose(1, 2), *repeated], 1))
+        logits = [
+            self._attended(one, attention, self._inside(one.shape[1], stride, sizes))
+            for one, attention, stride in zip(said, attentions, self.spec.strides, strict=True)
+        ]
+        column = torch.arange(said[0].shape[1], device=said[0].device)
+        repeated = [one.index_select(1, self._cell(column, level)) for level, one in enumerate(said[1:], 1)]
+        frames = torch.stack([said[0], *repeated], 1).transpose(2, 3)
+        return SedRaw(logits[-1], torch.stack(logits, 1), frames)
+
+    def _attended(self, said: Tensor, attention: Tensor, inside: Tensor) -> Tensor:
+        """Logits [B, K] of recordings by what their frames say [B, F, K]."""
+        weights = attention.tanh().masked_fill(~inside[:, :, None], -torch.inf).log_softmax(1)
+        if not self.sigmoid:
+            return (weights.exp() * said).sum(1)
+        there, absent = (weights + F.logsigmoid(said)).logsumexp(1), (weights + F.logsigmoid(-said)).logsumexp(1)
+        return there - absent
 
     def _cell(self, column: Tensor, level: int) -> Tensor:
         """The cells of a coarser map that columns of the finest lie in."""
@@ -121,17 +130,22 @@ class SedHead(ClassificationHead):
     def loss(  # type: ignore[override]
         self, raw: SedRaw, targets: Tensor, sizes: ImageSizes
     ) -> dict[str, Tensor]:
-        """That of :class:`ClassificationHead` on the logits of recordings, and ``frames``, that of sigmoids on the largest frame of each
-        class in each map."""
+        """That of :class:`ClassificationHead` on the logits of recordings; ``finer``, the same by the finer maps; and ``frames``, that of
+        sigmoids on the largest frame of each class in each map."""
         wanted = targets
         if not self.sigmoid and not targets.is_floating_point():
             wanted = F.one_hot(targets, self.num_classes)
         largest = self._counting(raw, sizes).amax(3).unbind(1)
-        each = torch.stack([self.sigmoid_loss(one, wanted) for one in largest])
-        return {**super().loss(raw.logits, targets, sizes), "frames": self.frame_loss * each.mean()}
+        frames = torch.stack([self.sigmoid_loss(one, wanted) for one in largest]).mean()
+        (name, loss), finer = next(iter(super().loss(raw.logits, targets, sizes).items())), raw.levels[:, :-1].unbind(1)
+        losses = {name: loss, "frames": self.frame_loss * frames}
+        if finer:
+            each = torch.stack([super(SedHead, self).loss(one, targets, sizes)[name] for one in finer])
+            losses["finer"] = self.finer_loss * each.mean()
+        return losses
 
     def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
-        """As :class:`ClassificationHead`, of both losses."""
+        """As :class:`ClassificationHead`, of all losses."""
         number = next(iter(super().count(targets, sizes).values()))
         return dict.fromkeys(self.counted, number)
 
@@ -146,11 +160,7 @@ class SedHead(ClassificationHead):
         return super().predict(raw.logits, sizes)
 
     def timeline(self, raw: SedRaw, sizes: ImageSizes) -> Tensor:
-        """Scores of frames float32 [B, K, F] in 0..1; 0 behind the content."""
-        evidence = self._counting(raw, sizes)[:, 0]
-        if raw.frames.shape[1] == 1:
-            return evidence.sigmoid()
-        most = evidence.amax(2, keepdim=True)
-        least = evidence.masked_fill(evidence == -torch.inf, torch.inf).amin(2, keepdim=True).clamp(max=0)
-        share = (evidence - least) / (most - least).clamp(min=torch.finfo(torch.float32).tiny)
-        return self.predict(raw, sizes)[:, :, None] * share.clamp(min=0)
+        """Scores of frames float32 [B, K, F] in 0..1: the sigmoids by the finest map, at most the probability of the recording where
+        a coarser one gives it; 0 behind the content."""
+        scores = self._counting(raw, sizes)[:, 0].sigmoid()
+        return scores if not len(self.finer) else torch.minimum(scores, self.predict(raw, sizes)[:, :, None])

@@ -85,7 +85,8 @@ def stitched(parts: Sequence[Scores], starts: Sequence[int], step: int, centre: 
     total, weight = np.zeros((len(parts[0]), count)), np.zeros(count)
     for part, start in zip(parts, starts, strict=True):
         frames = part.shape[1]
-        held = (places > start - step / 2) & (places <= start + (frames - 0.5) * step)
+        first, last = start == min(starts), start == max(starts)  # which answer for the ends, too
+        held = (first | (places > start - step / 2)) & (last | (places <= start + (frames - 0.5) * step))
         own = start + np.arange(frames) * step
         total[:, held] += [np.interp(places[held], own, row) for row in part]
         weight += held
