@@ -21,6 +21,8 @@ NEVER = {
 LATE = {
     "effbackbones": {
         "av",
+        "scipy",
+        "soundfile",
         "timm",
         "tifffile",
         "h5py",
@@ -69,7 +71,7 @@ LAYERS = (
     "tasks.spec tasks.report",
     "tasks.data.door",
     "tasks.data.suspicions",
-    "tasks.data.sets tasks.data.check tasks.data.collating tasks.data.sampling tasks.data.division tasks.data.pixels",
+    "tasks.data.sets tasks.data.check tasks.data.collating tasks.data.sampling tasks.data.division tasks.data.pixels tasks.data.recordings",
     "tasks.data.knowledge",
     "tasks.data.boxes tasks.data.transforms",
     "tasks.data.masks",

@@ -13,7 +13,10 @@ from effbackbones.images.spec import SILENCE
 def test_sound_is_a_row_of_samples_that_become_waves():
     spec = ImageSpec.of_sound(8000, 4000)
     assert (spec.size, spec.rate, spec.crop_mode, spec.mean) == ((1, 4000), 8000, "window", (SILENCE,))
-    assert spec.told() == "windows of 0.5 s (4,000 samples) at 8,000 samples a second"
+    assert (
+        spec.told()
+        == "windows of 0.5 s (4,000 samples) at 8,000 samples a second, shorter recordings padded with silence"
+    )
     assert ImageSpec(**spec.record()) == spec
     samples = torch.tensor([0, 32768, 65535], dtype=torch.float64)
     waves = (samples / 65535 - spec.mean[0]) / spec.std[0]

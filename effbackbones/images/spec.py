@@ -15,6 +15,8 @@ LONGEST_WINDOW = 2**24
 """Samples that a window of a recording may be asked to have."""
 RATES = (1000, 768_000)
 """Between these is the number of samples a second of recordings."""
+OF_SOUND = ("window", "loop")
+"""The values of ``crop_mode`` that recordings have."""
 SILENCE = 32768 / 65535
 """The grey, 0..1, of no sound: a recording is an image of one row of uint16, samples of 16 bits plus 32768. As the standard deviation
 too it makes them waves in -1..1."""
@@ -30,8 +32,9 @@ class ImageSpec:
     (``center``); the whole image is squashed to ``size`` (``squash``), or fitted into it, padded at right and bottom with
     the mean colour (``letterbox``).
 
-    A recording is an image of one row, of ``rate`` samples a second (None: pictures). It is cut into windows of ``size`` (1, samples),
-    the last one padded with silence, its mean (``window``); nothing is resized.
+    A recording is an image of one row, of ``rate`` samples a second (None: pictures). It is looked at through windows of ``size``
+    (1, samples), which lie side by side, the last one at its end; a shorter recording is padded with silence, its mean (``window``),
+    or repeated until it fills one (``loop``). Nothing is resized.
 
     Raises :class:`UserError` for other values.
     """
@@ -63,16 +66,18 @@ class ImageSpec:
             )
         for field, value, allowed in (
             ("interpolation", self.interpolation, ("bilinear", "bicubic")),
-            ("crop_mode", self.crop_mode, ("center", "squash", "letterbox", "window")),
+            ("crop_mode", self.crop_mode, ("center", "squash", "letterbox", *OF_SOUND)),
         ):
             if value not in allowed:
                 raise UserError(f"image_spec.{field}", f"unknown value {value!r}", nearest(value, allowed))
 
     def _check_sound(self) -> None:
         """Refuse a rate that is none, windows of pictures, and windows that are no row of samples."""
-        if (self.rate is None) != (self.crop_mode != "window"):
-            what = f"crop_mode {self.crop_mode!r} with rate {self.rate}: windows are of recordings, which have a rate"
-            raise UserError("image_spec.rate", what, "give both, or neither")
+        if (self.rate is None) != (self.crop_mode not in OF_SOUND):
+            what = f"crop_mode {self.crop_mode!r} with rate {self.rate}: recordings have a rate, and are seen through windows"
+            raise UserError(
+                "image_spec.rate", what, f"with a rate set crop_mode to {' or '.join(OF_SOUND)}, without one to neither"
+            )
         if self.rate is None:
             return
         if not _whole(self.rate, *RATES):
@@ -96,7 +101,8 @@ class ImageSpec:
         """How images are brought to the network's size and range, for people."""
         height, width = self.size
         if self.rate is not None:
-            return f"windows of {width / self.rate:.4g} s ({width:,} samples) at {self.rate:,} samples a second"
+            windows = f"windows of {width / self.rate:.4g} s ({width:,} samples) at {self.rate:,} samples a second"
+            return f"{windows}, shorter recordings {'repeated' if self.crop_mode == 'loop' else 'padded with silence'}"
         ways = {
             "center": f"shorter side to {round(min(self.size) / self.crop_fraction)}, centre crop",
             "squash": "squashed",

@@ -24,7 +24,7 @@ from effbackbones.images.video import Frame
 from effbackbones.inference.answering import LIMITED, Wishes, answers, autocast, results_of
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
-from effbackbones.inference.inputs import ImageSource, is_one, source_of
+from effbackbones.inference.inputs import ImageSource, is_one, recording_of, source_of
 from effbackbones.inference.merging import Merged, merge_looks
 from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared
 from effbackbones.inference.results import Failed
@@ -119,7 +119,9 @@ class Predictor:
         tensor [C, H, W], a frame that :class:`effbackbones.images.video.Video` gives); a list of results for a list or
         tuple of them, or an array or tensor with a first axis more; an iterator for an iterator, which holds a few images at a time.
 
-        Arrays and tensors: uint8, uint16, or floating point in 0..1, RGB, or with ``bgr`` (arrays alone) as OpenCV has them. Raises
+        Arrays and tensors: uint8, uint16, or floating point in 0..1, RGB, or with ``bgr`` (arrays alone) as OpenCV has them. Of a model
+        that hears recordings (``image_spec.rate``): sound files, or arrays [T] or [T, C] of that rate, int16 or floating point in -1..1.
+        Raises
         :class:`UserError` for what cannot be read or predicted, naming it; with ``on_error="return"`` a :class:`Failed` stands in
         its place.
         """
@@ -243,6 +245,9 @@ class Predictor:
     def _source(self, given: Any, number: int, bgr: bool) -> ImageSource | Failed:
         spec, reading = self.model.image_spec, self.reading
         try:
+            if spec.rate is not None:
+                limits = {"channels": len(spec.mean), "max_samples": self.max_pixels}
+                return recording_of(given, number, rate=spec.rate, **limits)
             return source_of(
                 given,
                 number,
