@@ -13,6 +13,7 @@ from effbackbones import ImageSpec, UserError
 from effbackbones.drawing.boxes import rgb
 from effbackbones.images.spec import SILENCE
 from effbackbones.inference.fitting import Fitting
+from tasks.classification.examples import label_sheet
 from tasks.data.door.transforms import class_transform, told_of_listed
 from tasks.data.sample import Sample
 from tasks.data.transforms.listed import Listed
@@ -235,3 +236,6 @@ def test_a_recording_is_drawn_as_its_spectrogram() -> None:
     rows = [int(picture.sum((1, 2)).argmax()) for picture in (low, high)]
     assert rows[0] > rows[1] + 20  # low tones are below
     assert rgb(np.full((1, 3, 1), ZERO, np.uint16)).shape == (128, 1, 3)
+    sheet = label_sheet([replace(sample(tone()), label=0), replace(sample(tone()), label=1)], ("low", "high"))
+    assert sheet.shape[0] > 50
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 50
