@@ -1,20 +1,19 @@
 """From names to modules: ``create_backbone`` and ``build_model``."""
 
-import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from effbackbones.backbones.convolution import Numerics
+from effbackbones.backbones.families import family_of
 from effbackbones.backbones.layout import lay_out
 from effbackbones.contracts import Backbone, BackboneNeeds, ImageSpec
 from effbackbones.errors import UserError, nearest
 from effbackbones.headplan import NEEDS, HeadPlan, build_heads, by_task, plan_head, task_named
 from effbackbones.model import Model
 from effbackbones.multihead import LossWeights, combine_needs
-from effbackbones.optiontypes import checked, parameter_types
+from effbackbones.optiontypes import checked
 from effbackbones.registry import BACKBONES, TASKS
 from effbackbones.weights.pretrained import Adopted, Pretrained
 from effbackbones.weights.reading import read_for
@@ -175,7 +174,7 @@ def _create(
     """The backbone with the options ``given``. ``needs`` are those of the ``heads`` that wait for it (by task), and reach only a
     backbone that has such options."""
     name = BACKBONES.canonical(name)
-    family = _family(name)
+    family = family_of(name)
     for key in given:
         if key not in family.known:
             remedy = f"{nearest(key, family.known)}; null takes it out of a config"
@@ -208,40 +207,9 @@ def _create(
     return _Built(backbone, read, adopted, settled)
 
 
-class _Family(NamedTuple):
-    """How the backbones of a name are made: ``make(**options)``, the options that it ``takes`` and the ``known`` ones, which users
-    may give. ``kind`` reads their weights: the class itself, or the contract's for a factory that is no class."""
-
-    kind: type[Backbone]
-    make: Callable[..., Any]
-    takes: Collection[str]
-    known: Collection[str]
-    types: Mapping[str, Any]
-    """Of the known ones, as the signature says them."""
-
-
-def _family(name: str) -> _Family:
-    try:
-        factory = BACKBONES.get(name)
-    except UserError:
-        import timm  # slow to import, and only a hint
-
-        if timm.is_model(name):
-            raise UserError(f"backbone {name!r}", "no such name here, but timm has it", f"write timm:{name}") from None
-        raise
-    # A built-in class serves many names; what was registered serves one, and is not told it.
-    make = partial(factory, name) if BACKBONES.is_built_in(name) else factory
-    parameters, types = inspect.signature(factory).parameters, parameter_types(factory)
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # those of create_backbone, then
-        parameters, types = inspect.signature(create_backbone).parameters, parameter_types(create_backbone)
-    takes = [key for key in parameters if key not in ("self", "name", "weights")]
-    kind = factory if isinstance(factory, type) and issubclass(factory, Backbone) else Backbone
-    return _Family(kind, make, takes, [key for key in takes if key != "pretrained"], types)
-
-
 def known_backbone_options(name: str) -> Collection[str]:
     """Options that the backbone ``name`` can be given; an unknown name raises :class:`UserError`."""
-    return _family(BACKBONES.canonical(name)).known
+    return family_of(BACKBONES.canonical(name)).known
 
 
 def _needs(plans: Mapping[str, HeadPlan]) -> dict[str, Any]:
@@ -266,5 +234,5 @@ def _from_json(key: str, value: Any) -> Any:
 
 def _to_json(value: Any) -> Any:
     """What :func:`_from_json` reads."""
-    record = asdict(value) if isinstance(value, Numerics | ImageSpec) else value
+    record = value.record() if isinstance(value, ImageSpec) else asdict(value) if isinstance(value, Numerics) else value
     return list(record) if isinstance(record, tuple) else record

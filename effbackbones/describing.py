@@ -69,7 +69,7 @@ def _said(about: Description) -> dict[str, Any]:
     return {
         "model": about.config,
         "classes": about.classes,
-        "image_spec": asdict(about.image_spec),
+        "image_spec": about.image_spec.record(),
         "reading": None if about.reading is None else asdict(about.reading),
         "numerics": about.numerics,
         "metrics": about.metrics,
@@ -130,7 +130,7 @@ def _network(network: Network, path: Path, *, alone: bool) -> dict[str, Any]:
             continue
         facts["loads"] += [{"call": call, "ok": True, "error": None}, *_heads(read, name, where)]
         facts |= {"published": read.published, "licence": read.licence, "numerics": _named(read.numerics)}
-        facts |= {"image_spec": asdict(read.image_spec), "assumed": list(read.assumed)}
+        facts |= {"image_spec": read.image_spec.record(), "assumed": list(read.assumed)}
     return facts
 
 

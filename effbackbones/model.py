@@ -74,20 +74,22 @@ class Model(nn.Module):
         self.register_buffer("_scale", 1 / std, persistent=False)
         self.register_buffer("_shift", -mean / std, persistent=False)
         # The letterbox paints with the rounded mean, which is not exactly 0 after normalisation: padding here must equal it.
-        self.register_buffer("_fill", ((mean * 255).round() / 255 - mean) / std, persistent=False)
+        levels = 255 if image_spec.rate is None else 65535
+        self.register_buffer("_fill", ((mean * levels).round() / levels - mean) / std, persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] (uint8 0..255, uint16 0..65535, floating point 0..1) to normalised ones, in the dtype of
-        the parameters."""
+        """Images [B, C, H, W] (uint8 0..255, uint16 0..65535, floating point 0..1) to normalised ones, in the dtype that the
+        backbone takes: that of its parameters."""
         if images.ndim != 4 or images.shape[1] != self._scale.shape[1]:
             raise ValueError(f"expected images [B, {self._scale.shape[1]}, H, W], got {tuple(images.shape)}")
         scale = self._scale / white(images)
-        return torch.addcmul(self._shift, images.float(), scale).to(next(self.parameters()).dtype)
+        return torch.addcmul(self._shift, images.float(), scale).to(self.backbone.input_dtype)
 
     def _pad(self, images: Tensor) -> Tensor:
-        """Pad right and bottom to the head's ``min_size`` and ``size_divisor`` with the letterbox's colour."""
+        """Pad right and bottom to the head's ``min_size`` and ``size_divisor`` with the letterbox's colour; a recording stays one row."""
         height, width = images.shape[-2:]
-        grow = [self.head.padded(side) - side for side in (height, width)]
+        rows = self.backbone.feature_spec.rows
+        grow = [0 if rows else self.head.padded(height) - height, self.head.padded(width) - width]
         # An exported graph must serve every size, so there the (possibly empty) padding is always part of it.
         if not torch.compiler.is_exporting() and not any(grow):
             return images

@@ -44,7 +44,7 @@ class Kept:
 
 def blocks_of(model: Model) -> list[MBConv]:
     """The blocks of a model's backbone, in order. One that is no EfficientNet, or cannot be built again, raises :class:`UserError`."""
-    backbone = model.backbone
+    backbone = model.backbone.network
     if not isinstance(backbone, EfficientNet):
         what = f"{backbone.name} is no EfficientNet: which of its channels belong together is not known"
         raise UserError("prune", what, "prune a model on b0 to b7 or lite0 to lite4")
@@ -159,7 +159,7 @@ def _kept(block: Block, gone: int) -> Kept:
 def pruned(model: Model, kept: Mapping[int, Kept]) -> Model:
     """A new model, on the CPU and in the mode of ``model``, with the channels that are ``kept``, by the place of their block; others stay
     whole. It gives what ``model`` gives where the channels that are gone say 0."""
-    blocks, backbone = blocks_of(model), cast(EfficientNet, model.backbone)
+    blocks, backbone = blocks_of(model), cast(EfficientNet, model.backbone.network)
     widths, squeezed = (list(row) for row in backbone.block_widths)
     for place, own in kept.items():
         widths[place], squeezed[place] = len(own.middle), len(own.squeezed)

@@ -208,12 +208,14 @@ BACKBONES = Registry(
     {
         r"(b|lite)-?\d+\.\d+": "effbackbones.backbones.efficientnet:EfficientNet",  # in between, such as b2.5
         r"timm:.*": "effbackbones.backbones.timm_backbone:TimmBackbone",
+        r"sound:.*": "effbackbones.backbones.sound:SoundBackbone",  # any of them behind a spectrogram
     },
 )
 HEADS = Registry(
     "head",
     {
         "classification": "heads.classification:ClassificationHead",
+        "sed": "heads.sed:SedHead",
         "efficientdet": "heads.detection.efficientdet:EfficientDetHead",
         "retinanet": "heads.detection.retinanet:RetinaNetHead",
         "ssd": "heads.detection.ssd:SSDHead",
@@ -255,7 +257,11 @@ LAYOUTS = Registry(
 COMMAND = "tasks.run:main"
 """What the distribution installs as ``effbackbones``."""
 DEFAULT_HEADS = {"cls": "classification", "det": "efficientdet", "seg": "unet"}
-ROOM_OF_HEADS = {"cls": "heads.classification", "det": "heads.detection", "seg": "heads.segmentation"}
+ROOMS_OF_HEADS = {
+    "cls": ("heads.classification", "heads.sed"),
+    "det": ("heads.detection",),
+    "seg": ("heads.segmentation",),
+}
 """Where our heads for a task lie, so that they can be told apart without being loaded."""
 DEFAULT_CLASSES = {"cls": 1000, "det": 80, "seg": 21}
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar, cast
 
+from effbackbones.contracts import FeatureSpec
 from effbackbones.errors import UserError, nearest
 
 Record = TypeVar("Record")
@@ -15,6 +16,13 @@ def require(name: str, value: Any, holds: bool, expected: str, remedy: str = "co
     """Raise :class:`UserError` unless ``holds``."""
     if not holds:
         raise UserError(f"head_options.{name}", f"expected {expected}, got {value!r}", remedy)
+
+
+def require_pictures(spec: FeatureSpec, task: str) -> None:
+    """Raise :class:`UserError` for the maps of recordings, whose rows are frequencies: in them nothing has a place."""
+    if spec.rows is not None:
+        what = f"is for recordings, and {task} finds places in pictures"
+        raise UserError(f"backbone {spec.backbone!r}", what, "take the task classify")
 
 
 def choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:

@@ -39,13 +39,13 @@ def test_letters_that_no_font_has(text: str, drawn: str) -> None:
 
 def test_a_font_of_the_system_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A font with more letters stands in for those of Asia, which not every machine has."""
-    own = Path(fonts._own())
+    own = Path(fonts.own_font())
     shutil.copy(own.with_name("STIXSizOneSymReg.ttf"), tmp_path / "a.ttf")
     shutil.copy(own.with_name("STIXGeneral.ttf"), tmp_path / "b.ttf")
     (tmp_path / "0.ttf").write_text("no font")
     monkeypatch.setattr(fonts, "_system_fonts", lambda: tuple(map(str, sorted(tmp_path.iterdir()))))
     fonts._fallback.cache_clear()
-    letter = chr(min(fonts._letters(str(tmp_path / "b.ttf")) - fonts._letters(str(own))))
+    letter = chr(min(fonts.letters_of(str(tmp_path / "b.ttf")) - fonts.letters_of(str(own))))
     text, letters = drawable(f"x{letter}", 16, 4)
     assert (text, letters.path) == (f"x{letter}", str(tmp_path / "b.ttf"))
     fonts._fallback.cache_clear()

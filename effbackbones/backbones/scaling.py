@@ -134,9 +134,9 @@ def scaling(name: str) -> Scaling:
 
 
 def row_of(backbone: str) -> Scaling | None:
-    """The row of an EfficientNet, None for a backbone of another family."""
+    """The row of an EfficientNet, also of one behind a spectrogram (``sound:b0``); None for a backbone of another family."""
     try:
-        return scaling(backbone)
+        return scaling(backbone.removeprefix("sound:"))
     except UserError:
         return None
 

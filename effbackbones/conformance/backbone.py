@@ -31,9 +31,17 @@ class BackboneCase(NamedTuple):
         """A backbone that no other check has touched."""
         return copy.deepcopy(self.source) if isinstance(self.source, Backbone) else self.source()
 
+    def sizes_of(self, backbone: Backbone) -> tuple[tuple[int, int], ...]:
+        """The sizes to check it at: of a backbone for recordings one row, of so many steps of its finest map as half the width."""
+        spec = backbone.feature_spec
+        if spec.rows is None:
+            return self.sizes
+        return tuple((spec.rows, width * spec.strides[0] // 2 - height % 2) for height, width in self.sizes)
+
     def images(self, backbone: Backbone, size: int = 0, batch: int = 2) -> Tensor:
         """A batch at the size of that index."""
-        return images(batch, len(backbone.image_spec.mean), self.sizes[size % len(self.sizes)])
+        sizes = self.sizes_of(backbone)
+        return images(batch, len(backbone.image_spec.mean), sizes[size % len(sizes)])
 
 
 def spec(case: BackboneCase) -> Iterator[str]:
@@ -49,10 +57,10 @@ def spec(case: BackboneCase) -> Iterator[str]:
 
 
 def maps(case: BackboneCase) -> Iterator[str]:
-    """One map [B, channels, ceil(H / stride), ceil(W / stride)] per level of ``feature_spec``."""
+    """One map [B, channels, ceil(H / stride), ceil(W / stride)] per level of ``feature_spec``; of recordings H is the backbone's own."""
     backbone = case.build().eval()
     features = backbone.feature_spec
-    for height, width in case.sizes:
+    for height, width in case.sizes_of(backbone):
         given = images(2, len(backbone.image_spec.mean), (height, width))
         with torch.no_grad():
             got = backbone(given)
@@ -60,6 +68,8 @@ def maps(case: BackboneCase) -> Iterator[str]:
             (2, c, -(-height // s), -(-width // s)) for c, s in zip(features.channels, features.strides, strict=True)
         ]
         seen = [tuple(m.shape) for m in got]
+        if features.rows is not None:
+            expected = [(*shape[:2], own[2], shape[3]) for shape, own in zip(expected, seen, strict=True)]
         if not isinstance(got, list) or seen != expected:
             yield f"at {height} x {width} expected a list of {expected}, got {type(got).__name__} of {seen}"
 
@@ -160,12 +170,11 @@ def state_dict(case: BackboneCase) -> Iterator[str]:
 
 
 def export(case: BackboneCase) -> Iterator[str]:
-    """``torch.export`` with free batch, height and width."""
+    """``torch.export`` with free batch, height (unless of one row) and width."""
     backbone = case.build().eval()
     with torch.no_grad():
-        yield from export_holds(
-            backbone, case.images(backbone), [case.images(backbone, i, 3) for i in range(len(case.sizes))]
-        )
+        others = [case.images(backbone, i, 3) for i in range(len(case.sizes))]
+        yield from export_holds(backbone, case.images(backbone), others, rows=backbone.feature_spec.rows)
 
 
 def compile(case: BackboneCase) -> Iterator[str]:

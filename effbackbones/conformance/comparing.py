@@ -67,10 +67,13 @@ def images(batch: int, channels: int, size: tuple[int, int]) -> Tensor:
     return torch.randn(batch, channels, *size)
 
 
-def export_holds(module: nn.Module, traced: Tensor, others: Sequence[Tensor]) -> Iterator[str]:
-    """Export with free batch, height and width at the size of ``traced``; the program must agree with ``module`` at all sizes."""
-    free = torch.export.Dim.DYNAMIC
-    program = torch.export.export(module, (traced,), dynamic_shapes=({0: free, 2: free, 3: free},)).module()
+def export_holds(
+    module: nn.Module, traced: Tensor, others: Sequence[Tensor], *, rows: int | None = None
+) -> Iterator[str]:
+    """Export with free batch, width and, unless there are so many ``rows``, height at the size of ``traced``; the program must agree with
+    ``module`` at all sizes."""
+    free = dict.fromkeys((0, 3) if rows else (0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(module, (traced,), dynamic_shapes=(free,)).module()
     for x in (traced, *others):
         where = f"exported at {list(traced.shape)}, run at {list(x.shape)}"
         try:

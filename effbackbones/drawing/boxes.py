@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from effbackbones.drawing.fonts import drawable
+from effbackbones.drawing.spectrogram import is_recording, spectrogram
 from effbackbones.images.geometry import resize
 
 if TYPE_CHECKING:
@@ -102,8 +103,10 @@ def rgb(image: NDArray[np.generic]) -> Picture:
 def eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
     """An image [H, W] or [H, W, C], uint8, uint16 or float 0..1, for the eye: uint8, [H, W] grey or [H, W, 3] RGB.
 
-    Of two channels the first is shown in grey, of four or more the first three in colour.
+    Of two channels the first is shown in grey, of four or more the first three in colour. A recording is shown as its spectrogram.
     """
+    if is_recording(image):
+        return spectrogram(image)
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     elif image.dtype != np.uint8:

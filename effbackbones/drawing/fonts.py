@@ -17,7 +17,7 @@ def drawable(text: str, size: int, number: int | None = None) -> tuple[str, Imag
     """``text`` on one line, and a font of ``size`` pixels that has all its letters: DejaVu Sans, else one of the system. Where none
     has them, ``#number`` (or ``?``) stands for those that are missing, which would be empty squares."""
     text = " ".join(text.encode("utf-8", "replace").decode().split())
-    missing = {letter for letter in text if not letter.isspace() and ord(letter) not in _letters(_own())}
+    missing = {letter for letter in text if not letter.isspace() and ord(letter) not in letters_of(own_font())}
     if not missing:
         return text, font(size)
     found = _fallback(frozenset(text) - {" "})
@@ -31,7 +31,7 @@ def drawable(text: str, size: int, number: int | None = None) -> tuple[str, Imag
 
 def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and knows the scripts of Europe."""
-    return _loaded(_own(), size)
+    return _loaded(own_font(), size)
 
 
 @lru_cache(maxsize=64)
@@ -40,15 +40,16 @@ def _loaded(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 @lru_cache(maxsize=1)
-def _own() -> str:
+def own_font() -> str:
+    """The file of DejaVu Sans."""
     import matplotlib  # takes long, and a command that draws nothing does not need it
 
     return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 
 
 @lru_cache(maxsize=_LOOKED_INTO)
-def _letters(path: str) -> frozenset[int]:
-    """Code points that a font has; none where it cannot be read."""
+def letters_of(path: str) -> frozenset[int]:
+    """Code points that the font of a file has; none where it cannot be read."""
     from matplotlib.ft2font import FT2Font
 
     try:
@@ -62,7 +63,7 @@ def _fallback(letters: frozenset[str]) -> str | None:
     """A font of the system that has all ``letters`` and can be drawn with; None if there is none."""
     wanted = {ord(letter) for letter in letters}
     for path in _system_fonts():
-        if wanted <= _letters(path):
+        if wanted <= letters_of(path):
             try:
                 _loaded(path, 16).getmask("".join(sorted(letters)))
             except OSError:  # one of pictures, which come in one size

@@ -22,7 +22,7 @@ WITHOUT_SIZES = ("cls", "seg")
 
 class Graph(nn.Module):
     """Images uint8 [B, C, H, W] (``preprocessing`` none: normalised float32; of a model that reads files in their own depth: float32 in
-    0..1), and where the head looks at it ``valid`` int64 [B, 2],
+    0..1; recordings: uint16), and where the head looks at it ``valid`` int64 [B, 2],
     the (height, width) of real content at the top left of each, to named tensors.
 
     ``size``: (H, W) of the network's images. ``top_k``: classes that an answer of a classification names.
@@ -37,8 +37,13 @@ class Graph(nn.Module):
             what = "raw output is of the resized image, and nothing outside of the graph knows how it was resized"
             raise UserError("preprocessing", what, "export with postprocessing predict or answer")
         # What was trained on 16 bits is not to be squeezed into 8.
-        self.takes_floats = preprocessing != "none" and (model.reading or ReadingSpec()).depth == "native"
-        self.takes_valid = preprocessing != "resize" and any(word not in WITHOUT_SIZES for word in self.heads)
+        sound = model.image_spec.rate is not None
+        self.takes_floats = preprocessing != "none" and not sound and (model.reading or ReadingSpec()).depth == "native"
+        floats = self.takes_floats or preprocessing == "none"
+        self.dtype = torch.float32 if floats else torch.uint16 if sound else torch.uint8
+        self.takes_valid = preprocessing != "resize" and any(
+            word not in WITHOUT_SIZES or head.reads_valid for word, head in self.heads.items()
+        )
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
         """The values of :meth:`named`, without their names."""
@@ -57,11 +62,13 @@ class Graph(nn.Module):
         for word, head in self.heads.items():
             own, own_raw = (found[word], raw[word]) if several else (found, raw)
             prefix = f"{word}_" if several else ""
-            for name, value in self._read(word, head, own, own_raw, images).items():
+            for name, value in self._read(word, head, own, own_raw, images, sizes).items():
                 outputs[prefix + name] = value
         return outputs
 
-    def _read(self, word: str, head: Head, found: Any, raw: Any, images: Tensor) -> dict[str, Tensor]:
+    def _read(
+        self, word: str, head: Head, found: Any, raw: Any, images: Tensor, sizes: ImageSizes
+    ) -> dict[str, Tensor]:
         """The outputs of one head."""
         if self.postprocessing == "none":
             return dict(_leaves(found, "logits"))
@@ -71,7 +78,9 @@ class Graph(nn.Module):
             return {**found._asdict(), "finite": _finite(raw, images)}
         if word == "seg" and self.resizing:
             found = self.resizing.restore_maps(found, images)
-        return self.answered(word, head, dict(_leaves(found, "probabilities" if word in ("cls", "seg") else "output")))
+        named = self.answered(word, head, dict(_leaves(found, "probabilities" if word in ("cls", "seg") else "output")))
+        frames = head.timeline(raw, sizes)
+        return named if frames is None else {**named, "frames": frames}
 
     def answered(self, word: str, head: Head, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Predictions of a head, or where answers are wanted these: the best classes, a label for each pixel, or
@@ -98,6 +107,8 @@ class Graph(nn.Module):
                 size_divisor=head.size_divisor,
                 min_size=head.min_size,
                 multilabel=bool(getattr(head, "multilabel", False)),
+                frame_step=head.frame_step,
+                frame_centre=head.frame_centre,
                 thresholds=prediction_options(head),
             )
             for word, head in self.heads.items()
@@ -160,17 +171,16 @@ class Example(NamedTuple):
     def of(cls, graph: Graph, *, dynamic_size: bool) -> "Example":
         """Two images of the network's size; a little larger where height and width are free, and of sides that differ, which cannot
         be taken for one."""
-        spec = graph.model.image_spec
+        spec, rows = graph.model.image_spec, graph.model.backbone.feature_spec.rows
         height, width = spec.size
         if dynamic_size:
             step = graph.model.head.size_divisor
-            height, width = graph.model.head.padded(height) + step, graph.model.head.padded(width) + 2 * step
-        shape = (2, len(spec.mean), height, width)
-        floats = graph.takes_floats or graph.preprocessing == "none"
-        images = torch.zeros(shape, dtype=torch.float32 if floats else torch.uint8)
+            height = rows or graph.model.head.padded(height) + step
+            width = graph.model.head.padded(width) + 2 * step
+        images = torch.zeros((2, len(spec.mean), height, width), dtype=graph.dtype)
         inputs, free = {"images": images}, {"images": {0: "batch"}}
         if dynamic_size:
-            free["images"] |= {2: "height", 3: "width"}
+            free["images"] |= {3: "width"} if rows else {2: "height", 3: "width"}
         if graph.takes_valid:
             inputs["valid"] = torch.tensor([[height, width]] * 2)
             free["valid"] = {0: "batch"}
@@ -178,8 +188,11 @@ class Example(NamedTuple):
 
     def ports(self) -> tuple[Port, ...]:
         """The inputs as a record names them."""
+        of_sound = self.inputs["images"].dtype == torch.uint16
         said = {
-            "images": "RGB images, or as many channels as model.image_spec.mean has values",
+            "images": "recordings, one row of samples of 16 bits plus 32768, model.image_spec.rate of them a second"
+            if of_sound
+            else "RGB images, or as many channels as model.image_spec.mean has values",
             "valid": "height and width of the content at the top left of each image, the rest being padding",
         }
         return tuple(port(name, tensor, said[name], self.free[name]) for name, tensor in self.inputs.items())
@@ -188,6 +201,7 @@ class Example(NamedTuple):
 _MEANINGS = {
     "probabilities": "of each class, 0..1 (of each pixel: [batch, classes, height, width])",
     "scores": "falling, 0..1",
+    "frames": "of each class in each frame, 0..1; frame j is centred on sample heads.frame_centre + j * heads.frame_step",
     "masks": "1 where a class is, else 0: in the order of model.classes, which may overlap",
     "labels": "numbers of classes, in the order of model.classes",
     "boxes": "x1 y1 x2 y2 in pixels of the images given; rows from count on are 0",

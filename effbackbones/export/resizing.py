@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from effbackbones.contracts import Detections, ImageSizes, larger
+from effbackbones.errors import UserError
 from effbackbones.images.pixels import top_left
 from effbackbones.model import Model
 
@@ -36,6 +37,8 @@ class Resizing:
     def of(cls, model: Model) -> "Resizing":
         """As a predictor fits images for ``model``: tasks that say where things are see the whole image."""
         spec = model.image_spec
+        if spec.rate is not None:
+            raise UserError("preprocessing", "resize is for pictures, and a recording is not resized", "take normalize")
         mode = spec.crop_mode if model.head.task == "cls" else "letterbox"
         fraction = spec.crop_fraction if model.head.task == "cls" else 1.0
         fill = tuple(float(round(255 * value)) for value in spec.mean)

@@ -58,8 +58,8 @@ ImagePath: TypeAlias = str | Path | Encoded
 """Where an image file is."""
 
 
-def opened_file(path: ImagePath) -> IO[bytes]:
-    """A regular file, open for reading; anything else raises :class:`UserError`."""
+def opened_file(path: ImagePath, wanted: str = "an image") -> IO[bytes]:
+    """A regular file, open for reading; anything else raises :class:`UserError`, which says that ``wanted`` was expected."""
     if isinstance(path, Encoded):
         return io.BytesIO(path.content)
     try:
@@ -67,15 +67,15 @@ def opened_file(path: ImagePath) -> IO[bytes]:
             raise OSError("not a regular file")
         return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, wanted) from error
 
 
-def unreadable(path: ImagePath, error: BaseException) -> UserError:
+def unreadable(path: ImagePath, error: BaseException, wanted: str = "an image") -> UserError:
     """What to say of a file whose reading raised ``error``."""
     if isinstance(error, UserError):
         return error
     return UserError(
-        str(path), f"cannot be read as an image: {_reason(path, error)}", "replace the file, or take it out of the data"
+        str(path), f"cannot be read as {wanted}: {_reason(path, error)}", "replace the file, or take it out of the data"
     )
 
 

@@ -30,6 +30,11 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float() / white(images)
 
 
+def are_recordings(images: Tensor) -> bool:
+    """Whether a batch is one of recordings: rows of uint16."""
+    return images.dtype == torch.uint16 and images.shape[-2] == 1
+
+
 def require_batch(images: Any) -> None:
     """Raise :class:`UserError` for what is no batch of images, a tensor [B, C, H, W], B from 1 up."""
     if not isinstance(images, Tensor):

@@ -11,6 +11,15 @@ from effbackbones.images.geometry import Size
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LARGEST_SIDE = 16384
 """Pixels of a side that an image, or a tile of one, may be asked to have."""
+LONGEST_WINDOW = 2**24
+"""Samples that a window of a recording may be asked to have."""
+RATES = (1000, 768_000)
+"""Between these is the number of samples a second of recordings."""
+OF_SOUND = ("window", "loop")
+"""The values of ``crop_mode`` that recordings have."""
+SILENCE = 32768 / 65535
+"""The grey, 0..1, of no sound: a recording is an image of one row of uint16, samples of 16 bits plus 32768. As the standard deviation
+too it makes them waves in -1..1."""
 _WORDS = {"depth": ("8", "native"), "exif": ("apply", "ignore"), "batch_shape": ("fixed", "aspect")}
 
 
@@ -22,6 +31,12 @@ class ImageSpec:
     is ``bilinear`` or ``bicubic``. ``crop_mode``: the shorter side is resized to ``size / crop_fraction`` before a centre crop
     (``center``); the whole image is squashed to ``size`` (``squash``), or fitted into it, padded at right and bottom with
     the mean colour (``letterbox``).
+
+    A recording is an image of one row, of ``rate`` samples a second (None: pictures). It is looked at through windows of ``size``
+    (1, samples), which lie side by side, the last one at its end; a shorter recording is padded with silence, its mean (``window``),
+    or repeated until it fills one (``loop``). Nothing is resized.
+
+    Raises :class:`UserError` for other values.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -30,6 +45,7 @@ class ImageSpec:
     interpolation: str = "bicubic"
     crop_fraction: float = 0.875
     crop_mode: str = "center"
+    rate: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
@@ -40,7 +56,8 @@ class ImageSpec:
             raise UserError(
                 "image_spec", f"expected finite numbers, got mean {self.mean}, std {self.std}", "correct it"
             )
-        if len(self.size) != 2 or max(self.size) > LARGEST_SIDE:
+        self._check_sound()
+        if len(self.size) != 2 or (self.rate is None and max(self.size) > LARGEST_SIDE):
             what = f"expected [height, width] of 1 to {LARGEST_SIDE} pixels, got {str(self.size)[:60]}"
             raise UserError("image_spec.size", what, "correct it")
         if min(self.std) <= 0 or not 0 < self.crop_fraction <= 1 or min(self.size) < 1:
@@ -49,14 +66,43 @@ class ImageSpec:
             )
         for field, value, allowed in (
             ("interpolation", self.interpolation, ("bilinear", "bicubic")),
-            ("crop_mode", self.crop_mode, ("center", "squash", "letterbox")),
+            ("crop_mode", self.crop_mode, ("center", "squash", "letterbox", *OF_SOUND)),
         ):
             if value not in allowed:
                 raise UserError(f"image_spec.{field}", f"unknown value {value!r}", nearest(value, allowed))
 
+    def _check_sound(self) -> None:
+        """Refuse a rate that is none, windows of pictures, and windows that are no row of samples."""
+        if (self.rate is None) != (self.crop_mode not in OF_SOUND):
+            what = f"crop_mode {self.crop_mode!r} with rate {self.rate}: recordings have a rate, and are seen through windows"
+            raise UserError(
+                "image_spec.rate", what, f"with a rate set crop_mode to {' or '.join(OF_SOUND)}, without one to neither"
+            )
+        if self.rate is None:
+            return
+        if not _whole(self.rate, *RATES):
+            what = f"expected {RATES[0]} to {RATES[1]} samples a second, got {str(self.rate)[:60]}"
+            raise UserError("image_spec.rate", what, "correct it")
+        if len(self.size) != 2 or self.size[0] != 1 or not _whole(self.size[1], 1, LONGEST_WINDOW):
+            what = f"expected [1, samples of a window, 1 to {LONGEST_WINDOW}], got {str(self.size)[:60]}"
+            raise UserError("image_spec.size", what, "correct it")
+
+    @classmethod
+    def of_sound(cls, rate: int, samples: int) -> Self:
+        """That of windows of so many ``samples`` of recordings of ``rate`` samples a second."""
+        return cls((1, samples), (SILENCE,), (SILENCE,), crop_fraction=1.0, crop_mode="window", rate=rate)
+
+    def record(self) -> dict[str, Any]:
+        """As plain values, from which it is made again; that of pictures says no rate."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if name != "rate" or value is not None}
+
     def told(self) -> str:
         """How images are brought to the network's size and range, for people."""
         height, width = self.size
+        if self.rate is not None:
+            windows = f"windows of {width / self.rate:.4g} s ({width:,} samples) at {self.rate:,} samples a second"
+            return f"{windows}, shorter recordings {'repeated' if self.crop_mode == 'loop' else 'padded with silence'}"
         ways = {
             "center": f"shorter side to {round(min(self.size) / self.crop_fraction)}, centre crop",
             "squash": "squashed",

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from effbackbones.images.colours import fill_of
 from effbackbones.images.geometry import Pixels, ResizePlan, Size
+from effbackbones.images.spec import OF_SOUND
 
 if TYPE_CHECKING:
     from effbackbones.contracts import ImageSpec
@@ -16,8 +19,8 @@ class Fitting:
     """Images to ``size`` (H, W), padded with the colour ``mean`` (0..1, one value for each channel).
 
     ``mode``: ``center`` (the shorter side to ``size / crop_fraction``, then the centre), ``squash`` (the same, stretched),
-    ``letterbox`` (the whole image, padded at right and bottom; with ``aspect`` no more than to a multiple of ``divisor``), or
-    ``own`` (each image at its own size, times ``scale``).
+    ``letterbox`` (the whole image, padded at right and bottom; with ``aspect`` no more than to a multiple of ``divisor``),
+    ``own`` (each image at its own size, times ``scale``), or, of recordings, ``window`` and ``loop`` (:meth:`windows`).
     """
 
     size: Size
@@ -52,16 +55,50 @@ class Fitting:
         if self.mode == "own":
             height, width = (max(1, round(side * self.scale)) for side in original)
             return ResizePlan.squash(original, (height, width))
+        if self.mode in OF_SOUND:
+            return self._window(original[1], max(0, (original[1] - self.size[1]) // 2))
         if self.mode == "letterbox":
             room = room_of(original, self.size, self.divisor) if self.aspect else self.size
             return ResizePlan.letterbox(original, room)
         return ResizePlan.center_crop(original, self.size, self.crop_fraction, squash=self.mode == "squash")
 
+    def windows(self, original: Size) -> list[ResizePlan]:
+        """The ways in which all of an image of size ``original`` is seen: one of a picture. A recording is seen through windows side by
+        side, of which the last one ends where it ends; one that is shorter than a window through a single one, with silence after it
+        (``window``), or repeated until it is full (``loop``)."""
+        length, room = original[1], self.size[1]
+        if self.mode not in OF_SOUND:
+            return [self.plan(original)]
+        return [
+            self._window(length, start)
+            for start in (*range(0, max(1, length - room), room), *([length - room] * (length > room)))
+        ]
+
+    def looked(self, image: Pixels) -> list[tuple[Pixels, ResizePlan]]:
+        """``image`` [H, W, C] as it is seen in each of the :meth:`windows`, and their plans."""
+        height, width = image.shape[:2]
+        return [(self._seen(image, plan), plan) for plan in self.windows((height, width))]
+
     def __call__(self, image: Pixels, *, quick: bool = False) -> tuple[Pixels, ResizePlan]:
-        """``image`` [H, W, C] at its size, and the plan that leads back; ``quick`` as of :meth:`ResizePlan.apply_image`."""
+        """``image`` [H, W, C] at its size, of a recording the window in its middle, and the plan that leads back; ``quick`` as of
+        :meth:`ResizePlan.apply_image`."""
         height, width = image.shape[:2]
         plan = self.plan((height, width))
-        return plan.apply_image(image, self.interpolation, fill_of(image, self.mean).tolist(), quick=quick), plan
+        return self._seen(image, plan, quick=quick), plan
+
+    def _window(self, length: int, start: int) -> ResizePlan:
+        scaled = (1, max(length, self.size[1]) if self.mode == "loop" else length)
+        return ResizePlan((1, length), scaled, (0, start), self.size)
+
+    def _seen(self, image: Pixels, plan: ResizePlan, *, quick: bool = False) -> Pixels:
+        if self.mode == "loop" and plan.scaled != plan.original:
+            return repeated(image, self.size[1])
+        return plan.apply_image(image, self.interpolation, fill_of(image, self.mean).tolist(), quick=quick)
+
+
+def repeated(image: Pixels, samples: int, start: int = 0) -> Pixels:
+    """A recording [1, T, C], from its sample ``start`` on and over and over again: [1, samples, C]."""
+    return image[:, np.arange(start, start + samples) % image.shape[1]]
 
 
 def room_of(original: Size, size: Size, divisor: int) -> Size:

@@ -16,16 +16,20 @@ from effbackbones.images.geometry import Pixels
 from effbackbones.images.opening import Encoded
 from effbackbones.images.pixels import require_unit
 from effbackbones.images.reading import read_image
+from effbackbones.images.recordings import ZERO, as_pixels, read_recording
+from effbackbones.images.spec import ImageSpec, ReadingSpec
 from effbackbones.images.video import Frame, Moment
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_LOUDEST = 16.0
+"""Of waves in -1..1: what a decoder overshoots, or a mix that was not scaled; above it they are taken for whole numbers."""
 _KINDS = "a path, a PIL image, a numpy array [H, W, C] or a tensor [C, H, W]"
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An image to predict: its ``name``, its ``pixels`` where they were given, else the file is read by ``read``; ``moment`` of a frame
-    of a video."""
+    """An image to predict, or a recording, which is one of one row: its ``name``, its ``pixels`` where they were given, else the file is
+    read by ``read``; ``moment`` of a frame of a video."""
 
     name: str
     pixels: Pixels | None
@@ -45,6 +49,49 @@ def is_one(given: Any) -> bool:
     if isinstance(given, np.ndarray | Tensor):
         return given.ndim < 4
     return isinstance(given, str | os.PathLike | Encoded | Image.Image | Frame)
+
+
+def source_for(
+    given: Any, number: int, spec: ImageSpec, reading: ReadingSpec, *, max_pixels: int, bgr: bool = False
+) -> ImageSource:
+    """One image for a network that sees images of ``spec``, read as ``reading`` says: of one that hears recordings a recording.
+
+    Raises :class:`UserError` for other kinds, shapes and ranges.
+    """
+    channels = len(spec.mean)
+    if spec.rate is not None:
+        return recording_of(given, number, rate=spec.rate, channels=channels, max_samples=max_pixels)
+    how = {"depth": reading.depth, "exif": reading.exif, "max_pixels": max_pixels}
+    return source_of(given, number, channels=channels, bgr=bgr, **how)  # type: ignore[arg-type]
+
+
+def recording_of(given: Any, number: int, *, rate: int, channels: int, max_samples: int) -> ImageSource:
+    """One recording: a file, by path or in memory, or an array [T] or [T, C] of ``rate`` samples a second, int16 or floating point in
+    -1..1. Raises :class:`UserError` for anything else."""
+    reading: dict[str, Any] = {"rate": rate, "channels": channels, "max_samples": max_samples}
+    if isinstance(given, Encoded):
+        return ImageSource(given.name, None, partial(_read_sound, given, **reading))
+    if isinstance(given, str | os.PathLike):
+        return ImageSource(os.fspath(given), None, partial(read_recording, **reading))
+    name = f"recording {number}"
+    wave = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    if not isinstance(wave, np.ndarray) or wave.ndim not in (1, 2) or 0 in wave.shape:
+        kind = list(wave.shape) if isinstance(wave, np.ndarray) else type(given).__name__
+        remedy = f"give a path, or an array [samples] or [samples, channels] of {rate:,} samples a second"
+        raise UserError(name, f"cannot be a recording: {kind}", remedy)
+    wave = wave[:, None] if wave.ndim == 1 else wave
+    if wave.shape[1] > wave.shape[0]:
+        raise UserError(name, f"has {wave.shape[1]:,} channels of {wave.shape[0]:,} samples", "put the channels last")
+    if wave.shape[1] != channels and channels != 1:
+        raise UserError(name, f"expected {channels} channels, got {wave.shape[1]}", "give as many")
+    if wave.dtype == np.int16:
+        wave = wave.astype(np.float32) / ZERO
+    elif wave.dtype.kind != "f":
+        raise UserError(name, f"expected int16 or floating point in -1..1, got {wave.dtype}", "convert it")
+    elif np.isfinite(wave).all() and abs(wave).max() > _LOUDEST:
+        what = f"expected floating point in -1..1, found {abs(wave).max():g}"
+        raise UserError(name, what, "divide it by the largest value that it can have")
+    return ImageSource(name, as_pixels(wave.astype(np.float32), rate, rate=rate, channels=channels, name=name))
 
 
 def source_of(
@@ -77,6 +124,10 @@ def source_of(
     if isinstance(given, np.ndarray):
         return ImageSource(name, _checked(given[..., None] if given.ndim == 2 else given, name, channels, bgr=bgr))
     raise UserError(name, f"cannot be an image: {type(given).__name__}", f"give {_KINDS}, or a list of them")
+
+
+def _read_sound(given: Encoded, name: str, **reading: Any) -> Pixels:
+    return read_recording(given, **reading)
 
 
 def _read_encoded(given: Encoded, name: str, **reading: Any) -> Pixels:

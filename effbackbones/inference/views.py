@@ -1,4 +1,5 @@
-"""How an image is looked at more than once: mirrored, at other sizes, in slices; and what is said of it in a word."""
+"""How an image is looked at more than once: mirrored, at other sizes, in slices, a recording in windows; and what is said of it in a
+word."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -117,7 +118,7 @@ class Looks:
     def __call__(self, image: Pixels) -> list[tuple[Pixels, ResizePlan]]:
         """Pixels and plan of each view of ``image`` [H, W, C], in the order of :meth:`scans`."""
         if self.slices is None:
-            return [self._look(image, *view) for view in self.views]
+            return [one for view in self.views for one in self._look(image, *view)]
         found: list[tuple[Pixels, ResizePlan]] = []
         for scan in self.scans((image.shape[0], image.shape[1])):
             found += self._sliced(image, scan)
@@ -127,12 +128,12 @@ class Looks:
         """The looks at an image of size ``original``; only for a :class:`Fitting`."""
         return [self._scan(original, *view) for view in self.views]
 
-    def _look(self, image: Pixels, scale: float, turned: bool) -> tuple[Pixels, ResizePlan]:
+    def _look(self, image: Pixels, scale: float, turned: bool) -> list[tuple[Pixels, ResizePlan]]:
         fit = self.fit.scaled(scale) if isinstance(self.fit, Fitting) else self.fit
         if not turned:
-            return fit(image)
+            return fit.looked(image) if isinstance(fit, Fitting) else [fit(image)]
         pixels, plan = fit(image[:, ::-1])
-        return pixels, replace(plan, mirrored=(plan.mirrored[0], not plan.mirrored[1]))
+        return [(pixels, replace(plan, mirrored=(plan.mirrored[0], not plan.mirrored[1])))]
 
     def _scan(self, original: Size, scale: float, turned: bool) -> Scan:
         assert isinstance(self.fit, Fitting)
@@ -198,6 +199,11 @@ def looks_of(fit: Fit, tta: Any, slices: Any, model: Any) -> Looks | None:
     """Every look that is asked for at images for ``model``, by words or as :class:`Views` and :class:`Slices`; None where it is the
     usual one alone. What the task, or an exported file, has no use for raises :class:`UserError`."""
     views, sliced = Views.of(tta), Slices.of(slices)
+    if model.image_spec.rate is not None:
+        if views.count > 1 or sliced:
+            what = "is for pictures: the model hears recordings, whole, window by window"
+            raise UserError("slices" if sliced else "tta", what, "leave it out")
+        return Looks(fit)
     if views.count == 1 and sliced is None:
         return None
     head = model.head

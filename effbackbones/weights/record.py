@@ -172,6 +172,8 @@ def plain(value: Any, where: str, *, finite: bool = False) -> Any:
     it lacks raises :class:`UserError` with its place."""
     if isinstance(value, Tensor) or type(value).__module__ == "numpy":
         value = value.tolist()
+    if isinstance(value, ImageSpec):
+        value = value.record()
     if is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):

@@ -21,7 +21,7 @@ from heads.detection.criteria import BoxLosses, ClassLoss, Coder, Focal, Matched
 from heads.detection.losses import iou_loss
 from heads.detection.nms import Selection, candidates
 from heads.detection.variants import letterboxed, variant_for
-from heads.options import taken
+from heads.options import require_pictures, taken
 from heads.targets import check_boxes
 from heads.teaching import quality_focal_sum, sigmoid_divergence, softmax_divergence
 
@@ -88,6 +88,7 @@ class DenseHead(Head):
     ) -> None:
         records = {name: taken(getattr(self, name), options) for name in self.option_records}
         super().__init__(spec, num_classes, **options)
+        require_pictures(spec, "detection")
         self.crowd_ignore = crowd_ignore
         for name, record in records.items():
             setattr(self, name, record)

@@ -15,7 +15,7 @@ from effbackbones.images.classsets import UNKNOWN
 from effbackbones.images.pixels import top_left
 from effbackbones.weights.loading import load_state
 from effbackbones.weights.pretrained import Adopted, Pretrained
-from heads.options import choice, number, whole
+from heads.options import choice, number, require_pictures, whole
 from heads.segmentation import losses
 from heads.segmentation.lean import make_lean
 from heads.segmentation.smp_names import Segmenter
@@ -63,6 +63,7 @@ class SegmentationHead(Head):
         **options: Any,
     ) -> None:
         super().__init__(spec, num_classes, **options)
+        require_pictures(spec, "segmentation")
         self.mode = _mode(mode, num_classes)
         self.multilabel = self.mode == "multilabel"
         self.threshold, self.thresholds = threshold, _thresholds(threshold, num_classes)

@@ -11,6 +11,7 @@ from effbackbones.images.reading import image_size
 from tasks.data.dataset import Dataset
 from tasks.data.knowledge import Knowledge
 from tasks.data.pixels import told_of_range
+from tasks.data.recordings import told_of_sound
 from tasks.telling import Teller
 
 LOOKED_AT = 64
@@ -25,6 +26,11 @@ def quick_checks(spec: ImageSpec, datasets: Mapping[str, Dataset], tell: Teller,
     for split, dataset in datasets.items():
         for note in getattr(dataset, "notes", ()):
             tell(f"{split}: {note}")
+    if spec.rate is not None:
+        for split, dataset in datasets.items():
+            for said in told_of_sound(dataset, spec):
+                tell(f"{split}: {said}")
+        return
     line = told_of_range(datasets["train"], measured)
     if line:
         tell(f"train: {line}")

@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from effbackbones.drawing.boxes import Picture, draw_boxes, grid
+from effbackbones.drawing.boxes import Picture, draw_boxes, grid, rgb
 from tasks.classification.results import stacked
 from tasks.data.batch import Batch
 from tasks.data.sample import Sample
 
 KEPT = 24
 """Mistakes shown in a report."""
+FLAT = 4
+"""Widths in heights from which a picture is one."""
+_ABOVE = 20  # pixels of a label above a flat picture
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,20 @@ class ConfidentMistakes:
 
 
 def label_sheet(samples: Sequence[Sample], classes: Sequence[str], columns: int = 4, side: int = 320) -> Picture:
-    """Samples as they go into training, with their labels, each at most ``side`` pixels large."""
+    """Samples as they go into training, with their labels, each at most ``side`` pixels large. Pictures that are all flat, such as lines
+    of text, are twice as large, half as many beside each other, and have their labels above."""
+    images = [rgb(sample.image) for sample in samples]
+    flat = all(image.shape[1] >= FLAT * image.shape[0] for image in images)
+    columns, side = (max(1, columns // 2), 2 * side) if flat else (columns, side)
     pictures = []
-    for sample in samples:
+    for sample, image in zip(samples, images, strict=True):
         found = [] if sample.label is None else [sample.label]
         if sample.labels is not None:
             found = np.flatnonzero(sample.labels).tolist()
-        height, width = sample.image.shape[:2]
-        frame, first = np.array([[0.0, 0, width, height]]), np.array([found[0] if found else 0])
+        height, width = image.shape[:2]
+        above = math.ceil(_ABOVE * max(1.0, width / side)) if flat else 0
+        image = np.pad(image, ((above, 0), (0, 0), (0, 0)))
+        frame, first = np.array([[0.0, above, width, above + height]]), np.array([found[0] if found else 0])
         text = ", ".join(classes[label] for label in found) or "no label"
-        pictures.append(draw_boxes(sample.image, frame, [text], first, ["solid"], at_most=side))
+        pictures.append(draw_boxes(image, frame, [text], first, ["solid"], at_most=side))
     return grid(pictures, columns)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from effbackbones.errors import UserError
-from effbackbones.images.pixels import to_unit
+from effbackbones.images.pixels import are_recordings, to_unit
 from effbackbones.model import Model
 from tasks.classification.check import quick_checks
 from tasks.classification.examples import label_sheet
@@ -29,7 +29,7 @@ from tasks.data.dataset import Dataset
 from tasks.data.door.transforms import class_transform
 from tasks.data.sample import Sample, Transform
 from tasks.data.sampling import Repeated, balanced
-from tasks.data.transforms.mixing import mix
+from tasks.data.transforms.mixing import mix, mix_waves
 from tasks.report.drawn import PictureFiles
 from tasks.report.tables import TABLES, TableFiles
 from tasks.settings.sections import Config
@@ -94,25 +94,25 @@ class Classification(TaskSpec):
         quick_checks(model.image_spec, datasets, tell, crop=config.data.crop, measured=measured)
 
     def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
-        # No padding: the head would not know it from the image.
+        # No padding: the head would not know it from the image. Recordings of an evaluation are cut into windows afterwards.
         classes, fill = model.head.num_classes, model.image_spec.mean
-        return partial(collate, targets=class_targets, size_divisor=None, fill=fill, num_classes=classes)
+        divisor = None if model.image_spec.rate is None else 1
+        return partial(collate, targets=class_targets, size_divisor=divisor, fill=fill, num_classes=classes)
 
     def augment(self, config: Config, batch: Batch, num_classes: int, step: int) -> tuple[Tensor, Any]:
         data = config.data
         if not (data.mixup or data.cutmix):
             return batch.images, batch.targets
-        return mix(
-            to_unit(batch.images),
-            batch.targets,
-            num_classes,
-            mixup=data.mixup,
-            cutmix=data.cutmix,
-            smoothing=config.optim.label_smoothing,
-            multilabel=config.data.multilabel,
-            seed=config.run.seed,
-            step=step,
-        )
+        options: dict[str, Any] = {
+            "mixup": data.mixup,
+            "smoothing": config.optim.label_smoothing,
+            "multilabel": data.multilabel,
+            "seed": config.run.seed,
+            "step": step,
+        }
+        if are_recordings(batch.images):
+            return mix_waves(to_unit(batch.images), batch.targets, num_classes, **options)
+        return mix(to_unit(batch.images), batch.targets, num_classes, cutmix=data.cutmix, **options)
 
     def sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> NDArray[np.uint8]:
         return label_sheet(samples, classes)

@@ -15,6 +15,8 @@ DATASETS = Registry(
     {
         "folder": "tasks.data.door.labels:folder",
         "table": "tasks.data.door.labels:table",
+        "lines": "tasks.data.door.labels:lines",
+        "sound": "tasks.data.door.sound:sound",
         "shapes": "tasks.data.door.labels:shapes",
         "coco": "tasks.data.door.boxes:coco",
         "voc": "tasks.data.door.boxes:voc",
@@ -25,6 +27,8 @@ DATASETS = Registry(
 ABOUT = {
     "folder": "class folders of images",
     "table": "CSV files of image paths and labels",
+    "lines": "text files, one for each class: their lines as pictures",
+    "sound": "recordings in class folders, in tables, or with names that say their labels",
     "shapes": "drawn shapes with labels, boxes and masks; no files",
     "coco": "COCO annotation files: labels, boxes, masks",
     "voc": "Pascal VOC folders: labels and boxes",

@@ -28,11 +28,12 @@ _TAIL = 4096
 
 class Known(NamedTuple):
     """What is known of a sample without decoding it: ``label``, any bytes that differ when its labels do; ``files``, the paths of
-    its image and masks."""
+    its image and masks; ``content``, what it is made of where it has no file of its own, alike for copies of it."""
 
     id: str
     label: bytes = b""
     files: tuple[str, ...] = ()
+    content: bytes = b""
 
 
 def fingerprint(dataset: "Dataset") -> dict[str, Any]:
@@ -48,7 +49,7 @@ def fingerprint(dataset: "Dataset") -> dict[str, Any]:
         ids.update(f"{known.id}\0".encode("utf-8", "surrogateescape"))
         labels.update(len(known.label).to_bytes(8, "little") + known.label)
         if index in looked_at:
-            files.update(b"".join(map(_file, known.files)))
+            files.update(b"".join(map(_file, known.files)) + known.content)
     return {"samples": count, "ids": ids.hexdigest(), "labels": labels.hexdigest(), "files": files.hexdigest()}
 
 
@@ -59,7 +60,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     what = {
         "ids": "samples are others, or in another order",
         "labels": "labels were changed",
-        "files": "files were replaced",
+        "files": "files were replaced, or what is made of them looks otherwise",
     }
     return next((text for name, text in what.items() if before.get(name) != now[name]), None)
 

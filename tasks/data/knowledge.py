@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
-from tasks.data.files.copies import copies
+from tasks.data.files.copies import alike, copies
 from tasks.data.files.reading import ImageReader
 
 Indices = NDArray[np.int64]
@@ -56,9 +56,17 @@ class Knowledge:
         return [(*tell(index).files, "")[0] if tell else "" for index in self.indices.tolist()]
 
     @cached_property
+    def contents(self) -> list[bytes]:
+        """What each sample is made of that has no file of its own; empty for others."""
+        tell = getattr(self.base, "known", None) if self.table is None else None
+        return [tell(index).content if tell else b"" for index in self.indices.tolist()]
+
+    @cached_property
     def copies(self) -> list[list[int]]:
-        """Groups of samples whose files are the same (:func:`tasks.data.files.copies.copies`)."""
-        return copies(self.paths)
+        """Groups of samples whose files (:func:`tasks.data.files.copies.copies`) or contents are the same."""
+        return copies(self.paths) + alike(
+            (place for place, one in enumerate(self.contents) if one), self.contents.__getitem__
+        )
 
     @cached_property
     def groups(self) -> list[str] | None:

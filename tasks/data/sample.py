@@ -49,6 +49,7 @@ class Sample:
     ``truth_mask``: the mask before any transform, which predictions are scored against.
     ``mirrored``: set when it is read, where horizontal flips alternate: whether this epoch shows it mirrored (None: left to chance).
     ``target``: free for a task of your own (a number, an array, a dict of them); transforms and batches pass it on as it is.
+    ``source``: what a data set made the image of, if it read no image, for transforms that make another; no batch has it.
     """
 
     image: Pixels
@@ -67,6 +68,7 @@ class Sample:
     truth: Truth | None = None
     truth_mask: Mask | None = None
     mirrored: bool | None = None
+    source: Any = None
 
 
 class Transform(Protocol):

@@ -36,10 +36,11 @@ def told_of_data(datasets: Mapping[str, Dataset]) -> Iterator[str]:
 
 
 def told_of_shared_images(known: Mapping[str, Knowledge]) -> list[str]:
-    """A line for each split whose image files are those of training too, wholly or in part."""
+    """A line for each split whose image files are those of training too, wholly or in part; or what its samples are made of."""
     real = cache(os.path.realpath)
     files = {
         split: [f"{real(os.path.dirname(path))}/{os.path.basename(path)}" for path in one.paths if path]
+        or [content.partition(b"\0")[0].decode(errors="replace") for content in one.contents if content]
         for split, one in known.items()
     }
     training, lines = set(files.pop("train", [])), []

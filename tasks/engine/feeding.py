@@ -175,7 +175,8 @@ def evaluation_loader(
     similar = config.data.batch_shape == "aspect" and hasattr(dataset, "aspects")
     order = np.argsort(aspects(dataset), kind="stable") if similar else np.arange(len(dataset))
     # Images that are read in tiles are large, and of many sizes.
-    size = 1 if config.data.tile or model.resizes or as_it_is else config.data.eval_batch_size or config.data.batch_size
+    alone = config.data.tile or model.resizes or (as_it_is and model.image_spec.rate is None)
+    size = 1 if alone else config.data.eval_batch_size or config.data.batch_size
     transform = shown(task.transform(config, model, train=False), model, as_it_is=as_it_is)
     samples = KeyedDataset(dataset, transform, seed=config.run.seed, on_error=config.data.on_error)
     return Feed.of(config, task, samples, model).loader(EvaluationBatches(order, size, rank, world))

@@ -39,7 +39,7 @@ class Looking:
         slices: Slices | None,
     ) -> Self | None:
         """None where images are looked at once."""
-        if (views is None or views.count == 1) and slices is None:
+        if (views is None or views.count == 1) and slices is None and model.image_spec.rate is None:
             return None
         tiled, model.reading = config.data.tile is not None, reading_spec(config.data)
         data = config.data

@@ -30,6 +30,7 @@ class DataConfig(Section):
         "test": "(0, 1)",
         "image_size": "[1, 16384]",
         "crop_size": "[1, 16384]",
+        "window": "(0, 600]",
         "tile": "[32, 16384]",
         "tile_overlap": "[0, 16384]",
         "batch_size": "[1, 1000000]",
@@ -57,7 +58,19 @@ class DataConfig(Section):
     }
     MEANT_FOR: ClassVar = {
         **dict.fromkeys(
-            ("crop", "scale", "ratio", "randaugment", "erasing", "mixup", "cutmix", "balance", "device_cache"), ("cls",)
+            (
+                "crop",
+                "scale",
+                "ratio",
+                "randaugment",
+                "erasing",
+                "mixup",
+                "cutmix",
+                "balance",
+                "device_cache",
+                "window",
+            ),
+            ("cls",),
         ),
         "multilabel": ("cls", "seg", "multi"),
         "tile": ("seg",),
@@ -68,7 +81,7 @@ class DataConfig(Section):
     }
 
     name: str = "folder"
-    """Data set: folder, table, shapes, coco, voc, yolo, masks, or a registered one."""
+    """Data set: folder, table, lines, sound, shapes, coco, voc, yolo, masks, or a registered one."""
     root: str | None = None
     """Folder of the data."""
     train: str | None = None
@@ -89,6 +102,8 @@ class DataConfig(Section):
     """Pixels: one number or [height, width]; null: what the weights were trained with."""
     crop_size: int | tuple[int, int] | None = None
     """Pixels of a training crop of the image at image_size (detection, segmentation): one number or [height, width]; null: image_size."""
+    window: float | None = None
+    """Seconds of the window of a recording that training takes at random; null: as long as those of evaluation."""
     progressive: tuple[float, ...] = ()
     """Shares of image_size and crop_size at which training begins, such as [0.5, 0.75]: each for an equal part of the steps, the last
     part at image_size itself. Evaluation is always at image_size."""
@@ -192,9 +207,11 @@ class DataConfig(Section):
         if self.tile is not None and self.tile_overlap >= min(side for side in tile if side is not None):
             what = f"expected less than a tile, got {self.tile_overlap} pixels of tiles of {self.tile}"
             raise UserError("data.tile_overlap", what, "lower it, or raise data.tile")
-        if self.multilabel and (self.mixup or self.cutmix):
+        if self.multilabel and (self.cutmix or (self.mixup and self.name != "sound")):  # sounds add up, pictures do not
             raise UserError(
-                f"data.{'mixup' if self.mixup else 'cutmix'}", "does not go with data.multilabel", "set it to 0"
+                f"data.{'mixup' if self.mixup and self.name != 'sound' else 'cutmix'}",
+                "does not go with data.multilabel",
+                "set it to 0",
             )
 
     @property

@@ -66,8 +66,9 @@ class ModelConfig(Section):
     """How images are resized; null: as the weights were trained."""
     crop_fraction: float | None = None
     """Share of the shorter side that the centre crop of evaluation keeps; null: the weights' own."""
-    crop_mode: Literal["center", "squash", "letterbox"] | None = None
-    """Evaluation takes a centre crop (center) or the whole image, squashed or letterboxed; null: the weights' own, or the head's."""
+    crop_mode: Literal["center", "squash", "letterbox", "window", "loop"] | None = None
+    """Evaluation takes a centre crop (center) or the whole image, squashed or letterboxed; null: the weights' own, or the head's.
+    Recordings are seen through windows, shorter ones padded with silence (window) or repeated (loop)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from effbackbones.errors import UserError
+from effbackbones.images import recordings
 from effbackbones.images.reading import SUFFIXES, is_image_name
+from effbackbones.images.recordings import is_sound_name
 from effbackbones.images.video import has_av, is_film, is_stream, is_video, is_video_name
 from tasks.data.files.listing import files_below, shown
 
@@ -41,11 +43,13 @@ def named_inputs(
     tell: Callable[[str], None] | None = None,
     *,
     films: bool = True,
+    sounds: bool = False,
 ) -> Inputs:
     """The images and videos that files, folders (all below them), globs and lists (:data:`LIST`) name, sorted within each, each once,
     and streams; a name without any raises :class:`UserError`. ``links`` as in
     :func:`tasks.data.files.listing.files_below`. What is passed over in folders, and how many are named twice, is told to ``tell``.
-    ``films``: whether videos in folders are wanted; where PyAV is missing they are passed over beside images."""
+    ``films``: whether videos in folders are wanted; where PyAV is missing they are passed over beside images. ``sounds``: recordings are
+    wanted, in the place of images, and no videos."""
     if not inputs:
         raise UserError("INPUT", "nothing is named", "name files, folders or globs")
     if inputs.count(LIST) > 1:
@@ -57,11 +61,16 @@ def named_inputs(
         if is_stream(name):
             videos.append(name)
         elif os.path.isdir(name):
-            below = _below(Path(name), links, passed, films=films)
+            below = (
+                _sounds_below(Path(name), links, passed) if sounds else _below(Path(name), links, passed, films=films)
+            )
             images += below.images
             videos += below.videos
         else:
             found = listed(sys.stdin.buffer, tell) if name == LIST else _named(name)
+            if sounds:  # what they are their reader sees
+                images += found
+                continue
             # Of many files those that are called images are not opened for it.
             moving = {path for path in found if (path == Path(name) or not is_image_name(path.name)) and is_video(path)}
             images += [path for path in found if path not in moving]
@@ -118,6 +127,16 @@ def _below(folder: Path, links: str, passed: Counter[str], *, films: bool) -> In
     if here["videos"]:
         raise UserError(str(folder), f"no image found, but {here['videos']:,} videos", "predict takes videos")
     raise _nothing(str(folder))
+
+
+def _sounds_below(folder: Path, links: str, passed: Counter[str]) -> Inputs:
+    """The recordings below a folder."""
+    found = [folder / below for below in files_below(folder, is_sound_name, links=links, passed=passed)]
+    if not found:
+        raise UserError(
+            str(folder), "no recording found", f"recordings end in {', '.join(sorted(recordings.SUFFIXES))}"
+        )
+    return Inputs(found, [])
 
 
 def _is_input_name(name: str) -> bool:

@@ -59,7 +59,7 @@ def asked_model(
         where = extras.checkpoint or "model.weights"
         raise UserError(where, "the names of its classes are not known", "evaluate a model that was saved with them")
     if model.reading is not None and extras.checkpoint:
-        data, told = read_as(config.data, model.reading, extras.overrides)
+        data, told = read_as(config.data, model.reading, extras.overrides, model.image_spec.rate)
         for sentence in told:
             tell(sentence)
         config = replace(config, data=data)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from effbackbones.inference.thresholds import IDLE_THRESHOLD
 from effbackbones.inference.views import Slices, Views
 from effbackbones.model import Model
 from tasks.data.dataset import Dataset
-from tasks.data.door.reading import image_reader, reading_spec
+from tasks.data.door.reading import file_reader, reading_spec
 from tasks.data.files.reading import ImageReader, PackedNames
 from tasks.data.knowledge import Knowledge
 from tasks.data.transforms.alone import fit_of
@@ -44,15 +43,16 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     links = config.data.links if "data.links" in extras.overrides else "anywhere"
     tell, every = Teller(config.run.progress), count_of("--every", extras.every) or 1
     asked = extras.inputs or not extras.split_named
-    named = named_inputs(extras.inputs, links, tell) if asked else Inputs([], [])
+    hardware = Hardware.of(config)
+    model, classes, config = asked_model(task, config, extras, tell, require_classes=False)
+    sounds = model.image_spec.rate is not None
+    named = named_inputs(extras.inputs, links, tell, sounds=sounds) if asked else Inputs([], [])
     if named.videos:
         import_av(named.videos[0])  # before the work, not after it
     elif extras.every is not None:
         raise UserError("--every", "is for videos and streams, and none is named", "leave it out")
-    hardware = Hardware.of(config)
-    model, classes, config = asked_model(task, config, extras, tell, require_classes=False)
     model.classes, model.reading = classes, reading_spec(config.data)
-    read = replace(image_reader(config.data, "val"), channels=len(model.image_spec.mean))
+    read = file_reader(config.data, model.image_spec)
     source = open_split(task, config, extras, model, classes) if extras.split_named else None
     files, made = (PackedNames(map(str, named.images)), None) if asked else _images_of(source)
     named.images.clear()  # a hundred thousand paths are some memory
@@ -174,7 +174,7 @@ def _images_of(source: Dataset | None) -> tuple[Sequence[str], ImageRead | None]
     if source is None:
         return [], None
     known = Knowledge.of(source)
-    if all(known.paths):
+    if all(known.paths) and len(set(known.paths)) == len(known.paths):  # and no parts of one file
         return known.paths, None
     names = known.ids
     if len(set(names)) < len(names):

@@ -14,6 +14,7 @@ from tasks.data.files.reading import ImageReader
 from tasks.data.knowledge import Knowledge
 from tasks.data.sample import Transform
 from tasks.data.transforms.images import ClassificationTransform
+from tasks.data.transforms.waves import WaveTransform
 from tasks.data.transforms.window import ViewTransform
 from tasks.settings.data import DataConfig
 
@@ -40,7 +41,7 @@ def image_cache(data: DataConfig, transform: Transform) -> ImageCache:
     """The cache of training images before ``transform``. Raises :class:`UserError` where smaller ones than those of the files would not
     do: where it cuts from them, or is of the user's own."""
     assert data.cache is not None
-    if not isinstance(transform, ClassificationTransform | ViewTransform):
+    if not isinstance(transform, ClassificationTransform | ViewTransform | WaveTransform):
         what = f"keeps images at the size that they are brought to, which {type(transform).__name__} does not tell"
         raise UserError("data.cache", what, "set it to null")
     return ImageCache(Path(data.cache).expanduser(), transform.kept(), data.resize == "quick")

@@ -9,8 +9,9 @@ from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
 from effbackbones.images.reading import FRAMES
-from effbackbones.images.spec import ReadingSpec
-from tasks.data.files.reading import ImageReader
+from effbackbones.images.recordings import RATE
+from effbackbones.images.spec import OF_SOUND, RATES, ReadingSpec
+from tasks.data.files.reading import ImageReader, SoundReader
 from tasks.settings.checks import choice
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config
@@ -45,6 +46,22 @@ def image_reader(data: DataConfig, split: str) -> ImageReader:
     return ImageReader(channels, depth, data.exif, data.max_pixels, at_least, frames)
 
 
+def rate_of(data: DataConfig) -> int:
+    """The samples a second to which recordings are brought: the option ``rate``."""
+    rate = data.options.get("rate", RATE)
+    if not isinstance(rate, int) or isinstance(rate, bool) or not RATES[0] <= rate <= RATES[1]:
+        what = f"expected {RATES[0]} to {RATES[1]} samples a second, got {rate!r}"
+        raise UserError("data.options.rate", what, "give 8000, 16000, 32000, ...")
+    return rate
+
+
+def file_reader(data: DataConfig, spec: ImageSpec) -> ImageReader:
+    """What reads files as a model wants them that was made with ``spec``: pictures, or recordings."""
+    if spec.rate is not None:
+        return SoundReader(channels=len(spec.mean), max_pixels=data.max_pixels, rate=spec.rate)
+    return replace(image_reader(data, "val"), channels=len(spec.mean))
+
+
 def reading_spec(data: DataConfig) -> ReadingSpec:
     """How evaluation reads images, as a model file says it."""
     depth = str(data.options.get("depth", "8"))
@@ -55,6 +72,12 @@ def reading_spec(data: DataConfig) -> ReadingSpec:
 def image_spec(config: Config, spec: ImageSpec) -> ImageSpec:
     """The image spec of the weights with the config's own words on top."""
     names = ("mean", "std", "interpolation", "crop_fraction", "crop_mode")
+    if spec.rate is not None:
+        _refuse_of_pictures(config)
+    elif config.model.crop_mode in OF_SOUND:
+        raise UserError(
+            "model.crop_mode", f"{config.model.crop_mode} is for recordings", "choose a backbone sound:NAME"
+        )
     whole = {"crop_mode": "squash", "crop_fraction": 1.0} if config.data.crop == "whole" else {}
     own: dict[str, Any] = whole | {
         name: getattr(config.model, name) for name in names if getattr(config.model, name) is not None
@@ -65,10 +88,30 @@ def image_spec(config: Config, spec: ImageSpec) -> ImageSpec:
     return replace(spec, **own)
 
 
-def read_as(data: DataConfig, reading: ReadingSpec, kept: Collection[str]) -> tuple[DataConfig, tuple[str, ...]]:
+def _refuse_of_pictures(config: Config) -> None:
+    """Refuse keys that say how pictures are brought to size, of a model that is made for recordings."""
+    model, data = config.model, config.data
+    remedy = "remove it: the window is model.backbone_options.seconds, and that of training data.window"
+    for key, given in (
+        ("data.image_size", data.image_size is not None),
+        ("data.crop", data.crop == "whole"),
+        ("model.crop_fraction", model.crop_fraction is not None),
+        ("model.interpolation", model.interpolation is not None),
+        ("model.crop_mode", model.crop_mode not in (None, *OF_SOUND)),
+        ("model.normalization", model.normalization == "data"),
+    ):
+        if given:
+            raise UserError(key, "is for pictures, and the model hears recordings", remedy)
+
+
+def read_as(
+    data: DataConfig, reading: ReadingSpec, kept: Collection[str], rate: int | None = None
+) -> tuple[DataConfig, tuple[str, ...]]:
     """``data`` that reads images as ``reading`` says, but for the dotted keys ``kept``, which stay as they are; and a sentence for
-    each in which the two differed."""
+    each in which the two differed. ``rate``: that of a model of recordings, to which they are brought where nothing else is said."""
     configured, changed, told = reading_spec(data), {}, []
+    if rate is not None and data.name == "sound":
+        data = replace(data, options={"rate": rate, **data.options})
     for field in fields(reading):
         ours, trained = getattr(configured, field.name), getattr(reading, field.name)
         if ours == trained or (field.name == "tile_overlap" and reading.tile is None):

@@ -5,15 +5,20 @@ from dataclasses import replace
 
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
-from tasks.data.door.reading import sides
+from tasks.data.door.reading import rate_of, sides
 from tasks.data.transforms.images import ClassificationTransform
-from tasks.data.transforms.listed import Listed, check_listed, names_in
+from tasks.data.transforms.listed import OF_SOUND, TRANSFORMS, Listed, check_listed, names_in
+from tasks.data.transforms.waves import WaveTransform
 from tasks.data.transforms.window import ViewTransform
 from tasks.settings.data import DataConfig
 
 
-def class_transform(data: DataConfig, spec: ImageSpec, *, train: bool) -> ClassificationTransform:
-    """Images for a classifier that wants them as ``spec`` says."""
+def class_transform(data: DataConfig, spec: ImageSpec, *, train: bool) -> ClassificationTransform | WaveTransform:
+    """Images, or recordings, for a classifier that wants them as ``spec`` says."""
+    if spec.rate is not None:
+        return _wave_transform(data, spec, spec.rate, train=train)
+    if data.window is not None:
+        raise UserError("data.window", "is for recordings, and the model sees pictures", "choose a backbone sound:NAME")
     data = beside_listed(data)
     augment = data.randaugment
     return ClassificationTransform(
@@ -30,6 +35,49 @@ def class_transform(data: DataConfig, spec: ImageSpec, *, train: bool) -> Classi
         first=_listed(data),
         quick=data.resize == "quick",
     )
+
+
+def _wave_transform(data: DataConfig, spec: ImageSpec, rate: int, *, train: bool) -> WaveTransform:
+    """Recordings in windows. What is set and would be done to pictures alone is refused."""
+    if data.name == "sound" and rate_of(data) != rate:
+        what = f"recordings are brought to {rate_of(data):,} samples a second, and the model hears {rate:,}"
+        raise UserError("data.options.rate", what, f"set it, or model.backbone_options.rate, so that both are {rate}")
+    _refuse_augmentations(data)
+    samples = None if data.window is None else round(data.window * rate)
+    after = Listed(data.augment, rate=rate) if data.augment else None
+    return WaveTransform(spec, train, samples=samples, centred=data.crop == "center", after=after)
+
+
+def _refuse_augmentations(data: DataConfig) -> None:
+    """Refuse keys and listed transforms that make no sense of recordings. (data.flip, which is on where nobody says otherwise, rests.)"""
+    plain = DataConfig()
+    for name in _OF_PICTURES:
+        if getattr(data, name) != getattr(plain, name):
+            raise UserError(f"data.{name}", "is for pictures, and the model hears recordings", "remove it")
+    if data.crop not in ("resized", "center"):
+        what = (
+            f"is {data.crop}, and recordings are heard through windows: at random (resized) or in the middle (center)"
+        )
+        raise UserError("data.crop", what, "remove it")
+    refuse_unheard(data)
+
+
+def refuse_unheard(data: DataConfig) -> None:
+    """Refuse transforms of pictures in ``data.augment``."""
+    ours = [name for name in TRANSFORMS.names() if name in OF_SOUND or TRANSFORMS.owner(name)]
+    for number, name in enumerate(names_in(data.augment)):
+        if name not in ours:
+            remedy = f"there are {', '.join(OF_SOUND)}, and what a plug-in registers"
+            raise UserError(
+                f"data.augment[{number}]", f"{name} is for pictures, and the model hears recordings", remedy
+            )
+
+
+_OF_PICTURES = (
+    *("randaugment", "color_jitter", "erasing", "cutmix", "scale", "ratio", "progressive", "device_cache"),
+    *("vertical_flip", "flip_mode"),
+)
+"""Keys that work on pictures alone."""
 
 
 def view_transform(
@@ -90,6 +138,10 @@ def told_of_listed(data: DataConfig, labels: Sequence[str]) -> list[str]:
     lists nothing. ``labels``: what the task reads."""
     if not data.augment:
         return []
+    if data.name == "sound":
+        refuse_unheard(data)
+        check_listed(data.augment, labels)
+        return [f"data.augment: {', '.join(names_in(data.augment))}, on each window of training"]
     beside, names = beside_listed(data), ", ".join(names_in(data.augment))
     if data.cache is not None and (cutting := _cutting(data)):
         what = f"data.augment cuts from whole images ({', '.join(cutting)}), and smaller ones are kept"
@@ -113,7 +165,7 @@ def told_of_listed(data: DataConfig, labels: Sequence[str]) -> list[str]:
 
 def told_of_resizing(data: DataConfig) -> list[str]:
     """In a line, where training images are not resized as those of evaluation are."""
-    if data.resize == "exact":
+    if data.resize == "exact" or data.name == "sound":
         return []
     text = "training images are resized by torch's kernels, up to two grey levels off those of evaluation"
     return [f"{text} (data.resize: exact has none)"]

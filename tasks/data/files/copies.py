@@ -13,11 +13,12 @@ def copies(paths: Sequence[str]) -> list[list[int]]:
     in none. Few files are read whole: those of one size and one end."""
     groups = [[place for place, path in enumerate(paths) if path]]
     for key in (_size, _end, _digest):
-        groups = [alike for group in groups for alike in _alike(group, lambda place, key=key: key(paths[place]))]  # type: ignore[misc]
+        groups = [same for group in groups for same in alike(group, lambda place, key=key: key(paths[place]))]  # type: ignore[misc]
     return groups
 
 
-def _alike(places: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+def alike(places: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+    """Groups, of two or more, of ``places`` that have the same key; None is none."""
     found: dict[Hashable, list[int]] = defaultdict(list)
     for place in places:
         if (word := key(place)) is not None:

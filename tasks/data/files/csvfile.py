@@ -21,25 +21,27 @@ _NUMBERS = {"1": True, "0": False, "1.0": True, "0.0": False}
 
 
 class Row(NamedTuple):
-    """One line of a table: where it stands, the file's name, its labels, the group that it belongs to."""
+    """One line of a table: where it stands, the file's name, its labels, the group that it belongs to, the cells that are kept."""
 
     where: str
     file: str
     labels: tuple[str, ...]
     group: str = ""
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TableFormat:
     """How a table is written. ``columns``: the names of those with files and with labels, or with files and of more than one class, which
-    hold 1 or 0; ``group``: that of a third one, which says
-    what belongs together; ``delimiter`` between cells, None: found from the header; ``separator`` between labels, None: ``;``, and
-    labels that look joined by something else are refused."""
+    hold 1 or 0; ``group``: that of a third one, which says what belongs together; ``kept``: those of others whose cells are kept as they
+    are; ``delimiter`` between cells, None: found from the header; ``separator`` between labels, None: ``;``, and labels that look joined
+    by something else are refused."""
 
     columns: tuple[str, ...] = COLUMNS
     group: str | None = None
     delimiter: str | None = None
     separator: str | None = None
+    kept: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -49,7 +51,7 @@ class TableFormat:
     @property
     def wanted(self) -> tuple[str, ...]:
         """The columns that are read."""
-        return self.columns if self.group is None else (*self.columns, self.group)
+        return (*self.columns, *(() if self.group is None else (self.group,)), *self.kept)
 
 
 class Table(NamedTuple):
@@ -102,7 +104,7 @@ def _header(text: str, delimiter: str) -> list[str]:
 def _refused(path: Path, header: list[str], form: TableFormat, text: str, delimiter: str, root: Path) -> UserError:
     wanted, got = ",".join(form.wanted), delimiter.join(header)[:100]
     missing = [name for name in form.wanted if name not in header]
-    if form.columns != COLUMNS or form.group:
+    if form.columns != COLUMNS or form.group or form.kept:
         if not missing:
             return UserError(f"{path}:1", f"a column stands there twice in {got!r}", "give each a name of its own")
         return UserError(f"{path}:1", f"there is no column {missing[0]!r}", nearest(missing[0], header)[:200])
@@ -148,9 +150,14 @@ def _rows(path: Path, text: str, delimiter: str, places: Sequence[int], count: i
         where = f"{path}:{reader.line_num}"
         if len(cells) == count:
             found = [cells[place].strip() for place in places]
-            group = "" if form.group is None else found.pop()
-            labels = _held(found[1:], form.classes, where) if form.classes else _parted(found[1], form.separator)
-            yield Row(where, found[0], labels, group)
+            others = found[len(form.columns) :]
+            group = "" if form.group is None else others.pop(0)
+            labels = (
+                _held(found[1 : len(form.columns)], form.classes, where)
+                if form.classes
+                else _parted(found[1], form.separator)
+            )
+            yield Row(where, found[0], labels, group, tuple(others))
         elif cells:  # not a blank line
             what = f"expected {count} cells, got {len(cells)}"
             raise UserError(where, what, "quote names that hold the character between cells")

@@ -5,8 +5,9 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from effbackbones.images.reading import SUFFIXES
+from effbackbones.images import reading, recordings
 
+_SUFFIXES = sorted(reading.SUFFIXES | recordings.SUFFIXES)
 _LOOKED_AT = 64
 """So many folders are looked through for a file that is not where it should be."""
 
@@ -20,7 +21,7 @@ def elsewhere(root: Path, name: str) -> tuple[str, str] | None:
     """Where a file is that is not at ``root / name``: a folder below ``root`` (or ``.``) and an ending to add (or none)."""
     slashed = name.replace("\\", "/")
     for folder in _folders(root):
-        for suffix in ("", *sorted(SUFFIXES), *(suffix.upper() for suffix in sorted(SUFFIXES))):
+        for suffix in ("", *_SUFFIXES, *(suffix.upper() for suffix in _SUFFIXES)):
             if (folder / (slashed + suffix)).is_file():
                 return folder.relative_to(root).as_posix(), suffix
     return None

@@ -6,12 +6,14 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, Size
-from effbackbones.images.reading import MAX_PIXELS, read_image
+from effbackbones.images.reading import MAX_PIXELS, is_image_name, read_image
+from effbackbones.images.recordings import RATE, is_sound_name, read_recording
 from tasks.data.files import jpeg
 from tasks.data.files.cache import ImageCache
 from tasks.data.files.listing import leaves, refuse_link
@@ -111,6 +113,15 @@ class ImageReader:
     frames: str = "stop"
     cache: ImageCache | None = None
 
+    noun: ClassVar[str] = "image"
+    a_noun: ClassVar[str] = "an image"
+    """What it reads, in words."""
+
+    @staticmethod
+    def reads(name: str) -> bool:
+        """Whether a file of that name is one of those that it reads, by its ending."""
+        return is_image_name(name)
+
     def __call__(self, path: str) -> Pixels:
         """Pixels [H, W, channels] of a file."""
         return self.with_size(path)[0]
@@ -135,6 +146,26 @@ class ImageReader:
             frames=self.frames,
             jpeg=jpeg.decoded,
         )
+
+
+@dataclass(frozen=True)
+class SoundReader(ImageReader):
+    """:func:`effbackbones.images.recordings.read_recording` with its options set: recordings in ``channels`` at ``rate`` samples a second,
+    or a ``part`` of one in seconds; ``max_pixels`` are the samples that one may have."""
+
+    channels: int = 1
+    depth: str = "native"
+    rate: int = RATE
+    part: tuple[float | None, float | None] = (None, None)
+    noun: ClassVar[str] = "recording"
+    a_noun: ClassVar[str] = "a recording"
+
+    @staticmethod
+    def reads(name: str) -> bool:
+        return is_sound_name(name)
+
+    def _decoded(self, path: str) -> Pixels:
+        return read_recording(path, rate=self.rate, channels=self.channels, max_samples=self.max_pixels, part=self.part)
 
 
 DEFAULT_READER = ImageReader()

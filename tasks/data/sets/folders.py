@@ -1,4 +1,5 @@
-"""Data set ``folder``, class folders: ``root/{train,val,test}/CLASS/...``, one folder per class, images at any depth below it."""
+"""Data set ``folder``, class folders: ``root/{train,val,test}/CLASS/...``, one folder per class, images (or recordings: what the reader
+reads) at any depth below it."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.images.reading import is_image_name
 from tasks.data.files.listing import files_below, is_hidden, shown
 from tasks.data.files.reading import DEFAULT_READER, ImageReader, PackedNames
 from tasks.data.fingerprint import Known
@@ -39,7 +39,7 @@ class FolderDataset:
     ) -> None:
         self.folder = Path(folder)
         below = files_below(self.folder, lambda name: True, root=root, links=links) if self.folder.is_dir() else []
-        found, self.notes = _class_folders(self.folder, [name for name in below if "/" not in name])
+        found, self.notes = _class_folders(self.folder, [name for name in below if "/" not in name], read)
         class_of = _renamed(self.folder, found, rename or {}, known=classes is not None)
         self.classes = tuple(sorted(set(class_of.values()))) if classes is None else classes
         if len(self.classes) < least:
@@ -53,14 +53,15 @@ class FolderDataset:
         by_class: dict[str, list[str]] = {name: [] for name in found}
         for path in below:
             name, inside, _ = path.partition("/")
-            if inside and is_image_name(path):
+            if inside and read.reads(path):
                 by_class[name].append(path)
             elif inside and not ignore_others:
                 remedy = "remove it, or set data.options.other_files: ignore"
-                raise UserError(str(self.folder / path), "is not an image by its ending", remedy)
+                raise UserError(str(self.folder / path), f"is not {read.a_noun} by its ending", remedy)
         for name, images in by_class.items():
             if not images:
-                raise UserError(str(self.folder / name), "the class folder holds no image", "fill it or remove it")
+                what = f"the class folder holds no {read.noun}"
+                raise UserError(str(self.folder / name), what, "fill it or remove it")
             names += images
             counts.append(len(images))
         self.names = PackedNames(names)
@@ -85,9 +86,9 @@ class FolderDataset:
         return Known(name := self.names[index], self.labels[index].tobytes(), (f"{self.folder}/{name}",))
 
 
-def _class_folders(folder: Path, beside: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+def _class_folders(folder: Path, beside: Sequence[str], read: ImageReader) -> tuple[list[str], tuple[str, ...]]:
     """Sorted names of the class folders of a split, and what to tell of the files ``beside`` them."""
-    shape = f"expected {folder}/CLASS/IMAGE"
+    shape = f"expected {folder}/CLASS/{read.noun.upper()}"
     if not folder.is_dir():
         others = (
             sorted(entry.name for entry in os.scandir(folder.parent) if entry.is_dir())
@@ -105,12 +106,16 @@ def _class_folders(folder: Path, beside: Sequence[str]) -> tuple[list[str], tupl
         found = sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
     if not found:
         raise UserError(
-            str(folder), f"holds no class folders: {shape}", "put the images of each class into a folder of its own"
+            str(folder),
+            f"holds no class folders: {shape}",
+            f"put the {read.noun}s of each class into a folder of its own",
         )
-    loose = [name for name in beside if is_image_name(name)]
+    loose = [name for name in beside if read.reads(name)]
     if not loose:
         return found, ()
-    return found, (f"{len(loose):,} images beside the class folders belong to none and are not used: {shown(loose)}",)
+    return found, (
+        f"{len(loose):,} {read.noun}s beside the class folders belong to none and are not used: {shown(loose)}",
+    )
 
 
 def _renamed(folder: Path, found: list[str], rename: Mapping[str, str], *, known: bool) -> dict[str, str]:

@@ -2,17 +2,17 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.images.reading import is_image_name
 from tasks.data.files.csvfile import Row, TableFormat, read_table
 from tasks.data.files.listing import Spelling
 from tasks.data.files.names import elsewhere
-from tasks.data.files.reading import DEFAULT_READER, Confinement, ImageReader, PackedNames
+from tasks.data.files.reading import DEFAULT_READER, Confinement, ImageReader, PackedNames, SoundReader
 from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
 
@@ -26,7 +26,9 @@ class TableDataset:
     relative to ``root`` (the CSV's folder when None), get the ending ``suffix`` where they have none, and may not leave it, nor
     may links unless ``links`` is ``anywhere``; every file must exist, and stand in the table once. ``groups``: what the group
     column says of each row, if ``form`` names one.
-    ``notes``: the columns that were passed over. Errors name the line.
+    ``parts``: the columns, of those that ``form`` keeps, with the start and the end in seconds of the part of a recording that a row
+    speaks of, an empty cell being the beginning or the end of all of it; ids have them too, and a file may stand in several rows.
+    ``kept``: the cells of each column that ``form`` keeps. ``notes``: the columns that were passed over. Errors name the line.
     """
 
     def __init__(
@@ -41,19 +43,25 @@ class TableDataset:
         suffix: str = "",
         rename: Mapping[str, str] | None = None,
         links: str = "inside",
+        parts: tuple[str, ...] = (),
     ) -> None:
         self.file, self.root = Path(table), Path(root or Path(table).parent)
         self.multilabel, self.read = multilabel, read
         found, unused = read_table(self.file, form, self.root)
-        rows = _checked(_renamed(found, rename or {}, self.file, classes), self.root, multilabel, suffix, links)
+        places = tuple(form.kept.index(name) for name in parts)
+        named = _renamed(found, rename or {}, self.file, classes)
+        rows = _checked(named, self.root, multilabel, suffix, links, read=read, parts=places)
         if not rows:
-            raise UserError(str(table), "has no rows", "list at least one image")
+            raise UserError(str(table), "has no rows", f"list at least one {read.noun}")
         occurring = {label for row in rows for label in row.labels}
         said = dict.fromkeys((rename or {}).get(name, name) for name in form.classes)
         self.classes = classes or tuple(said) or tuple(sorted(occurring))
         if not (classes or occurring):
-            raise UserError(str(table), "no row has a label", "label at least one image")
-        self.ids, self.names = PackedNames(row.file for row in found), PackedNames(row.file for row in rows)
+            raise UserError(str(table), "no row has a label", f"label at least one {read.noun}")
+        self.ids = PackedNames(row.file + _part_of(row, places) for row in found)
+        self.names = PackedNames(row.file for row in rows)
+        self.kept = {name: PackedNames(row.kept[place] for row in rows) for place, name in enumerate(form.kept)}
+        self._parts = np.array([_seconds(row, places) for row in rows]) if parts else None
         self.groups = tuple(row.group for row in rows) if form.group else None
         self.notes = (f"columns passed over: {', '.join(unused)}",) if unused else ()
         positions = {name: position for position, name in enumerate(self.classes)}
@@ -78,11 +86,18 @@ class TableDataset:
 
     def __getitem__(self, index: int) -> Sample:
         path, present = self.path(index), self._present(index)
+        image = self._reader(index)(path)
         if not self.multilabel:
-            return Sample(self.read(path), self.ids[index], path, label=int(present[0]))
+            return Sample(image, self.ids[index], path, label=int(present[0]))
         labels = np.zeros(len(self.classes), np.float32)
         labels[present] = 1
-        return Sample(self.read(path), self.ids[index], path, labels=labels)
+        return Sample(image, self.ids[index], path, labels=labels)
+
+    def _reader(self, index: int) -> ImageReader:
+        if self._parts is None or not isinstance(self.read, SoundReader):
+            return self.read
+        start, end = (None if np.isnan(second) else float(second) for second in self._parts[index])
+        return replace(self.read, part=(start, end))
 
     def known(self, index: int) -> Known:
         """What is known of a sample without decoding it."""
@@ -111,23 +126,52 @@ def _with_names(row: Row, rename: Mapping[str, str]) -> Row:
     return row._replace(labels=tuple(dict.fromkeys(new)) if len(set(row.labels)) == len(row.labels) else new)
 
 
-def _checked(rows: list[Row], root: Path, multilabel: bool, suffix: str, links: str) -> list[Row]:
+def _part_of(row: Row, places: tuple[int, ...]) -> str:
+    """The part of a recording that a row speaks of, as its id says it."""
+    return f"@{'-'.join(row.kept[place] for place in places)}" if any(row.kept[place] for place in places) else ""
+
+
+def _seconds(row: Row, places: tuple[int, ...]) -> list[float]:
+    """Start and end of that part, NaN where nothing is said."""
+    found = []
+    for cell in (row.kept[place] for place in places):
+        try:
+            second = float(cell) if cell else np.nan
+        except ValueError:
+            second = -1.0
+        if second < 0 or np.isinf(second) or (cell and np.isnan(second)):
+            raise UserError(row.where, f"expected seconds, got {cell[:40]!r}", "write numbers such as 2.5, or nothing")
+        found.append(second)
+    found += [np.nan] * (2 - len(found))
+    if found[0] >= found[1]:
+        raise UserError(row.where, f"a part from {found[0]:g} to {found[1]:g} s is none", "correct it")
+    return found
+
+
+def _checked(
+    rows: list[Row],
+    root: Path,
+    multilabel: bool,
+    suffix: str,
+    links: str,
+    *,
+    read: ImageReader,
+    parts: tuple[int, ...],
+) -> list[Row]:
     """The rows, each sound by itself and against the ones before; files are named as they lie in ``root``."""
     inside, spelling = Confinement(root, links), Spelling(root)
     seen: dict[str, str] = {}
     found = []
     for row in rows:
-        row = row._replace(file=_there(spelling, row.file, suffix))
+        row = row._replace(file=_there(spelling, row.file, suffix, read))
         if not row.file or not os.path.lexists(root / row.file):
             _refuse_missing(row, root)
         inside.check(row.file, row.where)
-        if row.file in seen:
-            raise UserError(
-                row.where,
-                f"{row.file!r} stands in line {seen[row.file].rpartition(':')[2]} already",
-                "merge the two lines",
-            )
-        seen[row.file] = row.where
+        name = row.file + _part_of(row, parts)
+        if name in seen:
+            what = f"{name!r} stands in line {seen[name].rpartition(':')[2]} already"
+            raise UserError(row.where, what, "merge the two lines")
+        seen[name] = row.where
         if "" in row.labels:
             raise UserError(row.where, "a label is empty", "remove the spare semicolon")
         if len(set(row.labels)) < len(row.labels):
@@ -140,10 +184,10 @@ def _checked(rows: list[Row], root: Path, multilabel: bool, suffix: str, links: 
     return found
 
 
-def _there(spelling: Spelling, name: str, suffix: str) -> str:
-    """A file of the table as its folder has it: with ``suffix`` where it has no ending of an image, and as :meth:`Spelling.find` finds
-    it. As it is, where there is none."""
-    name = name if is_image_name(name) else name + suffix
+def _there(spelling: Spelling, name: str, suffix: str, read: ImageReader) -> str:
+    """A file of the table as its folder has it: with ``suffix`` where it has no ending of those that are read, and as
+    :meth:`Spelling.find` finds it. As it is, where there is none."""
+    name = name if read.reads(name) else name + suffix
     return (name and spelling.find(name)) or name.replace("\\", "/")
 
 

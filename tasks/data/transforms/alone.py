@@ -8,13 +8,14 @@ from effbackbones.images.geometry import Pixels, ResizePlan
 from effbackbones.inference.preparing import Fit
 from tasks.data.sample import Sample, Transform
 from tasks.data.transforms.images import ClassificationTransform
+from tasks.data.transforms.waves import WaveTransform
 from tasks.data.transforms.window import ViewTransform
 
 
 def fit_of(transform: Transform) -> Fit:
     """How an evaluation transform brings images to size: one of a plug-in's is asked, for it may be anything."""
-    if type(transform) in (ClassificationTransform, ViewTransform):
-        fitting: Fit = transform.fitting  # type: ignore[attr-defined]  # both have it
+    if type(transform) in (ClassificationTransform, ViewTransform, WaveTransform):
+        fitting: Fit = transform.fitting  # type: ignore[attr-defined]  # all have it
         return fitting
     return _Through(transform)
 

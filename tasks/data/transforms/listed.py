@@ -19,7 +19,10 @@ from tasks.data.transforms.library import Composed, library
 
 T = TypeVar("T")
 Step = str | Mapping[str, Any]
-TRANSFORMS = Registry("transform")
+OF_SOUND = ("Gain", "Polarity", "TimeShift", "WhiteNoise", "BackgroundNoise")
+"""Our own, of recordings."""
+_OWN = {name: f"tasks.data.transforms.sounds:{name}" for name in OF_SOUND}
+TRANSFORMS = Registry("transform", {"DrawLine": "tasks.data.transforms.lines:DrawLine", **_OWN})
 CONTAINERS = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
 FIELD = "data.augment"
 _REFUSED = {
@@ -37,10 +40,11 @@ def register_transform(name: str) -> Callable[[T], T]:
 
 
 class Listed:
-    """The transforms of a list, one after the other, as one. Picklable: they are made anew where it arrives."""
+    """The transforms of a list, one after the other, as one. Picklable: they are made anew where it arrives. ``known``: arguments for
+    those registered ones that have them, and are not given them in the list."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = tuple(steps)
+    def __init__(self, steps: Sequence[Step], **known: Any) -> None:
+        self.steps, self.known = tuple(steps), known
         self._made: list[Transform] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -49,7 +53,9 @@ class Listed:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The sample after all of them."""
         if self._made is None:
-            self._made = _rows([_made(step, f"{FIELD}[{number}]") for number, step in enumerate(self.steps)])
+            self._made = _rows(
+                [_made(step, f"{FIELD}[{number}]", self.known) for number, step in enumerate(self.steps)]
+            )
         for transform in self._made:
             sample = transform(sample, rng)
         return sample
@@ -96,11 +102,12 @@ def _rows(made: Sequence[Any]) -> list[Transform]:
     return result
 
 
-def _made(step: Any, where: str) -> Any:
+def _made(step: Any, where: str, known: Mapping[str, Any] | None = None) -> Any:
     """The transform that a step says: one of albumentations, or a registered one."""
     name, arguments = _parts(step, where)
     if name in TRANSFORMS.names():
         maker = TRANSFORMS.get(name)
+        arguments = {**{key: value for key, value in (known or {}).items() if key in _parameters(maker)}, **arguments}
         _check_names(name, maker, arguments, where)
         try:
             return maker(**arguments)

@@ -6,6 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from effbackbones.images.spec import SILENCE
+
+FAINTEST = 0.25
+"""Of two sounds that are mixed and both labelled, the fainter is at least so loud beside the other: 12 dB below."""
+
 
 def mix(
     images: Tensor,
@@ -42,6 +47,36 @@ def mix(
     else:
         mixed = torch.lerp(images.roll(1, 0), images, share)
     return mixed, torch.lerp(soft.roll(1, 0), soft, share)
+
+
+def mix_waves(
+    images: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    *,
+    mixup: float,
+    smoothing: float = 0.0,
+    multilabel: bool = False,
+    seed: int = 0,
+    step: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Each recording of a batch together with the one before it, as sounds add up: the louder one as it is, the other one fainter, by one
+    share for the batch.
+
+    ``images`` floating point [B, C, 1, W] in 0..1; ``share`` is drawn from Beta(mixup, mixup), and a wave is
+    ``(share * a + (1 - share) * b) / max(share, 1 - share)``, clipped. Returns float32 targets [B, K] too: with ``multilabel`` what is
+    in either, for both are heard (the fainter one at least by :data:`FAINTEST`); else mixed by the share, as :func:`mix` does.
+    """
+    soft = soft_targets(targets, num_classes, smoothing, multilabel=multilabel)
+    if not mixup or len(images) < 2:
+        return images, soft
+    share = float(np.random.default_rng((seed, step)).beta(mixup, mixup))
+    if multilabel:
+        share = min(max(share, FAINTEST / (1 + FAINTEST)), 1 / (1 + FAINTEST))
+    waves = images - SILENCE
+    mixed = torch.lerp(waves.roll(1, 0), waves, share) / max(share, 1 - share) + SILENCE
+    other = soft.roll(1, 0)
+    return mixed.clamp(0, 1), torch.maximum(soft, other) if multilabel else torch.lerp(other, soft, share)
 
 
 def soft_targets(targets: Tensor, num_classes: int, smoothing: float = 0.0, *, multilabel: bool = False) -> Tensor:
