@@ -1,5 +1,6 @@
 """Lines of text as pictures: what is read, how it is drawn, what is told."""
 
+import json
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from tests_support import QUIET
 
+from effbackbones import ImageSpec, load_predictor
 from effbackbones.errors import UserError
+from effbackbones.inference.fitting import Fitting
+from tasks.classification.examples import label_sheet
+from tasks.classify import main
 from tasks.data.check import check_dataset
 from tasks.data.door.labels import lines
+from tasks.data.door.reading import image_spec
+from tasks.data.door.transforms import class_transform
 from tasks.data.fingerprint import difference, fingerprint
 from tasks.data.knowledge import Knowledge
 from tasks.data.lettering import line as drawing
@@ -26,6 +34,7 @@ from tasks.data.sets.lines import LineDataset
 from tasks.data.suspicions import told_of_shared_images
 from tasks.data.transforms.lines import DrawLine
 from tasks.data.transforms.listed import Listed, check_listed
+from tasks.settings.commandline import parse
 from tasks.settings.data import DataConfig
 
 SANS = own_typefaces()[:1]
@@ -156,6 +165,11 @@ def test_fonts_that_tell_the_class_are_told(root: Path) -> None:
     assert "warning: cmr10.ttf writes no line of ru: its look" in "\n".join(dataset.notes)
     picture = Line("Кот сидит.", replace(PLAIN, fonts=(roman, *SANS))).drawn(generator())  # drawn by the one that can
     np.testing.assert_array_equal(picture.image, Line("Кот сидит.", PLAIN).drawn(generator()).image)
+
+
+def test_empty_squares_are_never_drawn() -> None:
+    with pytest.raises(UserError, match="'猫': no font has all its letters"):
+        Line("猫", PLAIN).drawn(generator())
 
 
 def test_fonts_by_file_and_by_family(root: Path) -> None:
@@ -347,9 +361,47 @@ def test_lines_are_drawn_anew_in_training(root: Path) -> None:
         DrawLine()(Sample(np.zeros((4, 4, 3), np.uint8), "a.png"), generator())
 
 
-def test_a_sheet_of_lines(root: Path) -> None:
-    from tasks.classification.examples import label_sheet
+def test_training_sees_whole_lines_as_evaluation_does() -> None:
+    """By the bundled config nothing is mirrored, cut or coloured beside what is drawn: but for rounding the pictures are the same."""
+    config = parse("classify", ["--config", "languages", "--data.root", "x"]).config
+    assert config.data.options == {}
+    spec = image_spec(config, ImageSpec())
+    assert (spec.size, spec.crop_mode) == ((24, 480), "letterbox")
+    sample = Sample(Line("Die Straße ist naß.", PLAIN).drawn(generator()).image, "x")
+    seen = class_transform(config.data, spec, train=False)(sample, generator()).image
+    np.testing.assert_array_equal(Fitting.of_classes(spec)(sample.image)[0], seen)  # as predict has it
+    for listed in ((), ({"HueSaturationValue": {"p": 0.0}},)):
+        training = class_transform(replace(config.data, augment=listed), spec, train=True)
+        for seed in range(4):
+            shown = training(sample, generator(seed)).image
+            assert np.abs(shown.astype(int) - seen.astype(int)).max() <= 3
 
+
+@pytest.mark.slow
+def test_scripts_are_learnt_and_a_picture_is_answered(tmp_path: Path) -> None:
+    """From two files of text to a trained network, and to its answer about a picture of a line, which is that of its evaluation."""
+    rng = generator()
+    for name, letters in (("latin", "abcdefghijklmnop"), ("russian", "бгджзийлнпфцчшщя")):
+        words = ["".join(rng.choice(list(letters), rng.integers(3, 9))) for _ in range(400)]
+        write(tmp_path / f"{name}.txt", *(" ".join(rng.choice(words, 6)) for _ in range(160)))
+    out = tmp_path / "run"
+    line = ["train", "--config", "languages", "--data.root", str(tmp_path), "--run.out", str(out), *QUIET]
+    assert main([*line, "--optim.epochs", "4", "--optim.ema", "0.9"]) == 0
+    assert json.loads((out / "metrics.json").read_text())["test"]["top1"] > 0.9
+    evaluated = ["evaluate", "--checkpoint", str(out), "--split", "test", "--run.probabilities", "true"]
+    assert main([*evaluated, *QUIET]) == 0
+    found = json.loads(next(out.rglob("predictions.json")).read_text())["images"]
+    dataset = LineDataset(tmp_path, Style(own_typefaces(), aspect=20))
+    places = {dataset.ids[index]: index for index in range(len(dataset))}
+    predictor = load_predictor(out)
+    for row in found[:6]:
+        Image.fromarray(dataset[places[row["id"]]].image).save(tmp_path / "line.png")
+        answer = predictor(tmp_path / "line.png")
+        said = {one["class"]: one["probability"] for one in row["predictions"]}
+        assert said[answer.name] == pytest.approx(answer.score, abs=1e-4)
+
+
+def test_a_sheet_of_lines(root: Path) -> None:
     dataset = LineDataset(root, PLAIN)
     samples = [dataset[index] for index in range(4)]
     sheet = Image.fromarray(label_sheet(samples, dataset.classes))

@@ -67,6 +67,7 @@ RUNS = (
     "tutorial",
     "other",
     "larger",
+    "lines",
     *NOTEBOOKS,
     *(f"{name}-flip" for name in NOTEBOOKS),
 )

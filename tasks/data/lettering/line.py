@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, features
 
+from effbackbones.errors import UserError
 from tasks.data.lettering.style import Style
 from tasks.data.lettering.textfile import JOINERS
-from tasks.data.lettering.typefaces import has_letters
+from tasks.data.lettering.typefaces import with_letters
 
 DRAWN_AT = 32
 """Lines of fewer pixels are drawn so large at least, and reduced: as a scan of few dots has them."""
@@ -40,7 +41,8 @@ class Line:
     style: Style
 
     def drawn(self, rng: np.random.Generator) -> Written:
-        """A picture of it: a function of text, style and ``rng``. All that is shown lies inside, in whole characters."""
+        """A picture of it: a function of text, style and ``rng``. All that is shown lies inside, in whole characters. A text that no font
+        has all letters of raises :class:`UserError`."""
         style = self.style
         names = [*Style.LIMITS, "font", "start", "turn", "dark", "left", "right", "top", "bottom"]
         chance = dict(
@@ -51,7 +53,9 @@ class Line:
             low, high = getattr(style, name)
             return float(low + (high - low) * chance[chance_of or name])
 
-        fonts = [font for font in style.fonts if has_letters(font, self.text)] or list(style.fonts)
+        fonts = with_letters(style.fonts, self.text)
+        if not fonts:
+            raise UserError(repr(self.text[:40]), "no font has all its letters", "name one that has")
         height = at("height")
         factor = max(1, math.ceil(DRAWN_AT / height))
         engine = _engine(self.text, style.direction)
@@ -71,8 +75,9 @@ class Line:
         cover = np.asarray(mask, np.float32)[..., None] / 255
         pixels = paper + (ink - paper) * cover
         if noise := at("noise"):
-            pixels = pixels + rng.standard_normal((*cover.shape[:2], 1), np.float32) * np.float32(255 * noise)
-        return Written(np.rint(pixels.clip(0, 255)).astype(np.uint8), text)
+            pixels += rng.standard_normal(cover.shape, np.float32) * np.float32(255 * noise)
+        np.rint(pixels.clip(0, 255, out=pixels), out=pixels)
+        return Written(np.repeat(pixels.astype(np.uint8), 3 // len(paper), 2), text)
 
 
 def needs_shaping(text: str, direction: str = "auto") -> bool:
@@ -151,10 +156,12 @@ _OUTWARD = (math.floor, math.floor, math.ceil, math.ceil)
 def _colours(
     contrast: float, tint: float, chance: dict[str, float], inverted: bool, rng: np.random.Generator
 ) -> Sequence[NDArray[np.float32]]:
-    """Paper and ink, float32 [3] each in 0..255."""
+    """Paper and ink, float32 in 0..255: [3] each, or [1] where both are grey."""
     dark = 255 * (1 - contrast) * chance["dark"]
     light = dark + 255 * contrast
     drawn = rng.random((2, 3), np.float32) * np.float32(tint)
+    if not tint:
+        drawn = drawn[:, :1]
     pair = (
         np.float32(light) - drawn[0] * np.float32(light - dark),
         np.float32(dark) + drawn[1] * np.float32(light - dark),

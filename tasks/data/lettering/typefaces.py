@@ -38,7 +38,13 @@ def typefaces(named: Sequence[str], root: Path, where: str) -> tuple[str, ...]:
 
 def has_letters(path: str, text: str) -> bool:
     """Whether a font has all letters of a text."""
-    return {ord(letter) for letter in text if letter not in JOINERS} <= letters_of(path)
+    return bool(with_letters((path,), text))
+
+
+def with_letters(paths: Sequence[str], text: str) -> list[str]:
+    """Those fonts that have all letters of a text."""
+    wanted = {ord(letter) for letter in text if letter not in JOINERS}
+    return [path for path in paths if wanted <= letters_of(path)]
 
 
 def _file(name: str, root: Path, where: str) -> str:

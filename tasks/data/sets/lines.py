@@ -112,7 +112,8 @@ class LineDataset:
         if not lost:
             return file.lines
         first = lost[0]
-        letters = [letter for letter in first.text if not has_letters(fonts[0], letter)] or [first.text[0]]
+        letters = [letter for letter in first.text if not any(has_letters(font, letter) for font in fonts)]
+        letters = letters or [letter for letter in first.text if not has_letters(fonts[0], letter)]  # no font has all
         what = f"no font has its letters, such as {letters[0]!r} (U+{ord(letters[0]):04X})"
         if len(lost) > MOST_LOST * len(file.lines):
             what = f"{what}; so it is with {len(lost):,} of {len(file.lines):,} lines"
