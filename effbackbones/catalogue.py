@@ -11,7 +11,7 @@ from typing import Any
 from effbackbones.backbones.costs import costs, level_channels
 from effbackbones.backbones.scaling import default_image_spec, scaling
 from effbackbones.errors import UserError, nearest
-from effbackbones.registry import BACKBONES, DEFAULT_HEADS, HEADS, ROOM_OF_HEADS
+from effbackbones.registry import BACKBONES, DEFAULT_HEADS, HEADS, ROOMS_OF_HEADS
 from effbackbones.weights.classifiers import SOURCES, find_source, sources_for
 from effbackbones.weights.hub import cache_folder
 from effbackbones.weights.source import WeightSource
@@ -96,7 +96,7 @@ def head_rows(tasks: Sequence[str] = (), on: str | None = None) -> list[Row]:
 
 def _head(name: str) -> Row:
     room = HEADS.room(name)
-    task = next((task for task, known in ROOM_OF_HEADS.items() if known == room), None) or HEADS.get(name).task
+    task = next((task for task, rooms in ROOMS_OF_HEADS.items() if room in rooms), None) or HEADS.get(name).task
     return {
         "name": name,
         "task": task,

@@ -55,7 +55,8 @@ class FeatureSpec:
     ``names`` such as ``("C3", "C4", "C5")``; ``channels`` and ``strides`` (input pixels per cell) in the same order.
     ``bn_eps`` and ``bn_momentum`` are the batch-norm settings behind the features, for a head that continues the
     network (the published classifier tail does). ``rows``: the height of every image that it takes, 1 of a recording, which has no
-    rows that a stride could be of; None: any.
+    rows that a stride could be of; None: any. ``centres``: of each map, on which pixel of its stride a cell's receptive field is
+    centred, (stride - 1) / 2 in its middle; None: not known.
     """
 
     backbone: str
@@ -65,6 +66,7 @@ class FeatureSpec:
     bn_eps: float = 1e-5
     bn_momentum: float = 0.1
     rows: int | None = None
+    centres: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.channels) == len(self.strides) > 0:
@@ -79,7 +81,8 @@ class FeatureSpec:
                 )
         where = [self.names.index(name) for name in names]
         channels, strides = tuple(self.channels[i] for i in where), tuple(self.strides[i] for i in where)
-        return replace(self, names=names, channels=channels, strides=strides)
+        centres = None if self.centres is None else tuple(self.centres[i] for i in where)
+        return replace(self, names=names, channels=channels, strides=strides, centres=centres)
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,12 @@ class Head(nn.Module, ABC):
     merge_most: int | None = None
     """Of a detector: so many boxes of an image stay where several looks at it are made one, as of one look; None: all. What is found in
     slices is not limited: each of them holds as many."""
+    reads_valid: bool = False
+    """Of a head for classes: whether its answer depends on how much of an image is content."""
+    frame_step: int = 0
+    """Of a head that says when something is heard: columns of an image from one frame of :meth:`timeline` to the next; 0: it does not."""
+    frame_centre: float = 0.0
+    """The column that its first frame is centred on."""
     counted: tuple[str, ...] = ()
     """Losses, by name, that are divided by a :meth:`count`: for a batch in pieces, or shared by processes, they are divided by that of
     the whole batch. The others are means over images, and are averaged."""
@@ -360,6 +369,11 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def predict(self, raw: Any, sizes: ImageSizes) -> Any:
         """Predictions of fixed shape, in pixels of the images given. No state."""
+
+    def timeline(self, raw: Any, sizes: ImageSizes) -> Tensor | None:
+        """Of a head with a :attr:`frame_step`: probabilities float32 [B, K, F] of each class in each frame, frame j being centred on column
+        ``frame_centre + j * frame_step``. No state. Default, None: it does not say."""
+        return None
 
     def select(self, raw: Any, rows: Tensor) -> Any:
         """The raw output of the images ``rows`` (int64 [b]) of a batch alone. Default: dimension 0 of every tensor is the batch;

@@ -215,6 +215,7 @@ HEADS = Registry(
     "head",
     {
         "classification": "heads.classification:ClassificationHead",
+        "sed": "heads.sed:SedHead",
         "efficientdet": "heads.detection.efficientdet:EfficientDetHead",
         "retinanet": "heads.detection.retinanet:RetinaNetHead",
         "ssd": "heads.detection.ssd:SSDHead",
@@ -256,7 +257,11 @@ LAYOUTS = Registry(
 COMMAND = "tasks.run:main"
 """What the distribution installs as ``effbackbones``."""
 DEFAULT_HEADS = {"cls": "classification", "det": "efficientdet", "seg": "unet"}
-ROOM_OF_HEADS = {"cls": "heads.classification", "det": "heads.detection", "seg": "heads.segmentation"}
+ROOMS_OF_HEADS = {
+    "cls": ("heads.classification", "heads.sed"),
+    "det": ("heads.detection",),
+    "seg": ("heads.segmentation",),
+}
 """Where our heads for a task lie, so that they can be told apart without being loaded."""
 DEFAULT_CLASSES = {"cls": 1000, "det": 80, "seg": 21}
 

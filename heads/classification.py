@@ -108,22 +108,26 @@ class ClassificationHead(Head):
         float [B, K] in 0..1, averaged over classes and images; of a single class against int64 or float [B] or [B, 1] in 0..1.
         Computed in float32."""
         logits, smoothing = raw.float(), self.label_smoothing
-        weights, positive = cast(Tensor | None, self._class_weights), cast(Tensor | None, self._pos_weight)
+        weights = cast(Tensor | None, self._class_weights)
         if self.sigmoid:
-            wanted = targets.float().view_as(logits)
-            known = wanted >= 0 if self.ignore_unknown else None  # NaN is not
-            soft = wanted * (1 - smoothing) + smoothing / 2
-            if known is None:
-                loss = F.binary_cross_entropy_with_logits(logits, soft, weights, pos_weight=positive)
-                return {"binary_cross_entropy": loss}
-            logits, soft = logits.masked_fill(~known, 0.0), soft.masked_fill(~known, 0.0)
-            each = F.binary_cross_entropy_with_logits(logits, soft, weights, pos_weight=positive, reduction="none")
-            return {"binary_cross_entropy": (each * known).sum() / known.sum().clamp(min=1)}
+            return {"binary_cross_entropy": self.sigmoid_loss(logits, targets)}
         if weights is None:
             return {"cross_entropy": F.cross_entropy(logits, targets, label_smoothing=smoothing)}
         # torch would divide by the weights of the labels met, which differ from piece to piece of a batch.
         losses = F.cross_entropy(logits, targets, weights, reduction="none", label_smoothing=smoothing)
         return {"cross_entropy": losses.mean()}
+
+    def sigmoid_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross-entropy of float32 ``logits`` [B, K], averaged over classes and images, or over what is known."""
+        weights, positive = cast(Tensor | None, self._class_weights), cast(Tensor | None, self._pos_weight)
+        wanted = targets.float().view_as(logits)
+        known = wanted >= 0 if self.ignore_unknown else None  # NaN is not
+        soft = wanted * (1 - self.label_smoothing) + self.label_smoothing / 2
+        if known is None:
+            return F.binary_cross_entropy_with_logits(logits, soft, weights, pos_weight=positive)
+        logits, soft = logits.masked_fill(~known, 0.0), soft.masked_fill(~known, 0.0)
+        each = F.binary_cross_entropy_with_logits(logits, soft, weights, pos_weight=positive, reduction="none")
+        return (each * known).sum() / known.sum().clamp(min=1)
 
     def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
         """Images; multi-label, known labels."""
@@ -142,13 +146,13 @@ class ClassificationHead(Head):
             raise UserError("optim.distill.teacher", what, "give a teacher that was trained as the student is")
 
     def distill(
-        self, raw: Tensor, teacher: Tensor, targets: Tensor, sizes: ImageSizes, temperature: float | None = None
+        self, raw: Tensor, teacher: Any, targets: Tensor, sizes: ImageSizes, temperature: float | None = None
     ) -> dict[str, Tensor]:
         """Divergence of the softmax, averaged over images; of sigmoids averaged over classes and images, also those whose label is
-        unknown: the teacher knows."""
+        unknown: the teacher knows. Of a teacher that says more than ``logits`` these."""
         warmth = temperature or self.distill_temperature
         divergence = sigmoid_divergence if self.sigmoid else softmax_divergence
-        return {"distill": divergence(raw, teacher, warmth).mean()}
+        return {"distill": divergence(raw, getattr(teacher, "logits", teacher), warmth).mean()}
 
     def distill_count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
         """Images."""

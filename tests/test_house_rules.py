@@ -81,6 +81,7 @@ LAYERS = (
     "tasks.data.sample tasks.data.files tasks.data.lettering",
     "tasks.settings tasks.scoring tasks.telling tasks.configs",
     "tasks.strictyaml",
+    "heads.sed",
     "heads.classification heads.detection heads.segmentation",
     "heads.options heads.targets heads.teaching",
     "effbackbones.__main__",

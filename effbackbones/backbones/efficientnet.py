@@ -139,6 +139,8 @@ class EfficientNet(Backbone):
         if tap != "stage":
             channels["C1"] = stem_channels(config)
         strides = {level: min(2**i, output_stride) * stem_stride // 2 for i, level in enumerate(LEVELS, 1)}
+        # TensorFlow pads an even side by more behind than in front, so that a cell looks at the last pixel of its stride.
+        centre = {"symmetric": 0.0, "same": 1.0, "same_static": 0.5}[self.numerics.padding]
         self.feature_spec = FeatureSpec(
             config.name,
             names,
@@ -146,6 +148,7 @@ class EfficientNet(Backbone):
             tuple(strides[level] for level in names),
             self.numerics.bn_eps,
             self.numerics.bn_momentum,
+            centres=tuple(centre * (strides[level] - 1) for level in names),
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:

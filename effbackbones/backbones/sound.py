@@ -67,7 +67,11 @@ class SoundBackbone(Backbone):
         self.net: Backbone = _inside(name).make(**{**options, "in_channels": 1})
         spec = self.net.feature_spec
         strides = tuple(stride * self.mel.hop for stride in spec.strides)
-        self.feature_spec = replace(spec, backbone=name, strides=strides, rows=1)
+        centres = spec.centres or tuple((stride - 1) / 2 for stride in spec.strides)
+        samples = tuple(
+            centre * self.mel.hop for centre in centres
+        )  # a frame of the spectrogram is centred on a sample
+        self.feature_spec = replace(spec, backbone=name, strides=strides, rows=1, centres=samples)
         self.image_spec = ImageSpec.of_sound(self.mel.rate, self.mel.samples)
 
     def forward(self, images: Tensor) -> list[Tensor]:

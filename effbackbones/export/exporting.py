@@ -33,7 +33,7 @@ from effbackbones.export.record import (
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.exported import ExportedModel
-from effbackbones.inference.inputs import source_of
+from effbackbones.inference.inputs import source_for
 from effbackbones.inference.predictor import BEST, fitting_of
 from effbackbones.inference.preparing import Fitted
 from effbackbones.inference.runtimes import open_runtime
@@ -277,12 +277,11 @@ def _certificate(
 
 def _fitted(model: Model, images: Sequence[Any]) -> tuple[list[Fitted], list[NDArray[Any]]]:
     """Images as a predictor brings them to size, and as they were read."""
-    spec, reading = model.image_spec, model.reading or ReadingSpec()
+    reading = model.reading or ReadingSpec()
     fit = fitting_of(model, replace(reading, tile=None, batch_shape="fixed"))  # all of one size
     fitted, originals = [], []
     for number, image in enumerate(images):
-        about = {"channels": len(spec.mean), "depth": reading.depth, "exif": reading.exif, "max_pixels": MAX_PIXELS}
-        source = source_of(image, number, **about, bgr=False)  # type: ignore[arg-type]
+        source = source_for(image, number, model.image_spec, reading, max_pixels=MAX_PIXELS)
         pixels: Any = source()
         fitted.append(Fitted(source, *fit(pixels)))
         originals.append(np.asarray(pixels))

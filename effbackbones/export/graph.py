@@ -41,7 +41,9 @@ class Graph(nn.Module):
         self.takes_floats = preprocessing != "none" and not sound and (model.reading or ReadingSpec()).depth == "native"
         floats = self.takes_floats or preprocessing == "none"
         self.dtype = torch.float32 if floats else torch.uint16 if sound else torch.uint8
-        self.takes_valid = preprocessing != "resize" and any(word not in WITHOUT_SIZES for word in self.heads)
+        self.takes_valid = preprocessing != "resize" and any(
+            word not in WITHOUT_SIZES or head.reads_valid for word, head in self.heads.items()
+        )
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
         """The values of :meth:`named`, without their names."""
@@ -60,11 +62,13 @@ class Graph(nn.Module):
         for word, head in self.heads.items():
             own, own_raw = (found[word], raw[word]) if several else (found, raw)
             prefix = f"{word}_" if several else ""
-            for name, value in self._read(word, head, own, own_raw, images).items():
+            for name, value in self._read(word, head, own, own_raw, images, sizes).items():
                 outputs[prefix + name] = value
         return outputs
 
-    def _read(self, word: str, head: Head, found: Any, raw: Any, images: Tensor) -> dict[str, Tensor]:
+    def _read(
+        self, word: str, head: Head, found: Any, raw: Any, images: Tensor, sizes: ImageSizes
+    ) -> dict[str, Tensor]:
         """The outputs of one head."""
         if self.postprocessing == "none":
             return dict(_leaves(found, "logits"))
@@ -74,7 +78,9 @@ class Graph(nn.Module):
             return {**found._asdict(), "finite": _finite(raw, images)}
         if word == "seg" and self.resizing:
             found = self.resizing.restore_maps(found, images)
-        return self.answered(word, head, dict(_leaves(found, "probabilities" if word in ("cls", "seg") else "output")))
+        named = self.answered(word, head, dict(_leaves(found, "probabilities" if word in ("cls", "seg") else "output")))
+        frames = head.timeline(raw, sizes)
+        return named if frames is None else {**named, "frames": frames}
 
     def answered(self, word: str, head: Head, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Predictions of a head, or where answers are wanted these: the best classes, a label for each pixel, or
@@ -101,6 +107,8 @@ class Graph(nn.Module):
                 size_divisor=head.size_divisor,
                 min_size=head.min_size,
                 multilabel=bool(getattr(head, "multilabel", False)),
+                frame_step=head.frame_step,
+                frame_centre=head.frame_centre,
                 thresholds=prediction_options(head),
             )
             for word, head in self.heads.items()
@@ -193,6 +201,7 @@ class Example(NamedTuple):
 _MEANINGS = {
     "probabilities": "of each class, 0..1 (of each pixel: [batch, classes, height, width])",
     "scores": "falling, 0..1",
+    "frames": "of each class in each frame, 0..1; frame j is centred on sample heads.frame_centre + j * heads.frame_step",
     "masks": "1 where a class is, else 0: in the order of model.classes, which may overlap",
     "labels": "numbers of classes, in the order of model.classes",
     "boxes": "x1 y1 x2 y2 in pixels of the images given; rows from count on are 0",

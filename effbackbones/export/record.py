@@ -46,6 +46,8 @@ class HeadFacts:
     multilabel: bool = False
     thresholds: Mapping[str, Any] = field(default_factory=dict)
     """Options of predictions that are part of the graph."""
+    frame_step: int = 0
+    frame_centre: float = 0.0
 
 
 @dataclass(frozen=True)

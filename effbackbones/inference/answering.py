@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from effbackbones.inference.masks import Segmented, mask_of_tiles, restore_mask
 from effbackbones.inference.preparing import Placed
 from effbackbones.inference.results import RESULTS, Boxes, Classes, Mask, Masks, Result, Values
 from effbackbones.inference.thresholds import BOXES, SURE, thresholds_of
+from effbackbones.inference.timelines import Timeline, stitched
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
 
@@ -73,7 +74,7 @@ def answers(
 ) -> list[Answer]:
     """A result for each of ``images`` [B, C, H, W], which ``batch`` says the places of, or what is wrong with its prediction."""
     images = images.to(device_of(model), non_blocking=True, memory_format=torch.channels_last)
-    fine = [True] * len(batch)
+    fine, frames = [True] * len(batch), None
     if reading.tile is not None and model.head.task == "seg":
         keep, overlap = wishes.probabilities, reading.tile_overlap
         over = over_of(model, "seg", wishes)
@@ -81,8 +82,10 @@ def answers(
             mask_of_tiles(model, image, reading.tile, overlap, batch_size, keep=keep, over=over) for image in images
         ]
     else:
-        found, fine = asked(model, images, batch)
+        found, fine, frames = asked(model, images, batch)
     rows = results_of(model, found, batch, classes, wishes)
+    if frames is not None:
+        rows = [timed(model, row, [part], [one]) for row, part, one in zip(rows, frames, batch, strict=True)]
     return [row if ok else not_finite(one) for row, ok, one in zip(rows, fine, batch, strict=True)]
 
 
@@ -97,15 +100,35 @@ def device_of(model: Model) -> torch.device:
     return next(model.parameters()).device
 
 
-def asked(model: Model, images: Tensor, batch: Sequence[Placed]) -> tuple[Any, list[bool]]:
-    """What a network predicts of ``images`` [B, C, H, W], and for which of them its raw output is finite."""
+class Asked(NamedTuple):
+    """What a head predicts of a batch, for which images its raw output is finite, and where it says when something is heard the scores of
+    frames [B, K, F]."""
+
+    found: Any
+    fine: list[bool]
+    frames: Tensor | None
+
+
+def asked(model: Model, images: Tensor, batch: Sequence[Placed]) -> Asked:
+    """What a network predicts of ``images`` [B, C, H, W]."""
     valid = torch.tensor([one.plan.valid for one in batch], dtype=torch.int64, device=images.device)
     height, width = images.shape[-2:]
     sizes = ImageSizes((height, width), valid)
     raw = model(images, sizes)
     # A score that is no number is below every threshold: looked at before anything is selected.
     fine = finite_rows(raw, len(batch))
-    return model.head.predict(raw, sizes), fine
+    return Asked(model.head.predict(raw, sizes), fine, model.head.timeline(raw, sizes))
+
+
+def timed(model: Model, result: Answer, frames: Sequence[Tensor], windows: Sequence[Placed]) -> Answer:
+    """The result of a recording with the scores of frames [K, F] of its windows."""
+    rate = model.image_spec.rate
+    if rate is None or not isinstance(result, Classes):
+        return result
+    step, centre, length = model.head.frame_step, model.head.frame_centre, windows[0].plan.original[1]
+    parts = [part.detach().float().cpu().numpy() for part in frames]
+    scores = stitched(parts, [one.plan.offset[1] for one in windows], step, centre, length)
+    return replace(result, timeline=Timeline(scores, step / rate, length / rate, centre / rate))
 
 
 def results_of(model: Model, found: Any, batch: Sequence[Placed], classes: Any, wishes: Wishes) -> list[Answer]:

@@ -18,9 +18,9 @@ from effbackbones.errors import UserError, nearest
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.fitting import Fitting
-from effbackbones.inference.inputs import is_one, source_of
+from effbackbones.inference.inputs import is_one, source_for
 from effbackbones.inference.predictor import BEST, device_of
-from effbackbones.inference.preparing import Fitted, Placed, fitted, together
+from effbackbones.inference.preparing import Fitted, Placed, looked_at, views_together
 from effbackbones.inference.results import Failed
 from effbackbones.model import Model
 
@@ -41,7 +41,8 @@ class Embedder:
 
     ``source``: a model file, a run folder, a :class:`Model`, or a backbone (``create_backbone("lite0", weights="imagenet")``), which is put
     on the device and into eval mode. Images are read and brought to size as a classifier's of that image spec; what a letterbox
-    pads is left out of the mean. ``level``: the map that is pooled (default: the coarsest). ``max_pixels``: larger files are refused.
+    pads is left out of the mean; of a recording it is that over all of its windows. ``level``: the map that is pooled (default: the
+    coarsest). ``max_pixels``: larger files are refused.
     It can be pickled.
     """
 
@@ -67,6 +68,7 @@ class Embedder:
             raise UserError("batch_size", f"expected at least 1 image at once, got {batch_size}", "correct it")
         row = spec.names.index(self.level)
         self._row, self.stride, self.dimensions = row, spec.strides[row], spec.channels[row]
+        self._rows = spec.rows
         self.reading = (source.reading if isinstance(source, Model) else None) or ReadingSpec()
         self.fit = Fitting.of_classes(source.image_spec)
         self.batch_size, self.max_pixels = batch_size, max_pixels
@@ -91,33 +93,35 @@ class Embedder:
                 yield from self._embedded([one.result() for one in coming])
                 coming = following
 
-    def _read(self, number: int, image: Any) -> Fitted | Failed:
-        channels, reading = len(self.network.image_spec.mean), self.reading
+    def _read(self, number: int, image: Any) -> list[Fitted] | Failed:
+        spec, limit = self.network.image_spec, self.max_pixels
         try:
-            source = source_of(
-                image,
-                number,
-                channels=channels,
-                depth=reading.depth,
-                exif=reading.exif,
-                max_pixels=self.max_pixels,
-                bgr=False,
-            )
+            source = source_for(image, number, spec, self.reading, max_pixels=limit)
         except UserError as error:
             return Failed(f"image {number}", str(error))
-        return fitted(source, self.fit)
+        return looked_at(source, self.fit.looked)
 
-    def _embedded(self, images: list[Fitted | Failed]) -> list[Embedded]:
-        batch = together(images)
-        found = {
-            row: Embedded(one.source, None, one.error) for row, one in enumerate(images) if isinstance(one, Failed)
-        }
+    def _embedded(self, images: list[list[Fitted] | Failed]) -> list[Embedded]:
+        batch = views_together(images)
+        seen: dict[int, NDArray[np.float32]] = {}
         for rows, pixels in batch.groups:
-            places = [one for row in rows if isinstance(one := batch.places[row], Placed)]
-            vectors = self._pooled(pixels, [place.plan.valid for place in places])
-            for row, place, vector in zip(rows, places, vectors, strict=True):
-                found[row] = Embedded(place.source.name, vector)
-        return [found[row] for row in range(len(images))]
+            for first in range(0, len(rows), self.batch_size):
+                some = rows[first : first + self.batch_size]
+                places = [one for row in some if isinstance(one := batch.places[row], Placed)]
+                vectors = self._pooled(pixels[first : first + self.batch_size], [one.plan.valid for one in places])
+                seen |= dict(zip(some, vectors, strict=True))
+        found, row = [], 0
+        for views in images:
+            if isinstance(views, Failed):
+                found.append(Embedded(views.source, None, views.error))
+                row += 1
+                continue
+            mine = [seen[row + place] for place in range(len(views))]
+            weights = [view.plan.valid[1] for view in views]
+            vector = mine[0] if len(mine) == 1 else np.average(mine, 0, weights).astype(np.float32)
+            found.append(Embedded(views[0].source.name, vector))
+            row += len(views)
+        return found
 
     @torch.no_grad()
     def _pooled(self, images: Tensor, valid: list[tuple[int, int]]) -> NDArray[np.float32]:
@@ -126,7 +130,7 @@ class Embedder:
         maps = self.backbone(self.network.normalize(images.to(device)))[self._row].float()
         kept = torch.zeros(len(valid), 1, *maps.shape[-2:])
         for one, (height, width) in zip(kept, valid, strict=True):
-            one[:, : -(-height // self.stride), : -(-width // self.stride)] = 1
+            one[:, : None if self._rows else -(-height // self.stride), : -(-width // self.stride)] = 1
         kept = kept.to(device)
         pooled: NDArray[np.float32] = ((maps * kept).sum((2, 3)) / kept.sum((2, 3))).cpu().numpy()
         return pooled

@@ -14,7 +14,7 @@ from effbackbones.errors import UserError, nearest
 from effbackbones.images.geometry import Size
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
-from effbackbones.inference.inputs import source_of
+from effbackbones.inference.inputs import source_for
 from effbackbones.inference.predictor import OneImage, Predictor
 from effbackbones.inference.preparing import Fitted, fitted, together
 from effbackbones.inference.results import Failed
@@ -71,6 +71,9 @@ def explain(
     model = predictor.model
     if isinstance(model, ExportedModel):
         raise UserError(str(model.runtime.path), "an exported graph has no gradients", "explain with its checkpoint")
+    if model.image_spec.rate is not None:
+        what = "a heat map lies over a picture, and this model hears recordings"
+        raise UserError("explain", what, "train the head sed: its frames say when")
     word, head = _head_of(model, task)
     spec = model.backbone.feature_spec
     level = head.spec.names[-1] if level is None else level
@@ -145,15 +148,7 @@ def _shown(predictor: Predictor, image: OneImage) -> Fitted:
     model, fit = predictor.model, predictor.fit
     if isinstance(fit, Fitting) and fit.mode == "own":
         fit = replace(fit, mode="letterbox")
-    source = source_of(
-        image,
-        0,
-        channels=len(model.image_spec.mean),
-        depth=predictor.reading.depth,
-        exif=predictor.reading.exif,
-        max_pixels=predictor.max_pixels,
-        bgr=False,
-    )
+    source = source_for(image, 0, model.image_spec, predictor.reading, max_pixels=predictor.max_pixels)
     found = fitted(source, fit)
     if isinstance(found, Failed):
         raise UserError(found.error)

@@ -20,10 +20,12 @@ from effbackbones.multihead import MultiHead
 
 
 class Answered(NamedTuple):
-    """What a graph says of a batch: the prediction, and ``finite`` float32 [B, 1], NaN for the images for which it means nothing."""
+    """What a graph says of a batch: the prediction, and ``finite`` float32 [B, 1], NaN for the images for which it means nothing;
+    scores of ``frames``, if it has them."""
 
     found: Any
     finite: Tensor
+    frames: Tensor | None = None
 
 
 class ExportedModel(Model):
@@ -155,7 +157,8 @@ class ExportedHead(Head):
             rows = rows.masked_fill(~named.pop("finite")[:, None], torch.nan)
         if named.keys() == set(Detections._fields):
             return Answered(Detections(**named), rows)
-        return Answered(next(iter(named.values())) if len(named) == 1 else named, rows)
+        frames = named.pop("frames") if self.frame_step else None
+        return Answered(next(iter(named.values())) if len(named) == 1 else named, rows, frames)
 
     def loss(self, raw: Any, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
         raise _unable("cannot be trained")
@@ -163,6 +166,9 @@ class ExportedHead(Head):
     def predict(self, raw: Answered, sizes: ImageSizes) -> Any:
         """What the graph says."""
         return raw.found
+
+    def timeline(self, raw: Answered, sizes: ImageSizes) -> Tensor | None:
+        return raw.frames
 
 
 def _unable(what: str) -> UserError:
@@ -179,6 +185,7 @@ def _head(facts: HeadFacts, record: ExportRecord, names: tuple[str, ...]) -> Hea
         _spec(tuple(name for name in names if name in facts.outputs)), facts.num_classes, multilabel=facts.multilabel
     )
     head.built_with = facts.thresholds
+    head.frame_step, head.frame_centre = facts.frame_step, facts.frame_centre
     head.merge_iou = float(facts.thresholds.get("nms_iou", head.merge_iou))
     head.merge_most = facts.thresholds.get("max_detections")
     if (

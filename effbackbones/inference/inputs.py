@@ -17,6 +17,7 @@ from effbackbones.images.opening import Encoded
 from effbackbones.images.pixels import require_unit
 from effbackbones.images.reading import read_image
 from effbackbones.images.recordings import ZERO, as_pixels, read_recording
+from effbackbones.images.spec import ImageSpec, ReadingSpec
 from effbackbones.images.video import Frame, Moment
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -48,6 +49,20 @@ def is_one(given: Any) -> bool:
     if isinstance(given, np.ndarray | Tensor):
         return given.ndim < 4
     return isinstance(given, str | os.PathLike | Encoded | Image.Image | Frame)
+
+
+def source_for(
+    given: Any, number: int, spec: ImageSpec, reading: ReadingSpec, *, max_pixels: int, bgr: bool = False
+) -> ImageSource:
+    """One image for a network that sees images of ``spec``, read as ``reading`` says: of one that hears recordings a recording.
+
+    Raises :class:`UserError` for other kinds, shapes and ranges.
+    """
+    channels = len(spec.mean)
+    if spec.rate is not None:
+        return recording_of(given, number, rate=spec.rate, channels=channels, max_samples=max_pixels)
+    how = {"depth": reading.depth, "exif": reading.exif, "max_pixels": max_pixels}
+    return source_of(given, number, channels=channels, bgr=bgr, **how)  # type: ignore[arg-type]
 
 
 def recording_of(given: Any, number: int, *, rate: int, channels: int, max_samples: int) -> ImageSource:

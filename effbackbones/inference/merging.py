@@ -26,10 +26,13 @@ from effbackbones.multihead import MultiHead
 @dataclass(frozen=True)
 class Merged:
     """An image, and what was ``found`` in it in its own pixels: probabilities [K], :class:`FoundBoxes`, a :class:`Segmented`, or these by
-    task; where it means nothing, what is wrong."""
+    task; where it means nothing, what is wrong. ``windows`` of a recording and the ``frames`` [K, F] of each, where the head says when
+    something is heard."""
 
     place: Placed
     found: Any
+    frames: Sequence[Tensor] = ()
+    windows: Sequence[Placed] = ()
 
 
 @torch.no_grad()
@@ -44,7 +47,12 @@ def merge_looks(
     ``batch_size`` views at once.
     """
     tiled = reading.tile is not None and model.head.task == "seg"
-    seen = dict(_pictures(batch) if tiled else _predictions(model, batch, batch_size))
+    seen: dict[int, Any] = {}
+    frames: dict[int, Tensor] = {}
+    for row, found, times in _pictures(batch) if tiled else _predictions(model, batch, batch_size):
+        seen[row] = found
+        if times is not None:
+            frames[row] = times
     merged: list[Merged | Failed] = []
     for _, group in groupby(range(len(batch)), key=lambda row: _image_of(batch.places[row], row)):
         rows = list(group)
@@ -58,7 +66,8 @@ def merge_looks(
                 Merged(views[0], _tiled(model, [seen[row] for row in rows], views, wishes, reading, batch_size))
             )
         else:
-            merged.append(Merged(views[0], _of_heads(model, [seen[row] for row in rows], views, looks, wishes)))
+            found = _of_heads(model, [seen[row] for row in rows], views, looks, wishes)
+            merged.append(Merged(views[0], found, [frames[row] for row in rows if row in frames], views))
     return merged
 
 
@@ -67,22 +76,23 @@ def _image_of(place: Placed | Failed, row: int) -> int:
     return id(place.source) if isinstance(place, Placed) else -row - 1
 
 
-def _pictures(batch: Prepared) -> Iterator[tuple[int, Tensor]]:
+def _pictures(batch: Prepared) -> Iterator[tuple[int, Tensor, None]]:
     """Each view's own pixels, which are predicted in tiles."""
     for rows, images in batch.groups:
-        yield from zip(rows, images, strict=True)
+        yield from ((row, image, None) for row, image in zip(rows, images, strict=True))
 
 
-def _predictions(model: Model, batch: Prepared, batch_size: int) -> Iterator[tuple[int, Any]]:
-    """What the network predicts of each view, in its pixels; None where that is not finite."""
+def _predictions(model: Model, batch: Prepared, batch_size: int) -> Iterator[tuple[int, Any, Tensor | None]]:
+    """What the network predicts of each view, in its pixels, None where that is not finite; and its scores of frames, if any."""
     device = device_of(model)
     for rows, images in batch.groups:
         for first in range(0, len(rows), batch_size):
             some = rows[first : first + batch_size]
             part = images[first : first + batch_size].to(device, non_blocking=True, memory_format=torch.channels_last)
             views = [one for row in some if isinstance(one := batch.places[row], Placed)]
-            found, fine = asked(model, part, views)
-            yield from zip(some, [one if ok else None for one, ok in zip(_rows(found), fine, strict=True)], strict=True)
+            found, fine, frames = asked(model, part, views)
+            fit = [one if ok else None for one, ok in zip(_rows(found), fine, strict=True)]
+            yield from zip(some, fit, [None] * len(some) if frames is None else frames, strict=True)
 
 
 def _rows(found: Any) -> list[Any]:

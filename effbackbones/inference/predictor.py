@@ -21,10 +21,10 @@ from effbackbones.images.opening import Encoded
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.images.video import Frame
-from effbackbones.inference.answering import LIMITED, Wishes, answers, autocast, results_of
+from effbackbones.inference.answering import LIMITED, Wishes, answers, autocast, results_of, timed
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.inference.fitting import Fitting
-from effbackbones.inference.inputs import ImageSource, is_one, recording_of, source_of
+from effbackbones.inference.inputs import ImageSource, is_one, source_for
 from effbackbones.inference.merging import Merged, merge_looks
 from effbackbones.inference.preparing import Fit, Fitted, Placed, Prepared
 from effbackbones.inference.results import Failed
@@ -222,6 +222,8 @@ class Predictor:
                 {word: _alone(part) for word, part in result.items()} if isinstance(result, dict) else _alone(result)
             )
             result = results_of(self.model, alone, [one.place], self.classes, self.wishes)[0]
+            if one.frames:
+                result = timed(self.model, result, one.frames, one.windows)
         return self._failed(Failed(one.place.source.name, str(result))) if isinstance(result, UserError) else result
 
     def _stream(self, images: Iterable[Any], bgr: bool) -> Iterator[Any]:
@@ -243,20 +245,9 @@ class Predictor:
         return [readers.submit(self._fitted, one) for one in found]
 
     def _source(self, given: Any, number: int, bgr: bool) -> ImageSource | Failed:
-        spec, reading = self.model.image_spec, self.reading
         try:
-            if spec.rate is not None:
-                limits = {"channels": len(spec.mean), "max_samples": self.max_pixels}
-                return recording_of(given, number, rate=spec.rate, **limits)
-            return source_of(
-                given,
-                number,
-                channels=len(spec.mean),
-                depth=reading.depth,
-                exif=reading.exif,
-                max_pixels=self.max_pixels,
-                bgr=bgr,
-            )
+            spec, limit = self.model.image_spec, self.max_pixels
+            return source_for(given, number, spec, self.reading, max_pixels=limit, bgr=bgr)
         except UserError as error:
             return Failed(f"image {number}", str(error))
 

@@ -20,6 +20,7 @@ from effbackbones.images.classsets import set_of
 from effbackbones.images.geometry import Pixels, Size
 from effbackbones.images.video import Moment
 from effbackbones.inference.thresholds import BOXES, SURE
+from effbackbones.inference.timelines import Event, Timeline
 
 
 class Original(Protocol):
@@ -64,12 +65,20 @@ class Result:
 @dataclass(frozen=True, eq=False)
 class Classes(Result):
     """``probabilities`` float32 [K] of the ``classes``. ``multilabel``: several may be right, and each stands for itself; those are there
-    whose probability is at least its of the K ``thresholds``."""
+    whose probability is at least its of the K ``thresholds``. ``timeline``: of a recording, where the head says when."""
 
     probabilities: NDArray[np.float32]
     multilabel: bool = False
     thresholds: tuple[float, ...] = ()
     top_k: int | None = None
+    timeline: Timeline | None = None
+
+    @property
+    def events(self) -> list[Event]:
+        """What is heard when, by its begin: stretches of frames of at least the threshold of their class (0.5, or that asked for). Empty
+        where the head does not say when."""
+        over = self.thresholds or (SURE,) * len(self.classes)
+        return [] if self.timeline is None else self.timeline.events(self.classes, over)
 
     @property
     def order(self) -> NDArray[np.int64]:
@@ -107,7 +116,8 @@ class Classes(Result):
         if self.multilabel:  # of several labels those that are there
             told |= {"there": list(self.names)}
             found = [row | {"threshold": self.thresholds[row["label"]]} for row in found] if self.thresholds else found
-        return told | {"predictions": found}
+        events = {} if self.timeline is None else {"events": [event.to_dict() for event in self.events]}
+        return told | {"predictions": found} | events
 
     def draw(self, at_most: int | None = None) -> Image.Image:
         height, width = self.size

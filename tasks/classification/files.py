@@ -20,7 +20,8 @@ class PredictionFiles:
     first, or of more than :data:`ALL` the first :data:`SHOWN`, unless ``every`` or several may be right, or so many as
     the results are limited to; the file says how many
     (``written``, of how many classes). Where several may be right, both say which are there (``there``), and the first what from
-    (``thresholds``)."""
+    (``thresholds``). Of recordings whose head says when, the first has ``events`` too (with ``every`` the scores of all ``frames``), and
+    they are told in ``events.csv`` (file, class, begin and end in seconds, score)."""
 
     draws = False
 
@@ -29,7 +30,7 @@ class PredictionFiles:
     ) -> None:
         self.out, self.classes, self.multilabel, self.tell = out, classes, multilabel, tell
         self.written = len(classes) if every or multilabel or len(classes) <= ALL else SHOWN
-        self.told, self.thresholds = SHOWN, dict[str, float]()
+        self.told, self.thresholds, self.every, self.timed = SHOWN, dict[str, float](), every, False
         self._rows = Spool(out / ".predictions.jsonl.part")
 
     def update(self, results: Sequence[Classes]) -> None:
@@ -44,8 +45,16 @@ class PredictionFiles:
             if self.multilabel:
                 shown["there"] = list(result.names)
                 self.thresholds = dict(zip(result.classes, result.thresholds, strict=False))
-            self._rows.add({"file": result.source, **shown, "predictions": found})
+            self._rows.add({"file": result.source, **shown, "predictions": found, **self._when(result)})
             self.tell(f"{result.source}: {_told(found[: self.told], result.names if self.multilabel else None)}")
+
+    def _when(self, result: Classes) -> dict[str, Any]:
+        """What is heard when, where the head says so."""
+        if result.timeline is None:
+            return {}
+        self.timed = True
+        events = {"events": [event.to_dict() for event in result.events]}
+        return {**events, "frames": result.timeline.to_dict(self.classes)} if self.every else events
 
     def close(self) -> None:
         make_folder(self.out)
@@ -57,7 +66,16 @@ class PredictionFiles:
         }
         write_parts(self.out / "predictions.json", long_json(record, {"images": self._rows}, 1))
         write_parts(self.out / "predictions.csv", csv_lines(self._lines()))
+        if self.timed:
+            write_parts(self.out / "events.csv", csv_lines(self._event_lines()))
         self._rows.close()
+
+    def _event_lines(self) -> Iterator[Sequence[Any]]:
+        yield ["file", "class", "begin", "end", "score"]
+        for row in self._rows:
+            for event in row.get("events", ()):
+                times = (f"{event[name]:.3f}" for name in ("begin", "end"))
+                yield [row["file"], event["class"], *times, f"{event['score']:.6f}"]
 
     def _lines(self) -> Iterator[Sequence[Any]]:
         yield ["file", "rank", "class", "probability", *(["there"] if self.multilabel else [])]

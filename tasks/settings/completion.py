@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.registry import BACKBONES, DEFAULT_HEADS, HEADS, ROOM_OF_HEADS, TASKS
+from effbackbones.registry import BACKBONES, DEFAULT_HEADS, HEADS, ROOMS_OF_HEADS, TASKS
 from tasks.settings.commandline import bundled
 from tasks.settings.keytypes import ANY, leaves, members_of
 from tasks.settings.onecommand import NAME, task_words
@@ -140,7 +140,7 @@ def _of_task(task: str) -> dict[str, list[str]]:
     """Values that differ from task to task, by option."""
     word = TASKS.canonical(task)
     # Of plug-ins' heads nobody knows the task without asking them, which would load what they need.
-    heads = [name for name in HEADS.names() if HEADS.room(name) in (ROOM_OF_HEADS.get(word), None)]
+    heads = [name for name in HEADS.names() if HEADS.room(name) in (*ROOMS_OF_HEADS.get(word, ()), None)]
     found = {"--config": list(bundled(task))}
     return {**found, **({"--model.head": heads} if word in DEFAULT_HEADS else {})}
 
