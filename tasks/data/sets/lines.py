@@ -178,11 +178,11 @@ def _told_of_fonts(fonts: Sequence[str], kept: dict[str, list[TextLine]]) -> Ite
     by_fonts: dict[tuple[str, ...], list[str]] = {}
     for name, silent in mute.items():
         by_fonts.setdefault(tuple(silent), []).append(name.removesuffix(ENDING))
-    for silent, names in by_fonts.items():
+    for fonts_of, names in by_fonts.items():
         which = (
-            f"{len(silent)} of {len(fonts)} fonts write no line of {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
+            f"{len(fonts_of)} of {len(fonts)} fonts write no line of {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
         )
-        yield f"warning: {which} ({shown(silent)}): their looks tell classes apart, which text should; data.options.fonts names others"
+        yield f"warning: {which} ({shown(fonts_of)}): their looks tell classes apart, which text should; data.options.fonts names others"
 
 
 def _places(found: Sequence[tuple[str, int]]) -> str:
