@@ -115,12 +115,8 @@ class Model(nn.Module):
         self, images: Tensor, sizes: ImageSizes | None = None, normalized: bool = False
     ) -> tuple[list[Tensor], Any]:
         """The maps of the backbone (``backbone.feature_spec``), and what :meth:`plainly` makes of them."""
-        require_batch(images)
-        if not normalized:
-            require_unit(images)
-            images = self.normalize(images)
         sizes = sizes or ImageSizes.of(images)
-        images = self._pad(images)
+        images = self._prepared(images, normalized)
         if torch.compiler.is_compiling():
             return self._run(images, sizes)
         try:
@@ -131,6 +127,19 @@ class Model(nn.Module):
             what = f"{len(images)} of {images.shape[2]} x {images.shape[3]} pixels leaves a batch norm one value to take statistics of"
             remedy = "give at least 2 images, or larger ones; or freeze the batch norms (model.eval())"
             raise UserError("training batch", what, remedy) from None
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The maps of the backbone alone (``backbone.feature_spec``); images as :meth:`forward` takes them."""
+        maps: list[Tensor] = self.backbone(self._prepared(images, normalized=False))
+        return maps
+
+    def _prepared(self, images: Tensor, normalized: bool) -> Tensor:
+        """Images as the backbone takes them."""
+        require_batch(images)
+        if not normalized:
+            require_unit(images)
+            images = self.normalize(images)
+        return self._pad(images)
 
     def _run(self, images: Tensor, sizes: ImageSizes) -> tuple[list[Tensor], Any]:
         features = self.backbone(images)

@@ -1,7 +1,7 @@
 """Several heads made one head: what they share, how their losses are weighed, and batches that are labelled in part."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -83,15 +83,25 @@ class MultiHead(Head):
     def count(self, targets: Mapping[str, Any], sizes: ImageSizes) -> dict[str, Tensor]:
         """The counts of each head, 0 where no image has its labels. ``task/``: images with labels of the task, by which its other
         losses are averaged; the log-variance too."""
-        sizes = sizes._replace(
-            batch=(self.padded(sizes.batch[0]), self.padded(sizes.batch[1]))
-        )  # as all heads see them
-        counts = {name: sizes.valid.new_zeros(()) for name in self.counted}
+        return self._counts(self.counted, targets, sizes, lambda head, *own: head.count(*own), _BY_IMAGES)
+
+    def _counts(
+        self,
+        names: Collection[str],
+        targets: Mapping[str, Any],
+        sizes: ImageSizes,
+        ask: Callable[[Head, Any, ImageSizes], Mapping[str, Tensor]],
+        by_images: Collection[str] = (),
+    ) -> dict[str, Tensor]:
+        """What ``ask`` says of each head by task, with the images that have labels of it as ``by_images``; 0 under ``names`` else."""
+        batch = self.padded(sizes.batch[0]), self.padded(sizes.batch[1])
+        sizes = sizes._replace(batch=batch)  # as all heads see them
+        counts = {name: sizes.valid.new_zeros(()) for name in names}
         for task, head in self._items():
             if labels := _split(targets.get(task), sizes):
                 _, own, own_sizes = labels
-                counts |= {f"{task}/{name}": value for name, value in head.count(own, own_sizes).items()}
-                counts |= {f"{task}/{name}": sizes.valid.new_full((), len(own_sizes.valid)) for name in _BY_IMAGES}
+                counts |= {f"{task}/{name}": value for name, value in ask(head, own, own_sizes).items()}
+                counts |= {f"{task}/{name}": sizes.valid.new_full((), len(own_sizes.valid)) for name in by_images}
         return counts
 
     def check_targets(self, targets: Any, sizes: ImageSizes) -> None:
@@ -145,12 +155,7 @@ class MultiHead(Head):
 
     def distill_count(self, targets: Mapping[str, Any], sizes: ImageSizes) -> dict[str, Tensor]:
         """The counts of each head, 0 where no image has its labels."""
-        sizes = sizes._replace(batch=(self.padded(sizes.batch[0]), self.padded(sizes.batch[1])))
-        counts = {name: sizes.valid.new_zeros(()) for name in self.distilled}
-        for task, head in self._items():
-            if labels := _split(targets.get(task), sizes):
-                counts |= {f"{task}/{name}": value for name, value in head.distill_count(*labels[1:]).items()}
-        return counts
+        return self._counts(self.distilled, targets, sizes, lambda head, *own: head.distill_count(*own))
 
     def _taught(self, teacher: Collection[str]) -> list[tuple[str, Head]]:
         return [(task, head) for task, head in self._items() if task in teacher]

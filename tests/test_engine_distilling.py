@@ -23,7 +23,7 @@ from tasks.engine.optim import SGD
 from tasks.engine.order import Share
 from tasks.engine.state import RunState
 from tasks.engine.stepping import LateReader, Stepper
-from tasks.engine.student import Adapters
+from tasks.engine.student import Adapters, Student
 from tasks.engine.watching import watching
 from tasks.run import main as run_any
 from tasks.settings.distill import DistillConfig
@@ -261,6 +261,25 @@ def small(task: Any, **more: Any) -> Model:
     classes = dict.fromkeys(task, 6) if isinstance(task, tuple) else 6
     narrow = {"width": 0.25, "depth": 0.3}
     return build_model(task, "b0", num_classes=classes, head_options=options, backbone_options=narrow, **more)
+
+
+def test_a_teacher_of_features_alone_is_not_asked_for_its_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = DistillConfig(teacher=str(tmp_path / "teacher.safetensors"), weight=0.0, features=("C5",))
+    save_model(small("seg", head="fpn"), tmp_path / "teacher.safetensors", classes=SHAPES)
+    model = small("cls").train()
+    config = Config(optim=OptimConfig(distill=said))
+    objective = objective_of(TASKS.get("cls"), config, model, lambda line: None)
+    assert isinstance(objective, Distilled)
+    assert objective.adapters
+
+    def never(*args: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(objective.teacher.head, "forward", never)
+    losses = objective(Student(model, objective.adapters), data(case("classification", {}, 6)), 0)
+    assert losses.keys() == {"cross_entropy", FEATURES}
 
 
 def test_joint_models_and_single_ones_teach_each_other_what_both_know(tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ class PaddedConv2d(nn.Conv2d):
     def _may_widen(self, input: Tensor, columns: int, rows: int) -> bool:
         """Inference on a CPU, by a single tap. A traced or compiled graph must hold for other sizes too; elsewhere it does not pay."""
         tracing = bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # untyped in torch
-        if torch.compiler.is_compiling() or tracing or torch.is_grad_enabled():
+        changed = (
+            torch._C._len_torch_function_stack() > 0
+        )  # somebody changes functions, and knows weights by themselves
+        if torch.compiler.is_compiling() or tracing or changed or torch.is_grad_enabled():
             return False
         return input.device.type == "cpu" and self.dilation == (1, 1) and {rows, columns} <= {0, 1}
 

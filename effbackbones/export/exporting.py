@@ -30,6 +30,7 @@ from effbackbones.export.record import (
     beside,
     format_of,
 )
+from effbackbones.export.simulation import learnt_ranges
 from effbackbones.images.reading import MAX_PIXELS
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.inference.exported import ExportedModel
@@ -257,7 +258,7 @@ def _change(graph: Graph, precision: str, calibration: Sequence[Any]) -> Change 
         {name: value.numpy() for name, value in fed(graph, [one], [image]).items()}
         for one, image in zip(fitted, originals, strict=True)
     ]
-    return partial(quantise, feeds=feeds)
+    return partial(quantise, feeds=feeds, ranges=learnt_ranges(graph.model))
 
 
 def _certificate(

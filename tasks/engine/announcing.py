@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from tasks.engine.batchnorm import FEW_STEPS
 from tasks.engine.preparation import Prepared
 from tasks.engine.state import Progress
@@ -27,6 +29,12 @@ def told_of_start(config: Config, prepared: Prepared) -> Iterator[str]:
     if state.statistics:
         text = f"fewer than {FEW_STEPS} steps: batch norms are judged by statistics taken anew from training images"
         yield f"{text}; more steps, by a smaller data.batch_size or more optim.epochs, would learn more"
+    if (simulation := state.simulation) is not None:
+        kept, total = len(simulation.norms), sum(isinstance(one, _BatchNorm) for one in model.modules())
+        text = f"int8 is simulated in {simulation.count} calls of {len(simulation.layers)} layers, as export --precision int8 has it"
+        yield f"{text}; {kept} of {total} batch norms have statistics and keep them, the others learn theirs"
+        if prepared.hardware.precision != "fp32":
+            yield f"run.precision {prepared.hardware.precision} rounds beside int8, which the exported file does not"
     yield from filter(None, [model.provenance.get("loaded", ""), *model.provenance.get("assumed", [])])
 
 

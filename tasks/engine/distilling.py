@@ -51,7 +51,10 @@ class Distilled(Supervised):
     def __call__(self, model: Any, batch: Batch, step: int) -> Mapping[str, Tensor]:
         images, targets = self.task.augment(self.config, batch, model.head.num_classes, step)
         with torch.no_grad():  # first, for nothing of it is kept
-            shown, theirs = self.teacher.with_features(images, batch.sizes)
+            weighed = self.said.weight > 0
+            shown, theirs = (
+                self.teacher.with_features(images, batch.sizes) if weighed else (self.teacher.maps(images), None)
+            )
         given = model(images, batch.sizes)
         raw, maps = given if self.adapters else (given, {})
         losses = dict(model.head.loss(raw, targets, batch.sizes))

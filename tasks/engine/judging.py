@@ -67,7 +67,7 @@ class Judge:
 
     def _judged(self, weights: str, *, outcomes: bool = False) -> Judged:
         val, share, leave = self.datasets["val"], self.state.share, self.leave
-        with self.state.weights(weights), self.leaving():
+        with self.state.weights(weights), self.state.rounded(), self.leaving():
             return self.score(self.state.model, dataset=val, share=share, observe=False, leave=leave, outcomes=outcomes)
 
     def _keep_if_best(self, scores: Mapping[str, Any], weights: str, outcomes: Any) -> None:
@@ -97,6 +97,8 @@ class Judge:
         if points:
             provenance |= {"operating_point": dict(points)}
         with self.state.weights(weights):
+            if self.state.simulation:
+                provenance |= {"quantise": self.state.simulation.learnt()}
             save_model(self.state.model, file, classes=self.classes, metrics=figures, provenance=provenance)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
@@ -138,6 +140,10 @@ class Judge:
         self.tell(
             f"{split} {self.monitor.name} {shown} with the best ({weights}) weights; skipped steps: {progress.skipped}"
         )
+        if self.state.simulation:
+            self.tell(
+                "these are scores of the float32 weights; those during the run were of int8, as export --precision int8 gives"
+            )
         self.tell(f"report {report}")
         self.tell(f"run folder {self.folder}")
 

@@ -97,6 +97,7 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
         known["teacher"], adapters = objective.digest, objective.adapters
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     state = begin(config, model, scaler, warmup=plan.warmup, adapters=adapters)
-    state.statistics = batchnorm.for_few_steps(training.few, plan, hardware)
+    if state.simulation is None:  # which keeps the statistics that the weights came with
+        state.statistics = batchnorm.for_few_steps(training.few, plan, hardware)
     factor = partial(lr_factor, total=plan.total, warmup=plan.warmup, per_epoch=plan.per_epoch, config=config.optim)
     return Prepared(fabric, hardware, state, plan, datasets, training, classes, known, judged_by, factor, objective)

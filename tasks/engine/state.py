@@ -1,7 +1,7 @@
 """The state of a run, one object: all that a checkpoint holds, and nothing else decides how the run goes on."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from effbackbones.backbones.syncnorm import synchronise_batch_norm
 from effbackbones.errors import UserError
+from effbackbones.export.simulation import Int8Simulation
 from effbackbones.model import Model
 from tasks.engine import processes
 from tasks.engine.batchnorm import Statistics
@@ -81,6 +82,8 @@ class RunState:
     """Of a run of few steps: what its batch norms are judged with."""
     adapters: Adapters | None = None
     """What is trained beside the model and kept in no file of it."""
+    simulation: Int8Simulation | None = None
+    """What rounds as the exported file will."""
 
     def __post_init__(self) -> None:
         self.trained: Model | Student = Student(self.model, self.adapters) if self.adapters else self.model
@@ -106,7 +109,7 @@ class RunState:
         return self.model_size * (4 if self.ema else 3) + 3 * beside
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of a run: ``model.*``, ``ema.*``, ``optimizer.*``, ``scaler.*``, ``adapters.*``."""
+        """All tensors of a run: ``model.*``, ``ema.*``, ``optimizer.*``, ``scaler.*``, ``adapters.*``, ``quantise.*``."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= flatten_optimizer(self.optimizer)
         if self.ema:
@@ -115,12 +118,15 @@ class RunState:
             tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
         if self.adapters:
             tensors |= {f"adapters.{name}": value for name, value in self.adapters.state_dict().items()}
+        if self.simulation:
+            tensors |= {f"quantise.{name}": value for name, value in self.simulation.state_dict().items()}
         return tensors
 
     def restore(self, state: State) -> None:
         """Continue from what :meth:`tensors` gave and a record of ``step`` and ``progress``. A file that is not the state of such a
         model, optimiser and average raises :class:`UserError`, and nothing is changed."""
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "scaler": {}, "optimizer": {}, "adapters": {}}
+        roots = ("model", "ema", "scaler", "optimizer", "adapters", "quantise")
+        parts: dict[str, dict[str, Tensor]] = {root: {} for root in roots}
         for key, value in state.tensors.items():
             root, _, name = key.partition(".")
             parts.setdefault(root, {})[name] = value
@@ -138,6 +144,8 @@ class RunState:
             self.ema.load_state_dict(parts["ema"])
         if self.adapters:
             self.adapters.load_state_dict(parts["adapters"])
+        if self.simulation:
+            self.simulation.load_state_dict(parts["quantise"])
         if self.scaler:
             self.scaler.load_state_dict({name: value.item() for name, value in parts["scaler"].items()})
         self.step, self.progress = state.record["step"], Progress(**told)
@@ -146,12 +154,17 @@ class RunState:
         """Give all processes the first one's batch-norm statistics, which are those that are saved, and the mean of their losses."""
         if self.share.world > 1:
             averages = [] if self.ema is None else list(self.ema.state_dict().values())
-            for tensor in [*self.model.buffers(), *averages]:
+            ranges = [] if self.simulation is None else list(self.simulation.state_dict().values())
+            for tensor in [*self.model.buffers(), *averages, *ranges]:
                 torch.distributed.broadcast(tensor, 0)
             device = next(self.model.parameters()).device
             losses = torch.tensor(self.progress.loss_sum, dtype=torch.float64, device=device)
             torch.distributed.all_reduce(losses)
             self.progress.loss_sum = losses.item() / self.share.world
+
+    def rounded(self, *, observe: bool = False) -> AbstractContextManager[None]:
+        """Inside, the model computes as its file in int8 will, if that is trained for; in training it is to ``observe`` ranges."""
+        return self.simulation.applied(observe=observe) if self.simulation else nullcontext()
 
     @contextmanager
     def weights(self, name: str) -> Iterator[None]:
@@ -181,4 +194,23 @@ def begin(
         beside = {"params": list(adapters.parameters()), "name": "adapters", "lr": lr, "lr_scale": 1.0}
         groups.append({**beside, "weight_decay": optim.weight_decay})
     ema = Ema(model, optim.ema, warmup if optim.ema_start == "warmup" else 0) if optim.ema else None
-    return RunState(model, build_optimizer(optim, groups), ema, scaler, adapters=adapters)
+    state = RunState(model, build_optimizer(optim, groups), ema, scaler, adapters=adapters)
+    state.simulation = simulated(config, model)
+    return state
+
+
+def simulated(config: Config, model: Model) -> Int8Simulation | None:
+    """What ``optim.quantise`` asks for; :class:`UserError` where it cannot be had."""
+    if config.optim.quantise is None:
+        return None
+    others = {
+        "run.compile": config.run.compile,
+        "model.backbone_options.checkpointing": getattr(model.backbone, "checkpointing", False),
+    }
+    for name, wanted in others.items():
+        if wanted:
+            raise UserError("optim.quantise", f"does not go with {name}", "leave one of them out")
+    try:
+        return Int8Simulation(model)
+    except UserError as error:
+        raise UserError("optim.quantise", f"int8 cannot be simulated: {error}", "set it to null") from error

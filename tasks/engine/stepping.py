@@ -111,6 +111,8 @@ class Stepper:
         """Put back what a step that was left in its midst has changed: gradients, and the buffers of batch norm."""
         self.state.optimizer.zero_grad(set_to_none=True)
         self.guard.settle(self.state.model, torch.ones((), device=self.fabric.device))
+        if self.state.simulation:
+            self.state.simulation.drop()
 
     def _backward(self, pieces: Iterable[Batch]) -> tuple[dict[str, Tensor], list[str]]:
         """Gradients of the whole batch, of all pieces and processes; gives this process's losses, float32 [], and its samples."""
@@ -124,7 +126,9 @@ class Stepper:
             # The gradients of all processes are averaged once, with the last piece.
             unsynchronised = self.fabric.no_backward_sync(self.model, enabled=piece < share.accumulate - 1)
             with unsynchronised, self.fabric.autocast():
-                losses = normaliser.shares(self.objective(self.model, batch, state.step), piece)
+                with state.rounded(observe=True):
+                    found = self.objective(self.model, batch, state.step)
+                losses = normaliser.shares(found, piece)
                 self.fabric.backward(torch.stack(list(losses.values())).sum())
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float()
@@ -164,6 +168,8 @@ class Stepper:
         optimizer.found_inf, optimizer.grad_scale = bad, None  # type: ignore[attr-defined]
         self.fabric.strategy.optimizer_step(optimizer)  # with fp16, the scaler's step and update too
         self.guard.settle(state.model, bad)
+        if state.simulation:
+            state.simulation.settle(bad)
         optimizer.zero_grad(set_to_none=True)
         state.step += 1
         if state.ema:

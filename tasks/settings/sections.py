@@ -193,6 +193,9 @@ class OptimConfig(Section):
     ema_start: Literal["first", "warmup"] = "first"
     """Where the moving average begins: at the first step, or after the warm-up (warmup), so that nothing of before is in it."""
 
+    quantise: Literal["int8"] | None = None
+    """What the weights are trained to be exported in: int8 rounds weights and maps as export --precision int8 does; null: nothing."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
