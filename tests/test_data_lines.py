@@ -163,7 +163,7 @@ def test_fonts_that_tell_the_class_are_told(root: Path) -> None:
     write(root / "ru.txt", "Кот сидит.", "Дом стоит.")
     dataset = LineDataset(root, replace(PLAIN, fonts=(*SANS, roman)))
     assert "warning: 1 of 2 fonts write no line of ru (cmr10.ttf): their looks" in "\n".join(dataset.notes)
-    write(root / "el.txt", "Μια γάτα κάθεται.")
+    write(root / "el.txt", "Δύο γάτες κάθονται.")
     write(root / "uk.txt", "Мій дім тут.")
     upright = Path(matplotlib.get_data_path(), "fonts/ttf/cmtt10.ttf")
     told = LineDataset(root, replace(PLAIN, fonts=(*SANS, roman, str(upright)))).notes
