@@ -96,7 +96,7 @@ def test_characters_of_windows_are_what_was_meant(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "message"),
     [
-        ("gut\nschön".encode("latin-1"), 2, "expected UTF-8, got the byte 0xF6"),
+        ("gut\nschön".encode("latin-1"), 2, "expected UTF-8, got the byte 0xF6 in b'gut.*sch"),
         ("gut\n".encode("utf-16"), 1, "UTF-16"),
         (b"good\n" + b"x" * 100_000, 2, "expected a sentence of at most 10,000 characters, got 100,000"),
         (b"good\nb\0d", 2, "NUL"),
@@ -162,7 +162,12 @@ def test_fonts_that_tell_the_class_are_told(root: Path) -> None:
     roman = str(Path(matplotlib.get_data_path(), "fonts/ttf/cmr10.ttf"))
     write(root / "ru.txt", "Кот сидит.", "Дом стоит.")
     dataset = LineDataset(root, replace(PLAIN, fonts=(*SANS, roman)))
-    assert "warning: cmr10.ttf writes no line of ru: its look" in "\n".join(dataset.notes)
+    assert "warning: 1 of 2 fonts write no line of ru (cmr10.ttf): their looks" in "\n".join(dataset.notes)
+    write(root / "el.txt", "Δύο γάτες κάθονται.")
+    write(root / "uk.txt", "Мій дім тут.")
+    upright = Path(matplotlib.get_data_path(), "fonts/ttf/cmtt10.ttf")
+    told = LineDataset(root, replace(PLAIN, fonts=(*SANS, roman, str(upright)))).notes
+    assert "warning: 2 of 3 fonts write no line of el, ru, uk (cmr10.ttf, cmtt10.ttf): their looks" in "\n".join(told)
     picture = Line("Кот сидит.", replace(PLAIN, fonts=(roman, *SANS))).drawn(generator())  # drawn by the one that can
     np.testing.assert_array_equal(picture.image, Line("Кот сидит.", PLAIN).drawn(generator()).image)
 

@@ -18,7 +18,7 @@ from tasks.data.door.transforms import class_transform, told_of_listed
 from tasks.data.sample import Sample
 from tasks.data.transforms.listed import Listed
 from tasks.data.transforms.mixing import FAINTEST, mix_waves
-from tasks.data.transforms.sounds import BackgroundNoise, Gain, Polarity, TimeShift, WhiteNoise
+from tasks.data.transforms.sounds import BackgroundNoise, Gain, Polarity, Speed, TimeShift, WhiteNoise
 from tasks.data.transforms.waves import WaveTransform
 from tasks.settings.data import DataConfig
 
@@ -116,6 +116,11 @@ def test_gain_polarity_and_shift_do_what_they_say() -> None:
     moved = [wave_of(TimeShift(0.1, p=1)(sample(tone()), rng(seed)).image) for seed in range(20)]
     shifts = {next(by for by in range(-80, 81) if np.array_equal(one, shifted(before, by))) for one in moved}
     assert len(shifts) > 10
+    for factor, heard in ((2.0, 400), (0.5, 800)):
+        quick = wave_of(Speed(factor, p=1)(sample(tone()), rng(2)).image)
+        spectrum = np.abs(np.fft.rfft(quick, 2**14))
+        assert spectrum.argmax() / 2**14 * 2 * np.pi == pytest.approx(factor / 3, rel=0.02)
+        assert int((np.abs(quick) > 0.01).sum()) == pytest.approx(heard, rel=0.1)
     around = wave_of(TimeShift(0.5, around=True, p=1)(sample(tone()), rng(1)).image)
     assert sorted(around.tolist()) == sorted(before.tolist())
 
@@ -159,6 +164,7 @@ def test_all_draw_from_their_generator_alone_and_half_of_the_time() -> None:
             r"data\.augment\[0\]: BackgroundNoise: there is no folder nowhere",
         ),
         ("BackgroundNoise", r"data\.augment\[0\]: BackgroundNoise needs folder"),
+        ({"Speed": {"factor": 9}}, r"data\.augment\[0\]: Speed: factor: expected 0.25 to 4"),
         ({"TimeShift": {"share": 0}}, r"data\.augment\[0\]: TimeShift: share: expected"),
         ("HorizontalFlip", r"data\.augment\[0\]: HorizontalFlip is for pictures, and the model hears recordings"),
     ],

@@ -325,6 +325,17 @@ def test_large_pictures_are_reduced() -> None:
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (256, 85)
 
 
+def test_flat_pictures_have_room(tmp_path: Path) -> None:
+    """Lines of text can be read: a wide cell each, where all are flat."""
+    line, square = np.zeros((24, 480, 3), np.uint8), np.zeros((80, 80, 3), np.uint8)
+    for images, kind in (([line, line], "pictures flat"), ([line, square], "pictures"), ([], "pictures")):
+        report = Report("x")
+        report.gallery("Worst", [(image, "x") for image in images])
+        text = report.write(tmp_path / "page.html").read_text(encoding="utf-8")
+        assert f'<div class="{kind}">' in text
+        assert (picture(line, 512) in text) == (kind == "pictures flat")
+
+
 def test_curves_draw_each_figure_once_and_skip_gaps() -> None:
     rows = history(4)
     rows[1]["val/top1"] = float("nan")

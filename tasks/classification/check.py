@@ -23,9 +23,12 @@ UNSEEN = 0.45
 def quick_checks(spec: ImageSpec, datasets: Mapping[str, Dataset], tell: Teller, *, crop: str, measured: bool) -> None:
     """Tell what readers noticed, and what of the images is lost on the way into a network that wants them as ``spec`` says.
     ``crop``: how training crops; ``measured``: whether images are normalised by their own mean and deviation."""
+    told: set[str] = set()
     for split, dataset in datasets.items():
         for note in getattr(dataset, "notes", ()):
-            tell(f"{split}: {note}")
+            if note not in told:  # of divided data each part has those of the whole
+                tell(f"{split}: {note}")
+                told.add(note)
     if spec.rate is not None:
         for split, dataset in datasets.items():
             for said in told_of_sound(dataset, spec):

@@ -25,6 +25,7 @@ NOTHING = "—"
 _FIGURE = r"[-+]?[0-9][0-9.,]*(e[-+][0-9]+)?"
 _NUMBER = re.compile(rf"{NOTHING}|{_FIGURE}( to {_FIGURE})?( %)?")
 _PICTURE, _PANEL = 256, 512  # longest side of an embedded picture, alone and beside others, pixels
+_FLAT = 4  # widths in heights from which a picture is flat, such as a line of text
 _INK = "#000000"  # matplotlib's default for text, axes and ticks; takes the page's text colour
 _FIRST_PICTURES, _FIRST_CARDS = 12, 4
 """Of more the rest is folded."""
@@ -150,9 +151,13 @@ class Report:
         self._add("matrix", title, caption, {"names": list(names), "rows": rows, "numbers": len(names) <= 20})
 
     def gallery(self, title: str, items: Iterable[tuple[np.ndarray, str]], caption: str = "") -> None:
-        """Pictures with a line or more of text below each; see :func:`picture` for what an image may be."""
-        shown = [{"uri": picture(image), "lines": text.split("\n")} for image, text in items]
-        self._add("gallery", title, caption, {"items": shown, "legend": (), "first": _FIRST_PICTURES})
+        """Pictures with a line or more of text below each, larger where all are flat; see :func:`picture` for what an image may be."""
+        found = list(items)
+        flat = bool(found) and all(image.shape[1] >= _FLAT * image.shape[0] for image, _ in found)
+        shown = [
+            {"uri": picture(image, _PANEL if flat else _PICTURE), "lines": text.split("\n")} for image, text in found
+        ]
+        self._add("gallery", title, caption, {"items": shown, "legend": (), "first": _FIRST_PICTURES, "flat": flat})
 
     def pairs(
         self,
@@ -167,7 +172,7 @@ class Report:
         for images, text in items:
             panels = [{"name": name, "uri": picture(image, _PANEL)} for name, image in images.items()]
             shown.append({"panels": panels, "lines": text.split("\n")})
-        self._add("pairs", title, caption, {"items": shown, "legend": legend, "first": _FIRST_CARDS})
+        self._add("pairs", title, caption, {"items": shown, "legend": legend, "first": _FIRST_CARDS, "flat": False})
 
     def write(self, path: Path) -> Path:
         """Write the page to ``path``, whose folder is made: a reader sees the old page or the new one, never half of it."""

@@ -69,7 +69,7 @@ def _decoded(path: Path) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
-        what = f"expected UTF-8, got the byte 0x{data[error.start]:02X} in {data[error.start - 12 : error.start + 4]!r}"
+        what = f"expected UTF-8, got the byte 0x{data[error.start]:02X} in {data[max(0, error.start - 12) : error.start + 4]!r}"
         raise UserError(f"{path}, line {number}", what, "save the file as UTF-8") from error
 
 

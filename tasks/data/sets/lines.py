@@ -1,7 +1,6 @@
 """Data set ``lines``, lines of text as pictures: ``root/CLASS.txt``, one sentence on each line, drawn when it is read."""
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -170,18 +169,20 @@ def _told_of_copies(rows: Sequence[tuple[str, str]], labels: NDArray[np.int64]) 
 
 def _told_of_fonts(fonts: Sequence[str], kept: dict[str, list[TextLine]]) -> Iterator[str]:
     """Fonts that write some classes and others not, so that their looks tell the class."""
-    alphabets = {name: Counter("".join(line.text for line in lines)).keys() for name, lines in kept.items()}
+    alphabets = {name: "".join(set("".join(line.text for line in lines))) for name, lines in kept.items()}
+    mute: dict[str, list[str]] = {}
     for font in fonts:
-        if all(has_letters(font, "".join(alphabet)) for alphabet in alphabets.values()):
-            continue
-        without = [
-            name.removesuffix(ENDING)
-            for name, lines in kept.items()
-            if not any(has_letters(font, line.text) for line in lines)
-        ]
-        if without and len(without) < len(kept):
-            what = f"writes no line of {', '.join(without[:4])}{', ...' if len(without) > 4 else ''}"
-            yield f"warning: {Path(font).name} {what}: its look tells classes apart, which text should"
+        for name, alphabet in alphabets.items():
+            if not has_letters(font, alphabet) and not any(has_letters(font, line.text) for line in kept[name]):
+                mute.setdefault(name, []).append(Path(font).name)
+    by_fonts: dict[tuple[str, ...], list[str]] = {}
+    for name, silent in mute.items():
+        by_fonts.setdefault(tuple(silent), []).append(name.removesuffix(ENDING))
+    for fonts_of, names in by_fonts.items():
+        which = (
+            f"{len(fonts_of)} of {len(fonts)} fonts write no line of {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
+        )
+        yield f"warning: {which} ({shown(fonts_of)}): their looks tell classes apart, which text should; data.options.fonts names others"
 
 
 def _places(found: Sequence[tuple[str, int]]) -> str:
