@@ -19,6 +19,8 @@ from heads.classification import ClassificationHead
 from heads.options import number, require
 
 DEFAULT = ("C5",)
+NEVER = -1e4
+"""A logit whose sigmoid, and whose share of a softmax, is 0. Sums over minus infinity become infinite in onnxruntime."""
 
 
 class SedRaw(NamedTuple):
@@ -107,7 +109,7 @@ class SedHead(ClassificationHead):
 
     def _attended(self, said: Tensor, attention: Tensor, inside: Tensor) -> Tensor:
         """Logits [B, K] of recordings by what their frames say [B, F, K]."""
-        weights = attention.tanh().masked_fill(~inside[:, :, None], -torch.inf).log_softmax(1)
+        weights = attention.tanh().masked_fill(~inside[:, :, None], NEVER).log_softmax(1)
         if not self.sigmoid:
             return (weights.exp() * said).sum(1)
         there, absent = (weights + F.logsigmoid(said)).logsumexp(1), (weights + F.logsigmoid(-said)).logsumexp(1)
@@ -123,9 +125,9 @@ class SedHead(ClassificationHead):
         return begin < sizes.valid[:, 1:].clamp(min=1)
 
     def _counting(self, raw: SedRaw, sizes: ImageSizes) -> Tensor:
-        """``frames`` float32, those that do not count at minus infinity."""
+        """``frames`` float32, those that do not count at :data:`NEVER`."""
         inside = self._inside(raw.frames.shape[3], self.frame_step, sizes)
-        return raw.frames.float().masked_fill(~inside[:, None, None], -torch.inf)
+        return raw.frames.float().masked_fill(~inside[:, None, None], NEVER)
 
     def loss(  # type: ignore[override]
         self, raw: SedRaw, targets: Tensor, sizes: ImageSizes

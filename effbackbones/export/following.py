@@ -17,7 +17,7 @@ from effbackbones.errors import UserError
 from effbackbones.export.int8layers import Op, int8_layers
 from effbackbones.model import Model
 
-_WEIGHTS = {"convolution": 1, "linear": 1, "mm": 1, "addmm": 2}
+_WEIGHTS = {"convolution": 1, "linear": 1, "mm": 1, "bmm": 1, "addmm": 2}
 """Where a weighted operation has its weights."""
 _CUTS = ("relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_")
 _SMOOTH = ("silu", "silu_", "sigmoid", "sigmoid_")

@@ -117,10 +117,16 @@ class Rounding(TorchFunctionMode):
         kept, inner = self._padded.get(id(args[0]), (None, None))
         if kept is not None and inner is not None and kept() is args[0] and (source := inner()) is not None:
             self._rounded.setdefault(id(source), (inner, None, 2 * call))
+        small = fake_weights(weight, _LAYERS[name])
+        if name == "linear" and x.ndim > 2:  # which a graph has as a product, whose result is rounded, and a sum
+            bias = args[2] if len(args) > 2 else kwargs.get("bias")
+            out = func(x, small)
+            out = out if self.cut is None else self._round(out, 2 * call + 1)
+            return out if bias is None else out + bias
         if len(args) > 1:
-            args = (x, fake_weights(weight, _LAYERS[name]), *args[2:])
+            args = (x, small, *args[2:])
         else:
-            args, kwargs = (x,), {**kwargs, "weight": fake_weights(weight, _LAYERS[name])}
+            args, kwargs = (x,), {**kwargs, "weight": small}
         out = func(*args, **kwargs)
         if self.cut is not None:
             self._given[id(out)] = (TensorWeakRef(out), 2 * call + 1)

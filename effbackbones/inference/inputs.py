@@ -75,6 +75,8 @@ def recording_of(given: Any, number: int, *, rate: int, channels: int, max_sampl
         return ImageSource(os.fspath(given), None, partial(read_recording, **reading))
     name = f"recording {number}"
     wave = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    if isinstance(wave, np.ndarray) and wave.dtype == np.uint16 and wave.shape == (1, wave.size, channels):
+        return ImageSource(name, np.array(wave))  # as recordings are read
     if not isinstance(wave, np.ndarray) or wave.ndim not in (1, 2) or 0 in wave.shape:
         kind = list(wave.shape) if isinstance(wave, np.ndarray) else type(given).__name__
         remedy = f"give a path, or an array [samples] or [samples, channels] of {rate:,} samples a second"

@@ -10,9 +10,7 @@ from typing import Any
 from effbackbones.images.opening import Encoded
 from effbackbones.serving.limits import Limits, RefusedError, Share
 
-_TAKEN = (
-    "send Content-Type: image/* or application/octet-stream with one image as body, or multipart/form-data with files"
-)
+_TAKEN = "send Content-Type: image/*, audio/* or application/octet-stream with one file as body, or multipart/form-data with files"
 _DISCARDED, _DISCARD_SECONDS = 4, 5.0
 """Of a body that is too large so many times the largest is read all the same, for so long: who still sends does not hear why."""
 _NAME = 100
@@ -24,7 +22,7 @@ def check_headers(headers: Mapping[str, str], limits: Limits) -> None:
     kind = _kind(headers)
     if not kind:
         raise RefusedError(415, f"Content-Type is missing: {_TAKEN}")
-    if not kind.startswith("image/") and kind not in ("application/octet-stream", "multipart/form-data"):
+    if not kind.startswith(("image/", "audio/")) and kind not in ("application/octet-stream", "multipart/form-data"):
         raise RefusedError(415, f"Content-Type {kind[:_NAME]!r} is not taken: {_TAKEN}")
     packed = headers.get("content-encoding", "identity").strip().lower()
     if packed not in ("", "identity"):

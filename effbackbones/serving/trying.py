@@ -38,9 +38,12 @@ def png_of(pixels: Any) -> str:
 
 def add_page(app: Any, service: Service, answered: Callable[[Any, Work], Any], samples: Sequence[Any]) -> None:
     """Add ``/demo``, its parts and ``/explain`` to a FastAPI application, whose requests are ``answered`` as
-    :func:`effbackbones.serving.web.web_app` says. ``samples``: images uint8 [H, W, 3]."""
+    :func:`effbackbones.serving.web.web_app` says. ``samples``: images uint8 [H, W, 3]. A model that hears recordings raises
+    :class:`UserError`."""
     from fastapi import Request, Response  # optional: extra `serve`
 
+    if service.predictor.model.image_spec.rate is not None:
+        raise UserError("demo", "the page shows pictures, and this model hears recordings", "take the verb serve")
     alone = asyncio.Lock()  # gradients take memory: one image at a time
     pictures = json.dumps({"samples": [png_of(one) for one in samples]})
 

@@ -31,7 +31,12 @@ _PREDICT: dict[str, Any] = {
     "openapi_extra": {
         "requestBody": {
             "required": True,
-            "content": {"image/*": _BINARY, "application/octet-stream": _BINARY, "multipart/form-data": _FORM},
+            "content": {
+                "image/*": _BINARY,
+                "audio/*": _BINARY,
+                "application/octet-stream": _BINARY,
+                "multipart/form-data": _FORM,
+            },
         }
     },
     "responses": {
