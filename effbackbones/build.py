@@ -39,7 +39,7 @@ def create_backbone(
     squeezed: Sequence[int] | None = None,
 ) -> Backbone:
     """Build a backbone by name: ``b0``-``b7``, ``lite0``-``lite4``, one in between such as ``b2.5``, ``timm:NAME``, or a
-    registered one.
+    registered one; ``sound:`` and any of these is one for recordings, whose own options are ``backbone_options`` of :func:`build_model`.
 
     * ``weights``: None (random; never touches the network), ``"imagenet"``, ``"coco"``, a named source, or a file. They bring their
       numerics and image spec, unless given here. ``backbone.provenance`` says where they came from, what was loaded and

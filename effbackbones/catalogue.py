@@ -28,7 +28,7 @@ def backbone_rows(names: Sequence[str] = ()) -> list[Row]:
 
 
 def _backbone(name: str) -> Row:
-    if not BACKBONES.is_built_in(name) or name.startswith("timm:"):
+    if not BACKBONES.is_built_in(name) or name.startswith(("timm:", "sound:")):
         return _asked(name)
     row = scaling(name)
     parameters, work = costs(row)

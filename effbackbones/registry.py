@@ -277,7 +277,7 @@ def register_head(name: str) -> Callable[[T], T]:
 
 
 def list_backbones() -> list[str]:
-    """Names for ``create_backbone``, sorted; any ``timm:NAME`` comes on top."""
+    """Names for ``create_backbone``, sorted; any ``timm:NAME``, and ``sound:`` before each of them, come on top."""
     return BACKBONES.names()
 
 

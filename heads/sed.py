@@ -19,6 +19,8 @@ from heads.classification import ClassificationHead
 from heads.options import number, require
 
 DEFAULT = ("C5",)
+NEVER = -1e4
+"""A logit whose sigmoid, and whose share of a softmax, is 0. Sums over minus infinity become infinite in onnxruntime."""
 
 
 class SedRaw(NamedTuple):
@@ -107,11 +109,11 @@ class SedHead(ClassificationHead):
 
     def _attended(self, said: Tensor, attention: Tensor, inside: Tensor) -> Tensor:
         """Logits [B, K] of recordings by what their frames say [B, F, K]."""
-        weights = attention.tanh().masked_fill(~inside[:, :, None], -torch.inf).log_softmax(1)
+        weights = attention.tanh().masked_fill(~inside[:, :, None], NEVER).log_softmax(1)
         if not self.sigmoid:
             return (weights.exp() * said).sum(1)
-        there, absent = (weights + F.logsigmoid(said)).logsumexp(1), (weights + F.logsigmoid(-said)).logsumexp(1)
-        return there - absent
+        # The logarithms of sigmoids of what is said and of its opposite; torch's own is infinite in onnxruntime for small ones.
+        return _log_sum(weights - F.softplus(-said)) - _log_sum(weights - F.softplus(said))
 
     def _cell(self, column: Tensor, level: int) -> Tensor:
         """The cells of a coarser map that columns of the finest lie in."""
@@ -123,9 +125,9 @@ class SedHead(ClassificationHead):
         return begin < sizes.valid[:, 1:].clamp(min=1)
 
     def _counting(self, raw: SedRaw, sizes: ImageSizes) -> Tensor:
-        """``frames`` float32, those that do not count at minus infinity."""
+        """``frames`` float32, those that do not count at :data:`NEVER`."""
         inside = self._inside(raw.frames.shape[3], self.frame_step, sizes)
-        return raw.frames.float().masked_fill(~inside[:, None, None], -torch.inf)
+        return raw.frames.float().masked_fill(~inside[:, None, None], NEVER)
 
     def loss(  # type: ignore[override]
         self, raw: SedRaw, targets: Tensor, sizes: ImageSizes
@@ -164,3 +166,10 @@ class SedHead(ClassificationHead):
         a coarser one gives it; 0 behind the content."""
         scores = self._counting(raw, sizes)[:, 0].sigmoid()
         return scores if not len(self.finer) else torch.minimum(scores, self.predict(raw, sizes)[:, :, None])
+
+
+def _log_sum(logs: Tensor) -> Tensor:
+    """The logarithm of the sum over dimension 1 of what ``logs`` are the logarithms of. As torch's, which in onnxruntime is infinite where
+    all of them are small."""
+    most = logs.detach().amax(1, keepdim=True)
+    return (logs - most).exp().sum(1).log() + most[:, 0]

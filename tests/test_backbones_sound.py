@@ -12,6 +12,7 @@ from effbackbones import build_model, create_backbone, load_model, save_model
 from effbackbones.backbones.mel import MelSpec, mel_filters
 from effbackbones.backbones.sound import SoundBackbone, masked
 from effbackbones.backbones.spectrogram import LEVEL, PCEN, SPREAD, Spectrogram, basis, decibels, pcen
+from effbackbones.catalogue import backbone_rows
 from effbackbones.conformance import check_backbone, enforce
 from effbackbones.contracts import Backbone, FeatureSpec, ImageSpec
 from effbackbones.errors import UserError
@@ -345,3 +346,12 @@ def test_stripes_are_uniform(widest: int) -> None:
     assert float(widths.float().mean()) == pytest.approx(most / 2, rel=0.1)
     edges = (made[:, 0] == 0).float().mean(0)
     torch.testing.assert_close(edges, edges.flip(0), atol=0.05, rtol=0)
+
+
+def test_known_without_values() -> None:
+    row = backbone_rows(["sound:lite0"])[0]
+    assert "error" not in row
+    assert row["image_size"] == [1, 160000]
+    pictures = backbone_rows(["lite0"])[0]
+    assert row["parameters"] == pictures["parameters"] - 2 * 9 * 32  # a stem of one channel
+    assert row["multiply_adds"] > pictures["multiply_adds"]  # 128 x 500 cells

@@ -10,10 +10,12 @@ from effbackbones import ImageSpec, UserError
 from tasks.classification.task import TASK as CLS
 from tasks.data.check import check_dataset
 from tasks.data.dataset import DATASETS
+from tasks.data.door.caching import cached
 from tasks.data.door.reading import read_as
 from tasks.data.knowledge import Knowledge
 from tasks.data.recordings import told_of_sound
 from tasks.data.sets.selecting import Selection, of_split
+from tasks.data.transforms.waves import WaveTransform
 from tasks.engine.splits import open_splits
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config
@@ -200,3 +202,23 @@ def test_what_is_told_of_recordings(tmp_path: Path) -> None:
         "warning: 1 of 4 recordings looked through (3.wav) are clipped: 0.01% or more of their samples are at full scale",
         "warning: 1 of 4 recordings looked through (2.wav) are silent, 60 dB below full scale or fainter",
     ]
+
+
+def test_the_cache_keeps_recordings_as_they_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "a" / "1.wav", 0.5, 16000)
+    write(tmp_path / "train" / "b" / "2.wav", 2.0, 8000)
+    config = config_of(tmp_path, cache=str(tmp_path / "kept"), augment=("Gain",))
+    plain = DATASETS.get("sound")(config.data, "train", None)
+    kept, lines = cached(config.data, plain, WaveTransform(ImageSpec.of_sound(8000, 800), True))
+    assert lines[0].startswith("data.cache: 2 training samples are kept, as large as they are read, in ")
+    assert len(lines) == 1
+    for _ in range(2):  # made, and taken
+        assert all(np.array_equal(kept[row].image, plain[row].image) for row in range(2))
+    assert len([one for one in (tmp_path / "kept").rglob("*") if one.is_file()]) == 2
+
+
+def test_folders_of_one_list_are_recognised(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        write(tmp_path / label / "1.wav")
+    with pytest.raises(UserError, match=r"holds the folders cat, dog; set data\.val: 0\.2, if these are the classes"):
+        open_splits(config_of(tmp_path), CLS)

@@ -42,10 +42,11 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def line(root: Path, out: Path, *more: str) -> list[str]:
+def line(root: Path, out: Path, *more: str, head: str = "sed") -> list[str]:
     masks = "time_masks: 2, time_width: 0.05, freq_masks: 2, freq_width: 8}"
-    model = ["--model.backbone", "sound:lite0", "--model.weights", "null", "--model.head", "sed"]
-    model += ["--model.backbone_options", f"{SMALL}, {masks}", "--model.head_options", "{levels: [C2, C5]}"]
+    model = ["--model.backbone", "sound:lite0", "--model.weights", "null", "--model.head", head]
+    model += ["--model.backbone_options", f"{SMALL}, {masks}"]
+    model += ["--model.head_options", "{levels: [C2, C5]}"] if head == "sed" else []
     data = ["--data.name", "sound", "--data.root", str(root), "--data.options", "{rate: 8000}", "--data.augment", "[]"]
     data += ["--data.batch_size", "4", "--data.eval_batch_size", "4", "--data.mixup", "0"]
     return ["--config", "sounds", *QUIET, *model, *data, "--optim.epochs", "2", "--run.out", str(out), *more]
@@ -79,9 +80,8 @@ def test_two_processes_train_one_model(tones: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_plain_classifier_learns_from_one_of_events(tones: Path, tmp_path: Path) -> None:
     assert main(line(tones, tmp_path / "teacher")) == 0
-    student = ["--model.head", "classification", "--model.head_options", "{}", "--optim.epochs", "1"]
-    student += ["--optim.distill.teacher", str(tmp_path / "teacher")]
-    assert main([*line(tones, tmp_path / "student"), *student]) == 0
+    more = ["--optim.epochs", "1", "--optim.distill.teacher", str(tmp_path / "teacher")]
+    assert main(line(tones, tmp_path / "student", *more, head="classification")) == 0
     assert load_model(tmp_path / "student" / "best.safetensors").config["head"] == "classification"
 
 

@@ -46,7 +46,7 @@ class Spectrogram(nn.Module):
         super().__init__()
         self.spec = spec
         for name, value in self._constants().items():
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, value.to(torch.get_default_device()), persistent=False)
 
     def _constants(self) -> dict[str, Tensor]:
         window, filters = hann(self.spec.window), mel_filters(self.spec)
@@ -63,7 +63,7 @@ class Spectrogram(nn.Module):
 
     def forward(self, waves: Tensor) -> Tensor:
         device = waves.device.type
-        if torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):  # without values there is no precision
             with torch.autocast(device, enabled=False):
                 return self._normalized(self.power(waves.float()))
         return self._normalized(self.power(waves.float()))

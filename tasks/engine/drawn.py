@@ -54,10 +54,13 @@ class _Fitting(ShapesDataset):
         # A single class that one sigmoid tells from none has two answers.
         self.counts: dict[str, int] = {word: int(count) for word, count in several.items()}
         self.channels = len(model.image_spec.mean)
+        self.deep = model.image_spec.rate is not None  # recordings have 16 bits
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
         image = np.ascontiguousarray(sample.image[..., np.arange(self.channels) % 3])
+        if self.deep:
+            image = image.astype(np.uint16) * 257
         # What no head of the model is trained on is left out, as data without such labels have it.
         changes: dict[str, Any] = {"image": image, "label": None, "boxes": None, "box_labels": None, "mask": None}
         if (classes := self.counts.get("det")) and sample.box_labels is not None:

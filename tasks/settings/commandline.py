@@ -173,7 +173,7 @@ def _help(task: str) -> str:
         ),
         f"Bundled configs: {', '.join(bundled(task)) or 'none'}",
         f"Heads of all tasks: {', '.join(HEADS.names())}{f'; default here: {default}' if default else ''}",
-        f"Backbones: {', '.join(BACKBONES.names())}, timm:NAME",
+        f"Backbones: {', '.join(BACKBONES.names())}, timm:NAME, sound:NAME",
         "Defaults below hold where the config says nothing; --print-config with --config NAME shows each value and its origin.",
     ]
     flags = [f"--{name}: {option.help} ({_verbs_with(name)})" for name, option in OPTIONS.items() if option.flag]

@@ -35,7 +35,7 @@ class ModelConfig(Section):
     task: str | tuple[str, ...] = "cls"
     """Task, set by the command; of the command joint a list of them, such as [det, seg, cls]."""
     backbone: str = "b0"
-    """b0..b7, lite0..lite4, timm:NAME, or a registered one."""
+    """b0..b7, lite0..lite4, timm:NAME, or a registered one; of recordings sound: and one of these."""
     head: str | None = None
     """Head; null: the task's default."""
     num_classes: int | None = None

@@ -137,8 +137,8 @@ KINDS: dict[str, Kind] = {
             "channels of its levels": _text("channels"),
             "of": _text("owner"),
         },
-        "Features alone, without a classifier; work for one image of that size. In between too (b2.5), and timm:NAME: list backbones"
-        " b2.5 timm:resnet50.",
+        "Features alone, without a classifier; work for one image of that size. In between too (b2.5), timm:NAME, sound:NAME: "
+        "list backbones b2.5 timm:resnet50.",
     ),
     "heads": Kind(
         _heads,
@@ -220,7 +220,7 @@ def overview() -> str:
     """How much there is of each kind, and where it is listed."""
     configs = {task: ", ".join(bundled(task)) for task in task_words()}
     known = {
-        "backbones": f"{', '.join(BACKBONES.names())}, and timm:NAME",
+        "backbones": f"{', '.join(BACKBONES.names())}, timm:NAME, sound:NAME",
         "heads": ", ".join(HEADS.names()),
         "weights": f"{len(weight_rows())} published files; cache: {cache_folder()}",
         "configs": "; ".join(f"{task}: {names}" for task, names in configs.items() if names),

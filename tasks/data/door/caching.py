@@ -29,7 +29,8 @@ def cached(data: DataConfig, dataset: Dataset, transform: Transform) -> tuple[Da
     reader = known.reader
     assert reader is not None
     lines = [cache.open(len(np.unique(known.indices)), reader.channels, 1 if reader.depth == "8" else 2)]
-    if data.scale_jitter != (1.0, 1.0) or data.mosaic or data.augment or data.progressive:
+    smaller = not isinstance(transform, WaveTransform)
+    if smaller and (data.scale_jitter != (1.0, 1.0) or data.mosaic or data.augment or data.progressive):
         told = (
             "data.scale_jitter, mosaic, augment and progressive work on these smaller images, not on those of the files"
         )

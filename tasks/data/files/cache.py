@@ -108,6 +108,8 @@ class ImageCache:
                 f"up to {needed / 1e9:.1f} GB are needed, and the disk of {self.folder} has {free / 1e9:.1f} GB of room"
             )
             raise UserError("data.cache", what, "name a folder on another disk, or set it to null")
+        if self.fitting.mode == "own":
+            return f"data.cache: {count:,} training samples are kept, as large as they are read, in {self.place}"
         kept = f"{count:,} training images are kept at up to {width} x {height} pixels"
         return f"data.cache: {kept} in {self.place}, up to {needed / 1e6:,.0f} MB"
 
