@@ -112,8 +112,8 @@ class SedHead(ClassificationHead):
         weights = attention.tanh().masked_fill(~inside[:, :, None], NEVER).log_softmax(1)
         if not self.sigmoid:
             return (weights.exp() * said).sum(1)
-        there, absent = (weights + F.logsigmoid(said)).logsumexp(1), (weights + F.logsigmoid(-said)).logsumexp(1)
-        return there - absent
+        # The logarithms of sigmoids of what is said and of its opposite; torch's own is infinite in onnxruntime for small ones.
+        return _log_sum(weights - F.softplus(-said)) - _log_sum(weights - F.softplus(said))
 
     def _cell(self, column: Tensor, level: int) -> Tensor:
         """The cells of a coarser map that columns of the finest lie in."""
@@ -166,3 +166,10 @@ class SedHead(ClassificationHead):
         a coarser one gives it; 0 behind the content."""
         scores = self._counting(raw, sizes)[:, 0].sigmoid()
         return scores if not len(self.finer) else torch.minimum(scores, self.predict(raw, sizes)[:, :, None])
+
+
+def _log_sum(logs: Tensor) -> Tensor:
+    """The logarithm of the sum over dimension 1 of what ``logs`` are the logarithms of. As torch's, which in onnxruntime is infinite where
+    all of them are small."""
+    most = logs.detach().amax(1, keepdim=True)
+    return (logs - most).exp().sum(1).log() + most[:, 0]

@@ -391,7 +391,12 @@ def test_scripts_are_learnt_and_a_picture_is_answered(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.txt", *(" ".join(rng.choice(words, 6)) for _ in range(160)))
     out = tmp_path / "run"
     line = ["train", "--config", "languages", "--data.root", str(tmp_path), "--run.out", str(out), *QUIET]
-    assert main([*line, "--optim.epochs", "4", "--optim.ema", "0.9"]) == 0
+    assert (
+        main(
+            [*line, "--optim.epochs", "3", "--optim.ema", "0.9", "--data.batch_size", "16", "--optim.base_batch", "16"]
+        )
+        == 0
+    )
     assert json.loads((out / "metrics.json").read_text())["test"]["top1"] > 0.9
     evaluated = ["evaluate", "--checkpoint", str(out), "--split", "test", "--run.probabilities", "true"]
     assert main([*evaluated, *QUIET]) == 0

@@ -21,7 +21,7 @@ from effbackbones.inference.results import Classes
 from effbackbones.inference.timelines import Timeline, stitched
 from effbackbones.model import Model
 from effbackbones.registry import BACKBONES
-from heads.sed import SedHead, SedRaw
+from heads.sed import SedHead, SedRaw, _log_sum
 from tasks.classification.files import PredictionFiles
 
 RATE = 8000
@@ -140,6 +140,14 @@ def test_extreme_frames_give_finite_losses_and_gradients() -> None:
     maps = [(one * 1e3).requires_grad_() for one in maps]
     torch.stack(list(head.loss(head(maps, sizes), torch.tensor([[1.0, 0], [0, 1]]), sizes).values())).sum().backward()
     assert all(bool(one.grad is not None and one.grad.isfinite().all()) for one in maps)
+
+
+def test_sums_of_small_numbers_are_torchs() -> None:
+    logs = torch.tensor([[-500.0, -501, -1e4], [0, -1, 2], [-1e4, -1e4, -1e4]], requires_grad=True)
+    ours, theirs = _log_sum(logs[:, :, None])[:, 0], logs.logsumexp(1)
+    torch.testing.assert_close(ours, theirs)
+    one, other = (torch.autograd.grad(made.sum(), logs, retain_graph=True)[0] for made in (ours, theirs))
+    torch.testing.assert_close(one, other)
 
 
 def test_frames_of_a_single_map_are_its_sigmoids() -> None:
@@ -338,3 +346,18 @@ def test_frames_of_an_exported_graph(loud: Model, tmp_path: Path) -> None:
     assert [event.to_dict()["begin"] for event in found.events] == [
         event.to_dict()["begin"] for event in expected.events
     ]
+
+
+@pytest.mark.slow
+def test_sure_answers_are_finite_in_onnxruntime(loud: Model) -> None:
+    pytest.importorskip("onnxruntime")
+    with torch.no_grad():
+        for layer in (loud.head.fc, loud.head.finer[0]):  # type: ignore[union-attr, index]
+            layer.weight.mul_(100)  # type: ignore[union-attr]
+            layer.bias.mul_(100)  # type: ignore[union-attr]
+    given = [bursts(1.0, (0.0, 1.0)), bursts(0.6)]
+    fast = load_predictor(loud, device="cpu", backend="onnxruntime")
+    found = fast(given)
+    assert fast.model.runner is not None
+    assert [round(one.score, 3) for one in found] == [1.0, 0.0]
+    assert [len(one.events) for one in found] == [1, 0]
