@@ -144,7 +144,8 @@ def final_config(chosen: Candidate, config: Config) -> Config:
         config.model, backbone=chosen.backbone, backbone_options=planned.model.backbone_options, head=planned.model.head
     )
     height, width = chosen.foresight.facts.size
-    size = height if height == width else (height, width)
+    # One row is a window of recordings, whose length is an option of the backbone.
+    size = config.data.image_size if height == 1 else height if height == width else (height, width)
     data = replace(config.data, image_size=size, crop_size=planned.data.crop_size)
     return replace(config, model=model, data=data, optim=replace(config.optim, accumulate=planned.optim.accumulate))
 
@@ -158,7 +159,7 @@ def command_line(command: str, final: Config, extras: Extras) -> str:
     """The line that trains it: the config that was named, with what the line and the plan say of it."""
     mapping: Any = to_mapping(final)
     keys = [key for key in extras.overrides if key not in _OWN and not key.startswith("model.backbone_options")]
-    keys += ["model.backbone", "data.image_size"]
+    keys += ["model.backbone", *(["data.image_size"] if final.data.image_size is not None else [])]
     keys += ["data.crop_size"] if final.data.crop_size is not None else []
     keys += ["data.batch_size"] if extras.own["batch"] is not None or "data.batch_size" in extras.overrides else []
     keys += ["optim.accumulate"]
