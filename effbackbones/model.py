@@ -12,7 +12,7 @@ from effbackbones.backbones.folding import fold_batch_norm
 from effbackbones.backbones.layout import lay_out
 from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
 from effbackbones.errors import UserError
-from effbackbones.images.pixels import require_batch, require_unit, white
+from effbackbones.images.pixels import require_batch, require_channels, require_unit, white
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.multihead import MultiHead as MultiHead  # part of the public import
 from effbackbones.registry import import_built_in
@@ -80,8 +80,7 @@ class Model(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] (uint8 0..255, uint16 0..65535, floating point 0..1) to normalised ones, in the dtype that the
         backbone takes: that of its parameters."""
-        if images.ndim != 4 or images.shape[1] != self._scale.shape[1]:
-            raise ValueError(f"expected images [B, {self._scale.shape[1]}, H, W], got {tuple(images.shape)}")
+        require_channels(images, self._scale.shape[1])
         scale = self._scale / white(images)
         return torch.addcmul(self._shift, images.float(), scale).to(self.backbone.input_dtype)
 
@@ -100,8 +99,8 @@ class Model(nn.Module):
         """Images [B, C, H, W], H and W from 1 up, to the head's raw output.
 
         ``sizes`` says how much of each image is real content (default: all). ``normalized`` skips the normalisation. Raises
-        :class:`UserError` for what is no batch, for floating-point images that are plainly not in 0..1 (looked for on the CPU alone),
-        and for a training batch that leaves a batch norm a single value.
+        :class:`UserError` for what is no batch or has other channels, for floating-point images that are plainly not in 0..1 or, in eval
+        mode, not numbers (looked for on the CPU alone), and for a training batch that leaves a batch norm a single value.
         """
         if self.runner is not None and not self.training and not torch.compiler.is_compiling():
             return self.runner(self, images, sizes, normalized)
@@ -137,7 +136,7 @@ class Model(nn.Module):
         """Images as the backbone takes them."""
         require_batch(images)
         if not normalized:
-            require_unit(images)
+            require_unit(images, finite=not self.training)  # in training steps that are not finite are counted and skipped
             images = self.normalize(images)
         return self._pad(images)
 

@@ -18,6 +18,8 @@ from heads.options import number, require
 from heads.targets import require_all, require_tensor, values
 from heads.teaching import sigmoid_divergence, softmax_divergence
 
+_ROUNDING = 1e-2  # of a sum of shares in 16 bits
+
 
 class ClassificationHead(Head):
     """1x1 convolution, global average pooling, dropout, linear (EfficientNet paper, table 1, last row).
@@ -104,10 +106,11 @@ class ClassificationHead(Head):
         return logits
 
     def loss(self, raw: Tensor, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
-        """Cross-entropy against int64 [B] or float [B, K] (soft labels), or, multi-label, binary cross-entropy against
+        """Cross-entropy against integers [B] or float [B, K] (soft labels), or, multi-label, binary cross-entropy against
         float [B, K] in 0..1, averaged over classes and images; of a single class against int64 or float [B] or [B, 1] in 0..1.
         Computed in float32."""
         logits, smoothing = raw.float(), self.label_smoothing
+        targets = targets if targets.is_floating_point() else targets.long()
         weights = cast(Tensor | None, self._class_weights)
         if self.sigmoid:
             return {"binary_cross_entropy": self.sigmoid_loss(logits, targets)}
@@ -159,7 +162,7 @@ class ClassificationHead(Head):
         return {"distill": sizes.valid.new_full((), len(sizes.valid))}
 
     def check_targets(self, targets: Tensor, sizes: ImageSizes) -> None:
-        """Labels 0..K-1 (of a single class 0 and 1), or shares in 0..1 of each class."""
+        """Labels 0..K-1 (of a single class 0 and 1), or shares in 0..1 of each class, of one label for all classes 1 in all."""
         batch, classes = len(sizes.valid), self.num_classes
         whole = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim == 1
         shapes = (
@@ -171,6 +174,9 @@ class ClassificationHead(Head):
         )
         labels = f"{[batch]} of labels 0..{max(classes - 1, 1)}, or " if not self.multilabel else ""
         require_tensor("targets", targets, shapes, f"{labels}{[batch, classes]} in 0..1")
+        if not (whole or self.sigmoid or targets.is_floating_point()):
+            what = f"expected shares of each class as floating point, got {targets.dtype}"
+            raise UserError("targets", what, "convert them, or give labels: targets.argmax(1)")
         if (found := values(targets)) is None:
             return
         if whole:
@@ -185,6 +191,10 @@ class ClassificationHead(Head):
             else "correct them"
         )
         require_all("targets", found, known | unknown if self.ignore_unknown else known, "a value in 0..1", remedy)
+        if not self.sigmoid:
+            total = found.sum(1)
+            remedy = "divide them by their sum; where several labels may be there at once: multilabel=True"
+            require_all("targets", total, abs(total - 1) < _ROUNDING, "shares of the classes that sum to 1", remedy)
 
     def predict(self, raw: Tensor, sizes: ImageSizes) -> Tensor:
         """Probabilities float32 [B, K]: softmax, or, multi-label and of a single class ([B, 1]), a sigmoid per class."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from effbackbones.contracts import BoxTargets
+from effbackbones.contracts import BoxTargets, ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.images.pixels import lies_on_cpu
 
@@ -40,12 +40,13 @@ def require_all(name: str, found: NDArray[Any], holds: NDArray[np.bool_], expect
     raise UserError(f"{name}[{', '.join(map(str, where))}]", f"expected {expected}, got {value}", remedy)
 
 
-def check_boxes(targets: BoxTargets, batch: int, num_classes: int) -> None:
-    """Raise :class:`UserError` for boxes, labels or crowds of other shapes, or out of range."""
+def check_boxes(targets: BoxTargets, sizes: ImageSizes, num_classes: int) -> None:
+    """Raise :class:`UserError` for boxes, labels or crowds of other shapes or kinds, out of range, or wholly beside the images."""
     if not isinstance(targets, BoxTargets):
         what = f"expected BoxTargets(boxes, labels, crowd), got {type(targets).__name__}"
         raise UserError("targets", what, "from effbackbones import BoxTargets")
     boxes, labels, crowd = targets
+    batch = len(sizes.valid)
     most = labels.shape[1] if isinstance(labels, Tensor) and labels.ndim == 2 else 0
     for name, tensor, shape in (
         ("labels", labels, (batch, most)),
@@ -53,6 +54,9 @@ def check_boxes(targets: BoxTargets, batch: int, num_classes: int) -> None:
         ("crowd", crowd, (batch, most)),
     ):
         require_tensor(f"targets.{name}", tensor, [shape], str(list(shape)))
+    if labels.is_floating_point() or crowd.is_floating_point():
+        name, wrong, right = ("labels", labels, "int64") if labels.is_floating_point() else ("crowd", crowd, "bool")
+        raise UserError(f"targets.{name}", f"expected {right}, got {wrong.dtype}", "convert them")
     numbers, sides = values(labels), values(boxes)
     if numbers is None or sides is None:
         return
@@ -69,3 +73,9 @@ def check_boxes(targets: BoxTargets, batch: int, num_classes: int) -> None:
         raise UserError(f"targets.boxes[{image}, {row}]", what, "of x y w h, add the size to the corner")
     if real.any() and (sides[real] <= 1).all() and (sides[real] >= 0).all():
         raise UserError("targets.boxes", "all lie in 0..1; expected pixels", "multiply them by the size of the images")
+    height, width = sizes.batch
+    beside = real & ((sides[..., :2] > [width, height]) | (sides[..., 2:] < 0)).any(-1)
+    if beside.any():
+        image, row = (int(place) for place in np.argwhere(beside)[0])
+        what = f"lies wholly beside the image of {width} x {height} pixels (width x height): {sides[image, row].tolist()}"
+        raise UserError(f"targets.boxes[{image}, {row}]", what, "resize boxes with their images, and leave out such")

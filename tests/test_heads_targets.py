@@ -67,6 +67,11 @@ MASK = torch.zeros(2, 64, 64, dtype=torch.int64)
         ("det", 3, {}, boxes([0.1, 0.2, 0.5, 0.6]), ("targets.boxes", "0..1", "pixels")),
         ("det", 3, {}, torch.zeros(2, 1, 4), ("targets", "BoxTargets", "Tensor")),
         ("det", 3, {}, boxes([10.0, 8, 20, 30])._replace(crowd=torch.zeros(2, 2)), ("targets.crowd", "[2, 1]")),
+        ("det", 3, {}, boxes([10.0, 8, 20, 30])._replace(crowd=torch.zeros(2, 1)), ("targets.crowd", "bool", "float32")),
+        ("det", 3, {}, boxes([10.0, 8, 20, 30])._replace(labels=torch.zeros(2, 1)), ("targets.labels", "int64", "float32")),
+        ("det", 3, {}, boxes([110.0, 8, 120, 30]), ("targets.boxes[0, 0]", "beside", "64 x 64", "110.0", "resize")),
+        ("cls", 3, {}, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]), ("targets[1]", "sum to 1", "got 2", "multilabel")),
+        ("cls", 3, {}, torch.tensor([[1, 0, 0], [0, 1, 0]]), ("targets", "floating point", "int64", "argmax")),
     ],
 )  # fmt: skip
 def test_targets_out_of_range_are_named(
@@ -84,6 +89,9 @@ def test_right_targets_pass_and_nobody_waits() -> None:
     for task, classes, targets in (
         ("cls", 3, torch.tensor([0, 2])),
         ("cls", 3, torch.full((2, 3), 1 / 3)),
+        ("cls", 3, torch.full((2, 3), 1 / 3, dtype=torch.float16)),
+        ("cls", 3, torch.tensor([0, 2], dtype=torch.int32)),
+        ("det", 3, boxes([-10.0, -8, 20, 30])),
         (
             "det",
             3,
@@ -196,11 +204,14 @@ def yes_or_no(sizes: ImageSizes, num_classes: int, empty: bool) -> Tensor:
         ("photo.jpg", ("str", "load_predictor")),
         (IMAGES[0], ("[3, 64, 64]", "image[None]")),
         (IMAGES[:0], ("[0, 3, 64, 64]", "at least one")),
+        (IMAGES.permute(0, 2, 3, 1), ("[2, 64, 64, 3]", "[B, 3, H, W]", "permute(0, 3, 1, 2)")),
+        (IMAGES[:, :1], ("[2, 1, 64, 64]", "in_channels")),
+        (IMAGES * float("nan"), ("nan", "0..1")),
     ],
-    ids=["bytes", "normalised", "numpy", "list", "path", "single", "empty"],
+    ids=["bytes", "normalised", "numpy", "list", "path", "single", "empty", "channels last", "grey", "nan"],
 )  # fmt: skip
 def test_images_that_are_no_batch_of_0_to_1(verb: str, images: Any, words: tuple[str, ...]) -> None:
-    model = small("cls")
+    model = small("cls").eval()
     with pytest.raises(UserError) as error:
         {"predict": model.predict, "loss": lambda x: model.loss(x, torch.tensor([0, 1])), "forward": model}[verb](
             images

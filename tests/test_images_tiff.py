@@ -164,3 +164,59 @@ def test_libraries_do_not_log_beside_our_line() -> None:
 def test_an_unspecified_sample_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"4 samples in each pixel \(3 colours and 1 unspecified\)"):
         read_image(written(tmp_path, pixels(6, 9, 4), **RGBX))
+
+
+GREY, DEEP = {"photometric": "minisblack"}, np.uint16
+
+
+@pytest.mark.parametrize("depth", ["8", "native"])
+@pytest.mark.parametrize("packing", [{}, {"compression": "deflate"}, {"compression": "deflate", "predictor": True}])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options"),
+    [
+        ((6, 9), np.uint8, {"photometric": "miniswhite"}),
+        ((6, 9), DEEP, {"photometric": "miniswhite"}),
+        ((3, 6, 9), np.uint8, {"photometric": "rgb", "planarconfig": "separate"}),
+        ((3, 6, 9), DEEP, {"photometric": "rgb", "planarconfig": "separate"}),
+        ((4, 6, 9), DEEP, {"photometric": "rgb", "planarconfig": "separate", "extrasamples": ["unassalpha"]}),
+        ((2, 6, 9), np.uint8, {**GREY, "planarconfig": "separate", "extrasamples": ["unassalpha"]}),
+        ((2, 6, 9), DEEP, {**GREY, "planarconfig": "separate", "extrasamples": ["unassalpha"]}),
+        ((6, 9, 2), DEEP, {**GREY, "planarconfig": "contig", "extrasamples": ["unassalpha"]}),
+    ],
+)
+def test_numbers_are_those_of_tifffile_with_black_as_0(
+    tmp_path: Path, shape: tuple, dtype: type, options: dict, packing: dict, depth: str
+) -> None:
+    """Where PIL reads the low byte of 16 bits, loses a plane, or leaves 16 bits with white as 0."""
+    stored = pixels(*shape, dtype=dtype)
+    path = written(tmp_path, stored, **options, **packing)
+    shown = np.iinfo(dtype).max - stored if options["photometric"] == "miniswhite" else stored
+    expected = np.moveaxis(shown.reshape(-1, 6, 9), 0, 2) if "contig" not in options.values() else shown
+    if depth == "8" and dtype == DEEP:
+        expected = (expected >> 8).astype(np.uint8)
+    np.testing.assert_array_equal(read_image(path, channels=expected.shape[2], depth=depth), expected)
+
+
+def test_pages_of_white_as_0_are_turned_too(tmp_path: Path) -> None:
+    stored = pixels(3, 6, 9)
+    path = written(tmp_path, stored, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(path, channels=3), 255 - stored.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.float16, np.float64])
+def test_numbers_without_a_range_are_named_as_what_they_are(tmp_path: Path, dtype: type) -> None:
+    path = written(tmp_path, np.zeros((6, 9), dtype), **GREY)
+    with pytest.raises(UserError, match="(TIFF file of 1 sample|with a sign|32 bits).*store 8 or 16 bits") as error:
+        read_image(path)
+    assert "not in one of the formats" not in str(error.value)
+
+
+def test_masks_of_16_bits_with_white_as_0_or_in_planes(tmp_path: Path) -> None:
+    stored = np.where(pixels(6, 9) > 99, 0, 65535).astype(np.uint16)
+    read = read_stored(written(tmp_path, stored, photometric="miniswhite"))
+    np.testing.assert_array_equal(read.pixels, 65535 - stored)
+    planes = written(tmp_path, pixels(3, 6, 9, dtype=DEEP), photometric="rgb", planarconfig="separate")
+    with pytest.raises(UserError, match="planes of 16 bits"):
+        read_stored(planes)
+    with pytest.raises(UserError, match="without a sign"):
+        read_stored(written(tmp_path, np.full((6, 9), -1, np.int8), **GREY))

@@ -48,12 +48,23 @@ def require_batch(images: Any) -> None:
         raise UserError("images", f"a batch without pixels, {list(images.shape)}", "give at least one image")
 
 
-def require_unit(images: Tensor) -> None:
-    """Raise :class:`UserError` for floating-point images of 0..255, and for such as are normalised already. Only on the CPU, where
-    looking makes nobody wait."""
+def require_channels(images: Tensor, channels: int) -> None:
+    """Raise :class:`UserError` for what is no batch of images with so many channels, and say so where these come last."""
+    if images.ndim == 4 and images.shape[1] == channels:
+        return
+    last = images.ndim == 4 and images.shape[3] == channels
+    remedy = "images.permute(0, 3, 1, 2) puts the channels first" if last else "build the model with as many in_channels"
+    raise UserError("images", f"expected [B, {channels}, H, W], got {list(images.shape)}", remedy)
+
+
+def require_unit(images: Tensor, *, finite: bool = False) -> None:
+    """Raise :class:`UserError` for floating-point images of 0..255, for such as are normalised already, and with ``finite`` for NaN.
+    Only on the CPU, where looking makes nobody wait."""
     if not images.is_floating_point() or not lies_on_cpu(images):
         return
     least, largest = (float(value.float().numpy()) for value in images.detach().aminmax())
+    if finite and largest != largest:
+        raise UserError("images", "expected floating point in 0..1, found nan", "replace what is no number")
     if largest > MOST:
         raise UserError("images", f"expected floating point in 0..1, found {largest:g}", "give uint8, or divide by 255")
     if least < LEAST:

@@ -76,6 +76,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What brings an image of each EXIF orientation upright (TIFF 6.0, tag Orientation)."""
+_PHOTOMETRIC = 262
 _UNDO = {6: 8, 8: 6}
 """Orientations whose turn is not its own inverse."""
 
@@ -152,8 +153,8 @@ def _decoded_by(jpeg: Decoder, image: ImageFile.ImageFile, exif: str) -> Pixels 
 
 def _by_pil(layout: Layout, channels: int, depth: str) -> bool:
     """Whether PIL gives all that a TIFF file has."""
-    deep = depth == "native" and layout.bits == 16 and layout.samples > 1 and channels == layout.samples
-    return layout.plain and not deep
+    deep = layout.bits == 16 and layout.samples > 1 and channels == layout.samples
+    return layout.plain and not (deep and (depth == "native" or layout.samples == 2))
 
 
 @contextmanager
@@ -169,12 +170,16 @@ def opened_image(path: ImagePath, max_pixels: int = MAX_PIXELS) -> Iterator[Imag
         layout = layout_of(file)
         if layout and not layout.plain:
             raise layout.refusal(path)
+        if layout and layout.signed and layout.bits == 8:  # PIL drops the sign: -1 is white
+            raise layout.stranger(path)
         try:
             image = _identified(file)
             check_pixels(path, image.size, max_pixels)
             if image.format == "PNG":
                 check_png(file)
             yield image
+        except UnidentifiedImageError as error:
+            raise layout.stranger(path) if layout else unreadable(path, error) from error
         except (*DAMAGE, Image.DecompressionBombError) as error:
             raise unreadable(path, error) from error
 
@@ -262,11 +267,13 @@ def _decode(path: ImagePath, file_image: ImageFile.ImageFile, exif: str, channel
     file_image.load()
     image = turned(file_image, orientation, exif)
     if image.mode.startswith("I;16") or (image.mode == "I" and form == "PPM"):  # PIL widens 16-bit PGM to 32 bits
-        grey: NDArray[np.uint16] = np.asarray(image).astype(np.uint16)
+        grey = sixteen_bits(image, file_image)
         return _from_grey((grey >> 8).astype(np.uint8) if depth == "8" else grey, channels)
     if image.mode in ("I", "F"):
         raise UserError(
-            str(path), f"32-bit pixels ({image.mode}) have no stated range", "store 8 or 16 bits, or a .npy file"
+            str(path),
+            f"pixels of 32 bits or with a sign ({image.mode}) have no stated range",
+            "store 8 or 16 bits without a sign, or a .npy file",
         )
     if depth == "native" and deep:
         raise UserError(
@@ -276,6 +283,13 @@ def _decode(path: ImagePath, file_image: ImageFile.ImageFile, exif: str, channel
         )
     pixels: NDArray[np.uint8] = np.array(_converted(image, _BANDS[channels]))
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def sixteen_bits(image: Image.Image, file_image: Image.Image) -> NDArray[np.uint16]:
+    """The greys [H, W] of a decoded ``image`` of 16 bits, black being 0: PIL turns TIFF files in which white is 0 at 8 bits alone."""
+    grey: NDArray[np.uint16] = np.asarray(image).astype(np.uint16)
+    white_first = file_image.format == "TIFF" and getattr(file_image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    return 65535 - grey if white_first else grey
 
 
 def is_deep(image: ImageFile.ImageFile) -> bool:

@@ -18,6 +18,7 @@ from effbackbones.images.opening import DAMAGE, ImagePath, check_pixels
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _EXTRA, _KIND = 256, 257, 258, 262, 274, 277, 338, 254
+_PLANES, _FORMAT = 284, 339
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}
 """Samples of the colour models that have several (TIFF 6.0, PhotometricInterpretation): RGB, CMYK, YCbCr, Lab."""
 _ALPHA = (1, 2)
@@ -29,7 +30,8 @@ _MOST_PAGES = 10_000
 
 class Layout(NamedTuple):
     """What a header says: ``size`` (H, W) as stored, ``samples`` of each pixel and ``bits`` of each sample, ``unnamed``, how many of
-    the samples are neither colour nor alpha, ``pages``, and the ``orientation`` 1..8."""
+    the samples are neither colour nor alpha, ``pages``, and the ``orientation`` 1..8. ``planes``: the samples lie apart, in a way
+    that PIL takes for another; ``white_first``: 0 is white; ``signed``: numbers have a sign."""
 
     size: Size
     samples: int
@@ -37,11 +39,14 @@ class Layout(NamedTuple):
     unnamed: int
     pages: int
     orientation: int
+    planes: bool = False
+    white_first: bool = False
+    signed: bool = False
 
     @property
     def plain(self) -> bool:
-        """Whether the colours of the first page, and their alpha, are all there is."""
-        return self.pages == 1 and not self.unnamed
+        """Whether the colours of the first page, and their alpha, are all there is, and lie as PIL reads them."""
+        return self.pages == 1 and not self.unnamed and not self.planes
 
     @property
     def bands(self) -> int:
@@ -53,6 +58,8 @@ class Layout(NamedTuple):
         each = f"{self.samples} {'sample' if self.samples == 1 else 'samples'} in each pixel"
         if self.unnamed and named > 1:
             each += f" ({named} colours and {self.unnamed} unspecified)"
+        if self.planes:
+            each += f", in planes of {self.bits} bits"
         return each if self.pages == 1 else f"{self.pages} pages of {each}"
 
     def refusal(self, path: ImagePath, channels: int | None = None) -> UserError:
@@ -62,6 +69,11 @@ class Layout(NamedTuple):
         if channels is not None:
             remedy = f"set data.options.channels: {self.bands} to read all as bands, or store those that are wanted"
         return UserError(str(path), f"has {self}{asked}", remedy)
+
+    def stranger(self, path: ImagePath) -> UserError:
+        """What to say where PIL knows no such kind of TIFF file."""
+        what = f"is a TIFF file of {self}, of {self.bits} bits, which cannot be read"
+        return UserError(str(path), what, "store 8 or 16 bits without a sign, grey or colour, or a .npy file")
 
 
 def layout_of(file: IO[bytes]) -> Layout | None:
@@ -94,8 +106,18 @@ def _layout(file: IO[bytes], header: bytes) -> Layout:
     colours = min(samples, _COLOURS.get(int(first.get(_PHOTOMETRIC) or 0), 1))
     declared = 1 if samples - colours == 1 and extra[:1] and extra[0] in _ALPHA else 0
     size = int(first[_HEIGHT]), int(first[_WIDTH])
-    bits = max(first.get(_BITS) or (1,))
-    return Layout(size, samples, int(bits), samples - colours - declared, pages, int(first.get(_ORIENTATION) or 1))
+    bits = int(max(first.get(_BITS) or (1,)))
+    return Layout(
+        size,
+        samples,
+        bits,
+        samples - colours - declared,
+        pages,
+        int(first.get(_ORIENTATION) or 1),
+        planes=samples > 1 and first.get(_PLANES) == 2 and (bits != 8 or samples < 3),
+        white_first=first.get(_PHOTOMETRIC) == 0,
+        signed=2 in (first.get(_FORMAT) or ()),
+    )
 
 
 def _directory(file: IO[bytes], header: bytes, offset: int | None = None) -> ImageFileDirectory_v2:
@@ -118,6 +140,8 @@ def read_bands(
     if len({(page.shape[:2], page.dtype) for page in pages}) > 1 or sum(page.shape[2] for page in pages) != channels:
         raise UserError(str(path), "has pages of several sizes or kinds", "store one image in each file")
     array = as_pixels(path, np.concatenate(pages, axis=2), depth)
+    if layout.white_first and layout.samples == 1:  # of several, the tag speaks of colours, and bands are none
+        array = (np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1) - array
     return np.ascontiguousarray(_upright(array, layout.orientation) if exif == "apply" else array)
 
 

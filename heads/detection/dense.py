@@ -166,7 +166,7 @@ class DenseHead(Head):
 
     def check_targets(self, targets: BoxTargets, sizes: ImageSizes) -> None:
         """Labels 0..K-1 or -1 for padding, boxes x1 y1 x2 y2 in pixels, finite, with corners in that order."""
-        check_boxes(targets, len(sizes.valid), self.num_classes)
+        check_boxes(targets, sizes, self.num_classes)
 
     def matched(self, raw: Any, targets: BoxTargets) -> Matched:
         """What each anchor is to say."""

@@ -16,7 +16,7 @@ from PIL import ImageFile
 from effbackbones.errors import UserError
 from effbackbones.images.arrays import read_numbers
 from effbackbones.images.geometry import Mask, Size
-from effbackbones.images.reading import MAX_PIXELS, frame_count, is_deep, opened_image, orientation_of, turned
+from effbackbones.images.reading import MAX_PIXELS, frame_count, is_deep, opened_image, orientation_of, sixteen_bits, turned
 from tasks.data.files.slate import reading_file
 from tasks.data.sample import IGNORE
 
@@ -263,7 +263,9 @@ def _decoded(path: str, file_image: ImageFile.ImageFile, exif: str) -> Stored:
             lossy,
             np.pad(colors, ((0, 256 - len(colors)), (0, 0))),
         )
-    if mode == "I" or mode.startswith("I;16"):
+    if mode.startswith("I;16"):
+        return Stored("grey", _undone(sixteen_bits(image, file_image), white), white)
+    if mode == "I":
         return Stored("grey", _undone(_sixteen_bits(path, np.asarray(image)).astype(np.uint16), white), white)
     if mode in ("RGB", "RGBA") and not deep:
         return Stored("colour", np.array(image)[..., :3], 255, lossy)
