@@ -136,7 +136,9 @@ class Model(nn.Module):
         """Images as the backbone takes them."""
         require_batch(images)
         if not normalized:
-            require_unit(images, finite=not self.training)  # in training steps that are not finite are counted and skipped
+            require_unit(
+                images, finite=not self.training
+            )  # in training steps that are not finite are counted and skipped
             images = self.normalize(images)
         return self._pad(images)
 

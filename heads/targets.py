@@ -77,5 +77,7 @@ def check_boxes(targets: BoxTargets, sizes: ImageSizes, num_classes: int) -> Non
     beside = real & ((sides[..., :2] > [width, height]) | (sides[..., 2:] < 0)).any(-1)
     if beside.any():
         image, row = (int(place) for place in np.argwhere(beside)[0])
-        what = f"lies wholly beside the image of {width} x {height} pixels (width x height): {sides[image, row].tolist()}"
+        what = (
+            f"lies wholly beside the image of {width} x {height} pixels (width x height): {sides[image, row].tolist()}"
+        )
         raise UserError(f"targets.boxes[{image}, {row}]", what, "resize boxes with their images, and leave out such")

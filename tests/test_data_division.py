@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from scenes import write_picture
+from tests_support import one_line
 
 from effbackbones.errors import UserError
 from tasks.classification.task import TASK as CLS
@@ -89,6 +90,14 @@ def folders(root: Path, counts: dict[str, int]) -> Config:
         for number in range(count):
             write_picture(root / name / f"{number}.png", (6, 8), number)
     return Config(data=DataConfig(root=str(root), val=0.25), run=RunConfig(seed=3))
+
+
+@pytest.mark.parametrize("name", ["ap\nple", "ap\x1b[31mple", "ap\u2028ple", " "])
+def test_names_of_classes_that_would_break_a_line_are_refused(tmp_path: Path, name: str) -> None:
+    config = folders(tmp_path / "data", {name: 4, "pear": 4})
+    with pytest.raises(UserError, match="control character") as caught:
+        open_splits(config, CLS)
+    one_line(caught, "data.train", "correct it")
 
 
 def test_class_folders_without_splits(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """What can be read, but not in the way that it was probably meant: told, or refused with what it looks like."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from scenes import write_picture
 from test_data_boxes_told import content, opened as coco_opened, voc_data, yolo_data
 from test_data_mask_formats import opened as masks_opened, pair
 from test_data_table import opened as table_opened, write_table
@@ -47,6 +49,11 @@ def test_boxes_in_another_layout_are_called_that() -> None:
     as_corners = np.concatenate([low, low + extent], 1)
     assert "corner boxes" in refused(as_corners, False)
     assert "middle" in refused(np.concatenate([low + extent / 2, extent], 1), False)
+    portrait = np.repeat(SIDES[:, ::-1], len(boxes), 0)  # the annotations say 120 x 160, the images are as they were
+    count = RepairCount(str)
+    mend(boxes, portrait, np.ones(len(boxes), np.bool_), count)
+    with pytest.raises(UserError, match="images whose width and height are exchanged"):
+        refuse_bad_boxes("file", boxes, portrait, count.result(len(boxes)))
     # In YOLO's files the first two numbers are the middle: what is read is half an extent further up and left.
     for numbers, name in ((as_corners, "corner boxes"), (boxes, "upper left corner")):
         read = np.concatenate([numbers[:, :2] - numbers[:, 2:] / 2, numbers[:, 2:]], 1)
@@ -114,9 +121,15 @@ def test_yolo_without_label_files_or_with_another_number_of_classes(tmp_path: Pa
     data = yolo_data(tmp_path, {"1": "0 .5 .5 .2 .2"}, yaml="nc: 3\nnames: [a, b]\n")
     with pytest.raises(UserError, match=r"nc: is 3, and names has 2 classes"):
         yolo(data, "train", None)
+    data = yolo_data(tmp_path, {"1": "0 .5 .5 .2 .2"}, yaml="nc: '2'\nnames: [a, b]\n")
+    with pytest.raises(UserError, match=r"nc: expected a whole number, got '2'; write it without quotes"):
+        yolo(data, "train", None)
     data = yolo_data(tmp_path, {"1": "0 .5 .5 .2 .2"})
     for path in list(tmp_path.rglob("1.txt")):
         path.rename(path.with_suffix(".TXT"))
+    assert len(yolo(data, "train", None).table.boxes) == 1
+    for path in list(tmp_path.rglob("1.TXT")):
+        path.rename(path.with_suffix(".label"))
     with pytest.raises(UserError, match=r"none of \d images has a label file there, such as 1\.txt of "):
         yolo(data, "train", None)
 
@@ -198,6 +211,26 @@ def test_names_that_are_nearly_alike_or_no_names(tmp_path: Path) -> None:
     assert "data.options.rename: [traffic_Light=traffic light]" in lines[0]
     assert "'nan'" in lines[1]
     assert list(told_of_data(folders(tmp_path / "other", "cat", "cats", "dog"))) == []
+
+
+def test_copies_under_other_names_are_told(tmp_path: Path) -> None:
+    """A training image that validation has too, and one that is in two classes; nothing of copies in one class of one split."""
+    for level, name in enumerate(["train/cat/a", "train/cat/b", "train/dog/c", "val/cat/d", "val/dog/e"], 1):
+        write_picture(tmp_path / f"{name}.png", (9 + level, 9), 20 * level)
+    shutil.copy(tmp_path / "train/cat/a.png", tmp_path / "train/cat/again.png")
+    data = DataConfig(name="folder", root=str(tmp_path), labels=("label",))
+    opened = {split: folder(data, split, None) for split in ("train", "val")}
+    assert list(told_of_data(opened)) == []
+    shutil.copy(tmp_path / "train/cat/b.png", tmp_path / "val/cat/same.png")
+    shutil.copy(tmp_path / "train/cat/b.png", tmp_path / "train/dog/wrong.png")
+    opened = {split: folder(data, split, None) for split in ("train", "val")}
+    shared, odd = told_of_data(opened)
+    assert "1 images of val are training images too, byte by byte" in shared
+    assert "val/cat/same.png: " in shared
+    assert "1 training images are there more than once with other classes" in odd
+    assert "cat/b.png and " in odd
+    assert "dog/wrong.png" in odd
+    assert list(told_of_data(opened, compared=3)) == []
 
 
 def test_transparency_is_told(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_one_label_other_column_order_and_a_byte_order_mark(root: Path) -> None:
         (["file,labels", "sub,x"], r":2: .*sub is not a file"),
         (["file,labels", ",x"], r":2: '' is not a path inside"),
         (["file,labels", "a.png,x", "sub/d.png,x", "a.png,x"], r":4: 'a\.png' stands in line 2 already"),
+        (["file,labels", "a.png,x", "./a.png,y"], r":3: 'a\.png' stands in line 2 already"),
+        (["file,labels", "sub/d.png,x", "sub//./d.png,y"], r":3: 'sub/d\.png' stands in line 2 already"),
         (["file,labels", "a.png,"], r":2: expected one label, got 0"),
         (["file,labels", "a.png,x;y"], r":2: expected one label, got 2.*data\.multilabel"),
         (["file,labels", "a.png,x;;y"], r":2: a label is empty"),

@@ -241,6 +241,28 @@ def test_voc_boxes_are_mended_like_all_others(tmp_path: Path) -> None:
             xml([("cat", (1, 1, 5, 5), 0), ("dog", (1, 1, 5, 5), 3)]),
             r"object 2 \(dog\): difficult: expected 0 or 1, got '3'",
         ),
+        (
+            xml([("cat", (1, 1, 5, 5), 0)]).replace(">5<", ">1_5<", 1),
+            r"object 1 \(cat\): xmax: expected a finite number, got '1_5'",
+        ),
+        (
+            xml([("cat", (1, 1, 5, 5), 0)]).replace("<name>", "<name>dog</name><name>", 1),
+            r"a\.xml: object 1: has 2 fields name; leave one",
+        ),
+        (
+            xml([("cat", (1, 1, 5, 5), 0)]).replace("<xmin>", "<xmin>3</xmin><xmin>", 1),
+            r"object 1 \(cat\): has 2 fields xmin; leave one",
+        ),
+        (xml([], "<size><width>3</width></size><size><width>4</width></size>"), r"a\.xml: has 2 fields size"),
+        (xml([], "<size><width>3</width><width>4</width></size>"), r"a\.xml: has 2 fields width"),
+        (
+            xml([("cat", (1, 1, 5, 5), 0)], f"<objects>{xml([('dog', (1, 1, 5, 5), 0)])[12:-13]}</objects>"),
+            r"a\.xml: has <object> where no object is looked for; write each",
+        ),
+        (
+            xml([("cat", (1, 1, 5, 5), 0), ("cat", (1, 1, 5, 5), 0)]).replace("object>", "Object>", 2),
+            r"a\.xml: has <Object> where no object is looked for",
+        ),
         (xml([], "<size><width>-3</width></size>"), r"a\.xml: width: expected a whole number of pixels, got '-3'"),
         (
             xml([], "<size><height>" + "9" * 5000 + "</height></size>"),
@@ -325,6 +347,8 @@ def test_outlines_become_their_box_and_rounding_is_no_repair(tmp_path: Path) -> 
         ("0 0.5 0.5 0.2 0.2\n0 1 1 1 1 1\n", r"a\.txt:2: expected 5 numbers, .* got 6 numbers"),
         ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4\n", r"a\.txt:1: expected 5 numbers, .* got 8 numbers"),
         ("0\n", r"a\.txt:1: expected 5 numbers, .* got 1 numbers"),
+        ("0 0.5 0.5 0.2_5 0.2\n", r"a\.txt:1: expected numbers, got '0 0.5 0.5 0.2_5"),
+        ("\u0660 0.5 0.5 0.2 0.2\n", r"a\.txt:1: expected numbers"),
         ("cat 0.5 0.5 0.2 0.2\n", r"a\.txt:1: expected numbers, got 'cat 0.5"),
         ("0 0.5 0.5 nan 0.2\n", r"a\.txt:1: a number is not finite"),
         ("inf 0.5 0.5 0.1 0.2\n", r"a\.txt:1: a number is not finite"),

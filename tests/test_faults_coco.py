@@ -173,6 +173,10 @@ STOPPED: dict[str, tuple[Callable[[Content], Any], str]] = {
         lambda d: edit(d, I, 1, file_name="1.png"),
         r"\(id 2\): file_name is that of images\[0\] too; .* merge",
     ),
+    "equal files by two names": (
+        lambda d: edit(d, I, 1, file_name="./1.png"),
+        r"\(id 2\): file_name is that of images\[0\] too; .* merge",
+    ),
     "file missing": (
         lambda d: edit(d, I, 1, file_name="gone.png"),
         r"images\[1\] \(id 2\): 1 of 2 images have no file in .*: gone.png",

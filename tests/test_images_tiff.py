@@ -206,7 +206,7 @@ def test_pages_of_white_as_0_are_turned_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.float16, np.float64])
 def test_numbers_without_a_range_are_named_as_what_they_are(tmp_path: Path, dtype: type) -> None:
     path = written(tmp_path, np.zeros((6, 9), dtype), **GREY)
-    with pytest.raises(UserError, match="(TIFF file of 1 sample|with a sign|32 bits).*store 8 or 16 bits") as error:
+    with pytest.raises(UserError, match=r"(TIFF file of 1 sample|with a sign|32 bits).*store 8 or 16 bits") as error:
         read_image(path)
     assert "not in one of the formats" not in str(error.value)
 

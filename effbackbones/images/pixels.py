@@ -53,7 +53,9 @@ def require_channels(images: Tensor, channels: int) -> None:
     if images.ndim == 4 and images.shape[1] == channels:
         return
     last = images.ndim == 4 and images.shape[3] == channels
-    remedy = "images.permute(0, 3, 1, 2) puts the channels first" if last else "build the model with as many in_channels"
+    remedy = (
+        "images.permute(0, 3, 1, 2) puts the channels first" if last else "build the model with as many in_channels"
+    )
     raise UserError("images", f"expected [B, {channels}, H, W], got {list(images.shape)}", remedy)
 
 

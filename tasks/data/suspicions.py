@@ -11,6 +11,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.reading import opened_image, orientation_of
 from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
+from tasks.data.files.copies import copies
 from tasks.data.files.listing import files_below, shown
 from tasks.data.knowledge import Knowledge
 from tasks.data.pixels import LOOKED_AT
@@ -23,10 +24,13 @@ _SAME_SIDES = (2, 3, 4)
 """EXIF orientations that leave height and width as they are: mirrored, turned by 180 degrees."""
 
 
-def told_of_data(datasets: Mapping[str, Dataset]) -> Iterator[str]:
-    """A line for each thing that looks like a mistake in the data sets of a run, by split."""
+def told_of_data(datasets: Mapping[str, Dataset], *, compared: int | None = None) -> Iterator[str]:
+    """A line for each thing that looks like a mistake in the data sets of a run, by split. Of more files than ``compared`` (None: of any
+    number) it is not looked up which are copies of each other."""
     known = {split: Knowledge.of(dataset) for split, dataset in datasets.items()}
     yield from told_of_shared_images(known)
+    if compared is None or sum(len(one.paths) for one in known.values()) <= compared:
+        yield from _told_of_copies(known)
     if "train" in datasets:
         yield from _told_of_names(datasets["train"].classes)
     yield from _told_of_unnamed([one.table for one in known.values() if one.table is not None])
@@ -53,6 +57,40 @@ def told_of_shared_images(known: Mapping[str, Knowledge]) -> list[str]:
             text = f"warning: {len(shared):,} of {len(paths):,} images of {split} are training images too ({some})"
             lines.append(f"{text}: its scores do not tell how the model does on others")
     return lines
+
+
+def _told_of_copies(known: Mapping[str, Knowledge]) -> Iterator[str]:
+    """Files that are the same byte by byte under several names: in training and in another split, or in training with other classes."""
+    places = {path: (split, place) for split, one in known.items() for place, path in enumerate(one.paths) if path}
+    paths = list(places)
+    groups = [[(*places[paths[number]], paths[number]) for number in group] for group in copies(paths)]
+    for split in known:
+        shared = [
+            (found, path)
+            for group in groups
+            for found in [next((path for where, _, path in group if where == "train"), "")]
+            for where, _, path in group
+            if split != "train" and where == split and found
+        ]
+        if shared:
+            some = ", ".join(f"{path}: {found}" for found, path in shared[:_SHOWN])
+            what = (
+                f"{len(shared):,} images of {split} are training images too, byte by byte under another name ({some})"
+            )
+            yield f"warning: {what}: its scores do not tell how the model does on others"
+    training = known.get("train")
+    if training is None or (pairs := training.occurrences) is None:
+        return
+    odd: list[list[str]] = []
+    samples, labels = pairs
+    for group in groups:
+        alike = [(place, path) for where, place, path in group if where == "train"]
+        bounds = np.searchsorted(samples, [(place, place + 1) for place, _ in alike])
+        if len({frozenset(labels[first:last].tolist()) for first, last in bounds}) > 1:
+            odd.append([path for _, path in alike])
+    if odd:
+        what = f"{len(odd):,} training images are there more than once with other classes, such as {' and '.join(odd[0][:_SHOWN])}"
+        yield f"warning: {what}: remove those that are wrong"
 
 
 def _told_of_unnamed(tables: Sequence[BoxTable]) -> Iterator[str]:

@@ -36,6 +36,8 @@ from tasks.settings.tree import lasting
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
 
+_COMPARED = 20_000
+"""Image files that may be compared with each other before a run; ``check`` compares any number."""
 LOOKED_AT = 16
 """Samples of each split that are read before a run, for faults that would end it later."""
 
@@ -81,7 +83,7 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
     judged_by = monitor(task, config, classes)
     model = make_model(config, task, datasets["train"], tell)
     if first:
-        for line in told_of_data(datasets):
+        for line in told_of_data(datasets, compared=_COMPARED):
             tell(line)
         task.preflight(config, model, datasets, tell)
     training, told = feeding.training_feed(config, task, task.view(config, datasets["train"]), model)

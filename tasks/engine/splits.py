@@ -1,5 +1,6 @@
 """From a config to the data sets of its splits, divided where they come in one piece."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,10 +70,19 @@ def _opened(
         if len(dataset) == 0:
             remedy = "check data.root and the name of the split"
             raise UserError(f"data.{split}", f"data set {asked.name!r} has no sample", remedy)
+        _refuse_unwritable(dataset.classes, split)
         if (limit := limits.get(split)) and limit < len(dataset):
             dataset = Repeated(dataset, spread(len(dataset), limit))
         datasets[split], classes = dataset, dataset.classes if classes is None else classes
     return datasets
+
+
+def _refuse_unwritable(classes: Sequence[str], split: str) -> None:
+    """Raise :class:`UserError` for names of classes that would break the lines of what is told and written."""
+    for name in classes:
+        if not name.strip() or any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name):
+            what = f"the name of a class is blank or holds a control character, such as a line's end: {name[:60]!r}"
+            raise UserError(f"data.{split}", what, "correct it in the data")
 
 
 def _divided(whole: Dataset, asked: DataConfig, seed: int) -> tuple[list[str], Division]:

@@ -12,6 +12,7 @@ from effbackbones.errors import UserError
 from tasks.data.boxes.annotations import Annotations
 from tasks.data.boxes.fields import corner_rows, enclosed, ignored, turned
 from tasks.data.files.jsonfile import parse, word
+from tasks.data.files.names import plain
 from tasks.data.files.records import FLAG, ID, LIST, NUMBER, TEXT, WHOLE, Records, as_float
 from tasks.data.masks.coco import read_outlines
 
@@ -40,7 +41,9 @@ def read_coco(
     names, category_ids = _categories(categories)
     ids = [str(id_) for id_ in images.unique("id", images.column("id", ID))]
     files = images.unique(
-        "file_name", images.column("file_name", TEXT), "merge the two: each would lack the other's boxes"
+        "file_name",
+        [plain(name) for name in images.column("file_name", TEXT)],
+        "merge the two: each would lack the other's boxes",
     )
     ordinals = {id_: number for number, id_ in enumerate(ids)}
     labels = {number: label for label, number in enumerate(category_ids)}

@@ -187,10 +187,12 @@ def _other_layout(boxes: NDArray[np.float64], sides: NDArray[np.float64], centre
     first = boxes[:, :2] + extent / 2 if centred else boxes[:, :2]  # as in the file
     other = ("x and y of the upper left corner", first) if centred else ("x and y of the middle", first - extent / 2)
     for name, low, high in (
+        ("boxes of images whose width and height are exchanged", boxes[:, :2], boxes[:, :2] + extent),
         ("corner boxes (x0, y0, x1, y1)", first, extent),
         (f"{other[0]}, width, height", other[1], other[1] + extent),
     ):
-        sound = (high > low).all(1) & (low >= -_BEYOND).all(1) & (high <= sides + _BEYOND).all(1)
+        inside = sides[:, ::-1] if "exchanged" in name else sides
+        sound = (high > low).all(1) & (low >= -_BEYOND).all(1) & (high <= inside + _BEYOND).all(1)
         if float(sound.mean()) > _NEARLY_ALL:
             return name
     return ""

@@ -1,7 +1,7 @@
 """Annotation files of Pascal VOC: an XML file for each image, read without ever expanding an entity."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -10,6 +10,7 @@ from xml.parsers import expat
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
 from tasks.data.boxes.fields import marks, turn
+from tasks.data.files.numbers import plain_number
 
 MAX_BYTES = 10_000_000
 """Larger files are refused."""
@@ -41,9 +42,28 @@ def read_voc(path: Path) -> VocImage:
     root = _tree(path)
     if root.tag != "annotation":
         raise UserError(str(path), f"expected <annotation>, got <{root.tag[:40]}>", "write VOC's format")
+    _refuse_lost(root, path)
+    for parts in (root, *root.findall("size")):
+        _refuse_twice(parts, ("size", "width", "height"), str(path))
     objects = tuple(_object(item, f"{path}: object {number}") for number, item in enumerate(root.findall("object"), 1))
     height, width = (_side(root, key, path) for key in ("height", "width"))
     return VocImage((height, width), objects, (root.findtext("filename") or "").strip())
+
+
+def _refuse_lost(root: Element, path: Path) -> None:
+    """Raise :class:`UserError` for objects that do not stand where they are looked for, or under another spelling."""
+    found = set(root.findall("object"))
+    for item in root.iter():
+        if item.tag.rpartition("}")[2].lower() == "object" and item not in found:
+            what = f"has <{item.tag[:40]}> where no object is looked for"
+            raise UserError(str(path), what, "write each as <object>, directly in <annotation>")
+
+
+def _refuse_twice(item: Element, keys: Sequence[str], where: str) -> None:
+    """Raise :class:`UserError` where a field stands there more than once: which of them is meant?"""
+    for key in keys:
+        if len(item.findall(key)) > 1:
+            raise UserError(where, f"has {len(item.findall(key))} fields {key}", "leave one")
 
 
 def _tree(path: Path) -> Element:
@@ -74,13 +94,13 @@ def _tree(path: Path) -> Element:
         ) from None
     except (expat.ExpatError, ValueError, LookupError) as error:  # the latter two: encodings that are not known
         line = getattr(error, "lineno", parser.CurrentLineNumber)
-        raise UserError(
-            f"{path}:{line}", f"is not XML: {' '.join(str(error).split())[:100]}", "write or copy it again"
-        ) from None
+        remedy = "save it as UTF-8" if "encoding" in str(error) else "write or copy it again"
+        raise UserError(f"{path}:{line}", f"is not XML: {' '.join(str(error).split())[:100]}", remedy) from None
     return builder.close()
 
 
 def _object(item: Element, where: str) -> VocObject:
+    _refuse_twice(item, ("name", "difficult"), where)
     name = (item.findtext("name") or "").strip()
     if not name:
         raise UserError(where, "has no name", "name its class")
@@ -91,6 +111,7 @@ def _object(item: Element, where: str) -> VocObject:
         what = f"has {len(boxes)} bndbox" if boxes else f"has no bndbox{f', but a {kinds[0]}' if kinds else ''}"
         raise UserError(where, what, "write one with xmin, ymin, xmax, ymax")
     box, more = boxes[0], dict(_attributes(item))
+    _refuse_twice(box, _CORNERS, where)
     difficult = (item.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
         raise UserError(where, f"difficult: expected 0 or 1, got {difficult[:40]!r}", "correct it")
@@ -115,10 +136,10 @@ def _attributes(item: Element) -> Iterator[tuple[str, Any]]:
 def _number(box: Element, key: str, where: str) -> float:
     text = (box.findtext(key) or "").strip()
     try:
-        value = float(text)
+        value = plain_number(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or "_" in text:  # Python reads 1_0 as 10
+    if not math.isfinite(value):
         raise UserError(where, f"{key}: expected a finite number, got {text[:40]!r}", "correct it")
     return value
 

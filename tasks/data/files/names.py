@@ -17,6 +17,11 @@ def normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def plain(name: str) -> str:
+    """A path without parts that say nothing (``./a//b.jpg``: ``a/b.jpg``), so that one file has one name."""
+    return os.path.normpath(name) if "./" in name or "//" in name else name
+
+
 def elsewhere(root: Path, name: str) -> tuple[str, str] | None:
     """Where a file is that is not at ``root / name``: a folder below ``root`` (or ``.``) and an ending to add (or none)."""
     slashed = name.replace("\\", "/")

@@ -16,7 +16,15 @@ from PIL import ImageFile
 from effbackbones.errors import UserError
 from effbackbones.images.arrays import read_numbers
 from effbackbones.images.geometry import Mask, Size
-from effbackbones.images.reading import MAX_PIXELS, frame_count, is_deep, opened_image, orientation_of, sixteen_bits, turned
+from effbackbones.images.reading import (
+    MAX_PIXELS,
+    frame_count,
+    is_deep,
+    opened_image,
+    orientation_of,
+    sixteen_bits,
+    turned,
+)
 from tasks.data.files.slate import reading_file
 from tasks.data.sample import IGNORE
 

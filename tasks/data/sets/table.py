@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError, nearest
 from tasks.data.files.csvfile import Row, TableFormat, read_table
 from tasks.data.files.listing import Spelling
-from tasks.data.files.names import elsewhere
+from tasks.data.files.names import elsewhere, plain
 from tasks.data.files.reading import DEFAULT_READER, Confinement, ImageReader, PackedNames, SoundReader
 from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
@@ -188,7 +188,8 @@ def _there(spelling: Spelling, name: str, suffix: str, read: ImageReader) -> str
     """A file of the table as its folder has it: with ``suffix`` where it has no ending of those that are read, and as
     :meth:`Spelling.find` finds it. As it is, where there is none."""
     name = name if read.reads(name) else name + suffix
-    return (name and spelling.find(name)) or name.replace("\\", "/")
+    found = (name and spelling.find(name)) or name.replace("\\", "/")
+    return plain(found)
 
 
 def _refuse_missing(row: Row, root: Path) -> None:

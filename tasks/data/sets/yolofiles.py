@@ -214,7 +214,7 @@ def _paired(
     found: dict[str, None] = {}
     for folder in folders:
         if os.path.isdir(folder):
-            names = files_below(Path(folder), lambda name: name.endswith(".txt"), root=root, links=links)
+            names = files_below(Path(folder), lambda name: name.lower().endswith(".txt"), root=root, links=links)
             found |= dict.fromkeys(f"{folder}/{name}" for name in names)
     lookup = Lookup(found, stem)
     texts = [lookup.find(label) for label in labels]

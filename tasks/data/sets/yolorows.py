@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from effbackbones.errors import UserError
+from tasks.data.files.numbers import plain_number
 
 ROWS = ("auto", "outline", "pose")
 """What lines of more than five numbers are: ``data.options.rows``."""
@@ -29,7 +30,7 @@ class Row(NamedTuple):
 def parsed(words: Sequence[str], where: str, num_classes: int) -> Row:
     """A line of numbers, of a class that there is."""
     try:
-        label, *values = (float(word) for word in words)
+        label, *values = map(plain_number, words)
     except ValueError:
         raise UserError(where, f"expected numbers, got {' '.join(words)[:60]!r}", _REMEDY) from None
     if not all(map(math.isfinite, (label, *values))):
