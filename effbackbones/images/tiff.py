@@ -141,7 +141,7 @@ def read_bands(
         raise UserError(str(path), "has pages of several sizes or kinds", "store one image in each file")
     array = as_pixels(path, np.concatenate(pages, axis=2), depth)
     if layout.white_first and layout.samples == 1:  # of several, the tag speaks of colours, and bands are none
-        array = (np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1) - array
+        array = {"uint8": 255, "uint16": 65535}.get(array.dtype.name, 1) - array
     return np.ascontiguousarray(_upright(array, layout.orientation) if exif == "apply" else array)
 
 
