@@ -13,6 +13,7 @@ from tests_support import one_line
 
 from effbackbones.errors import UserError
 from tasks.data.door.masks import masks
+from tasks.data.masks.file import MaskReader
 from tasks.data.sets.masks import MaskDataset
 from tasks.settings.data import DataConfig
 
@@ -184,6 +185,30 @@ def fill(root: Path, split: str, *values: list[int], kind: str = "L") -> None:
         if kind == "P":
             picture.putpalette(bytes(range(256)) * 3)
         picture.save(root / split / "masks" / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("ending", "options", "exact"),
+    [
+        ("webp", {"lossless": True}, True),
+        ("webp", {"quality": 80}, False),
+        ("webp", {"quality": 80, "exif": b"Exif\0\0"}, False),
+        ("jp2", {}, True),
+        ("jp2", {"irreversible": True}, False),
+        ("jp2", {"irreversible": True, "quality_layers": [20]}, False),
+    ],
+)
+def test_formats_that_keep_values_or_not_say_which(tmp_path: Path, ending: str, options: dict, exact: bool) -> None:
+    """Classes 0, 1, 2 come out of a lossy file as others of the three, which nothing else would show."""
+    truth = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 3, (6, 8), np.uint8), 5, 0), 5, 1)
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(np.dstack([truth] * 3)).save(path, **options)
+    read = MaskReader("index", ((0, 0), (1, 1), (2, 2)))
+    if exact:
+        np.testing.assert_array_equal(read(path), truth)
+        return
+    with pytest.raises(UserError, match="does not keep values exactly; store masks as PNG"):
+        read(path)
 
 
 def test_what_is_ambiguous_is_refused(root: Path) -> None:

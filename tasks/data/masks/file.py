@@ -133,7 +133,7 @@ class MaskReader:
         """The value of each pixel [H, W]."""
         if stored.lossy and self.format != "binary":
             remedy = "store masks as PNG; data.options.format: binary cuts such files half-way"
-            raise UserError(path, "is of a format (JPEG, AVIF) that does not keep values exactly", remedy)
+            raise UserError(path, "is stored in a way (as JPEG) that does not keep values exactly", remedy)
         if self.format == "rgb":
             return stored.colors(path)
         if self.format == "palette" and stored.kind != "palette":
@@ -244,12 +244,8 @@ def read_stored(path: str | Path, *, max_pixels: int = MAX_PIXELS, exif: str = "
 
 def _decoded(path: str, file_image: ImageFile.ImageFile, exif: str) -> Stored:
     """The pixels of the only frame, turned as ``exif`` says."""
-    deep, orientation, white, lossy = (
-        is_deep(file_image),
-        orientation_of(file_image),
-        _white(file_image),
-        file_image.format in _LOSSY,
-    )
+    deep, orientation, white = is_deep(file_image), orientation_of(file_image), _white(file_image)
+    lossy = file_image.format in _LOSSY or _rounds(file_image)
     if (frames := frame_count(file_image)) > 1:
         raise UserError(path, f"has {frames} frames: which of them is the mask?", "store one mask in each file")
     file_image.load()
@@ -279,6 +275,32 @@ def _decoded(path: str, file_image: ImageFile.ImageFile, exif: str) -> Stored:
         return Stored("colour", np.array(image)[..., :3], 255, lossy)
     kind = f"16-bit {mode}" if deep else mode
     raise UserError(path, f"pixels of kind {kind} are no classes", "store masks as PNG: grey, palette or 8-bit colour")
+
+
+def _rounds(image: ImageFile.ImageFile) -> bool:
+    """Whether a file of a format that can keep values exactly, WebP or JPEG 2000, says that it does not."""
+    if image.format not in ("WEBP", "JPEG2000") or image.fp is None:
+        return False
+    place = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    image.fp.seek(place)
+    if image.format == "WEBP":
+        return b"VP8 " in _chunks(content)
+    coding = content.find(
+        b"\xff\x52"
+    )  # COD, whose 14th byte names the wavelet (ISO 15444-1, A.6.1): 0 is the 9-7, which rounds
+    return coding >= 0 and content[coding + 13 : coding + 14] == b"\0"
+
+
+def _chunks(content: bytes) -> set[bytes]:
+    """The names of the chunks of a RIFF file."""
+    names, place = set(), 12
+    while place + 8 <= len(content):
+        names.add(content[place : place + 4])
+        size = int.from_bytes(content[place + 4 : place + 8], "little")
+        place += 8 + size + size % 2
+    return names
 
 
 def _sixteen_bits(path: str, numbers: NDArray[np.integer | np.bool_]) -> NDArray[np.uint8 | np.uint16]:

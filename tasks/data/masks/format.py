@@ -54,7 +54,7 @@ class Look:
         self.looked_at += 1
         if stored.lossy:
             remedy = "store masks as PNG, or set data.options.format: binary to cut them half-way"
-            raise UserError(path, "is of a format (JPEG, AVIF) that does not keep values exactly", remedy)
+            raise UserError(path, "is stored in a way (as JPEG) that does not keep values exactly", remedy)
         self.kinds.setdefault(stored.kind, path)
         if stored.kind == "colour":
             raise UserError(
