@@ -55,7 +55,8 @@ def told_of_early_end(progress: Progress, monitor: str, step: int, planned: int)
     name = f"val_{monitor}"
     best = next((row for row in progress.history if row.get(name) == progress.best), {})
     place = f" at epoch {best['epoch']:g}" if best else ""
-    text = f"stops early after step {step} of {planned}: {progress.since_best} evaluation{'s' * (progress.since_best != 1)} without a better"
+    seen = f"{progress.since_best} evaluation{'s' * (progress.since_best != 1)}"
+    text = f"stops early after step {step} of {planned}: {seen} without a better"
     return f"{text} {name} than {progress.best or 0.0:.4f}{place} (run.patience)"
 
 
