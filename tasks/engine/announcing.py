@@ -47,7 +47,7 @@ def told_of_epoch(row: Mapping[str, Any], monitor: str) -> str:
     known = [f"{name} {row[name]:.4g}" for name in names if isinstance(row.get(name), (int, float))]
     left = len(scores) - MOST_SCORES
     more = f"; {left} more score{'s' * (left > 1)} in metrics.csv" if left > 0 else ""
-    return f"epoch {row['epoch']:g}: {', '.join(known)}{more}"
+    return f"epoch {round(row['epoch'], 2):g}: {', '.join(known)}{more}"
 
 
 def told_of_early_end(progress: Progress, monitor: str, step: int, planned: int) -> str:
