@@ -287,3 +287,9 @@ def test_options_that_could_not_be_read_are_refused(name: str, option: Option, s
 
 def join_nothing(extras: Extras) -> int:
     return 0
+
+
+def test_check_looks_at_one_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", "shapes", "--checkpoint", "runs/other"]) == 2
+    said = "error: --checkpoint: names a run whose config is checked, and --config another; give one of them"
+    assert capsys.readouterr().err.splitlines()[-1] == said
