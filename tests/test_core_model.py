@@ -121,7 +121,7 @@ def test_integers_that_say_no_range_are_refused() -> None:
 
 
 def test_wrong_channels_are_named() -> None:
-    with pytest.raises(ValueError, match=r"\[B, 3, H, W\], got \(1, 4, 32, 32\)"):
+    with pytest.raises(UserError, match=r"\[B, 3, H, W\], got \[1, 4, 32, 32\]; build the model"):
         toy()(torch.zeros(1, 4, 32, 32))
 
 
