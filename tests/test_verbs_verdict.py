@@ -33,9 +33,10 @@ def broken(root: Path, bad: int, count: int = 4) -> DataConfig:
     for split in ("train", "val"):
         for name in "ab":
             for number in range(count):
-                path = write_picture(root / split / name / f"{number}.png", (32, 32), number + 10 * (name == "b"))
+                level = number + 10 * (name == "b") + 100 * (split == "val")
+                path = write_picture(root / split / name / f"{number}.png", (32, 32), level)
                 if name == "b" and number < bad:
-                    path.write_bytes(b"no image")
+                    path.write_bytes(f"no image of {split}".encode())
     return DataConfig(root=str(root))
 
 
