@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from effbackbones.backbones.convolution import Activation, Foldable
+from effbackbones.backbones.convolution import Activation
+from effbackbones.backbones.folding import Shedding
 from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, ImageSizes
 from effbackbones.errors import UserError
 from heads.detection.alignment import Alignment
@@ -113,7 +114,7 @@ class Nets(nn.Module):
         return Said(logits, (sides.softmax(3) * values).sum(3), (sides,))
 
 
-class Pair(Foldable):
+class Pair(Shedding):
     """Nets that find each object once, and others, for training alone, that find it several times and shape the maps."""
 
     def __init__(self, one: Nets, many: Nets) -> None:
@@ -125,10 +126,8 @@ class Pair(Foldable):
         many = () if self.many is None else (self.many(maps),)
         return self.one([x.detach() for x in maps]), many
 
-    def fold(self) -> "Pair":
-        """Without the nets that train."""
+    def shed(self) -> None:
         self.many = None
-        return self
 
 
 class YoloHead(DenseHead):
