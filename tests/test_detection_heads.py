@@ -93,13 +93,12 @@ def test_scores_predictions_and_speed(
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_its_file_agrees_with_it(trained: tuple[str, Path], precision: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    name, run = trained
-    out = tmp_path / "model.onnx"
+    run, out = trained[1], tmp_path / "model.onnx"
     words = ["export", "--checkpoint", str(run), "--out", str(out), "--precision", precision, "--certify", "8", *QUIET]
     loose = ["--bound", "0,1"] if precision == "int8" else []  # three steps from random weights
     assert main([*words, "--split", "val", *loose]) == 0
     certificate = json.loads(out.with_name("model.onnx.json").read_text())["certificate"]
-    assert set(certificate["scores"]) >= {"AP", "AP50"}, name
+    assert set(certificate["scores"]["AP"]) >= {"model", "exported"}
 
 
 def test_it_is_pruned_learns_from_the_whole_one_and_is_compared(trained: tuple[str, Path], tmp_path: Path) -> None:

@@ -119,6 +119,15 @@ def test_other_anchors_are_refused(options: dict[str, Any], word: str) -> None:
     one_line(caught, "optim.distill.teacher", word)
 
 
+def test_anchors_of_the_same_sides_in_other_places_are_refused() -> None:
+    square: dict[str, Any] = {"aspect_ratios": [[1.0, 1.0]], "num_scales": 1}
+    student = case("retinanet", square, 3).build()
+    teacher = case("retinanet", square | {"anchors": "torchvision"}, 3).build()
+    with pytest.raises(UserError) as caught:
+        student.check_teacher(teacher)
+    one_line(caught, "optim.distill.teacher", "places")
+
+
 def test_a_teacher_pads_as_its_student() -> None:
     student, teacher = case("efficientdet", {}, 3).build(), case("efficientdet", {}, 3).build()
     teacher.size_divisor, teacher.min_size = 3 * student.size_divisor, 640

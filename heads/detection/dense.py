@@ -207,11 +207,17 @@ class DenseHead(Head):
         if not isinstance(teacher, DenseHead):
             what = f"{type(teacher).__name__} is not dense: it has no anchors to compare with"
             raise UserError("optim.distill.teacher", what, "give a dense detector")
-        ours, theirs = ((head.strides, head._counts, cast(Tensor, head._shapes).tolist()) for head in (self, teacher))
+        ours, theirs = (
+            (head.strides, head._counts, head.center, cast(Tensor, head._shapes).tolist()) for head in (self, teacher)
+        )
         if ours != theirs:
             told = [f"strides {list(head.strides)} with {head._counts} a cell" for head in (teacher, self)]
             same = told[0] == told[1]
-            what = "its anchors have other sides" if same else f"its anchors are {told[0]}, the student's {told[1]}"
+            what = (
+                "its anchors have other sides or places"
+                if same
+                else f"its anchors are {told[0]}, the student's {told[1]}"
+            )
             remedy = (
                 "give both the same model.head_options, or set optim.distill.weight 0 and name optim.distill.features"
             )
