@@ -108,9 +108,9 @@ class DenseHead(Head):
     ) -> None:
         """Say where anchors are: the ``strides`` of the levels in pixels, finest first, for each level the ``shapes`` of the
         anchors of a cell, (width, height) in strides, and their ``center``, in strides from the corner of the cell. Images are
-        padded to the coarsest stride."""
+        padded to the coarsest stride of the backbone; coarser maps are of any size."""
         self.strides, self.center = tuple(strides), center
-        self.size_divisor = self.strides[-1]
+        self.size_divisor = self.spec.strides[-1]
         self._counts = [len(level) for level in shapes]
         flat = torch.tensor([shape for level in shapes for shape in level], dtype=torch.float64)
         self.register_buffer("_shapes", (flat * _FIXED_POINT).round().long(), persistent=False)

@@ -95,7 +95,6 @@ class FCOSHead(DenseHead):
         self.classes = Prediction(network.channels, 1, num_classes, Focal.bias(network.prior))
         self.sides, self.central = Prediction(network.channels, 1, 4), Prediction(network.channels, 1, 1)
         self.place(self.neck.strides, [POINT] * len(levels))
-        self.size_divisor = spec.strides[-1]  # coarser maps are of any size
 
     @classmethod
     def requires(cls, **options: Any) -> BackboneNeeds:
