@@ -121,7 +121,7 @@ def test_pieces_equal_the_whole_batch(name: str, options: dict[str, Any], classe
     losses, gradients = backward(model, [batch])
     for pieces in (2, 4):
         found, own = backward(model, cut(batch, pieces), tell=told.append)
-        agree(found, losses, 1e-6)
+        agree(found, losses, 3e-6)  # sums in another order
         agree(own, gradients)
     assert not told
 
