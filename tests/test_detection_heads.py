@@ -116,7 +116,7 @@ def test_it_is_pruned_learns_from_the_whole_one_and_is_compared(trained: tuple[s
 @pytest.mark.parametrize("name", HEADS)
 def test_it_is_trained_with_other_tasks(name: str, tmp_path: Path) -> None:
     """On one backbone, in pieces, with rounding to int8; and its boxes are scored."""
-    heads: list[str] = ["--heads.det.head", head_of(name), "--heads.det.options", json.dumps(HEADS[name])]
+    heads: list[str] = ["--heads.det.name", head_of(name), "--heads.det.options", json.dumps(HEADS[name])]
     heads += ["--heads.seg.options", "{channels: [16, 16, 8, 8, 8]}", "--heads.cls.options", "{channels: 32}"]
     more = ["--optim.accumulate", "2", "--optim.quantise", "int8", "--run.tensorboard", "false"]
     words: list[Any] = ["joint", *shapes_line(small_line(*heads, backbone=STILL)), *more]
