@@ -16,7 +16,7 @@ from tasks.detect import main
 from tasks.settings.commandline import Extras, parse
 from tasks.settings.keytypes import hint_of
 from tasks.settings.verbs import OPTIONS, VERBS, Option, Verb, register_verb
-from tasks.verbs.command import explain
+from tasks.verbs.command import explain, run_line
 
 TOY = '''"""A verb that reads neither config nor task."""
 seen = []
@@ -287,6 +287,13 @@ def test_options_that_could_not_be_read_are_refused(name: str, option: Option, s
 
 def join_nothing(extras: Extras) -> int:
     return 0
+
+
+def test_a_verb_without_a_task_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_line(["serve", "detect", "--checkpoint", "runs/other"]) == 2
+    assert (
+        capsys.readouterr().err == "error: argument 'detect': serve takes no task, which the model says; leave it out\n"
+    )
 
 
 def test_check_looks_at_one_config(capsys: pytest.CaptureFixture[str]) -> None:

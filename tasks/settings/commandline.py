@@ -203,6 +203,10 @@ class _Line:
             else:
                 line.inputs.append(expanded(word, word))
         if line.inputs and not line.verb.inputs:
+            if TASKS.canonical(line.inputs[0]) in TASKS.names() and line.verb.config == "none":
+                raise UserError(
+                    f"argument {line.inputs[0]!r}", f"{name} takes no task, which the model says", "leave it out"
+                )
             takers = ", ".join(verb.name for verb in VERBS.values() if verb.inputs)
             raise UserError(
                 f"argument {line.inputs[0]!r}",
