@@ -124,13 +124,15 @@ def test_what_evaluation_never_sees(tmp_path: Path, capsys: pytest.CaptureFixtur
     spec = ImageSpec((64, 64), crop_fraction=1.0)
     assert unseen(datasets["val"], spec) == pytest.approx(1 - 64 / 200)
     assert unseen(datasets["val"], dataclasses.replace(spec, crop_mode="squash")) == 0
-    quick_checks(spec, datasets, Teller(False), crop="resized", measured=False)
+    quick_checks(spec, datasets, Teller(False), DataConfig(crop="resized"), measured=False)
     said = capsys.readouterr()
     line = (
         "evaluation takes the centre of each image and never sees 68% of it, training does; data.crop: whole shows all"
     )
     assert line in said.out + said.err
-    quick_checks(dataclasses.replace(spec, crop_mode="squash"), datasets, Teller(False), crop="whole", measured=False)
+    quick_checks(
+        dataclasses.replace(spec, crop_mode="squash"), datasets, Teller(False), DataConfig(crop="whole"), measured=False
+    )
     assert "never sees" not in capsys.readouterr().err
 
 

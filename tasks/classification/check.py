@@ -12,6 +12,7 @@ from tasks.data.dataset import Dataset
 from tasks.data.knowledge import Knowledge
 from tasks.data.pixels import told_of_range
 from tasks.data.recordings import told_of_sound
+from tasks.settings.data import DataConfig
 from tasks.telling import Teller
 
 LOOKED_AT = 64
@@ -20,9 +21,11 @@ UNSEEN = 0.45
 """Share of an image that a centre crop leaves out from which it is told: more than of a photograph of 4 by 3."""
 
 
-def quick_checks(spec: ImageSpec, datasets: Mapping[str, Dataset], tell: Teller, *, crop: str, measured: bool) -> None:
+def quick_checks(
+    spec: ImageSpec, datasets: Mapping[str, Dataset], tell: Teller, data: DataConfig, *, measured: bool
+) -> None:
     """Tell what readers noticed, and what of the images is lost on the way into a network that wants them as ``spec`` says.
-    ``crop``: how training crops; ``measured``: whether images are normalised by their own mean and deviation."""
+    ``measured``: whether images are normalised by their own mean and deviation."""
     told: set[str] = set()
     for split, dataset in datasets.items():
         for note in getattr(dataset, "notes", ()):
@@ -31,7 +34,7 @@ def quick_checks(spec: ImageSpec, datasets: Mapping[str, Dataset], tell: Teller,
                 told.add(note)
     if spec.rate is not None:
         for split, dataset in datasets.items():
-            for said in told_of_sound(dataset, spec):
+            for said in told_of_sound(dataset, spec, data.on_error):
                 tell(f"{split}: {said}")
         return
     line = told_of_range(datasets["train"], measured)
@@ -40,7 +43,7 @@ def quick_checks(spec: ImageSpec, datasets: Mapping[str, Dataset], tell: Teller,
     share = unseen(datasets["val"], spec)
     if share is not None and share >= UNSEEN:
         text = f"val: warning: evaluation takes the centre of each image and never sees {share:.0%} of it"
-        sees = ", training does" if crop in ("resized", "none", "pad") else ""
+        sees = ", training does" if data.crop in ("resized", "none", "pad") else ""
         tell(f"{text}{sees}; data.crop: whole shows all of it in both")
 
 

@@ -22,7 +22,7 @@ def elsewhere(root: Path, name: str) -> tuple[str, str] | None:
     slashed = name.replace("\\", "/")
     for folder in _folders(root):
         for suffix in ("", *_SUFFIXES, *(suffix.upper() for suffix in _SUFFIXES)):
-            if (folder / (slashed + suffix)).is_file():
+            if os.path.isfile(folder / (slashed + suffix)):  # also where it could be none, such as of a name too long
                 return folder.relative_to(root).as_posix(), suffix
     return None
 
