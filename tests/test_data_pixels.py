@@ -136,6 +136,18 @@ def test_what_evaluation_never_sees(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "never sees" not in capsys.readouterr().err
 
 
+def test_classes_that_training_never_sees_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        write_picture(tmp_path / f"{name}.png")
+    (tmp_path / "train.csv").write_text("file,labels\na.png,x\nb.png,y\n")
+    (tmp_path / "val.csv").write_text("file,labels\na.png,x\n")
+    data = DataConfig(name="table", root=str(tmp_path), options={"classes": ["x", "y", "z"]})
+    datasets = splits.open_splits(Config(data=data), TASK)
+    quick_checks(ImageSpec((64, 64)), datasets, Teller(False), data, measured=False)
+    said = capsys.readouterr()
+    assert "train: warning: 1 of 3 classes have no sample, and are not learnt: z" in said.out + said.err
+
+
 def test_one_setting_shows_all_in_both(tmp_path: Path) -> None:
     config = Config(data=DataConfig(root=str(tmp_path), crop="whole", image_size=(8, 16)))
     spec = image_spec(config, ImageSpec())

@@ -100,7 +100,11 @@ def test_validation_and_training_by_condition(digits: Path) -> None:
         ({"patern": PATTERN}, {"val": 0.1}, r"data\.options\.patern: data set 'sound' has no such option"),
         ({"pattern": PATTERN, "rate": 12}, {"val": 0.1}, r"data\.options\.rate: expected 1000 to 768000"),
         ({"pattern": PATTERN, "channels": 0}, {"val": 0.1}, r"data\.options\.channels: expected"),
-        ({"table": "none.csv"}, {"val": 0.1}, r"none\.csv: cannot be read as a CSV file"),
+        (
+            {"table": "none.csv"},
+            {"val": 0.1},
+            r"none\.csv: cannot be read: No such file .*; name a UTF-8 text file with the columns",
+        ),
     ],
 )
 def test_mistakes_are_one_line(digits: Path, options: dict[str, Any], data: dict[str, Any], line: str) -> None:
@@ -134,6 +138,11 @@ def test_class_folders_of_one_list_with_folds_in_their_names(tmp_path: Path) -> 
     config = config_of(tmp_path, {"pattern": r"(?P<fold>\d)-x"}, val="fold=4")
     splits = open_splits(config, CLS)
     assert (ids(splits["train"]), ids(splits["val"])) == (["1-x", "2-x", "3-x"] * 2, ["4-x"] * 2)
+    write(tmp_path / "cat" / "5.wav")
+    with pytest.raises(
+        UserError, match=r"1 of 9 recordings have names that do not follow .*; correct it, so that all
+    ):
+        open_splits(config, CLS)
 
 
 def test_a_table_of_parts_with_several_labels_and_a_column_of_splits(tmp_path: Path) -> None:

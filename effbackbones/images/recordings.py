@@ -30,8 +30,8 @@ RATE = 32_000
 ZERO = 32768
 """The pixel of silence."""
 _LATE = 0.05  # seconds by which the end of a part may lie behind that of its recording: tables round
-_BEYOND = 100.0
-"""Times full scale (40 dB) from which a wave is none in -1..1, but of whole numbers."""
+_LOUDEST = 16.0
+"""Of waves in -1..1: what a decoder overshoots, or a mix that was not scaled; above it they are taken for whole numbers."""
 _ESTIMATED = 2 * 1152
 """Samples, two frames, by which an MP3 file without a table of its frames may be shorter than is computed from its size."""
 
@@ -96,7 +96,7 @@ def as_pixels(wave: NDArray[np.float32], given: int, *, rate: int, channels: int
     if not np.isfinite(wave).all():
         bad = int((~np.isfinite(wave)).sum())
         raise UserError(name, f"{bad:,} of {wave.size:,} samples are not finite", "write the file anew")
-    if (most := float(np.abs(wave).max(initial=0))) > _BEYOND:
+    if (most := float(np.abs(wave).max(initial=0))) > _LOUDEST:
         what = f"expected samples in -1..1, got up to {most:,.0f}"
         raise UserError(name, what, "divide by full scale (32768, where they were of 16 bits), or write whole numbers")
     if channels == 1 and wave.shape[1] > 1:

@@ -17,6 +17,7 @@ from tasks.telling import Teller
 
 LOOKED_AT = 64
 """Images whose sizes are looked at."""
+_NAMED = 5
 UNSEEN = 0.45
 """Share of an image that a centre crop leaves out from which it is told: more than of a photograph of 4 by 3."""
 
@@ -32,6 +33,8 @@ def quick_checks(
             if note not in told:  # of divided data each part has those of the whole
                 tell(f"{split}: {note}")
                 told.add(note)
+    if line := without_images(datasets["train"]):
+        tell(f"train: warning: {line}")
     if spec.rate is not None:
         for split, dataset in datasets.items():
             for said in told_of_sound(dataset, spec, data.on_error):
@@ -45,6 +48,16 @@ def quick_checks(
         text = f"val: warning: evaluation takes the centre of each image and never sees {share:.0%} of it"
         sees = ", training does" if data.crop in ("resized", "none", "pad") else ""
         tell(f"{text}{sees}; data.crop: whole shows all of it in both")
+
+
+def without_images(dataset: Dataset) -> str:
+    """What to tell of classes that no sample has, where that is known without reading them; else nothing."""
+    pairs = Knowledge.of(dataset).occurrences
+    missing = [] if pairs is None else np.setdiff1d(np.arange(len(dataset.classes)), pairs[1]).tolist()
+    if not missing:
+        return ""
+    names = ", ".join(dataset.classes[label] for label in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+    return f"{len(missing)} of {len(dataset.classes)} classes have no sample, and are not learnt: {names}"
 
 
 def unseen(dataset: Dataset, spec: ImageSpec) -> float | None:

@@ -94,7 +94,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
             raise
         signals.answer()
         writer.close()
-        tell(f"predictions of {work.said()} in {out}")
+        tell(f"predictions of {work.said('recordings' if sounds else 'images')} in {out}")
         if (number := stopped_by(signals.level)) is not None:
             raise StoppedError(number)
     if work.failed:
@@ -161,10 +161,10 @@ class _Work:
             if originals is not None:
                 originals.forget(one.source.name for one in places)
 
-    def said(self) -> str:
+    def said(self, noun: str) -> str:
         """How many were predicted."""
         images = self.done - self.frames
-        words = [f"{images} images"] if images or not self.frames else []
+        words = [f"{images} {noun}"] if images or not self.frames else []
         return " and ".join([*words, f"{self.frames} frames"] if self.frames else words)
 
 
