@@ -139,9 +139,7 @@ def test_class_folders_of_one_list_with_folds_in_their_names(tmp_path: Path) -> 
     splits = open_splits(config, CLS)
     assert (ids(splits["train"]), ids(splits["val"])) == (["1-x", "2-x", "3-x"] * 2, ["4-x"] * 2)
     write(tmp_path / "cat" / "5.wav")
-    with pytest.raises(
-        UserError, match=r"1 of 9 recordings have names that do not follow .*; correct it, so that all
-    ):
+    with pytest.raises(UserError, match=r"1 of 9 recordings have names that do not follow .*; correct it, so that all"):
         open_splits(config, CLS)
 
 
@@ -258,6 +256,10 @@ def test_a_part_behind_the_end_stops_before_a_run_and_names_the_line(tmp_path: P
     data = DATASETS.get("sound")(config.data, "train", None)
     with pytest.raises(UserError, match=r"all\.csv:3: a\.wav: lasts 0\.500 s, and a part is to end at 9 s"):
         list(told_of_sound(data, ImageSpec.of_sound(8000, 8000)))
+    with pytest.raises(
+        UserError, match=r"data\.val: all\.csv is the table of all .*; set it to a share, such as 0\.2, or write NAME"
+    ):
+        DATASETS.get("sound")(config.data, "val", data.classes)
 
 
 def test_the_cache_keeps_recordings_as_they_are_read(tmp_path: Path) -> None:

@@ -122,6 +122,22 @@ def test_what_goes_wrong_is_told(run: Path, root: Path, tmp_path: Path, capsys: 
     (tmp_path / "empty").mkdir()
     assert main(["predict", str(tmp_path / "empty"), *asked, "--out", str(tmp_path / "b")]) == 2
     assert "no recording found" in error_of(capsys)
+    assert main(["predict", str(tmp_path / "none*"), *asked, "--out", str(tmp_path / "b")]) == 2
+    assert "none*: no recording found; recordings end in .aif" in error_of(capsys)
+    line = [
+        "check",
+        "--config",
+        "sounds",
+        "--data.root",
+        str(root),
+        "--model.backbone",
+        "lite0",
+        "--model.weights",
+        "null",
+        *QUIET,
+    ]
+    assert main(line) == 2
+    assert "model.backbone: sees pictures, and the data set sound has recordings; write sound:" in error_of(capsys)
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     assert main(["predict", str(tmp_path / "a.wav"), *asked, "--out", str(tmp_path / "b")]) == 2
     assert "a.wav: cannot be read as a recording" in error_of(capsys)

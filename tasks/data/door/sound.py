@@ -89,7 +89,8 @@ def _table_name(data: DataConfig, options: DataOptions, split: str, selections: 
     single, own = options.text("table"), getattr(data, split)
     if single is not None:
         if split != "train" and split not in selections:
-            raise UserError(f"data.{split}", f"{single} is the table of all splits, and nothing says which rows", SAYS)
+            what = f"{single} is the table of all splits, and nothing says which rows"
+            raise UserError(f"data.{split}", what, f"set it to a share, such as 0.2, or {SAYS}")
         return single
     if isinstance(own, str) and (own.lower().endswith((".csv", ".tsv")) or (root_of(data) / own).is_file()):
         return own
