@@ -247,6 +247,9 @@ def test_splits_in_folders_or_by_shares(root: Path) -> None:
         lines(data, "val", train.classes)
     with pytest.raises(UserError, match="there is no such folder"):
         lines(DataConfig(name="lines", root=str(root), train="other"), "train", None)
+    (root / "train").rename(root / "elsewhere")
+    with pytest.raises(UserError, match=r"there is no such folder: .*; set data\.val: 0\.1, if the files in"):
+        lines(data, "train", None)
 
 
 def test_copies_stay_together_and_changes_are_noticed(root: Path) -> None:

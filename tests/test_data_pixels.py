@@ -145,7 +145,8 @@ def test_classes_that_training_never_sees_are_told(tmp_path: Path, capsys: pytes
     datasets = splits.open_splits(Config(data=data), TASK)
     quick_checks(ImageSpec((64, 64)), datasets, Teller(False), data, measured=False)
     said = capsys.readouterr()
-    assert "train: warning: 1 of 3 classes have no sample, and are not learnt: z" in said.out + said.err
+    assert "train: warning: 1 of 3 classes have no sample (z), and are not learnt" in said.out + said.err
+    assert "val: 2 of 3 classes have no sample (y, z): no score tells of them" in said.out + said.err
 
 
 def test_one_setting_shows_all_in_both(tmp_path: Path) -> None:

@@ -33,8 +33,13 @@ def quick_checks(
             if note not in told:  # of divided data each part has those of the whole
                 tell(f"{split}: {note}")
                 told.add(note)
-    if line := without_images(datasets["train"]):
-        tell(f"train: warning: {line}")
+    for split, dataset in datasets.items():
+        if line := without_samples(dataset):
+            tell(
+                f"train: warning: {line}, and are not learnt"
+                if split == "train"
+                else f"{split}: {line}: no score tells of them"
+            )
     if spec.rate is not None:
         for split, dataset in datasets.items():
             for said in told_of_sound(dataset, spec, data.on_error):
@@ -50,14 +55,14 @@ def quick_checks(
         tell(f"{text}{sees}; data.crop: whole shows all of it in both")
 
 
-def without_images(dataset: Dataset) -> str:
+def without_samples(dataset: Dataset) -> str:
     """What to tell of classes that no sample has, where that is known without reading them; else nothing."""
     pairs = Knowledge.of(dataset).occurrences
     missing = [] if pairs is None else np.setdiff1d(np.arange(len(dataset.classes)), pairs[1]).tolist()
     if not missing:
         return ""
     names = ", ".join(dataset.classes[label] for label in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
-    return f"{len(missing)} of {len(dataset.classes)} classes have no sample, and are not learnt: {names}"
+    return f"{len(missing)} of {len(dataset.classes)} classes have no sample ({names})"
 
 
 def unseen(dataset: Dataset, spec: ImageSpec) -> float | None:

@@ -130,7 +130,11 @@ class LineDataset:
 def _text_files(folder: Path) -> tuple[list[str], list[str]]:
     """Sorted names of the text files in a folder, and of its other files."""
     if not folder.is_dir():
-        raise UserError(str(folder), f"there is no such folder: expected {folder}/CLASS{ENDING}", "correct data.root")
+        beside = folder.parent.is_dir() and any(name.lower().endswith(ENDING) for name in os.listdir(folder.parent))
+        remedy = (
+            f"set data.val: 0.1, if the files in {folder.parent} are the classes" if beside else "correct data.root"
+        )
+        raise UserError(str(folder), f"there is no such folder: expected {folder}/CLASS{ENDING}", remedy)
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_file() and not is_hidden(entry.name))
     texts = [name for name in names if name.lower().endswith(ENDING)]
