@@ -96,7 +96,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
             raise
         signals.answer()
         writer.close()
-        tell(f"predictions of {work.said('recordings' if sounds else 'images')} in {out}")
+        tell(f"predictions of {work.said('recording' if sounds else 'image')} in {out}")
         if (number := stopped_by(signals.level)) is not None:
             raise StoppedError(number)
     if work.failed:
@@ -169,8 +169,8 @@ class _Work:
     def said(self, noun: str) -> str:
         """How many were predicted."""
         images = self.done - self.frames
-        words = [f"{images} {noun}"] if images or not self.frames else []
-        return " and ".join([*words, f"{self.frames} frames"] if self.frames else words)
+        words = [f"{images} {noun}{'s' * (images != 1)}"] if images or not self.frames else []
+        return " and ".join([*words, f"{self.frames} frame{'s' * (self.frames != 1)}"] if self.frames else words)
 
 
 def _images_of(source: Dataset | None) -> tuple[Sequence[str], ImageRead | None]:
