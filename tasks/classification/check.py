@@ -34,11 +34,11 @@ def quick_checks(
                 tell(f"{split}: {note}")
                 told.add(note)
     for split, dataset in datasets.items():
-        if line := without_samples(dataset):
+        if lacking := without_samples(dataset):
             tell(
-                f"train: warning: {line}, and are not learnt"
+                f"train: warning: {lacking}, and are not learnt"
                 if split == "train"
-                else f"{split}: {line}: no score tells of them"
+                else f"{split}: {lacking}: no score tells of them"
             )
     if spec.rate is not None:
         for split, dataset in datasets.items():
