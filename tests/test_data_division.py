@@ -16,6 +16,7 @@ from tests_support import one_line
 from effbackbones.errors import UserError
 from tasks.classification.task import TASK as CLS
 from tasks.data import fingerprint
+from tasks.data.dataset import DATASETS
 from tasks.data.division import Division, divided
 from tasks.data.files.copies import copies
 from tasks.data.knowledge import Knowledge
@@ -162,6 +163,20 @@ def test_every_reader_of_one_list(tmp_path: Path, train: str, val: float) -> Non
     assert [Counter(dataset[index].label for index in range(4)) for dataset in datasets.values()] == [{0: 2, 1: 2}] * 2
     paths = [path for dataset in datasets.values() for path in Knowledge.of(dataset).paths]
     assert sorted(paths) == [str(tmp_path / f"{number}.png") for number in range(8)]
+
+
+@pytest.mark.parametrize("name", ["folder", "masks", "lines", "voc", "yolo"])
+def test_a_split_by_name_is_never_the_whole_list_that_another_is_a_share_of(tmp_path: Path, name: str) -> None:
+    folders(tmp_path, {"apple": 4, "pear": 4})
+    for label in ("apple", "pear"):
+        (tmp_path / f"{label}.txt").write_text(f"one {label}\ntwo {label}s\n")
+        for file in (tmp_path / label).glob("*.png"):
+            (tmp_path / label / f"{file.stem}.xml").write_text("<annotation/>")
+    of_masks = {"classes": ["a", "b"], "images": "apple", "masks": "pear"}
+    options: dict[str, Any] = {"masks": of_masks, "yolo": {"names": ["a"]}}.get(name, {})
+    data = DataConfig(name=name, root=str(tmp_path), val="nowhere", test=0.25, options=options, labels=("label",))
+    with pytest.raises(UserError, match=r"nowhere|\{split\}"):
+        DATASETS.get(name)(data, "val", None)
 
 
 def test_pairs_of_images_and_masks(tmp_path: Path) -> None:

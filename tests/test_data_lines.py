@@ -108,7 +108,7 @@ def test_what_is_no_text_is_refused_by_its_line(root: Path, content: bytes, line
         LineDataset(root, PLAIN)
 
 
-@pytest.mark.parametrize("content", ["", "\n \n\t\n", "\u00ad\n"])
+@pytest.mark.parametrize("content", ["", "\n \n\t\n", "\u00ad\n", "\u200d\n\u2800 \u3164\n\u200c \u200c\n"])
 def test_a_file_without_text_is_refused(root: Path, content: str) -> None:
     write(root / "fr.txt", content)
     with pytest.raises(UserError, match=r"fr\.txt: holds no line with text"):
@@ -124,6 +124,19 @@ def test_folders_that_hold_something_else(root: Path) -> None:
     (root / "en.txt").unlink()
     with pytest.raises(UserError, match=r"holds de\.txt alone"):
         lines(DataConfig(name="lines", root=str(root), val=0.5), "train", None)
+
+
+def test_the_class_of_a_file_does_not_depend_on_how_its_name_is_written(root: Path) -> None:
+    (root / "de.txt").rename(root / "grüezi.TXT")
+    found = LineDataset(root, PLAIN)
+    assert found.classes == ("en", "grüezi")
+    assert found.ids[len(found) - 1].startswith("grüezi.TXT:")
+    (root / "grüezi.TXT").rename(root / unicodedata.normalize("NFD", "grüezi.txt"))
+    assert LineDataset(root, PLAIN, found.classes).classes == found.classes
+    write(root / "EN.txt", *ENGLISH)
+    write(root / "en.TXT", *ENGLISH)
+    with pytest.raises(UserError, match=r"en\.TXT and en\.txt are of one class"):
+        LineDataset(root, PLAIN)
 
 
 def test_what_is_mended_and_left_out_is_counted(root: Path) -> None:
@@ -234,6 +247,9 @@ def test_splits_in_folders_or_by_shares(root: Path) -> None:
         lines(data, "val", train.classes)
     with pytest.raises(UserError, match="there is no such folder"):
         lines(DataConfig(name="lines", root=str(root), train="other"), "train", None)
+    (root / "train").rename(root / "elsewhere")
+    with pytest.raises(UserError, match=r"there is no such folder: .*; set data\.val: 0\.1, if the files in"):
+        lines(data, "train", None)
 
 
 def test_copies_stay_together_and_changes_are_noticed(root: Path) -> None:

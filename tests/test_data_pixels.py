@@ -124,14 +124,29 @@ def test_what_evaluation_never_sees(tmp_path: Path, capsys: pytest.CaptureFixtur
     spec = ImageSpec((64, 64), crop_fraction=1.0)
     assert unseen(datasets["val"], spec) == pytest.approx(1 - 64 / 200)
     assert unseen(datasets["val"], dataclasses.replace(spec, crop_mode="squash")) == 0
-    quick_checks(spec, datasets, Teller(False), crop="resized", measured=False)
+    quick_checks(spec, datasets, Teller(False), DataConfig(crop="resized"), measured=False)
     said = capsys.readouterr()
     line = (
         "evaluation takes the centre of each image and never sees 68% of it, training does; data.crop: whole shows all"
     )
     assert line in said.out + said.err
-    quick_checks(dataclasses.replace(spec, crop_mode="squash"), datasets, Teller(False), crop="whole", measured=False)
+    quick_checks(
+        dataclasses.replace(spec, crop_mode="squash"), datasets, Teller(False), DataConfig(crop="whole"), measured=False
+    )
     assert "never sees" not in capsys.readouterr().err
+
+
+def test_classes_that_training_never_sees_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        write_picture(tmp_path / f"{name}.png")
+    (tmp_path / "train.csv").write_text("file,labels\na.png,x\nb.png,y\n")
+    (tmp_path / "val.csv").write_text("file,labels\na.png,x\n")
+    data = DataConfig(name="table", root=str(tmp_path), options={"classes": ["x", "y", "z"]})
+    datasets = splits.open_splits(Config(data=data), TASK)
+    quick_checks(ImageSpec((64, 64)), datasets, Teller(False), data, measured=False)
+    said = capsys.readouterr()
+    assert "train: warning: 1 of 3 classes have no sample (z), and are not learnt" in said.out + said.err
+    assert "val: 2 of 3 classes have no sample (y, z): no score tells of them" in said.out + said.err
 
 
 def test_one_setting_shows_all_in_both(tmp_path: Path) -> None:

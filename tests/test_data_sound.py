@@ -10,6 +10,7 @@ from effbackbones import ImageSpec, UserError
 from tasks.classification.task import TASK as CLS
 from tasks.data.check import check_dataset
 from tasks.data.dataset import DATASETS
+from tasks.data.division import divided
 from tasks.data.door.caching import cached
 from tasks.data.door.reading import read_as
 from tasks.data.knowledge import Knowledge
@@ -99,7 +100,11 @@ def test_validation_and_training_by_condition(digits: Path) -> None:
         ({"patern": PATTERN}, {"val": 0.1}, r"data\.options\.patern: data set 'sound' has no such option"),
         ({"pattern": PATTERN, "rate": 12}, {"val": 0.1}, r"data\.options\.rate: expected 1000 to 768000"),
         ({"pattern": PATTERN, "channels": 0}, {"val": 0.1}, r"data\.options\.channels: expected"),
-        ({"table": "none.csv"}, {"val": 0.1}, r"none\.csv: cannot be read as a CSV file"),
+        (
+            {"table": "none.csv"},
+            {"val": 0.1},
+            r"none\.csv: cannot be read: No such file .*; name a UTF-8 text file with the columns",
+        ),
     ],
 )
 def test_mistakes_are_one_line(digits: Path, options: dict[str, Any], data: dict[str, Any], line: str) -> None:
@@ -133,6 +138,9 @@ def test_class_folders_of_one_list_with_folds_in_their_names(tmp_path: Path) -> 
     config = config_of(tmp_path, {"pattern": r"(?P<fold>\d)-x"}, val="fold=4")
     splits = open_splits(config, CLS)
     assert (ids(splits["train"]), ids(splits["val"])) == (["1-x", "2-x", "3-x"] * 2, ["4-x"] * 2)
+    write(tmp_path / "cat" / "5.wav")
+    with pytest.raises(UserError, match=r"1 of 9 recordings have names that do not follow .*; correct it, so that all"):
+        open_splits(config, CLS)
 
 
 def test_a_table_of_parts_with_several_labels_and_a_column_of_splits(tmp_path: Path) -> None:
@@ -150,7 +158,23 @@ def test_a_table_of_parts_with_several_labels_and_a_column_of_splits(tmp_path: P
     whole, _ = soundfile.read(tmp_path / "audio" / "a.wav", dtype="int16")
     assert np.array_equal(splits["train"][1].image[0, :, 0].astype(int) - 32768, whole[2000:4000])
     assert Knowledge.of(splits["val"]).ids == ["b.wav@-0.5"]
-    assert Knowledge.of(splits["train"]).copies == [[0, 1]]  # parts of one file, which a share keeps together
+    known = Knowledge.of(splits["train"])
+    assert (known.copies, known.groups) == ([], ["a.wav", "a.wav", "b.wav"])
+
+
+def test_parts_of_a_recording_stay_together_whatever_the_share(tmp_path: Path) -> None:
+    rows = ["file,labels,start,end"]
+    for place, name in enumerate("abcdefgh"):
+        write(tmp_path / f"{name}.wav", 1.0 + place / 100)
+        rows += [f"{name}.wav,{'xy'[part % 2]},{part / 4},{part / 4 + 0.25}" for part in range(4)]
+    (tmp_path / "all.csv").write_text("\n".join(rows))
+    options = {"table": "all.csv", "start": "start", "end": "end"}
+    whole = DATASETS.get("sound")(config_of(tmp_path, options).data, "train", None)
+    division = divided(Knowledge.of(whole), {"val": 0.25}, seed=0)
+    files = {split: {name.partition("@")[0] for name in part} for split, part in division.parts.items()}
+    assert (len(files["val"]), files["val"] & files["train"]) == (2, set())
+    assert "8 groups kept together" in division.told
+    assert "more than once" not in division.told
 
 
 @pytest.mark.parametrize(
@@ -160,7 +184,11 @@ def test_a_table_of_parts_with_several_labels_and_a_column_of_splits(tmp_path: P
         ("a.wav,x,nan,1", r"all\.csv:2: expected seconds, got 'nan'"),
         ("a.wav,x,0.5,0.5", r"all\.csv:2: a part from 0.5 to 0.5 s is none"),
         ("b.wav,x,0,1", r"all\.csv:2: there is no file"),
-        ("a.wav,x,0,0.05\na.wav,y,0,0.05", r"all\.csv:3: 'a\.wav@0-0\.05' stands in line 2 already"),
+        ("a.wav,x,0,0.05\na.wav,y,0,0.05", r"all\.csv:3: 'a\.wav', the same part, stands in line 2 already"),
+        ("a.wav,x,0,0.05\n./a.wav,y,0.0,5e-2", r"all\.csv:3: 'a\.wav', the same part, stands in line 2 already"),
+        ("a.wav,x,,0", r"all\.csv:2: a part from 0 to 0 s is none"),
+        ("a.wav,x,1_0,2_0", r"all\.csv:2: expected seconds, got '1_0'"),
+        (f"{'a' * 5000},x,,", r"all\.csv:2: there is no file"),
     ],
 )
 def test_rows_that_are_wrong_are_named(tmp_path: Path, row: str, line: str) -> None:
@@ -198,10 +226,40 @@ def test_what_is_told_of_recordings(tmp_path: Path) -> None:
         "1 of 4 have several channels, of which the mean is taken",
         "2 of 4 are resampled to 8,000 samples a second: 1 of 16,000, 1 of 2,000",
         "warning: 1 of 4 have less than half of the samples a second that the model hears: above that there is nothing in them "
-        "(model.backbone_options.rate)",
+        "(model.backbone_options.rate and data.options.rate: 2000)",
         "warning: 1 of 4 recordings looked through (3.wav) are clipped: 0.01% or more of their samples are at full scale",
         "warning: 1 of 4 recordings looked through (2.wav) are silent, 60 dB below full scale or fainter",
     ]
+    lines = list(told_of_sound(data, ImageSpec.of_sound(8000, 80000)))
+    assert (
+        "warning: windows of 10 s are mostly silence around half of them (model.backbone_options.seconds: 2)" in lines
+    )
+
+
+def test_what_cannot_be_opened_stops_before_a_run_or_is_counted(tmp_path: Path) -> None:
+    for name in ("a/1.wav", "a/2.wav", "b/3.wav"):
+        write(tmp_path / "train" / name, 0.5)
+    (tmp_path / "train" / "a" / "2.wav").write_bytes(b"no sound")
+    data = DATASETS.get("sound")(config_of(tmp_path).data, "train", None)
+    with pytest.raises(UserError, match=r"2\.wav: cannot be read as a recording"):
+        list(told_of_sound(data, ImageSpec.of_sound(8000, 8000)))
+    first, second, *_ = told_of_sound(data, ImageSpec.of_sound(8000, 8000), "skip")
+    assert first.startswith("warning: 1 of those looked at cannot be opened")
+    assert "2.wav" in first
+    assert second.startswith("2 recordings looked at")
+
+
+def test_a_part_behind_the_end_stops_before_a_run_and_names_the_line(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", 0.5)
+    (tmp_path / "all.csv").write_text("file,labels,start,end\na.wav,x,0,0.2\na.wav,y,0.2,9\n")
+    config = config_of(tmp_path, {"table": "all.csv", "start": "start", "end": "end"})
+    data = DATASETS.get("sound")(config.data, "train", None)
+    with pytest.raises(UserError, match=r"all\.csv:3: a\.wav: lasts 0\.500 s, and a part is to end at 9 s"):
+        list(told_of_sound(data, ImageSpec.of_sound(8000, 8000)))
+    with pytest.raises(
+        UserError, match=r"data\.val: all\.csv is the table of all .*; set it to a share, such as 0\.2, or write NAME"
+    ):
+        DATASETS.get("sound")(config.data, "val", data.classes)
 
 
 def test_the_cache_keeps_recordings_as_they_are_read(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def test_one_label_other_column_order_and_a_byte_order_mark(root: Path) -> None:
         (["file,labels", "a.png,x;;y"], r":2: a label is empty"),
         (["file,labels", "a.png,x;x"], r":2: a label stands there twice"),
         (["file,labels", 'a.png,"x'], "cannot be read as a CSV file"),
+        (["file,labels", "a.png,x", "./a.png,y"], r":3: 'a\.png' stands in line 2 already"),
+        (["file,labels", "a.png,x", f"{'b' * 5000}.png,y"], r":3: there is no file"),
     ],
 )
 def test_mistakes_are_named_with_their_line(root: Path, lines: list[str], message: str) -> None:
@@ -79,6 +81,15 @@ def test_mistakes_are_named_with_their_line(root: Path, lines: list[str], messag
         TableDataset(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_in_another_encoding_is_refused_by_its_line(root: Path) -> None:
+    for encoding, line in (("latin-1", 3), ("utf-16", 1)):
+        path = write_table(root, "file,labels", "a.png,x", "sub/d.png,schön", encoding=encoding)
+        with pytest.raises(
+            UserError, match=rf"train\.csv, line {line}: expected UTF-8, got .*; save the file as UTF-8"
+        ):
+            TableDataset(path)
 
 
 ESCAPES = (
@@ -142,7 +153,7 @@ def test_classes_by_list_or_file_and_images_elsewhere(root: Path) -> None:
 
 
 def test_missing_table(root: Path) -> None:
-    with pytest.raises(UserError, match=r"test\.csv: cannot be read as a CSV file"):
+    with pytest.raises(UserError, match=r"test\.csv: cannot be read: No such file"):
         table(DataConfig(name="table", root=str(root)), "test", None)
 
 

@@ -166,6 +166,11 @@ def test_all_draw_from_their_generator_alone_and_half_of_the_time() -> None:
         ("BackgroundNoise", r"data\.augment\[0\]: BackgroundNoise needs folder"),
         ({"Speed": {"factor": 9}}, r"data\.augment\[0\]: Speed: factor: expected 0.25 to 4"),
         ({"TimeShift": {"share": 0}}, r"data\.augment\[0\]: TimeShift: share: expected"),
+        (
+            {"TimeShift": {"share": "x"}},
+            r"data\.augment\[0\]: TimeShift: share: expected a number in \(0, 1\], got 'x'",
+        ),
+        ({"TimeShift": {"around": 3}}, r"data\.augment\[0\]: TimeShift: around: expected true or false, got 3"),
         ("HorizontalFlip", r"data\.augment\[0\]: HorizontalFlip is for pictures, and the model hears recordings"),
     ],
 )

@@ -31,6 +31,15 @@ def cut(whole: Encoded, size: int) -> Encoded:
     return Encoded(whole.name, whole.content[:size])
 
 
+def streams(*waves: np.ndarray) -> Encoded:
+    """An Ogg file of several streams behind each other."""
+    whole = b""
+    for number, wave in enumerate(waves):
+        pages = file(wave, kind="OGG", subtype="VORBIS").content.split(b"OggS")[1:]
+        whole += b"".join(b"OggS" + page[:10] + struct.pack("<I", number) + page[14:] for page in pages)
+    return Encoded("a.ogg", whole)
+
+
 def pitch(pixels: np.ndarray, rate: int) -> float:
     wave = pixels[0, :, 0].astype(np.float64) - ZERO
     power = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), 2**17))
@@ -45,6 +54,7 @@ def pitch(pixels: np.ndarray, rate: int) -> float:
         ("WAV", "PCM_U8"),
         ("WAV", "FLOAT"),
         ("WAV", "ULAW"),
+        ("WAV", "GSM610"),
         ("RF64", "PCM_16"),
         ("FLAC", "PCM_16"),
         ("FLAC", "PCM_24"),
@@ -138,6 +148,8 @@ def test_a_header_that_could_not_know_the_length_is_no_fault():
         (Encoded("a.wav", b"RIFF" + bytes(4) + b"WAVE"), "cannot be read as a recording"),
         (file(np.array([0.1, np.nan, np.inf], np.float32), subtype="FLOAT"), "2 of 3 samples are not finite"),
         (file(np.zeros(0, np.float32)), "holds no sound: 0 samples"),
+        (file(tone() * 32768, subtype="FLOAT"), "expected samples in -1..1, got up to 16,384; divide by full scale"),
+        (streams(tone(), tone(880.0)), "holds several streams, of which one alone would be read; replace the file"),
         (file(tone(), rate=50), "says 50 samples a second; expected 1,000 to 768,000"),
     ],
 )

@@ -432,6 +432,7 @@ def test_the_verb_asks_the_predictor(pictures: list[Path], tmp_path: Path, capsy
     assert f"predictions of 2 images in {tmp_path / 'out'}" in told
     assert f"error: {bad[0]}: cannot be read as an image" in told
     assert told.rstrip().endswith("(and 24 more files)")
+    assert [f"not predicted: {name}: " in told for name in bad] == [False, *[True] * 19, *[False] * 5]
     rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
     for row, mine in zip(rows, load_predictor(model, device="cpu")(good), strict=True):
         assert [row["file"], *(one["label"] for one in row["predictions"])] == [mine.source, *mine.order.tolist()]

@@ -71,10 +71,13 @@ def probabilities(run: Path, path: Path) -> np.ndarray:
     return torch.stack(seen).mean(0).numpy()
 
 
-def test_evaluation_prediction_and_python_agree(run: Path, root: Path, tmp_path: Path) -> None:
+def test_evaluation_prediction_and_python_agree(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = sorted((root / "val").rglob("*.wav"))
     assert main(["evaluate", "--checkpoint", str(run), "--out", str(tmp_path / "scores"), *QUIET]) == 0
     assert main(["predict", str(root / "val"), "--checkpoint", str(run), "--out", str(tmp_path / "found"), *QUIET]) == 0
+    assert f"predictions of {len(files)} recordings in" in capsys.readouterr().err
     predictor = load_predictor(run)
     assert predictor.classes == ("high", "low")
     right = 0
@@ -98,7 +101,7 @@ def test_evaluation_prediction_and_python_agree(run: Path, root: Path, tmp_path:
     ("given", "words"),
     [
         (np.zeros((2, 8000), np.float32), "has 8,000 channels of 2 samples; put the channels last"),
-        (np.full(8000, 1000.0), r"expected floating point in -1\.\.1, found 1000"),
+        (np.full(8000, 1000.0), r"expected samples in -1\.\.1, got up to 1,000"),
         (np.zeros(8000, np.int32), "expected int16 or floating point"),
         (np.full(8000, np.nan, np.float32), "8,000 of 8,000 samples are not finite"),
         (np.zeros(0, np.float32), "cannot be a recording"),
@@ -119,6 +122,22 @@ def test_what_goes_wrong_is_told(run: Path, root: Path, tmp_path: Path, capsys: 
     (tmp_path / "empty").mkdir()
     assert main(["predict", str(tmp_path / "empty"), *asked, "--out", str(tmp_path / "b")]) == 2
     assert "no recording found" in error_of(capsys)
+    assert main(["predict", str(tmp_path / "none*"), *asked, "--out", str(tmp_path / "b")]) == 2
+    assert "none*: no recording found; recordings end in .aif" in error_of(capsys)
+    line = [
+        "check",
+        "--config",
+        "sounds",
+        "--data.root",
+        str(root),
+        "--model.backbone",
+        "lite0",
+        "--model.weights",
+        "null",
+        *QUIET,
+    ]
+    assert main(line) == 2
+    assert "model.backbone: sees pictures, and the data set sound has recordings; write sound:" in error_of(capsys)
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     assert main(["predict", str(tmp_path / "a.wav"), *asked, "--out", str(tmp_path / "b")]) == 2
     assert "a.wav: cannot be read as a recording" in error_of(capsys)

@@ -30,8 +30,8 @@ RATE = 32_000
 ZERO = 32768
 """The pixel of silence."""
 _LATE = 0.05  # seconds by which the end of a part may lie behind that of its recording: tables round
-
-
+_LOUDEST = 16.0
+"""Of waves in -1..1: what a decoder overshoots, or a mix that was not scaled; above it they are taken for whole numbers."""
 _ESTIMATED = 2 * 1152
 """Samples, two frames, by which an MP3 file without a table of its frames may be shorter than is computed from its size."""
 
@@ -71,7 +71,7 @@ def read_recording(
     ``max_samples``, as it is or at ``rate``, which is looked at before anything is decoded.
     """
     with _opened(path) as (file, about):
-        start, stop = _bounds(path, about, part)
+        start, stop = bounds(str(path), about, part)
         count = max(stop - start, round((stop - start) * rate / about.rate)) * about.channels
         if count > max_samples:
             what = (
@@ -81,7 +81,8 @@ def read_recording(
         if channels not in (1, about.channels):
             what = f"has {about.channels} channels, asked for are {channels}"
             raise UserError(str(path), what, "set data.options.channels: 1, which takes their mean")
-        file.seek(start)
+        if start:  # some kinds can be read from their beginning alone
+            file.seek(start)
         wave: NDArray[np.float32] = file.read(stop - start, dtype="float32", always_2d=True)
         if len(wave) < stop - start - (_ESTIMATED if about.kind == "MP3" else 0):
             what = f"is truncated: {len(wave):,} of {stop - start:,} samples can be read"
@@ -91,10 +92,13 @@ def read_recording(
 
 def as_pixels(wave: NDArray[np.float32], given: int, *, rate: int, channels: int, name: str) -> Pixels:
     """A wave float32 [samples, C] in -1..1, of ``given`` samples a second, as pixels at ``rate``: see :func:`read_recording`. What lies
-    beyond -1..1 is clipped."""
+    beyond -1..1 is clipped; what lies so far beyond that other units are meant raises :class:`UserError`, as what is not finite does."""
     if not np.isfinite(wave).all():
         bad = int((~np.isfinite(wave)).sum())
         raise UserError(name, f"{bad:,} of {wave.size:,} samples are not finite", "write the file anew")
+    if (most := float(np.abs(wave).max(initial=0))) > _LOUDEST:
+        what = f"expected samples in -1..1, got up to {most:,.0f}"
+        raise UserError(name, what, "divide by full scale (32768, where they were of 16 bits), or write whole numbers")
     if channels == 1 and wave.shape[1] > 1:
         wave = wave.mean(1, keepdims=True)
     if given != rate:
@@ -130,17 +134,18 @@ def read_header(path: ImagePath) -> Header:
         return about
 
 
-def _bounds(path: ImagePath, about: Header, part: tuple[float | None, float | None]) -> tuple[int, int]:
-    """The first sample of a part and the one behind its last."""
+def bounds(where: str, about: Header, part: tuple[float | None, float | None]) -> tuple[int, int]:
+    """The first sample of a part, start and end in seconds, and the one behind its last. Raises :class:`UserError` with ``where`` for one
+    that the recording does not have."""
     start, end = part[0] or 0.0, about.seconds if part[1] is None else part[1]
     if not 0 <= start < end:
-        raise UserError(str(path), f"a part from {start:g} to {end:g} s is none", "correct its start or its end")
+        raise UserError(where, f"a part from {start:g} to {end:g} s is none", "correct its start or its end")
     if end > about.seconds + _LATE:
         what = f"lasts {about.seconds:.3f} s, and a part is to end at {end:g} s"
-        raise UserError(str(path), what, "correct its end (in seconds)")
+        raise UserError(where, what, "correct its end (in seconds)")
     first, last = round(start * about.rate), min(about.samples, round(end * about.rate))
     if first >= last:
-        raise UserError(str(path), f"a part from {start:g} to {end:g} s holds no sample", "correct it")
+        raise UserError(where, f"a part from {start:g} to {end:g} s holds no sample", "correct it")
     return first, last
 
 

@@ -35,8 +35,8 @@ def format_of(file: IO[bytes]) -> str | None:
 
 
 def truncated(file: IO[bytes], kind: str) -> str:
-    """What a file lacks at its end, in words, where libsndfile would take it for a shorter one; empty where nothing is seen to be
-    missing. (Of FLAC and MP3 the samples that come are counted against those that the header says.)"""
+    """What a file lacks at its end, or has behind it, in words, where libsndfile would take it for a shorter one; empty where nothing is
+    seen to be missing. (Of FLAC and MP3 the samples that come are counted against those that the header says.)"""
     size = file.seek(0, os.SEEK_END)
     if kind in ("WAV", "AIFF"):
         return _chunk_cut(file, kind, size)
@@ -64,7 +64,10 @@ def _chunk_cut(file: IO[bytes], kind: str, size: int) -> str:
 
 
 def _page_cut(file: IO[bytes], size: int) -> str:
-    """Of Ogg: whether the last page is whole, and says that it is the last."""
+    """Of Ogg: whether the last page is whole, and says that it is the last, of the stream with which the file begins: of several behind
+    each other the first alone would be read."""
+    file.seek(0)
+    first = file.read(18)
     file.seek(max(0, size - _TAIL))
     tail = file.read()
     place = tail.rfind(b"OggS")
@@ -74,4 +77,6 @@ def _page_cut(file: IO[bytes], size: int) -> str:
     lengths = tail[place + 27 : place + 27 + head[26]]
     if place + 27 + head[26] + sum(lengths) > len(tail):
         return "is truncated: its last page is cut off"
+    if head[14:18] != first[14:18]:  # the number of the stream
+        return "holds several streams, of which one alone would be read"
     return "" if head[5] & 4 else "is truncated: its last page is missing"

@@ -21,8 +21,6 @@ from effbackbones.images.spec import ImageSpec, ReadingSpec
 from effbackbones.images.video import Frame, Moment
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_LOUDEST = 16.0
-"""Of waves in -1..1: what a decoder overshoots, or a mix that was not scaled; above it they are taken for whole numbers."""
 _KINDS = "a path, a PIL image, a numpy array [H, W, C] or a tensor [C, H, W]"
 
 
@@ -90,9 +88,6 @@ def recording_of(given: Any, number: int, *, rate: int, channels: int, max_sampl
         wave = wave.astype(np.float32) / ZERO
     elif wave.dtype.kind != "f":
         raise UserError(name, f"expected int16 or floating point in -1..1, got {wave.dtype}", "convert it")
-    elif np.isfinite(wave).all() and abs(wave).max() > _LOUDEST:
-        what = f"expected floating point in -1..1, found {abs(wave).max():g}"
-        raise UserError(name, what, "divide it by the largest value that it can have")
     return ImageSource(name, as_pixels(wave.astype(np.float32), rate, rate=rate, channels=channels, name=name))
 
 

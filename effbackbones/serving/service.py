@@ -174,7 +174,8 @@ class Service:
 
 def _heeded(predictor: Predictor) -> Predictor:
     """The predictor, if all that it was told shows in what is answered."""
-    if predictor.wishes.threshold is not None and predictor.task == "cls" and not predictor.thresholds:
+    idle = predictor.task == "cls" and not (predictor.thresholds or predictor.model.head.frame_step)
+    if predictor.wishes.threshold is not None and idle:
         raise UserError("threshold", IDLE_THRESHOLD, "leave it out")
     return predictor
 

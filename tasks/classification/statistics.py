@@ -15,13 +15,10 @@ def label_pairs(dataset: Dataset, *, multilabel: bool = False) -> tuple[Indices,
     """Sample and class of every label, int64 [P] each, samples rising. Class folders, tables and boxes tell without an image being
     decoded; other data sets are read through once."""
     known = Knowledge.of(dataset)
-    base, indices, table = known.base, known.indices, known.table
-    if hasattr(base, "occurrences"):
-        images, labels = base.occurrences()
-        first = np.searchsorted(images, np.arange(len(base) + 1))
-        found = [labels[first[index] : first[index + 1]].tolist() for index in indices.tolist()]
-    elif table is not None:
-        found = [_of_boxes(table, index, multilabel) for index in indices.tolist()]
+    if (table := known.table) is not None:
+        found = [_of_boxes(table, index, multilabel) for index in known.indices.tolist()]
+    elif (pairs := known.occurrences) is not None:
+        return pairs
     else:
         found = [_read(dataset, index) for index in range(len(dataset))]
     counts = [len(labels) for labels in found]

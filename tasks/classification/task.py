@@ -91,7 +91,7 @@ class Classification(TaskSpec):
         if out is not None:
             tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out, label_sheet)}")
         measured = config.model.normalization == "data"
-        quick_checks(model.image_spec, datasets, tell, crop=config.data.crop, measured=measured)
+        quick_checks(model.image_spec, datasets, tell, config.data, measured=measured)
 
     def collate(self, config: Config, model: Model) -> Callable[[Sequence[Sample]], Batch]:
         # No padding: the head would not know it from the image. Recordings of an evaluation are cut into windows afterwards.

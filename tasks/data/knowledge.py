@@ -63,8 +63,13 @@ class Knowledge:
 
     @cached_property
     def copies(self) -> list[list[int]]:
-        """Groups of samples whose files (:func:`tasks.data.files.copies.copies`) or contents are the same."""
-        return copies(self.paths) + alike(
+        """Groups of samples whose files (:func:`tasks.data.files.copies.copies`) or contents are the same. Where samples are parts of
+        files, these are their groups, and each file is looked at once."""
+        paths = self.paths
+        if hasattr(self.base, "check_part"):
+            first = {path: place for place, path in reversed(list(enumerate(paths)))}
+            paths = [path if first[path] == place else "" for place, path in enumerate(paths)]
+        return copies(paths) + alike(
             (place for place, one in enumerate(self.contents) if one), self.contents.__getitem__
         )
 

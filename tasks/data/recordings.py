@@ -21,36 +21,62 @@ HEADERS = 2000
 HEARD = 64
 """So many recordings of a split are looked through for clipping and silence."""
 _CLIPPED = 1e-4  # share of samples at full scale from which a recording is told
+_ROOM = 4  # windows so many times as long as half of the recordings are told
 _SILENT = 33  # pixels from that of silence: 60 decibels below full scale
 _SHOWN = 3
 
 
-def told_of_sound(dataset: Dataset, spec: "ImageSpec") -> Iterator[str]:
+def told_of_sound(dataset: Dataset, spec: "ImageSpec", on_error: str = "stop") -> Iterator[str]:
     """Lines on the recordings of a split for a model that hears them as ``spec`` says: from the headers of :data:`HEADERS` files, and from
-    :data:`HEARD` recordings, evenly spread."""
+    :data:`HEARD` recordings, evenly spread. What cannot be opened, and a part that its recording does not have, raises
+    :class:`UserError`, or is counted where ``on_error`` is ``skip``."""
     assert spec.rate is not None
-    paths = list(dict.fromkeys(Knowledge.of(dataset).some_paths(HEADERS)))
-    with ThreadPoolExecutor(4) as pool:
-        headers = [one for one in pool.map(_header, paths) if one is not None]
+    known = Knowledge.of(dataset)
+    headers, wrong = _headers(known)
+    if wrong and on_error == "stop":
+        raise wrong[0]
+    if wrong:
+        yield f"warning: {len(wrong):,} of those looked at cannot be opened, or lack a part that is named; the first: {wrong[0]}"
     if headers:
-        yield _lengths(headers, spec.rate, spec.size[1])
+        parts = hasattr(known.base, "check_part")
+        yield from _lengths(headers, spec.rate, spec.size[1], parts=parts)
         yield from _changes(headers, spec.rate, len(spec.mean))
     yield from _heard(dataset)
 
 
-def _header(path: str) -> Header | None:
+def _headers(known: Knowledge) -> tuple[list[Header], list[UserError]]:
+    """Those of some files, and what is wrong with others and with parts that samples are of them."""
+    paths = list(dict.fromkeys(known.some_paths(HEADERS)))
+    with ThreadPoolExecutor(4) as pool:
+        found = dict(zip(paths, pool.map(_header, paths), strict=True))
+    wrong = [one for one in found.values() if isinstance(one, UserError)]
+    headers = {path: one for path, one in found.items() if isinstance(one, Header)}
+    if check := getattr(known.base, "check_part", None):
+        for index, path in zip(known.indices.tolist(), known.paths, strict=True):
+            try:
+                if path in headers:
+                    check(index, headers[path])
+            except UserError as error:
+                wrong.append(error)
+    return list(headers.values()), wrong
+
+
+def _header(path: str) -> Header | UserError:
     try:
         return read_header(path)
-    except UserError:  # told where it is read
-        return None
+    except UserError as error:
+        return error
 
 
-def _lengths(headers: Sequence[Header], rate: int, window: int) -> str:
+def _lengths(headers: Sequence[Header], rate: int, window: int, *, parts: bool) -> Iterator[str]:
     seconds = np.array([one.seconds for one in headers])
     middle, span = np.median(seconds), window / rate
     text = f"{len(headers):,} recordings looked at last {seconds.min():.2f} to {seconds.max():.2f} s, half of them {middle:.2f} s or less"
     longer = int((seconds > span).sum())
-    return f"{text}; {longer:,} are longer than a window of {span:g} s"
+    yield f"{text}; {longer:,} are longer than a window of {span:g} s"
+    if middle < span / _ROOM and not parts:
+        fitting = float(f"{2 * middle:.1g}")
+        yield f"warning: windows of {span:g} s are mostly silence around half of them (model.backbone_options.seconds: {fitting:g})"
 
 
 def _changes(headers: Sequence[Header], rate: int, channels: int) -> Iterator[str]:
@@ -65,7 +91,10 @@ def _changes(headers: Sequence[Header], rate: int, channels: int) -> Iterator[st
     low = sum(count for given, count in others.items() if given < rate / 2)
     if low:
         what = f"{low:,} of {len(headers):,} have less than half of the samples a second that the model hears"
-        yield f"warning: {what}: above that there is nothing in them (model.backbone_options.rate)"
+        remedy = (
+            f"model.backbone_options.rate and data.options.rate: {max(given for given in others if given < rate / 2)}"
+        )
+        yield f"warning: {what}: above that there is nothing in them ({remedy})"
 
 
 def _heard(dataset: Dataset) -> Iterator[str]:

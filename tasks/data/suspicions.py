@@ -13,6 +13,7 @@ from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
 from tasks.data.files.copies import copies
 from tasks.data.files.listing import files_below, shown
+from tasks.data.files.reading import SoundReader
 from tasks.data.knowledge import Knowledge
 from tasks.data.pixels import LOOKED_AT
 
@@ -54,7 +55,8 @@ def told_of_shared_images(known: Mapping[str, Knowledge]) -> list[str]:
             some = ", ".join(os.path.basename(path) for path in shared[:_SHOWN]) + (
                 ", ..." if len(shared) > _SHOWN else ""
             )
-            text = f"warning: {len(shared):,} of {len(paths):,} images of {split} are training images too ({some})"
+            noun = getattr(known[split].reader, "noun", "image")
+            text = f"warning: {len(shared):,} of {len(paths):,} {noun}s of {split} are training {noun}s too ({some})"
             lines.append(f"{text}: its scores do not tell how the model does on others")
     return lines
 
@@ -126,7 +128,7 @@ def _told_of_names(classes: Sequence[str]) -> Iterator[str]:
 
 def _told_of_files(known: Knowledge) -> Iterator[str]:
     """What a look at some files shows: colours that are hidden by transparency, orientations that no size can confirm."""
-    if (read := known.reader) is None:
+    if (read := known.reader) is None or isinstance(read, SoundReader):
         return
     alpha: list[str] = []
     turned: list[str] = []

@@ -218,3 +218,7 @@ class DataConfig(Section):
     def shares(self) -> dict[str, float]:
         """The splits that are shares of the training images."""
         return {split: share for split in ("val", "test") if isinstance(share := getattr(self, split), float)}
+
+    def undivided(self, split: str) -> bool:
+        """Whether a split is opened as the single list of samples that shares divide; others lie where they are named."""
+        return bool(self.shares) and split == "train"

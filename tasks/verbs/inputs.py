@@ -67,7 +67,7 @@ def named_inputs(
             images += below.images
             videos += below.videos
         else:
-            found = listed(sys.stdin.buffer, tell) if name == LIST else _named(name)
+            found = listed(sys.stdin.buffer, tell) if name == LIST else _named(name, sounds=sounds)
             if sounds:  # what they are their reader sees
                 images += found
                 continue
@@ -133,9 +133,7 @@ def _sounds_below(folder: Path, links: str, passed: Counter[str]) -> Inputs:
     """The recordings below a folder."""
     found = [folder / below for below in files_below(folder, is_sound_name, links=links, passed=passed)]
     if not found:
-        raise UserError(
-            str(folder), "no recording found", f"recordings end in {', '.join(sorted(recordings.SUFFIXES))}"
-        )
+        raise _nothing(str(folder), sounds=True)
     return Inputs(found, [])
 
 
@@ -143,19 +141,20 @@ def _is_input_name(name: str) -> bool:
     return is_image_name(name) or is_video_name(name)
 
 
-def _named(name: str) -> list[Path]:
+def _named(name: str, *, sounds: bool = False) -> list[Path]:
     """The files that a word names."""
     path = Path(name)
     found = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
     if not found and not glob.has_magic(name):
         raise UserError(name, "no such file or folder", "correct the path, relative to the working folder")
     if not found:
-        raise _nothing(name)
+        raise _nothing(name, sounds=sounds)
     return found
 
 
-def _nothing(name: str) -> UserError:
-    return UserError(name, "no image found", f"images end in {', '.join(sorted(SUFFIXES))}")
+def _nothing(name: str, *, sounds: bool = False) -> UserError:
+    noun, endings = ("recording", recordings.SUFFIXES) if sounds else ("image", SUFFIXES)
+    return UserError(name, f"no {noun} found", f"{noun}s end in {', '.join(sorted(endings))}")
 
 
 def listed(stream: IO[bytes], tell: Callable[[str], None] | None = None) -> list[Path]:

@@ -33,6 +33,8 @@ from tasks.verbs.limits import count_of, share_of
 from tasks.verbs.models import asked_model, open_split
 from tasks.verbs.outputs import writers_for
 
+_NAMED = 20  # files that cannot be predicted, of which each has a line
+
 
 def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     """Predict files, folders, globs, lists, videos and streams; writes the results into ``--out`` and tells the essential ones.
@@ -82,7 +84,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         writer.number_as(source)
     with Signals() as signals:
         signals.heed()
-        work = _Work(predictor, writer, lambda: stopped_by(signals.level))
+        work = _Work(predictor, writer, lambda: stopped_by(signals.level), tell)
         try:
             if files:
                 work.images(files, made or read, config, tell)
@@ -94,7 +96,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
             raise
         signals.answer()
         writer.close()
-        tell(f"predictions of {work.said()} in {out}")
+        tell(f"predictions of {work.said('recording' if sounds else 'image')} in {out}")
         if (number := stopped_by(signals.level)) is not None:
             raise StoppedError(number)
     if work.failed:
@@ -106,8 +108,8 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
 class _Work:
     """Images and frames, predicted and given to ``writer``, until there are no more or ``stopped`` says so."""
 
-    def __init__(self, predictor: Predictor, writer: Writer, stopped: Callable[[], object]) -> None:
-        self.predictor, self.writer, self.stopped = predictor, writer, stopped
+    def __init__(self, predictor: Predictor, writer: Writer, stopped: Callable[[], object], tell: Teller) -> None:
+        self.predictor, self.writer, self.stopped, self.tell = predictor, writer, stopped, tell
         self.done = self.frames = self.failed = 0
         self.first_failure = ""
 
@@ -152,6 +154,9 @@ class _Work:
             results: list[Any] = self.predictor.answer(batch)
             failures = [one.error for one in results if isinstance(one, Failed)]
             self.first_failure = self.first_failure or next(iter(failures), "")
+            for number, failure in enumerate(failures, self.failed):
+                if 0 < number < _NAMED:  # the first is the last line's
+                    self.tell(f"not predicted: {failure}")
             self.failed += len(failures)
             if found := [one for one in results if not isinstance(one, Failed)]:
                 self.writer.update(found)
@@ -161,10 +166,10 @@ class _Work:
             if originals is not None:
                 originals.forget(one.source.name for one in places)
 
-    def said(self) -> str:
+    def said(self, noun: str) -> str:
         """How many were predicted."""
         images = self.done - self.frames
-        words = [f"{images} image{'s' * (images != 1)}"] if images or not self.frames else []
+        words = [f"{images} {noun}{'s' * (images != 1)}"] if images or not self.frames else []
         return " and ".join([*words, f"{self.frames} frame{'s' * (self.frames != 1)}"] if self.frames else words)
 
 
@@ -187,6 +192,8 @@ def _batch_size(config: Config) -> int:
 
 
 def _threshold(text: str | None, model: Model) -> float | None:
-    if text is not None and model.head.task == "cls" and not getattr(model.head, "multilabel", False):
+    head = model.head
+    idle = head.task == "cls" and not (getattr(head, "multilabel", False) or head.frame_step)  # events have one
+    if text is not None and idle:
         raise UserError("--threshold", IDLE_THRESHOLD, "leave it out")
     return share_of("--threshold", text)

@@ -84,7 +84,7 @@ def voc(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDat
         listing=name_of(data, split),
         ignore_difficult=options.word("difficult", ("ignore", "keep")) == "ignore",
         first_pixel=options.word("first_pixel", FIRST_PIXEL),
-        whole=bool(data.shares),
+        whole=data.undivided(split),
         missing=options.word("missing", MISSING),
         ignored=options.word("ignored", IGNORED),
         rotation=options.word("rotation", ROTATION),
@@ -108,7 +108,7 @@ def yolo(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> BoxDa
     name: str | None = getattr(data, split)
     names, rows = data.options.get("names"), options.word("rows", ROWS)
     missing = options.word("missing", tuple(reversed(MISSING)))
-    return open_yolo(root, wanted, name=name, names=names, rows=rows, whole=bool(data.shares), missing=missing)
+    return open_yolo(root, wanted, name=name, names=names, rows=rows, whole=data.undivided(split), missing=missing)
 
 
 def _wanted(data: DataConfig, split: str, classes: tuple[str, ...] | None, options: DataOptions) -> Wanted:

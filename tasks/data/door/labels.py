@@ -29,7 +29,7 @@ def folder(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Fol
     """
     options = DataOptions(data.name, data.options, (*READ, "other_files", "rename"))
     where = root_of(data) / name_of(data, split)
-    if data.shares and data.train is None and not where.is_dir():  # one set of class folders, not divided yet
+    if data.undivided(split) and data.train is None and not where.is_dir():  # one set of class folders, not divided yet
         where = root_of(data)
     return opened_folder(data, where, classes, split, options=options, read=image_reader(data, split))
 
@@ -130,7 +130,7 @@ def lines(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Line
             raise UserError("data.image_size", what, "write [32, 512], or set data.options.aspect")
         looks["aspect"] = size[1] / size[0]
     where = root / name_of(data, split)
-    if data.shares and data.train is None and not where.is_dir():  # one set of files, not divided yet
+    if data.undivided(split) and data.train is None and not where.is_dir():  # one set of files, not divided yet
         where = root
     style = Style(fonts).changed(looks, "data.options")
     least = 2 if classes is None and split == "train" else 1

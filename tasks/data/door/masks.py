@@ -42,7 +42,7 @@ def masks(data: DataConfig, split: str, classes: tuple[str, ...] | None) -> Mask
     declared = _declared(options, root).renamed(options.renames())
     images, masks_in, listing, before, behind = (options.text(name) for name in _PAIRS)
     names = {one: name_of(data, one) for one in ("train", split)}
-    single = bool(data.shares)
+    single = data.undivided(split)
     missing = options.word("missing", MISSING)
     pairing = Pairing(root, names, images, masks_in, listing, before, behind, single, data.links, missing)
     read, pattern = image_reader(data, split), options.text("mask_names")

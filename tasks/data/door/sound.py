@@ -89,9 +89,10 @@ def _table_name(data: DataConfig, options: DataOptions, split: str, selections: 
     single, own = options.text("table"), getattr(data, split)
     if single is not None:
         if split != "train" and split not in selections:
-            raise UserError(f"data.{split}", f"{single} is the table of all splits, and nothing says which rows", SAYS)
+            what = f"{single} is the table of all splits, and nothing says which rows"
+            raise UserError(f"data.{split}", what, f"set it to a share, such as 0.2, or {SAYS}")
         return single
-    if isinstance(own, str) and own.lower().endswith((".csv", ".tsv")):
+    if isinstance(own, str) and (own.lower().endswith((".csv", ".tsv")) or (root_of(data) / own).is_file()):
         return own
     if own is None and (root_of(data) / f"{split}.csv").is_file() and options.text("pattern") is None:
         return f"{split}.csv"
@@ -105,6 +106,8 @@ def _columns(options: DataOptions, selections: Mapping[str, Selection]) -> tuple
         given, other = ("start", "end") if end is None else ("end", "start")
         what = f"is named, and data.options.{other} is not"
         raise UserError(f"data.options.{given}", what, "name the columns of both; cells may be empty")
+    if start is not None and start == end:
+        raise UserError("data.options.end", f"is {end!r}, as data.options.start is", "name two columns")
     parts = () if start is None or end is None else (start, end)
     asked = [one.name for selection in selections.values() for one in selection.conditions]
     return tuple(dict.fromkeys((*parts, *asked))), parts

@@ -19,6 +19,9 @@ def class_transform(data: DataConfig, spec: ImageSpec, *, train: bool) -> Classi
         return _wave_transform(data, spec, spec.rate, train=train)
     if data.window is not None:
         raise UserError("data.window", "is for recordings, and the model sees pictures", "choose a backbone sound:NAME")
+    if data.name == "sound":
+        what = "sees pictures, and the data set sound has recordings"
+        raise UserError("model.backbone", what, "write sound: in front of its name")
     data = beside_listed(data)
     augment = data.randaugment
     return ClassificationTransform(

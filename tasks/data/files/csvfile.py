@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from effbackbones.errors import UserError, nearest
+from tasks.data.files.decoding import decoded
 from tasks.data.files.names import elsewhere
 
 COLUMNS = ("file", "labels")
@@ -64,7 +65,7 @@ class Table(NamedTuple):
 def read_table(path: Path, form: TableFormat, root: Path) -> Table:
     """The lines of a file below its header; its images lie in ``root``. Raises :class:`UserError` naming the line for what is no
     such table."""
-    text = _text(path)
+    text = decoded(path, f"name a UTF-8 text file with the columns {','.join(COLUMNS)}")
     delimiter = form.delimiter or _delimiter(text, form.wanted)
     header = _header(text, delimiter)
     if not set(form.wanted) <= set(header) or len(set(header)) < len(header):
@@ -77,14 +78,6 @@ def read_table(path: Path, form: TableFormat, root: Path) -> Table:
     if form.separator is None and not form.classes:
         _refuse_joined(path, rows)
     return Table(rows, tuple(name or "one without a name" for name in header if name not in form.wanted))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = f"name a UTF-8 text file with the columns {','.join(COLUMNS)}"
-        raise UserError(str(path), f"cannot be read as a CSV file: {error}", remedy) from error
 
 
 def _delimiter(text: str, wanted: Sequence[str]) -> str:

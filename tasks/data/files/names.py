@@ -18,8 +18,10 @@ def normalised(name: str) -> str:
 
 
 def plain(name: str) -> str:
-    """A path without parts that say nothing (``./a//b.jpg``: ``a/b.jpg``), so that one file has one name."""
-    return os.path.normpath(name) if "./" in name or "//" in name else name
+    """A path without parts that say nothing (``./a//b.jpg``: ``a/b.jpg``), so that one file has one name. As it is where it goes
+    up: above a link that is elsewhere."""
+    spare = ("./" in name or "//" in name) and ".." not in name.split("/")
+    return os.path.normpath(name) if spare else name
 
 
 def elsewhere(root: Path, name: str) -> tuple[str, str] | None:
@@ -27,7 +29,7 @@ def elsewhere(root: Path, name: str) -> tuple[str, str] | None:
     slashed = name.replace("\\", "/")
     for folder in _folders(root):
         for suffix in ("", *_SUFFIXES, *(suffix.upper() for suffix in _SUFFIXES)):
-            if (folder / (slashed + suffix)).is_file():
+            if os.path.isfile(folder / (slashed + suffix)):  # also where it could be none, such as of a name too long
                 return folder.relative_to(root).as_posix(), suffix
     return None
 

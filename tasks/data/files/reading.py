@@ -68,7 +68,7 @@ class Confinement:
             self._inside(folder, where)
             self._folders.add(folder)
         if not (stat.S_ISREG(mode) or os.path.isfile(path)):
-            raise UserError(where, f"{path} is not a file", "name an image file")
+            raise UserError(where, f"{path} is not a file", "name one")
 
     def _inside(self, path: str, where: str) -> None:
         if self.links == "inside" and leaves(path, self._real):

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from effbackbones.errors import UserError
+from tasks.data.files.decoding import decoded
 
 LONGEST = 10_000
 """Characters of a line; more are no sentence."""
+_GAPS = dict.fromkeys(map(ord, "\u115f\u1160\u2800\u3164\uffa0"), " ")
+"""Letters that are drawn as nothing: fillers of Hangul, and Braille without a dot."""
 JOINERS = "\u200c\u200d"
 """Marks without a picture that change how their neighbours are drawn."""
 
@@ -31,11 +34,11 @@ class TextFile(NamedTuple):
 
 
 def read_lines(path: Path) -> TextFile:
-    """The lines of a UTF-8 file in composed form (NFC), each gap one space. Characters U+0080 to U+009F, which Windows-1252 read as Latin-1
-    leaves behind, become those that were meant (the rule of the WHATWG for such references); other control and format characters are
-    taken out. Raises :class:`UserError` naming file and line for what is no such file."""
+    """The lines of a UTF-8 file in composed form (NFC), each gap one space, of letters that are blank too. Characters U+0080 to U+009F,
+    which Windows-1252 read as Latin-1 leaves behind, become those that were meant (the rule of the WHATWG for such references); other
+    control and format characters are taken out. Raises :class:`UserError` naming file and line for what is no such file."""
     found = TextFile([], [], [], [])
-    for number, line in enumerate(_decoded(path).removesuffix("\n").split("\n"), 1):
+    for number, line in enumerate(decoded(path).removesuffix("\n").split("\n"), 1):
         if len(line) > LONGEST:
             what = f"expected a sentence of at most {LONGEST:,} characters, got {len(line):,}"
             raise UserError(f"{path}, line {number}", what, "write one sentence on each line")
@@ -44,33 +47,18 @@ def read_lines(path: Path) -> TextFile:
             raise UserError(f"{path}, line {number}", what, "save the file as UTF-8, or remove what is no text")
         mended = line.translate(_RESTORED)
         clean = "".join("" if _is_dropped(letter) else letter for letter in mended)
-        text = unicodedata.normalize("NFC", " ".join(clean.split()))
+        text = unicodedata.normalize("NFC", " ".join(clean.translate(_GAPS).split()))
         if mended != line:
             found.restored.append(number)
         if len(clean) < len(mended):
             found.dropped.append(number)
-        if text:
+        if text.strip(f"{JOINERS} "):
             found.lines.append(TextLine(number, text))
         else:
             found.blank.append(number)
     if not found.lines:
         raise UserError(str(path), "holds no line with text", "write one sentence on each line, or remove the file")
     return found
-
-
-def _decoded(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(str(path), f"cannot be read: {error.strerror}", "correct its permissions") from error
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path}, line 1", "expected UTF-8, got UTF-16 by its first bytes", "save the file as UTF-8")
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        what = f"expected UTF-8, got the byte 0x{data[error.start]:02X} in {data[max(0, error.start - 12) : error.start + 4]!r}"
-        raise UserError(f"{path}, line {number}", what, "save the file as UTF-8") from error
 
 
 def _restored() -> dict[int, str]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from tasks.data.files.listing import is_hidden, shown
+from tasks.data.files.names import normalised
 from tasks.data.files.reading import PackedNames
 from tasks.data.fingerprint import Known
 from tasks.data.lettering.line import Line, can_shape, needs_shaping
@@ -43,15 +44,18 @@ class LineDataset:
     ) -> None:
         self.folder, self.style, self.seed = Path(folder), style, seed
         names, others = _text_files(self.folder)
-        found = tuple(name.removesuffix(ENDING) for name in names)
+        found = tuple(map(_class_of, names))
+        twice = [name for name, same in zip(names, found, strict=True) if found.count(same) > 1]
+        if twice:
+            raise UserError(str(folder), f"{' and '.join(twice)} are of one class", "make them one file")
         self.classes = found if classes is None else classes
         if len(self.classes) < least:
             what = f"holds {names[0]} alone, and one class is nothing to tell apart"
             raise UserError(str(folder), what, f"add the others, each in a file CLASS{ENDING} of its own")
-        for name in found:
+        for file, name in zip(names, found, strict=True):
             if name not in self.classes:
                 what = f"class {name!r} is not in the training data"
-                raise UserError(str(self.folder / f"{name}{ENDING}"), what, "add it there, or remove the file")
+                raise UserError(str(self.folder / file), what, "add it there, or remove the file")
         notes = [f"passed over, for they are no {ENDING}: {shown(others)}"] if others else []
         files = {name: read_lines(self.folder / name) for name in names}
         notes += _told_of_mending(files)
@@ -126,10 +130,14 @@ class LineDataset:
 def _text_files(folder: Path) -> tuple[list[str], list[str]]:
     """Sorted names of the text files in a folder, and of its other files."""
     if not folder.is_dir():
-        raise UserError(str(folder), f"there is no such folder: expected {folder}/CLASS{ENDING}", "correct data.root")
+        beside = folder.parent.is_dir() and any(name.lower().endswith(ENDING) for name in os.listdir(folder.parent))
+        remedy = (
+            f"set data.val: 0.1, if the files in {folder.parent} are the classes" if beside else "correct data.root"
+        )
+        raise UserError(str(folder), f"there is no such folder: expected {folder}/CLASS{ENDING}", remedy)
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_file() and not is_hidden(entry.name))
-    texts = [name for name in names if name.endswith(ENDING) and name != ENDING]
+    texts = [name for name in names if name.lower().endswith(ENDING)]
     if not texts:
         there = f"it holds {shown(names)}" if names else "it holds no files"
         remedy = f"write the sentences of each class into a file CLASS{ENDING}, one on each line"
@@ -137,6 +145,11 @@ def _text_files(folder: Path) -> tuple[list[str], list[str]]:
             remedy += "; pictures of lines in class folders are the data set folder (data.name: folder)"
         raise UserError(str(folder), f"holds no file CLASS{ENDING}: {there}", remedy)
     return texts, [name for name in names if name not in texts]
+
+
+def _class_of(name: str) -> str:
+    """That of a file, whatever the case of its ending and however its accents are written."""
+    return normalised(name[: -len(ENDING)])
 
 
 def _told_of_mending(files: dict[str, TextFile]) -> Iterator[str]:
@@ -177,7 +190,7 @@ def _told_of_fonts(fonts: Sequence[str], kept: dict[str, list[TextLine]]) -> Ite
                 mute.setdefault(name, []).append(Path(font).name)
     by_fonts: dict[tuple[str, ...], list[str]] = {}
     for name, silent in mute.items():
-        by_fonts.setdefault(tuple(silent), []).append(name.removesuffix(ENDING))
+        by_fonts.setdefault(tuple(silent), []).append(_class_of(name))
     for fonts_of, names in by_fonts.items():
         which = (
             f"{len(fonts_of)} of {len(fonts)} fonts write no line of {', '.join(names[:4])}{', ...' * (len(names) > 4)}"

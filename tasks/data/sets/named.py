@@ -49,7 +49,8 @@ class NamedDataset:
             self.notes = (f"{what}: {shown(others)}",)
         if not names:
             raise UserError(str(folder), f"holds no {read.noun}", "correct data.root")
-        self.values = values_of(pattern, names, read.noun)
+        remedy = "correct it, or set data.options.other_files: ignore"
+        self.values = values_of(pattern, names, read.noun, remedy)
         labels = [(rename or {}).get(label, label) for label in self.values[LABEL]]
         if classes is None and (unknown := sorted(set(rename or {}) - set(self.values[LABEL]))):
             what = f"there is no label {unknown[0]!r} in {folder}"
@@ -89,12 +90,14 @@ def found_in(pattern: "re.Pattern[str]", name: str) -> "re.Match[str] | None":
     return pattern.fullmatch(whole if "/" in pattern.pattern else whole.rpartition("/")[2])
 
 
-def values_of(pattern: "re.Pattern[str]", names: Sequence[str], noun: str) -> dict[str, PackedNames]:
+def values_of(
+    pattern: "re.Pattern[str]", names: Sequence[str], noun: str, remedy: str = "correct it, so that all names follow"
+) -> dict[str, PackedNames]:
     """What each named group of ``pattern`` is in each of ``names``; one that does not follow it raises :class:`UserError`."""
     matches = [found_in(pattern, name) for name in names]
     others = [name for name, match in zip(names, matches, strict=True) if match is None]
     if others:
         what = f"{len(others):,} of {len(names):,} {noun}s have names that do not follow {pattern.pattern!r}: {shown(others)}"
-        raise UserError("data.options.pattern", what, "correct it, or set data.options.other_files: ignore")
+        raise UserError("data.options.pattern", what, remedy)
     found = [match for match in matches if match is not None]
     return {group: PackedNames(match[group] or "" for match in found) for group in pattern.groupindex}

@@ -1,6 +1,7 @@
 """Data set ``table``, a CSV file of images and their labels: columns ``file`` and ``labels``, several labels separated by ``;``."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError, nearest
+from effbackbones.images.recordings import Header, bounds
 from tasks.data.files.csvfile import Row, TableFormat, read_table
 from tasks.data.files.listing import Spelling
 from tasks.data.files.names import elsewhere, plain
 from tasks.data.files.reading import DEFAULT_READER, Confinement, ImageReader, PackedNames, SoundReader
 from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
+
+Span = tuple[float, float]
+_WHOLE: Span = (np.nan, np.nan)
+_NUMBER = re.compile(r"(\d+\.?|\d*\.\d+)(e[-+]?\d{1,2})?", re.ASCII | re.IGNORECASE)
 
 
 class TableDataset:
@@ -27,8 +33,9 @@ class TableDataset:
     may links unless ``links`` is ``anywhere``; every file must exist, and stand in the table once. ``groups``: what the group
     column says of each row, if ``form`` names one.
     ``parts``: the columns, of those that ``form`` keeps, with the start and the end in seconds of the part of a recording that a row
-    speaks of, an empty cell being the beginning or the end of all of it; ids have them too, and a file may stand in several rows.
-    ``kept``: the cells of each column that ``form`` keeps. ``notes``: the columns that were passed over. Errors name the line.
+    speaks of, an empty cell being the beginning or the end of all of it; ids have them too, a file may stand in several rows, and is
+    their group where no column is. ``kept``: the cells of each column that ``form`` keeps.
+    ``notes``: the columns that were passed over. Errors name the line.
     """
 
     def __init__(
@@ -50,7 +57,8 @@ class TableDataset:
         found, unused = read_table(self.file, form, self.root)
         places = tuple(form.kept.index(name) for name in parts)
         named = _renamed(found, rename or {}, self.file, classes)
-        rows = _checked(named, self.root, multilabel, suffix, links, read=read, parts=places)
+        spans = [_seconds(row, places) if parts else _WHOLE for row in named]
+        rows = _checked(named, spans, self.root, multilabel, suffix, links, read=read)
         if not rows:
             raise UserError(str(table), "has no rows", f"list at least one {read.noun}")
         occurring = {label for row in rows for label in row.labels}
@@ -61,8 +69,9 @@ class TableDataset:
         self.ids = PackedNames(row.file + _part_of(row, places) for row in found)
         self.names = PackedNames(row.file for row in rows)
         self.kept = {name: PackedNames(row.kept[place] for row in rows) for place, name in enumerate(form.kept)}
-        self._parts = np.array([_seconds(row, places) for row in rows]) if parts else None
-        self.groups = tuple(row.group for row in rows) if form.group else None
+        self._parts = np.array(spans) if parts else None
+        self._lines = np.array([int(row.where.rpartition(":")[2]) for row in rows] if parts else [], np.int64)
+        self.groups = tuple(row.group if form.group else row.file for row in rows) if form.group or parts else None
         self.notes = (f"columns passed over: {', '.join(unused)}",) if unused else ()
         positions = {name: position for position, name in enumerate(self.classes)}
         for row in rows:
@@ -96,8 +105,18 @@ class TableDataset:
     def _reader(self, index: int) -> ImageReader:
         if self._parts is None or not isinstance(self.read, SoundReader):
             return self.read
-        start, end = (None if np.isnan(second) else float(second) for second in self._parts[index])
-        return replace(self.read, part=(start, end))
+        return replace(self.read, part=self._part(self._parts[index]))
+
+    @staticmethod
+    def _part(span: NDArray[np.float64]) -> tuple[float | None, float | None]:
+        start, end = (None if np.isnan(second) else float(second) for second in span)
+        return start, end
+
+    def check_part(self, index: int, header: Header) -> None:
+        """Hold the part that a row speaks of against the header of its recording; raises :class:`UserError` naming the line."""
+        if self._parts is not None:
+            where = f"{self.file}:{self._lines[index]}: {self.names[index]}"
+            bounds(where, header, self._part(self._parts[index]))
 
     def known(self, index: int) -> Known:
         """What is known of a sample without decoding it."""
@@ -131,47 +150,36 @@ def _part_of(row: Row, places: tuple[int, ...]) -> str:
     return f"@{'-'.join(row.kept[place] for place in places)}" if any(row.kept[place] for place in places) else ""
 
 
-def _seconds(row: Row, places: tuple[int, ...]) -> list[float]:
+def _seconds(row: Row, places: tuple[int, ...]) -> Span:
     """Start and end of that part, NaN where nothing is said."""
-    found = []
-    for cell in (row.kept[place] for place in places):
-        try:
-            second = float(cell) if cell else np.nan
-        except ValueError:
-            second = -1.0
-        if second < 0 or np.isinf(second) or (cell and np.isnan(second)):
+    start, end = (row.kept[place] for place in places)
+    for cell in (start, end):
+        if cell and not _NUMBER.fullmatch(cell):
             raise UserError(row.where, f"expected seconds, got {cell[:40]!r}", "write numbers such as 2.5, or nothing")
-        found.append(second)
-    found += [np.nan] * (2 - len(found))
-    if found[0] >= found[1]:
-        raise UserError(row.where, f"a part from {found[0]:g} to {found[1]:g} s is none", "correct it")
-    return found
+    if end and float(start or 0) >= float(end):
+        raise UserError(row.where, f"a part from {start or 0} to {end} s is none", "correct it")
+    return float(start or "nan"), float(end or "nan")
 
 
 def _checked(
-    rows: list[Row],
-    root: Path,
-    multilabel: bool,
-    suffix: str,
-    links: str,
-    *,
-    read: ImageReader,
-    parts: tuple[int, ...],
+    rows: list[Row], spans: list[Span], root: Path, multilabel: bool, suffix: str, links: str, *, read: ImageReader
 ) -> list[Row]:
-    """The rows, each sound by itself and against the ones before; files are named as they lie in ``root``."""
+    """The rows, each sound by itself and against the ones before; files are named as they lie in ``root``. ``spans``: the parts that they
+    speak of, which are the same however their numbers are written."""
     inside, spelling = Confinement(root, links), Spelling(root)
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, str], str] = {}
     found = []
-    for row in rows:
+    for row, span in zip(rows, spans, strict=True):
         row = row._replace(file=_there(spelling, row.file, suffix, read))
         if not row.file or not os.path.lexists(root / row.file):
             _refuse_missing(row, root)
         inside.check(row.file, row.where)
-        name = row.file + _part_of(row, parts)
-        if name in seen:
-            what = f"{name!r} stands in line {seen[name].rpartition(':')[2]} already"
+        key = row.file, str(span)
+        if key in seen:
+            part = "" if span is _WHOLE else ", the same part,"
+            what = f"{row.file!r}{part} stands in line {seen[key].rpartition(':')[2]} already"
             raise UserError(row.where, what, "merge the two lines")
-        seen[name] = row.where
+        seen[key] = row.where
         if "" in row.labels:
             raise UserError(row.where, "a label is empty", "remove the spare semicolon")
         if len(set(row.labels)) < len(row.labels):

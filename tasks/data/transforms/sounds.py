@@ -96,8 +96,10 @@ class TimeShift(_OfSound):
 
     def __init__(self, share: float = 0.1, around: bool = False, p: float = 0.5) -> None:
         super().__init__(p)
-        if not 0 < share <= 1:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
+        if not isinstance(around, bool):
+            raise ValueError(f"around: expected true or false, got {around!r}")
         self.share, self.around = share, around
 
     def changed(self, wave: Wave, rng: np.random.Generator) -> Wave:
