@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 .PHONY: demo test lint docs gpu help
 
 help:
-	@echo "make demo    train a detector on drawn shapes for about six minutes, evaluate, write a report"
+	@echo "make demo    train a detector on drawn shapes for some minutes, evaluate it, write a report"
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff and mypy"
 	@echo "make docs    build the site of the documentation into build/docs, look at its links"

@@ -133,16 +133,21 @@ def made(asked: Any, data: Data, row: Row, folder: Path, more: Sequence[str]) ->
     source, run = whole, folder / f"{SAME.get(asked.row, asked.row)}-{asked.seed}"
     if row.target:
         source = str(folder / f"cut-{row.target}.safetensors")
-        if not Path(source).exists():
-            words = ["prune", "--checkpoint", whole, "--target", row.target, "--out", source, "--unscored"]
-            _called(data, [*words, "--run.progress", "false"])
-    steps, minutes = 0, 0.0
-    if row.trained and not (run / BEST).exists():
-        steps = asked.steps or (data.again if row.begins else data.steps)
-        line = _training(asked, data, row, whole, source, steps, run)
+        words = ["prune", "--checkpoint", whole, "--target", row.target, "--out", source, "--unscored"]
+        _called(data, [*words, "--run.progress", "false"])
+    took = {"steps": 0, "cpu_minutes": 0.0}
+    kept = run / "took.json"
+    if (
+        row.trained and not kept.exists()
+    ):  # the training of another row, or of one whose export failed, is not done again
+        took["steps"] = asked.steps or (data.again if row.begins else data.steps)
+        line = _training(asked, data, row, whole, source, int(took["steps"]), run)
         before = time.process_time()
         _called(data, [*line, *more])
-        minutes = (time.process_time() - before) / 60
+        took["cpu_minutes"] = round((time.process_time() - before) / 60, 2)
+        kept.write_text(json.dumps(took), encoding="utf-8")
+    elif row.trained:
+        took = json.loads(kept.read_text(encoding="utf-8"))
     file = str(run / BEST) if row.trained else source
     out = folder / f"{asked.row}-{asked.seed}.onnx"
     words = [
@@ -180,8 +185,7 @@ def made(asked: Any, data: Data, row: Row, folder: Path, more: Sequence[str]) ->
         "parameters": sum(p.numel() for p in model.parameters()),
         "multiply_adds": multiply_adds(model, *model.image_spec.size),
         "megabytes": round(out.stat().st_size / 2**20, 2),
-        "steps": steps,
-        "cpu_minutes": round(minutes, 2),
+        **took,
     }
 
 
@@ -242,10 +246,10 @@ def times(folder: Path, rounds: int) -> int:
 
 
 def table(folder: Path) -> int:
-    """The rows as a table, with the mean and the range over seeds."""
+    """The rows as a table: means over seeds, and of scores the least and the most too. The times are those of the first seed's file."""
     ms = json.loads((folder / "times.json").read_text())["ms"] if (folder / "times.json").exists() else {}
     print(
-        "| row | seeds | score of the file (least, most) | model | MB | M multiply-adds | ms (quartiles) | steps | CPU min |"
+        "| row | seeds | score of the file (least, most) | of the model | MB | M multiply-adds | ms (quartiles) | steps | CPU min |"
     )
     print("|---|---:|---|---|---:|---:|---|---:|---:|")
     for row in ROWS:
@@ -256,13 +260,19 @@ def table(folder: Path) -> int:
         ]
         if not told:
             continue
-        scores, first = [one["file"] for one in told], told[0]
-        spread = f" ({min(scores):.4f}-{max(scores):.4f})" if len(scores) > 1 else ""
+        columns = {name: [one[name] for one in told] for name in told[0]}
         took = "{1:.2f} ({0:.2f}-{2:.2f})".format(*ms[row]) if row in ms else ""
-        cells = [row, len(told), f"{statistics.mean(scores):.4f}{spread}", f"{first['model']:.4f}", first["megabytes"]]
-        cells += [f"{first['multiply_adds'] / 1e6:.0f}", took, first["steps"], first["cpu_minutes"]]
+        mean = {name: statistics.mean(columns[name]) for name in ("megabytes", "multiply_adds", "steps", "cpu_minutes")}
+        cells = [row, len(told), _spread(columns["file"]), _spread(columns["model"]), f"{mean['megabytes']:.2f}"]
+        cells += [f"{mean['multiply_adds'] / 1e6:.0f}", took, f"{mean['steps']:.0f}", f"{mean['cpu_minutes']:.2f}"]
         print(f"| {' | '.join(map(str, cells))} |")
     return 0
+
+
+def _spread(scores: Sequence[float]) -> str:
+    """Their mean, and the least and the most of several."""
+    between = f" ({min(scores):.4f}-{max(scores):.4f})" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.4f}{between}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from notebooks import as_markdown
 from benchmarks.pages import limits_text, machine_text, scaling_table, speed_table
 from effbackbones.catalogue import backbone_rows, head_rows, weight_rows
 from tasks.settings.commandline import bundled
-from tasks.settings.verbs import OPTIONS, VERBS, Verb
+from tasks.settings.verbs import VERBS, Verb
 
 MARK = re.compile(r"^<!-- table: ([\w-]+) -->$", re.MULTILINE)
 FILE = re.compile(r"^<!-- file: (\S+) -->$", re.MULTILINE)
@@ -122,7 +122,7 @@ def verbs() -> str:
 
 def _works_on(verb: Verb) -> str:
     words = {"needed": "a task and a config", "optional": "a task; a config or a model", "none": "no task"}[verb.config]
-    return f"{words}; `{verb.words} ...`" if verb.inputs else words
+    return f"{words}; `{verb.words}`" if verb.inputs else words
 
 
 def options() -> str:
@@ -131,11 +131,9 @@ def options() -> str:
 
 
 def _section(verb: Verb) -> str:
-    taken = {name: option.help for name, option in OPTIONS.items() if verb.takes(name)}
-    taken |= {name: option.help + option.limits for name, option in verb.own.items()}
-    rows = ((f"`--{name}`", text) for name, text in taken.items())
+    rows = ((f"`--{name}`", text) for name, (_, text) in verb.shown.items())
     about = f"### {verb.name}\n\n{verb.help[0].upper()}{verb.help[1:]}.\n\n"
-    return about + _table(("option", "what it says"), rows) if taken else about
+    return about + _table(("option", "what it says"), rows) if verb.shown else about
 
 
 def recipes() -> str:

@@ -299,7 +299,7 @@ class Head(nn.Module, ABC):
     distill_temperature: float = 1.0
     """By what the logits of student and teacher are divided in :meth:`distill`, unless somebody says otherwise."""
     distilled: tuple[str, ...] = ()
-    """Losses of :meth:`distill`, by name, that are divided by a :meth:`distill_count`, as :attr:`counted` of :meth:`loss`."""
+    """Losses of :meth:`distill`, by name, that are divided by a :meth:`count`, as :attr:`counted` of :meth:`loss`."""
 
     def __init__(self, spec: FeatureSpec, num_classes: int, **options: Any) -> None:
         super().__init__()
@@ -354,9 +354,15 @@ class Head(nn.Module, ABC):
         """Weighted scalar losses by name; their sum is the objective. No state, no host synchronisation."""
 
     def count(self, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
-        """By what :meth:`loss` divides each loss of :attr:`counted` for these targets: a number [] that adds up over the images of a
-        batch, such as its labelled pixels. Known from the targets alone, before any forward pass. No host synchronisation."""
+        """By what :meth:`loss` and :meth:`distill` divide each loss of :attr:`counted` and :attr:`distilled` for these targets: a number
+        [] that adds up over the images of a batch, such as its labelled pixels. Known from the targets alone, before any forward pass.
+        No host synchronisation."""
         return {}
+
+    def prepare(self, raw: Any, targets: Any, sizes: ImageSizes) -> Any:
+        """What :meth:`loss` and :meth:`distill` both make of ``targets`` first, and take in their place: so it is made once where both are
+        asked. No state, no host synchronisation. Default: the targets."""
+        return targets
 
     def divisor(self, name: str, count: Tensor) -> Tensor:
         """What the loss ``name`` is divided by where its :meth:`count` is ``count``. Default: that, or 1 where it is 0."""
@@ -397,10 +403,6 @@ class Head(nn.Module, ABC):
         where they agree. Gradients reach ``raw`` alone. ``targets`` say what does not count, and which anchors have an object;
         ``temperature`` None: :attr:`distill_temperature`. No state, no host synchronisation. Default: none is known."""
         raise NotImplementedError
-
-    def distill_count(self, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
-        """By what :meth:`distill` divides each loss of :attr:`distilled`, as :meth:`count`."""
-        return {}
 
     def diagnose(self, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
         """Figures on how well the targets fit this head (optional)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from effbackbones.backbones.folding import fold_batch_norm
+from effbackbones.backbones.folding import fold_batch_norm, shed
 from effbackbones.backbones.layout import lay_out
 from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
 from effbackbones.errors import UserError
@@ -203,9 +203,10 @@ class Model(nn.Module):
         return groups
 
     def folded_copy(self) -> Self:
-        """A copy in eval mode without gradients, its batch norms folded into the convolutions in front of them, as graphs are made of. It
-        cannot be saved."""
+        """A copy in eval mode without gradients and what only trains, its batch norms folded into the convolutions in front of them, as
+        graphs are made of. It cannot be saved."""
         model = copy.deepcopy(self).eval().requires_grad_(False)
+        shed(model)
         fold_batch_norm(model)
         model.folded, model.runner = True, None
         return model

@@ -1,7 +1,7 @@
 """Several heads made one head: what they share, how their losses are weighed, and batches that are labelled in part."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -83,26 +83,25 @@ class MultiHead(Head):
     def count(self, targets: Mapping[str, Any], sizes: ImageSizes) -> dict[str, Tensor]:
         """The counts of each head, 0 where no image has its labels. ``task/``: images with labels of the task, by which its other
         losses are averaged; the log-variance too."""
-        return self._counts(self.counted, targets, sizes, lambda head, *own: head.count(*own), _BY_IMAGES)
-
-    def _counts(
-        self,
-        names: Collection[str],
-        targets: Mapping[str, Any],
-        sizes: ImageSizes,
-        ask: Callable[[Head, Any, ImageSizes], Mapping[str, Tensor]],
-        by_images: Collection[str] = (),
-    ) -> dict[str, Tensor]:
-        """What ``ask`` says of each head by task, with the images that have labels of it as ``by_images``; 0 under ``names`` else."""
         batch = self.padded(sizes.batch[0]), self.padded(sizes.batch[1])
         sizes = sizes._replace(batch=batch)  # as all heads see them
-        counts = {name: sizes.valid.new_zeros(()) for name in names}
+        counts = {name: sizes.valid.new_zeros(()) for name in (*self.counted, *self.distilled)}
         for task, head in self._items():
             if labels := _split(targets.get(task), sizes):
                 _, own, own_sizes = labels
-                counts |= {f"{task}/{name}": value for name, value in ask(head, own, own_sizes).items()}
-                counts |= {f"{task}/{name}": sizes.valid.new_full((), len(own_sizes.valid)) for name in by_images}
+                counts |= {f"{task}/{name}": value for name, value in head.count(own, own_sizes).items()}
+                counts |= {f"{task}/{name}": sizes.valid.new_full((), len(own_sizes.valid)) for name in _BY_IMAGES}
         return counts
+
+    def prepare(self, raw: dict[str, Any], targets: Mapping[str, Any], sizes: ImageSizes) -> dict[str, Any]:
+        """What each head makes of the targets of its task, on the images that have them."""
+        prepared = dict(targets)
+        for task, head in self._items():
+            if labels := _split(targets.get(task), sizes):
+                rows, own, own_sizes = labels
+                made = head.prepare(raw[task] if rows is None else head.select(raw[task], rows), own, own_sizes)
+                prepared[task] = made if rows is None else Labelled(rows, made)
+        return prepared
 
     def check_targets(self, targets: Any, sizes: ImageSizes) -> None:
         """Those of each task, by its own head."""
@@ -152,10 +151,6 @@ class MultiHead(Head):
                 factor = torch.exp(-self.log_variances[task].float()) if self.log_variances else self.weights[task]
                 losses |= {f"{task}/{name}": factor * value for name, value in parts.items()}
         return losses
-
-    def distill_count(self, targets: Mapping[str, Any], sizes: ImageSizes) -> dict[str, Tensor]:
-        """The counts of each head, 0 where no image has its labels."""
-        return self._counts(self.distilled, targets, sizes, lambda head, *own: head.distill_count(*own))
 
     def _taught(self, teacher: Collection[str]) -> list[tuple[str, Head]]:
         return [(task, head) for task, head in self._items() if task in teacher]

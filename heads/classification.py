@@ -130,11 +130,10 @@ class ClassificationHead(Head):
         return (each * known).sum() / known.sum().clamp(min=1)
 
     def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
-        """Images; multi-label, known labels."""
-        if self.ignore_unknown:
-            return {"binary_cross_entropy": (targets >= 0).sum()}
-        number = targets.numel() if self.sigmoid else len(targets)
-        return {name: sizes.valid.new_full((), number) for name in self.counted}
+        """Images; multi-label, known labels, but for what is learned from a teacher."""
+        images = sizes.valid.new_full((), len(targets))
+        known = (targets >= 0).sum() if self.ignore_unknown else images
+        return dict.fromkeys(self.counted, known) | dict.fromkeys(self.distilled, images)
 
     def check_teacher(self, teacher: Head) -> None:
         """As :meth:`Head.check_teacher`: a softmax learns from a softmax, sigmoids from sigmoids."""
@@ -153,10 +152,6 @@ class ClassificationHead(Head):
         warmth = temperature or self.distill_temperature
         divergence = sigmoid_divergence if self.sigmoid else softmax_divergence
         return {"distill": divergence(raw, getattr(teacher, "logits", teacher), warmth).mean()}
-
-    def distill_count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
-        """Images."""
-        return {"distill": sizes.valid.new_full((), len(sizes.valid))}
 
     def check_targets(self, targets: Tensor, sizes: ImageSizes) -> None:
         """Labels 0..K-1 (of a single class 0 and 1), or shares in 0..1 of each class."""

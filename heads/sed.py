@@ -148,8 +148,8 @@ class SedHead(ClassificationHead):
 
     def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
         """As :class:`ClassificationHead`, of all losses."""
-        number = next(iter(super().count(targets, sizes).values()))
-        return dict.fromkeys(self.counted, number)
+        counts = super().count(targets, sizes)
+        return dict.fromkeys(self.counted, counts[self.counted[0]]) | {name: counts[name] for name in self.distilled}
 
     def distill(  # type: ignore[override]
         self, raw: SedRaw, teacher: Any, targets: Tensor, sizes: ImageSizes, temperature: float | None = None

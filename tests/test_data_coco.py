@@ -356,7 +356,10 @@ def test_missing_annotation_files_are_told_with_those_that_there_are(tmp_path: P
         UserError, match=r"data.val: there is no file .*; there are annotations/instances_train2017\.json"
     ):
         coco(data, "val", None)
-    with pytest.raises(UserError, match=r"data\.test: names no annotation file; set data\.test"):
+    with pytest.raises(
+        UserError,
+        match=r"data\.test: names no annotation file; set data\.test, or data\.test: null where there is none",
+    ):
         coco(data, "test", None)
 
 

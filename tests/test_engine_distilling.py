@@ -96,9 +96,18 @@ def test_the_distance_of_maps_is_a_share_of_the_teachers_square() -> None:
     assert torch.isfinite(distance(teacher, torch.zeros_like(teacher)))
 
 
-@pytest.mark.parametrize("name", ["classification", "efficientdet", "fpn"])
-def test_pieces_equal_the_whole_batch_with_a_teacher(name: str) -> None:
-    built = case(name, {}, 3)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("classification", {}),
+        ("efficientdet", {}),
+        ("fpn", {}),
+        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ("retinanet", "fcos", "ssd", "yolo")),
+        ("yolo", {"nms_free": True}),
+    ],
+)
+def test_pieces_equal_the_whole_batch_with_a_teacher(name: str, options: dict[str, Any]) -> None:
+    built = case(name, options, 3)
     torch.manual_seed(0)
     model, batch = built.model().eval(), data(built)
     teacher = teacher_of(model)
@@ -106,6 +115,18 @@ def test_pieces_equal_the_whole_batch_with_a_teacher(name: str) -> None:
     found, own = backward(model, teacher, cut(batch, 2), features=("C5",))
     agree(found, losses, 1e-5)
     agree(own, gradients, 1e-4)
+
+
+@pytest.mark.parametrize("joint_with", [False, True])
+def test_boxes_are_matched_once_a_step(joint_with: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the head's own losses and the teacher's; of a joint model too, whose images have boxes in part."""
+    model, batch = joint() if joint_with else detector()
+    teacher, asked = teacher_of(model), []
+    head: Any = model.head.heads["det"] if joint_with else model.head  # type: ignore[union-attr,index]
+    matching = head.matched
+    monkeypatch.setattr(head, "matched", lambda *given: asked.append(1) or matching(*given))
+    backward(model, teacher, [batch])
+    assert len(asked) == 1
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(
 def test_early_stopping_says_so(tmp_path: Path, capsys: Any) -> None:
     more = ["--optim.epochs", "30", "--optim.lr", "0", "--run.patience", "1", "--optim.ema", "null"]
     assert run(tmp_path / "early", *more) == 0
-    said = r"stops early after step \d+ of 120: 1 evaluations without a better val_top1 than 0\.\d+ at epoch \d+ \(run.patience\)"
+    said = r"stops early after step \d+ of 120: 1 evaluation without a better val_top1 than 0\.\d+ at epoch \d+ \(run.patience\)"
     assert re.search(said, capsys.readouterr().err)
 
 
@@ -67,6 +67,8 @@ def test_the_line_of_an_epoch_is_short() -> None:
     assert line.startswith("epoch 1: train_loss 0.5, val_AP 0.25, val_score_0 0, ")
     assert line.endswith(f"images_per_second 100; {40 - MOST_SCORES} more scores in metrics.csv")
     assert "val_score_0" not in told_of_epoch({"epoch": 1, "val_AP": 0.1}, "AP")
+    few = {name: value for name, value in row.items() if name.rpartition("_")[2] in map(str, range(MOST_SCORES + 1))}
+    assert told_of_epoch({"epoch": 1, **few}, "AP").endswith("; 1 more score in metrics.csv")
 
 
 def test_a_process_that_nobody_joins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,12 @@ def shares(rank: int) -> list[Any]:
     return [scores, test_engine_normalising.shared(rank), test_backbones_syncnorm.shared(rank)]
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_of_one_for_every_detector(tmp_path: Path) -> None:
+    for found in on_two_processes(test_engine_normalising.shared_by_detectors, tmp_path):
+        assert found == pytest.approx([0.0] * 10, abs=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     whole = [module.score_whole() for module in SCORED]

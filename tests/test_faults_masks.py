@@ -264,6 +264,7 @@ def test_folders_that_are_missing(root: Path) -> None:
         str(root),
         "test/images with test/masks or images/test with masks/test",
         "train, val",
+        "or set data.test, or data.test: null where there is none",
     )
     (root / "test/images").mkdir(parents=True)
     refused(lambda: opened(root, "test"), "test/masks", "no such folder of masks")

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -102,11 +103,10 @@ class ToyFCOS(Toy):
         central = centerness(matched.boxes, anchors)
         return super().counts(matched, anchors) | {"iou": torch.where(matched.positive, central, 0.0).sum()}
 
-    def loss(self, raw: RatedRaw, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
-        matched = self.matched(raw, targets)
+    def losses(self, raw: RatedRaw, matched: Matched, share: Tensor | None = None) -> dict[str, Tensor]:
         central = centerness(matched.boxes, raw.anchors)
         rated = quality_sum(raw.quality.float(), central, matched.positive) / self.normaliser(matched)
-        return self.losses(raw, matched, central) | {"centerness": rated}
+        return super().losses(raw, matched, central) | {"centerness": rated}
 
     def evidence(self, raw: RatedRaw) -> Tensor:
         return joint_evidence(raw.logits, raw.quality)
@@ -135,11 +135,10 @@ class ToyYOLO(ToyFCOS):
             kept = own & (overlap >= overlap.topk(3, 2).values[..., -1:])
             return Assignment(torch.where(kept.any(1), match, -1), ignored)
 
-    def loss(self, raw: RatedRaw, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
-        matched = self.matched(raw, targets)
+    def losses(self, raw: RatedRaw, matched: Matched, share: Tensor | None = None) -> dict[str, Tensor]:
         counted = torch.ones_like(matched.positive)
         found = quality_sum(raw.quality.float(), matched.positive, counted) / self.normaliser(matched)
-        return self.losses(raw, matched) | {"objectness": found}
+        return Toy.losses(self, raw, matched) | {"objectness": found}
 
 
 FAMILIES: list[tuple[type[Head], dict[str, Any], dict[str, Any]]] = [
@@ -364,7 +363,7 @@ def test_boxes_are_weighed_by_their_share() -> None:
     deltas, share = torch.zeros(1, 12, 4), torch.zeros(1, 12)
     share[0, 2], share[0, 9] = 0.5, 7.0  # the second is no positive
     losses, count = BoxLosses(None, iou_loss="giou", iou_weight=2.0), torch.tensor(5.0)
-    alone = Matched(positive & (torch.arange(12) == 2), *matched[1:])
+    alone = replace(matched, positive=positive & (torch.arange(12) == 2))
     expected = losses.terms(deltas, anchors, alone, Deltas(), torch.tensor(1.0))
     weighed = losses.terms(deltas, anchors, matched, Deltas(), count, share)
     torch.testing.assert_close(weighed, expected)

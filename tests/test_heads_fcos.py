@@ -166,6 +166,7 @@ def test_boxes_weigh_as_much_as_their_points_are_central() -> None:
         ({"channels": 48}, "channels: expected a multiple of 32 above it, for the groups of norm: group, got 48"),
         ({"norm": "batch"}, "norm: unknown value 'batch'"),
         ({"radius": 0}, "radius: expected a number above 0"),
+        ({"least": 9}, r"most: expected a number above 9, got 8\.0"),
         ({"centerness_weight": -1}, "centerness_weight: expected a number of at least 0"),
     ],
 )

@@ -119,6 +119,15 @@ def test_other_anchors_are_refused(options: dict[str, Any], word: str) -> None:
     one_line(caught, "optim.distill.teacher", word)
 
 
+def test_anchors_of_the_same_sides_in_other_places_are_refused() -> None:
+    square: dict[str, Any] = {"aspect_ratios": [[1.0, 1.0]], "num_scales": 1}
+    student = case("retinanet", square, 3).build()
+    teacher = case("retinanet", square | {"anchors": "torchvision"}, 3).build()
+    with pytest.raises(UserError) as caught:
+        student.check_teacher(teacher)
+    one_line(caught, "optim.distill.teacher", "places")
+
+
 def test_a_teacher_pads_as_its_student() -> None:
     student, teacher = case("efficientdet", {}, 3).build(), case("efficientdet", {}, 3).build()
     teacher.size_divisor, teacher.min_size = 3 * student.size_divisor, 640
@@ -156,7 +165,7 @@ def test_each_task_learns_from_its_part_of_the_teacher() -> None:
     head: Any = model.head
     losses = head.distill(raw, theirs, batch.targets, batch.sizes)
     assert set(losses) == {"det/distill", "det/distill_box", "seg/distill", "cls/distill"}
-    assert set(head.distilled) == set(losses) == set(head.distill_count(batch.targets, batch.sizes))
+    assert set(head.distilled) == set(losses) == set(head.count(batch.targets, batch.sizes)) - set(head.counted)
     rows, own = batch.targets["seg"]
     alone = head.heads["seg"].distill(raw["seg"][rows], theirs["seg"][rows], own, batch.sizes.select(rows))
     assert float(losses["seg/distill"]) == pytest.approx(0.5 * float(alone["distill"]), rel=1e-5)

@@ -14,6 +14,7 @@ from effbackbones.conformance import check_head, enforce
 from effbackbones.conformance.head import HEAD_PROMISES
 from effbackbones.contracts import BoxTargets, FeatureSpec, ImageSizes
 from effbackbones.errors import UserError
+from effbackbones.export.following import follow
 from heads.detection.alignment import Alignment
 from heads.detection.anchors import pairwise_iou
 from heads.detection.criteria import Focal, QualityFocal
@@ -276,6 +277,20 @@ def test_a_network_without_suppression_exports_none_and_half_of_its_nets() -> No
     assert [name for name in program.state_dict if ".one." in name]
     for got, expected in zip(program.module()(images), model.predict(images), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_network_without_suppression_answers_fast_and_in_int8_without_what_only_trains(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = build_model("det", "lite0", head="yolo", num_classes=2, head_options=SMALL | {"nms_free": True}).eval()
+    images = torch.rand(1, 3, 64, 64)
+    fast = model.for_inference(backend="eager")
+    for got, expected in zip(fast.predict(images), model.predict(images), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+    assert fast.runner.original is None, "compared, and found the same"
+    assert not caplog.text
+    assert not [name for name in follow(model).weights if ".many." in name], "as in the graph"
+    assert follow(model).int8.count(True) == follow(model.folded_copy()).int8.count(True)
 
 
 def test_both_pairs_of_nets_learn_and_the_one_leaves_the_neck_alone() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 sys.path.insert(0, str(ROOT))  # benchmarks are not installed
 
-from benchmarks import __main__ as command, pages, results
+from benchmarks import __main__ as command, pages, results, smaller
 from benchmarks.limits import Limits, Work, counting
 from benchmarks.row import Found, Ratio, Row, Setting, Side
 from benchmarks.table import ROWS
@@ -162,3 +162,17 @@ def test_readme_says_what_was_measured() -> None:
     """``python -m benchmarks pages`` makes it so."""
     rows = results.fitting(results.read(results.KEPT), ROWS)
     assert pages.readme_line(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_ways_to_smaller_models_are_told_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All figures are means over the seeds, not those of the first."""
+    costs = {"megabytes": 2.0, "multiply_adds": 3e6, "steps": 60}
+    for seed, score in enumerate((0.25, 0.75)):
+        told = {"row": "pruned", "seed": seed, "file": score, "model": score + 0.125, "cpu_minutes": seed + 1.0}
+        (tmp_path / f"pruned-{seed}.json").write_text(json.dumps(told | costs))
+        (tmp_path / f"pruned-{seed}.onnx.json").write_text("{}")
+    (tmp_path / "times.json").write_text(json.dumps({"ms": {"pruned": [1, 2, 3]}}))
+    assert smaller.table(tmp_path) == 0
+    (line,) = capsys.readouterr().out.splitlines()[2:]
+    scores = "0.5000 (0.2500-0.7500) | 0.6250 (0.3750-0.8750)"
+    assert line == f"| pruned | 2 | {scores} | 2.00 | 3 | 2.00 (1.00-3.00) | 60 | 1.50 |"

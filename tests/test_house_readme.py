@@ -109,7 +109,7 @@ def test_custom_parts_train_from_the_command_line(
     mark = {"my_head": "@register_head", "my_data": "@register_dataset"}[module]
     Path(f"{module}.py").write_text(next(block for block in parts if mark in block), encoding="utf-8")
     line = shlex.split(next(command for command in commands(PLUGINS) if f"{module}.py" in command))
-    assert line[:3] == ["python", "-m", "tasks.classify"]
+    assert line[:3] == ["effbackbones", "train", "classify"]
     assert parse("classify", line[3:]).config.plugins == (f"{module}.py",)
     small = ["--optim.max_steps", "2", "--data.limit_val", "8", "--data.limit_train", "16", "--data.batch_size", "8"]
     whole = ["--data.workers", "0", "--run.progress", "false"]

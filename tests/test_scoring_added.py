@@ -125,6 +125,7 @@ def test_own_metrics_appear_in_headline_and_curves_as_numbers() -> None:
     report = begun(Summary("t", run, history, RunResults({"raw": scores}, "raw", "val"), {}), ("top1",), {})
     add_training(report, Summary("t", run, history, RunResults({"raw": scores}, "raw", "val"), {}))
     text = str(vars(report))
+    assert report.subtitle == "4 validation images"
     assert "Tile(name='mae', value='12.5'" in text
     assert "1250" not in text
     figures = curves(history, None, ["val_mae"])

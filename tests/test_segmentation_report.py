@@ -536,7 +536,7 @@ def test_the_page_shows_scores_classes_examples_and_frequencies(tmp_path: Path, 
     assert {tag for tag, _ in page.tags} & {"script", "b", "link", "iframe"} == set()
     for word in (
         f"mIoU\n{100 * scores['miou']:.1f} %",
-        "1 images, ema weights",
+        "1 image, ema weights",
         "Best images",
         "val/<i>.png",
         "mean/std of ImageNet",

@@ -106,6 +106,7 @@ def test_the_largest_that_fits_is_chosen_and_its_command_trains_it(
     seconds = 0.1 + 0.05 * 4 * 16  # of a step; 100 of them an epoch
     assert f"30,000 steps, {30_000 * seconds / 3600:.1f} hours" in out
     assert "not real time" in out  # 80 ms an image
+    assert "(median, the network and its suppression alone)" in out
     assert "AP 47.1" in out  # published for b3
     assert "+0.0%" in out  # what was foreseen is what was measured
     file = tmp_path / "planned.yaml"
@@ -136,6 +137,11 @@ def test_activations_are_recomputed_where_batch_norm_would_see_too_few_images(
     assert "64 images in 8 pieces of 8" in out
     assert """--model.backbone_options '{"checkpointing": true}'""" in out
     assert [bool(config.model.backbone_options) for config, _ in networks.asked] == [False, True]
+
+
+def test_what_has_no_boxes_has_no_suppression(networks: Networks, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "classify", "--memory", "8G", "--backbone", "b0,b1", "--no-verify"]) == 0
+    assert "(median, the network alone)" in capsys.readouterr().out
 
 
 def test_what_is_too_slow_is_passed_over(networks: Networks, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def test_each_frame_is_a_row_and_a_cut_video_keeps_what_came(models: Any, tmp_pa
     rest = [row["frame"] for row in rows[3:]]
     assert rest == list(range(0, 2 * len(rest), 2))
     assert 15 < len(rest) < 30
-    assert f"predictions of 1 images and {2 + len(rest)} frames in" in told.err
+    assert f"predictions of 1 image and {2 + len(rest)} frames in" in told.err
     ask = load_predictor(models["cls"])
     with Video(whole) as video:
         found = [ask(frame).to_dict() for frame in video]

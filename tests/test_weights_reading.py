@@ -554,12 +554,17 @@ def test_batch_counters_may_be_missing():
 
 def test_table_has_one_row_per_part():
     table = load_table(
-        [LoadReport("backbone b0", ("a", "b")), LoadReport("head", ("c",), ("fc.weight",), ("x", "y", "z", "w"))]
+        [
+            LoadReport("backbone b0", ("a", "b")),
+            LoadReport("head", ("c",), ("fc.weight",), ("x", "y", "z", "w")),
+            LoadReport("new", (), ("fc.weight", "fc.bias"), (), ("conv.weight",)),
+        ]
     )
     assert table.splitlines() == [
         "part         loaded  re-initialised  unused  for example",
         "backbone b0       2               0       0",
         "head              1               1       4  re-initialised fc.weight; unused x, y, z",
+        "new               0               2       0  starts at random, to be trained",
     ]
 
 

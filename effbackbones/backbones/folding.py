@@ -1,5 +1,6 @@
 """Batch norms made part of the convolutions in front of them, wherever a module tells that they are neighbours."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -22,6 +23,21 @@ def fold_batch_norm(module: nn.Module) -> None:
         if type(conv) is nn.Conv2d and isinstance(norm, _BatchNorm) and norm.running_mean is not None:
             fold_into(conv, norm)
             second.replace(nn.Identity())
+
+
+class Shedding(nn.Module, ABC):
+    """A module of which a part only trains: predictions are made without it."""
+
+    @abstractmethod
+    def shed(self) -> None:
+        """Go on without that part, in place."""
+
+
+def shed(module: nn.Module) -> None:
+    """Take what only trains out of ``module``, in place (copy first to keep it): the same predictions, of less raw output."""
+    for part in list(module.modules()):
+        if isinstance(part, Shedding):
+            part.shed()
 
 
 class Position(NamedTuple):

@@ -155,8 +155,7 @@ def no_sync(case: HeadCase) -> Iterator[str]:
         head.count(targets, sizes)
         head.select(raw, rows)
         if type(head).distill is not Head.distill:
-            head.distill(raw, raw, targets, sizes)
-            head.distill_count(targets, sizes)
+            head.distill(raw, raw, head.prepare(raw, targets, sizes), sizes)
     return iter(())
 
 
@@ -179,14 +178,12 @@ def count(case: HeadCase) -> Iterator[str]:
         features, sizes = case.inputs(head, 3)
         with torch.no_grad():
             raw = head(features, sizes)
-        yield from _adds_up(
-            case, head, sizes, head.counted, head.count, lambda rows, *given: head.loss(rows(raw), *given)
-        )
+        yield from _adds_up(case, head, sizes, head.counted, lambda rows, *given: head.loss(rows(raw), *given))
 
 
 def distill(case: HeadCase) -> Iterator[str]:
     """A head that learns from a teacher loses nothing against itself; against another a gradient reaches its own output alone, and each
-    loss in ``distilled`` is divided by its ``distill_count``."""
+    loss in ``distilled`` is divided by its ``count``. What it and ``loss`` say is the same of the targets that ``prepare`` made."""
     head, other = case.build().eval(), case.build().eval()
     if type(head).distill is Head.distill:
         return
@@ -198,6 +195,10 @@ def distill(case: HeadCase) -> Iterator[str]:
         yield f"{listed(lost)} not 0 against itself"
     theirs = other([feature.detach() for feature in features], sizes)
     losses = head.distill(raw, theirs, targets, sizes)
+    prepared = head.prepare(raw, targets, sizes)
+    both = head.distill(raw, theirs, prepared, sizes), head.loss(raw, prepared, sizes)
+    if said := difference(both, (losses, head.loss(raw, targets, sizes)), 0.0):
+        yield f"of prepared targets another loss: {said}"
     if odd := [name for name in losses if not name.rpartition("/")[2].startswith("distill")]:
         yield f"{listed(odd)} should begin with distill"
     _back(losses)
@@ -211,7 +212,7 @@ def distill(case: HeadCase) -> Iterator[str]:
         return head.distill(rows(raw), rows(theirs), *given)
 
     with torch.no_grad():
-        yield from _adds_up(case, head, sizes, head.distilled, head.distill_count, lost_by)
+        yield from _adds_up(case, head, sizes, head.distilled, lost_by)
 
 
 def _adds_up(
@@ -219,23 +220,22 @@ def _adds_up(
     head: Head,
     sizes: ImageSizes,
     names: Collection[str],
-    counts_of: Callable[[Any, ImageSizes], Mapping[str, Tensor]],
     losses_of: Callable[..., Mapping[str, Tensor]],
 ) -> Iterator[str]:
     """Whether the losses ``names`` of three images are, by their counts, the sums of those of one and of two of them. ``losses_of`` gets
     what chooses rows of a raw output, targets and sizes."""
     targets = case.make_targets(sizes, case.num_classes, False)
     with torch.no_grad():
-        losses, whole = losses_of(lambda raw: raw, targets, sizes), counts_of(targets, sizes)
-        own = {name for name in whole if "/" not in name}  # of several heads some losses are there now and then
-        if sorted(whole) != sorted(names) or not own <= set(losses):
-            yield f"counted is {tuple(names)}, counts are {tuple(whole)}, the losses are {tuple(losses)}"
+        losses, whole = losses_of(lambda raw: raw, targets, sizes), head.count(targets, sizes)
+        own = {name for name in names if "/" not in name}  # of several heads some losses are there now and then
+        if set(whole) != {*head.counted, *head.distilled} or not own <= set(losses):
+            yield f"counted are {tuple(names)}, counts are {tuple(whole)}, the losses are {tuple(losses)}"
             return
-        whole = {name: total for name, total in whole.items() if name in losses}
+        whole = {name: whole[name] for name in names if name in losses}
         sums, counts = dict.fromkeys(whole, 0.0), dict.fromkeys(whole, 0.0)
         for rows in (torch.tensor([2]), torch.tensor([0, 1])):
             few, labels = sizes.select(rows), _chosen(targets, rows)
-            parts, pieces = losses_of(partial(head.select, rows=rows), labels, few), counts_of(labels, few)
+            parts, pieces = losses_of(partial(head.select, rows=rows), labels, few), head.count(labels, few)
             for name, total in whole.items():
                 share = head.divisor(name, pieces[name]) / head.divisor(name, total)
                 sums[name] += float(parts[name] * share)

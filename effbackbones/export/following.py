@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from effbackbones.backbones.folding import shed
 from effbackbones.errors import UserError
 from effbackbones.export.int8layers import Op, int8_layers
 from effbackbones.model import Model
@@ -37,6 +38,7 @@ def follow(model: Model) -> Called:
     """What a call of ``model`` for an image of its size would compute in int8. Raises :class:`UserError` for a model that cannot be
     followed without numbers."""
     shape = copy.deepcopy(model).eval().requires_grad_(False).to("meta")
+    shed(shape)  # what is in no graph stays float32
     shape.runner = None
     height, width = (shape.head.padded(side) for side in shape.image_spec.size)
     images = torch.empty(2, len(shape.image_spec.mean), height, width, device="meta")

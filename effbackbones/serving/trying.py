@@ -60,7 +60,8 @@ def add_page(app: Any, service: Service, answered: Callable[[Any, Work], Any], s
         return Response(pictures, media_type="application/json")
 
     async def explained(request: Request) -> Response:
-        return await answered(request, partial(heated, request))
+        response: Response = await answered(request, partial(heated, request))
+        return response
 
     async def heated(request: Request, coming: AsyncIterator[bytes]) -> Response:
         wishes = wishes_of(request.query_params.multi_items())

@@ -84,7 +84,8 @@ def web_app(service: Service, page: Page | None = None) -> Any:
             try:
                 if service.draining:
                     raise RefusedError(503, "going down: ask another instance, or try again later", after=5)
-                return await work(body)
+                response: Response = await work(body)
+                return response
             except RefusedError as refusal:
                 if "expect" not in request.headers:  # who waits to be told so does not send in vain
                     await discard(body, service.limits)

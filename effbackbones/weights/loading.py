@@ -46,6 +46,10 @@ def load_table(reports: Sequence[LoadReport]) -> str:
             (f"{len(report.spare)} not wanted here:", report.spare),
         )
         examples = "; ".join(f"{word} {', '.join(names[:3])}" for word, names in groups if names)
+        if (
+            not report.loaded and not report.unused
+        ):  # a head beside a backbone's weights: no single entry is of interest
+            examples = "starts at random, to be trained"
         rows.append(
             (report.what, str(len(report.loaded)), str(len(report.reinitialised)), str(len(report.unused)), examples)
         )

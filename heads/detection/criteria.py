@@ -6,7 +6,7 @@ A loss of classes also says how its logits rank: loss and score must agree on wh
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -162,7 +162,8 @@ DELTA_LOSSES: dict[DeltaLoss, Callable[[Tensor, Tensor, Tensor, float], Tensor]]
 """Sums over deltas [B, A, 4] and targets, which are 0 where no box is; ``positive`` bool [B, A]; where it turns linear."""
 
 
-class Matched(NamedTuple):
+@dataclass(frozen=True)
+class Matched:
     """What each anchor is to say: ``positive`` bool [B, A]; its ``boxes`` [B, A, 4], the anchor itself where it has none; its
     ``labels`` int64 [B, A], -1 for background; ``ignored`` bool [B, A] of the class loss, or None."""
 

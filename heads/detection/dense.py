@@ -25,6 +25,8 @@ from heads.options import require_pictures, taken
 from heads.targets import check_boxes
 from heads.teaching import quality_focal_sum, sigmoid_divergence, softmax_divergence
 
+DISTILLED = ("distill", "distill_box")
+"""Losses against a teacher, by the normaliser of the class loss."""
 _FIXED_POINT = 2.0**32  # units of the anchor shapes, so that `.half()` cannot round them
 Matching = Callable[[Tensor, Tensor, Tensor, Tensor | None], Assignment]
 """Anchors [A, 4], boxes [B, M, 4], usable bool [B, M] and crowds, bool [B, M] or None, to what each anchor is to predict."""
@@ -94,9 +96,10 @@ class DenseHead(Head):
             setattr(self, name, record)
         self.merge_iou, self.merge_most = self.selection.nms_iou, self.selection.max_detections
         # What looks at predictions to find the positives cannot count them before there are any.
-        known = type(self).assignment is DenseHead.assignment
+        own = type(self)
+        known = own.assignment is DenseHead.assignment and own.matched is DenseHead.matched
         self.counted = ("class", *self.box_losses.names) if known and not local_normaliser else ()
-        self.distilled = ("distill", "distill_box") if self.counted else ()  # by the count of the class loss
+        self.distilled = DISTILLED if self.counted else ()
 
     # --- anchors -----------------------------------------------------------------------------------------------------
 
@@ -105,9 +108,9 @@ class DenseHead(Head):
     ) -> None:
         """Say where anchors are: the ``strides`` of the levels in pixels, finest first, for each level the ``shapes`` of the
         anchors of a cell, (width, height) in strides, and their ``center``, in strides from the corner of the cell. Images are
-        padded to the coarsest stride."""
+        padded to the coarsest stride of the backbone; coarser maps are of any size."""
         self.strides, self.center = tuple(strides), center
-        self.size_divisor = self.strides[-1]
+        self.size_divisor = self.spec.strides[-1]
         self._counts = [len(level) for level in shapes]
         flat = torch.tensor([shape for level in shapes for shape in level], dtype=torch.float64)
         self.register_buffer("_shapes", (flat * _FIXED_POINT).round().long(), persistent=False)
@@ -137,13 +140,17 @@ class DenseHead(Head):
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 
-    def loss(self, raw: Any, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
+    def loss(self, raw: Any, targets: BoxTargets | Matched, sizes: ImageSizes) -> dict[str, Tensor]:
         """``class``: the sum of the class loss; ``box`` and ``iou``, those asked for: the sums of the losses of positive anchors'
         boxes; all divided by :meth:`normaliser`. Computed in float32."""
-        return self.losses(raw, self.matched(raw, targets))
+        return self.losses(raw, self.prepare(raw, targets, sizes))
+
+    def prepare(self, raw: Any, targets: BoxTargets | Matched, sizes: ImageSizes) -> Matched:
+        """What each anchor is to say (:meth:`matched`)."""
+        return targets if isinstance(targets, Matched) else self.matched(raw, targets)
 
     def losses(self, raw: Any, matched: Matched, share: Tensor | None = None) -> dict[str, Tensor]:
-        """Those of :meth:`loss`; ``share`` [B, A] weighs the boxes (:meth:`BoxLosses.terms`)."""
+        """Those of :meth:`loss`, to which a head adds its own; ``share`` [B, A] weighs the boxes (:meth:`BoxLosses.terms`)."""
         logits, deltas, count = raw.logits.float(), raw.deltas.float(), self.normaliser(matched)
         scores = {"class": self.class_loss.sum(logits, matched.labels, matched.ignored) / count}
         return scores | self.box_losses.terms(deltas, raw.anchors, matched, self.coder, count, share)
@@ -154,11 +161,13 @@ class DenseHead(Head):
 
     @torch.no_grad()
     def count(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
-        """Positive anchors, of each loss in ``counted``; what :meth:`counts` says otherwise."""
+        """Positive anchors, of each loss in ``counted`` and ``distilled``; what :meth:`counts` says otherwise."""
         if not self.counted:
             return {}
         targets, anchors = at_least_one(targets), self._anchors_for(sizes).to(targets.boxes)
-        return self.counts(matched_to(anchors, targets, *self._matching(anchors, targets)), anchors)
+        matched = matched_to(anchors, targets, *self._matching(anchors, targets))
+        counts = self.counts(matched, anchors)
+        return counts | dict.fromkeys(self.distilled, matched.positive.sum())
 
     def counts(self, matched: Matched, anchors: Tensor) -> dict[str, Tensor]:
         """By what the losses in ``counted`` are divided: the number of positive anchors."""
@@ -198,11 +207,17 @@ class DenseHead(Head):
         if not isinstance(teacher, DenseHead):
             what = f"{type(teacher).__name__} is not dense: it has no anchors to compare with"
             raise UserError("optim.distill.teacher", what, "give a dense detector")
-        ours, theirs = ((head.strides, head._counts, cast(Tensor, head._shapes).tolist()) for head in (self, teacher))
+        ours, theirs = (
+            (head.strides, head._counts, head.center, cast(Tensor, head._shapes).tolist()) for head in (self, teacher)
+        )
         if ours != theirs:
             told = [f"strides {list(head.strides)} with {head._counts} a cell" for head in (teacher, self)]
             same = told[0] == told[1]
-            what = "its anchors have other sides" if same else f"its anchors are {told[0]}, the student's {told[1]}"
+            what = (
+                "its anchors have other sides or places"
+                if same
+                else f"its anchors are {told[0]}, the student's {told[1]}"
+            )
             remedy = (
                 "give both the same model.head_options, or set optim.distill.weight 0 and name optim.distill.features"
             )
@@ -214,12 +229,12 @@ class DenseHead(Head):
         teacher.size_divisor, teacher.min_size = self.size_divisor, self.min_size
 
     def distill(
-        self, raw: Any, teacher: Any, targets: BoxTargets, sizes: ImageSizes, temperature: float | None = None
+        self, raw: Any, teacher: Any, targets: BoxTargets | Matched, sizes: ImageSizes, temperature: float | None = None
     ) -> dict[str, Tensor]:
         """``distill``: the focal form on all class logits (of a softmax its divergence), and where boxes are rated the divergence of the
         ratings of positives; ``distill_box``: GIoU between the boxes of student and teacher at positive anchors, as Wang et al.,
         "CrossKD", 2023, pull boxes. All divided by :meth:`normaliser`, anchors in crowds left out as :meth:`loss` does."""
-        matched, warmth = self.matched(raw, targets), temperature or self.distill_temperature
+        matched, warmth = self.prepare(raw, targets, sizes), temperature or self.distill_temperature
         positive, count = matched.positive, self.normaliser(matched)
         if raw.logits.shape[2] == self.num_classes:  # no column of background
             scores = quality_focal_sum(raw.logits, teacher.logits, warmth, matched.ignored)
@@ -237,10 +252,6 @@ class DenseHead(Head):
         sound = positive & (theirs[..., 2:] > theirs[..., :2]).all(-1)
         apart = torch.where(sound, iou_loss(ours, theirs, "giou"), 0.0).sum()
         return {"distill": scores / count, "distill_box": apart / count}
-
-    def distill_count(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
-        """Positive anchors."""
-        return dict.fromkeys(self.distilled, self.count(targets, sizes)["class"]) if self.distilled else {}
 
     # --- the detections ----------------------------------------------------------------------------------------------
 

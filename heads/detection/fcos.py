@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, ImageSizes
+from effbackbones.contracts import BackboneNeeds, FeatureSpec, ImageSizes
 from heads.detection.criteria import BoxLosses, Coder, Focal, Matched
 from heads.detection.dense import DenseHead, RatedRaw, joint_evidence
 from heads.detection.fpn import FPN, ExtraFrom
@@ -95,7 +95,6 @@ class FCOSHead(DenseHead):
         self.classes = Prediction(network.channels, 1, num_classes, Focal.bias(network.prior))
         self.sides, self.central = Prediction(network.channels, 1, 4), Prediction(network.channels, 1, 1)
         self.place(self.neck.strides, [POINT] * len(levels))
-        self.size_divisor = spec.strides[-1]  # coarser maps are of any size
 
     @classmethod
     def requires(cls, **options: Any) -> BackboneNeeds:
@@ -118,12 +117,11 @@ class FCOSHead(DenseHead):
             found["iou"] = torch.where(matched.positive, centerness(matched.boxes, anchors), 0.0).sum()
         return found
 
-    def loss(self, raw: RatedRaw, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
-        """As :meth:`DenseHead.loss`, and ``centerness``: binary cross-entropy at positive points."""
-        matched = self.matched(raw, targets)
+    def losses(self, raw: RatedRaw, matched: Matched, share: Tensor | None = None) -> dict[str, Tensor]:
+        """Beside those of all ``centerness``: binary cross-entropy at positive points."""
         central = centerness(matched.boxes, raw.anchors)
         rated = quality_sum(raw.quality.float(), central, matched.positive) / self.normaliser(matched)
-        losses = self.losses(raw, matched, central if self.weigh_boxes else None)
+        losses = super().losses(raw, matched, central if self.weigh_boxes else share)
         return losses | {"centerness": self.centerness_weight * rated}
 
     def evidence(self, raw: RatedRaw) -> Tensor:

@@ -39,8 +39,8 @@ class CenterMatching:
     """Points get the boxes around them: those whose middle is near and whose size suits the level; of several the smallest.
 
     ``radius``: how far, in strides on either axis, a point may be from the middle of its box. ``least`` and ``most``: the range,
-    in strides, of the longest distance from the point to a side of its box; below on the finest and above on the coarsest level
-    there is no limit. (Levels of strides 8 to 128 and 4 to 8 are FCOS's 64, 128, 256 and 512 pixels.)
+    in strides, of the longest distance from the point to a side of its box, the second above the first; below on the finest and above on
+    the coarsest level there is no limit. (Levels of strides 8 to 128 and 4 to 8 are FCOS's 64, 128, 256 and 512 pixels.)
     """
 
     radius: float = 1.5
@@ -50,7 +50,7 @@ class CenterMatching:
     def __post_init__(self) -> None:
         number("radius", self.radius, above=0)
         number("least", self.least, 0)
-        number("most", self.most, above=0)
+        number("most", self.most, above=self.least)
 
     @torch.no_grad()
     def __call__(self, anchors: Tensor, boxes: Tensor, usable: Tensor, crowd: Tensor | None = None) -> Assignment:

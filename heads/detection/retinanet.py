@@ -105,7 +105,6 @@ class RetinaNetHead(DenseHead):
         self.box_net = _Net(network, anchors, 4, 0.0)
         center = 0.5 if network.anchors == "exact" else 0.0
         self.place(self.neck.strides, [network.shapes(stride) for stride in self.neck.strides], center)
-        self.size_divisor = spec.strides[-1]  # coarser maps are of any size
 
     @classmethod
     def requires(cls, **options: Any) -> BackboneNeeds:

@@ -118,7 +118,6 @@ class SSDHead(DenseHead):
         self.class_net = nn.ModuleList(_Predictor(w, len(s), outputs) for w, s in zip(widths, shapes, strict=True))
         self.box_net = nn.ModuleList(_Predictor(w, len(s), 4) for w, s in zip(widths, shapes, strict=True))
         self.place(level_strides(spec.strides, len(levels), "ssd"), shapes)
-        self.size_divisor = spec.strides[-1]  # coarser maps are of any size
         for module in (self.extra, self.class_net, self.box_net):
             module.apply(_init_small)
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from effbackbones.backbones.convolution import Activation, Foldable
+from effbackbones.backbones.convolution import Activation
+from effbackbones.backbones.folding import Shedding
 from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, ImageSizes
 from effbackbones.errors import UserError
 from heads.detection.alignment import Alignment
-from heads.detection.anchors import Assignment
-from heads.detection.criteria import BoxLosses, Coder, Focal, QualityFocal
-from heads.detection.dense import DenseHead, at_least_one, matched_to
+from heads.detection.criteria import BoxLosses, Coder, Focal, Matched, QualityFocal
+from heads.detection.dense import DISTILLED, DenseHead, at_least_one, matched_to
 from heads.detection.losses import distribution_sum
 from heads.detection.nms import Selection
 from heads.detection.pan import PAN, doubling
@@ -58,6 +58,16 @@ class YoloRaw(NamedTuple):
 
 pytree._register_namedtuple(Said, serialized_type_name="heads.Said")
 pytree._register_namedtuple(YoloRaw, serialized_type_name="heads.YoloRaw")
+
+
+@dataclass(frozen=True)
+class Aligned(Matched):
+    """What each point is to say, with the ``quality`` [B, A] of its box, 0..1, by what the losses are divided, and the same of the nets
+    that only train in ``many``."""
+
+    quality: Tensor
+    count: Tensor
+    many: tuple["Aligned", ...]
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class Nets(nn.Module):
         return Said(logits, (sides.softmax(3) * values).sum(3), (sides,))
 
 
-class Pair(Foldable):
+class Pair(Shedding):
     """Nets that find each object once, and others, for training alone, that find it several times and shape the maps."""
 
     def __init__(self, one: Nets, many: Nets) -> None:
@@ -116,10 +126,8 @@ class Pair(Foldable):
         many = () if self.many is None else (self.many(maps),)
         return self.one([x.detach() for x in maps]), many
 
-    def fold(self) -> "Pair":
-        """Without the nets that train."""
+    def shed(self) -> None:
         self.many = None
-        return self
 
 
 class YoloHead(DenseHead):
@@ -173,6 +181,7 @@ class YoloHead(DenseHead):
         own = ("class", *self.box_losses.names, *(("dfl",) if self.network.dfl_bins else ()))
         many = tuple(f"many_{name}" for name in own) if nms_free else ()
         self.counted = () if options.get("local_normaliser") else (*own, *many)
+        self.distilled = DISTILLED if self.counted else ()
 
     @classmethod
     def requires(cls, **options: Any) -> BackboneNeeds:
@@ -185,49 +194,55 @@ class YoloHead(DenseHead):
         said, many = self.nets(maps) if isinstance(self.nets, Pair) else (self.nets(maps), ())
         return YoloRaw(said.logits, said.deltas, said.sides, many, self.anchors(features, maps))
 
-    def loss(self, raw: YoloRaw, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
+    def matched(self, raw: YoloRaw, targets: BoxTargets) -> Aligned:
+        """What each point is to say, by the nets that predict; with those that only train in ``many``."""
+        targets = at_least_one(targets)
+        many = tuple(self._matched(said, raw.anchors, targets, one=False) for said in raw.many)
+        return self._matched(Said(*raw[:3]), raw.anchors, targets, one=isinstance(self.nets, Pair), many=many)
+
+    def _matched(
+        self, said: Said, anchors: Tensor, targets: BoxTargets, *, one: bool, many: tuple["Aligned", ...] = ()
+    ) -> Aligned:
+        logits, predicted = said.logits.detach().float(), self.coder.decode(said.deltas.detach().float(), anchors)
+        found = self.alignment(anchors, logits, predicted, targets, crowds=self.crowd_ignore, one=one)
+        matched = matched_to(anchors, targets, *found.assignment)
+        count = self.divisor("class", _boxes(targets)) if self.counted else found.quality.sum().clamp(min=1.0)
+        return Aligned(**vars(matched), quality=found.quality, count=count, many=many)
+
+    def normaliser(self, matched: Matched) -> Tensor:
+        """The number of boxes in the batch, or the sum of qualities (``local_normaliser``)."""
+        return cast(Aligned, matched).count
+
+    def losses(self, raw: YoloRaw, matched: Matched, share: Tensor | None = None) -> dict[str, Tensor]:
         """``class``, ``iou``, ``box`` and ``dfl``, those asked for; with ``nms_free`` also ``many_class`` and so on, of the nets that train
         alone. Computed in float32."""
-        targets, free = at_least_one(targets), isinstance(self.nets, Pair)
-        losses = self._losses(Said(*raw[:3]), raw.anchors, targets, one=free)
-        for said in raw.many:
-            many = self._losses(said, raw.anchors, targets, one=False)
-            losses |= {f"many_{name}": value for name, value in many.items()}
+        aligned = cast(Aligned, matched)
+        losses = self._losses(Said(*raw[:3]), raw.anchors, aligned)
+        for said, own in zip(raw.many, aligned.many, strict=True):
+            losses |= {f"many_{name}": value for name, value in self._losses(said, raw.anchors, own).items()}
         return losses
 
-    def _losses(self, said: Said, anchors: Tensor, targets: BoxTargets, *, one: bool) -> dict[str, Tensor]:
-        logits, deltas = said.logits.float(), said.deltas.float()
-        predicted = self.coder.decode(deltas.detach(), anchors)
-        found = self.alignment(anchors, logits.detach(), predicted, targets, crowds=self.crowd_ignore, one=one)
-        matched = matched_to(anchors, targets, *found.assignment)
-        count = self._boxes(targets) if self.counted else found.quality.sum()
-        count = self.divisor("class", count) if self.counted else count.clamp(min=1.0)
-        rated = self.class_loss.rated_sum(logits, matched.labels, matched.ignored, found.quality)
-        losses = {"class": rated / count}
-        losses |= self.box_losses.terms(deltas, anchors, matched, self.coder, count, found.quality, count)
+    def _losses(self, said: Said, anchors: Tensor, matched: Aligned) -> dict[str, Tensor]:
+        logits, deltas, quality, count = said.logits.float(), said.deltas.float(), matched.quality, matched.count
+        losses = {"class": self.class_loss.rated_sum(logits, matched.labels, matched.ignored, quality) / count}
+        losses |= self.box_losses.terms(deltas, anchors, matched, self.coder, count, quality, count)
         for sides in said.sides:
             distances = self.coder.encode(matched.boxes, anchors)
-            losses["dfl"] = self.dfl_weight * distribution_sum(sides.float(), distances, found.quality) / count
+            losses["dfl"] = self.dfl_weight * distribution_sum(sides.float(), distances, quality) / count
         return losses
-
-    def assignment(self, raw: YoloRaw, targets: BoxTargets) -> Assignment:
-        """The box that each point is to predict, by the nets that predict; targets have at least one row."""
-        predicted, one = self.coder.decode(raw.deltas.float(), raw.anchors), isinstance(self.nets, Pair)
-        logits, crowds = raw.logits.float(), self.crowd_ignore
-        return self.alignment(raw.anchors, logits, predicted, targets, crowds=crowds, one=one).assignment
 
     @torch.no_grad()
     def count(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
-        """The number of boxes, for each loss in ``counted``."""
-        return dict.fromkeys(self.counted, self._boxes(targets)) if self.counted else {}
+        """The number of boxes, for each loss in ``counted`` and ``distilled``."""
+        return dict.fromkeys((*self.counted, *self.distilled), _boxes(targets))
 
     def diagnose(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
         """Nothing: every box has a point in it."""
         return {}
 
-    @staticmethod
-    def _boxes(targets: BoxTargets) -> Tensor:
-        return ((targets.labels >= 0) & ~targets.crowd).sum()
+
+def _boxes(targets: BoxTargets) -> Tensor:
+    return ((targets.labels >= 0) & ~targets.crowd).sum()
 
 
 def _bias(net: Tower) -> Tensor:

@@ -136,11 +136,11 @@ class SegmentationHead(Head):
         }
 
     def count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
-        """Labelled pixels, by the weights of their classes, of the losses that are means over pixels. The others (``dice``, ...) are
-        ratios of sums: of each piece by itself."""
+        """Labelled pixels, by the weights of their classes, of the losses that are means over pixels; without weights for what is learned
+        from a teacher. The others (``dice``, ...) are ratios of sums: of each piece by itself."""
         weights = cast(Tensor | None, self._class_weights)
         found = losses.counts(targets, self.mode, self.num_classes, weights, self.ignore_index)
-        return {name: found[name] for name in self.counted}
+        return {name: found[name] for name in (*self.counted, *self.distilled)}
 
     def check_teacher(self, teacher: Head) -> None:
         """As :meth:`Head.check_teacher`, of the same mode."""
@@ -162,11 +162,6 @@ class SegmentationHead(Head):
         else:
             each = sigmoid_divergence(pixels.logits, theirs, warmth)
         return {"distill": each.sum() / pixels.valid.sum().clamp(min=1)}
-
-    def distill_count(self, targets: Tensor, sizes: ImageSizes) -> dict[str, Tensor]:
-        """Pixels that are not ignored."""
-        found = losses.counts(targets, self.mode, self.num_classes, None, self.ignore_index)
-        return {"distill": found["cross_entropy"]}
 
     def check_targets(self, targets: Tensor, sizes: ImageSizes) -> None:
         """Classes 0..K-1, binary 0 and 1, multi-label shares in 0..1; or ``ignore_index``. Multi-label sets: of K classes, or below 0."""

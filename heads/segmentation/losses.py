@@ -77,19 +77,20 @@ def are_sets(targets: Tensor, mode: str) -> bool:
 def counts(
     targets: Tensor, mode: str, num_classes: int, class_weights: Tensor | None, ignore_index: int = IGNORE_INDEX
 ) -> dict[str, Tensor]:
-    """By what those losses are divided that are means over pixels: the weights of the pixels, or of all sigmoids of them, [] each.
+    """By what those losses are divided that are means over pixels: the weights of the pixels, or of all sigmoids of them, [] each;
+    ``distill`` by the pixels themselves.
 
     The others are ratios of sums over a batch, which no count makes equal to those of the batch's parts.
     """
     labels, valid = _labels_of(targets, mode, ignore_index, num_classes)
     pixels = valid.sum()
     if class_weights is None:
-        return {"cross_entropy": pixels, "focal": pixels * num_classes if mode == "multiclass" else pixels}
-    if mode == "multilabel":
-        weights = (valid.sum((0, 2)) * class_weights).sum()
-        return {"cross_entropy": weights, "focal": weights}
-    weights = (valid[:, 0] * class_weights[labels]).sum()
-    return {"cross_entropy": weights, "focal": pixels * class_weights.sum() if mode == "multiclass" else weights}
+        weights, focal = pixels, pixels * num_classes
+    elif mode == "multilabel":
+        weights = focal = (valid.sum((0, 2)) * class_weights).sum()
+    else:
+        weights, focal = (valid[:, 0] * class_weights[labels]).sum(), pixels * class_weights.sum()
+    return {"cross_entropy": weights, "focal": focal if mode == "multiclass" else weights, "distill": pixels}
 
 
 def _check_targets(logits: Tensor, targets: Tensor, mode: str) -> None:

@@ -67,7 +67,7 @@ def _errors(report: Report, errors: Mapping[str, Any]) -> None:
         kinds = {
             "all": total,
             "the true class is among the five most probable": errors["in_top5"],
-            f"more than {SURE:.0%} sure": errors["confident"],
+            f"more than {100 * SURE:.0f} % sure": errors["confident"],
         }
         rows = [[name, count, percent(count / total)] for name, count in kinds.items() if count is not None]
         report.table("Mistakes", ["which", "images", "share"], rows)

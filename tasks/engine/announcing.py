@@ -46,8 +46,8 @@ def told_of_epoch(row: Mapping[str, Any], monitor: str) -> str:
     names = ["train_loss", f"val_{monitor}", *scores[:MOST_SCORES], "images_per_second", "data_wait"]
     known = [f"{name} {row[name]:.4g}" for name in names if isinstance(row.get(name), (int, float))]
     left = len(scores) - MOST_SCORES
-    more = f"; {left} more scores in metrics.csv" if left > 0 else ""
-    return f"epoch {row['epoch']:g}: {', '.join(known)}{more}"
+    more = f"; {left} more score{'s' * (left > 1)} in metrics.csv" if left > 0 else ""
+    return f"epoch {round(row['epoch'], 2):g}: {', '.join(known)}{more}"
 
 
 def told_of_early_end(progress: Progress, monitor: str, step: int, planned: int) -> str:
@@ -55,7 +55,8 @@ def told_of_early_end(progress: Progress, monitor: str, step: int, planned: int)
     name = f"val_{monitor}"
     best = next((row for row in progress.history if row.get(name) == progress.best), {})
     place = f" at epoch {best['epoch']:g}" if best else ""
-    text = f"stops early after step {step} of {planned}: {progress.since_best} evaluations without a better"
+    seen = f"{progress.since_best} evaluation{'s' * (progress.since_best != 1)}"
+    text = f"stops early after step {step} of {planned}: {seen} without a better"
     return f"{text} {name} than {progress.best or 0.0:.4f}{place} (run.patience)"
 
 

@@ -57,6 +57,8 @@ class Distilled(Supervised):
             )
         given = model(images, batch.sizes)
         raw, maps = given if self.adapters else (given, {})
+        if self.said.weight:
+            targets = model.head.prepare(raw, targets, batch.sizes)  # once for both
         losses = dict(model.head.loss(raw, targets, batch.sizes))
         if self.said.weight:
             found = model.head.distill(raw, theirs, targets, batch.sizes, self.said.temperature)
@@ -70,9 +72,7 @@ class Distilled(Supervised):
     @torch.no_grad()
     def count(self, head: Head, batch: Batch, step: int) -> Mapping[str, Tensor]:
         _, targets = self.task.augment(self.config, batch, head.num_classes, step)
-        counts = dict(head.count(targets, batch.sizes)) if head.counted else {}
-        if self.said.weight and head.distilled:
-            counts |= head.distill_count(targets, batch.sizes)
+        counts = dict(head.count(targets, batch.sizes))
         if self.adapters:
             counts[FEATURES] = batch.sizes.valid.new_full((), len(batch))
         return counts

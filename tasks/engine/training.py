@@ -215,7 +215,8 @@ class _Run:
             progress.loss_steps += 1
             progress.log(log.step, loss, log.lr)
         rate, waiting = self.pace.at(self.state.step)
-        figures = {"loss": f"{loss:.4g}", "lr": f"{log.lr:.3g}", "img/s": f"{rate:.0f}", "data wait": f"{waiting:.0%}"}
+        pace = f"{rate:.{0 if rate >= 10 else 1}f}"
+        figures = {"loss": f"{loss:.4g}", "lr": f"{log.lr:.3g}", "img/s": pace, "data wait": f"{waiting:.0%}"}
         self.tell.step(log.step, every, figures)
         if log.step % every == 0:
             losses = {f"train/{name}": value for name, value in log.losses.items()}

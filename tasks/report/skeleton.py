@@ -9,7 +9,7 @@ import numpy as np
 from tasks.report.drawings import by_threshold, curves, is_number, reliability
 from tasks.report.metricsfile import flatten
 from tasks.report.page import Report, Tile, show
-from tasks.report.records import Results, Summary
+from tasks.report.records import EvaluationResults, Results, RunResults, Summary
 from tasks.report.words import label
 from tasks.scoring.added import is_of
 from tasks.scoring.intervals import Interval, Intervals
@@ -19,6 +19,7 @@ _PAIRS = 20
 _FIRST_SCORES, _FIRST_CLASSES = 8, 20
 """Rows of a table, of which the rest is folded."""
 INTERVAL = "95 % interval"
+_SPLITS = {"val": "validation", "train": "training"}
 
 
 def begun(summary: Summary, headline: Sequence[str], meaning: Mapping[str, str], rates: Container[str] = ()) -> Report:
@@ -31,7 +32,7 @@ def begun(summary: Summary, headline: Sequence[str], meaning: Mapping[str, str],
     rates = {*own, *(name for name in {name for scores in sets.values() for name in scores} if name in rates)}
     chosen = [summary.config.get("run", {}).get("monitor")]
     names = dict.fromkeys(name for name in (*chosen, *own, *headline) if name)
-    report = Report(summary.title, _subtitle(sets[best], best if len(sets) > 1 else ""), _tiles(results, names, rates))
+    report = Report(summary.title, _subtitle(results), _tiles(results, names, rates))
     caption = f"Best: the {best} weights." if len(sets) > 1 else ""
     rows, notes = _score_rows(results, meaning, rates)
     head = ["", *sets]
@@ -152,10 +153,12 @@ def finished(report: Report, summary: Summary, folder: Path) -> Path:
     return report.write(folder / "report.html")
 
 
-def _subtitle(scores: Mapping[str, Any], best: str) -> str:
-    """Of how many images the figures are, and of which weights."""
-    count = scores.get("samples") or scores.get("images")
-    return ", ".join(filter(None, [f"{count:,} images" if count else "", f"{best} weights" if best else ""]))
+def _subtitle(results: Results) -> str:
+    """Of how many images of which split the figures are, and of which weights."""
+    count = results.scores.get("samples") or results.scores.get("images")
+    split = results.split if isinstance(results, (RunResults, EvaluationResults)) else None
+    images = f"{count:,} {f'{_SPLITS.get(split, split)} ' if split else ''}image{'s' * (count != 1)}" if count else ""
+    return ", ".join(filter(None, [images, f"{results.best} weights" if len(results.sets) > 1 else ""]))
 
 
 def _tiles(results: Results, names: Iterable[str], rates: Container[str]) -> list[Tile]:

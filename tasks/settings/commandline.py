@@ -16,10 +16,10 @@ from types import NoneType
 from typing import Any, NamedTuple
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.registry import BACKBONES, DEFAULT_HEADS, HEADS, TASKS
-from tasks.settings.keytypes import help_page, hint_of, members_of, nearest_key
+from effbackbones.registry import TASKS
+from tasks.settings.helping import task_help, verb_help
+from tasks.settings.keytypes import hint_of, members_of, nearest_key
 from tasks.settings.lent import lent_options
-from tasks.settings.onecommand import verb_help
 from tasks.settings.paths import expanded
 from tasks.settings.recipes import with_recipe
 from tasks.settings.sections import Config
@@ -93,7 +93,7 @@ def parse(task: str, argv: list[str]) -> Request:
         sys.exit(0)
     line = _Line.read(argv)
     if line.help:
-        print(_help(task) if task else verb_help(line.verb))
+        print(task_help(task, line.verb, bundled(task)) if task else verb_help(line.verb))
         sys.exit(0)
     source = line.options.pop("config", None) or _resumed(line) or line.verb.assumes.get(task)
     shown = "print-config" in line.flags
@@ -155,38 +155,6 @@ def bundled(task: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent.parent / "configs" / task).glob("*.yaml"))}
 
 
-def _help(task: str) -> str:
-    with_inputs = "|".join(verb.name for verb in VERBS.values() if verb.inputs)
-    command = f"run {task}" if TASKS.canonical(task) == task else task  # a plug-in's has no file of its own
-    usage = f"python -m tasks.{command} [{'|'.join(VERBS)}] --config NAME|FILE [--section.key VALUE ...] ({with_inputs}: INPUT ...)"
-    options = {
-        name: f"{option.help} ({_verbs_with(name)}) (default: null)"
-        for name, option in OPTIONS.items()
-        if not option.flag
-    }
-    default = DEFAULT_HEADS.get(TASKS.canonical(task))
-    about = [
-        "Verbs:",
-        *(
-            f"  {verb.name}: {verb.help}{' (without a verb)' if verb.name == DEFAULT else ''}"
-            for verb in VERBS.values()
-        ),
-        f"Bundled configs: {', '.join(bundled(task)) or 'none'}",
-        f"Heads of all tasks: {', '.join(HEADS.names())}{f'; default here: {default}' if default else ''}",
-        f"Backbones: {', '.join(BACKBONES.names())}, timm:NAME, sound:NAME",
-        "Defaults below hold where the config says nothing; --print-config with --config NAME shows each value and its origin.",
-    ]
-    flags = [f"--{name}: {option.help} ({_verbs_with(name)})" for name, option in OPTIONS.items() if option.flag]
-    for verb in VERBS.values():
-        for name, option in verb.own.items():
-            if option.flag:
-                flags.append(f"--{name}: {option.help} ({verb.name})")
-            else:
-                options[name] = f"{option.help} ({verb.name}){option.limits}"
-    flags += ["--version: the versions of this project, PyTorch and Python"]
-    return help_page(usage, "\n".join(about), options, "\n".join(["Without a value:", *flags]))
-
-
 def _version() -> str:
     """Versions of this project, PyTorch and Python, none of which is imported for it."""
     known = []
@@ -235,6 +203,10 @@ class _Line:
             else:
                 line.inputs.append(expanded(word, word))
         if line.inputs and not line.verb.inputs:
+            if TASKS.canonical(line.inputs[0]) in TASKS.names() and line.verb.config == "none":
+                raise UserError(
+                    f"argument {line.inputs[0]!r}", f"{name} takes no task, which the model says", "leave it out"
+                )
             takers = ", ".join(verb.name for verb in VERBS.values() if verb.inputs)
             raise UserError(
                 f"argument {line.inputs[0]!r}",

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.registry import BACKBONES, DEFAULT_HEADS, HEADS, ROOMS_OF_HEADS, TASKS
+from effbackbones.registry import BACKBONES, DEFAULT_HEADS, TASKS
 from tasks.settings.commandline import bundled
+from tasks.settings.helping import heads_of
 from tasks.settings.keytypes import ANY, leaves, members_of
 from tasks.settings.onecommand import NAME, task_words
 from tasks.settings.verbs import DEFAULT, OPTIONS, VERBS, Verb
@@ -138,11 +139,8 @@ def _cases(answers: Mapping[str, Iterable[str]], end: str = "; return") -> str:
 
 def _of_task(task: str) -> dict[str, list[str]]:
     """Values that differ from task to task, by option."""
-    word = TASKS.canonical(task)
-    # Of plug-ins' heads nobody knows the task without asking them, which would load what they need.
-    heads = [name for name in HEADS.names() if HEADS.room(name) in (*ROOMS_OF_HEADS.get(word, ()), None)]
-    found = {"--config": list(bundled(task))}
-    return {**found, **({"--model.head": heads} if word in DEFAULT_HEADS else {})}
+    heads = {"--model.head": heads_of(task)} if TASKS.canonical(task) in DEFAULT_HEADS else {}
+    return {"--config": list(bundled(task)), **heads}
 
 
 def _values() -> dict[str, list[str]]:

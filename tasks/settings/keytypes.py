@@ -1,4 +1,4 @@
-"""The types of the keys: values to types, types in words, and the help page.
+"""The types of the keys: values to types, and types in words.
 
 Nothing here opens a file or imports a module on a config's word, and no text is read twice.
 """
@@ -6,7 +6,6 @@ Nothing here opens a file or imports a module on a config's word, and no text is
 import ast
 import difflib
 import inspect
-from argparse import ArgumentParser, HelpFormatter
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
 from types import NoneType, UnionType
@@ -153,7 +152,7 @@ def describe(hint: Any) -> str:
 def _describe_one(hint: Any) -> str:
     arguments = get_args(hint)
     if get_origin(hint) is Literal:
-        return f"one of {', '.join(arguments)}"
+        return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(arguments)}"
     if get_origin(hint) is tuple:
         return (
             f"a list of {'' if arguments[-1] is Ellipsis else f'{len(arguments)} '}{_PLURALS.get(arguments[0], _STEPS)}"
@@ -187,73 +186,3 @@ def family_of(hint: Any) -> type | None:
     """The dataclass in a mapping of names to sections of one kind."""
     value = get_args(hint)[1] if get_origin(hint) is dict else None
     return value if isinstance(value, type) and is_dataclass(value) else None
-
-
-def help_page(usage: str, about: str, options: dict[str, str], epilog: str) -> str:
-    """The help text: what it is ``about``, line by line; the command's own ``options`` (name to help), then every key of every section
-    with type, range and default."""
-    parser = ArgumentParser(
-        usage=usage, description=about, epilog=epilog, add_help=False, formatter_class=_LinesThenParagraphs
-    )
-    parser.add_argument("-h", "--help", action="help", help="Show this help message and exit.")
-    for name, text in options.items():
-        parser.add_argument(f"--{name}", metavar=name.upper(), help=text.replace("%", "%%"))
-    for top in fields(Config):
-        hint = get_type_hints(Config)[top.name]
-        section, family = section_of(hint), family_of(hint)
-        owners = (
-            _owners(section, f"{top.name}.")
-            if section
-            else [(family, f"{top.name}.{ANY}.") if family else (Config, "")]
-        )
-        for owner, prefix in owners:
-            docs, limits = field_docs(owner), getattr(owner, "LIMITS", {})
-            group = parser.add_argument_group(prefix.rstrip("."), (owner.__doc__ or "").strip())
-            for key, hint, item in leaves(owner, prefix):
-                if key == prefix + item.name and (prefix or key == top.name):
-                    shown = f"{docs[item.name]} Range {limits[item.name]}." if item.name in limits else docs[item.name]
-                    shown += f" (type: {_shown_type(hint)}, default: {_shown_default(item)})"
-                    group.add_argument(f"--{key}", metavar=_metavar(item.name, hint), help=shown.replace("%", "%%"))
-    return parser.format_help()
-
-
-class _LinesThenParagraphs(HelpFormatter):
-    """Keeps the lines of a text that has several; fills others as ever."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        fill = super()._fill_text
-        if "\n" not in text:
-            return fill(text, width, indent)
-        return "\n".join(fill(line, width, indent).replace("\n", "\n    ") for line in text.splitlines())
-
-
-def _owners(section: type, prefix: str) -> Iterator[tuple[type, str]]:
-    """A section and the sections inside of it, with their prefixes."""
-    yield section, prefix
-    for name, hint in get_type_hints(section).items():
-        inner = section_of(hint)
-        if inner is not None:
-            yield from _owners(inner, f"{prefix}{name}.")
-
-
-def _shown_default(item: Field[Any]) -> str:
-    default = item.default_factory() if callable(item.default_factory) else item.default
-    return "null" if default is None else str(default)
-
-
-def _shown_type(hint: Any) -> str:
-    """A type as its annotation writes it."""
-    return (
-        hint.__name__
-        if isinstance(hint, type) and not get_args(hint)
-        else str(hint).replace("typing.", "").replace("None", "null")
-    )
-
-
-def _metavar(name: str, hint: Any) -> str:
-    """What stands for the value behind a key's name."""
-    if hint is bool:
-        return "{true,false}"
-    if get_origin(hint) is Literal:
-        return f"{{{','.join(get_args(hint))}}}"
-    return "[ITEM,...]" if get_origin(hint) is tuple else name.upper()

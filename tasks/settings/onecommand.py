@@ -7,7 +7,7 @@ from textwrap import wrap
 
 from effbackbones.errors import UserError, nearest
 from effbackbones.registry import TASKS
-from tasks.settings.verbs import DEFAULT, OPTIONS, VERBS, Verb
+from tasks.settings.verbs import DEFAULT, VERBS, Verb
 
 NAME = "effbackbones"
 WIDTH = 100
@@ -103,26 +103,9 @@ def overview() -> str:
 
 def _rows(verbs: Sequence[Verb]) -> list[str]:
     width = max((len(verb.name) for verb in verbs), default=0)
-    return [line for verb in verbs for line in _row(verb.name, verb.help, width)]
+    return [line for verb in verbs for line in row(verb.name, verb.help, width)]
 
 
-def _row(name: str, text: str, width: int) -> list[str]:
+def row(name: str, text: str, width: int) -> list[str]:
+    """A name, and what it means beside it."""
     return wrap(text, WIDTH, initial_indent=f"  {name:{width}}  ", subsequent_indent=" " * (width + 4))
-
-
-def verb_help(verb: Verb) -> str:
-    """The help of a verb: what it does, and its options."""
-    tasked = verb.config != "none"
-    takes = {name: option.help for name, option in OPTIONS.items() if verb.takes(name)}
-    takes |= {name: option.help + option.limits for name, option in verb.own.items()}
-    width = max((len(name) + 2 for name in takes), default=0)
-    lines = [
-        f"usage: {NAME} {verb.name}{' TASK' if tasked else ''}{f' {verb.words} ...' if verb.inputs else ''} [...]",
-        "",
-        *wrap(verb.help, WIDTH),
-        *(["", f"Tasks: {', '.join(task_words())}."] if tasked else []),
-        *(["", "Options:"] if takes else []),
-        *(line for name, text in takes.items() for line in _row(f"--{name}", text, width)),
-        *(["", f"{NAME} {verb.name} TASK --help shows every key of the config too."] if tasked else []),
-    ]
-    return "\n".join(lines)

@@ -57,7 +57,8 @@ class Verb:
     (words without dashes, which help calls ``words``), whether it works on a ``config``: one that must be named, or one that may be,
     and the sections and keys of it that are ``unread`` where a trained model is given: what a command line says there is told to
     change nothing. ``assumes``: by command, the bundled config that is meant where none is named. ``own``: options that no other verb
-    has, whose values are in ``Extras.own`` by their names with underscores."""
+    has, whose values are in ``Extras.own`` by their names with underscores. ``says``: what a shared option means to this verb, in
+    place of the help that it has for all."""
 
     name: str
     module: str
@@ -67,8 +68,17 @@ class Verb:
     inputs: bool = False
     unread: tuple[str, ...] = ()
     own: Mapping[str, Option] = field(default_factory=dict)
-    words: str = "INPUT"
+    words: str = "INPUT ..."
     assumes: Mapping[str, str] = field(default_factory=dict)
+    says: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> dict[str, tuple[Option, str]]:
+        """The options that go with it and what each says, the shared ones first."""
+        shared = {
+            name: (option, self.says.get(name, option.help)) for name, option in OPTIONS.items() if self.takes(name)
+        }
+        return shared | {name: (option, option.help + option.limits) for name, option in self.own.items()}
 
     def reads(self, key: str, *, split: bool = False) -> bool:
         """Whether it makes something of a dotted key of the config where a trained model is given, and perhaps a ``split`` of data."""
@@ -87,28 +97,27 @@ class Verb:
 
 
 OPTIONS = {
-    "config": Option("bundled name or YAML file; a file wins", path=True),
-    "checkpoint": Option("model file or run folder; a run's own config is used when --config is not given", path=True),
-    "split": Option(
-        "train, val or test; of predict: the images of that split, by their ids in its files", ("train", "val", "test")
+    "config": Option("YAML file, or the name of a bundled config", path=True),
+    "checkpoint": Option(
+        "run folder, model file or exported graph, or hf-hub:USER/NAME; without --config the run's own config holds",
+        path=True,
     ),
-    "out": Option(
-        "folder for the results; of an export the file: .onnx, .pt2 or .xml, of features .npy or .parquet", path=True
-    ),
+    "split": Option("train, val or test (default val)", ("train", "val", "test")),
+    "out": Option("folder for the results", path=True),
     "predictions": Option("file of predictions to score in place of a model", path=True),
     "threshold": Option(
-        "boxes of a lower score are neither drawn nor written (default: all are written, from 0.3 drawn); a pixel less sure has no "
-        "class, of two classes it is where the second begins, of classes that overlap each is where it is surer (0.5)"
+        "from which score on boxes, labels and classes that overlap count; a pixel less sure has no class, of two classes the second is "
+        "where it is surer (default: what gave the best F1 in training, else 0.3 for boxes and 0.5; JSON then has boxes below it too)"
     ),
     "top-k": Option(
-        "so many classes, or boxes, of an image at most (default: all classes up to 100, else 5; all boxes)"
+        "at most so many classes, or boxes, of an image (default: all boxes, all classes up to 100, else 5)"
     ),
     "tta": Option(
         "other looks at each image, whose answers are averaged: flip, factors of the size, or both (flip,0.8,1.25)"
     ),
     "slices": Option(
-        "of detectors: large images in pieces of so many pixels, with an overlap (a quarter), and with a look at all of it for objects that"
-        " fit in none: 640 or 640,128 or 640,128,whole"
+        "of detectors: large images in pieces of so many pixels, that overlap by so many (default: a quarter), and with a look at all of "
+        "it for objects that fit in no piece: 640 or 640,128 or 640,128,whole"
     ),
     "backend": Option(
         "what answers, compared with the model on the first images: eager (folded, fused), compile, onnxruntime, openvino; auto takes the "
@@ -120,13 +129,13 @@ OPTIONS = {
         ("float32", "bfloat16", "float16"),
     ),
     "write": Option(
-        "forms of the results, with commas between them, in place of the default: classes json, detectors coco, yolo, yolo_scores,"
-        " segmentations masks; of each pictures, csv, parquet; default itself"
+        "forms of the results, with commas between them: of classes json, of boxes coco, yolo, yolo_scores, of pixels masks; of each "
+        "pictures, csv, parquet, and default for what is written without this option"
     ),
-    "every": Option("of videos and streams each so many-th frame alone"),
+    "every": Option("of videos and streams take one frame in so many"),
     "format": Option(
-        "by the name of --out where it is not given; for TensorRT run trtexec --onnx=FILE.onnx --saveEngine=FILE.engine, for CoreML"
-        " coremltools.convert(torch.export.load('FILE.pt2'))",
+        "onnx, torch_export or openvino (default: by the name of --out); for TensorRT run trtexec --onnx=FILE.onnx"
+        " --saveEngine=FILE.engine, for CoreML coremltools.convert(torch.export.load('FILE.pt2'))",
         ("onnx", "torch_export", "openvino"),
     ),
     "preprocess": Option(
@@ -139,14 +148,16 @@ OPTIONS = {
         ("none", "predict", "answer"),
     ),
     "precision": Option("fp32 (default), fp16, or int8: static, calibrated on 128 training images, or on those named"),
-    "certify": Option("images that file and model are compared on (default 32)"),
+    "certify": Option("number of images that file and model are compared on (default 32)"),
     "bound": Option(
         "AGREEMENT,CHANGE: the least share that must agree, and the most that a score may change: 0.995,0.001"
     ),
     "fixed": Option("one image size, for runtimes that want it so", flag=True),
     "nearest": Option("for each image so many others whose features are most like its own, as CSV beside --out"),
-    "deep": Option("look at what takes minutes too", flag=True),
-    "print-config": Option("show each value and where it comes from, and do nothing", flag=True),
+    "deep": Option(
+        "look at what takes minutes too: targets, scores of the ground truth, images learnt by heart", flag=True
+    ),
+    "print-config": Option("show each value of the config and where it comes from, and do nothing", flag=True),
 }
 OF_CONFIGS = ("config", "print-config")
 """Options of every verb that works on a config."""
@@ -178,15 +189,15 @@ OF_DATA = tuple(
 )
 """What images without labels are predicted without."""
 _SERVING = {
-    "host": Option("address that is listened at; 0.0.0.0 is all of this machine", default="127.0.0.1"),
-    "port": Option("0 takes a free one", type=int, default=8000),
+    "host": Option("address to listen at; 0.0.0.0 is every address of this machine", default="127.0.0.1"),
+    "port": Option("port to listen at; 0 takes a free one", type=int, default=8000),
     "device": Option("cpu, cuda, cuda:1; auto takes a GPU where there is one", default="auto"),
-    "batch-size": Option("images that the model gets at once, at most", type=int, default=8),
+    "batch-size": Option("most images that the model gets at once", type=int, default=8),
     "wait-ms": Option("milliseconds that the first image of a batch waits for others", type=float, default=5.0),
-    "queue": Option("images that may wait; who comes then is told to come later (503)", type=int, default=64),
-    "max-bytes": Option("of a request, else 413", type=int, default=20_000_000),
-    "max-pixels": Option("of an image, by its header, else 422", type=int, default=64_000_000),
-    "max-files": Option("in a form, else 413", type=int, default=16),
+    "queue": Option("images that may wait; a request beyond them is answered with 503", type=int, default=64),
+    "max-bytes": Option("most bytes of a request, else 413", type=int, default=20_000_000),
+    "max-pixels": Option("most pixels of an image, as its header says, else 422", type=int, default=64_000_000),
+    "max-files": Option("most files in a form, else 413", type=int, default=16),
 }
 """Options of verbs that answer over HTTP."""
 VERBS = {
@@ -199,7 +210,7 @@ VERBS = {
             config="needed",
             own={
                 "seeds": Option(
-                    "so many runs, of run.seed and the numbers after it, and how far they spread", type=int
+                    "so many runs, with run.seed and the numbers after it, and how far they spread", type=int
                 ),
                 "grid": Option("a run for each combination of values of keys: '{optim.lr: [0.001, 0.003]}'"),
             },
@@ -210,6 +221,7 @@ VERBS = {
             "score a model, or a file of predictions, on a split",
             ("checkpoint", "split", "out", "predictions", "tta", "slices", "backend", "dtype"),
             unread=OF_TRAINING,
+            says={"out": "folder for the results (default: evaluate-SPLIT in the run's folder)"},
         ),
         Verb(
             "predict",
@@ -218,6 +230,10 @@ VERBS = {
             ("checkpoint", "split", "out", "threshold", "top-k", "tta", "slices", "every", "write", "backend", "dtype"),
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
+            says={
+                "out": "folder for the results (default: predictions)",
+                "split": "instead of INPUT: the images of train, val or test, by their ids in its files",
+            },
         ),
         Verb(
             "check",
@@ -225,6 +241,10 @@ VERBS = {
             "look at data and model before a long run",
             ("checkpoint", "out", "deep"),
             config="needed",
+            says={
+                "checkpoint": "run whose config is looked at, in place of --config",
+                "out": "folder for pictures of samples (default: runs/TASK/check-CONFIG)",
+            },
         ),
         Verb(
             "export",
@@ -244,23 +264,31 @@ VERBS = {
             ),
             inputs=True,
             unread=OF_TRAINING,
+            says={
+                "out": "the file to write: .onnx, .pt2 or .xml",
+                "split": "without INPUT: train, val or test, whose images file and model are compared on (default val)",
+            },
         ),
         Verb(
             "prune",
             "tasks.verbs.prune",
             "take the channels out of a trained model that matter least; the file it writes is an ordinary one",
             ("checkpoint", "out", "split"),
+            says={
+                "out": "the file to write: .safetensors",
+                "split": "train, val or test, which the models are scored on (default val)",
+            },
             unread=tuple(key for key in OF_TRAINING if not key.startswith("data.")),
             own={
-                "target": Option("multiply-adds of an image that stay at most: 0.5x, 200M or 0.2G"),
+                "target": Option("multiply-adds of an image that may stay: a share (0.5x) or a number (200M, 0.2G)"),
                 "by": Option(
-                    "how channels are ranked: size of weights (magnitude), or what the loss on training images is thought to change by",
+                    "how channels are ranked: by the size of their weights, or by how much the loss on training images changes (taylor)",
                     values=("magnitude", "taylor"),
                     default="magnitude",
                 ),
-                "batches": Option("of training images, by taylor", type=int, default=10),
-                "multiple": Option("so many channels at a time: what stays is a multiple of it", type=int, default=8),
-                "unscored": Option("do not score the models before and after on --split", flag=True),
+                "batches": Option("batches of training images that taylor looks at", type=int, default=10),
+                "multiple": Option("the channels that stay are a multiple of this number", type=int, default=8),
+                "unscored": Option("leave out the scores before and after", flag=True),
             },
         ),
         Verb(
@@ -275,19 +303,24 @@ VERBS = {
             "tasks.verbs.plan",
             "which backbone, image size and batch fit into this machine: memory, time and latency, foreseen and tried",
             ("out",),
+            says={"out": "YAML file for the config that trains what is chosen"},
             assumes={"classify": "imagenet", "detect": "coco", "segment": "coco", "joint": "coco"},
             own={
-                "memory": Option("that a process may take: 12G, 800M (default: what is free here)"),
-                "latency": Option("that one image may take: 15ms, 0.5s (default: any)"),
+                "memory": Option("memory that a process may take: 12G, 800M (default: what is free here)"),
+                "latency": Option("time that one image may take: 15ms, 0.5s (default: any)"),
                 "device": Option("as run.device: auto, cpu, cuda:1"),
                 "backbone": Option(
-                    "those to choose from, with commas between them (default: the family of the config's)"
+                    "backbones to choose from, with commas between them (default: the family of the config's)"
                 ),
                 "head": Option("as model.head"),
-                "batch": Option("as data.batch_size: images to each step, kept however they are split", type=int),
-                "for": Option("what must fit", values=("train", "predict"), default="train"),
-                "images": Option("so many to train on, for the hours (default: those of the config's data)", type=int),
-                "no-verify": Option("do not try what is chosen at its full size", flag=True),
+                "batch": Option(
+                    "as data.batch_size: images of each step, into however many pieces it is split", type=int
+                ),
+                "for": Option("what must fit: training or prediction", values=("train", "predict"), default="train"),
+                "images": Option(
+                    "training images, from which hours are told (default: those of the config's data)", type=int
+                ),
+                "no-verify": Option("leave out the trial of what is chosen at its full size", flag=True),
             },
         ),
         Verb(
@@ -295,6 +328,7 @@ VERBS = {
             "tasks.verbs.embed",
             "write pooled features of images, and which are nearest to which",
             ("checkpoint", "out", "nearest"),
+            says={"out": "the file to write: .npy or .parquet (default: embeddings.npy)"},
             inputs=True,
             unread=(*OF_TRAINING, *OF_DATA, "run.monitor", "run.metrics"),
         ),
@@ -304,6 +338,7 @@ VERBS = {
             "answer requests for predictions over HTTP",
             ("checkpoint", "threshold", "top-k", "tta", "slices", "backend", "dtype"),
             config="none",
+            says={"checkpoint": "run folder, model file or exported graph, or hf-hub:USER/NAME"},
             own=_SERVING,
         ),
         Verb(
@@ -312,6 +347,7 @@ VERBS = {
             "try a model in a browser: the service, with a page at /demo",
             ("checkpoint", "threshold", "top-k", "tta", "slices", "backend", "dtype"),
             config="none",
+            says={"checkpoint": "run folder, model file or exported graph, or hf-hub:USER/NAME"},
             own={
                 "open": Option("open the page in a browser", flag=True),
                 **_SERVING,
@@ -322,9 +358,13 @@ VERBS = {
             "tasks.verbs.compare",
             "say whether runs differ: RUN_A RUN_B [...], the first against each other, on the same images",
             ("out", "split"),
+            says={
+                "out": "folder for compare.html and compare.json (default: neither is written)",
+                "split": "train, val or test (default: of those that all were scored on the one that says most)",
+            },
             config="none",
             inputs=True,
-            words="RUN_A RUN_B",
+            words="RUN_A RUN_B ...",
         ),
         Verb(
             "push",
@@ -332,24 +372,25 @@ VERBS = {
             "put a trained model on the Hugging Face Hub as USER/NAME, with a card of what was measured",
             ("checkpoint",),
             config="none",
+            says={"checkpoint": "run folder or model file"},
             inputs=True,
             words="USER/NAME",
             own={
-                "licence": Option("of the model, as the Hub abbreviates it: apache-2.0"),
-                "message": Option("of the commit", default="Upload model"),
-                "private": Option("make the repository, where there is none, for you alone", flag=True),
+                "licence": Option("licence of the model, as the Hub abbreviates it: apache-2.0"),
+                "message": Option("message of the commit", default="Upload model"),
+                "private": Option("if the repository is new, let nobody but you see it", flag=True),
             },
         ),
         Verb(
             "list",
             "tasks.verbs.list",
-            "what there is: backbones, heads, weights, configs, datasets, tasks; of plug-ins too",
+            "what there is: backbones, heads, weights, configs, datasets, tasks; those of plug-ins too",
             config="none",
             inputs=True,
             words="KIND [NAME ...]",
             own={
-                "json": Option("for machines: all that is known, as JSON", flag=True),
-                "on": Option("a backbone; of heads: each is built on it, and its parameters and the work are counted"),
+                "json": Option("all that is known, as JSON", flag=True),
+                "on": Option("of heads: a backbone to build each on, whose parameters and multiply-adds are counted"),
             },
         ),
         Verb(
@@ -358,10 +399,10 @@ VERBS = {
             "what a file of weights is, and what it would load into; weights fetch NAME: published ones, into the cache",
             config="none",
             inputs=True,
-            words="FILE|RUN",
+            words="FILE|RUN ...",
             own={
-                "json": Option("for machines: all that is known, as JSON", flag=True),
-                "backbone": Option("of fetch: for names that several backbones share"),
+                "json": Option("all that is known, as JSON", flag=True),
+                "backbone": Option("of fetch: which backbone, where several share a name of weights"),
                 "cache": Option("of fetch: the folder to fetch into", path=True),
             },
         ),

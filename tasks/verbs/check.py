@@ -27,6 +27,8 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
     task adds; ``--deep`` looks at all that takes minutes."""
     if extras.deep and not task.looks_deep:
         raise UserError("--deep", "looks at one task at a time", "use the command of each task")
+    if extras.checkpoint and extras.config_source:
+        raise UserError("--checkpoint", "names a run whose config is checked, and --config another", "give one of them")
     tell, device = _Counting(config.run.progress), hardware.run_device(config)
     said = *told_of_resizing(config.data), *told_of_listed(config.data, task.labels(config))
     for line in (*told_of_idle(config), *said):

@@ -87,7 +87,7 @@ def _print_scores(scores: Scores) -> None:
         if value is None:
             print(f"{name} undefined")
         elif isinstance(value, (int, float)):
-            print(f"{name} {value:.6g}")
+            print(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.6g}")  # counts are exact
 
 
 def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller) -> int:

@@ -46,7 +46,7 @@ def plan(task: TaskSpec, config: Config, extras: Extras) -> int:
     with tell.bar(len(names), 0, "plan", "backbone"):
         for number, name in enumerate(names):
             found.append(_tried(task, measured, name, wish))
-            tell.step(number + 1, 1, {"backbone": name, "": found[-1].verdict})
+            tell.step(number + 1, 1, {name: found[-1].verdict})
     found.sort(key=lambda one: one.foresight.facts.multiply_adds)
     chosen, trials = _chosen(task, found, wish, tell, verify=not own["no_verify"])
     print(table(found, wish, task.name))

@@ -13,7 +13,7 @@ from tasks.engine.plan import Plan
 from tasks.engine.rehearsal import Trial
 from tasks.settings.commandline import Extras
 from tasks.settings.sections import Config
-from tasks.settings.tree import dump, to_mapping
+from tasks.settings.tree import SEVERAL, dump, to_mapping
 from tasks.verbs.candidates import Candidate, Wish
 
 REAL_TIME = (25, 30)
@@ -79,8 +79,9 @@ def sentences(chosen: Candidate, found: Sequence[Candidate], wish: Wish, task: s
     real = "real time" if 1 / seconds >= camera else f"real time at {film}, not at {camera}"
     if 1 / seconds < film:
         real = f"not real time, which is {film} to {camera}"
+    timed = f"the network {'and its suppression ' if task in ('det', SEVERAL) else ''}alone"
     lines.append(
-        f"predicting: {1e3 * seconds:.1f} ms an image (median, the network and its suppression alone), {1 / seconds:.1f} a second: "
+        f"predicting: {1e3 * seconds:.1f} ms an image (median, {timed}), {1 / seconds:.1f} a second: "
         f"{real}; {chosen.foresight.predicting() / 1024:.2f} GB"
     )
     if said := published(task, chosen.backbone):

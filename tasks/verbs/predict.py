@@ -164,8 +164,8 @@ class _Work:
     def said(self) -> str:
         """How many were predicted."""
         images = self.done - self.frames
-        words = [f"{images} images"] if images or not self.frames else []
-        return " and ".join([*words, f"{self.frames} frames"] if self.frames else words)
+        words = [f"{images} image{'s' * (images != 1)}"] if images or not self.frames else []
+        return " and ".join([*words, f"{self.frames} frame{'s' * (self.frames != 1)}"] if self.frames else words)
 
 
 def _images_of(source: Dataset | None) -> tuple[Sequence[str], ImageRead | None]:

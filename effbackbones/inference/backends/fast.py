@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from effbackbones.backbones.folding import shed
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.images.pixels import require_batch, require_unit
@@ -38,6 +39,7 @@ def for_inference(
     for line in told:
         tell(line)
     original = copy.deepcopy(model).eval().requires_grad_(False)
+    shed(original)
     fast = model.folded_copy().to(memory_format=torch.channels_last)
     if plan.dtype is not None and plan.narrow and not set(plan.backends) & set(GRAPHS):
         narrow(fast, plan.dtype)

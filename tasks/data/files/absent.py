@@ -1,4 +1,4 @@
-"""Images that have no file of labels: refused, left out, or taken to show nothing, and in any case counted."""
+"""What is not there: images without a file of labels (refused, left out, or taken to show nothing, and in any case counted), splits."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,11 @@ from tasks.data.files.listing import shown
 MISSING = ("stop", "skip", "empty")
 """What becomes of such images: ``data.options.missing``."""
 _DONE = {"skip": "are left out", "empty": "count as empty"}
+
+
+def remedy_for_split(split: str) -> str:
+    """What to do where the files of a split are not found; that of the test may be left out."""
+    return f"set data.{split}{', or data.test: null where there is none' if split == 'test' else ''}"
 
 
 def told_of_missing(where: str, kind: str, names: Sequence[str], total: int, missing: str) -> tuple[str, ...]:

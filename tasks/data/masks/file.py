@@ -197,9 +197,14 @@ class MaskReader:
                 f"value {value} {place} is neither 0 nor 255",
                 "for masks of 0 and 1 set data.options.format: index; for soft edges other: nearest",
             )
-        remedy = self.remedy or "correct the mask, or data.options.classes, values, ignore or other"
+        remedy = (
+            f"if it means not known, --data.options '{{ignore: [{value}]}}'; if it is a class, name it in classes.txt or"
+            " data.options.classes; else correct the mask, or set data.options.values or other"
+        )
         return UserError(
-            path, f"value {value} {place} is no class; expected {span([code for code, _ in self.codes])}", remedy
+            path,
+            f"value {value} {place} is no class; expected {span([code for code, _ in self.codes])}",
+            self.remedy or remedy,
         )
 
 

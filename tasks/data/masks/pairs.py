@@ -8,7 +8,7 @@ from pathlib import Path
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name
-from tasks.data.files.absent import told_of_missing
+from tasks.data.files.absent import remedy_for_split, told_of_missing
 from tasks.data.files.images import check_files, images_below
 from tasks.data.files.names import normalised
 
@@ -131,7 +131,9 @@ def _folders(
     there = ", ".join(sorted(entry.name for entry in os.scandir(root) if entry.is_dir())[:8]) or "no folder"
     wanted = " or ".join(f"{images_in} with {masks_in}" for images_in, masks_in in pairs)
     raise UserError(
-        str(root), f"expected {wanted}; it holds {there}", f"set data.options.images and masks, or data.{split}"
+        str(root),
+        f"expected {wanted}; it holds {there}",
+        f"set data.options.images and masks; or {remedy_for_split(split)}",
     )
 
 

@@ -7,6 +7,7 @@ from effbackbones.errors import UserError
 from tasks.data.boxes.annotations import Wanted, open_boxes, open_table, selected
 from tasks.data.boxes.cocofile import read_coco
 from tasks.data.boxes.table import BoxDataset
+from tasks.data.files.absent import remedy_for_split
 from tasks.data.files.images import check_files
 from tasks.data.files.listing import Spelling
 from tasks.data.sets.painting import PaintedDataset, painting_of
@@ -66,14 +67,14 @@ def open_coco(
 def _annotation_file(root: Path, split: str, name: str | None) -> Path:
     name = name or _DEFAULT_FILES.get(split)
     if name is None:
-        raise UserError(f"data.{split}", "names no annotation file", f"set data.{split}")
+        raise UserError(f"data.{split}", "names no annotation file", remedy_for_split(split))
     file = root / name
     if not file.is_file():
         there = sorted(
             path.relative_to(root).as_posix() for folder in (root, file.parent) for path in folder.glob("*.json")
         )
         beside = f"there are {', '.join(dict.fromkeys(there[:6]))}" if there else "nor any other JSON file beside it"
-        raise UserError(f"data.{split}", f"there is no file {file}; {beside}", f"set data.{split}")
+        raise UserError(f"data.{split}", f"there is no file {file}; {beside}", remedy_for_split(split))
     return file
 
 
