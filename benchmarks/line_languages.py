@@ -124,13 +124,15 @@ def main() -> None:
     if not shutil.which("tesseract"):
         print("tesseract is not installed here: no figure of n-grams on what it reads")
     scores = [score(run, options.data, options.lines) for run in options.runs]
-    print(
-        f"\nmean and range of {len(scores)} runs: network | n-grams on the true text"
-        + " | n-grams on OCR" * (len(scores[0]) > 2)
-    )
+    if len(scores) == 1:  # all has been told
+        return
+    print(f"\nmean and range of {len(scores)} runs: network | n-grams on the true text | n-grams on OCR")
     for look in scores[0]:
         columns = np.array([one[look] for one in scores]).T
-        cells = (f"{column.mean():.4f} ({column.min():.4f} to {column.max():.4f})" for column in columns)
+        cells = (
+            "-" if np.isnan(column).any() else f"{column.mean():.4f} ({column.min():.4f} to {column.max():.4f})"
+            for column in columns
+        )
         print(f"{look} | {' | '.join(cells)}")
 
 

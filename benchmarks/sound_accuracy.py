@@ -5,13 +5,14 @@
     python -m benchmarks.sound_accuracy cnn --data fsdd --test speaker=theo               four plain convolutions, 20 epochs
 
 The last line is one of JSON: what, test, seed, top1 of the test split, its recordings, minutes of the processor. Words that are not known
-here go to the command (``--optim.epochs 3``).
+here go to the command (``--optim.epochs 3``; ``--model.backbone_options.normalize fixed`` for log-mels without PCEN, ours and theirs).
 """
 
 import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def baseline(what: str, config: Any, seed: int) -> tuple[float, int]:
     """Top-1 on the test split, and of how many. Of validation there is none: it is trained on too."""
-    options = config.model.backbone_options
-    spec = MelSpec(**{name: options[name] for name in ("rate", "seconds", "n_fft", "hop", "mels", "f_min")})
+    options, heard = config.model.backbone_options, {one.name for one in fields(MelSpec)}
+    spec = MelSpec(**{name: value for name, value in options.items() if name in heard})
     splits = open_splits(config, TASK)
     (x, y), (x2, y2), (test, labels) = (pictures(splits[name], spec) for name in ("train", "val", "test"))
     x, y = torch.cat([x, x2]), torch.cat([y, y2])

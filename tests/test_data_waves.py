@@ -18,7 +18,7 @@ from tasks.data.door.transforms import class_transform, told_of_listed
 from tasks.data.sample import Sample
 from tasks.data.transforms.listed import Listed
 from tasks.data.transforms.mixing import FAINTEST, mix_waves
-from tasks.data.transforms.sounds import BackgroundNoise, Gain, Polarity, Speed, TimeShift, WhiteNoise
+from tasks.data.transforms.sounds import BackgroundNoise, Equalizer, Gain, Polarity, Speed, TimeShift, WhiteNoise
 from tasks.data.transforms.waves import WaveTransform
 from tasks.settings.data import DataConfig
 
@@ -125,6 +125,23 @@ def test_gain_polarity_and_shift_do_what_they_say() -> None:
     assert sorted(around.tolist()) == sorted(before.tolist())
 
 
+def test_an_equaliser_makes_each_octave_as_loud_as_drawn_and_moves_nothing() -> None:
+    for seed in range(5):
+        gains = rng(seed)
+        assert gains.random() < 1  # the draw for p comes first
+        drawn = gains.uniform(-12, 12, 4)[::-1]
+        for index, octave in ((1, 0.5), (2, 0.25), (3, 0.125)):  # of half the rate
+            before = 0.1 * np.sin(np.arange(8000) * np.pi * octave) * np.hanning(8000)
+            image = (np.rint(before * ZERO) + ZERO).astype(np.uint16).reshape(1, -1, 1)
+            after = wave_of(Equalizer((-12, 12), bands=4, p=1)(sample(image), rng(seed)).image)
+            assert loudness(after) - loudness(before) == pytest.approx(drawn[index], abs=0.1)
+            assert after @ before == pytest.approx(np.linalg.norm(after) * np.linalg.norm(before), rel=1e-3)
+    click = np.full((1, 800, 1), ZERO, np.uint16)
+    click[0, 400] = ZERO + 20000
+    rung = wave_of(Equalizer((-12, 12), p=1)(sample(click), rng()).image)
+    assert np.abs(rung).argmax() == 400
+
+
 def shifted(wave: np.ndarray, by: int) -> np.ndarray:
     moved = np.zeros_like(wave)
     moved[max(0, by) : len(wave) + by] = wave[max(0, -by) : len(wave) - by]
@@ -165,6 +182,7 @@ def test_all_draw_from_their_generator_alone_and_half_of_the_time() -> None:
         ),
         ("BackgroundNoise", r"data\.augment\[0\]: BackgroundNoise needs folder"),
         ({"Speed": {"factor": 9}}, r"data\.augment\[0\]: Speed: factor: expected 0.25 to 4"),
+        ({"Equalizer": {"bands": 1}}, r"data\.augment\[0\]: Equalizer: bands: expected a whole number from 2 to 16"),
         ({"TimeShift": {"share": 0}}, r"data\.augment\[0\]: TimeShift: share: expected"),
         (
             {"TimeShift": {"share": "x"}},

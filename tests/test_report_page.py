@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 from html.parser import HTMLParser
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tasks.classification.report import classification_report
 from tasks.data.batch import Batch, ImageMeta
 from tasks.report import words
 from tasks.report.drawings import curves, reliability
-from tasks.report.metricsfile import commit, environment, plain, write_metrics
+from tasks.report.metricsfile import command, commit, environment, plain, write_metrics
 from tasks.report.page import Link, Report, Tile, picture, show
 from tasks.report.records import EvaluationResults, Results, RunResults, Summary
 
@@ -437,3 +438,16 @@ def test_the_code_of_a_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert re.fullmatch(r"commit [0-9a-f]{12}", commit())
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit() == ""
+
+
+@pytest.mark.parametrize(
+    ("program", "module", "typed"),
+    [
+        ("/env/bin/effbackbones", None, "effbackbones train detect"),
+        ("/src/tasks/detect.py", "tasks.detect", "python -m tasks.detect train detect"),
+        ("/src/effbackbones/__main__.py", "effbackbones.__main__", "python -m effbackbones train detect"),
+    ],
+)
+def test_the_command_line_is_told_as_it_can_be_typed_again(program: str, module: str | None, typed: str) -> None:
+    spec = None if module is None else ModuleSpec(module, None)
+    assert command([program, "train", "detect"], spec) == typed

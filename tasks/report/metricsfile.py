@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,12 @@ def commit() -> str:
     return f"commit {found}{', with changes' if changed else ''}" if found else ""
 
 
+def command(argv: Sequence[str], module: ModuleSpec | None) -> str:
+    """What was typed, as it can be typed again: ``module`` is that of ``python -m``."""
+    program = [Path(argv[0]).name] if module is None else ["python", "-m", module.name.removesuffix(".__main__")]
+    return shlex.join([*program, *argv[1:]])
+
+
 def environment() -> dict[str, Any]:
     """When, by which command, with which code and on which machine, for ``facts``."""
     import torch
@@ -117,7 +124,7 @@ def environment() -> dict[str, Any]:
     packages = ("effbackbones", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy")
     return {
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(sys.argv, getattr(sys.modules["__main__"], "__spec__", None)),
         "code": commit() or "in no git repository",
         "machine": f"{platform.system()} {platform.release()}, {platform.machine()}; {device}",
         "versions": f"Python {platform.python_version()}, " + ", ".join(map(_version, packages)),

@@ -19,7 +19,7 @@ from tasks.data.transforms.library import Composed, library
 
 T = TypeVar("T")
 Step = str | Mapping[str, Any]
-OF_SOUND = ("Gain", "Polarity", "Speed", "TimeShift", "WhiteNoise", "BackgroundNoise")
+OF_SOUND = ("Equalizer", "Gain", "Polarity", "Speed", "TimeShift", "WhiteNoise", "BackgroundNoise")
 """Our own, of recordings."""
 _OWN = {name: f"tasks.data.transforms.sounds:{name}" for name in OF_SOUND}
 TRANSFORMS = Registry("transform", {"DrawLine": "tasks.data.transforms.lines:DrawLine", **_OWN})

@@ -19,6 +19,7 @@ from tasks.data.sample import Sample
 
 Range = float | Sequence[float]
 Wave = NDArray[np.float32]
+_TAIL = 4096  # samples in which what an equaliser adds before and after a sound has died away
 _STEPS = 20  # of which the speed as it is has so many: few filters, each made once
 
 
@@ -44,6 +45,26 @@ class _OfSound:
     def changed(self, wave: Wave, rng: np.random.Generator) -> Wave:
         """Another wave of the same shape."""
         raise NotImplementedError
+
+
+class Equalizer(_OfSound):
+    """Some frequencies louder and others softer, as of another microphone and room: gains of up to so many ``decibels`` are drawn for
+    ``bands`` octaves below half the rate, and go over into each other evenly. Nothing moves in time (zero phase)."""
+
+    def __init__(self, decibels: Range = (-10, 10), bands: int = 6, p: float = 0.5) -> None:
+        super().__init__(p)
+        self.decibels = _range("decibels", decibels)
+        if isinstance(bands, bool) or not isinstance(bands, int) or not 2 <= bands <= 16:
+            raise ValueError(f"bands: expected a whole number from 2 to 16, got {bands!r}")
+        self.bands = bands
+
+    def changed(self, wave: Wave, rng: np.random.Generator) -> Wave:
+        gains = rng.uniform(*self.decibels, self.bands)
+        count = len(wave) + min(len(wave), _TAIL)  # silence, into which the ends may ring
+        octaves = np.log2(np.linspace(0, 1, count // 2 + 1).clip(2.0**-self.bands))
+        response = 10 ** (np.interp(octaves, np.arange(1 - self.bands, 1), gains) / 20)
+        spectrum = np.fft.rfft(wave, count, axis=0) * response[:, None].astype(np.float32)
+        return np.fft.irfft(spectrum, count, axis=0)[: len(wave)].astype(np.float32)
 
 
 class Gain(_OfSound):
