@@ -309,7 +309,8 @@ def test_it_tells_what_it_is_and_how_it_is(ask: Ask, service: Service) -> None:
     assert "the paths are /, /predict" in ask("/nowhere").json["error"]
     described = ask("/openapi.json").json["paths"]["/predict"]["post"]
     assert {one["name"] for one in described["parameters"]} == {"threshold", "top_k"}
-    assert set(described["requestBody"]["content"]) == {"image/*", "application/octet-stream", "multipart/form-data"}
+    kinds = {"image/*", "audio/*", "application/octet-stream", "multipart/form-data"}
+    assert set(described["requestBody"]["content"]) == kinds
     assert {"200", "400", "408", "413", "415", "422", "500", "503"} == set(described["responses"])
     assert ask("/docs").status == 200
     service.draining = True

@@ -564,7 +564,7 @@ def test_table_has_one_row_per_part():
         "part         loaded  re-initialised  unused  for example",
         "backbone b0       2               0       0",
         "head              1               1       4  re-initialised fc.weight; unused x, y, z",
-        "new               0               2       0  starts at random, to be trained",
+        "new               0               2       0  starts at random, to be trained; 1 not wanted here: conv.weight",
     ]
 
 

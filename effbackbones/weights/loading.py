@@ -45,14 +45,11 @@ def load_table(reports: Sequence[LoadReport]) -> str:
             ("unused", report.unused),
             (f"{len(report.spare)} not wanted here:", report.spare),
         )
-        examples = "; ".join(f"{word} {', '.join(names[:3])}" for word, names in groups if names)
-        if (
-            not report.loaded and not report.unused
-        ):  # a head beside a backbone's weights: no single entry is of interest
-            examples = "starts at random, to be trained"
-        rows.append(
-            (report.what, str(len(report.loaded)), str(len(report.reinitialised)), str(len(report.unused)), examples)
-        )
+        words = [f"{word} {', '.join(names[:3])}" for word, names in groups if names]
+        if report.reinitialised and not report.loaded and not report.unused:
+            words[0] = "starts at random, to be trained"  # a head beside a backbone's weights: its entries are all new
+        loaded, new, unused = (str(len(names)) for names in (report.loaded, report.reinitialised, report.unused))
+        rows.append((report.what, loaded, new, unused, "; ".join(words)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  {row[4]}"
