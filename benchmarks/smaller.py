@@ -136,10 +136,8 @@ def made(asked: Any, data: Data, row: Row, folder: Path, more: Sequence[str]) ->
         words = ["prune", "--checkpoint", whole, "--target", row.target, "--out", source, "--unscored"]
         _called(data, [*words, "--run.progress", "false"])
     took = {"steps": 0, "cpu_minutes": 0.0}
-    kept = run / "took.json"
-    if (
-        row.trained and not kept.exists()
-    ):  # the training of another row, or of one whose export failed, is not done again
+    kept = run / "took.json"  # so that the training of another row, or of one whose export failed, is not done again
+    if row.trained and not kept.exists():
         took["steps"] = asked.steps or (data.again if row.begins else data.steps)
         line = _training(asked, data, row, whole, source, int(took["steps"]), run)
         before = time.process_time()

@@ -136,9 +136,8 @@ class Model(nn.Module):
         """Images as the backbone takes them."""
         require_batch(images)
         if not normalized:
-            require_unit(
-                images, finite=not self.training
-            )  # in training steps that are not finite are counted and skipped
+            # In training, steps that are not finite are counted and skipped.
+            require_unit(images, finite=not self.training)
             images = self.normalize(images)
         return self._pad(images)
 

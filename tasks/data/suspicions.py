@@ -55,10 +55,15 @@ def told_of_shared_images(known: Mapping[str, Knowledge]) -> list[str]:
             some = ", ".join(os.path.basename(path) for path in shared[:_SHOWN]) + (
                 ", ..." if len(shared) > _SHOWN else ""
             )
-            noun = getattr(known[split].reader, "noun", "image")
+            noun = _noun(known[split])
             text = f"warning: {len(shared):,} of {len(paths):,} {noun}s of {split} are training {noun}s too ({some})"
             lines.append(f"{text}: its scores do not tell how the model does on others")
     return lines
+
+
+def _noun(known: Knowledge) -> str:
+    """What a sample is called."""
+    return getattr(known.reader, "noun", "image")
 
 
 def _told_of_copies(known: Mapping[str, Knowledge]) -> Iterator[str]:
@@ -76,8 +81,9 @@ def _told_of_copies(known: Mapping[str, Knowledge]) -> Iterator[str]:
         ]
         if shared:
             some = ", ".join(f"{path}: {found}" for found, path in shared[:_SHOWN])
+            noun = _noun(known[split])
             what = (
-                f"{len(shared):,} images of {split} are training images too, byte by byte under another name ({some})"
+                f"{len(shared):,} {noun}s of {split} are training {noun}s too, byte by byte under another name ({some})"
             )
             yield f"warning: {what}: its scores do not tell how the model does on others"
     training = known.get("train")
@@ -87,11 +93,12 @@ def _told_of_copies(known: Mapping[str, Knowledge]) -> Iterator[str]:
     samples, labels = pairs
     for group in groups:
         alike = [(place, path) for where, place, path in group if where == "train"]
-        bounds = np.searchsorted(samples, [(place, place + 1) for place, _ in alike])
-        if len({frozenset(labels[first:last].tolist()) for first, last in bounds}) > 1:
+        spans = np.searchsorted(samples, [(place, place + 1) for place, _ in alike])
+        if len({frozenset(labels[first:last].tolist()) for first, last in spans}) > 1:
             odd.append([path for _, path in alike])
     if odd:
-        what = f"{len(odd):,} training images are there more than once with other classes, such as {' and '.join(odd[0][:_SHOWN])}"
+        such = " and ".join(odd[0][:_SHOWN])
+        what = f"{len(odd):,} training {_noun(training)}s are there more than once with other classes, such as {such}"
         yield f"warning: {what}: remove those that are wrong"
 
 

@@ -96,10 +96,12 @@ class Verb:
         return {name.replace("-", "_"): False if option.flag else option.default for name, option in self.own.items()}
 
 
+_MODEL = "run folder, model file or exported graph, or hf-hub:USER/NAME"
+"""What may stand for a trained model."""
 OPTIONS = {
     "config": Option("YAML file, or the name of a bundled config", path=True),
     "checkpoint": Option(
-        "run folder, model file or exported graph, or hf-hub:USER/NAME; without --config the run's own config holds",
+        f"{_MODEL}; without --config the run's own config holds",
         path=True,
     ),
     "split": Option("train, val or test (default val)", ("train", "val", "test")),
@@ -338,7 +340,7 @@ VERBS = {
             "answer requests for predictions over HTTP",
             ("checkpoint", "threshold", "top-k", "tta", "slices", "backend", "dtype"),
             config="none",
-            says={"checkpoint": "run folder, model file or exported graph, or hf-hub:USER/NAME"},
+            says={"checkpoint": _MODEL},
             own=_SERVING,
         ),
         Verb(
@@ -347,7 +349,7 @@ VERBS = {
             "try a model in a browser: the service, with a page at /demo",
             ("checkpoint", "threshold", "top-k", "tta", "slices", "backend", "dtype"),
             config="none",
-            says={"checkpoint": "run folder, model file or exported graph, or hf-hub:USER/NAME"},
+            says={"checkpoint": _MODEL},
             own={
                 "open": Option("open the page in a browser", flag=True),
                 **_SERVING,

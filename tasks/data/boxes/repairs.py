@@ -186,12 +186,12 @@ def _other_layout(boxes: NDArray[np.float64], sides: NDArray[np.float64], centre
     extent = boxes[:, 2:]
     first = boxes[:, :2] + extent / 2 if centred else boxes[:, :2]  # as in the file
     other = ("x and y of the upper left corner", first) if centred else ("x and y of the middle", first - extent / 2)
-    for name, low, high in (
-        ("boxes of images whose width and height are exchanged", boxes[:, :2], boxes[:, :2] + extent),
-        ("corner boxes (x0, y0, x1, y1)", first, extent),
-        (f"{other[0]}, width, height", other[1], other[1] + extent),
+    turned = "boxes of images whose width and height are exchanged"
+    for name, low, high, inside in (
+        (turned, boxes[:, :2], boxes[:, :2] + extent, sides[:, ::-1]),
+        ("corner boxes (x0, y0, x1, y1)", first, extent, sides),
+        (f"{other[0]}, width, height", other[1], other[1] + extent, sides),
     ):
-        inside = sides[:, ::-1] if "exchanged" in name else sides
         sound = (high > low).all(1) & (low >= -_BEYOND).all(1) & (high <= inside + _BEYOND).all(1)
         if float(sound.mean()) > _NEARLY_ALL:
             return name

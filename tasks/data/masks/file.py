@@ -292,9 +292,8 @@ def _rounds(image: ImageFile.ImageFile) -> bool:
     image.fp.seek(place)
     if image.format == "WEBP":
         return b"VP8 " in _chunks(content)
-    coding = content.find(
-        b"\xff\x52"
-    )  # COD, whose 14th byte names the wavelet (ISO 15444-1, A.6.1): 0 is the 9-7, which rounds
+    # After the marks that begin a codestream comes COD, whose 14th byte names the wavelet (ISO 15444-1, A.6.1): 0 is the 9-7, which rounds.
+    coding = content.find(b"\xff\x52", max(0, content.find(b"\xff\x4f\xff\x51")))
     return coding >= 0 and content[coding + 13 : coding + 14] == b"\0"
 
 

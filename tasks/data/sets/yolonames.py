@@ -75,10 +75,9 @@ def _lines(file: Path) -> list[str]:
 def _refuse_other_count(described: Described, names: tuple[str, ...], where: str) -> None:
     """Refuse names that are not as many as the ``data.yaml`` says."""
     count = described.values.get("nc", len(names))
-    if count == str(len(names)) or isinstance(count, bool) or not isinstance(count, int):
-        raise UserError(
-            f"{described.file}: nc", f"expected a whole number, got {count!r}"[:80], "write it without quotes"
-        )
+    if isinstance(count, bool) or not isinstance(count, int):
+        what = f"expected a whole number, got {count!r}"[:80]
+        raise UserError(f"{described.file}: nc", what, "write it without quotes, or leave it out")
     if count != len(names):
         what = f"is {count}, and {where} has {len(names)} classes"
         raise UserError(f"{described.file}: nc", what, "correct one of the two")
