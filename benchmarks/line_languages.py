@@ -120,6 +120,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="runs of the config languages on it")
     parser.add_argument("--lines", type=int, help="so many test sentences, spread over all")
     options = parser.parse_args()
+    for run in options.runs:
+        if not (run / "split.json").is_file():
+            parser.error(f"{run}: has no split.json: name the folder of a run of the config languages")
     torch.set_num_threads(1)
     if not shutil.which("tesseract"):
         print("tesseract is not installed here: no figure of n-grams on what it reads")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from effbackbones import ImageSpec
 from effbackbones.backbones.mel import MelSpec
 from effbackbones.backbones.spectrogram import Spectrogram
+from effbackbones.errors import UserError
 from tasks.classification.task import TASK
 from tasks.classify import main as classify
 from tasks.data.dataset import Dataset
@@ -54,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = json.loads((out / "metrics.json").read_text())
         score, count = record[record["best"]]["top1"], record[record["best"]]["samples"]
     else:
-        score, count = baseline(asked.what, parse("classify", ["train", *line, *more]).config, asked.seed)
+        try:
+            score, count = baseline(asked.what, parse("classify", ["train", *line, *more]).config, asked.seed)
+        except UserError as error:
+            parser.error(str(error))
     minutes = (time.process_time() - begun) / 60
     told = {"what": asked.what, "test": asked.test, "seed": asked.seed, "top1": round(score, 4), "recordings": count}
     print(json.dumps(told | {"minutes": round(minutes, 2)}))
