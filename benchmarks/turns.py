@@ -34,13 +34,15 @@ class Spread:
 
 def in_turns(sides: Mapping[str, Run], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
     """Seconds of each side in each of at least ``rounds`` rounds, after :data:`WARM_UP`; every second round goes backwards, so that none
-    always follows the same one."""
+    always follows the same one. A turn is two runs, of which the second counts: in a loop a step finds the caches and the heap as the same
+    step left them, not as another network did."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     begun, number = 0.0, 0
     while number < rounds + WARM_UP or (number < MOST + WARM_UP and time.perf_counter() - begun < ENOUGH):
         if number == WARM_UP:
             begun = time.perf_counter()
         for name in list(sides) if number % 2 else list(sides)[::-1]:
+            sides[name]()
             spent = once(sides[name], device)
             if number >= WARM_UP:
                 times[name].append(spent)

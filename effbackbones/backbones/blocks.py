@@ -106,9 +106,11 @@ class MBConv(nn.Module):
     def _kept_little(self, x: Tensor) -> Tensor:
         """In training: of all that is as wide as the middle, only what comes out of the convolutions is kept for the way back."""
         if hasattr(self, "expand"):
-            x = passes.norm_act_conv(self.expand.conv(x), self.expand.bn, self.expand.act, self.depthwise.conv)
+            x = passes.norm_act_conv(
+                passes.convolve(x, self.expand.conv), self.expand.bn, self.expand.act, self.depthwise.conv
+            )
         else:
-            x = self.depthwise.conv(x)
+            x = passes.convolve(x, self.depthwise.conv)
         depthwise, project, gate = self.depthwise, self.project, getattr(self, "squeeze_excite", None)
         x = passes.norm_act_conv(x, depthwise.bn, depthwise.act, project.conv, gate)
         return passes.norm_act(x, project.bn, project.act)

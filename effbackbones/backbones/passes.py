@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks_of_all
 
-from effbackbones.backbones.padding import Conv2dFixed, Conv2dSame, PaddedConv2d
-from effbackbones.backbones.recomputing import ACTS, Geometry, Norm, NormActConv
+from effbackbones.backbones.convolving import Convolve, Geometry
+from effbackbones.backbones.padding import Conv2dFixed, Conv2dSame
+from effbackbones.backbones.recomputing import ACTS, Norm, NormActConv
 
 ENABLED = os.environ.get("EFFBACKBONES_FUSED") != "0"
 """Set to 0 in the environment, everything goes layer by layer."""
@@ -52,11 +53,6 @@ def wants_gradient(x: Tensor, *modules: nn.Module) -> bool:
     )
 
 
-def _geometry(conv: Any, x: Tensor) -> Geometry:
-    sides = conv.sides(*x.shape[-2:]) if isinstance(conv, PaddedConv2d) else None
-    return Geometry(conv.stride, conv.padding, conv.dilation, conv.groups, sides)
-
-
 def _plain(conv: Any) -> bool:
     """Whether this convolution is no more than its numbers say."""
     return (
@@ -66,11 +62,20 @@ def _plain(conv: Any) -> bool:
     )
 
 
+def convolve(x: Tensor, conv: Any) -> Tensor:
+    """``conv(x)``, in the quickest way."""
+    if not (eager(x) and _plain(conv) and wants_gradient(x, conv) and not watched(conv)):
+        out: Tensor = conv(x)
+        return out
+    made: Tensor = Convolve.apply(Geometry.of(conv, x), x, conv.weight, conv.bias)
+    return made
+
+
 def conv_norm_act(x: Tensor, conv: Any, norm: Any, act: Any) -> Tensor:
     """``act(norm(conv(x)))`` with less memory."""
     if eager(x) and known(norm, act) and _plain(conv) and not watched(conv, norm, act):
         if wants_gradient(x, conv, norm):
-            return norm_act(conv(x), norm, act)
+            return norm_act(convolve(x, conv), norm, act)
         if _folds(x, norm):
             return _inferred(x, conv, norm, act)
     out: Tensor = act(norm(conv(x)))
@@ -98,7 +103,7 @@ def norm_act_conv(x: Tensor, norm: Any, act: Any, conv: Any, gate: Any = None) -
         return out
     gated = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
     kept_little: Tensor = NormActConv.apply(
-        Norm.of(norm), type(act), _geometry(conv, x), x, norm.weight, norm.bias, conv.weight, conv.bias, *gated
+        Norm.of(norm), type(act), Geometry.of(conv, x), x, norm.weight, norm.bias, conv.weight, conv.bias, *gated
     )
     return kept_little
 
@@ -125,9 +130,9 @@ def _inferred(x: Tensor, conv: Any, norm: Any, act: Any) -> Tensor:
     if count > conv.weight.numel():
         if conv.bias is not None:
             shift.addcmul_(conv.bias, scale)
-        out = conv._conv_forward(x, conv.weight * scale[:, None, None, None], shift)
+        out = Geometry.of(conv, x)(x, conv.weight * scale[:, None, None, None], shift)
     else:
-        out = conv(x)
+        out = Geometry.of(conv, x)(x, conv.weight, conv.bias)
         torch.addcmul(shift[:, None, None], out, scale[:, None, None], out=out)
     made: Tensor = out if type(act) is nn.Identity else ACTS[type(act)].apply(out)
     return made

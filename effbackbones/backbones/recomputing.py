@@ -13,26 +13,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effbackbones.backbones.convolving import Geometry
+
 _aten = torch.ops.aten
 
 
 class Act(NamedTuple):
-    """An activation: ``apply`` overwrites its input; ``back``, of the gradient of its output and of its input, overwrites the latter."""
+    """An activation: ``apply`` overwrites its input, ``new`` does not; ``back``, of the gradient of its output and of its input,
+    overwrites the latter."""
 
     apply: Callable[[Tensor], Tensor]
+    new: Callable[[Tensor], Tensor]
     back: Callable[[Tensor, Tensor], Tensor]
 
 
 ACTS: Mapping[type[nn.Module], Act] = {
     nn.SiLU: Act(
-        lambda z: F.silu(z, inplace=True), lambda grad, z: _aten.silu_backward.grad_input(grad, z, grad_input=z)
+        lambda z: F.silu(z, inplace=True), F.silu, lambda grad, z: _aten.silu_backward.grad_input(grad, z, grad_input=z)
     ),
     nn.ReLU6: Act(
         lambda z: F.relu6(z, inplace=True),
+        F.relu6,
         lambda grad, z: _aten.hardtanh_backward.grad_input(grad, z, 0.0, 6.0, grad_input=z),
     ),
     nn.ReLU: Act(
         lambda z: F.relu(z, inplace=True),
+        F.relu,
         lambda grad, z: _aten.threshold_backward.grad_input(grad, z, 0, grad_input=z),
     ),
 }
@@ -64,34 +70,6 @@ class Norm(NamedTuple):
         if self.training:
             return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
         return F.batch_norm(x, self.mean, self.var, weight, bias, False, 0.0, self.eps)
-
-
-class Geometry(NamedTuple):
-    """The geometry of a convolution; ``pad`` is what is added in front of it (left, right, top, bottom), or None."""
-
-    stride: Any
-    padding: Any
-    dilation: Any
-    groups: int
-    pad: tuple[int, ...] | None
-
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = F.pad(x, self.pad) if self.pad else x
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def back(
-        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mask: list[bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of the three."""
-        height, width = x.shape[-2:]
-        x = F.pad(x, self.pad) if self.pad else x
-        sizes = None if bias is None else list(bias.shape)
-        rest = (self.stride, self.padding, self.dilation, False, [0, 0], self.groups, mask)
-        found = _aten.convolution_backward(grad, x, weight.to(x.dtype), sizes, *rest)
-        of_x, of_weight, of_bias = found
-        if of_x is not None and self.pad:
-            of_x = of_x[..., self.pad[2] : self.pad[2] + height, self.pad[0] : self.pad[0] + width]
-        return of_x, of_weight, of_bias
 
 
 class Gate(NamedTuple):
@@ -165,7 +143,7 @@ class NormActConv(torch.autograd.Function):
         of_conv: Any = (None, None)
         of_gate: tuple[Tensor, ...] = ()
         if conv is not None or gate is not None:
-            made = act.apply(z.clone())
+            made = act.new(z)
         if conv is not None:
             wide = gate.gate[:, :, None, None] if gate is not None else None
             inside = made if wide is None else made * wide

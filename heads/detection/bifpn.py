@@ -110,7 +110,7 @@ class SeparableConv(Foldable):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return passes.conv_norm_act(self.depthwise(x), self.pointwise, self.bn, _LINEAR)
+        return passes.conv_norm_act(passes.convolve(x, self.depthwise), self.pointwise, self.bn, _LINEAR)
 
     def fold(self) -> Self:
         if isinstance(self.bn, _BatchNorm):

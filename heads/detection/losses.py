@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 IouLoss = Literal["giou", "diou", "ciou"]
 IOU_LOSSES: tuple[IouLoss, ...] = get_args(IouLoss)
+_PART = 1 << 18  # numbers
 _TINY = 1e-7  # keeps the ratios of empty boxes finite
 
 
@@ -41,6 +42,15 @@ def focal_positive(logits: Tensor, gamma: float, smoothing: float = 0.0) -> Curv
     return Curve(value, slope.neg_())
 
 
+def _parts(logits: Tensor) -> list[slice]:
+    """Anchors of [B, A, K] in parts that a processor's cache holds: a pass over memory costs more than the arithmetic."""
+    images, anchors, classes = logits.shape
+    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(anchors)]
+    step = max(1, _PART // max(1, images * classes))
+    return [slice(first, first + step) for first in range(0, anchors, step)] or [slice(0)]
+
+
 class _FocalSum(torch.autograd.Function):
     """Value and gradient in one pass over the logits, which are the largest tensor of a training step: autograd would keep
     four more of their size, and take twice as long on a CPU."""
@@ -56,15 +66,22 @@ class _FocalSum(torch.autograd.Function):
         smoothing: float,
     ) -> Tensor:
         positive, column = (labels >= 0)[..., None], labels.clamp(min=0)[..., None]
-        value, slope = (curve.mul_(1 - alpha) for curve in focal_negative(logits, gamma, smoothing))
-        if ignored is not None:
-            value.masked_fill_(ignored[..., None], 0.0)
-            slope.masked_fill_(ignored[..., None], 0.0)
-        own_value, own_slope = (alpha * curve for curve in focal_positive(logits.gather(2, column), gamma, smoothing))
-        correction = torch.where(positive, own_value - value.gather(2, column), 0.0)
+        counted = None if ignored is None else ~ignored[..., None]
+        slope, sums = torch.empty_like(logits), []
+        for part in _parts(logits):
+            value, own = focal_negative(logits[:, part], gamma, smoothing)
+            if counted is not None:
+                value.mul_(counted[:, part])
+                own.mul_(counted[:, part])
+            torch.mul(own, 1 - alpha, out=slope[:, part])
+            sums.append(value.sum())
+        chosen = logits.gather(2, column)
+        own_value, own_slope = (alpha * curve for curve in focal_positive(chosen, gamma, smoothing))
+        negative = (1 - alpha) * focal_negative(chosen, gamma, smoothing).value
+        correction = torch.where(positive, own_value - (negative if counted is None else negative * counted), 0.0)
         slope.scatter_(2, column, torch.where(positive, own_slope, slope.gather(2, column)))
         ctx.save_for_backward(slope)
-        return value.sum() + correction.sum()
+        return (1 - alpha) * torch.stack(sums).sum() + correction.sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -62,9 +62,9 @@ class Tower(Foldable):
             norm = cast(nn.ModuleList, norms)[level]
             # With the next layer's convolution what lies between them need not be kept; the last layer may want other numbers.
             following = self.depthwise[repeat + 1] if repeat + 1 < len(self.depthwise) else None
-            x = depthwise(x) if repeat == 0 or not lean else x
+            x = passes.convolve(x, depthwise) if repeat == 0 or not lean else x
             if lean and following is not None:
-                x = passes.norm_act_conv(project(x), norm, self.act, following)
+                x = passes.norm_act_conv(passes.convolve(x, project), norm, self.act, following)
             else:
                 x = passes.conv_norm_act(x, project, norm, self.act)
         return in_full_precision(self.predict, x)

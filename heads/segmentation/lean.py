@@ -39,7 +39,7 @@ class UNetStep(nn.Module):
         if passes.eager(x) and passes.wants_gradient(x, self) and not passes.watched(self.conv1, self.conv2):
             conv, norm, act = self.conv1
             following, last_norm, last_act = self.conv2
-            x = passes.norm_act_conv(conv(x), norm, act, following)
+            x = passes.norm_act_conv(passes.convolve(x, conv), norm, act, following)
             x = passes.norm_act(x, last_norm, last_act)
         else:
             x = self.conv2(self.conv1(x))

@@ -1,0 +1,201 @@
+"""Convolutions on a processor where the library's own way is not the quickest: the same sums, in another order.
+
+* Pointwise ones are matrix products of pixels by channels. Where MKL is at home, on processors of Intel, its products take two thirds of
+  the time of oneDNN's convolutions, and a tenth on small maps.
+* oneDNN has no quick kernel for the gradient of depthwise weights of more than three columns: of 5 x 5 it takes ten times what 3 x 3 take.
+  Three columns at a time it is quick.
+
+Both need channels last; anything else goes to the library.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from effbackbones.backbones.padding import PaddedConv2d
+
+_COLUMNS = 3  # of a depthwise kernel, up to which oneDNN's gradient of the weights is quick
+_EXACT = (torch.float32, torch.float64)
+
+Sides = tuple[int, int, int, int]
+
+
+@cache
+def products_pay() -> bool:
+    """Whether matrix products are quicker than convolutions here: MKL is there and the processor is Intel's."""
+    if not torch._C.has_mkl:
+        return False
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+class Geometry(NamedTuple):
+    """The geometry of a convolution; ``pad`` is what is added in front of it (left, right, top, bottom), or None."""
+
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: int
+    pad: Sides | None
+
+    @classmethod
+    def of(cls, conv: Any, x: Tensor) -> "Geometry":
+        """Of a layer, for an input."""
+        sides = conv.sides(*x.shape[-2:]) if isinstance(conv, PaddedConv2d) else None
+        return cls(conv.stride, conv.padding, conv.dilation, conv.groups, sides)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the layer gives."""
+        if self._is_product(x, weight) and not torch.is_autocast_enabled("cpu"):
+            flat, kernel = _pixels(x), weight.flatten(1).t()
+            return _map(flat @ kernel if bias is None else torch.addmm(bias, flat, kernel), x)
+        geometry, kernel = self._widened(x, weight)
+        x = F.pad(x, geometry.pad) if geometry.pad else x
+        return F.conv2d(x, kernel, bias, self.stride, geometry.padding, self.dilation, self.groups)
+
+    def back(
+        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mask: list[bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of the three, those that ``mask`` asks for."""
+        weight = weight.to(x.dtype)
+        grad = grad.contiguous(memory_format=torch.channels_last) if _is_last(x) else grad
+        if self._is_product(x, weight) and grad.dtype == x.dtype:
+            return self._products(grad, x, weight, mask)
+        of_x = self._of_input(grad, x, weight) if mask[0] else None
+        of_weight = self._of_weight(grad, x, weight) if mask[1] else None
+        return of_x, of_weight, grad.sum((0, 2, 3)) if mask[2] else None
+
+    def _of_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+        geometry, kernel = self._widened(x, weight)
+        if not geometry.pad:
+            return geometry._library(grad, x, kernel, [True, False, False])[0]
+        left, right, top, bottom = geometry.pad
+        of_x = self._library(grad, _padded(x, geometry.pad), weight, [True, False, False])[0]
+        return None if of_x is None else F.pad(of_x, (-left, -right, -top, -bottom))
+
+    def _library(self, grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor | None, ...]:
+        """Gradients of input and weight of what is padded already."""
+        rest = (self.stride, self.padding, self.dilation, False, [0, 0], self.groups, mask)
+        found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)
+        return found
+
+    def _widened(self, x: Tensor, weight: Tensor) -> tuple["Geometry", Tensor]:
+        """A zero tap in front of the kernel undoes the pixel that SAME adds less in front than behind: so the map need not be copied."""
+        if self.pad is None or x.device.type != "cpu" or tuple(self.dilation) != (1, 1):
+            return self, weight
+        left, right, top, bottom = self.pad
+        if not {right - left, bottom - top} <= {0, 1}:
+            return self, weight
+        return self._replace(padding=(bottom, right), pad=None), F.pad(weight, (right - left, 0, bottom - top, 0))
+
+    def _of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+        if self._is_wide(grad, x, weight):
+            return self._by_columns(grad, x, weight)
+        seen = _padded(x, self.pad) if self.pad else x
+        return self._library(grad, seen, weight, [False, True, False])[1]
+
+    def _is_product(self, x: Tensor, weight: Tensor) -> bool:
+        plain = tuple(weight.shape[2:]) == (1, 1) and self.groups == 1 and tuple(self.stride) == (1, 1)
+        still = plain and not any(self.padding) and not self.pad
+        return still and x.dtype == weight.dtype and x.dtype in _EXACT and _is_last(x) and products_pay()
+
+    @staticmethod
+    def _products(
+        grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        ours, theirs, kernel = _pixels(x), _pixels(grad), weight.flatten(1)
+        of_weight = None
+        if mask[1]:
+            # of both orders the one with fewer rows is quicker
+            found = (ours.t() @ theirs).t() if len(kernel) > kernel.shape[1] else theirs.t() @ ours
+            of_weight = found.reshape(weight.shape)
+        return _map(theirs @ kernel, x) if mask[0] else None, of_weight, theirs.sum(0) if mask[2] else None
+
+    def _is_wide(self, grad: Tensor, x: Tensor, weight: Tensor) -> bool:
+        depthwise = self.groups == x.shape[1] == weight.shape[0] and tuple(self.dilation) == (1, 1)
+        quick = x.device.type == "cpu" and x.dtype == grad.dtype == torch.float32 and _is_last(x)
+        return depthwise and quick and weight.shape[3] > _COLUMNS
+
+    def _by_columns(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of depthwise weights, three columns at a time: for each the columns of the input that it looks at."""
+        left, _, top, bottom = self.pad or (0, 0, 0, 0)
+        top, bottom, left = top + self.padding[0], bottom + self.padding[0], left + self.padding[1]
+        # a map that is lower than the kernel is padded here, for oneDNN is slow there too
+        rows, inside = ((top, bottom), 0) if top != bottom or x.shape[2] < weight.shape[2] else ((0, 0), top)
+        found = torch.empty_like(weight)
+        for first in _strips(weight.shape[3]):
+            span = (grad.shape[3] - 1) * self.stride[1] + _COLUMNS
+            seen = _padded(x, (left - first, span - (left - first) - x.shape[3], *rows))
+            part = found[..., first : first + _COLUMNS]
+            rest = self._replace(padding=(inside, 0), pad=None)
+            of_part = rest._library(grad, seen, part, [False, True, False])[1]
+            assert of_part is not None
+            part.copy_(of_part)
+        return found
+
+
+class Convolve(torch.autograd.Function):
+    """A convolution by its geometry; keeps what any convolution keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(x, weight, bias)
+        return geometry(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (grad,), geometry, wanted = gradients, ctx.geometry, list(ctx.needs_input_grad[1:])
+        inputs = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            x, weight, bias = inputs
+            found = geometry.back(grad, x.to(grad.dtype), weight, bias, wanted)  # autocast computes in a smaller dtype
+            return None, *(None if g is None else g.to(i.dtype) for g, i in zip(found, inputs, strict=True))
+        with torch.enable_grad():  # a second derivative will be asked for
+            chosen = [tensor for tensor, yes in zip(inputs, wanted, strict=True) if yes]
+            again = iter(torch.autograd.grad(geometry(*inputs), chosen, grad, create_graph=True))
+        return None, *(next(again) if yes else None for yes in wanted)
+
+
+def _strips(width: int) -> Iterator[int]:
+    """Where strips of columns begin that cover a kernel; the last may overlap the one before."""
+    for first in range(0, width, _COLUMNS):
+        yield min(first, width - _COLUMNS)
+
+
+def _is_last(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _padded(x: Tensor, sides: Sides) -> Tensor:
+    """As ``F.pad``, of which numbers below 0 cut off; that fills the whole map with zeros first, which costs as much as the copy."""
+    if not _is_last(x):
+        return F.pad(x, sides)
+    for axis, (before, after) in ((3, sides[:2]), (2, sides[2:])):
+        x = x.narrow(axis, max(0, -before), x.shape[axis] + min(0, before) + min(0, after))
+    left, right, top, bottom = (max(0, side) for side in sides)
+    images, channels, height, width = x.shape
+    whole = (images, channels, height + top + bottom, width + left + right)
+    made = torch.empty(whole, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    inside = made[:, :, top : top + height]
+    for border in (made[:, :, :top], made[:, :, top + height :], inside[..., :left], inside[..., left + width :]):
+        border.zero_()
+    inside[..., left : left + width].copy_(x)
+    return made
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """Map [B, C, H, W], channels last, as [pixels, C], the same memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _map(flat: Tensor, like: Tensor) -> Tensor:
+    """Pixels [B * H * W, C] as the map they are, channels last."""
+    return flat.view(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
