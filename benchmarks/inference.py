@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.limits import counting, measure
 from benchmarks.networks import PAIRS, Pair, same_answers
+from benchmarks.profiles import shares
 from benchmarks.row import Found, Ratio, Setting, Side
 from benchmarks.turns import Run, Spread, in_turns, ratios
 from effbackbones.errors import UserError
@@ -20,6 +21,7 @@ from effbackbones.model import Model
 
 HALF = ", bf16"
 PLAIN = "model.predict"
+RUNTIMES = ("onnxruntime", "openvino")  # whose operators are not torch's
 LAYOUTS = {"channels_last": torch.channels_last, "as shipped": torch.contiguous_format}
 
 
@@ -122,7 +124,9 @@ def timed(found: Found, ours: Mapping[str, Run], theirs: Mapping[str, Run], work
         spread = Spread.of(seconds)
         share = work.share(spread.median, limits, half=HALF in name) if work else {}
         median, low, high = (1e3 * value for value in (spread.median, spread.low, spread.high))
-        found.sides.append(Side(name, name in ours, median, low, high, spread.count, share))
+        run = {**ours, **theirs}[name]
+        spent = {} if any(runtime in name for runtime in RUNTIMES) else shares(run, setting.device)
+        found.sides.append(Side(name, name in ours, median, low, high, spread.count, share, spent))
     for mine in ours:
         for peer in theirs:
             ratio = ratios(times[mine], times[peer])

@@ -94,6 +94,22 @@ def _sides(name: str, row: Mapping[str, Any]) -> Iterator[str]:
         first = ""
 
 
+def profile_table(path: Path = KEPT) -> str:
+    """Where the time of our plain call and of each peer's goes, in Markdown."""
+    from benchmarks.profiles import KINDS, OUTSIDE, REST  # torch
+
+    kinds = [*KINDS, REST, OUTSIDE]
+    lines = [f"| row | side | {' | '.join(kinds)} |", f"|{' --- |' * (len(kinds) + 2)}"]
+    for name, row in fitting(read(path), ROWS).items():
+        sides = [side for side in row.get("sides", ()) if side.get("spent")]
+        told = [side for side in sides if not side["ours"] or side is sides[0]]
+        for side in told:
+            shown = f"`{name}`" if side is told[0] else ""
+            figures = " | ".join(f"{side['spent'].get(kind, 0) * side['median']:.3g}" for kind in kinds)
+            lines.append(f"| {shown} | {side['name']} | {figures} |")
+    return "\n".join(lines)
+
+
 def machine_text(path: Path = KEPT) -> str:
     """On what the rows were measured: a line for each machine."""
     rows = read(path)

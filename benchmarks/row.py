@@ -55,7 +55,7 @@ PACKAGES = {"segmentation_models_pytorch": "segmentation-models-pytorch", "PIL":
 @dataclass
 class Side:
     """What one side took: ``median`` in the unit of its row, with quartiles over ``count`` rounds. ``share`` of the limits that it
-    reaches, by limit."""
+    reaches, by limit; ``spent``, shares of its time by kind of operator."""
 
     name: str
     ours: bool
@@ -64,6 +64,7 @@ class Side:
     high: float
     count: int
     share: Mapping[str, float] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks ar
 
 from notebooks import as_markdown
 
-from benchmarks.pages import limits_text, machine_text, scaling_table, speed_table
+from benchmarks.pages import limits_text, machine_text, profile_table, scaling_table, speed_table
 from effbackbones.catalogue import backbone_rows, head_rows, weight_rows
 from tasks.settings.commandline import bundled
 from tasks.settings.verbs import VERBS, Verb
@@ -157,4 +157,10 @@ def _comment(path: Path) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function for function in (weights, backbones, heads, verbs, options, recipes)
-} | {"speed": speed_table, "limits": limits_text, "machine": machine_text, "scaling": scaling_table}
+} | {
+    "speed": speed_table,
+    "limits": limits_text,
+    "machine": machine_text,
+    "scaling": scaling_table,
+    "profile": profile_table,
+}
