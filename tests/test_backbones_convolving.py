@@ -97,11 +97,11 @@ def test_no_depthwise_gradient_takes_the_slow_kernel(kind: str, monkeypatch: pyt
     asked: list[tuple[torch.Size, torch.Size]] = []
     library = Geometry._library
 
-    def watch(self: Geometry, grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> Any:
-        if mask[1]:
+    def watch(self: Geometry, grad: Tensor, x: Tensor, weight: Tensor, *, of_weight: bool) -> Any:
+        if of_weight:
             asked.append((x.shape, weight.shape))
             assert x.is_contiguous(memory_format=LAST)
-        return library(self, grad, x, weight, mask)
+        return library(self, grad, x, weight, of_weight=of_weight)
 
     monkeypatch.setattr(Geometry, "_library", watch)
     conv = layer(kind).to(memory_format=LAST)

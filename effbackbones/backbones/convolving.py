@@ -60,30 +60,35 @@ class Geometry(NamedTuple):
         x = F.pad(x, geometry.pad) if geometry.pad else x
         return F.conv2d(x, kernel, bias, self.stride, geometry.padding, self.dilation, self.groups)
 
-    def back(
-        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mask: list[bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of the three, those that ``mask`` asks for."""
-        weight = weight.to(x.dtype)
-        grad = grad.contiguous(memory_format=torch.channels_last) if _is_last(x) else grad
-        if self._is_product(x, weight) and grad.dtype == x.dtype:
-            return self._products(grad, x, weight, mask)
-        of_x = self._of_input(grad, x, weight) if mask[0] else None
-        of_weight = self._of_weight(grad, x, weight) if mask[1] else None
-        return of_x, of_weight, grad.sum((0, 2, 3)) if mask[2] else None
+    def of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of the weight, in the dtype of ``x``, which is that of ``grad``."""
+        grad = _arranged(grad, x)
+        if self._is_product(x, weight):
+            ours, theirs = _pixels(x), _pixels(grad)
+            # of both orders the one with fewer rows is quicker
+            found = (ours.t() @ theirs).t() if len(weight) > weight.shape[1] else theirs.t() @ ours
+            return found.reshape(weight.shape)
+        if self._is_wide(x, weight):
+            return self._by_columns(grad, x, weight)
+        seen = _padded(x, self.pad) if self.pad else x
+        return self._library(grad, seen, weight.to(x.dtype), of_weight=True)
 
-    def _of_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
-        geometry, kernel = self._widened(x, weight)
+    def of_input(self, grad: Tensor, like: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of the input, of which shape, dtype and layout are looked at and no value."""
+        grad, weight = _arranged(grad, like), weight.to(like.dtype)
+        if self._is_product(like, weight):
+            return _map(_pixels(grad) @ weight.flatten(1), like)
+        geometry, kernel = self._widened(like, weight)
         if not geometry.pad:
-            return geometry._library(grad, x, kernel, [True, False, False])[0]
+            return geometry._library(grad, like, kernel, of_weight=False)
         left, right, top, bottom = geometry.pad
-        of_x = self._library(grad, _padded(x, geometry.pad), weight, [True, False, False])[0]
-        return None if of_x is None else F.pad(of_x, (-left, -right, -top, -bottom))
+        whole = self._library(grad, _padded(like, geometry.pad), weight, of_weight=False)
+        return F.pad(whole, (-left, -right, -top, -bottom))
 
-    def _library(self, grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor | None, ...]:
-        """Gradients of input and weight of what is padded already."""
-        rest = (self.stride, self.padding, self.dilation, False, [0, 0], self.groups, mask)
-        found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)
+    def _library(self, grad: Tensor, x: Tensor, weight: Tensor, *, of_weight: bool) -> Tensor:
+        """One of the gradients, of what is padded already."""
+        rest = (self.stride, self.padding, self.dilation, False, [0, 0], self.groups, [not of_weight, of_weight, False])
+        found: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)[int(of_weight)]
         return found
 
     def _widened(self, x: Tensor, weight: Tensor) -> tuple["Geometry", Tensor]:
@@ -95,32 +100,14 @@ class Geometry(NamedTuple):
             return self, weight
         return self._replace(padding=(bottom, right), pad=None), F.pad(weight, (right - left, 0, bottom - top, 0))
 
-    def _of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
-        if self._is_wide(grad, x, weight):
-            return self._by_columns(grad, x, weight)
-        seen = _padded(x, self.pad) if self.pad else x
-        return self._library(grad, seen, weight, [False, True, False])[1]
-
     def _is_product(self, x: Tensor, weight: Tensor) -> bool:
         plain = tuple(weight.shape[2:]) == (1, 1) and self.groups == 1 and tuple(self.stride) == (1, 1)
         still = plain and not any(self.padding) and not self.pad
         return still and x.dtype == weight.dtype and x.dtype in _EXACT and _is_last(x) and products_pay()
 
-    @staticmethod
-    def _products(
-        grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        ours, theirs, kernel = _pixels(x), _pixels(grad), weight.flatten(1)
-        of_weight = None
-        if mask[1]:
-            # of both orders the one with fewer rows is quicker
-            found = (ours.t() @ theirs).t() if len(kernel) > kernel.shape[1] else theirs.t() @ ours
-            of_weight = found.reshape(weight.shape)
-        return _map(theirs @ kernel, x) if mask[0] else None, of_weight, theirs.sum(0) if mask[2] else None
-
-    def _is_wide(self, grad: Tensor, x: Tensor, weight: Tensor) -> bool:
+    def _is_wide(self, x: Tensor, weight: Tensor) -> bool:
         depthwise = self.groups == x.shape[1] == weight.shape[0] and tuple(self.dilation) == (1, 1)
-        quick = x.device.type == "cpu" and x.dtype == grad.dtype == torch.float32 and _is_last(x)
+        quick = x.device.type == "cpu" and x.dtype == torch.float32 and _is_last(x)
         return depthwise and quick and weight.shape[3] > _COLUMNS
 
     def _by_columns(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -135,9 +122,7 @@ class Geometry(NamedTuple):
             seen = _padded(x, (left - first, span - (left - first) - x.shape[3], *rows))
             part = found[..., first : first + _COLUMNS]
             rest = self._replace(padding=(inside, 0), pad=None)
-            of_part = rest._library(grad, seen, part, [False, True, False])[1]
-            assert of_part is not None
-            part.copy_(of_part)
+            part.copy_(rest._library(grad, seen, part, of_weight=True))
         return found
 
 
@@ -155,13 +140,27 @@ class Convolve(torch.autograd.Function):
         (grad,), geometry, wanted = gradients, ctx.geometry, list(ctx.needs_input_grad[1:])
         inputs = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            x, weight, bias = inputs
-            found = geometry.back(grad, x.to(grad.dtype), weight, bias, wanted)  # autocast computes in a smaller dtype
-            return None, *(None if g is None else g.to(i.dtype) for g, i in zip(found, inputs, strict=True))
+            x, weight, _ = inputs
+            x = x.to(grad.dtype)  # autocast computes in a smaller one
+            return (
+                None,
+                geometry.of_input(grad, x, weight).to(inputs[0].dtype) if wanted[0] else None,
+                geometry.of_weight(grad, x, weight).to(weight.dtype) if wanted[1] else None,
+                of_bias(grad).to(weight.dtype) if wanted[2] else None,
+            )
         with torch.enable_grad():  # a second derivative will be asked for
             chosen = [tensor for tensor, yes in zip(inputs, wanted, strict=True) if yes]
             again = iter(torch.autograd.grad(geometry(*inputs), chosen, grad, create_graph=True))
         return None, *(next(again) if yes else None for yes in wanted)
+
+
+def of_bias(grad: Tensor) -> Tensor:
+    """Gradient of the bias of a convolution."""
+    return grad.sum((0, 2, 3))
+
+
+def _arranged(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.contiguous(memory_format=torch.channels_last) if _is_last(x) else grad
 
 
 def _strips(width: int) -> Iterator[int]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effbackbones.backbones.convolving import Geometry
+from effbackbones.backbones.convolving import Geometry, of_bias
 
 _aten = torch.ops.aten
 
@@ -85,6 +85,11 @@ class Gate(NamedTuple):
         reduced = F.linear(means, down, down_bias)
         return cls(means, reduced, F.linear(F.silu(reduced), up, up_bias).sigmoid_())
 
+    @property
+    def wide(self) -> Tensor:
+        """The gate [B, C, 1, 1]."""
+        return self.gate[:, :, None, None]
+
     def back(self, grad: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Gradients of the means and of the four parameters, as matrix products."""
         down, _, up, _ = parameters
@@ -122,7 +127,7 @@ class NormActConv(torch.autograd.Function):
         out, gate = ACTS[act].apply(out), None
         if gated:
             gate = Gate.of(out.mean((2, 3)), gated)
-            out.mul_(gate.gate[:, :, None, None])
+            out.mul_(gate.wide)
         if conv is not None:
             assert kernel is not None
             out = conv(out, kernel, shift)
@@ -139,39 +144,34 @@ class NormActConv(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative will be asked for
             return _with_graph(ctx, grad, x, weight, bias, kernel, shift, *gated)
         z = _normalised(x, weight, bias, norm, mean, invstd)
-        act = ACTS[ctx.act]
-        of_conv: Any = (None, None)
+        of_kernel = of_shift = None
         of_gate: tuple[Tensor, ...] = ()
-        if conv is not None or gate is not None:
-            made = act.new(z)
+        further = any(ctx.needs_input_grad[3:6]) or gate is not None
+        made = ACTS[ctx.act].new(z) if conv is not None or gate is not None else z
         if conv is not None:
-            wide = gate.gate[:, :, None, None] if gate is not None else None
-            inside = made if wide is None else made * wide
-            mask = [any(ctx.needs_input_grad[3:6]) or gate is not None, *ctx.needs_input_grad[6:8]]
-            grad, *of_conv = conv.back(grad, inside.to(grad.dtype), kernel, shift, mask)
-            del inside
+            # Maps are as large as memory is dear: what the kernel's gradient needs goes before that of the input comes.
+            if ctx.needs_input_grad[6]:
+                inside = made if gate is None else made * gate.wide
+                of_kernel = conv.of_weight(grad, inside.to(grad.dtype), kernel)
+                del inside
+            of_shift = of_bias(grad) if ctx.needs_input_grad[7] else None
+            made = z if gate is None else made
+            if further:
+                like = x if x.dtype == grad.dtype else torch.empty_like(x, dtype=grad.dtype)
+                grad = conv.of_input(grad, like, kernel)
         if gate is not None:
             of_means, of_gate = gate.back(made.mul_(grad).sum((2, 3)), gated)
             area = made.shape[2] * made.shape[3]
-            grad = torch.addcmul((of_means / area)[:, :, None, None], grad, gate.gate[:, :, None, None], out=made)
-        if grad is None or not any(ctx.needs_input_grad[3:6]):
-            return None, None, None, None, None, None, *_as(of_conv, (kernel, shift)), *_as(of_gate, gated)
-        grad = act.back(grad.to(x.dtype), z)
+            grad = torch.addcmul((of_means / area)[:, :, None, None], grad, gate.wide, out=made)
+        del made
+        of_others = *_as((of_kernel, of_shift), (kernel, shift)), *_as(of_gate, gated)
+        if not any(ctx.needs_input_grad[3:6]):
+            return None, None, None, None, None, None, *of_others
+        grad = ACTS[ctx.act].back(grad.to(x.dtype), z)
         running = ctx.statistics or (None, None)
-        of_norm = _aten._batch_norm_impl_index_backward(
-            ctx.kind,
-            x,
-            grad,
-            weight,
-            *running,
-            mean,
-            invstd,
-            norm.training,
-            norm.eps,
-            list(ctx.needs_input_grad[3:6]),
-            reserve,
-        )
-        return None, None, None, *of_norm, *_as(of_conv, (kernel, shift)), *_as(of_gate, gated)
+        rest = (norm.training, norm.eps, list(ctx.needs_input_grad[3:6]), reserve)
+        of_norm = _aten._batch_norm_impl_index_backward(ctx.kind, x, grad, weight, *running, mean, invstd, *rest)
+        return None, None, None, *of_norm, *of_others
 
 
 def _as(gradients: Any, inputs: Any) -> list[Tensor | None]:
@@ -199,7 +199,7 @@ def _with_graph(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
     with torch.enable_grad():
         out = ACTS[ctx.act].apply(norm.functional(x, weight, bias))
         if gated:
-            out = out * Gate.of(out.mean((2, 3)), tuple(gated)).gate[:, :, None, None]
+            out = out * Gate.of(out.mean((2, 3)), tuple(gated)).wide
         if ctx.conv is not None:
             out = ctx.conv(out, kernel, shift)
         found = torch.autograd.grad(out, [inputs[i] for i in wanted], grad, create_graph=True)
