@@ -14,6 +14,7 @@ from typing import IO, TypeAlias
 from PIL import UnidentifiedImageError
 
 from effbackbones.errors import UserError
+from effbackbones.pointers import LONGEST, refuse_pointer
 
 MAX_PIXELS = 64_000_000
 FORMATS_AT_ONCE = ("JPEG", "PNG", "GIF", "BMP", "PPM")
@@ -74,9 +75,24 @@ def unreadable(path: ImagePath, error: BaseException, wanted: str = "an image") 
     """What to say of a file whose reading raised ``error``."""
     if isinstance(error, UserError):
         return error
+    try:
+        refuse_pointer(path, _head(path))
+    except UserError as pointer:
+        return pointer
     return UserError(
         str(path), f"cannot be read as {wanted}: {_reason(path, error)}", "replace the file, or take it out of the data"
     )
+
+
+def _head(path: ImagePath) -> bytes:
+    """What a file begins with, nothing of one that cannot be opened."""
+    if isinstance(path, Encoded):
+        return path.content[:LONGEST]
+    try:
+        with open(path, "rb") as file:
+            return file.read(LONGEST)
+    except (OSError, ValueError):
+        return b""
 
 
 def _reason(path: ImagePath, error: BaseException) -> str:

@@ -22,6 +22,7 @@ from effbackbones.images.geometry import Pixels
 from effbackbones.images.opening import MAX_PIXELS, ImagePath, opened_file
 from effbackbones.images.soundfiles import FORMATS, format_of, truncated
 from effbackbones.images.spec import RATES
+from effbackbones.pointers import LONGEST, refuse_pointer
 
 SUFFIXES = frozenset([".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"])
 """Endings, in lower case, of the files that are taken for recordings in folders."""
@@ -156,6 +157,8 @@ def _opened(path: ImagePath) -> Iterator[tuple[Any, Header]]:
     with opened_file(path, "a recording") as file:
         kind = format_of(file)
         if kind is None:
+            file.seek(0)
+            refuse_pointer(path, file.read(LONGEST))
             raise _unreadable(path, f"not in one of the formats {', '.join(FORMATS)}" if _size(file) else "it is empty")
         if lacking := truncated(file, kind):
             raise UserError(str(path), lacking, "replace the file, or take it out of the data")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from effbackbones.errors import UserError
+from effbackbones.pointers import refuse_pointer
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar", ".h5", ".hdf5", ".keras")
 """How files of weights are called. A name says no more: what they are is told by what they begin with."""
@@ -44,8 +45,7 @@ def file_kind(path: Path) -> str:
     with open(path, "rb") as file:
         head = file.read(512)
     text = head.lstrip().lower()
-    if text.startswith(b"version https://git-lfs"):
-        raise UserError(str(path), "is a pointer of Git LFS, not the file that it stands for", "run git lfs pull")
+    refuse_pointer(path, head)
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UserError(str(path), "is a web page, not a file of weights", "download the file that the page links to")
     if head.startswith(b"\x89HDF") or (head.startswith(b"PK\x03\x04") and head[30:].startswith(_KERAS_FIRST)):

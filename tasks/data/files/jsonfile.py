@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from effbackbones.errors import UserError
+from effbackbones.pointers import refuse_pointer
 
 _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}]', re.DOTALL)
 """Text in quotes, and whether it is a key; where objects begin and end."""
@@ -94,7 +95,9 @@ def word(value: Any) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
+        refuse_pointer(path, data)
+        return data.decode("utf-8-sig")
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {error.strerror}", "name a JSON file") from None
     except UnicodeDecodeError as error:

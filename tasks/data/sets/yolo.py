@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
+from effbackbones.pointers import refuse_pointer
 from tasks.data.boxes.annotations import Annotations, Wanted, open_boxes
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.files.images import header_sizes
@@ -117,6 +118,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
+        refuse_pointer(path, raw)
         text = raw.decode("utf-8-sig")
     except FileNotFoundError:
         return []
