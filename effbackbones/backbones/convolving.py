@@ -54,8 +54,7 @@ class Geometry(NamedTuple):
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the layer gives."""
         if self._is_product(x, weight) and not torch.is_autocast_enabled("cpu"):
-            flat, kernel = _pixels(x), weight.flatten(1).t()
-            return _map(flat @ kernel if bias is None else torch.addmm(bias, flat, kernel), x)
+            return _product(x, weight.flatten(1).t(), bias)
         geometry, kernel = self._widened(x, weight)
         x = F.pad(x, geometry.pad) if geometry.pad else x
         return F.conv2d(x, kernel, bias, self.stride, geometry.padding, self.dilation, self.groups)
@@ -185,8 +184,26 @@ def _padded(x: Tensor, sides: Sides) -> Tensor:
     made = torch.empty(whole, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     inside = made[:, :, top : top + height]
     for border in (made[:, :, :top], made[:, :, top + height :], inside[..., :left], inside[..., left + width :]):
-        border.zero_()
+        if border.numel():
+            border.zero_()
     inside[..., left : left + width].copy_(x)
+    return made
+
+
+def _product(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """Pixels of a map times ``kernel`` [C, channels], and ``bias``, as a map, channels last."""
+    flat = _pixels(x)
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, kernel, bias)):
+        return _map(flat @ kernel if bias is None else torch.addmm(bias, flat, kernel), x)
+    shape = (len(x), kernel.shape[1], *x.shape[2:])
+    made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    into = made.permute(0, 2, 3, 1).view(
+        -1, kernel.shape[1]
+    )  # a map that is a view could not be overwritten by the next layer
+    if bias is None:
+        torch.mm(flat, kernel, out=into)
+    else:
+        torch.addmm(bias, flat, kernel, out=into)
     return made
 
 
