@@ -400,7 +400,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr
+    assert not re.search(r"^WARNING", done.stderr, re.MULTILINE)  # a theme has a line of its own with that word in it
     home = (tmp_path / "site/api/effbackbones/index.html").read_text(encoding="utf-8")
     assert 'id="effbackbones.build.build_model"' in home
     assert not re.search(r":class:<code>", home)
