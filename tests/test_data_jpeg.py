@@ -2,6 +2,8 @@
 
 import io
 import os
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,14 @@ from PIL import Image
 from effbackbones.errors import UserError
 from effbackbones.images.opening import Encoded
 from effbackbones.images.reading import read_image
+from effbackbones.images.spec import ImageSpec
+from tasks.data.batch import KeyedDataset
+from tasks.data.door.labels import folder
+from tasks.data.door.transforms import class_transform
 from tasks.data.files import jpeg
 from tasks.data.files.reading import ImageReader
+from tasks.data.sampling import Repeated
+from tasks.settings.data import DataConfig
 
 ROWS, COLUMNS = np.mgrid[:59, :91]
 SCENE = np.stack([ROWS * 4, COLUMNS * 2, (ROWS * COLUMNS) % 256], 2).astype(np.uint8) ^ np.random.default_rng(
@@ -197,3 +205,84 @@ def test_photographs_have_the_pixels_of_pil() -> None:
         assert_same(path.read_bytes())
     if jpeg.is_equal_here():
         assert sum(jpeg.is_plain(path.read_bytes()) for path in files) > len(files) / 2  # else it would help nobody
+
+
+FAST = pytest.mark.skipif(not jpeg._has_simplejpeg(), reason="needs the extra fast")
+
+
+def assert_same_above(content: bytes, row: int) -> None:
+    """Decoded down to ``row``: the same words, or the same pixels so far."""
+    words, pixels = verdict(content, jpeg=jpeg.decoded)
+    with jpeg.rows_needed(lambda size: min(row, size[0])):
+        told, upper = verdict(content, jpeg=jpeg.decoded)
+    assert told == words
+    if pixels is not None and upper is not None:
+        assert upper.shape == pixels.shape
+        np.testing.assert_array_equal(upper[:row], pixels[:row])
+
+
+@FAST
+@pytest.mark.parametrize("name", PLAIN)
+def test_rows_that_are_needed_are_those_of_the_whole(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for row in range(1, 60):
+        assert_same_above(PLAIN[name], row)
+    assert capfd.readouterr().err == ""
+
+
+@FAST
+def test_rows_below_are_not_decoded_and_whole_images_are_read_afterwards() -> None:
+    with jpeg.rows_needed(lambda size: size[0] // 4):
+        upper = verdict(PLAIN["4:2:0"], jpeg=jpeg.decoded)[1]
+    assert upper is not None
+    assert upper[:14].any()
+    assert not upper[48:].any()
+    assert_same(PLAIN["4:2:0"])
+
+
+@FAST
+@settings(max_examples=200, deadline=None)
+@given(DAMAGED, st.integers(1, 59))
+def test_damage_below_what_is_needed_is_found_all_the_same(content: bytes, row: int) -> None:
+    assert_same_above(content, row)
+
+
+@FAST
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None)
+@given(DAMAGED, st.integers(1, 59))
+def test_much_damage_below_what_is_needed_is_found_all_the_same(content: bytes, row: int) -> None:
+    assert_same_above(content, row)
+
+
+@FAST
+def test_random_crops_ask_for_what_they_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples are those of whole images; where something else looks at the image, all of it is decoded."""
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "0.jpg").write_bytes(encoded(Image.fromarray(SCENE.repeat(4, 0))))
+    data = DataConfig(name="folder", root=str(tmp_path), scale=(0.1, 0.3))
+    transform = class_transform(data, ImageSpec((16, 16)), train=True)
+    whole = folder(data, "train", None)
+    parted = Repeated(whole, np.array([1, 0, 1]))
+    honest, kept = jpeg._upper_rows, []
+    monkeypatch.setattr(jpeg, "_upper_rows", lambda *given: kept.append(found := honest(*given)) or found)
+
+    def images(dataset: object, transform: object = transform) -> list[np.ndarray]:
+        keyed = KeyedDataset(dataset, transform, seed=3)
+        return [keyed[epoch, index].image for epoch in range(6) for index in range(len(keyed))]
+
+    fast = [images(whole), images(parted)]
+    assert sum(found is not None for found in kept) > len(kept) / 2
+    monkeypatch.setattr(jpeg, "_has_simplejpeg", lambda: False)
+    np.testing.assert_array_equal(fast[0], images(whole))
+    np.testing.assert_array_equal(fast[1], images(parted))
+    kept.clear()
+
+    class Own(type(whole)):
+        """It may look at the image it has read."""
+
+    own = copy(whole)
+    own.__class__ = Own
+    listed = class_transform(replace(data, augment=["HorizontalFlip"]), ImageSpec((16, 16)), train=True)
+    images(own), images(whole, listed), images(whole, class_transform(data, ImageSpec((16, 16)), train=False))
+    assert not kept

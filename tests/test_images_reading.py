@@ -11,6 +11,7 @@ from PIL import Image
 from tests_support import printed_by
 
 from effbackbones.errors import UserError
+from effbackbones.images import reading
 from effbackbones.images.reading import image_size, is_image_name, read_image
 
 RNG = np.random.default_rng(0)
@@ -229,3 +230,14 @@ def test_photographs_equal_those_of_the_reference_loader(data_root: Path) -> Non
 
     for path in sorted((data_root / "coco_mini" / "val2017").glob("*.jpg"))[:10]:
         np.testing.assert_array_equal(read_image(path), np.asarray(pil_loader(str(path))))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_a_file_is_opened_once(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is replaced in between would be judged by another's header; and on a network each opening takes milliseconds."""
+    path, opened = tmp_path / name, []
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    honest = reading.opened_file
+    monkeypatch.setattr(reading, "opened_file", lambda path: opened.append(path) or honest(path))
+    assert read_image(path).shape == (8, 8, 3)
+    assert opened == [path]

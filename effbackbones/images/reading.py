@@ -119,23 +119,23 @@ def read_image(
                 return read_bands(path, file, layout, channels, exif=exif, max_pixels=max_pixels, depth=depth)
             except DAMAGE as error:
                 raise unreadable(path, error) from error
-    if channels not in _BANDS:
-        raise UserError(
-            str(path),
-            f"has 1 to 4 channels, asked for are {channels}",
-            "set data.options.channels, or store the others too, as TIFF or .npy",
-        )
-    with opened_image(path, max_pixels) as image:
-        count = frame_count(image) if frames == "stop" else 1
-        if count > 1:
-            remedy = "store the one that is wanted by itself, or set data.options.frames: first"
-            raise UserError(str(path), f"has {count} frames: which of them is the image?", remedy)
-        if at_least is not None and image.format in ("JPEG", "MPO"):
-            height, width = at_least
-            image.draft(None, (height, width) if orientation_of(image) > 4 and exif == "apply" else (width, height))
-        if jpeg is not None and channels == 3 and (pixels := _decoded_by(jpeg, image, exif)) is not None:
-            return pixels
-        return _decode(path, image, exif, channels, depth)
+        if channels not in _BANDS:
+            raise UserError(
+                str(path),
+                f"has 1 to 4 channels, asked for are {channels}",
+                "set data.options.channels, or store the others too, as TIFF or .npy",
+            )
+        with _image_in(file, path, layout, max_pixels) as image:
+            count = frame_count(image) if frames == "stop" else 1
+            if count > 1:
+                remedy = "store the one that is wanted by itself, or set data.options.frames: first"
+                raise UserError(str(path), f"has {count} frames: which of them is the image?", remedy)
+            if at_least is not None and image.format in ("JPEG", "MPO"):
+                height, width = at_least
+                image.draft(None, (height, width) if orientation_of(image) > 4 and exif == "apply" else (width, height))
+            if jpeg is not None and channels == 3 and (pixels := _decoded_by(jpeg, image, exif)) is not None:
+                return pixels
+            return _decode(path, image, exif, channels, depth)
 
 
 def _decoded_by(jpeg: Decoder, image: ImageFile.ImageFile, exif: str) -> Pixels | None:
@@ -163,11 +163,19 @@ def opened_image(path: ImagePath, max_pixels: int = MAX_PIXELS) -> Iterator[Imag
 
     Whatever is wrong with it, also while it is decoded inside, raises :class:`UserError` naming the file.
     """
+    with opened_file(path) as file, _image_in(file, path, layout_of(file), max_pixels) as image:
+        yield image
+
+
+@contextmanager
+def _image_in(
+    file: IO[bytes], path: ImagePath, layout: Layout | None, max_pixels: int
+) -> Iterator[ImageFile.ImageFile]:
+    """:func:`opened_image` of a file that is open, and of which it is known whether it is a TIFF file."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:  # some other code's doing: PIL would then fill up truncated files in silence
         raise UserError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", "is on, which hides damaged images", "switch it off")
-    with opened_file(path) as file, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on damaged EXIF and the like, without the file's name; and PIL's own limit
-        layout = layout_of(file)
         if layout and not layout.plain:
             raise layout.refusal(path)
         if layout and layout.signed and layout.bits == 8:  # PIL drops the sign: -1 is white

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, Pixels, ResizePlan, Size
+from tasks.data.files.jpeg import Lowest, rows_needed
 from tasks.data.files.slate import reading_sample
 from tasks.data.sample import (
     IGNORE as IGNORE,
@@ -174,9 +175,9 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
             if self.transform is None:
                 return sample
             rng = np.random.default_rng((self.seed, epoch, index))
-            if isinstance(self.transform, MixingTransform) and (count := self.transform.partners(epoch, rng)):
+            if (mixing := _mixing(self.transform)) is not None and (count := mixing.partners(epoch, rng)):
                 others = [self._seen(epoch, other) for other in rng.integers(len(self), size=count).tolist()]
-                return self.transform.combine([sample, *others], rng)
+                return mixing.combine([sample, *others], rng)
             return self.transform(sample, rng)
         except UserError:
             raise
@@ -189,8 +190,14 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
 
     def _seen(self, epoch: int, index: int) -> Sample:
         """A sample as it is before the transform."""
-        sample = self.dataset[index]
+        with rows_needed(self._lowest(epoch, index)):
+            sample = self.dataset[index]
         return replace(sample, mirrored=mirrored_in(self.seed, epoch, index)) if self.alternate else sample
+
+    def _lowest(self, epoch: int, index: int) -> Lowest | None:
+        """What the transform looks at, where it says so and the data set itself looks at nothing."""
+        tell: Callable[[tuple[int, ...]], Lowest | None] | None = getattr(self.transform, "lowest", None)
+        return tell((self.seed, epoch, index)) if tell and only_reads(self.dataset) else None
 
     def _substitute(self, epoch: int, index: int, error: UserError) -> Sample:
         skipped, tried = [str(error)], {index}
@@ -202,6 +209,17 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
                 skipped.append(str(again))
         what = f"{len(tried)} of {len(self)} samples were tried and cannot be read; the first: {skipped[0]}"
         raise UserError("data", what, "repair the data")
+
+
+def _mixing(transform: Transform) -> MixingTransform | None:
+    """A transform that mixes samples, else None. (``isinstance`` with a protocol takes ten times as long, for every sample.)"""
+    mixes = hasattr(transform, "partners") and hasattr(transform, "combine")
+    return cast(MixingTransform, transform) if mixes else None
+
+
+def only_reads(dataset: Any) -> bool:
+    """Whether a data set gives images as its reader reads them: by the ``only_reads`` of its own class, for one derived from it may not."""
+    return "only_reads" in vars(type(dataset)) and dataset.only_reads is True
 
 
 def mirrored_in(seed: int, epoch: int, index: int) -> bool:

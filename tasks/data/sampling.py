@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
+from tasks.data.batch import only_reads
 from tasks.data.boxes.table import BoxTable
 from tasks.data.fingerprint import Known
 from tasks.data.knowledge import Knowledge
@@ -41,6 +42,11 @@ class Repeated:
         return self.dataset[int(self.indices[index])]
 
     @property
+    def only_reads(self) -> bool:
+        """Whether images come as they are read."""
+        return only_reads(self.dataset)
+
+    @property
     def known(self) -> Callable[[int], Known]:
         """Tells of a sample without decoding it; missing where the data set cannot."""
         inner: Any = self.dataset
@@ -70,6 +76,8 @@ class Repeated:
 
 class Part(Repeated):
     """The samples ``indices`` of a data set that are one split of its ``division``."""
+
+    only_reads = Repeated.only_reads
 
     def __init__(self, dataset: "Dataset", indices: Indices, division: "Division") -> None:
         super().__init__(dataset, indices)

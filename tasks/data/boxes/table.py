@@ -145,6 +145,11 @@ class BoxDataset:
         self.category_ids = table.category_ids
 
     @property
+    def only_reads(self) -> bool:
+        """Whether nothing but an image's size is looked at; see :mod:`tasks.data.batch`."""
+        return "boxes" not in self.asked
+
+    @property
     def aspects(self) -> NDArray[np.float64]:
         """Width / height of each image, float64 [I]."""
         return self.table.aspects

@@ -25,6 +25,8 @@ class FolderDataset:
     class folders, which belong to none. ``root`` and ``links``: where links may lead, as :func:`files_below` has it.
     """
 
+    only_reads = True  # see tasks.data.batch
+
     def __init__(
         self,
         folder: str | Path,

@@ -27,6 +27,8 @@ class NamedDataset:
     :func:`tasks.data.files.listing.files_below` has it.
     """
 
+    only_reads = True  # see tasks.data.batch
+
     def __init__(
         self,
         folder: Path,

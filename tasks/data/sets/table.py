@@ -38,6 +38,8 @@ class TableDataset:
     ``notes``: the columns that were passed over. Errors name the line.
     """
 
+    only_reads = True  # see tasks.data.batch
+
     def __init__(
         self,
         table: str | Path,

@@ -6,7 +6,7 @@ float32). torchvision and albumentations are imported only when RandAugment or c
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,13 @@ class ClassificationTransform:
             raise UserError("data.cache", what, "set data.crop to pad, center, none or whole, or data.cache to null")
         squash = replace(self.fitting, mode="squash", crop_fraction=1.0)
         return self.fitting if self.crop == "center" else squash
+
+    def lowest(self, key: tuple[int, ...]) -> Callable[[Size], int] | None:
+        """Down to which row the sample is looked at whose numbers are drawn by ``key``, from the size (H, W) of its image; None where
+        all of it is. A subclass may look elsewhere."""
+        if type(self) is not ClassificationTransform or self.crop != "resized" or self.first is not None:
+            return None
+        return lambda size: random_area(size, self.scale, self.ratio, np.random.default_rng(key))[3]
 
     def _crop(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, ResizePlan | None]:
         """The image at ``size``, and the plan where the result is not random."""

@@ -77,7 +77,9 @@ def trainable(sample: Sample, min_box: float, *, crowds: bool) -> Sample:
         return sample
     sides = sample.boxes[:, 2:] - sample.boxes[:, :2]
     keep = ((sides >= min_box) & (sides > 0)).all(1)
-    crowd = crowd_of(sample)
+    crowd, labels = crowd_of(sample), labels_of(sample)
     if not crowds:
         keep &= ~crowd
-    return replace(sample, boxes=sample.boxes[keep], box_labels=labels_of(sample)[keep], crowd=crowd[keep])
+    if keep.all():
+        return sample
+    return replace(sample, boxes=sample.boxes[keep], box_labels=labels[keep], crowd=crowd[keep])
