@@ -3,17 +3,19 @@
 import time
 from collections.abc import Mapping
 
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.turns import Run, wait
 
 RUNS = 3
 REST, OUTSIDE = "other operators", "outside of operators"
+OPERATORS = ("aten::", "mkldnn::", "torchvision::")
 KINDS: Mapping[str, tuple[str, ...]] = {
     "convolutions": ("conv",),
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
     "batch norm": ("batch_norm",),
-    "activations": ("silu", "sigmoid", "hardtanh", "relu", "threshold", "softplus", "softmax", "aten::exp"),
+    "activations": ("silu", "sigmoid", "hardtanh", "relu", "threshold", "softplus", "softmax", "aten::exp_"),
     "copies": ("aten::copy_", "aten::fill_", "aten::zero_", "aten::cat", "aten::clone", "upsample"),
     "elementwise": ("aten::mul", "aten::add", "aten::sub", "aten::div", "aten::sum", "aten::mean", "aten::where"),
 }
@@ -34,7 +36,9 @@ def shares(run: Run, device: str) -> dict[str, float]:
         whole = 1e6 * (time.perf_counter() - start)
     spent: dict[str, float] = {}
     for event in found.key_averages():
-        if "::" not in event.key:  # a node of autograd, an optimiser's step: their own time is not an operator's
+        if (
+            not event.key.startswith(OPERATORS) or event.device_type != DeviceType.CPU
+        ):  # a node of autograd, a step, a kernel
             continue
         kind = next((name for name, parts in KINDS.items() if any(part in event.key for part in parts)), REST)
         own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total

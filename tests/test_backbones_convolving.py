@@ -30,6 +30,7 @@ def layer(kind: str) -> nn.Conv2d:
         "depthwise 5": (5, 1, 8, 1, True),
         "depthwise 5 in steps": (5, 2, 8, 1, False),
         "depthwise 7": (7, 1, 8, 1, False),
+        "depthwise 9": (9, 1, 8, 1, False),
         "dilated": (5, 1, 8, 2, False),
         "grouped": (5, 1, 2, 1, False),
         "whole": (3, 1, 1, 1, True),
@@ -39,7 +40,18 @@ def layer(kind: str) -> nn.Conv2d:
 
 
 KINDS = ["pointwise", "pointwise with bias", "pointwise in steps", "depthwise 3", "depthwise 4", "depthwise 5"]
-KINDS += ["depthwise 5 in steps", "depthwise 7", "dilated", "grouped", "whole", "same3", "same5", "fixed", "uneven"]
+KINDS += [
+    "depthwise 5 in steps",
+    "depthwise 7",
+    "depthwise 9",
+    "dilated",
+    "grouped",
+    "whole",
+    "same3",
+    "same5",
+    "fixed",
+    "uneven",
+]
 
 
 @pytest.fixture(params=[False, True], ids=["convolutions", "products"])
@@ -64,8 +76,8 @@ def found(call: Any, x: Tensor, conv: nn.Conv2d) -> list[Tensor]:
 def test_results_and_gradients_are_the_layers(kind: str, size: tuple[int, int], products: Any) -> None:
     torch.manual_seed(0)
     conv = layer(kind)
-    if kind in ("depthwise 4", "fixed") and min(size) < 2:
-        pytest.skip("nothing comes out")
+    if kind in ("depthwise 4", "fixed", "depthwise 9") and min(size) < 2:
+        pytest.skip("nothing comes out, or oneDNN refuses it")
     for layout in (LAST, torch.contiguous_format):
         x = torch.randn(3, 8, *size).to(memory_format=layout)
         conv = conv.to(memory_format=layout)
@@ -122,3 +134,55 @@ def test_only_what_is_asked_for_is_computed(products: Any) -> None:
     assert conv.weight.grad is None
     assert conv.bias is not None
     assert conv.bias.grad is not None
+
+
+def test_a_map_of_a_product_can_be_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolving, "products_pay", lambda: True)
+    conv = layer("pointwise with bias").to(memory_format=LAST)
+    x = torch.randn(2, 8, 3, 3).to(memory_format=LAST)
+    torch.autograd.backward(nn.functional.silu(passes.convolve(x, conv), inplace=True).sum())
+    assert conv.weight.grad is not None
+
+
+def test_an_empty_batch_goes_both_ways(products: Any) -> None:
+    x = torch.zeros(0, 8, 9, 9).to(memory_format=LAST).requires_grad_()
+    for kind in ("pointwise", "depthwise 3"):
+        torch.autograd.backward(passes.convolve(x, layer(kind)).sum())
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
+def test_autocast_around_the_backward_pass_changes_nothing(products: Any) -> None:
+    """What was computed in full precision inside has gradients in it."""
+    torch.manual_seed(0)
+    conv, x = layer("pointwise").to(memory_format=LAST), torch.randn(2, 8, 9, 9).to(memory_format=LAST)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            out = passes.convolve(x, conv)
+        torch.autograd.backward(out.square().sum())
+    mine = conv.weight.grad
+    assert mine is not None
+    weight = conv.weight.detach().double().requires_grad_()
+    torch.autograd.backward(nn.functional.conv2d(x.double(), weight).square().sum())
+    assert weight.grad is not None
+    assert float((mine - weight.grad).abs().max()) <= 1e-6 * float(weight.grad.abs().max())
+
+
+def test_second_derivatives_under_autocast() -> None:
+    conv, x = layer("whole").to(memory_format=LAST), torch.randn(2, 8, 6, 6).to(memory_format=LAST).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = passes.convolve(x.bfloat16(), conv)
+    (slope,) = torch.autograd.grad(out.float().square().sum(), conv.weight, create_graph=True)
+    torch.autograd.backward(slope.square().sum())
+    assert x.grad is not None
+
+
+def test_a_kernel_that_is_much_wider_than_its_map() -> None:
+    """Some of its columns see nothing at all."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 4, 9, padding=4, groups=4).to(memory_format=LAST)
+    x = torch.randn(2, 4, 1, 1).to(memory_format=LAST)
+    ours = found(passes.convolve, x, conv)
+    exact = found(lambda given, one: one(given), x.double(), conv.double())
+    for mine, true in zip(ours, exact, strict=True):
+        assert torch.allclose(mine, true, atol=1e-5)

@@ -53,7 +53,7 @@ class Geometry(NamedTuple):
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the layer gives."""
-        if self._is_product(x, weight) and not torch.is_autocast_enabled("cpu"):
+        if self._is_product(x, weight):
             return _product(x, weight.flatten(1).t(), bias)
         geometry, kernel = self._widened(x, weight)
         x = F.pad(x, geometry.pad) if geometry.pad else x
@@ -67,7 +67,7 @@ class Geometry(NamedTuple):
             # of both orders the one with fewer rows is quicker
             found = (ours.t() @ theirs).t() if len(weight) > weight.shape[1] else theirs.t() @ ours
             return found.reshape(weight.shape)
-        if self._is_wide(x, weight):
+        if self._goes_by_columns(x, weight):
             return self._by_columns(grad, x, weight)
         seen = _padded(x, self.pad) if self.pad else x
         return self._library(grad, seen, weight.to(x.dtype), of_weight=True)
@@ -101,10 +101,11 @@ class Geometry(NamedTuple):
 
     def _is_product(self, x: Tensor, weight: Tensor) -> bool:
         plain = tuple(weight.shape[2:]) == (1, 1) and self.groups == 1 and tuple(self.stride) == (1, 1)
-        still = plain and not any(self.padding) and not self.pad
-        return still and x.dtype == weight.dtype and x.dtype in _EXACT and _is_last(x) and products_pay()
+        still = plain and not any(self.padding) and not any(self.pad or ()) and not torch.is_autocast_enabled("cpu")
+        fits = x.dtype == weight.dtype and x.dtype in _EXACT and x.shape[1] == weight.shape[1]
+        return still and fits and _is_last(x) and products_pay()
 
-    def _is_wide(self, x: Tensor, weight: Tensor) -> bool:
+    def _goes_by_columns(self, x: Tensor, weight: Tensor) -> bool:
         depthwise = self.groups == x.shape[1] == weight.shape[0] and tuple(self.dilation) == (1, 1)
         quick = x.device.type == "cpu" and x.dtype == torch.float32 and _is_last(x)
         return depthwise and quick and weight.shape[3] > _COLUMNS
@@ -130,7 +131,7 @@ class Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.geometry = geometry
+        ctx.geometry, ctx.autocast = geometry, autocast_as_now()
         ctx.save_for_backward(x, weight, bias)
         return geometry(x, weight, bias)
 
@@ -147,10 +148,15 @@ class Convolve(torch.autograd.Function):
                 geometry.of_weight(grad, x, weight).to(weight.dtype) if wanted[1] else None,
                 of_bias(grad).to(weight.dtype) if wanted[2] else None,
             )
-        with torch.enable_grad():  # a second derivative will be asked for
+        with torch.enable_grad(), ctx.autocast:  # a second derivative will be asked for
             chosen = [tensor for tensor, yes in zip(inputs, wanted, strict=True) if yes]
             again = iter(torch.autograd.grad(geometry(*inputs), chosen, grad, create_graph=True))
         return None, *(next(again) if yes else None for yes in wanted)
+
+
+def autocast_as_now() -> torch.autocast:
+    """What a forward pass is computed in, to compute it so once more."""
+    return torch.autocast("cpu", torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
 
 
 def of_bias(grad: Tensor) -> Tensor:
@@ -159,6 +165,7 @@ def of_bias(grad: Tensor) -> Tensor:
 
 
 def _arranged(grad: Tensor, x: Tensor) -> Tensor:
+    """A gradient that lies as its map does."""
     return grad.contiguous(memory_format=torch.channels_last) if _is_last(x) else grad
 
 
@@ -169,6 +176,7 @@ def _strips(width: int) -> Iterator[int]:
 
 
 def _is_last(x: Tensor) -> bool:
+    """Whether a map lies channels last, on a processor."""
     return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -177,7 +185,8 @@ def _padded(x: Tensor, sides: Sides) -> Tensor:
     if not _is_last(x):
         return F.pad(x, sides)
     for axis, (before, after) in ((3, sides[:2]), (2, sides[2:])):
-        x = x.narrow(axis, max(0, -before), x.shape[axis] + min(0, before) + min(0, after))
+        first, last = min(max(0, -before), x.shape[axis]), x.shape[axis] + min(0, after)
+        x = x.narrow(axis, first, max(0, last - first))
     left, right, top, bottom = (max(0, side) for side in sides)
     images, channels, height, width = x.shape
     whole = (images, channels, height + top + bottom, width + left + right)
@@ -197,9 +206,8 @@ def _product(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         return _map(flat @ kernel if bias is None else torch.addmm(bias, flat, kernel), x)
     shape = (len(x), kernel.shape[1], *x.shape[2:])
     made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    into = made.permute(0, 2, 3, 1).view(
-        -1, kernel.shape[1]
-    )  # a map that is a view could not be overwritten by the next layer
+    # written there, for a map that is a view could not be overwritten by the next layer
+    into = made.permute(0, 2, 3, 1).view(len(flat), kernel.shape[1])
     if bias is None:
         torch.mm(flat, kernel, out=into)
     else:
@@ -214,4 +222,4 @@ def _pixels(x: Tensor) -> Tensor:
 
 def _map(flat: Tensor, like: Tensor) -> Tensor:
     """Pixels [B * H * W, C] as the map they are, channels last."""
-    return flat.view(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
+    return flat.view(len(like), *like.shape[2:], flat.shape[1]).permute(0, 3, 1, 2)

@@ -64,7 +64,8 @@ def _plain(conv: Any) -> bool:
 
 def convolve(x: Tensor, conv: Any) -> Tensor:
     """``conv(x)``, in the quickest way."""
-    if not (eager(x) and _plain(conv) and wants_gradient(x, conv) and not watched(conv)):
+    usual = eager(x) and x.ndim == 4 and type(conv.weight) is nn.Parameter
+    if not (usual and _plain(conv) and wants_gradient(x, conv) and not watched(conv)):
         out: Tensor = conv(x)
         return out
     made: Tensor = Convolve.apply(Geometry.of(conv, x), x, conv.weight, conv.bias)

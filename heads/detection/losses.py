@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 IouLoss = Literal["giou", "diou", "ciou"]
 IOU_LOSSES: tuple[IouLoss, ...] = get_args(IouLoss)
-_PART = 1 << 18  # numbers
+_PART = 1 << 18  # logits in a part, 1 MiB
 _TINY = 1e-7  # keeps the ratios of empty boxes finite
 
 
@@ -66,19 +66,20 @@ class _FocalSum(torch.autograd.Function):
         smoothing: float,
     ) -> Tensor:
         positive, column = (labels >= 0)[..., None], labels.clamp(min=0)[..., None]
-        counted = None if ignored is None else ~ignored[..., None]
         slope, sums = torch.empty_like(logits), []
         for part in _parts(logits):
             value, own = focal_negative(logits[:, part], gamma, smoothing)
-            if counted is not None:
-                value.mul_(counted[:, part])
-                own.mul_(counted[:, part])
+            if ignored is not None:
+                value.masked_fill_(ignored[:, part, None], 0.0)
+                own.masked_fill_(ignored[:, part, None], 0.0)
             torch.mul(own, 1 - alpha, out=slope[:, part])
             sums.append(value.sum())
         chosen = logits.gather(2, column)
         own_value, own_slope = (alpha * curve for curve in focal_positive(chosen, gamma, smoothing))
         negative = (1 - alpha) * focal_negative(chosen, gamma, smoothing).value
-        correction = torch.where(positive, own_value - (negative if counted is None else negative * counted), 0.0)
+        if ignored is not None:
+            negative.masked_fill_(ignored[..., None], 0.0)
+        correction = torch.where(positive, own_value - negative, 0.0)
         slope.scatter_(2, column, torch.where(positive, own_slope, slope.gather(2, column)))
         ctx.save_for_backward(slope)
         return (1 - alpha) * torch.stack(sums).sum() + correction.sum()

@@ -9,7 +9,7 @@ from xml.parsers import expat
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
-from effbackbones.pointers import refuse_pointer
+from effbackbones.pointers import LONGEST, refuse_pointer
 from tasks.data.boxes.fields import marks, turn
 from tasks.data.files.numbers import plain_number
 
@@ -86,7 +86,7 @@ def _tree(path: Path) -> Element:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-        refuse_pointer(path, content)
+        refuse_pointer(path, content[:LONGEST])
         if len(content) > MAX_BYTES:
             raise UserError(str(path), f"is larger than {MAX_BYTES:,} bytes", "an annotation is a short text file")
         parser.Parse(content, True)

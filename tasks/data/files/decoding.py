@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from effbackbones.errors import UserError
-from effbackbones.pointers import refuse_pointer
+from effbackbones.pointers import LONGEST, refuse_pointer
 
 _SHOWN = 12  # bytes before a wrong one that a message shows
 
@@ -15,7 +15,7 @@ def decoded(path: Path, missing: str = "correct its name, or its permissions") -
         data = path.read_bytes()
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {error.strerror}", missing) from error
-    refuse_pointer(path, data)
+    refuse_pointer(path, data[:LONGEST])
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path}, line 1", "expected UTF-8, got UTF-16 by its first bytes", "save the file as UTF-8")
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from effbackbones.errors import UserError
-from effbackbones.pointers import refuse_pointer
+from effbackbones.pointers import LONGEST, refuse_pointer
 
 _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}]', re.DOTALL)
 """Text in quotes, and whether it is a key; where objects begin and end."""
@@ -96,7 +96,7 @@ def word(value: Any) -> str:
 def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
-        refuse_pointer(path, data)
+        refuse_pointer(path, data[:LONGEST])
         return data.decode("utf-8-sig")
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {error.strerror}", "name a JSON file") from None

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from effbackbones.pointers import refuse_pointer
+from effbackbones.pointers import LONGEST, refuse_pointer
 from tasks.data.boxes.annotations import Annotations, Wanted, open_boxes
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.files.images import header_sizes
@@ -118,7 +118,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
-        refuse_pointer(path, raw)
+        refuse_pointer(path, raw[:LONGEST])
         text = raw.decode("utf-8-sig")
     except FileNotFoundError:
         return []
