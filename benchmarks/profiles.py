@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.turns import Run, wait
