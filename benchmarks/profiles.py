@@ -35,9 +35,8 @@ def shares(run: Run, device: str) -> dict[str, float]:
         whole = 1e6 * (time.perf_counter() - start)
     spent: dict[str, float] = {}
     for event in found.key_averages():
-        if (
-            not event.key.startswith(OPERATORS) or event.device_type != DeviceType.CPU
-        ):  # a node of autograd, a step, a kernel
+        # not a node of autograd, an optimiser's step, a kernel, whose time is counted with its operator
+        if not event.key.startswith(OPERATORS) or event.device_type.name != "CPU":
             continue
         kind = next((name for name, parts in KINDS.items() if any(part in event.key for part in parts)), REST)
         own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total

@@ -184,19 +184,27 @@ def _padded(x: Tensor, sides: Sides) -> Tensor:
     """As ``F.pad``, of which numbers below 0 cut off; that fills the whole map with zeros first, which costs as much as the copy."""
     if not _is_last(x):
         return F.pad(x, sides)
-    for axis, (before, after) in ((3, sides[:2]), (2, sides[2:])):
-        first, last = min(max(0, -before), x.shape[axis]), x.shape[axis] + min(0, after)
-        x = x.narrow(axis, first, max(0, last - first))
-    left, right, top, bottom = (max(0, side) for side in sides)
-    images, channels, height, width = x.shape
-    whole = (images, channels, height + top + bottom, width + left + right)
-    made = torch.empty(whole, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    inside = made[:, :, top : top + height]
-    for border in (made[:, :, :top], made[:, :, top + height :], inside[..., :left], inside[..., left + width :]):
+    left, right, top, bottom = sides
+    images, channels, *size = x.shape
+    height, width = size[0] + top + bottom, size[1] + left + right
+    shape = (images, channels, height, width)
+    made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    (first, last), (begin, end) = _overlap(top, size[0], height), _overlap(left, size[1], width)
+    inside = made[:, :, first:last]
+    for border in (made[:, :, :first], made[:, :, last:], inside[..., :begin], inside[..., end:]):
         if border.numel():
             border.zero_()
-    inside[..., left : left + width].copy_(x)
+    inside[..., begin:end].copy_(
+        x[:, :, max(0, first - top) : max(0, last - top), max(0, begin - left) : max(0, end - left)]
+    )
     return made
+
+
+def _overlap(before: int, size: int, whole: int) -> tuple[int, int]:
+    """Where in a side of ``whole`` pixels those ``size`` lie that begin behind ``before``; of a kernel that is much wider than its map some
+    columns see none."""
+    first = min(max(0, before), whole)
+    return first, max(first, min(before + size, whole))
 
 
 def _product(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
