@@ -110,6 +110,7 @@ LAYERS = (
     "effbackbones.weights.loading",
     "effbackbones.drawing",
     "effbackbones.images effbackbones.registry effbackbones.optiontypes",
+    "effbackbones.pointers",
     "effbackbones.errors",
 )
 
