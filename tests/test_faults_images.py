@@ -59,7 +59,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "json": (b'{"error": "no such key"}', "not in one of the formats"),
     "git pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
-        "not in one of the formats",
+        "is a pointer of Git LFS",
     ),
     "eps, which would start a program": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",

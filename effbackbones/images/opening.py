@@ -85,10 +85,12 @@ def unreadable(path: ImagePath, error: BaseException, wanted: str = "an image") 
 
 
 def _head(path: ImagePath) -> bytes:
-    """What a file begins with, nothing of one that cannot be opened."""
+    """What a file begins with, nothing of one that cannot be opened, or is no regular file: a pipe would be waited for."""
     if isinstance(path, Encoded):
         return path.content[:LONGEST]
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return b""
         with open(path, "rb") as file:
             return file.read(LONGEST)
     except (OSError, ValueError):
