@@ -2,7 +2,7 @@
 
 Photographs are those of coco_mini in the folder of ``EFFBACKBONES_DATA``, else drawn ones of 640 x 480 pixels. Every side begins with
 the files and ends with batches of eight: reading and decoding, resizing, mirroring, what is known of each image, and the copy into a
-batch of bytes. Decoding alone takes more than half of our time, and four fifths of what PIL takes for it, by the same library; random
+batch of bytes. Random
 parts of images are decoded no further down than they reach where the extra ``fast`` is installed. Ours also with images kept by
 ``data.cache``. Shown first: our pixels are those of PIL's decoder and filter but for two levels.
 """

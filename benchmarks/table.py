@@ -20,6 +20,11 @@ def _peak(name: str, what: str, task: str, network: str, batch: int, side: int, 
     return Row(name, "memory", what, "benchmarks.peaks:steps", arguments, needs)
 
 
+def _kernel(name: str, what: str, channels: int, out: int, kernel: int, side: int) -> Row:
+    arguments = {"channels": channels, "out": out, "kernel": kernel, "side": side, "batch": 16}
+    return Row(name, "training", what, "benchmarks.convolutions:kernels", arguments)
+
+
 _B4 = {"backbone": "b4", "batch": 2, "side": 896}
 _SCORES = {"images": 5000, "classes": 80, "detections": 100}
 _ROWS = (
@@ -37,6 +42,8 @@ _ROWS = (
     _steps("fcos-step", "FCOS on B0, 2 images of 256", "det", "fcos-b0", 2, 256, "torchvision"),
     _steps("ssd-step", "SSDLite on B0, 4 images of 320", "det", "ssd-b0", 4, 320, "torchvision"),
     _steps("unet-step", "U-Net on B3, 2 images of 256", "seg", "b3", 2, 256, _SMP),
+    _kernel("depthwise-gradient", "gradient of 5x5 depthwise weights, 16 maps of 240 x 16 x 16", 240, 240, 5, 16),
+    _kernel("pointwise", "1x1 convolution there and back, 16 maps of 112 to 672 x 8 x 8", 112, 672, 1, 8),
     _peak("b0-memory", "B0, 16 images of 128", "cls", "b0", 16, 128, "timm"),
     _peak("d0-memory", "EfficientDet-D0, 2 images of 512", "det", "d0", 2, 512, "effdet"),
     _peak("unet-memory", "U-Net on B3, 2 images of 256", "seg", "b3", 2, 256, _SMP),

@@ -6,12 +6,7 @@ LONGEST = 1024
 """Bytes that a pointer has at most, by the specification of Git LFS."""
 
 
-def is_pointer(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` is one."""
-    return head.lstrip().startswith(b"version https://git-lfs")
-
-
 def refuse_pointer(name: object, head: bytes) -> None:
-    """Raise :class:`UserError` for one, called ``name``."""
-    if is_pointer(head):
+    """Raise :class:`UserError` if the file called ``name``, which begins with ``head``, is one."""
+    if head.lstrip().startswith(b"version https://git-lfs"):
         raise UserError(str(name), "is a pointer of Git LFS, not the file that it stands for", "run git lfs pull")

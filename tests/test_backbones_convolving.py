@@ -187,3 +187,9 @@ def test_maps_are_padded_and_cut_as_torch_does_it(sides: convolving.Sides) -> No
     made = convolving._padded(x, sides)
     assert torch.equal(made, expected)
     assert made.is_contiguous(memory_format=LAST)
+
+
+def test_one_image_without_a_batch_goes_the_layer_s_way(products: Any) -> None:
+    x = torch.randn(8, 5, 5).requires_grad_()
+    torch.autograd.backward(passes.convolve(x, layer("depthwise 3")).sum())
+    assert x.grad is not None

@@ -144,3 +144,35 @@ def test_iou_losses_pull_a_distant_box_closer(kind: str) -> None:
     empty = torch.zeros(1, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(iou_loss(empty, target, kind).sum(), empty)  # type: ignore[arg-type]
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_is_not_finite_at_ignored_anchors_does_not_count(value: float) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 6, 3), torch.tensor([[-1, 0, -1, 2, -1, -1]] * 2)
+    ignored = torch.zeros(2, 6, dtype=torch.bool)
+    ignored[:, [0, 4]] = True
+    expected = focal_sum(logits, labels, ignored=ignored)
+    logits[ignored] = value
+    logits.requires_grad_()
+    found = focal_sum(logits, labels, ignored=ignored)
+    torch.autograd.backward(found)
+    assert torch.allclose(found, expected)
+    assert logits.grad is not None
+    assert torch.equal(logits.grad[ignored], torch.zeros(4, 3))
+
+
+def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 50, 3), torch.randint(-1, 3, (2, 50))
+    found = []
+    for size in (1, 40, 1 << 18):
+        monkeypatch.setattr("heads.detection.losses._PART", size)
+        given = logits.clone().requires_grad_()
+        value = focal_sum(given, labels, ignored=labels.roll(1) == 0)
+        torch.autograd.backward(value)
+        assert given.grad is not None
+        found.append((value.detach(), given.grad))
+    for value, slope in found[1:]:
+        assert torch.allclose(value, found[0][0])
+        assert torch.allclose(slope, found[0][1], atol=1e-7)  # the last digit is another where a register is not full

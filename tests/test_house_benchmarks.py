@@ -176,3 +176,20 @@ def test_ways_to_smaller_models_are_told_over_seeds(tmp_path: Path, capsys: pyte
     (line,) = capsys.readouterr().out.splitlines()[2:]
     scores = "0.5000 (0.2500-0.7500) | 0.6250 (0.3750-0.8750)"
     assert line == f"| pruned | 2 | {scores} | 2.00 | 3 | 2.00 (1.00-3.00) | 60 | 1.50 |"
+
+
+def test_shares_are_of_what_is_done() -> None:
+    from benchmarks.profiles import OUTSIDE, REST, shares
+
+    x, weight = torch.randn(2, 8, 40, 40), torch.randn(64, 8, 3, 3)
+    found = shares(lambda: torch.nn.functional.conv2d(x, weight), "cpu")
+    assert max(found, key=lambda kind: found[kind] if kind not in (OUTSIDE, REST) else 0) == "convolutions"
+    assert sum(found.values()) == pytest.approx(1, abs=0.01)
+
+
+def test_profiles_are_of_the_plain_call_and_of_peers(tmp_path: Path) -> None:
+    spent = {"convolutions": 0.5}
+    sides = [Side(name, ours, 10.0, 9.0, 11.0, 9, {}, spent) for name, ours in (("a", True), ("b", True), ("c", False))]
+    results.merge(tmp_path / "r.json", {"x": Found("ms", sides).record()})
+    lines = pages.profile_table(tmp_path / "r.json").splitlines()[2:]
+    assert [line.split(" | ")[:3] for line in lines] == [["| `x`", "a", "5"], ["| ", "c", "5"]]

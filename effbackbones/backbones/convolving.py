@@ -1,9 +1,9 @@
 """Convolutions on a processor where the library's own way is not the quickest: the same sums, in another order.
 
-* Pointwise ones are matrix products of pixels by channels. Where MKL is at home, on processors of Intel, its products take two thirds of
-  the time of oneDNN's convolutions, and a tenth on small maps.
-* oneDNN has no quick kernel for the gradient of depthwise weights of more than three columns: of 5 x 5 it takes ten times what 3 x 3 take.
-  Three columns at a time it is quick.
+* Pointwise ones are matrix products of pixels by channels. Where MKL is at home, on processors of Intel, its products are quicker than
+  oneDNN's convolutions, most so on small maps (``python -m benchmarks pointwise``).
+* oneDNN has no quick kernel for the gradient of depthwise weights of more than three columns; three columns at a time it is quick
+  (``python -m benchmarks depthwise-gradient``).
 
 Both need channels last; anything else goes to the library.
 """
@@ -131,7 +131,7 @@ class Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.geometry, ctx.autocast = geometry, autocast_as_now()
+        ctx.geometry, ctx.autocast = geometry, autocast_of(x)
         ctx.save_for_backward(x, weight, bias)
         return geometry(x, weight, bias)
 
@@ -148,15 +148,24 @@ class Convolve(torch.autograd.Function):
                 geometry.of_weight(grad, x, weight).to(weight.dtype) if wanted[1] else None,
                 of_bias(grad).to(weight.dtype) if wanted[2] else None,
             )
-        with torch.enable_grad(), ctx.autocast:  # a second derivative will be asked for
+        with torch.enable_grad(), autocast_as(ctx.autocast):  # a second derivative will be asked for
             chosen = [tensor for tensor, yes in zip(inputs, wanted, strict=True) if yes]
             again = iter(torch.autograd.grad(geometry(*inputs), chosen, grad, create_graph=True))
         return None, *(next(again) if yes else None for yes in wanted)
 
 
-def autocast_as_now() -> torch.autocast:
-    """What a forward pass is computed in, to compute it so once more."""
-    return torch.autocast("cpu", torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
+Autocast = tuple[str, torch.dtype, bool]
+
+
+def autocast_of(x: Tensor) -> Autocast:
+    """What a forward pass of ``x`` is computed in: kept for :func:`autocast_as`, which is dear to make in every call."""
+    kind = x.device.type
+    return kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+
+
+def autocast_as(kept: Autocast) -> torch.autocast:
+    """The same once more."""
+    return torch.autocast(*kept)
 
 
 def of_bias(grad: Tensor) -> Tensor:
@@ -203,7 +212,7 @@ def _padded(x: Tensor, sides: Sides) -> Tensor:
 def _overlap(before: int, size: int, whole: int) -> tuple[int, int]:
     """Where in a side of ``whole`` pixels those ``size`` lie that begin behind ``before``; of a kernel that is much wider than its map some
     columns see none."""
-    first = min(max(0, before), whole)
+    first = max(0, before)
     return first, max(first, min(before + size, whole))
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effbackbones.backbones.convolving import Geometry, autocast_as_now, of_bias
+from effbackbones.backbones.convolving import Geometry, autocast_as, autocast_of, of_bias
 
 _aten = torch.ops.aten
 
@@ -131,7 +131,7 @@ class NormActConv(torch.autograd.Function):
         if conv is not None:
             assert kernel is not None
             out = conv(out, kernel, shift)
-        ctx.norm, ctx.act, ctx.conv, ctx.gates, ctx.autocast = norm, act, conv, len(gated), autocast_as_now()
+        ctx.norm, ctx.act, ctx.conv, ctx.gates, ctx.autocast = norm, act, conv, len(gated), autocast_of(x)
         ctx.save_for_backward(x, weight, bias, kernel, shift, mean, invstd, reserve, *gated, *(gate or ()))
         ctx.statistics = None if norm.training else (norm.mean, norm.var)
         return out
@@ -196,7 +196,7 @@ def _with_graph(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
     kernel, shift, *gated = rest
     inputs = [x, weight, bias, kernel, shift, *gated]
     wanted = [i for i, tensor in enumerate(inputs) if tensor is not None and ctx.needs_input_grad[3 + i]]
-    with torch.enable_grad(), ctx.autocast:
+    with torch.enable_grad(), autocast_as(ctx.autocast):
         out = ACTS[ctx.act].apply(norm.functional(x, weight, bias))
         if gated:
             out = out * Gate.of(out.mean((2, 3)), tuple(gated)).wide
