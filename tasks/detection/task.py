@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torchmetrics import Metric
 
 from effbackbones.contracts import Detections
+from effbackbones.inference.thresholds import thresholds_of
 from effbackbones.model import Model
 from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
 from tasks.data.batch import Batch
@@ -124,6 +125,9 @@ class Detection(TaskSpec):
 
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return DetectionReporter(config, classes)
+
+    def observer_of(self, config: Config, classes: Sequence[str], model: Model) -> Reporter:
+        return DetectionReporter(config, classes, thresholds_of(model)["det"].values[0])
 
     def recorder(self, dataset: Dataset, classes: Sequence[str]) -> Recorder:
         return DetectionRecorder(classes, category_ids(dataset))

@@ -120,7 +120,7 @@ def score_model(
     raised when it says so. Answers of the network that are not finite are told, or, if it is ``strict``, raise :class:`UserError`.
     ``views`` and ``slices``: other looks at each image.
     """
-    share, observer = share or Share(), task.observer(config, classes) if observe else None
+    share, observer = share or Share(), task.observer_of(config, classes, model) if observe else None
     looking = Looking.at(task, config, model, hardware, views, slices)
     loader = feeding.evaluation_loader(
         config, task, dataset, model, share.rank, share.world, as_it_is=looking is not None
