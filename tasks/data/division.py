@@ -60,7 +60,7 @@ class Division:
         if not {"train", "val"} <= set(listed) or not all(map(_is_list_of_ids, listed.values())):
             remedy = "write lists of ids under train, val and perhaps test, as split.json of a run has them"
             raise UserError("data.division", f"{path} lists no ids under train and val", remedy)
-        parts = {split: tuple(ids) for split, ids in listed.items()}
+        parts: dict[str, tuple[str, ...]] = {split: tuple(ids) for split, ids in listed.items()}
         whole = [name for part in parts.values() for name in part]
         if len(set(whole)) < len(whole):
             twice = next(name for name in whole if whole.count(name) > 1)
@@ -111,15 +111,15 @@ def divided(
     }
     for name, part in members_of.items():
         if not part:
-            what = f"would have none of the {len(ids):,} images ({len(units):,} groups)"
-            raise UserError(f"data.{name}", what, "choose other shares, or add images")
+            what = f"would have none of the {len(ids):,} {known.noun}s ({len(units):,} groups)"
+            raise UserError(f"data.{name}", what, f"choose other shares, or add {known.noun}s")
     counts = ", ".join(f"{len(part):,} {name}" for name, part in members_of.items())
     how = "by class" if found is not None else "at random"
     grouped = group is not None or groups is not None
     together = f", {len(units):,} groups kept together" if grouped and len(units) < len(ids) else ""
     together += f", {many:,} that are there more than once kept together" if many and few else ""
-    apart = "" if few else f"; {many:,} images are there more than once, too many to be kept together"
-    return Division(members_of, f"{len(ids):,} images divided {how} with seed {seed}{together}: {counts}{apart}")
+    apart = "" if few else f"; {many:,} {known.noun}s are there more than once, too many to be kept together"
+    return Division(members_of, f"{len(ids):,} {known.noun}s divided {how} with seed {seed}{together}: {counts}{apart}")
 
 
 def _groups(group: str, ids: Sequence[str]) -> list[str]:

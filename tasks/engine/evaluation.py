@@ -148,7 +148,10 @@ def score_model(
     if observe:
         scores |= task.anatomy(own)
     if watch and watch.images:
-        what, remedy = f"{NOT_FINITE}, for {len(watch.images)} images, such as {watch.images[0]}", REMEDY
+        what, remedy = (
+            f"{NOT_FINITE}, for {len(watch.images)} {model.image_spec.noun}s, such as {watch.images[0]}",
+            REMEDY,
+        )
         if strict:
             raise UserError("model", what, remedy)
         tell(f"warning: {what}")

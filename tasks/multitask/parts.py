@@ -42,7 +42,7 @@ def parts_alone(config: Config, model: Model) -> Iterator[tuple[str, Part, Model
             head.heads[word],
             image_spec=model.image_spec,
             config={**model.config, "task": word, **named},
-            classes=(model.classes or {}).get(word),
+            classes=model.classes.get(word) if isinstance(model.classes, dict) else None,
         )
         alone.provenance = model.provenance | _point(model, word)  # ids of categories, values of masks
         yield word, part, alone.train(model.training)
