@@ -87,7 +87,7 @@ class Detection(TaskSpec):
     ) -> None:
         if out is not None:
             tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out, sample_sheet)}")
-        quick_checks(self, config, model, datasets, tell)
+        quick_checks(self, config, model, datasets, tell, samples_told=out is not None)
 
     def restored(self, batch: Batch, predictions: Detections) -> list[ImageDetections]:
         return restore(batch, predictions)
