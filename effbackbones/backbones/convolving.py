@@ -84,11 +84,7 @@ class Geometry(NamedTuple):
         if self._is_product(like, weight):
             return _map(_pixels(grad) @ weight.flatten(1), like)
         if self._has_gaps(like, weight):
-            sides = [
-                (size - 1) * gap - side
-                for size, gap, side in zip(weight.shape[2:], self.dilation, self._front, strict=True)
-            ]
-            return F.conv2d(grad, weight.flip(2, 3), None, 1, sides, self.dilation, self.groups)
+            return F.conv2d(grad, weight.flip(2, 3), None, 1, self._turned(weight), self.dilation, self.groups)
         geometry, kernel = self._widened(like, weight)
         if not geometry.pad:
             return geometry._library(grad, like, kernel, of_weight=False)
@@ -132,12 +128,13 @@ class Geometry(NamedTuple):
     def _has_gaps(self, x: Tensor, weight: Tensor) -> bool:
         left, right, top, bottom = self.pad or (0, 0, 0, 0)
         even = (left, top) == (right, bottom) and tuple(self.stride) == (1, 1)
-        inside = all(
-            side <= (size - 1) * gap
-            for size, gap, side in zip(weight.shape[2:], self.dilation, self._front, strict=True)
-        )
         wide = 1 < max(self.dilation) <= _GAPS and not torch.is_autocast_enabled("cpu")
-        return even and inside and wide and self._is_depthwise(x, weight)
+        return even and wide and self._is_depthwise(x, weight) and min(self._turned(weight)) >= 0
+
+    def _turned(self, weight: Tensor) -> list[int]:
+        """Padding of the convolution back."""
+        geometry = zip(weight.shape[2:], self.dilation, self._front, strict=True)
+        return [(size - 1) * gap - front for size, gap, front in geometry]
 
     def _by_phases(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Gradient of depthwise weights with gaps: pixels as far apart as its taps make maps of their own, which are seen without gaps."""
