@@ -113,16 +113,39 @@ def test_gradients_have_gradients(kind: str, products: Any) -> None:
     assert torch.autograd.gradgradcheck(call, (x, *inputs), fast_mode=True)
 
 
-@pytest.mark.parametrize(
-    "kind", ["depthwise 5", "depthwise 5 in steps", "depthwise 7", "same5", "fixed", "dilated", "dilated 3"]
-)
-def test_no_depthwise_gradient_takes_the_slow_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN is quick up to three columns without gaps, in maps not lower than the kernel."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_16_bits_they_are_as_near_as_those_allow(kind: str, products: Any) -> None:
+    torch.manual_seed(0)
+    conv = layer(kind).to(memory_format=LAST)
+    x = torch.randn(3, 8, 12, 11).bfloat16().float().to(memory_format=LAST)
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight.bfloat16())
+    ours = found(half, x, conv)
+    exact = found(lambda given, one: one(given), x.double(), conv.double())
+    for mine, true in zip(ours, exact, strict=True):
+        assert float((mine - true).abs().max()) <= 0.015 * float(true.abs().max())
+
+
+def half(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """As mixed precision has it: the backward pass lies outside."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return passes.convolve(x, conv)
+
+
+SLOW = ["depthwise 5", "depthwise 5 in steps", "depthwise 7", "same3", "same5", "fixed", "dilated", "dilated 3"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", SLOW)
+def test_no_depthwise_gradient_takes_a_slow_kernel(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN is quick up to three columns without gaps, in maps not lower than the kernel, and in bfloat16 without steps."""
     asked: list[tuple[torch.Size, torch.Size]] = []
     library = Geometry._library
 
     def watch(self: Geometry, grad: Tensor, x: Tensor, weight: Tensor, *, of_weight: bool) -> Any:
         assert tuple(self.dilation) == (1, 1)
+        assert x.dtype == grad.dtype == weight.dtype
+        assert x.dtype == torch.float32 or max(self.stride) == 1
         if of_weight:
             asked.append((x.shape, weight.shape))
             assert x.is_contiguous(memory_format=LAST)
@@ -131,7 +154,9 @@ def test_no_depthwise_gradient_takes_the_slow_kernel(kind: str, monkeypatch: pyt
     monkeypatch.setattr(Geometry, "_library", watch)
     conv = layer(kind).to(memory_format=LAST)
     for side in (4, 12):
-        found(passes.convolve, torch.randn(2, 8, side, side).to(memory_format=LAST), conv)
+        found(
+            half if precision == "bf16" else passes.convolve, torch.randn(2, 8, side, side).to(memory_format=LAST), conv
+        )
     assert asked
     for seen, kernel in asked:
         assert kernel[3] <= 3

@@ -25,6 +25,8 @@ from effbackbones.backbones.padding import PaddedConv2d
 _COLUMNS = 3  # of a depthwise kernel, up to which oneDNN's gradient of the weights is quick
 _GAPS = 4  # of a dilation, up to which what is done here is quicker
 _EXACT = (torch.float32, torch.float64)
+_MULTIPLIED = (*_EXACT, torch.bfloat16)  # on the way back, where nothing is added in 16 bits
+_DEPTHWISE = (torch.float32, torch.bfloat16)
 
 Sides = tuple[int, int, int, int]
 
@@ -64,25 +66,30 @@ class Geometry(NamedTuple):
         return F.conv2d(x, kernel, bias, self.stride, geometry.padding, self.dilation, self.groups)
 
     def of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Gradient of the weight, in the dtype of ``x``, which is that of ``grad``."""
-        grad = _arranged(grad, x)
-        if self._is_product(x, weight):
+        """Gradient of the weight, in the dtype of ``x``, which is that of ``grad``, or in float32."""
+        grad, weight = _arranged(grad, x), weight.to(x.dtype)
+        if self._is_product(x, weight, _MULTIPLIED):
             ours, theirs = _pixels(x), _pixels(grad)
             # of both orders the one with fewer rows is quicker
             found = (ours.t() @ theirs).t() if len(weight) > weight.shape[1] else theirs.t() @ ours
             return found.reshape(weight.shape)
+        if self._is_slow_in_half(x, weight) or (x.dtype == torch.bfloat16 and self._goes_by_columns(x, weight)):
+            return self.of_weight(grad.float(), x.float(), weight)
         if self._has_gaps(x, weight):
             return self._by_phases(grad, x, weight)
         if self._goes_by_columns(x, weight):
             return self._by_columns(grad, x, weight)
         seen = _padded(x, self.pad) if self.pad else x
-        return self._library(grad, seen, weight.to(x.dtype), of_weight=True)
+        return self._library(grad, seen, weight, of_weight=True)
 
     def of_input(self, grad: Tensor, like: Tensor, weight: Tensor) -> Tensor:
         """Gradient of the input, of which shape, dtype and layout are looked at and no value."""
         grad, weight = _arranged(grad, like), weight.to(like.dtype)
-        if self._is_product(like, weight):
+        if self._is_product(like, weight, _MULTIPLIED):
             return _map(_pixels(grad) @ weight.flatten(1), like)
+        if self._is_slow_in_half(like, weight):
+            exact = torch.empty_like(like, dtype=torch.float32)
+            return self.of_input(grad.float(), exact, weight).to(like.dtype)
         if self._has_gaps(like, weight):
             return F.conv2d(grad, weight.flip(2, 3), None, 1, self._turned(weight), self.dilation, self.groups)
         geometry, kernel = self._widened(like, weight)
@@ -107,17 +114,20 @@ class Geometry(NamedTuple):
             return self, weight
         return self._replace(padding=(bottom, right), pad=None), F.pad(weight, (right - left, 0, bottom - top, 0))
 
-    def _is_product(self, x: Tensor, weight: Tensor) -> bool:
+    def _is_product(self, x: Tensor, weight: Tensor, dtypes: tuple[torch.dtype, ...] = _EXACT) -> bool:
         plain = tuple(weight.shape[2:]) == (1, 1) and self.groups == 1 and tuple(self.stride) == (1, 1)
         still = plain and not any(self.padding) and not any(self.pad or ()) and not torch.is_autocast_enabled("cpu")
-        fits = x.dtype == weight.dtype and x.dtype in _EXACT and x.shape[1] == weight.shape[1]
+        fits = x.dtype == weight.dtype and x.dtype in dtypes and x.shape[1] == weight.shape[1]
         return still and fits and _is_last(x) and products_pay()
 
     def _goes_by_columns(self, x: Tensor, weight: Tensor) -> bool:
         return self._is_depthwise(x, weight) and tuple(self.dilation) == (1, 1) and weight.shape[3] > _COLUMNS
 
     def _is_depthwise(self, x: Tensor, weight: Tensor) -> bool:
-        return self.groups == x.shape[1] == weight.shape[0] and x.dtype == torch.float32 and _is_last(x)
+        return self.groups == x.shape[1] == weight.shape[0] and x.dtype in _DEPTHWISE and _is_last(x)
+
+    def _is_slow_in_half(self, x: Tensor, weight: Tensor) -> bool:
+        return x.dtype == torch.bfloat16 and max(self.stride) > 1 and self._is_depthwise(x, weight)
 
     @property
     def _front(self) -> tuple[int, int]:
