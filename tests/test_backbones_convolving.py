@@ -19,6 +19,10 @@ def layer(kind: str) -> nn.Conv2d:
         return Conv2dFixed(8, 8, 5, stride=2, groups=8, before=1, after=2)
     if kind.startswith("same"):
         return Conv2dSame(8, 8, int(kind[-1]), stride=2, groups=8, bias=False)
+    if kind == "dilated unevenly":
+        return nn.Conv2d(8, 8, (5, 3), padding=(3, 0), dilation=(1, 2), groups=8, bias=False)
+    if kind == "dilated same":
+        return Conv2dSame(8, 8, 5, dilation=2, groups=8, bias=False)
     if kind == "uneven":
         return Conv2dFixed(8, 8, 3, before=0, after=2, bias=False)
     kernel, stride, groups, dilation, bias = {
@@ -32,6 +36,7 @@ def layer(kind: str) -> nn.Conv2d:
         "depthwise 7": (7, 1, 8, 1, False),
         "depthwise 9": (9, 1, 8, 1, False),
         "dilated": (5, 1, 8, 2, False),
+        "dilated 3": (3, 1, 8, 3, True),
         "grouped": (5, 1, 2, 1, False),
         "whole": (3, 1, 1, 1, True),
     }[kind]
@@ -45,6 +50,9 @@ KINDS += [
     "depthwise 7",
     "depthwise 9",
     "dilated",
+    "dilated 3",
+    "dilated unevenly",
+    "dilated same",
     "grouped",
     "whole",
     "same3",
@@ -76,7 +84,9 @@ def found(call: Any, x: Tensor, conv: nn.Conv2d) -> list[Tensor]:
 def test_results_and_gradients_are_the_layers(kind: str, size: tuple[int, int], products: Any) -> None:
     torch.manual_seed(0)
     conv = layer(kind)
-    if kind in ("depthwise 4", "fixed", "depthwise 9") and min(size) < 2:
+    if (kind in ("depthwise 4", "fixed", "depthwise 9") and min(size) < 2) or (
+        kind == "dilated unevenly" and size[1] < 5
+    ):
         pytest.skip("nothing comes out, or oneDNN refuses it")
     for layout in (LAST, torch.contiguous_format):
         x = torch.randn(3, 8, *size).to(memory_format=layout)
@@ -103,13 +113,16 @@ def test_gradients_have_gradients(kind: str, products: Any) -> None:
     assert torch.autograd.gradgradcheck(call, (x, *inputs), fast_mode=True)
 
 
-@pytest.mark.parametrize("kind", ["depthwise 5", "depthwise 5 in steps", "depthwise 7", "same5", "fixed"])
+@pytest.mark.parametrize(
+    "kind", ["depthwise 5", "depthwise 5 in steps", "depthwise 7", "same5", "fixed", "dilated", "dilated 3"]
+)
 def test_no_depthwise_gradient_takes_the_slow_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN is quick up to three columns, in maps not lower than the kernel."""
+    """oneDNN is quick up to three columns without gaps, in maps not lower than the kernel."""
     asked: list[tuple[torch.Size, torch.Size]] = []
     library = Geometry._library
 
     def watch(self: Geometry, grad: Tensor, x: Tensor, weight: Tensor, *, of_weight: bool) -> Any:
+        assert tuple(self.dilation) == (1, 1)
         if of_weight:
             asked.append((x.shape, weight.shape))
             assert x.is_contiguous(memory_format=LAST)
@@ -152,20 +165,21 @@ def test_an_empty_batch_goes_both_ways(products: Any) -> None:
     assert x.grad.shape == x.shape
 
 
-def test_autocast_around_the_backward_pass_changes_nothing(products: Any) -> None:
+@pytest.mark.parametrize("kind", ["pointwise", "dilated"])
+def test_autocast_around_the_backward_pass_changes_nothing(kind: str, products: Any) -> None:
     """What was computed in full precision inside has gradients in it."""
     torch.manual_seed(0)
-    conv, x = layer("pointwise").to(memory_format=LAST), torch.randn(2, 8, 9, 9).to(memory_format=LAST)
-    with torch.autocast("cpu", torch.bfloat16):
+    conv, x = layer(kind).to(memory_format=LAST), torch.randn(2, 8, 9, 9).to(memory_format=LAST)
+
+    def under(given: Tensor, conv: nn.Conv2d) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            out = passes.convolve(x, conv)
-        torch.autograd.backward(out.square().sum())
-    mine = conv.weight.grad
-    assert mine is not None
-    weight = conv.weight.detach().double().requires_grad_()
-    torch.autograd.backward(nn.functional.conv2d(x.double(), weight).square().sum())
-    assert weight.grad is not None
-    assert float((mine - weight.grad).abs().max()) <= 1e-6 * float(weight.grad.abs().max())
+            return passes.convolve(given, conv)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        mine = found(under, x, conv)
+    exact = found(passes.convolve, x.double(), conv.double())
+    for one, true in zip(mine, exact, strict=True):
+        assert float((one - true).abs().max()) <= 1e-6 * float(true.abs().max())
 
 
 def test_second_derivatives_under_autocast() -> None:
