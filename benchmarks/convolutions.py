@@ -1,5 +1,5 @@
 """Single convolutions on a processor as :mod:`effbackbones.backbones.convolving` computes them, against torch's own (oneDNN): on the same
-map, channels last, the weights' gradient of a depthwise one, and a pointwise one there and back."""
+map, channels last: the weights' gradient of a depthwise one, both gradients of one with gaps, and a pointwise one there and back."""
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +13,23 @@ CLOSE = 1e-4
 """How far apart results may lie, in shares of the largest."""
 
 
-def kernels(setting: Setting, channels: int, out: int, kernel: int, side: int, batch: int) -> Found:
-    """``out`` as many as ``channels`` and a ``kernel`` above 1: depthwise, the gradient of the weights alone; else pointwise."""
+def kernels(setting: Setting, channels: int, out: int, kernel: int, side: int, batch: int, gap: int = 1) -> Found:
+    """A ``kernel`` above 1: depthwise, ``out`` as many as ``channels``, the gradient of the weights and with a ``gap`` that of the input;
+    else pointwise."""
     batch = 2 if setting.dry else batch
-    wide = kernel > 1
-    conv = nn.Conv2d(channels, out, kernel, 1, kernel // 2, groups=channels if wide else 1, bias=False)
+    wide, of_input = kernel > 1, kernel == 1 or gap > 1
+    conv = nn.Conv2d(channels, out, kernel, 1, kernel // 2 * gap, gap, groups=channels if wide else 1, bias=False)
     x, grad = (torch.randn(batch, count, side, side) for count in (channels, out))
     x, grad, weight = (one.to(memory_format=torch.channels_last) for one in (x, grad, conv.weight.detach()))
     geometry = Geometry.of(conv, x)
 
     def ours() -> list[Tensor]:
-        gradients = [geometry.of_weight(grad, x, weight)]
-        return gradients if wide else [geometry(x, weight, None), geometry.of_input(grad, x, weight), *gradients]
+        gradients = [geometry.of_input(grad, x, weight)] if of_input else []
+        gradients.append(geometry.of_weight(grad, x, weight))
+        return gradients if wide else [geometry(x, weight, None), *gradients]
 
     def theirs() -> list[Tensor]:
-        rest = (conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, [not wide, True, False])
+        rest = (conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, [of_input, True, False])
         gradients = [
             one for one in torch.ops.aten.convolution_backward(grad, x, weight, None, *rest) if one is not None
         ]

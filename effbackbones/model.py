@@ -202,11 +202,12 @@ class Model(nn.Module):
                     )
         return groups
 
-    def folded_copy(self) -> Self:
-        """A copy in eval mode without gradients and what only trains, its batch norms folded into the convolutions in front of them, as
-        graphs are made of. It cannot be saved."""
+    def folded_copy(self, *, whole: bool = False) -> Self:
+        """A copy in eval mode without gradients and, unless ``whole``, what only trains, its batch norms folded into the convolutions in
+        front of them, as graphs are made of. It cannot be saved."""
         model = copy.deepcopy(self).eval().requires_grad_(False)
-        shed(model)
+        if not whole:
+            shed(model)
         fold_batch_norm(model)
         model.folded, model.runner = True, None
         return model

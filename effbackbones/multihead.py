@@ -122,13 +122,15 @@ class MultiHead(Head):
         return super().divisor(name, count) if own in _BY_IMAGES else head.divisor(own, count)
 
     def check_teacher(self, teacher: Head) -> None:
-        """The heads of the tasks that both have, one at least."""
+        """The heads of the tasks that both have, one at least. The teacher pads images as this head does from here on."""
         shared = self._taught(list(teacher.heads) if isinstance(teacher, MultiHead) else [])
         if not shared:
             remedy = f"give a teacher of {' or '.join(self.heads)}"
             raise UserError("optim.distill.teacher", f"is for {teacher.task}, none of these tasks", remedy)
         for task, head in shared:
             head.check_teacher(cast(MultiHead, teacher).heads[task])  # type: ignore[arg-type]  # a head
+        # A model pads for all of its heads together, not for each of them.
+        teacher.size_divisor, teacher.min_size = self.size_divisor, self.min_size
 
     def distill(
         self,

@@ -91,6 +91,15 @@ def test_another_seed_gives_other_weights(whole: Path, tmp_path: Path) -> None:
     assert digest(tmp_path / "other") != digest(whole)
 
 
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_bf16_on_a_processor_trains_and_tells_where_it_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], multiplies: bool
+) -> None:
+    monkeypatch.setattr("tasks.engine.hardware.computes_bfloat16", lambda: multiplies)
+    assert run(tmp_path / "half", "--run.precision", "bf16", "--optim.epochs", "1") == 0
+    assert ("does not multiply bfloat16" in capsys.readouterr().err) is not multiplies
+
+
 class After(Watcher):
     """Calls ``look`` with the state of the run after each step."""
 
@@ -142,6 +151,7 @@ def test_a_run_that_continues_says_nothing_of_the_weights_that_it_began_with(ste
         datasets=sizes,
         classes=("a", "b"),
         fabric=SimpleNamespace(device="cpu"),
+        hardware=SimpleNamespace(remark=""),
     )
     assert list(told_of_start(parse("classify", TINY).config, prepared))[2:] == told
 

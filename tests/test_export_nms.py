@@ -1,5 +1,8 @@
 """The forms of non-maximum suppression that a graph holds give what the eager one gives."""
 
+from collections.abc import Sequence
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -35,3 +38,41 @@ def test_a_form_for_graphs_gives_what_the_eager_one_gives(
     ours = _hard_nms_of_onnx(found, classes, **how) if form == "onnx" else _hard_nms_unrolled(found, **how)  # type: ignore[arg-type]
     for name, one, other in zip(expected._fields, expected, ours, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=0, msg=name)
+
+
+def suppressed(boxes: Sequence[Sequence[float]], labels: Sequence[int], iou: Fraction) -> list[int]:
+    """The definition, in numbers that are not rounded: rows that stay, of boxes by falling score."""
+    kept: list[int] = []
+    for row, box in enumerate(boxes):
+        for other in (boxes[k] for k in kept if labels[k] == labels[row]):
+            sides = [min(box[a + 2], other[a + 2]) - max(box[a], other[a]) for a in range(2)]
+            shared = max(Fraction(sides[0]), 0) * max(Fraction(sides[1]), 0)
+            areas = [(Fraction(b[2]) - Fraction(b[0])) * (Fraction(b[3]) - Fraction(b[1])) for b in (box, other)]
+            if shared > iou * (sum(areas) - shared):
+                break
+        else:
+            kept.append(row)
+    return kept
+
+
+@pytest.mark.parametrize("form", ["eager", "onnx", "unrolled"])
+@pytest.mark.parametrize(("classes", "whole"), [(2, True), (365, False), (1203, False)])
+def test_classes_and_borders_are_those_of_the_definition(form: str, classes: int, whole: bool) -> None:
+    """Boxes of a few pixels of the last of many classes, in a large image; and whole numbers, of which many pairs overlap by 3 / 5."""
+    draw = torch.Generator().manual_seed(classes)
+    middles, kinds = torch.rand(12, 2, generator=draw) * 1500, classes - 1 - torch.randint(0, 2, (12,), generator=draw)
+    place = torch.randint(0, 12, (150,), generator=draw)
+    corner = middles[place] + torch.rand(150, 2, generator=draw) * 4
+    sides = 4 + 5 * torch.rand(150, 2, generator=draw)
+    corner, sides = (corner.round(), sides.round()) if whole else (corner, sides)
+    labels, iou = kinds[place], 0.6
+    boxes = torch.cat([corner, corner + sides], 1)
+    found = Candidates(boxes[None], torch.linspace(0.9, 0.3, 150)[None], labels[None])
+    kept = suppressed(boxes.tolist(), labels.tolist(), Fraction(3, 5))
+    how = {"iou": iou, "threshold": 0.2, "most": 150}
+    if form == "onnx":
+        ours = _hard_nms_of_onnx(found, classes, **how)  # type: ignore[arg-type]
+    else:
+        ours = (hard_nms if form == "eager" else _hard_nms_unrolled)(found, **how)  # type: ignore[arg-type]
+    assert 30 < len(kept) < 140
+    assert ours.boxes[0, : int(ours.count)].tolist() == boxes[kept].tolist()

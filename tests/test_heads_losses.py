@@ -5,7 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from heads.detection.anchors import Deltas
+from heads.detection.criteria import BoxLosses, Coder, Matched
 from heads.detection.losses import IOU_LOSSES, focal_negative, focal_positive, focal_sum, huber_sum, iou_loss
+from heads.detection.points import Distances
 
 
 def case(seed: int = 0, classes: int = 5, anchors: int = 200) -> tuple[Tensor, Tensor]:
@@ -143,6 +146,32 @@ def test_iou_losses_pull_a_distant_box_closer(kind: str) -> None:
     assert gradient[0, 0] + gradient[0, 2] > 0
     empty = torch.zeros(1, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(iou_loss(empty, target, kind).sum(), empty)  # type: ignore[arg-type]
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", IOU_LOSSES)
+@pytest.mark.parametrize("side", [1e-3, 1.0, 700.0])
+def test_a_box_that_is_its_target_costs_nothing_and_stays(kind: str, side: float) -> None:
+    box = (torch.tensor([[0.0, 0.0, 1.0, 0.7]]) * side).requires_grad_()
+    value = iou_loss(box, box.detach().clone(), kind)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(value.sum(), box)
+    assert value.item() == pytest.approx(0.0, abs=1e-6)
+    assert float(gradient.abs().max()) * side < 1e-5
+
+
+@pytest.mark.parametrize("kind", IOU_LOSSES)
+@pytest.mark.parametrize("coder", [Deltas(), Deltas("yx"), Deltas("xy", 0.1, 0.2), Distances()])
+@pytest.mark.parametrize("size", [-1e6, -50.0, 0.0, 50.0, 1e6])
+def test_losses_of_boxes_stay_finite_however_wrong_they_are(kind: str, coder: Coder, size: float) -> None:
+    """One anchor that says a side of e^50 would else take every gradient of the batch with it."""
+    anchors = torch.tensor([[0.0, 0.0, 32.0, 32.0], [50.0, 50.0, 562.0, 306.0]])
+    deltas = torch.full((1, 2, 4), size).requires_grad_()
+    matched = Matched(torch.ones(1, 2).bool(), anchors[None] + 3, torch.zeros(1, 2).long(), None)
+    losses = BoxLosses("l1", iou_loss=kind)  # type: ignore[arg-type]
+    said = deltas.relu() if isinstance(coder, Distances) else deltas
+    terms = losses.terms(said, anchors, matched, coder, torch.tensor(2.0))
+    (gradient,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), deltas)
+    assert all(value.isfinite() for value in terms.values())
     assert gradient.isfinite().all()
 
 

@@ -136,6 +136,17 @@ def test_a_teacher_pads_as_its_student() -> None:
     assert [teacher.padded(side) for side in (100, 700)] == [student.padded(side) for side in (100, 700)]
 
 
+def test_a_joint_teacher_pads_as_its_student() -> None:
+    """All of its heads together: for each of them alone its model does not ask."""
+    (model, batch), (other, _) = joint(), joint()
+    head: Any = other.head
+    head.size_divisor, head.heads["det"].size_divisor = 3 * model.head.size_divisor, 96
+    model.head.check_teacher(head)
+    with torch.no_grad():
+        ours, theirs = (each(batch.images, batch.sizes) for each in (model, other))
+    assert ours["det"].logits.shape == theirs["det"].logits.shape
+
+
 def test_other_classes_modes_and_heads_without_a_form_are_refused() -> None:
     cls = case("classification", {}, 3).build()
     several = case("classification", {"multilabel": True}, 3).build()

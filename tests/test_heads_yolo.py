@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from effbackbones import build_model
+from effbackbones.backbones.folding import shed
 from effbackbones.conformance import check_head, enforce
 from effbackbones.conformance.head import HEAD_PROMISES
 from effbackbones.contracts import BoxTargets, FeatureSpec, ImageSizes
@@ -20,7 +21,7 @@ from heads.detection.anchors import pairwise_iou
 from heads.detection.criteria import Focal, QualityFocal
 from heads.detection.losses import distribution_sum
 from heads.detection.nms import Candidates, Selection
-from heads.detection.yolo import YoloHead, YoloRaw
+from heads.detection.yolo import Pair, YoloHead, YoloRaw
 
 SMALL: dict[str, Any] = {"channels": 16, "depth": 1, "repeats": 1}
 SIDE, LEVELS, CLASSES = 64, (8, 16, 32), 3
@@ -330,3 +331,64 @@ def test_wrong_options_are_named(options: dict[str, Any], says: str) -> None:
 def test_other_maps_are_refused() -> None:
     with pytest.raises(UserError, match=r"head yolo: reads C3, C4, C5.*got C4 \(stride 16\), C5 \(stride 16\)"):
         YoloHead(FeatureSpec("b0", ("C4", "C5"), (112, 320), (16, 16)), 2)
+
+
+# --- teachers --------------------------------------------------------------------------------------------------------
+
+
+def taught(student: YoloHead, teacher: YoloHead) -> tuple[YoloRaw, YoloRaw, list[Tensor], BoxTargets, ImageSizes]:
+    """What both say of the same maps, those of the student, and two objects."""
+    torch.manual_seed(3)
+    student.check_teacher(teacher)
+    maps = [
+        torch.randn(1, c, SIDE // s, SIDE // s, requires_grad=True) for c, s in zip((24, 40, 80), LEVELS, strict=True)
+    ]
+    targets = BoxTargets(
+        torch.tensor([[[4.0, 4.0, 30.0, 50.0], [30.0, 20.0, 60.0, 60.0]]]),
+        torch.tensor([[0, 2]]),
+        torch.zeros(1, 2).bool(),
+    )
+    sizes = ImageSizes.of(torch.zeros(1, 3, SIDE, SIDE))
+    with torch.no_grad():
+        theirs = teacher(maps, sizes)
+    return student(maps, sizes), theirs, maps, targets, sizes
+
+
+def head_for_maps(nms_free: bool) -> YoloHead:
+    spec = FeatureSpec("b0", ("C3", "C4", "C5"), (24, 40, 80), LEVELS)
+    return YoloHead(spec, CLASSES, nms_free=nms_free, **SMALL).eval()
+
+
+def test_nets_learn_from_nets_of_their_kind() -> None:
+    """Those that find each object once from such alone; the teacher's answer reaches the maps all the same."""
+    torch.manual_seed(0)
+    once, plain, other = head_for_maps(True), head_for_maps(False), head_for_maps(True)
+    raw, theirs, maps, targets, sizes = taught(once, other)
+    losses = once.distill(raw, theirs, targets, sizes)
+    assert set(losses) == set(once.distilled) == {"distill", "distill_box", "distill_many", "distill_many_box"}
+    for name in losses:
+        found = torch.autograd.grad(losses[name], maps, retain_graph=True, allow_unused=True)
+        assert all((g is not None) == ("many" in name) for g in found), name
+
+    raw, theirs, _, targets, sizes = taught(once, plain)
+    losses = once.distill(raw, theirs, targets, sizes)
+    assert set(losses) == {"distill_many", "distill_many_box"}, (
+        "a teacher that says things twice teaches no net that is to say them once"
+    )
+    assert isinstance(once.nets, Pair)
+    for name, parameter in once.nets.one.named_parameters():
+        (found,) = torch.autograd.grad(sum(losses.values()), [parameter], retain_graph=True, allow_unused=True)
+        assert found is None, name
+
+    raw, theirs, _, targets, sizes = taught(plain, other)
+    several = YoloRaw(*theirs.many[0], (), theirs.anchors)
+    assert plain.distill(raw, theirs, targets, sizes) == plain.distill(raw, several, targets, sizes)
+
+
+def test_a_teacher_without_the_nets_that_teach_the_maps_is_refused() -> None:
+    student, teacher = head_for_maps(True), head_for_maps(True)
+    shed(teacher)
+    with pytest.raises(
+        UserError, match=r"optim\.distill\.teacher: has lost the nets .*give the model as it was trained"
+    ):
+        student.check_teacher(teacher)

@@ -4,11 +4,16 @@
   oneDNN's convolutions, most so on small maps (``python -m benchmarks pointwise``).
 * oneDNN has no quick kernel for the gradient of depthwise weights of more than three columns; three columns at a time it is quick
   (``python -m benchmarks depthwise-gradient``).
+* Nor has it one for either gradient of a depthwise convolution with gaps, which ends every backbone that keeps its resolution. That of the
+  input is a convolution with the kernel turned round; for that of the weights, pixels that are seen together are put together
+  (``python -m benchmarks dilated-gradient``).
+* In bfloat16 oneDNN is fast where a processor multiplies it, but for depthwise gradients in steps or of more than three columns, which take
+  it ten to fifty times as long as in float32. These are computed in float32.
 
-Both need channels last; anything else goes to the library.
+All need channels last; anything else goes to the library.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +25,10 @@ from torch import Tensor
 from effbackbones.backbones.padding import PaddedConv2d
 
 _COLUMNS = 3  # of a depthwise kernel, up to which oneDNN's gradient of the weights is quick
+_GAPS = 4  # of a dilation, up to which what is done here is quicker
 _EXACT = (torch.float32, torch.float64)
+_MULTIPLIED = (*_EXACT, torch.bfloat16)  # on the way back, where nothing is added in 16 bits
+_DEPTHWISE = (torch.float32, torch.bfloat16)
 
 Sides = tuple[int, int, int, int]
 
@@ -60,23 +68,32 @@ class Geometry(NamedTuple):
         return F.conv2d(x, kernel, bias, self.stride, geometry.padding, self.dilation, self.groups)
 
     def of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Gradient of the weight, in the dtype of ``x``, which is that of ``grad``."""
-        grad = _arranged(grad, x)
-        if self._is_product(x, weight):
+        """Gradient of the weight, in the dtype of ``x``, which is that of ``grad``, or in float32."""
+        grad, weight = _arranged(grad, x), weight.to(x.dtype)
+        if self._is_product(x, weight, _MULTIPLIED):
             ours, theirs = _pixels(x), _pixels(grad)
             # of both orders the one with fewer rows is quicker
             found = (ours.t() @ theirs).t() if len(weight) > weight.shape[1] else theirs.t() @ ours
             return found.reshape(weight.shape)
+        if self._is_slow_in_half(x, weight) or (x.dtype == torch.bfloat16 and self._goes_by_columns(x, weight)):
+            return self.of_weight(grad.float(), x.float(), weight)
+        if self._has_gaps(x, weight):
+            return self._by_phases(grad, x, weight)
         if self._goes_by_columns(x, weight):
             return self._by_columns(grad, x, weight)
         seen = _padded(x, self.pad) if self.pad else x
-        return self._library(grad, seen, weight.to(x.dtype), of_weight=True)
+        return self._library(grad, seen, weight, of_weight=True)
 
     def of_input(self, grad: Tensor, like: Tensor, weight: Tensor) -> Tensor:
         """Gradient of the input, of which shape, dtype and layout are looked at and no value."""
         grad, weight = _arranged(grad, like), weight.to(like.dtype)
-        if self._is_product(like, weight):
+        if self._is_product(like, weight, _MULTIPLIED):
             return _map(_pixels(grad) @ weight.flatten(1), like)
+        if self._is_slow_in_half(like, weight):
+            exact = torch.empty_like(like, dtype=torch.float32)
+            return self.of_input(grad.float(), exact, weight).to(like.dtype)
+        if self._has_gaps(like, weight):
+            return F.conv2d(grad, weight.flip(2, 3), None, 1, self._turned(weight), self.dilation, self.groups)
         geometry, kernel = self._widened(like, weight)
         if not geometry.pad:
             return geometry._library(grad, like, kernel, of_weight=False)
@@ -99,21 +116,49 @@ class Geometry(NamedTuple):
             return self, weight
         return self._replace(padding=(bottom, right), pad=None), F.pad(weight, (right - left, 0, bottom - top, 0))
 
-    def _is_product(self, x: Tensor, weight: Tensor) -> bool:
+    def _is_product(self, x: Tensor, weight: Tensor, dtypes: tuple[torch.dtype, ...] = _EXACT) -> bool:
         plain = tuple(weight.shape[2:]) == (1, 1) and self.groups == 1 and tuple(self.stride) == (1, 1)
         still = plain and not any(self.padding) and not any(self.pad or ()) and not torch.is_autocast_enabled("cpu")
-        fits = x.dtype == weight.dtype and x.dtype in _EXACT and x.shape[1] == weight.shape[1]
+        fits = x.dtype == weight.dtype and x.dtype in dtypes and x.shape[1] == weight.shape[1]
         return still and fits and _is_last(x) and products_pay()
 
     def _goes_by_columns(self, x: Tensor, weight: Tensor) -> bool:
-        depthwise = self.groups == x.shape[1] == weight.shape[0] and tuple(self.dilation) == (1, 1)
-        quick = x.device.type == "cpu" and x.dtype == torch.float32 and _is_last(x)
-        return depthwise and quick and weight.shape[3] > _COLUMNS
+        return self._is_depthwise(x, weight) and tuple(self.dilation) == (1, 1) and weight.shape[3] > _COLUMNS
+
+    def _is_depthwise(self, x: Tensor, weight: Tensor) -> bool:
+        return self.groups == x.shape[1] == weight.shape[0] and x.dtype in _DEPTHWISE and _is_last(x)
+
+    def _is_slow_in_half(self, x: Tensor, weight: Tensor) -> bool:
+        return x.dtype == torch.bfloat16 and max(self.stride) > 1 and self._is_depthwise(x, weight)
+
+    @property
+    def _front(self) -> tuple[int, int]:
+        """Rows and columns of zeros before a map."""
+        left, _, top, _ = self.pad or (0, 0, 0, 0)
+        return top + self.padding[0], left + self.padding[1]
+
+    def _has_gaps(self, x: Tensor, weight: Tensor) -> bool:
+        left, right, top, bottom = self.pad or (0, 0, 0, 0)
+        even = (left, top) == (right, bottom) and tuple(self.stride) == (1, 1)
+        wide = 1 < max(self.dilation) <= _GAPS and not torch.is_autocast_enabled("cpu")
+        return even and wide and self._is_depthwise(x, weight) and min(self._turned(weight)) >= 0
+
+    def _turned(self, weight: Tensor) -> list[int]:
+        """Padding of the convolution back."""
+        geometry = zip(weight.shape[2:], self.dilation, self._front, strict=True)
+        return [(size - 1) * gap - front for size, gap, front in geometry]
+
+    def _by_phases(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of depthwise weights with gaps: pixels as far apart as its taps make maps of their own, which are seen without gaps."""
+        size = [-(-side // gap) for side, gap in zip(grad.shape[2:], self.dilation, strict=True)]
+        wide = [side + taps - 1 for side, taps in zip(size, weight.shape[2:], strict=True)]
+        seen = _phases(x, self.dilation, self._front, wide)
+        plain = Geometry((1, 1), (0, 0), (1, 1), self.groups, None)
+        return plain.of_weight(_phases(grad, self.dilation, (0, 0), size), seen, weight)
 
     def _by_columns(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Gradient of depthwise weights, three columns at a time: for each the columns of the input that it looks at."""
-        left, _, top, bottom = self.pad or (0, 0, 0, 0)
-        top, bottom, left = top + self.padding[0], bottom + self.padding[0], left + self.padding[1]
+        (top, left), bottom = self._front, (self.pad[3] if self.pad else 0) + self.padding[0]
         # a map that is lower than the kernel is padded here, for oneDNN is slow there too
         rows, inside = ((top, bottom), 0) if top != bottom or x.shape[2] < weight.shape[2] else ((0, 0), top)
         found = torch.empty_like(weight)
@@ -209,6 +254,16 @@ def _padded(x: Tensor, sides: Sides) -> Tensor:
     return made
 
 
+def _phases(x: Tensor, gaps: Sequence[int], front: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Every ``gaps``-th pixel of a map as a map, for each first pixel: [B * gaps, C, *size], of a map with ``front`` zeros before it."""
+    images, channels, *sides = x.shape
+    top, bottom, left, right = (
+        border for a, gap, b, side in zip(front, gaps, size, sides, strict=True) for border in (a, b * gap - a - side)
+    )
+    split = _pixels(_padded(x, (left, right, top, bottom))).view(images, size[0], gaps[0], size[1], gaps[1], channels)
+    return split.permute(0, 2, 4, 1, 3, 5).reshape(-1, *size, channels).permute(0, 3, 1, 2)
+
+
 def _overlap(before: int, size: int, whole: int) -> tuple[int, int]:
     """Where in a side of ``whole`` pixels those ``size`` lie that begin behind ``before``; of a kernel that is much wider than its map some
     columns see none."""
@@ -225,10 +280,9 @@ def _product(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     # written there, for a map that is a view could not be overwritten by the next layer
     into = made.permute(0, 2, 3, 1).view(len(flat), kernel.shape[1])
-    if bias is None:
-        torch.mm(flat, kernel, out=into)
-    else:
-        torch.addmm(bias, flat, kernel, out=into)
+    torch.mm(flat, kernel, out=into)
+    if bias is not None:
+        into.add_(bias)  # addmm fills the map with it first, which takes longer
     return made
 
 

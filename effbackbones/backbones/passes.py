@@ -159,7 +159,7 @@ def _inferred(x: Tensor, conv: Any, norm: Any, act: Any) -> Tensor:
     if count > conv.weight.numel():
         if conv.bias is not None:
             shift.addcmul_(conv.bias, scale)
-        out = Geometry.of(conv, x)(x, conv.weight * scale[:, None, None, None], shift)
+        out = Geometry.of(conv, x)(x, conv.weight * scale.view(-1, 1, 1, 1), shift)
     else:
         out = Geometry.of(conv, x)(x, conv.weight, conv.bias)
         torch.addcmul(shift[:, None, None], out, scale[:, None, None], out=out)

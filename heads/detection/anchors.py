@@ -15,6 +15,9 @@ from heads.options import choice, number, require
 
 _EPSILON = 1e-7  # added to sides before they divide or a logarithm is taken (effdet ``box_coder.py``)
 _MOST_PAIRS = 2**26  # boxes times anchors whose overlaps are held at once: 256 MB each
+_MOST_GROWTH = 20.0
+"""Logarithm of the largest side that a box may have, in sides of its anchor: no image is so large, and what its area and a gradient are
+stays finite, however wrong a network is."""
 CROWD_SHARE = 0.5
 """An anchor that lies in a crowd with more than this share of its area says nothing about the background."""
 
@@ -69,10 +72,10 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """The inverse of :func:`encode`: deltas [..., 4] at anchors [..., 4] to boxes [..., 4]. Sizes are not bounded."""
+    """The inverse of :func:`encode`: deltas [..., 4] at anchors [..., 4] to boxes [..., 4], of at most e^20 sides of their anchors."""
     center, size = center_size(anchors)
     center = deltas[..., :2].flip(-1) * size + center
-    half = deltas[..., 2:].flip(-1).exp() * size / 2
+    half = deltas[..., 2:].flip(-1).clamp(max=_MOST_GROWTH).exp() * size / 2
     return torch.cat([center - half, center + half], -1)
 
 

@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 
 from effbackbones.contracts import BoxTargets, Detections, FeatureSpec, Head, ImageSizes, ImageSpec
 from effbackbones.errors import UserError
-from heads.detection.anchors import Assignment, Deltas, IouMatching, anchor_grid, box_slices, pairwise_iou
+from heads.detection.anchors import Assignment, Deltas, IouMatching, anchor_grid, areas, box_slices, pairwise_iou
 from heads.detection.criteria import BoxLosses, ClassLoss, Coder, Focal, Matched
-from heads.detection.losses import iou_loss
+from heads.detection.losses import LEAST_AREA, iou_loss
 from heads.detection.nms import Selection, candidates
 from heads.detection.variants import letterboxed, variant_for
 from heads.options import require_pictures, taken
@@ -249,7 +249,7 @@ class DenseHead(Head):
             for each in (raw.deltas, teacher.deltas.detach())
         )
         # A box without extent overlaps nothing, not even itself.
-        sound = positive & (theirs[..., 2:] > theirs[..., :2]).all(-1)
+        sound = positive & (theirs[..., 2:] > theirs[..., :2]).all(-1) & (areas(theirs) > LEAST_AREA)
         apart = torch.where(sound, iou_loss(ours, theirs, "giou"), 0.0).sum()
         return {"distill": scores / count, "distill_box": apart / count}
 

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 IouLoss = Literal["giou", "diou", "ciou"]
 IOU_LOSSES: tuple[IouLoss, ...] = get_args(IouLoss)
 _PART = 1 << 18  # logits in a part, 1 MiB
-_TINY = 1e-7  # keeps the ratios of empty boxes finite
+LEAST_AREA = 1e-7
+"""Least area in square pixels that overlaps are shares of: keeps those of empty boxes finite. Nothing is added to larger ones, so that a
+box that is as it should be costs nothing and is pulled nowhere, however small."""
+_TINY = 1e-7  # keeps ratios and slopes finite
 
 
 class Curve(NamedTuple):
@@ -170,12 +173,12 @@ def iou_loss(boxes: Tensor, targets: Tensor, kind: IouLoss) -> Tensor:
     )
     hull = torch.maximum(boxes[..., 2:], targets[..., 2:]) - torch.minimum(boxes[..., :2], targets[..., :2])
     union = size.prod(-1) + target_size.prod(-1) - shared.prod(-1)
-    iou = shared.prod(-1) / (union + _TINY)
+    iou = shared.prod(-1) / union.clamp(min=LEAST_AREA)
     if kind == "giou":
         area = hull.prod(-1)
-        return 1 - iou + (area - union) / (area + _TINY)
+        return 1 - iou + (area - union) / area.clamp(min=LEAST_AREA)
     centers = (boxes[..., :2] + boxes[..., 2:] - targets[..., :2] - targets[..., 2:]) / 2
-    loss = 1 - iou + centers.square().sum(-1) / (hull.square().sum(-1) + _TINY)
+    loss = 1 - iou + centers.square().sum(-1) / hull.square().sum(-1).clamp(min=LEAST_AREA)
     if kind == "diou":
         return loss
     angles = [torch.atan2(s[..., 0], s[..., 1]) for s in (size, target_size)]

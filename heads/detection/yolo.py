@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from effbackbones.backbones.convolution import Activation
 from effbackbones.backbones.folding import Shedding
-from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, ImageSizes
+from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, Head, ImageSizes
 from effbackbones.errors import UserError
 from heads.detection.alignment import Alignment
 from heads.detection.criteria import BoxLosses, Coder, Focal, Matched, QualityFocal
@@ -181,7 +181,8 @@ class YoloHead(DenseHead):
         own = ("class", *self.box_losses.names, *(("dfl",) if self.network.dfl_bins else ()))
         many = tuple(f"many_{name}" for name in own) if nms_free else ()
         self.counted = () if options.get("local_normaliser") else (*own, *many)
-        self.distilled = DISTILLED if self.counted else ()
+        taught = (*DISTILLED, *map(_many, DISTILLED)) if nms_free else DISTILLED
+        self.distilled = taught if self.counted else ()
 
     @classmethod
     def requires(cls, **options: Any) -> BackboneNeeds:
@@ -231,6 +232,31 @@ class YoloHead(DenseHead):
             losses["dfl"] = self.dfl_weight * distribution_sum(sides.float(), distances, quality) / count
         return losses
 
+    def check_teacher(self, teacher: Head) -> None:
+        """As :meth:`DenseHead.check_teacher`; a teacher with ``nms_free`` still has the nets that only train."""
+        super().check_teacher(teacher)
+        nets = getattr(teacher, "nets", None)
+        if isinstance(nets, Pair) and nets.many is None:
+            what = "has lost the nets that find each object several times, which teach the maps"
+            raise UserError("optim.distill.teacher", what, "give the model as it was trained")
+
+    def distill(
+        self, raw: YoloRaw, teacher: YoloRaw, targets: Any, sizes: ImageSizes, temperature: float | None = None
+    ) -> dict[str, Tensor]:
+        """As :meth:`DenseHead.distill`, nets from nets of their kind. With ``nms_free`` ``distill_many`` and ``distill_many_box`` are of
+        the nets that only train, whose gradient reaches the maps; those that find each object once learn from a teacher with
+        ``nms_free`` alone: another's would have them find it several times."""
+        aligned = cast(Aligned, self.prepare(raw, targets, sizes))
+        several = teacher.many[0] if teacher.many else Said(*teacher[:3])
+        if not raw.many:
+            return super().distill(raw, _raw(several, raw.anchors), aligned, sizes, temperature)
+        losses = super().distill(raw, teacher, aligned, sizes, temperature) if teacher.many else {}
+        for said, own in zip(raw.many, aligned.many, strict=True):
+            ours, theirs = (_raw(each, raw.anchors) for each in (said, several))
+            found = super().distill(ours, theirs, own, sizes, temperature)
+            losses |= {_many(name): value for name, value in found.items()}
+        return losses
+
     @torch.no_grad()
     def count(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
         """The number of boxes, for each loss in ``counted`` and ``distilled``."""
@@ -239,6 +265,16 @@ class YoloHead(DenseHead):
     def diagnose(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
         """Nothing: every box has a point in it."""
         return {}
+
+
+def _many(name: str) -> str:
+    """A loss of :data:`DISTILLED`, of the nets that only train."""
+    return name.replace("distill", "distill_many", 1)
+
+
+def _raw(said: Said, anchors: Tensor) -> YoloRaw:
+    """What one pair of nets says, as if there were no other."""
+    return YoloRaw(*said, (), anchors)
 
 
 def _boxes(targets: BoxTargets) -> Tensor:

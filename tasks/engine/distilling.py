@@ -104,8 +104,8 @@ def objective_of(task: TaskSpec, config: Config, model: Model, tell: Callable[[s
     names = teacher.classes
     if said.weight:
         teacher = _for_heads(teacher, model)
-    # A copy: what it is told of padding is not for the model that others may hold.
-    teacher = teacher.folded_copy()
+    # A copy: what it is told of padding is not for the model that others may hold. Nets that only trained it teach their like.
+    teacher = teacher.folded_copy(whole=True)
     for where, own, theirs in _differences(model, teacher):
         tell(f"the teacher was trained on {where} {theirs}, and sees {own}")
     channels = len(teacher.image_spec.mean), len(model.image_spec.mean)
