@@ -13,6 +13,7 @@ MIN_SIDE = 1.0
 WARN_DROPPED, STOP_DROPPED = 0.01, 0.20
 """Shares of dropped boxes that are warned of, and that stop the run."""
 _ROUNDING = 1e-6  # pixels: sums of decimal fractions are off by less
+_ENOUGH, _ROUNDED = 4, 0.01  # boxes whose areas may speak for corner boxes, and how far off they may be rounded
 _BEYOND = 1.0  # pixels that a box must reach out of its image to speak for corner boxes
 _NEARLY_ALL = 0.95
 _EXAMPLES = 3
@@ -179,6 +180,26 @@ def refuse_bad_boxes(
         what = f"{int(over.sum()):,} of {len(boxes):,} boxes reach out of their image"
     looks = f"; these look like {other}" if other else ""
     raise UserError(source, f"{what}, such as {examples[0]}{looks}", "correct them, or set data.allow_bad_boxes: true")
+
+
+def refuse_corners(
+    source: str, boxes: NDArray[np.float64], areas: NDArray[np.float64], record: Callable[[int], str]
+) -> None:
+    """Raise :class:`UserError` where the ``areas`` [n] that annotations say are those of nearly all ``boxes`` [n, 4] read as corners, and
+    of hardly any read as x, y, width and height. (Small ones lie in their images either way.)"""
+    known = np.flatnonzero((areas > 0) & np.isfinite(boxes).all(1))
+    if len(known) < _ENOUGH:
+        return
+    with np.errstate(over="ignore"):
+        sides = boxes[known, 2:] - boxes[known, :2]
+        as_corners = (sides > 0).all(1) & np.isclose(sides.prod(1), areas[known], rtol=_ROUNDED, atol=0)
+        as_they_are = np.isclose(boxes[known, 2:].prod(1), areas[known], rtol=_ROUNDED, atol=0)
+    if as_corners.mean() > _NEARLY_ALL and as_they_are.mean() < 1 - _NEARLY_ALL:
+        one = int(known[as_corners.argmax()])
+        what = f"the areas of {as_corners.sum():,} of {len(known):,} boxes are those of corner boxes (x0, y0, x1, y1)"
+        raise UserError(
+            source, f"{what}, such as {record(one)}", "write x, y, width, height, or set data.allow_bad_boxes: true"
+        )
 
 
 def _other_layout(boxes: NDArray[np.float64], sides: NDArray[np.float64], centred: bool) -> str:
