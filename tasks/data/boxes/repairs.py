@@ -187,18 +187,17 @@ def refuse_corners(
 ) -> None:
     """Raise :class:`UserError` where the ``areas`` [n] that annotations say are those of nearly all ``boxes`` [n, 4] read as corners, and
     of hardly any read as x, y, width and height. (Small ones lie in their images either way.)"""
-    known = np.flatnonzero((areas > 0) & np.isfinite(boxes).all(1))
-    if len(known) < _ENOUGH:
-        return
-    with np.errstate(over="ignore"):
-        sides = boxes[known, 2:] - boxes[known, :2]
-        as_corners = (sides > 0).all(1) & np.isclose(sides.prod(1), areas[known], rtol=_ROUNDED, atol=0)
-        as_they_are = np.isclose(boxes[known, 2:].prod(1), areas[known], rtol=_ROUNDED, atol=0)
-    if as_corners.mean() > _NEARLY_ALL and as_they_are.mean() < 1 - _NEARLY_ALL:
-        one = int(known[as_corners.argmax()])
-        what = f"the areas of {as_corners.sum():,} of {len(known):,} boxes are those of corner boxes (x0, y0, x1, y1)"
+    with np.errstate(over="ignore", invalid="ignore"):
+        sides = boxes[:, 2:] - boxes[:, :2]
+        as_corners = (sides > 0).all(1) & np.isclose(sides.prod(1), areas, rtol=_ROUNDED, atol=0)
+        as_they_are = np.isclose(boxes[:, 2:].prod(1), areas, rtol=_ROUNDED, atol=0)
+    telling = (areas > 0) & np.isfinite(boxes).all(1) & ~(as_corners & as_they_are)  # at the origin both are the same
+    count, said = int((as_corners & telling).sum()), int(telling.sum())
+    if count >= _ENOUGH and count > _NEARLY_ALL * said and (as_they_are & telling).sum() < (1 - _NEARLY_ALL) * said:
+        what = f"the areas of {count:,} of {said:,} boxes are those of corner boxes (x0, y0, x1, y1)"
+        such = record(int((as_corners & telling).argmax()))
         raise UserError(
-            source, f"{what}, such as {record(one)}", "write x, y, width, height, or set data.allow_bad_boxes: true"
+            source, f"{what}, such as {such}", "write x, y, width, height, or set data.allow_bad_boxes: true"
         )
 
 
