@@ -267,6 +267,21 @@ def test_poor_anchor_coverage_is_told_with_a_remedy(tmp_path: Path, capsys: pyte
     assert "anchors: 100.0% of 6 boxes" in capsys.readouterr().err
 
 
+def test_boxes_that_no_point_is_to_predict_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of five pixels between the points, at the size that the network sees them; of a head that has a point for each, none."""
+
+    def small(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"][::2]:
+            annotation["bbox"] = [5.5, 5.5, 5, 5]
+
+    root = coco_folder(tmp_path, small)
+    line = ["check", "--config", "coco", "--data.root", str(root), "--data.image_size", "100", "--out", str(tmp_path)]
+    for name, options in (("fcos", "{channels: 64, repeats: 1}"), ("yolo", "{channels: 16, depth: 1, repeats: 1}")):
+        assert main([*line, *small_line("--model.head", name, "--model.head_options", options)]) == 0
+        told = "boxes: 3 of 6 get no anchor or point at image size 100 x 100, and are not learnt: raise data.image_size"
+        assert (told in capsys.readouterr().err) == (name == "fcos")
+
+
 def test_statistics_see_boxes_as_the_network_does(tmp_path: Path) -> None:
     config, model, datasets = loaded(coco_folder(tmp_path))
     found = statistics(config, model, datasets["train"])

@@ -409,7 +409,28 @@ def test_overlap_is_diagnosed_where_it_decides() -> None:
     )
     head = SSDHead(spec, 3, levels=[3, 4, 5], min_scale=0.25, aspect_ratios=[])
     assert head.diagnose(targets, sizes)["best_anchor_iou"].tolist() == [[1.0]]
-    assert ToyFCOS(spec, 3).diagnose(targets, sizes) == {}
+    assert set(ToyFCOS(spec, 3).diagnose(targets, sizes)) == {"anchors"}
+    assert ToyYOLO(spec, 3).diagnose(targets, sizes) == {}, "which points it gets depends on what is predicted"
+
+
+@pytest.mark.parametrize("head", [RetinaNetHead, SSDHead, ToyFCOS])
+def test_anchors_of_each_box_are_counted_as_the_loss_has_them(head: type[Head]) -> None:
+    """A box between the points of FCOS has none; padding and crowds are not asked for any."""
+    spec = FeatureSpec("b0", ("C3", "C4", "C5"), (40, 112, 320), (8, 16, 32))
+    built: Any = head(spec, 3, **({} if head is ToyFCOS else {"levels": [3, 4, 5]}))
+    boxes = torch.tensor([[[5.0, 5, 11, 11], [10.0, 10, 90, 70], [10.0, 10, 90, 70]], [[0.0, 0, 60, 60]] * 3])
+    targets = BoxTargets(
+        boxes, torch.tensor([[0, 1, 2], [1, -1, 0]]), torch.tensor([[False] * 3, [False, False, True]])
+    )
+    sizes = ImageSizes.of(torch.rand(2, 3, 128, 128))
+    found = built.diagnose(targets, sizes)["anchors"]
+    match = built._matching(built._anchors_for(sizes), targets).match
+    expected = [[int((match[row] == box).sum()) for box in range(3)] for row in range(2)]
+    expected[1][1:] = [-1, -1]
+    assert found.tolist() == expected
+    assert (found[0, 0] == 0) == (head is ToyFCOS)
+    nothing = BoxTargets(torch.zeros(2, 0, 4), torch.zeros(2, 0).long(), torch.zeros(2, 0).bool())
+    assert built.diagnose(nothing, sizes)["anchors"].shape == (2, 0)
 
 
 def test_finding_the_largest_pairs_waits_for_nothing() -> None:
