@@ -100,6 +100,14 @@ class DenseHead(Head):
         self.counted = ("class", *self.box_losses.names) if known else ()
         self.distilled = DISTILLED if self.counted else ()
 
+    def resting(self) -> dict[str, str]:
+        """What its records say of their own fields in a method of that name."""
+        found: dict[str, str] = {}
+        for name in self.option_records:
+            own = getattr(getattr(self, name), "resting", None)
+            found |= own() if own else {}
+        return found
+
     # --- anchors -----------------------------------------------------------------------------------------------------
 
     def place(
