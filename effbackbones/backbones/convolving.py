@@ -226,7 +226,7 @@ def of_bias(grad: Tensor) -> Tensor:
 def _parts(grad: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Some images at a time: copies in float32 of as many as memory that was used before has room for."""
     count = max(1, _PART // max(1, x[:1].numel()))
-    yield from zip(grad.split(count), x.split(count), strict=True)
+    yield from zip(torch.split(grad, count), torch.split(x, count), strict=True)
 
 
 def _arranged(grad: Tensor, x: Tensor) -> Tensor:
