@@ -23,7 +23,7 @@ demo: $(VENV)/.demo
 	$(bin)/python -m tasks.detect --config shapes
 
 test: $(VENV)/.dev
-	$(bin)/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu and not network"
+	$(bin)/python -m pytest -q -n $(WORKERS) --durations=40 --durations-min=4 -m "not slow and not gpu and not network"
 
 lint: $(VENV)/.dev
 	$(bin)/ruff check

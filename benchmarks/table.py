@@ -10,8 +10,10 @@ def _answers(name: str, what: str, task: str, network: str, batch: int, side: in
     return Row(name, "inference", what, "benchmarks.inference:answers", arguments, needs, **more)
 
 
-def _steps(name: str, what: str, task: str, network: str, batch: int, side: int, *needs: str, **more: str) -> Row:
-    arguments = {"task": task, "network": network, "batch": batch, "side": side}
+def _steps(
+    name: str, what: str, task: str, network: str, batch: int, side: int, *needs: str, half: bool = False, **more: str
+) -> Row:
+    arguments = {"task": task, "network": network, "batch": batch, "side": side} | ({"half": True} if half else {})
     return Row(name, "training", what, "benchmarks.training:steps", arguments, needs, **more)
 
 
@@ -44,6 +46,9 @@ _ROWS = (
     _steps("fcos-step", "FCOS on B0, 2 images of 256", "det", "fcos-b0", 2, 256, "torchvision"),
     _steps("ssd-step", "SSDLite on B0, 4 images of 320", "det", "ssd-b0", 4, 320, "torchvision"),
     _steps("unet-step", "U-Net on B3, 2 images of 256", "seg", "b3", 2, 256, _SMP),
+    _steps("b0-step-bf16", "B0, 16 images of 128, bf16", "cls", "b0", 16, 128, "timm", half=True),
+    _steps("d0-step-bf16", "EfficientDet-D0, 2 images of 512, bf16", "det", "d0", 2, 512, "effdet", half=True),
+    _steps("unet-step-bf16", "U-Net on B3, 2 images of 256, bf16", "seg", "b3", 2, 256, _SMP, half=True),
     _kernel("depthwise-gradient", "gradient of 5x5 depthwise weights, 16 maps of 240 x 16 x 16", 240, 240, 5, 16),
     _kernel(
         "dilated-gradient", "both gradients of 5x5 with gaps of 2, 2 maps of 1152 x 32 x 32", 1152, 1152, 5, 32, 2, 2

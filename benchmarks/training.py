@@ -12,12 +12,18 @@ from benchmarks.limits import counting
 from benchmarks.networks import PAIRS, Pair, our_loss, same_losses
 from benchmarks.row import Found, Setting
 from benchmarks.turns import Run
+from effbackbones.errors import UserError
+from effbackbones.inference.backends.plan import computes_bfloat16
 
 PLAIN = "model.loss"
 
 
-def steps(setting: Setting, task: str, network: str, batch: int, side: int) -> Found:
-    """Ours against the peer in its best layout and in the one that it comes in."""
+def steps(setting: Setting, task: str, network: str, batch: int, side: int, half: bool = False) -> Found:
+    """Ours against the peer in its best layout and in the one that it comes in; on a GPU in bfloat16, and with ``half`` on a processor in
+    that and in float32. Raises :class:`UserError` for one that does not compute it."""
+    on_gpu = setting.device == "cuda"
+    if half and not on_gpu and not computes_bfloat16():
+        raise UserError("processor", "multiplies no bfloat16 (AVX512_BF16, AMX)", "leave the row out")
     if setting.dry:
         batch, side = 2, {"det": 128}.get(task, 64)
     pair = PAIRS[task](network, setting.device, side=side)
@@ -29,13 +35,17 @@ def steps(setting: Setting, task: str, network: str, batch: int, side: int) -> F
     objective = partial(our_loss(pair.ours, targets), pixels)
     with counting() as work:
         step(pair.ours, objective)()
-    half = setting.device == "cuda"
-    end = HALF if half else ""
-    peer = partial(_peer, pair, images, targets, half=half)
-    theirs = {f"{pair.package} {layout}{end}": peer(kind) for layout, kind in LAYOUTS.items()}
-    if half:
-        theirs[f"{pair.package} compiled{end}"] = peer(torch.channels_last, compiled=True)
-    sides = {PLAIN + end: step(pair.ours, objective, half=half)}
+    ends = {HALF: True} if on_gpu else {HALF: True, "": False} if half else {"": False}
+    layouts = {"channels_last": torch.channels_last} if half else LAYOUTS
+    peer = partial(_peer, pair, images, targets)
+    sides = {PLAIN + end: step(pair.ours, objective, half=bf16) for end, bf16 in ends.items()}
+    theirs = {
+        f"{pair.package} {layout}{end}": peer(kind, half=bf16)
+        for layout, kind in layouts.items()
+        for end, bf16 in ends.items()
+    }
+    if on_gpu:
+        theirs[f"{pair.package} compiled{HALF}"] = peer(torch.channels_last, half=True, compiled=True)
     return timed(found, sides, theirs, work, setting)
 
 

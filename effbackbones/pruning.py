@@ -17,6 +17,7 @@ from effbackbones.backbones.efficientnet import EfficientNet
 from effbackbones.build import build_model
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
+from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
 
 LEAST = 0.1
@@ -45,6 +46,10 @@ class Kept:
 def blocks_of(model: Model) -> list[MBConv]:
     """The blocks of a model's backbone, in order. One that is no EfficientNet, or cannot be built again, raises :class:`UserError`."""
     backbone = model.backbone.network
+    if isinstance(model, ExportedModel):
+        raise UserError(
+            "prune", "an exported graph stays as it is", "prune the model that it was exported from, and export that"
+        )
     if not isinstance(backbone, EfficientNet):
         what = f"{backbone.name} is no EfficientNet: which of its channels belong together is not known"
         raise UserError("prune", what, "prune a model on b0 to b7 or lite0 to lite4")

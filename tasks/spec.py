@@ -239,6 +239,10 @@ class TaskSpec(ABC):
     def observer(self, config: Config, classes: Any) -> Reporter:
         """What sees the last evaluation and writes the report."""
 
+    def observer_of(self, config: Config, classes: Any, model: Model) -> Reporter:
+        """:meth:`observer` of what ``model`` predicts. A task whose report counts from the model's threshold on makes its own here."""
+        return self.observer(config, classes)
+
     def outcomes(self, metric: Metric) -> OutcomeRecorder | None:
         """What keeps, beside ``metric`` (:meth:`metrics`), what became of each image: for intervals and comparisons. None: nothing."""
         return None

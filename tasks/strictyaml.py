@@ -1,7 +1,8 @@
 """Strict YAML: text to a tree of plain values with the line of every key, and back.
 
 Stricter than YAML 1.1 where that bites: a key given twice, any tag, a second document, too large or too deep a file is
-refused; ``1e-4`` is a number, ``None`` is null, ``no`` and ``1:30`` are text. Aliases count as often as they are used.
+refused, as is a whole number that begins with 0; ``1e-4`` is a number, ``None`` is null, ``no`` and ``1:30`` are text. Aliases count
+as often as they are used.
 """
 
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from effbackbones.errors import UserError
+from effbackbones.pointers import LONGEST, refuse_pointer
 
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 20_000, 32
 _TAG = "tag:yaml.org,2002:"
@@ -94,6 +96,8 @@ def _scalar(node: yaml.ScalarNode) -> int | float | str | bool | None:
         return text
     if len(text) > 30:  # Python refuses to read thousands of digits, with an error of its own
         raise _RefusedError("a number of more than 30 digits", _line(node))
+    if kind == "int" and re.fullmatch("[-+]?0[0-9]+", text):  # octal in YAML 1.1, decimal in 1.2, often meant as a name
+        raise _RefusedError(f"{text}, a whole number that begins with 0 (in quotes it is text)", _line(node))
     try:
         return int(text) if kind == "int" else float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     except ValueError:  # an explicit tag on something else: `!!int abc`
@@ -169,6 +173,7 @@ def read_tree(path: Path, source: str) -> Tree:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
+        refuse_pointer(source, raw[:LONGEST])
         text = raw.decode("utf-8")
     except OSError as error:
         raise UserError(source, f"cannot be read: {error.strerror}", "name a YAML file") from None

@@ -69,6 +69,12 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return request.param
 
 
+def refused(kind: str, size: tuple[int, int]) -> bool:
+    """Nothing comes out, or oneDNN refuses it."""
+    narrow = kind in ("depthwise 4", "fixed", "depthwise 9") and min(size) < 2
+    return narrow or (kind == "dilated unevenly" and size[1] < 5)
+
+
 def found(call: Any, x: Tensor, conv: nn.Conv2d) -> list[Tensor]:
     """The result and all gradients, for a loss that weighs pixels differently."""
     conv.zero_grad()
@@ -84,9 +90,7 @@ def found(call: Any, x: Tensor, conv: nn.Conv2d) -> list[Tensor]:
 def test_results_and_gradients_are_the_layers(kind: str, size: tuple[int, int], products: Any) -> None:
     torch.manual_seed(0)
     conv = layer(kind)
-    if (kind in ("depthwise 4", "fixed", "depthwise 9") and min(size) < 2) or (
-        kind == "dilated unevenly" and size[1] < 5
-    ):
+    if refused(kind, size):
         pytest.skip("nothing comes out, or oneDNN refuses it")
     for layout in (LAST, torch.contiguous_format):
         x = torch.randn(3, 8, *size).to(memory_format=layout)
@@ -113,16 +117,55 @@ def test_gradients_have_gradients(kind: str, products: Any) -> None:
     assert torch.autograd.gradgradcheck(call, (x, *inputs), fast_mode=True)
 
 
-@pytest.mark.parametrize(
-    "kind", ["depthwise 5", "depthwise 5 in steps", "depthwise 7", "same5", "fixed", "dilated", "dilated 3"]
-)
-def test_no_depthwise_gradient_takes_the_slow_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN is quick up to three columns without gaps, in maps not lower than the kernel."""
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(12, 11), (9, 16), (3, 4), (2, 1)], ids=str)
+def test_in_16_bits_they_are_as_near_as_those_allow(
+    kind: str, size: tuple[int, int], products: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    conv = layer(kind).to(memory_format=LAST)
+    if refused(kind, size):
+        pytest.skip("nothing comes out, or oneDNN refuses it")
+    x = torch.randn(3, 8, *size).bfloat16().float().to(memory_format=LAST)
+    monkeypatch.setattr(convolving, "_PART", 2 * x[0].numel())  # two images, then one
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight.bfloat16())
+    ours = found(half, x, conv)
+    exact = found(lambda given, one: one(given), x.double(), conv.double())
+    for mine, true in zip(ours, exact, strict=True):
+        assert float((mine - true).abs().max()) <= 0.015 * float(true.abs().max())
+
+
+def test_in_16_bits_a_map_of_one_pixel_has_a_gradient() -> None:
+    """oneDNN's own, of 200 channels in steps of two, is memory that nobody wrote."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(200, 200, 3, 2, 1, groups=200, bias=False).to(memory_format=LAST)
+    x = torch.randn(4, 200, 1, 1).to(memory_format=LAST)
+    ours, exact = found(half, x, conv), found(passes.convolve, x, conv)
+    for mine, true in zip(ours, exact, strict=True):
+        assert float((mine - true).abs().max()) <= 0.02 * float(true.abs().max())
+
+
+def half(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """As mixed precision has it: the backward pass lies outside."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return passes.convolve(x, conv)
+
+
+SLOW = ["depthwise 5", "depthwise 5 in steps", "depthwise 7", "same3", "same5", "fixed", "dilated", "dilated 3"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", SLOW)
+def test_no_depthwise_gradient_takes_a_slow_kernel(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN is quick up to three columns without gaps, in maps not lower than the kernel, and in bfloat16 without steps."""
     asked: list[tuple[torch.Size, torch.Size]] = []
     library = Geometry._library
 
     def watch(self: Geometry, grad: Tensor, x: Tensor, weight: Tensor, *, of_weight: bool) -> Any:
         assert tuple(self.dilation) == (1, 1)
+        assert x.dtype == grad.dtype == weight.dtype
+        assert x.dtype == torch.float32 or max(self.stride) == 1
         if of_weight:
             asked.append((x.shape, weight.shape))
             assert x.is_contiguous(memory_format=LAST)
@@ -131,7 +174,9 @@ def test_no_depthwise_gradient_takes_the_slow_kernel(kind: str, monkeypatch: pyt
     monkeypatch.setattr(Geometry, "_library", watch)
     conv = layer(kind).to(memory_format=LAST)
     for side in (4, 12):
-        found(passes.convolve, torch.randn(2, 8, side, side).to(memory_format=LAST), conv)
+        found(
+            half if precision == "bf16" else passes.convolve, torch.randn(2, 8, side, side).to(memory_format=LAST), conv
+        )
     assert asked
     for seen, kernel in asked:
         assert kernel[3] <= 3
@@ -159,8 +204,9 @@ def test_a_map_of_a_product_can_be_overwritten(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_empty_batch_goes_both_ways(products: Any) -> None:
     x = torch.zeros(0, 8, 9, 9).to(memory_format=LAST).requires_grad_()
-    for kind in ("pointwise", "depthwise 3"):
-        torch.autograd.backward(passes.convolve(x, layer(kind)).sum())
+    for kind in ("pointwise", "depthwise 3", "depthwise 5 in steps", "dilated"):
+        for call in (passes.convolve, half):
+            torch.autograd.backward(call(x, layer(kind)).sum())
     assert x.grad is not None
     assert x.grad.shape == x.shape
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_full_backward_hook
 
 from effbackbones import build_model
 from effbackbones.backbones import passes
-from effbackbones.backbones.blocks import SqueezeExcite
+from effbackbones.backbones.blocks import MBConv, SqueezeExcite
 from effbackbones.backbones.convolution import NUMERICS, activation_layer, convolution
 from effbackbones.model import Model
 
@@ -169,6 +170,75 @@ def test_a_hook_sees_what_its_layer_gives(training: bool) -> None:
     seen.clear()
     assert model(images).requires_grad
     assert len(seen) == 5
+
+
+def watching() -> tuple[Model, Any, Tensor, Tensor]:
+    """A model whose blocks keep their paths, its second block, images, and the gradient of these."""
+    torch.manual_seed(0)
+    options = {**SMALL, "drop_path": 0.0}
+    model = build_model("cls", "b0", num_classes=3, backbone_options=options, head_options={"dropout": 0.0}).train()
+    images = torch.rand(2, 3, 48, 48, requires_grad=True)
+    (slope,) = torch.autograd.grad(model(images).square().sum(), images)
+    block: Any = next(one for one in model.backbone.modules() if isinstance(one, MBConv) and one.skip)
+    return model, block, images, slope
+
+
+def names_of(block: nn.Module) -> list[str]:
+    return [name for name, _ in block.named_modules() if name]
+
+
+def test_a_full_backward_hook_on_any_layer_is_called_and_changes_nothing() -> None:
+    model, block, images, slope = watching()
+    for name in names_of(block):
+        seen: list[Any] = []
+        handle = block.get_submodule(name).register_full_backward_hook(lambda m, i, o, seen=seen: seen.append(o))
+        (found,) = torch.autograd.grad(model(images).square().sum(), images)
+        assert len(seen) == 1, name
+        torch.testing.assert_close(found, slope, rtol=1e-3, atol=1e-7, msg=name)
+        handle.remove()
+    everywhere: list[Any] = []
+    handle = register_module_full_backward_hook(lambda m, i, o: everywhere.append(m))
+    try:
+        (found,) = torch.autograd.grad(model(images).square().sum(), images)
+    finally:
+        handle.remove()
+    assert set(names_of(block)) <= {name for name, module in block.named_modules() if module in everywhere}
+    torch.testing.assert_close(found, slope, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_hook_was_shown_stays_as_it_was(training: bool) -> None:
+    model, block, images, _ = watching()
+    model.train(training)
+    for name in names_of(block):
+        seen: list[tuple[Tensor, Tensor]] = []
+        handle = block.get_submodule(name).register_forward_hook(lambda m, i, o, s=seen: s.append((o, o.clone())))
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                model(images)
+        handle.remove()
+        assert len(seen) == 2, name
+        for shown, then in seen:
+            assert torch.equal(shown, then), name
+
+
+def test_a_forward_put_on_a_layer_is_called() -> None:
+    model, block, images, slope = watching()
+    for name in names_of(block):
+        layer, seen = block.get_submodule(name), list[str]()
+
+        def wrapper(*given: Any, own: Any = layer.forward, seen: list[str] = seen) -> Tensor:
+            seen.append("called")
+            out: Tensor = own(*given)
+            return out
+
+        layer.forward = wrapper
+        (found,) = torch.autograd.grad(model(images).square().sum(), images)
+        model.eval()(images)
+        del layer.forward
+        model.train()
+        assert seen == ["called"] * 2, name
+        torch.testing.assert_close(found, slope, rtol=1e-3, atol=1e-7, msg=name)
 
 
 def test_a_gradient_of_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,9 @@ def test_the_division_is_written_and_used_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
+        ("{", r"split\.json:1: is not JSON"),
+        ("[]", "expected an object"),
+        ('{"train": "ab", "val": []}', "lists no ids"),
         ('{"train": ["a"]}', "lists no ids under train and val"),
         ('{"train": ["a"], "val": ["a"]}', "has 'a' twice"),
         ('{"train": ["a"], "val": [1]}', "lists no ids"),

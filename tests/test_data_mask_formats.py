@@ -90,7 +90,7 @@ def test_a_palette_that_was_not_looked_at_is_checked_when_read(tmp_path: Path) -
         picture.putpalette(COLOURS.tobytes())
         pair(tmp_path, "train", str(number), picture)
     dataset = opened(tmp_path)
-    assert "masks are palette" in dataset.notes[0]
+    assert "masks are of format palette" in dataset.notes[0]
     picture.putpalette(COLOURS[[0, 2, 1]].tobytes())
     pair(tmp_path, "train", "1", picture)
     with pytest.raises(UserError, match=r"1\.png: has the colour 70,130,180 at index 1, other masks 128,64,128"):

@@ -245,7 +245,7 @@ def test_the_format_is_found_and_told(tmp_path: Path, arrays: Any, classes: int,
     names = [f"c{k}" for k in range(classes)]
     dataset = masks(config(grey(tmp_path, "train", *arrays), classes=names), "train", None)
     assert dataset.read_mask.format == form
-    assert f"masks are {form}" in dataset.notes[0]
+    assert f"masks are of format {form}" in dataset.notes[0]
     assert f"{len(arrays)} of {len(arrays)} looked at" in dataset.notes[0]
     for index, array in enumerate(arrays):
         expected = np.array(array)
@@ -417,7 +417,7 @@ def test_camvid(data_root: Path) -> None:
     assert {split: len(dataset) for split, dataset in splits.items()} == {"train": 367, "val": 101, "test": 233}
     assert train.classes[:2] == ("sky", "building")
     assert len(train.classes) == 11
-    assert all("masks are index" in dataset.notes[0] for dataset in splits.values())
+    assert all("masks are of format index" in dataset.notes[0] for dataset in splits.values())
     for dataset in splits.values():
         found = count_masks(dataset)
         assert found.looked_at == len(dataset)

@@ -389,7 +389,7 @@ def test_yolo_faults_of_folders_are_named(tmp_path: Path) -> None:
         yolo(data, "train", None)
     data = with_options(data, names=["cat", "dog"])
     (tmp_path / "labels" / "train" / "b.txt").write_bytes(b"\xff\xfe0")
-    with pytest.raises(UserError, match=r"b\.txt: cannot be read: not UTF-8 text"):
+    with pytest.raises(UserError, match=r"b\.txt, line 1: expected UTF-8, got UTF-16"):
         yolo(data, "train", None)
     (tmp_path / "labels" / "train" / "b.txt").unlink()
     write_picture(tmp_path / "images" / "train" / "a.jpg", SIZE)

@@ -79,7 +79,7 @@ def test_files_of_names_must_agree_and_config_and_yaml_win(tmp_path: Path) -> No
         (b"", r"classes\.txt: expected a list of names"),
         (b"cat\n\ndog\n", r"classes\.txt: expected a list of names"),
         (b"cat\ncat\n", r"classes\.txt: 'cat' stands there twice"),
-        (b"\xff\xfec\n", r"classes\.txt: cannot be read: not UTF-8"),
+        (b"\xff\xfec\n", r"classes\.txt, line 1: expected UTF-8, got UTF-16"),
     ],
 )
 def test_faults_of_files_of_names_are_named(tmp_path: Path, content: bytes, says: str) -> None:

@@ -540,7 +540,12 @@ def test_unreadable_images_are_skipped_by_the_checks_too(tmp_path: Path, capsys:
     damaged.write_bytes(damaged.read_bytes()[:-2000])
     said: list[str] = []
     quick_checks(TASK, config, model, datasets, said.append)  # type: ignore[arg-type]  # all that is asked of a teller here
-    assert any(line.startswith("1 files cannot be read and are skipped") and "3.png" in line for line in said)
+    files = len(datasets["train"].table)
+    told = [line for line in said if "cannot be read" in line]
+    assert told == [f"train: 1 of {files} files cannot be read and are skipped, such as {root}/train2017/3.png"]
+    said.clear()
+    quick_checks(TASK, config, model, datasets, said.append, samples_told=True)  # type: ignore[arg-type]
+    assert not any("cannot be read" in line for line in said)
     strict = replace(config, data=replace(config.data, on_error="stop"))
     with pytest.raises(Exception, match=r"3\.png"):
         quick_checks(TASK, strict, model, datasets, said.append)  # type: ignore[arg-type]

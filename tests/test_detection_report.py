@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.reading import read_image
 from effbackbones.inference.boxes import restore_boxes
 from effbackbones.inference.results import Boxes
+from effbackbones.registry import TASKS
 from tasks.data.batch import Batch, ImageMeta
 from tasks.data.fingerprint import Known
 from tasks.data.sample import Sample
@@ -35,6 +37,7 @@ from tasks.report.boxes import sample_sheet
 from tasks.report.drawings import box_histogram, coverage_figure, curves, precision_recall
 from tasks.report.extremes import Extremes
 from tasks.report.records import Summary
+from tasks.settings.commandline import parse
 
 GREY = np.full((400, 500, 3), 90, np.uint8)
 WIDE = (400, 600)
@@ -546,8 +549,9 @@ def examples_of(
     scenes: list[tuple[Sample, list[tuple[list[float], float, int]]]],
     batch_size: int = 3,
     size: tuple[int, int] = (96, 128),
+    examples: DetectionExamples | None = None,
 ) -> DetectionExamples:
-    examples = DetectionExamples(["cat", "dog"])
+    examples = examples or DetectionExamples(["cat", "dog"])
     for start in range(0, len(scenes), batch_size):
         samples, rows = zip(*scenes[start : start + batch_size], strict=True)
         batch = letterboxed(list(samples), size)
@@ -638,6 +642,22 @@ def test_pictures_say_right_wrong_and_missed_in_words_and_lines(monkeypatch: pyt
     said.clear()
     example.prediction_picture()
     assert said == [("cat 0.90", "solid"), ("cat 0.89 wrong", "dashed"), ("cat 0.50 (in a crowd)", "hatched")]
+
+
+@pytest.mark.parametrize(("kept", "counts"), [(None, (1, 1, 0)), (0.895, (1, 0, 0)), (0.27, (1, 2, 0))])
+def test_images_are_ranked_by_what_the_model_shows(
+    kept: float | None, counts: tuple[int, int, int], tmp_path: Path
+) -> None:
+    """Detections have scores 0.9, 0.89, 0.29 and 0.25; a model's threshold is that of the best F1 on its validation split."""
+    config = parse("detect", ["--config", "shapes"]).config
+    model: Any = SimpleNamespace(head=SimpleNamespace(task="det", num_classes=2), config={}, classes=("cat", "dog"))
+    model.provenance = {} if kept is None else {"operating_point": {"": {"threshold": kept, "f1": 1.0}}}
+    reporter: Any = TASKS.get("det").observer_of(config, ("cat", "dog"), model)
+    examples_of([scene("a", 1, 1, 0)], examples=reporter)
+    assert [one.counts for one in (*reporter.worst(), *reporter.best())] == [counts]
+    summary = Summary("detect", {}, [], results_of(results()), {}, [])
+    text = detection_report(tmp_path, summary, examples=reporter).read_text(encoding="utf-8")
+    assert f"A box counts from score {kept or 0.3:.3g} on" in text
 
 
 def test_images_without_truth_or_content_are_passed_over() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from effbackbones.weights.tensorfile import read_tensors
 from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.detect import main as detect
+from tasks.engine.announcing import told_of_start
 from tasks.engine.divergence import DIVERGED_AFTER
 from tasks.engine.hardware import Hardware
 from tasks.engine.launch import make_fabric
@@ -89,6 +91,15 @@ def test_another_seed_gives_other_weights(whole: Path, tmp_path: Path) -> None:
     assert digest(tmp_path / "other") != digest(whole)
 
 
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_bf16_on_a_processor_trains_and_tells_where_it_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], multiplies: bool
+) -> None:
+    monkeypatch.setattr("tasks.engine.hardware.computes_bfloat16", lambda: multiplies)
+    assert run(tmp_path / "half", "--run.precision", "bf16", "--optim.epochs", "1") == 0
+    assert ("does not multiply bfloat16" in capsys.readouterr().err) is not multiplies
+
+
 class After(Watcher):
     """Calls ``look`` with the state of the run after each step."""
 
@@ -125,6 +136,24 @@ def test_stopped_and_continued_equals_never_stopped(after: int, whole: Path, tmp
     history = [json.loads((f / "metrics.json").read_text())["history"] for f in (folder, whole)]
     for key in ("val_top1", "train_loss"):
         assert [row[key] for row in history[0]] == [row[key] for row in history[1]]
+
+
+@pytest.mark.parametrize(("step", "told"), [(0, ["which weights", "what was assumed"]), (5, [])])
+def test_a_run_that_continues_says_nothing_of_the_weights_that_it_began_with(step: int, told: list[str]) -> None:
+    given = {"loaded": "which weights", "assumed": ["what was assumed"]}
+    model = SimpleNamespace(parameters=list, config={"backbone": "b0", "head": "linear"}, provenance=given)
+    state = SimpleNamespace(model=model, step=step, statistics=None, simulation=None, set_lr=float)
+    plan, sizes = SimpleNamespace(total=9, per_epoch=3), {"train": range(4), "val": range(2)}
+    prepared: Any = SimpleNamespace(
+        state=state,
+        plan=plan,
+        training=sizes["train"],
+        datasets=sizes,
+        classes=("a", "b"),
+        fabric=SimpleNamespace(device="cpu"),
+        hardware=SimpleNamespace(remark=""),
+    )
+    assert list(told_of_start(parse("classify", TINY).config, prepared))[2:] == told
 
 
 def test_the_training_loss_is_the_mean_of_the_steps_since_the_last_evaluation(

@@ -117,7 +117,7 @@ def test_a_palette_beyond_the_classes(root: Path) -> None:
         picture.putpalette(bytes(range(256)) * 3)
         picture.save(root / "train/masks" / f"{number}.png")
     dataset = opened(root)
-    assert "masks are palette" in dataset.notes[0]
+    assert "masks are of format palette" in dataset.notes[0]
     assert "0, 1, 2, 3, 4, 255" in dataset.notes[0]
     refused(lambda: dataset[1], "1.png", "value 3 at x 2, y 0", "0..2")
 

@@ -112,7 +112,7 @@ LAYERS = (
     "effbackbones.weights.loading",
     "effbackbones.drawing",
     "effbackbones.images effbackbones.registry effbackbones.optiontypes",
-    "effbackbones.pointers",
+    "effbackbones.pointers effbackbones.numbers",
     "effbackbones.errors",
 )
 

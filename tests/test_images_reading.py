@@ -193,6 +193,17 @@ def test_arrays_of_any_channels(tmp_path: Path, dtype: type, channels: int) -> N
         read_image(path, channels=channels + 1)
 
 
+@pytest.mark.parametrize(("shape", "channels"), [((3, 6, 7), 3), ((8, 40, 32), 3), ((1, 6, 7), 1), ((8, 40, 32), 5)])
+def test_an_array_with_its_channels_in_front_is_called_so(
+    tmp_path: Path, shape: tuple[int, int, int], channels: int
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+    count, height, width = shape
+    what = rf"got \[{count}, {height}, {width}\]: are these {count} channels of {height} x {width} pixels\?; store the channels last"
+    with pytest.raises(UserError, match=what):
+        read_image(tmp_path / "a.npy", channels=channels)
+
+
 def test_reduced_decoding_keeps_to_its_bound_and_its_looks(tmp_path: Path) -> None:
     smooth = Image.fromarray(RNG.integers(0, 256, (8, 12, 3), dtype=np.uint8)).resize(
         (1200, 800), Image.Resampling.BICUBIC

@@ -313,6 +313,7 @@ def test_words() -> None:
 
 WRONG: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = [
     ("det", {"tta": "flipp"}, ("tta", "'flipp'", "flip,0.8")),
+    ("det", {"tta": "flip,1_2"}, ("tta", "'1_2'", "flip,0.8")),
     ("det", {"tta": "9"}, ("tta", "'9'", "0.2 and 5")),
     ("det", {"tta": "nan"}, ("tta", "'nan'")),
     ("det", {"tta": 3}, ("tta", "int")),

@@ -31,7 +31,7 @@ from tasks.engine.evaluation import readable
 from tasks.engine.splits import open_dataset, open_splits
 from tasks.joint import main
 from tasks.multitask.metrics import JointMetrics
-from tasks.multitask.parts import parts
+from tasks.multitask.parts import parts, parts_alone
 from tasks.multitask.task import TASK
 from tasks.scoring.outcomefile import outcomes_file, read_outcomes
 from tasks.segmentation.results import Segmented
@@ -373,6 +373,18 @@ def test_a_mosaic_has_the_labels_of_all_its_images_and_wants_them_alike() -> Non
         mosaic(
             [samples[0], replace(samples[1], boxes=None, box_labels=None), *samples[2:]], (64, 64), jitter, spec, rng
         )
+
+
+def test_each_report_counts_from_the_threshold_of_its_own_task(partly: None) -> None:
+    model, _ = partly_labelled_batch(train=False)
+    config, point = parse("joint", TINY).config, {"threshold": 0.7, "f1": 1.0}
+    names = ("circle", "square")
+    model.provenance, model.classes = {"operating_point": {"det": point, "cls": {}}}, {"det": names}
+    reporter: Any = TASK.observer_of(config, dict.fromkeys(("det", "seg", "cls"), names), model)
+    assert reporter.parts["det"].threshold == 0.7
+    alone = {word: one for word, _, one in parts_alone(config, model)}
+    assert (alone["det"].provenance, alone["det"].classes) == ({"operating_point": {"": point}}, names)
+    assert (alone["seg"].provenance, alone["seg"].classes) == ({"operating_point": {}}, None)
 
 
 def test_predictions_of_segmentation_are_restored_once(partly: None) -> None:

@@ -27,7 +27,7 @@ from tasks.data.batch import Batch, ImageMeta
 from tasks.report import words
 from tasks.report.drawings import curves, reliability
 from tasks.report.metricsfile import command, commit, environment, plain, write_metrics
-from tasks.report.page import Link, Report, Tile, picture, show
+from tasks.report.page import Link, Report, Tile, picture, setting, show
 from tasks.report.records import EvaluationResults, Results, RunResults, Summary
 
 NASTY = "<script>alert(1)</script> & \"co\" 'x' {{ 7 * 7 }}"
@@ -375,9 +375,12 @@ def test_other_tasks_can_use_the_page(tmp_path: Path) -> None:
 
 
 def test_small_things() -> None:
-    assert [show(v) for v in (None, 0.123456, 12_345_678, True, float("nan"), "x")] == [
+    assert [setting(v) for v in (2026, 0.123456, None, True)] == ["2026", "0.1235", "—", "True"]
+    assert [show(v) for v in (None, 0.123456, 999, 6937, 12_345_678, True, float("nan"), "x")] == [
         "—",
         "0.1235",
+        "999",
+        "6,937",
         "12,345,678",
         "True",
         "nan",

@@ -115,7 +115,7 @@ def test_a_folder_trains_and_its_predicted_files_score_as_the_model_does(
     ]
     assert main([*line, "--optim.class_weights", "median_frequency", "--run.out", str(run)]) == 0
     said = capsys.readouterr().err
-    assert "masks are index" in said
+    assert "masks are of format index" in said
     assert "give mIoU 1.0000" in said  # nothing is lost at the images' own size
     weights = load_model(run / "best.safetensors").config["head_options"]["class_weights"]
     assert len(weights) == 3

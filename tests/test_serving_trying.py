@@ -57,11 +57,12 @@ def test_the_page_is_whole_and_asks_nobody_else() -> None:
 
 def test_an_explanation_is_answered_and_mistakes_are_told() -> None:
     kind = "image/jpeg"
-    good, wrong, unknown, box, broken, timed = asked(
+    good, wrong, unknown, box, digits, broken, timed = asked(
         ("/explain?label=1", (JPEG,), kind),
         ("/explain?label=77", (JPEG,), kind),
         ("/explain?colour=1", (JPEG,), kind),
         ("/explain?box=1,2", (JPEG,), kind),
+        ("/explain?box=0,0,1_0,9", (JPEG,), kind),
         ("/explain", (JPEG[:99],), kind),
         ("/predict", (JPEG,), kind),
     )
@@ -72,6 +73,7 @@ def test_an_explanation_is_answered_and_mistakes_are_told() -> None:
         (wrong, "label: expected 0 to 2, got 77"),
         (unknown, "'colour' is not known"),
         (box, "box: expected left,top"),
+        (digits, "box: expected left,top"),
         (broken, "cannot be read as an image"),
     ):
         assert answer.status == 422

@@ -146,6 +146,12 @@ def test_values_are_read_as_meant(tmp_path: Path) -> None:
     assert config.run == RunConfig()
 
 
+@pytest.mark.parametrize("text", ["run: {seed: 010}", "data:\n  options: {classes: [a, -01]}"])
+def test_a_number_that_begins_with_0_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"holds (010|-01), a whole number that begins with 0 \(in quotes it is text\)"):
+        read(tmp_path, text)
+
+
 def test_overrides_win_and_are_typed(tmp_path: Path) -> None:
     config = read(
         tmp_path,

@@ -144,7 +144,10 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys: pytest.Capt
     a = run(tmp_path / "a", base)
     wrong = {
         "other images": (replace(base, ids=tuple(f"x{i}" for i in range(30))), "were scored on other images"),
-        "other truth": (replace(base, truth=base.truth + np.uint32(1)), "30 of 30 images have other labels than for a"),
+        "other truth": (
+            replace(base, truth=base.truth + np.uint32(1)),
+            "30 of 30 samples have other labels than for a",
+        ),
         "other classes": (
             replace(base, classes=("class 0", *"abcd")),
             "lacks class 1, class 2, class 3 and has a, b, c more",

@@ -44,6 +44,16 @@ def test_a_run_is_pruned_scored_and_trained_on(by: str, trained: Path, tmp_path:
     assert main(["evaluate", "--checkpoint", str(out), "--out", str(tmp_path / "scores")]) in (0, 2)
 
 
+def test_an_exported_graph_is_not_pruned(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    graph = tmp_path / "model.onnx"
+    assert main(["export", "--checkpoint", str(trained), "--out", str(graph)]) == 0
+    line = ["prune", "--checkpoint", str(graph), "--target", "0.5x", "--out", str(tmp_path / "s.safetensors")]
+    assert main([*line, "--unscored"]) == 2
+    said = error_of(capsys)
+    assert "an exported graph stays as it is; prune the model that it was exported from, and export that" in said
+
+
 def test_lines_that_ask_for_what_cannot_be(trained: Path, tmp_path: Path, capsys: Any) -> None:
     base = ["prune", "--checkpoint", str(trained), "--out", str(tmp_path / "s.safetensors"), "--unscored"]
     below = tmp_path / "taken" / "s.safetensors"  # a file stands where its folder would

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     line += ["--model.backbone_options", NETWORK, "--data.options", "{rate: 8000}", "--data.batch_size", "4"]
     assert main([*line, *QUIET, "--optim.max_steps", "4", "--run.out", str(out)]) == 0
     return out
+
+
+def test_a_run_on_recordings_speaks_of_no_images(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawings = re.compile(r"<(style|svg).*?</\1>|<[^>]*>", re.DOTALL)
+    page = drawings.sub(" ", (run / "report.html").read_text(encoding="utf-8"))
+    assert "8 validation recordings" in page
+    assert "bootstrap over 8 recordings" in page
+    assert re.findall(r"(?<![._])images?\b", page) == []
+    assert main(["compare", str(run), str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "every recording came out the same" in said
+    assert "paired bootstrap over the 8 recordings" in said
+    assert "image" not in said
 
 
 def probabilities(run: Path, path: Path) -> np.ndarray:

@@ -64,7 +64,13 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Extras
         ("export --out m.xyz", "m.xyz: is no name for an exported file"),
         ("export --out m.onnx --format openvino", "m.onnx: is no name for openvino"),
         ("export --out m.onnx --bound 2,0.1", "--bound: expected two numbers of 0 to 1"),
-        ("export --out m.onnx --certify 0", "--certify: expected a number of images"),
+        (
+            "export --out m.onnx --bound 0_9,0.1",
+            "--bound: expected two numbers of 0 to 1, AGREEMENT,CHANGE, got '0_9,0.1'",
+        ),
+        ("export --out m.onnx --certify \u0663", "--certify: expected a count of at least 1"),
+        ("prune --out m.safetensors --batches 1_0", "--batches: expected a whole number, got '1_0'"),
+        ("export --out m.onnx --certify 0", "--certify: expected a count of at least 1"),
         ("embed --out e.npy", "INPUT: nothing is named"),
     ],
 )

@@ -4,6 +4,8 @@ Sources: MBConv from Sandler et al., "MobileNetV2", 2018; squeeze-excite from Hu
 2018; stochastic depth from Huang et al., "Deep Networks with Stochastic Depth", 2016.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """``x`` [B, C, H, W], gated; ``overwrite`` puts it into ``x`` itself."""
-        gate: Tensor = self.expand(F.silu(self.reduce(x.mean((2, 3))), inplace=True)).sigmoid()[:, :, None, None]
+        gate: Tensor = self.expand(F.silu(self.reduce(x.mean((2, 3))))).sigmoid()[:, :, None, None]
         return x.mul_(gate) if overwrite else x * gate
 
 
@@ -89,8 +91,8 @@ class MBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # expand, depthwise, squeeze_excite, project: those that this block has, in order
-        parts = [*self.children()]
-        own = passes.eager(x) and not passes.watched(*parts)  # what lies between them is nobody else's
+        parts: list[Any] = [*self._modules.values()]
+        own = passes.eager(x) and not passes.watched(*parts, *self._overwritten())
         if own and passes.wants_gradient(x, self):
             out = self._kept_little(x)
         else:
@@ -102,6 +104,12 @@ class MBConv(nn.Module):
         if not self.skip:
             return out
         return out.add_(x) if own else out + x
+
+    def _overwritten(self) -> tuple[nn.Module, ...]:
+        """The layers whose output is overwritten where it is nobody else's. (By the tables: attributes of modules are slow.)"""
+        modules: Any = self._modules
+        depthwise, project = modules["depthwise"]._modules, modules["project"]._modules
+        return depthwise["bn"], depthwise["act"], project["bn"], project["act"]
 
     def _kept_little(self, x: Tensor) -> Tensor:
         """In training: of all that is as wide as the middle, only what comes out of the convolutions is kept for the way back."""

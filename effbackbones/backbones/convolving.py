@@ -7,8 +7,10 @@
 * Nor has it one for either gradient of a depthwise convolution with gaps, which ends every backbone that keeps its resolution. That of the
   input is a convolution with the kernel turned round; for that of the weights, pixels that are seen together are put together
   (``python -m benchmarks dilated-gradient``).
+* In bfloat16 oneDNN is fast where a processor multiplies it, but for depthwise gradients in steps or of more than three columns, which take
+  it ten to fifty times as long as in float32. These are computed in float32.
 
-Both need channels last; anything else goes to the library.
+All need channels last; anything else goes to the library.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +26,10 @@ from effbackbones.backbones.padding import PaddedConv2d
 
 _COLUMNS = 3  # of a depthwise kernel, up to which oneDNN's gradient of the weights is quick
 _GAPS = 4  # of a dilation, up to which what is done here is quicker
+_PART = 2**21  # numbers that are copied to float32 at a time
 _EXACT = (torch.float32, torch.float64)
+_MULTIPLIED = (*_EXACT, torch.bfloat16)  # on the way back, where nothing is added in 16 bits
+_DEPTHWISE = (torch.float32, torch.bfloat16)
 
 Sides = tuple[int, int, int, int]
 
@@ -64,31 +69,36 @@ class Geometry(NamedTuple):
         return F.conv2d(x, kernel, bias, self.stride, geometry.padding, self.dilation, self.groups)
 
     def of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Gradient of the weight, in the dtype of ``x``, which is that of ``grad``."""
-        grad = _arranged(grad, x)
-        if self._is_product(x, weight):
+        """Gradient of the weight, in the dtype of ``x``, which is that of ``grad``, or in float32."""
+        grad, weight = _arranged(grad, x), weight.to(x.dtype)
+        if self._is_product(x, weight, _MULTIPLIED):
             ours, theirs = _pixels(x), _pixels(grad)
             # of both orders the one with fewer rows is quicker
             found = (ours.t() @ theirs).t() if len(weight) > weight.shape[1] else theirs.t() @ ours
             return found.reshape(weight.shape)
+        if self._is_slow_in_half(x, weight) or (x.dtype == torch.bfloat16 and self._goes_by_columns(x, weight)):
+            return sum(
+                (self.of_weight(g.float(), part.float(), weight) for g, part in _parts(grad, x)), torch.zeros(())
+            )
         if self._has_gaps(x, weight):
             return self._by_phases(grad, x, weight)
         if self._goes_by_columns(x, weight):
             return self._by_columns(grad, x, weight)
         seen = _padded(x, self.pad) if self.pad else x
-        return self._library(grad, seen, weight.to(x.dtype), of_weight=True)
+        return self._library(grad, seen, weight, of_weight=True)
 
     def of_input(self, grad: Tensor, like: Tensor, weight: Tensor) -> Tensor:
         """Gradient of the input, of which shape, dtype and layout are looked at and no value."""
         grad, weight = _arranged(grad, like), weight.to(like.dtype)
-        if self._is_product(like, weight):
+        if self._is_product(like, weight, _MULTIPLIED):
             return _map(_pixels(grad) @ weight.flatten(1), like)
+        if self._is_slow_in_half(like, weight):
+            made = torch.empty_like(like)
+            for g, part in _parts(grad, made):
+                part.copy_(self.of_input(g.float(), torch.empty_like(part, dtype=torch.float32), weight))
+            return made
         if self._has_gaps(like, weight):
-            sides = [
-                (size - 1) * gap - side
-                for size, gap, side in zip(weight.shape[2:], self.dilation, self._front, strict=True)
-            ]
-            return F.conv2d(grad, weight.flip(2, 3), None, 1, sides, self.dilation, self.groups)
+            return F.conv2d(grad, weight.flip(2, 3), None, 1, self._turned(weight), self.dilation, self.groups)
         geometry, kernel = self._widened(like, weight)
         if not geometry.pad:
             return geometry._library(grad, like, kernel, of_weight=False)
@@ -111,17 +121,20 @@ class Geometry(NamedTuple):
             return self, weight
         return self._replace(padding=(bottom, right), pad=None), F.pad(weight, (right - left, 0, bottom - top, 0))
 
-    def _is_product(self, x: Tensor, weight: Tensor) -> bool:
+    def _is_product(self, x: Tensor, weight: Tensor, dtypes: tuple[torch.dtype, ...] = _EXACT) -> bool:
         plain = tuple(weight.shape[2:]) == (1, 1) and self.groups == 1 and tuple(self.stride) == (1, 1)
         still = plain and not any(self.padding) and not any(self.pad or ()) and not torch.is_autocast_enabled("cpu")
-        fits = x.dtype == weight.dtype and x.dtype in _EXACT and x.shape[1] == weight.shape[1]
+        fits = x.dtype == weight.dtype and x.dtype in dtypes and x.shape[1] == weight.shape[1]
         return still and fits and _is_last(x) and products_pay()
 
     def _goes_by_columns(self, x: Tensor, weight: Tensor) -> bool:
         return self._is_depthwise(x, weight) and tuple(self.dilation) == (1, 1) and weight.shape[3] > _COLUMNS
 
     def _is_depthwise(self, x: Tensor, weight: Tensor) -> bool:
-        return self.groups == x.shape[1] == weight.shape[0] and x.dtype == torch.float32 and _is_last(x)
+        return self.groups == x.shape[1] == weight.shape[0] and x.dtype in _DEPTHWISE and _is_last(x)
+
+    def _is_slow_in_half(self, x: Tensor, weight: Tensor) -> bool:
+        return x.dtype == torch.bfloat16 and max(self.stride) > 1 and self._is_depthwise(x, weight)
 
     @property
     def _front(self) -> tuple[int, int]:
@@ -132,12 +145,13 @@ class Geometry(NamedTuple):
     def _has_gaps(self, x: Tensor, weight: Tensor) -> bool:
         left, right, top, bottom = self.pad or (0, 0, 0, 0)
         even = (left, top) == (right, bottom) and tuple(self.stride) == (1, 1)
-        inside = all(
-            side <= (size - 1) * gap
-            for size, gap, side in zip(weight.shape[2:], self.dilation, self._front, strict=True)
-        )
         wide = 1 < max(self.dilation) <= _GAPS and not torch.is_autocast_enabled("cpu")
-        return even and inside and wide and self._is_depthwise(x, weight)
+        return even and wide and self._is_depthwise(x, weight) and min(self._turned(weight)) >= 0
+
+    def _turned(self, weight: Tensor) -> list[int]:
+        """Padding of the convolution back."""
+        geometry = zip(weight.shape[2:], self.dilation, self._front, strict=True)
+        return [(size - 1) * gap - front for size, gap, front in geometry]
 
     def _by_phases(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Gradient of depthwise weights with gaps: pixels as far apart as its taps make maps of their own, which are seen without gaps."""
@@ -207,6 +221,12 @@ def autocast_as(kept: Autocast) -> torch.autocast:
 def of_bias(grad: Tensor) -> Tensor:
     """Gradient of the bias of a convolution."""
     return grad.sum((0, 2, 3))
+
+
+def _parts(grad: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some images at a time: copies in float32 of as many as memory that was used before has room for."""
+    count = max(1, _PART // max(1, x[:1].numel()))
+    yield from zip(torch.split(grad, count), torch.split(x, count), strict=True)
 
 
 def _arranged(grad: Tensor, x: Tensor) -> Tensor:

@@ -24,11 +24,27 @@ EVERYWHERE = os.environ.get("EFFBACKBONES_FUSED") == "1"
 """Set to 1, it is done on a GPU too, where neither its time nor its memory has been measured."""
 
 
+_OF_ALL = (
+    hooks_of_all._global_forward_hooks,
+    hooks_of_all._global_forward_pre_hooks,
+    hooks_of_all._global_backward_hooks,
+    hooks_of_all._global_backward_pre_hooks,
+)
+"""Hooks that wait for calls of any module."""
+
+
 def watched(*modules: nn.Module) -> bool:
-    """Whether hooks wait for calls of these modules, or of any."""
-    if hooks_of_all._global_forward_hooks or hooks_of_all._global_forward_pre_hooks:
-        return True
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
+    """Whether hooks wait for calls of these modules, or of any, or one of them has a ``forward`` of its own put on it."""
+    for hooks in _OF_ALL:
+        if hooks:
+            return True
+    for module in modules:
+        own = module.__dict__
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+            return True
+        if "forward" in own:
+            return True
+    return False
 
 
 def eager(x: Tensor) -> bool:
@@ -79,15 +95,27 @@ def conv_norm_act(x: Tensor, conv: Any, norm: Any, act: Any) -> Tensor:
             return norm_act(convolve(x, conv), norm, act)
         if _folds(x, norm):
             return _inferred(x, conv, norm, act)
-    out: Tensor = act(norm(conv(x)))
+    return _one_by_one(conv(x), norm, act)
+
+
+def _one_by_one(x: Tensor, norm: Any, act: Any) -> Tensor:
+    """``act(norm(x))`` as two calls. An activation that overwrites its input does not so where somebody was shown that, or waits for its
+    gradient, which autograd refuses."""
+    if torch.compiler.is_compiling() or not getattr(act, "inplace", False) or not watched(norm, act):
+        out: Tensor = act(norm(x))
+        return out
+    act.inplace = False
+    try:
+        out = act(norm(x))
+    finally:
+        act.inplace = True
     return out
 
 
 def norm_act(x: Tensor, norm: Any, act: Any) -> Tensor:
     """``act(norm(x))``. Other activations than SiLU keep what they give, which the next layer keeps anyway."""
-    if not (eager(x) and type(act) is nn.SiLU and known(norm, act)):
-        out: Tensor = act(norm(x))
-        return out
+    if not (eager(x) and type(act) is nn.SiLU and known(norm, act)) or watched(norm, act):
+        return _one_by_one(x, norm, act)
     made: Tensor = NormActConv.apply(Norm.of(norm), type(act), None, x, norm.weight, norm.bias, None, None)
     return made
 
@@ -99,7 +127,7 @@ def norm_act_conv(x: Tensor, norm: Any, act: Any, conv: Any, gate: Any = None) -
         known(norm, act) and type(act) in ACTS and _plain(conv) and all(type(layer) is nn.Linear for layer in layers)
     )
     if not (plain and eager(x) and not watched(norm, act, conv, *layers, *(() if gate is None else (gate,)))):
-        made = act(norm(x))
+        made = _one_by_one(x, norm, act)
         out: Tensor = conv(made if gate is None else gate(made))
         return out
     gated = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
@@ -131,7 +159,7 @@ def _inferred(x: Tensor, conv: Any, norm: Any, act: Any) -> Tensor:
     if count > conv.weight.numel():
         if conv.bias is not None:
             shift.addcmul_(conv.bias, scale)
-        out = Geometry.of(conv, x)(x, conv.weight * scale[:, None, None, None], shift)
+        out = Geometry.of(conv, x)(x, conv.weight * scale.view(-1, 1, 1, 1), shift)
     else:
         out = Geometry.of(conv, x)(x, conv.weight, conv.bias)
         torch.addcmul(shift[:, None, None], out, scale[:, None, None], out=out)

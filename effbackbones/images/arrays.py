@@ -7,6 +7,9 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels, Size
 from effbackbones.images.opening import DAMAGE, ImagePath, check_pixels, opened_file, unreadable
 
+_MANY = 4
+"""An array whose first side is so many times smaller than the others is rather one of channels first than an image."""
+
 
 def array_size(path: ImagePath) -> Size:
     """(H, W) of a ``.npy`` file, from its header."""
@@ -19,8 +22,7 @@ def read_array(path: ImagePath, channels: int, max_pixels: int, depth: str) -> P
     shape, _ = _header(path)
     check_pixels(path, (shape[1], shape[0]), max_pixels)
     if shape[2] != channels:
-        what = f"the array has {shape[2]} channels, asked for are {channels}"
-        raise UserError(str(path), what, f"set data.options.channels: {shape[2]}, as many as the data has")
+        raise _refused(path, shape, channels)
     try:
         with opened_file(path) as file:
             array: Pixels = np.load(file, allow_pickle=False).reshape(shape)
@@ -55,6 +57,17 @@ def as_pixels(path: ImagePath, array: Pixels, depth: str) -> Pixels:
     if array.dtype == np.float32 and not (array.min() >= 0 and array.max() <= 1):  # NaN fails too
         raise UserError(str(path), "float pixels must lie in 0..1", "divide them by their largest possible value")
     return (array // 256).astype(np.uint8) if array.dtype == np.uint16 and depth == "8" else array
+
+
+def _refused(path: ImagePath, shape: tuple[int, ...], channels: int) -> UserError:
+    """What to say of an array [H, W, C] of other channels than those asked for; of one that has them in front, as torch does, that."""
+    if shape[0] == channels or _MANY * shape[0] <= min(shape[1:]):
+        what = (
+            f"expected [H, W, C], got {list(shape)}: are these {shape[0]} channels of {shape[1]} x {shape[2]} pixels?"
+        )
+        return UserError(str(path), what, "store the channels last: numpy.save(file, numpy.moveaxis(array, 0, -1))")
+    what = f"the array has {shape[2]} channels, asked for are {channels}"
+    return UserError(str(path), what, f"set data.options.channels: {shape[2]}, as many as the data has")
 
 
 def _header(path: ImagePath) -> tuple[tuple[int, ...], np.dtype[np.generic]]:

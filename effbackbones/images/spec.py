@@ -97,6 +97,11 @@ class ImageSpec:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if name != "rate" or value is not None}
 
+    @property
+    def noun(self) -> str:
+        """What one of them is called."""
+        return "image" if self.rate is None else "recording"
+
     def told(self) -> str:
         """How images are brought to the network's size and range, for people."""
         height, width = self.size

@@ -21,6 +21,7 @@ import numpy as np
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Pixels
 from effbackbones.images.opening import MAX_PIXELS, check_pixels
+from effbackbones.pointers import LONGEST, refuse_pointer
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -295,8 +296,10 @@ class Video:
             if self.live:
                 return self._opened_stream()
             self._file = open(self.name, "rb")  # noqa: SIM115  # closed with this
-            if not self._file.read(1):
+            head = self._file.read(LONGEST)
+            if not head:
                 raise UserError(self.name, "is empty", "copy it again")
+            refuse_pointer(self.name, head)
             self._file.seek(0)
             return self._av.open(self._file, container_options={"format_whitelist": _CONTAINERS})
         except (OSError, ValueError, error.FFmpegError) as reason:

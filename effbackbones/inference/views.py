@@ -14,6 +14,7 @@ from effbackbones.inference.inputs import ImageSource
 from effbackbones.inference.preparing import Fit, Fitted, Prepared, fitted, looked_at, together, views_together
 from effbackbones.inference.results import Failed
 from effbackbones.inference.slicing import Grid
+from effbackbones.numbers import plain_number
 
 SCALES = (0.2, 5.0)
 """Between these are the factors of the size at which images may be looked at."""
@@ -187,7 +188,7 @@ class Preparation:
 
 def _factor(word: str, where: str) -> float:
     try:
-        value = float(word)
+        value = plain_number(word)
     except ValueError:
         value = math.nan
     if not SCALES[0] <= value <= SCALES[1]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from effbackbones.errors import UserError
 from effbackbones.inference.explaining import Explanation, explain
+from effbackbones.numbers import plain_number
 from effbackbones.serving.bodies import check_headers, files_of, read_body
 from effbackbones.serving.limits import RefusedError
 from effbackbones.serving.service import Service
@@ -97,7 +98,7 @@ def wishes_of(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
         raise RefusedError(422, "an option is there twice: say it once")
     if "box" in wishes:
         try:
-            box = tuple(float(side) for side in wishes["box"].split(","))
+            box = tuple(plain_number(side) for side in wishes["box"].split(","))
         except ValueError:
             box = ()
         if len(box) != 4 or not np.isfinite(box).all():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from effbackbones.errors import UserError
-from effbackbones.pointers import refuse_pointer
+from effbackbones.pointers import LONGEST, refuse_pointer
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar", ".h5", ".hdf5", ".keras")
 """How files of weights are called. A name says no more: what they are is told by what they begin with."""
@@ -25,27 +25,28 @@ _OTHERS = {
 
 
 def check_file(path: Path) -> None:
-    """Raise :class:`UserError` unless ``path`` is a readable file with something in it."""
+    """Raise :class:`UserError` unless ``path`` is a readable file with something in it that is no pointer of Git LFS."""
     if path.is_dir():
         raise UserError(str(path), "expected a file, found a folder", "name a .safetensors file in it")
     try:
         with open(path, "rb") as file:
-            if not file.read(1):
-                raise UserError(str(path), "is empty", "copy or download it again")
+            head = file.read(LONGEST)
     except FileNotFoundError:
         raise UserError(str(path), "no such file", "check the path") from None
     except OSError as error:
         raise UserError(str(path), f"cannot be read ({error.strerror})", "check its permissions") from error
+    if not head:
+        raise UserError(str(path), "is empty", "copy or download it again")
+    refuse_pointer(path, head)
 
 
 def file_kind(path: Path) -> str:
     """``safetensors``, ``keras``, or ``pickled``, as ``torch.save`` writes it, by how the file begins. Raises :class:`UserError` as
-    :func:`check_file` does, and for what is neither: a web page, a pointer of Git LFS, an archive, a file of another kind."""
+    :func:`check_file` does, and for what is neither: a web page, an archive, a file of another kind."""
     check_file(path)
     with open(path, "rb") as file:
         head = file.read(512)
     text = head.lstrip().lower()
-    refuse_pointer(path, head)
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UserError(str(path), "is a web page, not a file of weights", "download the file that the page links to")
     if head.startswith(b"\x89HDF") or (head.startswith(b"PK\x03\x04") and head[30:].startswith(_KERAS_FIRST)):

@@ -27,8 +27,8 @@ class ClassificationMetrics(Metric):
     ``multilabel``; of a single class that is not, the probability [B, 1] of it and targets 0 and 1, scored as the two classes
     ``not NAME`` and NAME). ``compute()`` gives, JSON-like:
 
-    * single-label: ``samples``, ``non_finite`` (samples), ``top1``, ``top5`` (None up to five classes, where it would be
-      1 whatever the model says; ties go to the lower class index), ``macro_f1``, ``ece``, ``per_class`` (name ->
+    * single-label: ``samples``, ``non_finite`` (samples), ``top1``, ``top5`` (of more than five classes: of fewer it would
+      be 1 whatever the model says; ties go to the lower class index), ``macro_f1``, ``ece``, ``per_class`` (name ->
       precision, recall, f1, support), ``confusion`` (rows true, columns predicted; non-finite predictions are in no
       column) and ``reliability``.
     * multi-label: ``samples``, ``non_finite`` (entries), ``map`` (mean over classes with positives), ``micro_ap``,
@@ -163,7 +163,7 @@ class ClassificationMetrics(Metric):
 
     def anatomy(self) -> dict[str, Any]:
         """What the errors of all samples so far are, of all processes, in numbers: ``wrong``, all of them; ``in_top5``, those whose true
-        class is among the five most probable, None up to five classes; ``confident``, with a confidence above :data:`SURE`. With several
+        class is among the five most probable, of more than five classes; ``confident``, with a confidence above :data:`SURE`. With several
         labels ``by_class``: name -> ``false_positives`` and ``false_negatives`` at threshold 0.5."""
         with self.sync_context():
             if self.multilabel:
@@ -173,7 +173,7 @@ class ClassificationMetrics(Metric):
             hits = int(self.confusion.diagonal().sum())
             return {
                 "wrong": int(self.confusion.sum()) - hits,
-                "in_top5": int(self.top5_correct) - hits if len(self.classes) > 5 else None,
+                **({"in_top5": int(self.top5_correct) - hits} if len(self.classes) > 5 else {}),
                 "confident": int(self.surely_wrong),
             }
 
@@ -193,7 +193,7 @@ class ClassificationMetrics(Metric):
             "samples": samples,
             "non_finite": int(self.non_finite),
             "top1": ratio(int(hits.sum()), samples),
-            "top5": ratio(int(self.top5_correct), samples) if len(self.classes) > 5 else None,
+            **({"top5": ratio(int(self.top5_correct), samples)} if len(self.classes) > 5 else {}),
             "macro_f1": mean([row["f1"] for row in per_class.values()]),
             "ece": calibration_error(self.calibration, samples, int(self.non_finite)),
             "per_class": per_class,

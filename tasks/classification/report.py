@@ -50,27 +50,28 @@ def classification_report(folder: Path, summary: Summary, mistakes: Sequence[Mis
     scores = summary.results.scores
     report = begun(summary, ("top1", "top5", "map", "macro_f1"), _MEANING)
     add_training(report, summary)
-    _errors(report, scores.get("errors") or {})
-    add_confusion(report, scores)
+    noun = f"{summary.noun}s"
+    _errors(report, scores.get("errors") or {}, noun)
+    add_confusion(report, scores, noun)
     add_calibration(report, scores)
     add_classes(report, scores, summary.results.intervals.get(""))
-    add_threshold(report, summary.results)
+    add_threshold(report, summary.results, f"the classes of {noun}", ranked=False)
     if mistakes:
         worst = sorted(mistakes, key=lambda mistake: -mistake.confidence)
         report.gallery("Most confident mistakes", [(m.image, _mistake_text(m)) for m in worst])
     return finished(report, summary, folder)
 
 
-def _errors(report: Report, errors: Mapping[str, Any]) -> None:
+def _errors(report: Report, errors: Mapping[str, Any], noun: str) -> None:
     """How near and how sure mistakes are; with several labels which ones are seen wrongly and overlooked."""
     if total := errors.get("wrong"):
         kinds = {
             "all": total,
-            "the true class is among the five most probable": errors["in_top5"],
+            "the true class is among the five most probable": errors.get("in_top5"),
             f"more than {100 * SURE:.0f} % sure": errors["confident"],
         }
         rows = [[name, count, percent(count / total)] for name, count in kinds.items() if count is not None]
-        report.table("Mistakes", ["which", "images", "share"], rows)
+        report.table("Mistakes", ["which", noun, "share"], rows)
     by_class = [(name, [*row.values()]) for name, row in errors.get("by_class", {}).items()]
     ranked = sorted(((name, row) for name, row in by_class if any(row)), key=lambda item: -sum(item[1]))
     if ranked:
@@ -78,7 +79,7 @@ def _errors(report: Report, errors: Mapping[str, Any]) -> None:
             "Mistakes by label",
             ["label", "seen where there is none", "overlooked"],
             [[name, *row] for name, row in ranked],
-            "In images, at threshold 0.5; most mistakes first.",
+            f"In {noun}, at threshold 0.5; most mistakes first.",
             first=_FIRST,
             rest="{} more labels",
         )

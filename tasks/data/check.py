@@ -16,7 +16,13 @@ from tasks.data.sample import IGNORE, Sample
 _FIELDS = ("label", "labels", "boxes", "box_labels", "crowd", "mask", "target")
 
 
-def check_dataset(dataset: Dataset, limit: int = 64, *, on_error: str = "stop", labels: Sequence[str] = ()) -> str:
+LOOKED_AT = 64
+"""Samples that are read, unless fewer or more are asked for."""
+
+
+def check_dataset(
+    dataset: Dataset, limit: int = LOOKED_AT, *, on_error: str = "stop", labels: Sequence[str] = ()
+) -> str:
     """Read up to ``limit`` samples, evenly spread, and raise :class:`UserError` that names the first violation. Returns what is to
     be told of samples that cannot be read, where these may be skipped; else nothing.
 

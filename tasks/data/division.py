@@ -10,6 +10,7 @@ import numpy as np
 
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import write_atomically
+from tasks.data.files.jsonfile import parse
 from tasks.data.knowledge import Indices, Knowledge
 
 _ABOUT = "division of a data set by effbackbones"
@@ -52,18 +53,23 @@ class Division:
     def read(cls, path: Path) -> "Division":
         """What :meth:`write` wrote, or anybody else: lists of ids by split."""
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            parts = {split: tuple(record[split]) for split in ("train", "val", "test") if split in record}
-            whole = [name for part in parts.values() for name in part]
-        except (OSError, ValueError, TypeError) as error:
-            remedy = "name a JSON file such as split.json of a run: lists of ids under train, val, test"
-            raise UserError("data.division", f"{path} cannot be read: {error}"[:200], remedy) from None
-        if not {"train", "val"} <= set(parts) or not all(isinstance(name, str) for name in whole):
-            raise UserError("data.division", f"{path} lists no ids under train and val", "complete it")
+            record = parse(path).content
+        except UserError as error:
+            raise UserError("data.division", str(error)) from None
+        listed = {split: record[split] for split in ("train", "val", "test") if split in record}
+        if not {"train", "val"} <= set(listed) or not all(map(_is_list_of_ids, listed.values())):
+            remedy = "write lists of ids under train, val and perhaps test, as split.json of a run has them"
+            raise UserError("data.division", f"{path} lists no ids under train and val", remedy)
+        parts: dict[str, tuple[str, ...]] = {split: tuple(ids) for split, ids in listed.items()}
+        whole = [name for part in parts.values() for name in part]
         if len(set(whole)) < len(whole):
             twice = next(name for name in whole if whole.count(name) > 1)
             raise UserError("data.division", f"{path} has {twice!r} twice", "leave it in one split")
         return cls(parts, f"as in {path}")
+
+
+def _is_list_of_ids(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def divided(
@@ -105,15 +111,15 @@ def divided(
     }
     for name, part in members_of.items():
         if not part:
-            what = f"would have none of the {len(ids):,} images ({len(units):,} groups)"
-            raise UserError(f"data.{name}", what, "choose other shares, or add images")
+            what = f"would have none of the {len(ids):,} {known.noun}s ({len(units):,} groups)"
+            raise UserError(f"data.{name}", what, f"choose other shares, or add {known.noun}s")
     counts = ", ".join(f"{len(part):,} {name}" for name, part in members_of.items())
     how = "by class" if found is not None else "at random"
     grouped = group is not None or groups is not None
     together = f", {len(units):,} groups kept together" if grouped and len(units) < len(ids) else ""
     together += f", {many:,} that are there more than once kept together" if many and few else ""
-    apart = "" if few else f"; {many:,} images are there more than once, too many to be kept together"
-    return Division(members_of, f"{len(ids):,} images divided {how} with seed {seed}{together}: {counts}{apart}")
+    apart = "" if few else f"; {many:,} {known.noun}s are there more than once, too many to be kept together"
+    return Division(members_of, f"{len(ids):,} {known.noun}s divided {how} with seed {seed}{together}: {counts}{apart}")
 
 
 def _groups(group: str, ids: Sequence[str]) -> list[str]:

@@ -102,6 +102,11 @@ class Knowledge:
         found = getattr(self.base, "read", None) or getattr(self.base, "reader", None)
         return found if isinstance(found, ImageReader) else None
 
+    @property
+    def noun(self) -> str:
+        """What a sample is called."""
+        return getattr(self.reader, "noun", "image")
+
     def some_paths(self, limit: int) -> list[str]:
         """The files of at most so many images, evenly spread."""
         count = min(limit, len(self.paths))

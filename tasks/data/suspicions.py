@@ -55,15 +55,10 @@ def told_of_shared_images(known: Mapping[str, Knowledge]) -> list[str]:
             some = ", ".join(os.path.basename(path) for path in shared[:_SHOWN]) + (
                 ", ..." if len(shared) > _SHOWN else ""
             )
-            noun = _noun(known[split])
+            noun = known[split].noun
             text = f"warning: {len(shared):,} of {len(paths):,} {noun}s of {split} are training {noun}s too ({some})"
             lines.append(f"{text}: its scores do not tell how the model does on others")
     return lines
-
-
-def _noun(known: Knowledge) -> str:
-    """What a sample is called."""
-    return getattr(known.reader, "noun", "image")
 
 
 def _told_of_copies(known: Mapping[str, Knowledge]) -> Iterator[str]:
@@ -81,7 +76,7 @@ def _told_of_copies(known: Mapping[str, Knowledge]) -> Iterator[str]:
         ]
         if shared:
             some = ", ".join(f"{path}: {found}" for found, path in shared[:_SHOWN])
-            noun = _noun(known[split])
+            noun = known[split].noun
             what = (
                 f"{len(shared):,} {noun}s of {split} are training {noun}s too, byte by byte under another name ({some})"
             )
@@ -98,7 +93,7 @@ def _told_of_copies(known: Mapping[str, Knowledge]) -> Iterator[str]:
             odd.append([path for _, path in alike])
     if odd:
         such = " and ".join(odd[0][:_SHOWN])
-        what = f"{len(odd):,} training {_noun(training)}s are there more than once with other classes, such as {such}"
+        what = f"{len(odd):,} training {training.noun}s are there more than once with other classes, such as {such}"
         yield f"warning: {what}: remove those that are wrong"
 
 

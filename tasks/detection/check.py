@@ -18,6 +18,7 @@ from effbackbones.contracts import BoxTargets, Detections
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.data.boxes.table import BoxTable
+from tasks.data.check import LOOKED_AT
 from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
 from tasks.data.knowledge import Knowledge
@@ -43,8 +44,17 @@ GOAL = Goal("AP50", 0.9, lambda sample: sample.boxes is not None and len(sample.
 _GOOD_IOU = 0.5  # above it the assignment calls an anchor positive
 
 
-def quick_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping[str, Dataset], tell: Tell) -> None:
+def quick_checks(
+    task: TaskSpec,
+    config: Config,
+    model: Model,
+    datasets: Mapping[str, Dataset],
+    tell: Tell,
+    *,
+    samples_told: bool = False,
+) -> None:
     """What takes seconds: image sizes from headers, boxes, anchors, and the truth scored as predictions, which must give AP 1.
+    ``samples_told``: what of :data:`tasks.data.check.LOOKED_AT` samples cannot be read was told before.
 
     The first part that fails raises :class:`UserError`, which names it.
     """
@@ -55,7 +65,9 @@ def quick_checks(task: TaskSpec, config: Config, model: Model, datasets: Mapping
         if isinstance(table, BoxTable):
             for line in table.repairs.lines():
                 tell(f"{split}: {line}")
-            check_headers(table, config.data.on_error, tell)
+            unreadable = check_headers(table, config.data.on_error)
+            if unreadable and not (samples_told and len(dataset) <= LOOKED_AT):
+                tell(f"{split}: {unreadable}")
     for line in told_of_classes(datasets):
         tell(line)
     found = statistics(config, model, datasets["train"])
@@ -83,19 +95,15 @@ def told_of_classes(datasets: Mapping[str, Dataset]) -> Iterator[str]:
             yield f"{split}: its category ids are {ids}, those of training {others}: classes are matched by their names"
 
 
-def check_headers(table: BoxTable, on_error: str = "stop", tell: Tell = print) -> None:
+def check_headers(table: BoxTable, on_error: str = "stop") -> str:
     """Hold the sizes that annotations claim against the headers of the files; those that differ raise :class:`UserError`,
     which names the first.
 
-    Files that cannot be read raise it too, or with ``on_error`` ``skip`` are told by their number.
+    Files that cannot be read raise it too; with ``on_error`` ``skip`` what is to be told of them is returned, else nothing.
     """
     known = np.flatnonzero((table.sizes > 0).all(1))
     found = header_sizes([table.path(index) for index in known.tolist()], "apply", on_error)
     unreadable = (found < 0).any(1)
-    if unreadable.any():
-        tell(
-            f"{unreadable.sum()} files cannot be read and are skipped; one of them: {table.path(int(known[unreadable][0]))}"
-        )
     odd = np.flatnonzero((found != table.sizes[known]).any(1) & ~unreadable)
     # Boxes may have been drawn on an image that was not yet turned; the reader finds that out too.
     unturned = header_sizes([table.path(index) for index in known[odd].tolist()], "ignore", on_error)
@@ -107,6 +115,10 @@ def check_headers(table: BoxTable, on_error: str = "stop", tell: Tell = print) -
         raise UserError(
             table.path(index), f"{claimed}; boxes would lie elsewhere", "correct width and height, or the file"
         )
+    if not unreadable.any():
+        return ""
+    such = table.path(int(known[unreadable][0]))
+    return f"{unreadable.sum():,} of {len(known):,} files cannot be read and are skipped, such as {such}"
 
 
 def check_sides(sides: NDArray[np.float64], least: float, model: Model, tell: Tell) -> None:

@@ -70,14 +70,14 @@ class Example:
 class DetectionExamples:
     """Keeps the images with the lowest and with the highest F1, at most :data:`KEPT` each and reduced to a few hundred pixels.
 
-    F1 of an image: 2 right / (objects + detections), over detections with a score of at least :data:`CONFIDENT`; right is a
+    F1 of an image: 2 right / (objects + detections), over detections with a score of at least ``threshold``; right is a
     detection whose class is that of an object that it overlaps by IoU :data:`GOOD_IOU` or more and that no better detection
     has taken. Crowds count for nothing. Of equal images those with more objects and mistakes come first. Images without
     objects and confident detections show nothing and are left out.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = classes
+    def __init__(self, classes: Sequence[str], threshold: float = CONFIDENT) -> None:
+        self.classes, self.threshold = classes, threshold
         self._kept = Extremes[Example](KEPT)
 
     def update(self, batch: Batch, predictions: Sequence[ImageDetections]) -> None:
@@ -85,7 +85,7 @@ class DetectionExamples:
         for row, detections in enumerate(predictions):
             truth = batch.meta[row].truth
             if truth is not None:
-                self._consider(batch, row, truth, confident(detections))
+                self._consider(batch, row, truth, confident(detections, self.threshold))
 
     def worst(self) -> list[Example]:
         """Images with a mistake, worst first."""
@@ -139,7 +139,7 @@ def tally(matches: Matches, crowd: NDArray[np.bool_]) -> tuple[int, int, int]:
     return int(matches.correct.sum()), int(wrong.sum()), int(missed.sum())
 
 
-def confident(found: ImageDetections, threshold: float = CONFIDENT) -> ImageDetections:
+def confident(found: ImageDetections, threshold: float) -> ImageDetections:
     """The detections with a score of at least ``threshold``; none that is not finite."""
     rows = finite_rows(found.boxes, found.scores) & (found.scores >= threshold)
     return replace(found, boxes=found.boxes[rows], scores=found.scores[rows], labels=found.labels[rows])

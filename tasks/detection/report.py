@@ -48,8 +48,8 @@ _PRECISION = {"iou50": "IoU 0.50", "iou75": "IoU 0.75", "iou": "mean over IoU 0.
 class DetectionReporter(DetectionExamples):
     """Keeps the worst and the best images of the last evaluation, and writes the report."""
 
-    def __init__(self, config: Config, classes: Sequence[str]) -> None:
-        super().__init__(classes)
+    def __init__(self, config: Config, classes: Sequence[str], threshold: float = CONFIDENT) -> None:
+        super().__init__(classes, threshold)
         self.config = config
 
     def write(self, folder: Path, summary: Summary, model: Model, dataset: Dataset) -> Path:
@@ -72,8 +72,8 @@ def detection_report(
     add_errors(report, scores.get("errors") or {})
     add_classes(report, scores, summary.results.intervals.get(""))
     if examples is not None:
-        _examples(report, "Worst images", examples.worst())
-        _examples(report, "Best images", examples.best())
+        _examples(report, "Worst images", examples.worst(), examples.threshold)
+        _examples(report, "Best images", examples.best(), examples.threshold)
     if boxes is not None:
         _boxes(report, boxes)
     return finished(report, summary, folder)
@@ -98,7 +98,7 @@ def _precision_recall(report: Report, scores: Mapping[str, Any]) -> None:
     )
 
 
-def _examples(report: Report, title: str, examples: Sequence[Example]) -> None:
+def _examples(report: Report, title: str, examples: Sequence[Example], threshold: float) -> None:
     """Truth and prediction side by side."""
     items = [
         ({"truth": example.truth_picture(), "prediction": example.prediction_picture()}, _words(example))
@@ -108,8 +108,8 @@ def _examples(report: Report, title: str, examples: Sequence[Example]) -> None:
         report.pairs(
             title,
             items,
-            f"By F1: twice the right boxes over objects and boxes. A box counts from score {CONFIDENT:g} and is "
-            f"right if its class is and its IoU with an object of its own is at least {GOOD_IOU:g}. Dashed: an object missed, "
+            f"By F1: twice the right boxes over objects and boxes. A box counts from score {threshold:.3g} on, as in predictions, "
+            f"and is right if its class is and its IoU with an object of its own is at least {GOOD_IOU:g}. Dashed: an object missed, "
             "or a box that is wrong. Hatched: a crowd, or a box inside one, which count for nothing.",
         )
 

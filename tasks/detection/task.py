@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torchmetrics import Metric
 
 from effbackbones.contracts import Detections
+from effbackbones.inference.thresholds import thresholds_of
 from effbackbones.model import Model
 from effbackbones.weights.coco_names import COCO_NAMES, RAW_NAMES
 from tasks.data.batch import Batch
@@ -86,7 +87,7 @@ class Detection(TaskSpec):
     ) -> None:
         if out is not None:
             tell(f"drawn: {draw_samples(self, config, model, datasets['train'], out, sample_sheet)}")
-        quick_checks(self, config, model, datasets, tell)
+        quick_checks(self, config, model, datasets, tell, samples_told=out is not None)
 
     def restored(self, batch: Batch, predictions: Detections) -> list[ImageDetections]:
         return restore(batch, predictions)
@@ -124,6 +125,9 @@ class Detection(TaskSpec):
 
     def observer(self, config: Config, classes: Sequence[str]) -> Reporter:
         return DetectionReporter(config, classes)
+
+    def observer_of(self, config: Config, classes: Sequence[str], model: Model) -> Reporter:
+        return DetectionReporter(config, classes, thresholds_of(model)["det"].values[0])
 
     def recorder(self, dataset: Dataset, classes: Sequence[str]) -> Recorder:
         return DetectionRecorder(classes, category_ids(dataset))

@@ -16,7 +16,7 @@ MOST_SCORES = 4
 
 
 def told_of_start(config: Config, prepared: Prepared) -> Iterator[str]:
-    """Data, model, batch and learning rate, length, and where the weights come from."""
+    """Data, model, batch and learning rate, length, and where the weights come from that it starts with."""
     state, plan, model = prepared.state, prepared.plan, prepared.state.model
     count = sum(p.numel() for p in model.parameters())
     samples = f"{len(prepared.training):,} training and {len(prepared.datasets['val']):,} validation samples"
@@ -27,7 +27,7 @@ def told_of_start(config: Config, prepared: Prepared) -> Iterator[str]:
     )
     yield f"{batch}, {config.optim.lr_scaling} scaling), {plan.total} steps, {plan.per_epoch} an epoch"
     if state.statistics:
-        text = f"fewer than {FEW_STEPS} steps: batch norms are judged by statistics taken anew from training images"
+        text = f"fewer than {FEW_STEPS} steps: batch norms are judged by statistics taken anew from training {model.image_spec.noun}s"
         yield f"{text}; more steps, by a smaller data.batch_size or more optim.epochs, would learn more"
     if (simulation := state.simulation) is not None:
         kept, total = len(simulation.norms), sum(isinstance(one, _BatchNorm) for one in model.modules())
@@ -35,7 +35,9 @@ def told_of_start(config: Config, prepared: Prepared) -> Iterator[str]:
         yield f"{text}; {kept} of {total} batch norms have statistics and keep them, the others learn theirs"
         if prepared.hardware.precision != "fp32":
             yield f"run.precision {prepared.hardware.precision} rounds beside int8, which the exported file does not"
-    yield from filter(None, [model.provenance.get("loaded", ""), *model.provenance.get("assumed", [])])
+    yield from filter(None, [prepared.hardware.remark])
+    if state.step == 0:  # a run that continues has its own weights
+        yield from filter(None, [model.provenance.get("loaded", ""), *model.provenance.get("assumed", [])])
 
 
 def told_of_epoch(row: Mapping[str, Any], monitor: str) -> str:

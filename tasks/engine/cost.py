@@ -111,5 +111,8 @@ def told_of_cost(model: Model, file: Path, device: torch.device) -> str:
     images = images.contiguous(memory_format=torch.channels_last)
     count, work = sum(p.numel() for p in model.parameters()), multiply_adds(model, height, width)
     milliseconds = latency(lambda: model.predict(images), device, seconds=_A_MOMENT)
+    each = "an image" if model.image_spec.rate is None else "a window"
     size = f"{count / 1e6:.2f} M parameters, {work / 1e9:.3g} G multiply-adds at {height} x {width}"
-    return f"{size}, file of {file.stat().st_size / 1e6:.1f} MB, {milliseconds:.3g} ms an image on {device} (fp32, no batch)"
+    return (
+        f"{size}, file of {file.stat().st_size / 1e6:.1f} MB, {milliseconds:.3g} ms {each} on {device} (fp32, no batch)"
+    )

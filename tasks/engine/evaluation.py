@@ -120,7 +120,7 @@ def score_model(
     raised when it says so. Answers of the network that are not finite are told, or, if it is ``strict``, raise :class:`UserError`.
     ``views`` and ``slices``: other looks at each image.
     """
-    share, observer = share or Share(), task.observer(config, classes) if observe else None
+    share, observer = share or Share(), task.observer_of(config, classes, model) if observe else None
     looking = Looking.at(task, config, model, hardware, views, slices)
     loader = feeding.evaluation_loader(
         config, task, dataset, model, share.rank, share.world, as_it_is=looking is not None
@@ -148,7 +148,10 @@ def score_model(
     if observe:
         scores |= task.anatomy(own)
     if watch and watch.images:
-        what, remedy = f"{NOT_FINITE}, for {len(watch.images)} images, such as {watch.images[0]}", REMEDY
+        what, remedy = (
+            f"{NOT_FINITE}, for {len(watch.images)} {model.image_spec.noun}s, such as {watch.images[0]}",
+            REMEDY,
+        )
         if strict:
             raise UserError("model", what, remedy)
         tell(f"warning: {what}")

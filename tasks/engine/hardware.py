@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 
 from effbackbones.errors import UserError
+from effbackbones.inference.backends.plan import computes_bfloat16
 from tasks.engine import processes
 from tasks.settings.sections import Config
 
@@ -25,6 +26,13 @@ class Hardware:
         """What was asked for. What is not there raises :class:`UserError`."""
         device = run_device(config)
         return cls(device, precision(config, device), device_indices(config, processes.here().local_world))
+
+    @property
+    def remark(self) -> str:
+        """What should be known of this arithmetic on this processor, if anything."""
+        if self.device.type == "cpu" and self.precision == "bf16" and not computes_bfloat16():
+            return "run.precision bf16: this processor does not multiply bfloat16; fp32 takes it less time"
+        return ""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The arithmetic of an evaluation: as in training."""

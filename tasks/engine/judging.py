@@ -115,7 +115,8 @@ class Judge:
             other = "raw" if weights == "ema" else "ema"
             with self.state.weights(other):  # as they are at the end
                 sets[other] = self.score(self.state.model, dataset=self.datasets[split], observe=False)[0]
-        spans = keep_outcomes(self.folder, outcomes, self.task, split, self.tell)
+        noun = best.image_spec.noun
+        spans = keep_outcomes(self.folder, outcomes, self.task, split, self.tell, noun)
         judged = Monitored(self.monitor.name, progress.best, self.monitor.rises)
         size, minutes = sum(parameter.numel() for parameter in best.parameters()), progress.seconds / 60
         points = operating_points(outcomes)
@@ -126,7 +127,7 @@ class Judge:
         title = f"{self.task.command}: {network(best.config)}"
         per_epoch = self.plan.per_epoch
         steps = [{"epoch": step / per_epoch, "loss": loss, "lr": lr} for step, loss, lr in progress.logged]
-        summary = Summary(title, to_mapping(self.config), progress.history, results, told, steps)
+        summary = Summary(title, to_mapping(self.config), progress.history, results, told, steps, noun)
         report = reporter.write(self.folder, summary, best, self.datasets["train"])
         write_metrics(self.folder, results, progress.history)  # last: it says that the run is finished
         reached = self.monitor.value(scores)
@@ -162,7 +163,7 @@ class Judge:
             "data": f"{data.name} {data.root or ''}: {len(self.datasets['train']):,} training samples; scores on {split}",
             "weights": origin.get("weights", "random"),
             "assumed": "; ".join(origin.get("assumed", [])) or "nothing",
-            "images": model.image_spec.told(),
+            f"{model.image_spec.noun}s": model.image_spec.told(),
             "model": self._cost(model),
             "best": f"{progress.best_weights} weights",
             "steps": f"{self.state.step:,} of {self.plan.total:,}, {progress.skipped} skipped",

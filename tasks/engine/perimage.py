@@ -17,20 +17,22 @@ def keep_outcomes(
     task: TaskSpec,
     split: str,
     tell: Callable[[str], None],
+    noun: str = "image",
 ) -> dict[str, Intervals]:
     """Write the outcomes of an evaluation on ``split`` into ``folder``, a file for each task of several; returns the intervals of
-    the scores, as :class:`tasks.report.records.Results` has them, and tells the first of each."""
+    the scores, as :class:`tasks.report.records.Results` has them, and tells the first of each. ``noun``: what a sample is called."""
     by_task: Mapping[str, Outcomes] = {"": found} if isinstance(found, Outcomes) else found or {}
     made: dict[str, Intervals] = {}
     for word, outcomes in by_task.items():
-        write_outcomes(folder / outcomes_file(split, word), outcomes, {"task": word or task.name, "split": split})
+        about = {"task": word or task.name, "split": split, "noun": noun}
+        write_outcomes(folder / outcomes_file(split, word), outcomes, about)
         known = intervals(outcomes)
         if known is not None:
             made[word] = known
             name = outcomes.lead[0]
             if name in known.scores:
                 low, high = known.scores[name]
-                tell(f"{f'{word}/' if word else ''}{name} [{low:.4f}, {high:.4f}]: {known.told()}")
+                tell(f"{f'{word}/' if word else ''}{name} [{low:.4f}, {high:.4f}]: {known.told(noun)}")
     return made
 
 

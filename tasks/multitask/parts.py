@@ -33,7 +33,7 @@ def parts(config: Config) -> dict[str, Part]:
 
 
 def parts_alone(config: Config, model: Model) -> Iterator[tuple[str, Part, Model]]:
-    """Each task by its word, with the model that it would be alone: the same backbone, and its own head."""
+    """Each task by its word, with the model that it would be alone: the same backbone, its own head, and its own threshold."""
     for word, part in parts(config).items():
         head: Any = model.head
         named = {key: model.config[key][word] for key in ("head", "num_classes", "head_options")}
@@ -42,6 +42,13 @@ def parts_alone(config: Config, model: Model) -> Iterator[tuple[str, Part, Model
             head.heads[word],
             image_spec=model.image_spec,
             config={**model.config, "task": word, **named},
+            classes=model.classes.get(word) if isinstance(model.classes, dict) else None,
         )
-        alone.provenance = model.provenance  # ids of categories, values of masks
+        alone.provenance = model.provenance | _point(model, word)  # ids of categories, values of masks
         yield word, part, alone.train(model.training)
+
+
+def _point(model: Model, word: str) -> dict[str, Any]:
+    """Where the scores of a task are cut, as the file of its model alone would keep it."""
+    points = model.provenance.get("operating_point") or {}
+    return {"operating_point": {"": points[word]} if word in points else {}}

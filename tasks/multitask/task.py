@@ -132,6 +132,12 @@ class Joint(TaskSpec):
         reporters = {word: task.observer(own, classes[word]) for word, (task, own) in parts(config).items()}
         return JointReporter(config, reporters)
 
+    def observer_of(self, config: Config, classes: Any, model: Model) -> Reporter:
+        found = parts_alone(config, model)
+        return JointReporter(
+            config, {word: task.observer_of(own, classes[word], alone) for word, (task, own), alone in found}
+        )
+
     def recorder(self, dataset: Dataset, classes: Mapping[str, Any]) -> Recorder | None:
         made = {word: TASKS.get(word).recorder(dataset, own) for word, own in classes.items()}
         kept = {word: recorder for word, recorder in made.items() if recorder is not None}

@@ -19,12 +19,14 @@ Cell = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Compared:
-    """Runs compared in one ``task`` ("" where there is one): ``scored`` of each, ``pairs`` of the first with each other."""
+    """Runs compared in one ``task`` ("" where there is one): ``scored`` of each, ``pairs`` of the first with each other.
+    ``noun``: what a sample is called."""
 
     task: str
     names: tuple[str, ...]
     scored: Sequence[Scored]
     pairs: Sequence[Pair]
+    noun: str = "image"
 
     @property
     def lead(self) -> str:
@@ -39,23 +41,23 @@ class Compared:
     def sentences(self) -> list[str]:
         """What the comparisons say, a sentence each."""
         return [
-            in_words(pair, self.lead, (self.names[0], name), label(self.lead))
+            in_words(pair, self.lead, (self.names[0], name), label(self.lead), self.noun)
             for name, pair in zip(self.names[1:], self.pairs, strict=True)
         ]
 
     def caveats(self) -> list[str]:
         """What must be known to read them."""
         sets = self.scored[0].drawn[self.lead].shape[-1]
-        told = [f"paired bootstrap over the {self.images:,} images that all runs share, {sets:,} sets drawn"]
+        told = [f"paired bootstrap over the {self.images:,} {self.noun}s that all runs share, {sets:,} sets drawn"]
         if self.images < ROUGH:
-            told.append(f"with fewer than {ROUGH} images intervals and p are rough")
+            told.append(f"with fewer than {ROUGH} {self.noun}s intervals and p are rough")
         if len(self.pairs) > 1:
             told.append(f"p values are adjusted for {len(self.pairs)} comparisons (Holm)")
-        return [*told, SEEDS]
+        return [*told, _SEEDS.format(f"{self.noun}s")]
 
 
-SEEDS = (
-    "this tells whether these trained networks differ on images like these, not whether the recipes do: another seed of the same recipe"
+_SEEDS = (
+    "this tells whether these trained networks differ on {} like these, not whether the recipes do: another seed of the same recipe"
     " gives another network; to compare recipes train each with several seeds (train --seeds 3) and compare all runs"
 )
 
@@ -144,7 +146,9 @@ def comparison_page(
 ) -> Path:
     """Write the page; ``told``: what had to be said of the runs."""
     names = parts[0].names
-    report = Report(f"{len(names)} runs compared", f"split {split}, {parts[0].images:,} images", _tiles(parts))
+    report = Report(
+        f"{len(names)} runs compared", f"split {split}, {parts[0].images:,} {parts[0].noun}s", _tiles(parts)
+    )
     for part in parts:
         more = f" ({part.task})" if part.task else ""
         report.facts(

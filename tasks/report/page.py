@@ -137,7 +137,7 @@ class Report:
             cells = []
             for j, n in enumerate(row):
                 share = n / total
-                note, text = (f"{100 * share:.1f} %", f"{100 * share:.0f}") if shares else (str(n), str(n))
+                note, text = (f"{100 * share:.1f} %", f"{100 * share:.0f}") if shares else (f"{n:,}", f"{n:,}")
                 # The root keeps small shares visible.
                 cells.append(
                     {
@@ -188,7 +188,7 @@ class Report:
 
 
 def _line(value: Any) -> Any:
-    return value if isinstance(value, Link) else show(value)
+    return value if isinstance(value, Link) else setting(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -196,14 +196,17 @@ def _is_number(value: Any) -> bool:
 
 
 def show(value: Any) -> str:
-    """A value as text: four significant digits, a dash for nothing."""
+    """A value as text: four significant digits, counts in groups of three, a dash for nothing."""
     if value is None:
         return NOTHING
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
-        return f"{value:,}"
-    return str(value)
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def setting(value: Any) -> str:
+    """A setting as text: as :func:`show`, but whole numbers as a config has them."""
+    return str(value) if isinstance(value, int) else show(value)
 
 
 def picture(image: np.ndarray, longest: int = _PICTURE) -> str:

@@ -79,3 +79,5 @@ class Summary:
     facts: Mapping[str, Any]
     steps: Sequence[Mapping[str, float]] = ()
     """Of a run: ``epoch``, ``loss`` and ``lr`` as they were logged, perhaps thinned out."""
+    noun: str = "image"
+    """What a sample is called."""

@@ -32,13 +32,15 @@ def begun(summary: Summary, headline: Sequence[str], meaning: Mapping[str, str],
     rates = {*own, *(name for name in {name for scores in sets.values() for name in scores} if name in rates)}
     chosen = [summary.config.get("run", {}).get("monitor")]
     names = dict.fromkeys(name for name in (*chosen, *own, *headline) if name)
-    report = Report(summary.title, _subtitle(results), _tiles(results, names, rates))
+    report = Report(summary.title, _subtitle(results, summary.noun), _tiles(results, names, rates))
     caption = f"Best: the {best} weights." if len(sets) > 1 else ""
     rows, notes = _score_rows(results, meaning, rates)
     head = ["", *sets]
     if results.intervals:
         head.append(INTERVAL)
-        caption = " ".join([caption, *(_sentence(one.told()) for one in results.intervals.values())]).strip()
+        caption = " ".join(
+            [caption, *(_sentence(one.told(summary.noun)) for one in results.intervals.values())]
+        ).strip()
     report.table("Scores", head, rows, caption, notes=notes, first=_FIRST_SCORES, rest="{} more scores")
     return report
 
@@ -68,17 +70,15 @@ def add_classes(report: Report, scores: Mapping[str, Any], intervals: Intervals 
         report.table("Classes", *table, "Weakest first.", first=_FIRST_CLASSES, rest="{} more classes")
 
 
-_IMAGES = "the classes of images"
-
-
-def add_threshold(report: Report, results: Results, what: str = _IMAGES) -> None:
-    """From which score on ``what`` is found should be taken for one, where that was counted."""
+def add_threshold(report: Report, results: Results, what: str, *, ranked: bool = True) -> None:
+    """From which score on ``what`` is found should be taken for one, where that was counted; it is not ``ranked`` where the most probable
+    of two classes is the answer."""
     point = results.operating.get("")
     if not point or not point.get("curve"):
         return
     chosen = point.get("thresholds") or {}
     used = "The threshold that is best on the validation split is kept in the model file; predictions are cut there unless told otherwise."
-    if what == _IMAGES and not chosen:
+    if not ranked and not chosen:
         used = "Of two classes the more probable one is the answer, whatever the threshold."
     cut, best, precision, recall = (point[name] for name in ("threshold", "f1", "precision", "recall"))
     report.figure(
@@ -105,7 +105,7 @@ def add_threshold(report: Report, results: Results, what: str = _IMAGES) -> None
         )
 
 
-def add_confusion(report: Report, scores: Mapping[str, Any], unit: str = "images") -> None:
+def add_confusion(report: Report, scores: Mapping[str, Any], unit: str) -> None:
     """Which classes are taken for which, if that is known: a matrix of the ``unit`` that was counted (of shares, if that is
     pixels: their numbers are too long), and the pairs that are confused most."""
     counts, names = scores.get("confusion"), list(scores.get("per_class") or ())
@@ -153,11 +153,11 @@ def finished(report: Report, summary: Summary, folder: Path) -> Path:
     return report.write(folder / "report.html")
 
 
-def _subtitle(results: Results) -> str:
-    """Of how many images of which split the figures are, and of which weights."""
+def _subtitle(results: Results, noun: str) -> str:
+    """Of how many images (or what ``noun`` says) of which split the figures are, and of which weights."""
     count = results.scores.get("samples") or results.scores.get("images")
     split = results.split if isinstance(results, (RunResults, EvaluationResults)) else None
-    images = f"{count:,} {f'{_SPLITS.get(split, split)} ' if split else ''}image{'s' * (count != 1)}" if count else ""
+    images = f"{count:,} {f'{_SPLITS.get(split, split)} ' if split else ''}{noun}{'s' * (count != 1)}" if count else ""
     return ", ".join(filter(None, [images, f"{results.best} weights" if len(results.sets) > 1 else ""]))
 
 

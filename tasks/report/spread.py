@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.report.page import show
+from tasks.report.page import setting
 
 # Quantiles of Student's t for 97.5 % with 1, 2, ... degrees of freedom.
 _T = (
@@ -51,7 +51,7 @@ def settings(reached: Sequence[Reached]) -> list[Setting]:
     """The settings, best first by the mean of the score that decides; those that have none last."""
     groups: dict[str, list[Reached]] = {}
     for one in reached:
-        groups.setdefault(", ".join(f"{key} {show(value)}" for key, value in one.changes.items()), []).append(one)
+        groups.setdefault(", ".join(f"{key} {setting(value)}" for key, value in one.changes.items()), []).append(one)
     found = []
     for name, runs in groups.items():
         values = [value for one in runs if (value := next(iter(one.scores.values()))) is not None]

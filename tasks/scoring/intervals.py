@@ -50,13 +50,13 @@ class Intervals:
         """Whether there are too few images for the interval to be right as often as it says."""
         return self.images < ROUGH
 
-    def told(self) -> str:
-        """What must be known of them, in a sentence or two."""
-        text = f"{100 * self.confidence:.0f} % intervals by bootstrap over {self.images:,} images ({self.replicates:,} sets drawn)"
+    def told(self, noun: str = "image") -> str:
+        """What must be known of them, in a sentence or two; ``noun`` of a sample."""
+        text = f"{100 * self.confidence:.0f} % intervals by bootstrap over {self.images:,} {noun}s ({self.replicates:,} sets drawn)"
         if self.replicates < REPLICATES:
             text += f", not {REPLICATES:,}, for so many boxes would take longer"
         if self.rough:
-            text += f"; with fewer than {ROUGH} images they are rough, and too narrow as a rule"
+            text += f"; with fewer than {ROUGH} {noun}s they are rough, and too narrow as a rule"
         return text
 
     def record(self) -> dict[str, Any]:

@@ -27,7 +27,8 @@ KINDS: Mapping[str, type[Outcomes]] = {
 
 @dataclass(frozen=True)
 class Recorded:
-    """Outcomes that were read from ``path``, and what the file says ``about`` them: ``split``, ``task``."""
+    """Outcomes that were read from ``path``, and what the file says ``about`` them: ``split``, ``task``, and the
+    ``noun`` of a sample."""
 
     path: Path
     outcomes: Outcomes

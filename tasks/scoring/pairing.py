@@ -139,11 +139,11 @@ def _equal(one: Outcomes, other: Outcomes) -> bool:
     )
 
 
-def in_words(pair: Pair, lead: str, names: tuple[str, str], title: str) -> str:
-    """What a pair says of its score ``lead``, called ``title``, in plain words; ``names`` of the two runs."""
+def in_words(pair: Pair, lead: str, names: tuple[str, str], title: str, noun: str = "image") -> str:
+    """What a pair says of its score ``lead``, called ``title``, in plain words; ``names`` of the two runs, ``noun`` of a sample."""
     first, second = names
     if pair.equal:
-        return f"{second} equals {first}: every image came out the same"
+        return f"{second} equals {first}: every {noun} came out the same"
     found = pair.scores.get(lead)
     if found is None:
         return f"{second} against {first}: {title} is undefined in one of them"
@@ -153,7 +153,7 @@ def in_words(pair: Pair, lead: str, names: tuple[str, str], title: str) -> str:
     told = f"{title} {value} points (95 % interval {' to '.join(ends)}, {p_in_words(found.adjusted)})"
     if found.real:
         word = "better" if found.value > 0 else "worse"
-        return f"{second} is {word} than {first}: {told}; on images like these the difference is real"
+        return f"{second} is {word} than {first}: {told}; on {noun}s like these the difference is real"
     parts = [(high, f"{second} is better"), (-low, f"{first} is better")]
     gaps = [f"{who} by up to {gap:.{digits}f} points" for gap, who in parts if gap > 0]
     return f"no difference between {second} and {first} can be told: {told}; they may be equal, or {', or '.join(gaps)}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from effbackbones.errors import UserError, nearest
+from effbackbones.numbers import plain_number, plain_whole
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Option:
         if self.values and text not in self.values:
             raise UserError(where, f"unknown {where.lstrip('-')} {text!r}", nearest(text, self.values))
         try:
-            value = self.type(text)
+            value = _READERS[self.type](text)
             if self.type is float and not math.isfinite(value):
                 raise ValueError(text)
         except ValueError:
@@ -48,6 +49,7 @@ class Option:
         return f" ({said})" if said else ""
 
 
+_READERS: Mapping[type, Callable[[str], Any]] = {str: str, int: plain_whole, float: plain_number}
 _WORDS: Mapping[type, str] = {str: "a text", int: "a whole number", float: "a number"}
 
 

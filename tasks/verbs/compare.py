@@ -33,7 +33,8 @@ def compare(extras: Extras) -> int:
     parts = []
     for task in common_tasks(runs):
         results = scored(on_the_same_images(runs, task, tell))
-        parts.append(Compared(task, tuple(run.name for run in runs), results, paired(results[0], results[1:])))
+        names = tuple(run.name for run in runs)
+        parts.append(Compared(task, names, results, paired(results[0], results[1:]), runs[0].noun))
     for run in runs[1:]:
         if run.folder.resolve() == runs[0].folder.resolve():
             tell(f"{run.name}: is {runs[0].name} itself")

@@ -26,7 +26,8 @@ Tell = Callable[[str], None]
 @dataclass(frozen=True)
 class Run:
     """A run or evaluation: ``name`` as it is told, ``outcomes`` on the common split by task ("" where there is one), the ``config``'s
-    keys that made it what it is, and the ``parameters`` and ``minutes`` that its file of scores tells."""
+    keys that made it what it is, and the ``parameters`` and ``minutes`` that its file of scores tells.
+    ``noun``: what a sample is called."""
 
     name: str
     folder: Path
@@ -34,6 +35,7 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     parameters: int | None = None
     minutes: float | None = None
+    noun: str = "image"
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -89,7 +91,9 @@ def _names(names: Sequence[str]) -> list[str]:
 
 
 def _run(name: str, shown: str, files: Mapping[str, Path], tell: Tell) -> Run:
-    outcomes = {task: read_outcomes(path).outcomes for task, path in files.items()}
+    read = {task: read_outcomes(path) for task, path in files.items()}
+    outcomes = {task: one.outcomes for task, one in read.items()}
+    noun = str(next(iter(read.values())).about.get("noun", "image"))
     scored = next(iter(files.values())).resolve().parent
     record = record_of(scored)
     home = _trained_in(scored, record)
@@ -105,7 +109,7 @@ def _run(name: str, shown: str, files: Mapping[str, Path], tell: Tell) -> Run:
     whole = (record_of(home) if home else {}) | record
     if not whole:
         tell(f"{shown}: has no {METRICS} that can be read, so that parameters and minutes are not known")
-    return Run(shown, scored, outcomes, config, whole.get("parameters"), whole.get("minutes"))
+    return Run(shown, scored, outcomes, config, whole.get("parameters"), whole.get("minutes"), noun)
 
 
 def _trained_in(scored: Path, record: Mapping[str, Any]) -> Path | None:
@@ -139,10 +143,12 @@ def on_the_same_images(runs: Sequence[Run], task: str, tell: Tell) -> list[Outco
         example = (
             f"such as {first.ids[0]!r} and {next(one.ids[0] for one in found[1:] if one.ids)!r}" if first.ids else ""
         )
-        raise UserError("compare", f"the runs were scored on other images ({example})", "evaluate all on the same data")
+        raise UserError(
+            "compare", f"the runs were scored on other {runs[0].noun}s ({example})", "evaluate all on the same data"
+        )
     for run, one in zip(runs, found, strict=True):
         if len(one.ids) > len(common):
-            told = f"{len(one.ids) - len(common):,} of its {len(one.ids):,} images are not in all runs and are left out"
+            told = f"{len(one.ids) - len(common):,} of its {len(one.ids):,} {run.noun}s are not in all runs and are left out"
             tell(f"{run.name}: {told}")
     orders = [np.array([place[key] for key in common], np.int64) for place in rows]
     for run, one, order in zip(runs[1:], found[1:], orders[1:], strict=True):
@@ -166,5 +172,5 @@ def _refuse_other_classes(name: str, first: Outcomes, other: str, second: Outcom
 def _refuse_other_truth(name: str, other: str, differ: NDArray[np.bool_], keys: Sequence[tuple[str, int]]) -> None:
     if differ.any():
         which = keys[int(np.flatnonzero(differ)[0])][0]
-        what = f"{int(differ.sum()):,} of {len(differ):,} images have other labels than for {name}, such as {which!r}"
+        what = f"{int(differ.sum()):,} of {len(differ):,} samples have other labels than for {name}, such as {which!r}"
         raise UserError(other, what, "evaluate both on the same data")

@@ -55,7 +55,8 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     folder = Path(extras.out) if extras.out else beside(extras.checkpoint) / f"evaluate-{extras.split}"
     folder.mkdir(parents=True, exist_ok=True)
     size = sum(parameter.numel() for parameter in model.parameters())
-    spans = keep_outcomes(folder, outcomes, task, extras.split, tell)
+    noun = model.image_spec.noun
+    spans = keep_outcomes(folder, outcomes, task, extras.split, tell, noun)
     results = EvaluationResults(
         {"model": scores},
         intervals=spans,
@@ -71,11 +72,12 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         "checkpoint": extras.checkpoint or config.model.weights or "none: random weights",
         "assumed": "; ".join(model.provenance.get("assumed", [])) or "nothing",
         "data": f"{config.data.name} {config.data.root or ''}: {len(dataset):,} samples",
-        "images": model.image_spec.told(),
+        f"{noun}s": model.image_spec.told(),
         **environment(),
     }
     title = f"{task.command}: {network(model.config)} on {extras.split}"
-    reporter.write(folder, Summary(title, to_mapping(config), [], results, facts), model, dataset)
+    summary = Summary(title, to_mapping(config), [], results, facts, noun=noun)
+    reporter.write(folder, summary, model, dataset)
     _print_scores(scores)
     tell(f"report {folder / 'report.html'}")
     _refuse_undefined(monitor(task, config, classes).name, scores, extras.split)

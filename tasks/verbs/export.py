@@ -10,6 +10,7 @@ from effbackbones.export.certificate import Bounds
 from effbackbones.export.exporting import export_model, file_format
 from effbackbones.export.record import beside
 from effbackbones.model import Model
+from effbackbones.numbers import plain_number
 from tasks.data.dataset import Dataset
 from tasks.data.sampling import Repeated, spread
 from tasks.engine import assembly, splits
@@ -21,6 +22,7 @@ from tasks.settings.sections import Config
 from tasks.spec import TaskSpec
 from tasks.telling import Teller
 from tasks.verbs.inputs import image_files
+from tasks.verbs.limits import count_of
 from tasks.verbs.models import as_model, asked_model, data_classes
 
 IMAGES, CALIBRATION = 32, 128
@@ -33,7 +35,7 @@ def export(task: TaskSpec, config: Config, extras: Extras) -> int:
         raise UserError("--out", "no file is named", "give --out FILE.onnx, FILE.pt2 or FILE.xml")
     tell, out = Teller(config.run.progress), Path(extras.out)
     file_format(out, extras.format)  # all that the line says, before the work
-    bounds, count = _bounds(extras), _count(extras)
+    bounds, count = _bounds(extras), count_of("--certify", extras.certify) or IMAGES
     if "run.device" in extras.overrides and config.run.device != "cpu":
         tell("run.device changes nothing: graphs are made and compared on the processor")
     config = replace(config, run=replace(config.run, device="cpu"))
@@ -73,20 +75,11 @@ def export(task: TaskSpec, config: Config, extras: Extras) -> int:
     return 0
 
 
-def _count(extras: Extras) -> int:
-    text = extras.certify
-    if text is None:
-        return IMAGES
-    if not text.isdecimal() or not int(text):
-        raise UserError("--certify", f"expected a number of images from 1 up, got {text!r}", "correct it")
-    return int(text)
-
-
 def _bounds(extras: Extras) -> Bounds | None:
     if extras.bound is None:
         return None
     try:
-        agreement, score = (float(part) for part in extras.bound.split(","))
+        agreement, score = (plain_number(part) for part in extras.bound.split(","))
     except ValueError:
         agreement = score = -1.0
     if not (0 <= agreement <= 1 and 0 <= score <= 1):

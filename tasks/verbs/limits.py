@@ -1,6 +1,7 @@
 """Limits that a command line says: shares and counts, from the text of an option."""
 
 from effbackbones.errors import UserError
+from effbackbones.numbers import plain_number
 
 
 def share_of(option: str, text: str | None) -> float | None:
@@ -8,7 +9,7 @@ def share_of(option: str, text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        share = float(text)
+        share = plain_number(text)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:

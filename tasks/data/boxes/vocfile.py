@@ -9,9 +9,9 @@ from xml.parsers import expat
 
 from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
+from effbackbones.numbers import plain_number
 from effbackbones.pointers import LONGEST, refuse_pointer
 from tasks.data.boxes.fields import marks, turn
-from tasks.data.files.numbers import plain_number
 
 MAX_BYTES = 10_000_000
 """Larger files are refused."""

@@ -16,6 +16,7 @@ from effbackbones.images.reading import MAX_PIXELS, is_image_name, read_image
 from effbackbones.images.recordings import RATE, is_sound_name, read_recording
 from tasks.data.files import jpeg
 from tasks.data.files.cache import ImageCache
+from tasks.data.files.decoding import lines_of
 from tasks.data.files.listing import leaves, refuse_link
 from tasks.data.files.slate import reading_file
 from tasks.settings.options import as_names
@@ -82,14 +83,8 @@ def listed_classes(listed: object, root: Path) -> tuple[str, ...] | None:
     where = "data.options.classes"
     if isinstance(listed, str):
         where = str(root / listed)
-        try:
-            listed = [
-                line.strip() for line in (root / listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()
-            ]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                where, f"cannot be read: {error}", "name a UTF-8 text file with one class on each line"
-            ) from error
+        missing = "name a UTF-8 text file with one class on each line"
+        listed = [name for _, name in lines_of(root / listed, missing)]
     names = as_names(listed)
     if not names:
         what = f"expected class names, at least one, got {str(listed)[:60]}"

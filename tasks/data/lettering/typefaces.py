@@ -7,6 +7,7 @@ from PIL import ImageFont
 
 from effbackbones.drawing.fonts import letters_of, own_font
 from effbackbones.errors import UserError, nearest
+from effbackbones.pointers import LONGEST, refuse_pointer
 from tasks.data.lettering.textfile import JOINERS
 
 SUFFIXES = (".ttf", ".otf", ".ttc", ".pfb")
@@ -70,6 +71,8 @@ def _check(path: str, where: str) -> None:
     try:
         ImageFont.truetype(path, 17)
     except OSError as error:
+        with open(path, "rb") as file:
+            refuse_pointer(path, file.read(LONGEST))
         raise UserError(where, f"{path} cannot be drawn with: {error}", "name another font") from error
     if not letters_of(path):
         raise UserError(where, f"{path} does not say which letters it has", "name another font")

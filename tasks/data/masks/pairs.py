@@ -9,6 +9,7 @@ from pathlib import Path
 from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name
 from tasks.data.files.absent import remedy_for_split, told_of_missing
+from tasks.data.files.decoding import lines_of
 from tasks.data.files.images import check_files, images_below
 from tasks.data.files.names import normalised
 
@@ -175,16 +176,9 @@ def _listed(
 ) -> tuple[str, ...]:
     """The names on the lines of a list, each with its image and, unless it may be ``missing``, its mask."""
     path = root / name
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(str(path), f"cannot be read: {reason}", f"correct data.options.list or data.{split}") from None
     found: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        stem = normalised(line.strip().replace("\\", "/"))
-        if not stem:
-            continue
+    for number, line in lines_of(path, f"correct data.options.list or data.{split}"):
+        stem = normalised(line.replace("\\", "/"))
         if stem not in images:
             stem = (stem.rpartition(".")[0] if is_image_name(stem) else stem).removesuffix(suffix)
         if stem not in images:

@@ -275,7 +275,7 @@ def _found(
         raise UserError("data.options.format", "is palette, and palettes differ from file to file", "set it to auto")
     if declared.format != "auto":
         return _Found(declared, form, palette, remedy, (), look)
-    note = f"masks are {form} ({kind} files, {_HOW[form]}): {seen}"
+    note = f"masks are of format {form} ({kind} files, {_HOW[form]}): {seen}"
     if remedy and form == "index" and IGNORE in look.values and len(look.values) == len(declared.names or names or ()):
         note += f"; {IGNORE} is no class and ignored: else {remedy}"
     return _Found(declared, form, palette, remedy, (note,), look)

@@ -9,6 +9,7 @@ from pathlib import Path
 from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name
 from tasks.data.files.absent import told_of_missing
+from tasks.data.files.decoding import lines_of
 from tasks.data.files.images import images_below
 from tasks.data.files.listing import Lookup, files_below, shown, stem
 
@@ -172,12 +173,6 @@ def _meant(line: str) -> list[str]:
 
 def _lines(listing: Path, split: str) -> list[tuple[int, str]]:
     """Lines that are not blank, with their numbers."""
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        there = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt") if "_" not in path.stem)[:8])
-        what = f"cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}" + (
-            f"; there are lists {there}" if there else ""
-        )
-        raise UserError(str(listing), what, f"set data.{split} to a list in ImageSets/Main") from None
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    there = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt") if "_" not in path.stem)[:8])
+    lists = f"there are lists {there}; " if there else ""
+    return lines_of(listing, f"{lists}set data.{split} to a list in ImageSets/Main")

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from effbackbones.errors import UserError
-from effbackbones.pointers import LONGEST, refuse_pointer
 from tasks.data.boxes.annotations import Annotations, Wanted, open_boxes
 from tasks.data.boxes.table import BoxDataset
+from tasks.data.files.decoding import lines_of
 from tasks.data.files.images import header_sizes
 from tasks.data.sets.yolofiles import Described, YoloFiles, find_files
 from tasks.data.sets.yolonames import class_names
@@ -114,17 +113,6 @@ def _read(files: YoloFiles, num_classes: int, described: Described, said: str, k
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Lines that are not blank, in words, with their numbers from 1; none where there is no file."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        refuse_pointer(path, raw[:LONGEST])
-        text = raw.decode("utf-8-sig")
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
-        raise UserError(str(path), what, "write a line `class cx cy w h` for each object") from None
-    if len(raw) > MAX_BYTES:
-        raise UserError(str(path), f"is larger than {MAX_BYTES:,} bytes", "a label file has one line for each object")
-    return [(number, words) for number, line in enumerate(text.split("\n"), 1) if (words := line.split())]
+    """Lines that are not blank, in words, with their numbers from 1."""
+    lines = lines_of(path, "write a line `class cx cy w h` for each object", most=MAX_BYTES)
+    return [(number, line.split()) for number, line in lines]

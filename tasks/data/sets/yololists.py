@@ -2,10 +2,11 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from effbackbones.errors import UserError
+from tasks.data.files.decoding import lines_of
 from tasks.data.files.images import check_files, images_below
 from tasks.data.files.listing import shown
 from tasks.data.files.names import normalised
@@ -20,7 +21,8 @@ def images_listed(listing: Path, root: Path, links: str) -> tuple[list[str], tup
     for another folder: each is then the one image below the root whose path ends as the line does, in as many parts as can be
     (``data/obj_train_data/a.jpg``: ``obj_train_data/a.jpg``), which is told; where there are several, :class:`UserError` names them.
     """
-    numbered = dict(_lines(listing))
+    found = lines_of(listing, "name a folder, or a text file with one image on each line", most=_MAX_LIST)
+    numbered = {number: name.replace("\\", "/") for number, name in found}
     lines = {number: _below(name, listing, root) for number, name in numbered.items()}
     told: tuple[str, ...] = ()
     if lines and not any(_is_there(root, name) for name in lines.values()):
@@ -40,21 +42,6 @@ def images_listed(listing: Path, root: Path, links: str) -> tuple[list[str], tup
     names, at = list(numbers), list(numbers.values())
     remedy = "add the image, or remove the line"
     return check_files(root, names, lambda index: f"{listing}:{at[index]}", remedy, links=links), told
-
-
-def _lines(listing: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers."""
-    try:
-        if listing.stat().st_size > _MAX_LIST:
-            raise UserError(str(listing), "is too large for a list of images", "name a text file, or a folder")
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot be read as a list: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
-        raise UserError(str(listing), what, "name a folder, or a text file with one image on each line") from None
-    for number, line in enumerate(lines, 1):
-        name = line.strip().replace("\\", "/")
-        if name:
-            yield number, name
 
 
 def _below(name: str, listing: Path, root: Path) -> str:

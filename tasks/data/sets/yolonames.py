@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from effbackbones.errors import UserError
+from tasks.data.files.decoding import decoded
 from tasks.data.files.listing import files_below
 from tasks.data.sets.yolofiles import Described, YoloFiles
 
@@ -65,11 +66,8 @@ def _beside(root: Path, found: YoloFiles) -> list[Path]:
 
 def _lines(file: Path) -> list[str]:
     """The lines of a file but for blank ones at its end."""
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
-        raise UserError(str(file), what, "write the name of a class on each line, or set data.options.names") from None
+    text = decoded(file, "write the name of a class on each line, or set data.options.names").rstrip()
+    return [line.strip() for line in text.split("\n")] if text else []
 
 
 def _refuse_other_count(described: Described, names: tuple[str, ...], where: str) -> None:

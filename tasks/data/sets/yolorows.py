@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from effbackbones.errors import UserError
-from tasks.data.files.numbers import plain_number
+from effbackbones.numbers import plain_number
 
 ROWS = ("auto", "outline", "pose")
 """What lines of more than five numbers are: ``data.options.rows``."""
