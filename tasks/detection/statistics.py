@@ -53,8 +53,13 @@ def statistics(config: Config, model: Model, dataset: Dataset) -> BoxStatistics:
         ious.append(figures.get("best_anchor_iou", ious[0]).astype(np.float64))
         given.append(figures.get("anchors", given[0]))
     repairs = table.repairs.rows() if isinstance(table, BoxTable) else []
-    original, network, best_iou, anchors = map(np.concatenate, (originals, resized, ious, given))
-    return BoxStatistics(original, network, best_iou, repairs, anchors)
+    return BoxStatistics(
+        original=np.concatenate(originals),
+        network=np.concatenate(resized),
+        best_iou=np.concatenate(ious),
+        repairs=repairs,
+        anchors=np.concatenate(given),
+    )
 
 
 _Chunk = list[tuple[ResizePlan, NDArray[np.float32]]]
