@@ -404,6 +404,10 @@ class Head(nn.Module, ABC):
         ``temperature`` None: :attr:`distill_temperature`. No state, no host synchronisation. Default: none is known."""
         raise NotImplementedError
 
+    def resting(self) -> dict[str, str]:
+        """Options that change nothing beside the others that this head has, and why, in words: who set one is told. Default: none."""
+        return {}
+
     def diagnose(self, targets: Any, sizes: ImageSizes) -> dict[str, Tensor]:
         """Figures on how well the targets fit this head (optional)."""
         return {}

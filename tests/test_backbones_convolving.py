@@ -119,12 +119,15 @@ def test_gradients_have_gradients(kind: str, products: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(12, 11), (9, 16), (3, 4), (2, 1)], ids=str)
-def test_in_16_bits_they_are_as_near_as_those_allow(kind: str, size: tuple[int, int], products: Any) -> None:
+def test_in_16_bits_they_are_as_near_as_those_allow(
+    kind: str, size: tuple[int, int], products: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     conv = layer(kind).to(memory_format=LAST)
     if refused(kind, size):
         pytest.skip("nothing comes out, or oneDNN refuses it")
     x = torch.randn(3, 8, *size).bfloat16().float().to(memory_format=LAST)
+    monkeypatch.setattr(convolving, "_PART", 2 * x[0].numel())  # two images, then one
     with torch.no_grad():
         conv.weight.copy_(conv.weight.bfloat16())
     ours = found(half, x, conv)
@@ -201,8 +204,9 @@ def test_a_map_of_a_product_can_be_overwritten(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_empty_batch_goes_both_ways(products: Any) -> None:
     x = torch.zeros(0, 8, 9, 9).to(memory_format=LAST).requires_grad_()
-    for kind in ("pointwise", "depthwise 3"):
-        torch.autograd.backward(passes.convolve(x, layer(kind)).sum())
+    for kind in ("pointwise", "depthwise 3", "depthwise 5 in steps", "dilated"):
+        for call in (passes.convolve, half):
+            torch.autograd.backward(call(x, layer(kind)).sum())
     assert x.grad is not None
     assert x.grad.shape == x.shape
 

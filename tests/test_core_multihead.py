@@ -347,7 +347,7 @@ def test_figures_and_fitted_options_are_by_task() -> None:
     rows = torch.tensor([2])
     own = targets("det", sizes.select(rows))
     figures = model.head.diagnose({"det": Labelled(rows, own), "seg": targets("seg", sizes)}, sizes)
-    assert set(figures) == {"det/best_anchor_iou"}
+    assert set(figures) == {"det/best_anchor_iou", "det/anchors"}
     assert figures["det/best_anchor_iou"].shape == (1, 5)
     assert model.head.diagnose({"seg": targets("seg", sizes)}, sizes) == {}
     sides = torch.tensor([[50.0, 5.0], [60.0, 6.0], [40.0, 4.0]])

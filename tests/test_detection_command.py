@@ -267,6 +267,49 @@ def test_poor_anchor_coverage_is_told_with_a_remedy(tmp_path: Path, capsys: pyte
     assert "anchors: 100.0% of 6 boxes" in capsys.readouterr().err
 
 
+def test_boxes_that_no_point_is_to_predict_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of five pixels between the points, at the size that the network sees them; of a head that has a point for each, none."""
+
+    def small(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"][::2]:
+            annotation["bbox"] = [5.5, 5.5, 5, 5]
+
+    root = coco_folder(tmp_path, small)
+    line = ["check", "--config", "coco", "--data.root", str(root), "--data.image_size", "100", "--out", str(tmp_path)]
+    for name, options in (("fcos", "{channels: 64, repeats: 1}"), ("yolo", "{channels: 16, depth: 1, repeats: 1}")):
+        assert main([*line, *small_line("--model.head", name, "--model.head_options", options)]) == 0
+        told = "boxes: 3 of 6 get no anchor or point at image size 100 x 100, and are not learnt: raise data.image_size"
+        assert (told in capsys.readouterr().err) == (name == "fcos")
+
+
+def test_options_of_a_head_that_change_nothing_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By ``check`` and by ``train``, of one head and of several; defaults that rest are nobody's concern."""
+    head = [
+        "--model.head",
+        "yolo",
+        "--model.head_options",
+        "{channels: 16, depth: 1, repeats: 1, dfl_weight: 0.2, radius: 2.0}",
+    ]
+    line = [
+        "--config",
+        "shapes",
+        *small_line(*head),
+        "--data.image_size",
+        "64",
+        "--data.options",
+        "{train: 8, val: 4, test: 4}",
+    ]
+    expected = {"model.head_options.dfl_weight": "dfl_bins is 0", "model.head_options.radius": "assigner is aligned"}
+    for words in (
+        ["check", *line, "--out", str(tmp_path / "o")],
+        [*line, "--optim.max_steps", "1", "--run.out", str(tmp_path / "r")],
+    ):
+        assert main(words) == 0
+        said = capsys.readouterr()
+        told = [row for row in (said.out + said.err).splitlines() if "is set and changes nothing" in row]
+        assert sorted(told) == [f"{key} is set and changes nothing: {why}" for key, why in expected.items()]
+
+
 def test_statistics_see_boxes_as_the_network_does(tmp_path: Path) -> None:
     config, model, datasets = loaded(coco_folder(tmp_path))
     found = statistics(config, model, datasets["train"])

@@ -22,11 +22,13 @@ from heads.detection.anchors import Assignment, Deltas, IouMatching, pairwise_io
 from heads.detection.criteria import BoxLosses, Coder, Focal, Matched, MinedSoftmax
 from heads.detection.dense import DenseHead, DetRaw, RatedRaw, joint_evidence
 from heads.detection.efficientdet import EfficientDetHead
+from heads.detection.fcos import FCOSHead
 from heads.detection.losses import quality_sum
 from heads.detection.nms import Selection, top_pairs
 from heads.detection.points import POINT, CenterMatching, Distances, centerness
 from heads.detection.retinanet import RetinaNetHead
 from heads.detection.ssd import SSDHead
+from heads.detection.yolo import YoloHead
 
 # --- four heads ------------------------------------------------------------------------------------------------------
 
@@ -409,7 +411,28 @@ def test_overlap_is_diagnosed_where_it_decides() -> None:
     )
     head = SSDHead(spec, 3, levels=[3, 4, 5], min_scale=0.25, aspect_ratios=[])
     assert head.diagnose(targets, sizes)["best_anchor_iou"].tolist() == [[1.0]]
-    assert ToyFCOS(spec, 3).diagnose(targets, sizes) == {}
+    assert set(ToyFCOS(spec, 3).diagnose(targets, sizes)) == {"anchors"}
+    assert ToyYOLO(spec, 3).diagnose(targets, sizes) == {}, "which points it gets depends on what is predicted"
+
+
+@pytest.mark.parametrize("head", [RetinaNetHead, SSDHead, ToyFCOS])
+def test_anchors_of_each_box_are_counted_as_the_loss_has_them(head: type[Head]) -> None:
+    """A box between the points of FCOS has none; padding and crowds are not asked for any."""
+    spec = FeatureSpec("b0", ("C3", "C4", "C5"), (40, 112, 320), (8, 16, 32))
+    built: Any = head(spec, 3, **({} if head is ToyFCOS else {"levels": [3, 4, 5]}))
+    boxes = torch.tensor([[[5.0, 5, 11, 11], [10.0, 10, 90, 70], [10.0, 10, 90, 70]], [[0.0, 0, 60, 60]] * 3])
+    targets = BoxTargets(
+        boxes, torch.tensor([[0, 1, 2], [1, -1, 0]]), torch.tensor([[False] * 3, [False, False, True]])
+    )
+    sizes = ImageSizes.of(torch.rand(2, 3, 128, 128))
+    found = built.diagnose(targets, sizes)["anchors"]
+    match = built._matching(built._anchors_for(sizes), targets).match
+    expected = [[int((match[row] == box).sum()) for box in range(3)] for row in range(2)]
+    expected[1][1:] = [-1, -1]
+    assert found.tolist() == expected
+    assert (found[0, 0] == 0) == (head is ToyFCOS)
+    nothing = BoxTargets(torch.zeros(2, 0, 4), torch.zeros(2, 0).long(), torch.zeros(2, 0).bool())
+    assert built.diagnose(nothing, sizes)["anchors"].shape == (2, 0)
 
 
 def test_finding_the_largest_pairs_waits_for_nothing() -> None:
@@ -429,3 +452,51 @@ def test_anchors_may_differ_from_level_to_level() -> None:
     sides = head.anchors(maps, maps).view(-1, 2, 2).diff(dim=1)[:, 0]
     expected = list(itertools.chain([[16, 16], [32, 16]] * 16, [[32, 96]] * 4))
     assert sides.tolist() == expected
+
+
+RESTING: list[tuple[type[Head], dict[str, Any], dict[str, Any]]] = [
+    (
+        RetinaNetHead,
+        {"levels": [3, 4, 5], "channels": 8},
+        {"extra_from": "c5", "huber_delta": 0.3, "iou_weight": 9.0, "sigma": 0.1},
+    ),
+    (
+        RetinaNetHead,
+        {"levels": [3, 4, 5], "channels": 8, "delta_loss": None, "iou_loss": "giou"},
+        {"box_weight": 9.0, "huber_delta": 0.3},
+    ),
+    (SSDHead, {"levels": [3, 4, 5, 6], "extra_channels": [8]}, {"extra_channels": [8, 32]}),
+    (FCOSHead, {"levels": [3, 4, 5], "channels": 64, "repeats": 1}, {"box_weight": 9.0, "extra_from": "c5"}),
+    (FCOSHead, {"levels": [3, 4], "channels": 64, "delta_loss": "l1", "iou_loss": None}, {"weigh_boxes": True}),
+    (YoloHead, {"channels": 8}, {"dfl_weight": 9.0, "radius": 1.0}),
+    (YoloHead, {"channels": 8, "assigner": "simota"}, {"topk": 1, "score_power": 3.0, "iou_power": 1.0}),
+    (EfficientDetHead, {"channels": 8, "cells": 1, "nms": "none"}, {"sigma": 0.1, "iou_weight": 9.0}),
+]
+
+
+@pytest.mark.parametrize(("head", "options", "idle"), RESTING)
+def test_options_that_rest_change_nothing_and_the_others_do(
+    head: type[Head], options: dict[str, Any], idle: dict[str, Any]
+) -> None:
+    names = head.requires(**options).levels
+    places = [("C3", "C4", "C5").index(name) for name in names]
+    spec = FeatureSpec("b0", names, tuple((8, 16, 24)[i] for i in places), tuple((8, 16, 32)[i] for i in places))
+    features = [torch.randn(1, c, 128 // s, 128 // s) for c, s in zip(spec.channels, spec.strides, strict=True)]
+    sizes = ImageSizes.of(torch.zeros(1, 3, 128, 128))
+    targets = BoxTargets(scene(1)[None, :4], torch.tensor([[0, 1, 1, 0]]), torch.zeros(1, 4).bool())
+
+    def said(**more: Any) -> tuple[dict[str, Tensor], Any]:
+        torch.manual_seed(0)
+        built = head(spec, 2, **{**options, **more}).eval()
+        assert set(idle) <= set(built.resting()) or not more
+        with torch.no_grad():
+            raw = built(features, sizes)
+            return built.loss(raw, targets, sizes), built.predict(raw, sizes)
+
+    losses, found = said()
+    for name, value in idle.items():
+        others, same = said(**{name: value})
+        assert losses.keys() == others.keys()
+        for one, other in zip((*losses.values(), *found), (*others.values(), *same), strict=True):
+            assert torch.equal(one, other), name
+    assert not set(head(spec, 2, **options).resting()) & set(options) - {"extra_channels"}, "these are at work"

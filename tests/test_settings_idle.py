@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from test_engine_normalising import joint
 
+from tasks.engine.assembly import told_of_resting
 from tasks.settings.commandline import bundled, parse
 from tasks.settings.idle import told_of_idle
+from tasks.settings.sections import Config, HeadConfig
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,13 @@ def test_mosaic_and_tiles() -> None:
     assert list(told_of_idle(parse("detect", [*said, "--data.mosaic", "0.5"]).config)) == []
     tiled = parse("segment", ["--config", "shapes", "--data.tile_overlap", "32"]).config
     assert [line.split()[0] for line in told_of_idle(tiled)] == ["data.tile_overlap"]
+
+
+def test_options_of_one_head_among_several() -> None:
+    model, _ = joint()
+    heads = {word: HeadConfig(options={"sigma": 0.2} if word == "det" else {}) for word in ("det", "seg", "cls")}
+    told = list(told_of_resting(Config(heads=heads), model))
+    assert told == ["heads.det.options.sigma is set and changes nothing: nms is not gaussian"]
 
 
 @pytest.mark.parametrize("task", ["classify", "detect", "segment", "joint"])

@@ -26,6 +26,7 @@ from effbackbones.backbones.padding import PaddedConv2d
 
 _COLUMNS = 3  # of a depthwise kernel, up to which oneDNN's gradient of the weights is quick
 _GAPS = 4  # of a dilation, up to which what is done here is quicker
+_PART = 2**21  # numbers that are copied to float32 at a time
 _EXACT = (torch.float32, torch.float64)
 _MULTIPLIED = (*_EXACT, torch.bfloat16)  # on the way back, where nothing is added in 16 bits
 _DEPTHWISE = (torch.float32, torch.bfloat16)
@@ -76,7 +77,9 @@ class Geometry(NamedTuple):
             found = (ours.t() @ theirs).t() if len(weight) > weight.shape[1] else theirs.t() @ ours
             return found.reshape(weight.shape)
         if self._is_slow_in_half(x, weight) or (x.dtype == torch.bfloat16 and self._goes_by_columns(x, weight)):
-            return self.of_weight(grad.float(), x.float(), weight)
+            return sum(
+                (self.of_weight(g.float(), part.float(), weight) for g, part in _parts(grad, x)), torch.zeros(())
+            )
         if self._has_gaps(x, weight):
             return self._by_phases(grad, x, weight)
         if self._goes_by_columns(x, weight):
@@ -90,8 +93,10 @@ class Geometry(NamedTuple):
         if self._is_product(like, weight, _MULTIPLIED):
             return _map(_pixels(grad) @ weight.flatten(1), like)
         if self._is_slow_in_half(like, weight):
-            exact = torch.empty_like(like, dtype=torch.float32)
-            return self.of_input(grad.float(), exact, weight).to(like.dtype)
+            made = torch.empty_like(like)
+            for g, part in _parts(grad, made):
+                part.copy_(self.of_input(g.float(), torch.empty_like(part, dtype=torch.float32), weight))
+            return made
         if self._has_gaps(like, weight):
             return F.conv2d(grad, weight.flip(2, 3), None, 1, self._turned(weight), self.dilation, self.groups)
         geometry, kernel = self._widened(like, weight)
@@ -216,6 +221,12 @@ def autocast_as(kept: Autocast) -> torch.autocast:
 def of_bias(grad: Tensor) -> Tensor:
     """Gradient of the bias of a convolution."""
     return grad.sum((0, 2, 3))
+
+
+def _parts(grad: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some images at a time: copies in float32 of as many as memory that was used before has room for."""
+    count = max(1, _PART // max(1, x[:1].numel()))
+    yield from zip(torch.split(grad, count), torch.split(x, count), strict=True)
 
 
 def _arranged(grad: Tensor, x: Tensor) -> Tensor:

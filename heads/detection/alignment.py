@@ -72,6 +72,12 @@ class Alignment:
         number("iou_power", self.iou_power, 0)
         number("radius", self.radius, above=0)
 
+    def resting(self) -> dict[str, str]:
+        """Fields that change nothing, and why."""
+        simota = self.assigner == "simota"  # which takes as many anchors as overlap
+        names = ("topk", "score_power", "iou_power") if simota else ("radius",)
+        return dict.fromkeys(names, f"assigner is {self.assigner}")
+
     @torch.no_grad()
     def __call__(
         self,
@@ -135,7 +141,7 @@ class Alignment:
     def _best(self, rated: _Rated, overlap: Tensor, one: bool) -> tuple[Tensor, Tensor]:
         """Match and quality, both [B, A]."""
         value, decides, wanted = rated
-        most = 1 if one else max(self.topk, _FOR_SUM) if self.assigner == "simota" else self.topk
+        most = 1 if one else _FOR_SUM if self.assigner == "simota" else self.topk
         rows = largest(value.flatten(0, 1), most).view(*value.shape[:2], -1)
         rank = value.gather(2, rows).argsort(dim=2, descending=True, stable=True).argsort(2)
         taken = rank < wanted[..., None]

@@ -197,6 +197,15 @@ class BoxLosses:
         require("delta_loss", self.delta_loss, some, "one, as there is no iou_loss: nothing would train the boxes")
         number("iou_weight", self.iou_weight, 0)
 
+    def resting(self) -> dict[str, str]:
+        """Fields that change nothing, and why."""
+        found = {} if self.iou_loss else {"iou_weight": "there is no iou_loss"}
+        if self.delta_loss is None:
+            found |= dict.fromkeys(("box_weight", "huber_delta"), "there is no delta_loss")
+        elif self.delta_loss == "l1":
+            found["huber_delta"] = "delta_loss is l1"
+        return found
+
     @property
     def names(self) -> tuple[str, ...]:
         """Those of :meth:`terms`."""

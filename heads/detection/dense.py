@@ -96,10 +96,17 @@ class DenseHead(Head):
             setattr(self, name, record)
         self.merge_iou, self.merge_most = self.selection.nms_iou, self.selection.max_detections
         # What looks at predictions to find the positives cannot count them before there are any.
-        own = type(self)
-        known = own.assignment is DenseHead.assignment and own.matched is DenseHead.matched
-        self.counted = ("class", *self.box_losses.names) if known and not local_normaliser else ()
+        known = self._matches_first() and not local_normaliser
+        self.counted = ("class", *self.box_losses.names) if known else ()
         self.distilled = DISTILLED if self.counted else ()
+
+    def resting(self) -> dict[str, str]:
+        """What its records say of their own fields in a method of that name."""
+        found: dict[str, str] = {}
+        for name in self.option_records:
+            own = getattr(getattr(self, name), "resting", None)
+            found |= own() if own else {}
+        return found
 
     # --- anchors -----------------------------------------------------------------------------------------------------
 
@@ -280,14 +287,25 @@ class DenseHead(Head):
 
     @torch.no_grad()
     def diagnose(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
-        """``best_anchor_iou`` float32 [B, M]: each box's IoU with the anchor that fits it best, -1 for padding and crowds.
-        Nothing for a head that does not match by overlap."""
-        if not isinstance(self.matching, IouMatching):
-            return {}
-        boxes, labels, crowd = at_least_one(targets)
-        anchors = self._anchors_for(sizes).to(boxes)
-        best = torch.cat([pairwise_iou(boxes[:, part], anchors).amax(2) for part in box_slices(boxes, anchors)], 1)
-        return {"best_anchor_iou": torch.where((labels >= 0) & ~crowd, best, -1.0)[:, : targets.labels.shape[1]]}
+        """``best_anchor_iou`` float32 [B, M]: each box's IoU with the anchor that fits it best, of a head that matches by overlap.
+        ``anchors`` int64 [B, M]: how many are to predict it, of one that matches before it predicts. -1 for padding and crowds."""
+        rows, targets = targets.labels.shape[1], at_least_one(targets)
+        boxes, labels, crowd = targets
+        anchors, usable, figures = self._anchors_for(sizes).to(boxes), (labels >= 0) & ~crowd, {}
+        if isinstance(self.matching, IouMatching):
+            best = [pairwise_iou(boxes[:, part], anchors).amax(2) for part in box_slices(boxes, anchors)]
+            figures["best_anchor_iou"] = torch.where(usable, torch.cat(best, 1), -1.0)[:, :rows]
+        if self._matches_first():
+            match = self._matching(anchors, targets).match
+            given = torch.zeros(len(boxes), boxes.shape[1] + 1, dtype=torch.int64, device=boxes.device)
+            given.scatter_add_(1, match + 1, torch.ones_like(match))
+            figures["anchors"] = torch.where(usable, given[:, 1:], -1)[:, :rows]
+        return figures
+
+    @classmethod
+    def _matches_first(cls) -> bool:
+        """Whether anchors get their boxes before anything is predicted."""
+        return cls.assignment is DenseHead.assignment and cls.matched is DenseHead.matched
 
 
 def matched_to(anchors: Tensor, targets: BoxTargets, match: Tensor, ignored: Tensor | None) -> Matched:

@@ -15,7 +15,7 @@ from effbackbones.contracts import BackboneNeeds, FeatureSpec, ImageSizes
 from heads.detection.criteria import BoxLosses, Coder, Focal, Matched
 from heads.detection.dense import DenseHead, RatedRaw, joint_evidence
 from heads.detection.fpn import FPN, ExtraFrom
-from heads.detection.levels import STANDARD, check_names, consecutive, names_of, sources
+from heads.detection.levels import DEEPEST, STANDARD, check_names, consecutive, names_of, sources
 from heads.detection.losses import quality_sum
 from heads.detection.nms import Selection
 from heads.detection.points import POINT, CenterMatching, Distances, centerness
@@ -40,6 +40,10 @@ class Network:
         check_norm(self.norm, self.channels)
         consecutive(self.levels)
         number("prior", self.prior, above=0, below=1)
+
+    def resting(self) -> dict[str, str]:
+        """Fields that change nothing, and why."""
+        return {} if max(self.levels) > DEEPEST else {"extra_from": "no level is coarser than C5"}
 
 
 class FCOSHead(DenseHead):
@@ -95,6 +99,11 @@ class FCOSHead(DenseHead):
         self.classes = Prediction(network.channels, 1, num_classes, Focal.bias(network.prior))
         self.sides, self.central = Prediction(network.channels, 1, 4), Prediction(network.channels, 1, 1)
         self.place(self.neck.strides, [POINT] * len(levels))
+
+    def resting(self) -> dict[str, str]:
+        """As :meth:`DenseHead.resting`; the weights of boxes are those of their ``iou_loss``."""
+        own = {"weigh_boxes": "there is no iou_loss"} if self.box_losses.iou_loss is None else {}
+        return super().resting() | own
 
     @classmethod
     def requires(cls, **options: Any) -> BackboneNeeds:

@@ -10,7 +10,8 @@ from heads.options import require, wholes
 
 STANDARD = (3, 4, 5, 6, 7)
 """Levels of strides 8 to 128, which most detectors on a pyramid read."""
-_DEEPEST = 5  # the last level that a backbone has; coarser ones are made
+DEEPEST = 5
+"""The last level that a backbone has; coarser ones are made."""
 
 
 class Source(NamedTuple):
@@ -29,7 +30,7 @@ def consecutive(levels: Sequence[int]) -> tuple[int, ...]:
     """``levels`` of the option of that name: level l has stride 2**l on a backbone of ordinary strides."""
     chain = tuple(wholes("levels", levels)) if levels else ()
     follows = len(chain) > 1 and chain == tuple(range(chain[0], chain[0] + len(chain)))
-    known = follows and chain[0] <= _DEEPEST and chain[-1] <= 2 * _DEEPEST
+    known = follows and chain[0] <= DEEPEST and chain[-1] <= 2 * DEEPEST
     expected = "at least two consecutive levels, the first one of 1 to 5, such as [3, 4, 5, 6, 7]"
     require("levels", levels, known, expected)
     return chain
@@ -37,7 +38,7 @@ def consecutive(levels: Sequence[int]) -> tuple[int, ...]:
 
 def names_of(levels: Sequence[int]) -> tuple[str, ...]:
     """The maps of a backbone that ``levels`` read: C1 to C5."""
-    return tuple(f"C{level}" for level in levels if level <= _DEEPEST)
+    return tuple(f"C{level}" for level in levels if level <= DEEPEST)
 
 
 def check_names(head: str, spec: FeatureSpec, levels: Sequence[int]) -> None:

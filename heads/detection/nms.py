@@ -109,6 +109,10 @@ class Selection:
         number("sigma", self.sigma, above=0)
         whole("pre_nms", self.pre_nms)
 
+    def resting(self) -> dict[str, str]:
+        """Fields that change nothing, and why."""
+        return {} if self.nms == "gaussian" else {"sigma": "nms is not gaussian"}
+
     def __call__(self, found: Candidates, num_classes: int) -> Detections:
         """Detections of fixed shape, ``max_detections`` rows per image, of ``num_classes`` classes."""
         threshold, most = self.score_threshold, self.max_detections

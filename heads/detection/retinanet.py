@@ -13,7 +13,7 @@ from heads.detection.anchors import IouMatching
 from heads.detection.criteria import BoxLosses, Focal
 from heads.detection.dense import DenseHead, DetRaw
 from heads.detection.fpn import FPN, ExtraFrom
-from heads.detection.levels import STANDARD, check_names, consecutive, names_of, sources
+from heads.detection.levels import DEEPEST, STANDARD, check_names, consecutive, names_of, sources
 from heads.detection.nms import Selection
 from heads.detection.towers import ConvTower, Norm, Prediction, check_norm
 from heads.detection.variants import check_aspects
@@ -47,6 +47,10 @@ class Network:
         check_aspects(self.aspect_ratios)
         choice("anchors", self.anchors, get_args(AnchorManner))
         number("prior", self.prior, above=0, below=1)
+
+    def resting(self) -> dict[str, str]:
+        """Fields that change nothing, and why."""
+        return {} if max(self.levels) > DEEPEST else {"extra_from": "no level is coarser than C5"}
 
     def shapes(self, stride: int) -> list[tuple[float, float]]:
         """(width, height) in strides of the anchors of a cell, aspect by aspect, in an aspect octave by octave."""

@@ -15,7 +15,7 @@ from effbackbones.errors import UserError
 from heads.detection.anchors import Deltas, IouMatching, anchor_grid
 from heads.detection.criteria import BoxLosses, MinedSoftmax
 from heads.detection.dense import DenseHead, DetRaw
-from heads.detection.levels import check_names, consecutive, level_strides, names_of
+from heads.detection.levels import DEEPEST, check_names, consecutive, level_strides, names_of
 from heads.detection.nms import Selection
 from heads.detection.towers import flattened, in_full_precision
 from heads.options import number, require, wholes
@@ -38,7 +38,7 @@ class Network:
 
     def __post_init__(self) -> None:
         chain = consecutive(self.levels)
-        added = sum(level > 5 for level in chain)
+        added = self.added(chain)
         widths = wholes("extra_channels", self.extra_channels, 2) if self.extra_channels or added else []
         require("extra_channels", self.extra_channels, len(widths) >= added, f"one for each level beyond C5, {added}")
         number("min_scale", self.min_scale, above=0, below=1)
@@ -48,6 +48,17 @@ class Network:
         require("aspect_ratios", ratios, known, "a list of numbers, such as [2.0, 3.0]")
         for ratio in ratios:
             number("aspect_ratios", ratio, above=0)
+
+    @staticmethod
+    def added(levels: Sequence[int]) -> int:
+        """How many of ``levels`` no backbone gives."""
+        return sum(level > DEEPEST for level in levels)
+
+    def resting(self) -> dict[str, str]:
+        """Fields that change nothing, and why."""
+        many = self.added(self.levels)
+        why = f"all but the first {many} of it, for so many levels are coarser than C5"
+        return {"extra_channels": why} if len(self.extra_channels) > many else {}
 
     def shapes(self) -> list[list[tuple[float, float]]]:
         """(width, height) of the default boxes of a cell of each level, in sides of a square image (Liu et al., "SSD", 2016,

@@ -184,6 +184,10 @@ class YoloHead(DenseHead):
         taught = (*DISTILLED, *map(_many, DISTILLED)) if nms_free else DISTILLED
         self.distilled = taught if self.counted else ()
 
+    def resting(self) -> dict[str, str]:
+        """As :meth:`DenseHead.resting`; the loss of distributions is of such alone."""
+        return super().resting() | ({} if self.network.dfl_bins else {"dfl_weight": "dfl_bins is 0"})
+
     @classmethod
     def requires(cls, **options: Any) -> BackboneNeeds:
         """C3 to C5."""

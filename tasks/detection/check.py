@@ -136,17 +136,21 @@ def check_sides(sides: NDArray[np.float64], least: float, model: Model, tell: Te
 
 
 def _tell_coverage(found: BoxStatistics, model: Model, tell: Tell) -> None:
-    """Say how well the anchors fit, and which would fit better."""
+    """Say which boxes are hard to learn or not learnt at all, how well the anchors fit, and which would fit better."""
+    small = float((found.network.min(1) < 4).mean()) if len(found.network) else 0.0
+    size = " x ".join(map(str, model.image_spec.size))
+    if small > 0.1:
+        tell(f"boxes: {small:.0%} have a side of less than 4 pixels at image size {size}: raise data.image_size")
+    if lost := int((found.anchors == 0).sum()):
+        what = (
+            f"boxes: {lost:,} of {len(found.anchors):,} get no anchor or point at image size {size}, and are not learnt"
+        )
+        tell(f"{what}: raise data.image_size, or take --model.head yolo, which has one for each")
     if not len(found.best_iou):
         return
     share = float((found.best_iou >= _GOOD_IOU).mean())
     average = f"the best has {found.best_iou.mean():.2f} on average"
     tell(f"anchors: {share:.1%} of {len(found.best_iou):,} boxes have one of IoU {_GOOD_IOU:g} or more; {average}")
-    small = float((found.network.min(1) < 4).mean())
-    if small > 0.1:
-        tell(
-            f"boxes: {small:.0%} have a side of less than 4 pixels at image size {model.image_spec.size}: raise data.image_size"
-        )
     if share < POOR_COVERAGE:
         sides = torch.from_numpy(found.network).float()
         options = model.head.fit_to_data(sides, model.image_spec.size)

@@ -28,32 +28,37 @@ _CHUNK = 64  # boxes, padding included, that are compared with all anchors at on
 class BoxStatistics:
     """What the boxes of a data set are like. Sides [N, 2] (width, height) float64: ``original`` in pixels of the files,
     ``network`` in pixels as the network sees them. ``best_iou`` [N]: IoU with the best anchor, empty where the head has none.
-    ``repairs``: what was dropped or clipped on reading, a row for each kind."""
+    ``repairs``: what was dropped or clipped on reading, a row for each kind. ``anchors`` int64 [N]: how many anchors or points are to
+    predict each, empty where that depends on what is predicted."""
 
     original: NDArray[np.float64]
     network: NDArray[np.float64]
     best_iou: NDArray[np.float64]
     repairs: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    anchors: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def statistics(config: Config, model: Model, dataset: Dataset) -> BoxStatistics:
-    """Sides of the boxes in original pixels and as the network sees them, and the IoU of each with its best anchor (empty
-    where the head cannot say); over at most :data:`LOOKED_AT` images, crowds left out."""
-    originals, resized, ious = [], [], []
+    """Sides of the boxes in original pixels and as the network sees them, and what the head says of its anchors for them; over at most
+    :data:`LOOKED_AT` images, crowds left out."""
+    originals, resized = [np.zeros((0, 2))], [np.zeros((0, 2))]
+    ious, given = [np.zeros(0)], [np.zeros(0, np.int64)]
     size, table = model.image_spec.size, getattr(dataset, "table", None)
     limit = LOOKED_AT if isinstance(table, BoxTable) else READ
     for chunk in _chunks(dataset, size, min(limit, max(READ, _budget(size))), config.data.on_error):
         boxes = np.concatenate([plan.apply_boxes(boxes) for plan, boxes in chunk])
         resized.append(boxes[:, 2:] - boxes[:, :2])
         originals.append(np.concatenate([boxes[:, 2:] - boxes[:, :2] for _, boxes in chunk]))
-        ious.append(_best_ious(model.head, chunk, size))
+        figures = _figures(model.head, chunk, size)
+        ious.append(figures.get("best_anchor_iou", ious[0]).astype(np.float64))
+        given.append(figures.get("anchors", given[0]))
     repairs = table.repairs.rows() if isinstance(table, BoxTable) else []
-    none, sides = np.zeros(0), np.zeros((0, 2))
     return BoxStatistics(
-        original=np.concatenate([sides, *originals]),
-        network=np.concatenate([sides, *resized]),
-        best_iou=np.concatenate([none, *ious]),
+        original=np.concatenate(originals),
+        network=np.concatenate(resized),
+        best_iou=np.concatenate(ious),
         repairs=repairs,
+        anchors=np.concatenate(given),
     )
 
 
@@ -102,8 +107,8 @@ def _boxes_of(dataset: Dataset, index: int) -> tuple[NDArray[np.float32], Size]:
     return (sample.boxes if sample.crowd is None else sample.boxes[~sample.crowd]), (height, width)
 
 
-def _best_ious(head: Head, chunk: _Chunk, size: Size) -> NDArray[np.float64]:
-    """IoU of each box of a chunk with its best anchor, as the head says; empty if it says nothing."""
+def _figures(head: Head, chunk: _Chunk, size: Size) -> dict[str, NDArray[Any]]:
+    """What the head says of its anchors for each box of a chunk, by name."""
     most = max(len(boxes) for _, boxes in chunk)
     boxes, labels = torch.zeros(len(chunk), most, 4), torch.full((len(chunk), most), -1)
     for row, (plan, found) in enumerate(chunk):
@@ -113,7 +118,4 @@ def _best_ious(head: Head, chunk: _Chunk, size: Size) -> NDArray[np.float64]:
     device = next(head.parameters()).device
     targets = BoxTargets(boxes.to(device), labels.to(device), torch.zeros_like(labels, dtype=torch.bool, device=device))
     figures = head.diagnose(targets, ImageSizes(size, valid.to(device)))
-    if "best_anchor_iou" not in figures:
-        return np.zeros(0)
-    ious: NDArray[np.float64] = figures["best_anchor_iou"].cpu()[labels >= 0].double().numpy()
-    return ious
+    return {name: values.cpu()[labels >= 0].numpy() for name, values in figures.items()}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from effbackbones.build import build_model
 from effbackbones.checkpoint import load_model
@@ -12,6 +13,7 @@ from effbackbones.errors import UserError
 from effbackbones.export.record import format_of
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
+from effbackbones.multihead import MultiHead
 from effbackbones.weights.repository import fetch_repository, is_repository
 from tasks.data.dataset import Dataset
 from tasks.data.door.reading import image_spec, reading_spec
@@ -67,6 +69,19 @@ def _unlogged() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(none)
+
+
+def told_of_resting(config: Config, model: Model) -> Iterator[str]:
+    """A line for each option of a head that ``config`` sets and that changes nothing."""
+    head: Any = model.head
+    if isinstance(head, MultiHead):
+        heads: Any = [(f"heads.{word}.options", config.heads[word].options, head.heads[word]) for word in head.heads]
+    else:
+        heads = [("model.head_options", config.model.head_options, head)]
+    for where, given, one in heads:
+        for name, why in one.resting().items():
+            if name in given:
+                yield f"{where}.{name} is set and changes nothing: {why}"
 
 
 def checkpoint_file(name: str) -> Path:

@@ -16,7 +16,7 @@ from tasks.data.dataset import Dataset
 from tasks.data.door.transforms import told_of_listed, told_of_resizing
 from tasks.data.suspicions import told_of_data
 from tasks.engine import batchnorm, feeding, processes, splits
-from tasks.engine.assembly import make_model
+from tasks.engine.assembly import make_model, told_of_resting
 from tasks.engine.distilling import Distilled, objective_of
 from tasks.engine.evaluation import monitor
 from tasks.engine.hardware import Hardware
@@ -83,7 +83,7 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
     judged_by = monitor(task, config, classes)
     model = make_model(config, task, datasets["train"], tell)
     if first:
-        for line in told_of_data(datasets, compared=_COMPARED):
+        for line in (*told_of_resting(config, model), *told_of_data(datasets, compared=_COMPARED)):
             tell(line)
         task.preflight(config, model, datasets, tell)
     training, told = feeding.training_feed(config, task, task.view(config, datasets["train"]), model)

@@ -41,7 +41,7 @@ def check(task: TaskSpec, config: Config, extras: Extras) -> int:
         print(f"{split}: {len(dataset):,} samples, {_class_counts(dataset)}")
     model = assembly.make_model(config, task, datasets["train"], tell).to(device)
     training, told = feeding.training_feed(config, task, task.view(config, datasets["train"]), model)
-    for line in told:
+    for line in (*assembly.told_of_resting(config, model), *told):
         print(line)
     feed = training.feed
     batch = feed.collate([feed.samples[0, index] for index in range(min(len(training), 4))]).to(device)
