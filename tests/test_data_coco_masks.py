@@ -16,6 +16,7 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import resize_nearest
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.door.boxes import coco
+from tasks.data.masks.outlines import Outlines
 from tasks.data.sets.painting import PaintedDataset
 from tasks.settings.data import DataConfig
 
@@ -40,7 +41,12 @@ def rectangle(left: float, top: float, right: float, bottom: float) -> list[floa
 
 
 def outline(number: int, category: int, segmentation: Any, area: float, **more: Any) -> dict[str, Any]:
-    return {**annotation(number, 1, category, [0, 0, 100, 80]), "segmentation": segmentation, "area": area, **more}
+    box = [0.0, 0, W, H]
+    if isinstance(segmentation, list) and segmentation:
+        numbers = [number for part in segmentation for number in part]
+        low, high = ((min(numbers[side::2]), max(numbers[side::2])) for side in (0, 1))
+        box = [low[0], high[0], low[1] - low[0], high[1] - high[0]]
+    return {**annotation(number, 1, category, box), "segmentation": segmentation, "area": area, **more}
 
 
 def runs(pixels: NDArray[np.bool_]) -> list[int]:
@@ -363,3 +369,94 @@ def test_too_many_classes_and_a_class_called_background_are_refused(tmp_path: Pa
     with pytest.raises(UserError) as caught:
         opened(tmp_path, content(1), options={"unlabelled": "ignored"})
     one_line(caught, "data.options.unlabelled", "did you mean ignore")
+
+
+# --- where outlines lie ---
+
+
+def swapped(ring: list[float]) -> list[float]:
+    return [number for x, y in zip(ring[::2], ring[1::2], strict=True) for number in (y, x)]
+
+
+def in_rows(pixels: NDArray[np.bool_]) -> list[int]:
+    """Runs that go along rows, as others write them."""
+    return runs(pixels.reshape(W, H).T)
+
+
+PLACES = [(50, 30, 60, 45), (70, 5, 90, 15), (40, 50, 50, 60), (70, 40, 85, 50)]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "box", "says"),
+    [
+        (lambda at: [rectangle(*at)], None, None),
+        (lambda at: {"size": [H, W], "counts": runs(block(*at))}, None, None),
+        (lambda at: [swapped(rectangle(*at))], None, "; it looks as if x and y of the outlines are exchanged"),
+        (
+            lambda at: {"size": [H, W], "counts": in_rows(block(*at))},
+            None,
+            "; it looks as if the runs go along rows, where COCO's go down columns",
+        ),
+        (
+            lambda at: [rectangle(*at)],
+            lambda at: list(at),
+            "; it looks as if the boxes are corner boxes (x0, y0, x1, y1)",
+        ),
+        (lambda at: [rectangle(*at)], lambda at: [at[0] / 3, at[1] / 3, 5, 5], ""),
+        (lambda at: [rectangle(*at)], lambda at: [0, 0, 0, 0], None),
+    ],
+    ids=["polygon", "runs", "swapped", "rows", "corners", "elsewhere", "no box"],
+)
+def test_outlines_that_lie_elsewhere_than_their_boxes_are_told(
+    segmentation: Any, box: Any, says: str | None, tmp_path: Path
+) -> None:
+    objects = []
+    for number, at in enumerate(PLACES, 1):
+        left, top, right, bottom = at
+        said = [left, top, right - left, bottom - top] if box is None else box(at)
+        objects.append({**outline(number, 3, segmentation(at), 0.0), "bbox": said, "area": None})
+    dataset = opened(tmp_path, {**content(1, (3, 7)), "annotations": objects}, allow_bad_boxes=True)
+    found = [note for note in dataset.notes if "elsewhere" in note]
+    if says is None:
+        assert found == []
+        return
+    what = "4 of 4 outlines looked at lie elsewhere than the boxes of their objects: the outlines are painted"
+    assert found == [f"warning: {what}{says} (id 1, id 2, id 3, ...)"]
+
+
+def test_polygons_in_shares_of_the_image_are_refused(tmp_path: Path) -> None:
+    said = [outline(1, 3, [[0.1, 0.25, 0.4, 0.25, 0.4, 0.75]], 5.0)]
+    with pytest.raises(
+        UserError, match=r"1 of 1 polygons lie in 0\.\.1: shares of the image.*; multiply x by the width"
+    ):
+        opened(tmp_path, {**content(1, (3, 7)), "annotations": said})
+
+
+def test_outlines_without_a_pixel_are_told(tmp_path: Path) -> None:
+    said = [
+        outline(1, 3, [[10, 20, 10.2, 20, 10.2, 20.2]], 5.0),
+        outline(2, 3, [rectangle(10, 20, 12, 22)], 4.0),
+        outline(3, 7, {"size": [H, W], "counts": [H * W]}, 4.0),
+    ]
+    dataset = opened(tmp_path, {**content(1, (3, 7)), "annotations": said})
+    assert "2 outlines have no pixel: these objects are not painted (id 1, id 3)" in dataset.notes
+    assert (dataset.mask(0) > 0).sum() == 4  # type: ignore[attr-defined]
+
+
+def test_boxes_of_many_outlines_are_found_at_once() -> None:
+    """Objects with several polygons, with none, and with runs, in any order."""
+    parts, rings = np.array([0, 2, 2, 3, 3]), [rectangle(1, 2, 3, 4), rectangle(5, 0, 9, 3), rectangle(2, 2, 8, 7)]
+    counts = np.array(runs(block(10, 20, 40, 60)), np.uint32)
+    outlines = Outlines(
+        parts,
+        np.array([0, 8, 16, 24]),
+        np.concatenate(rings),
+        np.array([[0, 0], [0, 0], [0, 0], [0, len(counts)]]),
+        counts,
+        np.array([[-1, -1]] * 3 + [[H, W]], np.int32),
+        np.zeros(4, np.bool_),
+    )
+    expected = [[1, 0, 8, 4], [np.nan] * 4, [2, 2, 6, 5], [10, 20, 30, 40]]
+    np.testing.assert_array_equal(outlines.boxes(), expected)
+    expected[3] = [np.nan] * 4
+    np.testing.assert_array_equal(outlines.boxes(np.array([0, 1, 2])), expected)

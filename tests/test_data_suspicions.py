@@ -14,10 +14,10 @@ from test_data_table import opened as table_opened, write_table
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import read_image
-from tasks.data.boxes.repairs import RepairCount, mend, refuse_bad_boxes
+from tasks.data.boxes.repairs import RepairCount, mend, refuse_bad_boxes, refuse_corners
 from tasks.data.door.boxes import voc, yolo
 from tasks.data.door.labels import folder
-from tasks.data.files.reading import ImageReader
+from tasks.data.files.reading import ImageReader, listed_classes
 from tasks.data.suspicions import told_of_data
 from tasks.settings.data import DataConfig
 
@@ -58,6 +58,37 @@ def test_boxes_in_another_layout_are_called_that() -> None:
     for numbers, name in ((as_corners, "corner boxes"), (boxes, "upper left corner")):
         read = np.concatenate([numbers[:, :2] - numbers[:, 2:] / 2, numbers[:, 2:]], 1)
         assert name in refused(read, True)
+
+
+def test_corner_boxes_that_lie_in_their_images_are_known_by_their_areas() -> None:
+    boxes = np.array([[10.0, 20, 30, 40], [5, 5, 20, 10], [0, 0, 40, 30], [30, 10, 15, 25], [12, 40, 9, 9]])
+    as_corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    assert not refused(as_corners, False)
+
+    def by_area(numbers: np.ndarray, areas: np.ndarray) -> str:
+        try:
+            refuse_corners("file", numbers, areas, lambda row: f"id {row}")
+        except UserError as error:
+            return str(error)
+        return ""
+
+    areas = boxes[:, 2:].prod(1)
+    said = "file: the areas of 4 of 4 boxes are those of corner boxes (x0, y0, x1, y1), such as id 0; write x, y, width, height"
+    assert by_area(as_corners, areas).startswith(said)
+    assert by_area(boxes, areas) == by_area(boxes, areas / 2) == by_area(as_corners, areas / 2) == ""
+    assert by_area(as_corners[:4], areas[:4]) == by_area(as_corners, np.full(5, np.nan)) == ""
+
+
+@pytest.mark.parametrize("first", ["2: dog\n1: cat\n", "1 cat\n0 dog\n", "0=dog\n2=cat\n1=cow\n"])
+def test_names_numbered_in_another_order_are_refused(first: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text(first)
+    with pytest.raises(
+        UserError, match=r"classes\.txt: line \d says '.*', and the number of a class is that of its line"
+    ):
+        listed_classes("classes.txt", tmp_path)
+    for fine in ("0 cat\n1 dog\n", "cat 2\ndog 1\n", "3 wheels\n2 wheels\n", "cat\ndog\n"):
+        (tmp_path / "classes.txt").write_text(fine)
+        assert listed_classes("classes.txt", tmp_path) == tuple(fine.splitlines())
 
 
 def test_whole_numbers_with_a_decimal_point(tmp_path: Path) -> None:
@@ -211,6 +242,8 @@ def test_names_that_are_nearly_alike_or_no_names(tmp_path: Path) -> None:
     assert "data.options.rename: [traffic_Light=traffic light]" in lines[0]
     assert "'nan'" in lines[1]
     assert list(told_of_data(folders(tmp_path / "other", "cat", "cats", "dog"))) == []
+    (line,) = told_of_data(folders(tmp_path / "accents", "caf\u00e9", "cafe\u0301", "dog"))
+    assert "differ in how accents are written alone (correct the names in the files)" in line
 
 
 def test_copies_under_other_names_are_told(tmp_path: Path) -> None:

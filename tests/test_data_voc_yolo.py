@@ -223,7 +223,7 @@ def test_voc_boxes_are_mended_like_all_others(tmp_path: Path) -> None:
         ("<annotation><object><name>cat</name></object></annotation>", r"a\.xml: object 1 \(cat\): has no bndbox"),
         (
             xml([("cat", (1, 1, 5, 5), 0)]).replace("<xmin>2</xmin>", "", 1),
-            r"object 1 \(cat\): xmin: expected a finite number, got ''",
+            r"object 1 \(cat\): its bndbox has no xmin; write xmin, ymin, xmax, ymax",
         ),
         (
             xml([("cat", (1, 1, 5, 5), 0)]).replace(">2<", ">nan<", 1),
@@ -372,6 +372,7 @@ def test_malformed_lines_are_named(tmp_path: Path, text: str, says: str) -> None
         ("names: {0: cat, 2: dog}", r"data\.yaml: names: expected the numbers 0 to 1, got 0, 2"),
         ("nc: 2", r"data\.yaml: names: expected a list of names, got None"),
         ("names: cat", r"data\.yaml: names: expected a list of names, got cat"),
+        ("names: [true, false]", r"data\.yaml: names: expected a list of names, got \[True, False\]"),
         ("names: !!python/object/apply:os.system [ls]", r"data\.yaml:1: holds the tag"),
         ("names: [", r"data\.yaml:\d: is not valid YAML"),
     ],

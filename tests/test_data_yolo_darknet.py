@@ -79,6 +79,7 @@ def test_files_of_names_must_agree_and_config_and_yaml_win(tmp_path: Path) -> No
         (b"", r"classes\.txt: expected a list of names"),
         (b"cat\n\ndog\n", r"classes\.txt: expected a list of names"),
         (b"cat\ncat\n", r"classes\.txt: 'cat' stands there twice"),
+        (b"1 cat\n0 dog\n", r"classes\.txt: line 1 says '1 cat', and the number of a class is that of its line"),
         (b"\xff\xfec\n", r"classes\.txt, line 1: expected UTF-8, got UTF-16"),
     ],
 )

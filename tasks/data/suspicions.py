@@ -13,6 +13,7 @@ from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
 from tasks.data.files.copies import copies
 from tasks.data.files.listing import files_below, shown
+from tasks.data.files.names import normalised
 from tasks.data.files.reading import SoundReader
 from tasks.data.knowledge import Knowledge
 from tasks.data.pixels import LOOKED_AT
@@ -113,16 +114,18 @@ def _told_of_unnamed(tables: Sequence[BoxTable]) -> Iterator[str]:
 def _told_of_names(classes: Sequence[str]) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
     for name in classes:
-        groups.setdefault(_BETWEEN.sub(" ", name).strip().casefold(), []).append(name)
+        groups.setdefault(_BETWEEN.sub(" ", normalised(name)).strip().casefold(), []).append(name)
     alike = [names for names in groups.values() if len(names) > 1]
     if alike:
         first, *others = alike[0]
         which = " and ".join(map(repr, (first, *others)))
         more = f", and {len(alike) - 1} more such groups," if len(alike) > 1 else ""
         remedy = f"data.options.rename: [{', '.join(f'{name}={first}' for name in others)}] makes them one"
-        if any(name != name.strip() for name in alike[0]):  # which no option can say
+        accents = len(set(map(normalised, alike[0]))) < len(alike[0])
+        if accents or any(name != name.strip() for name in alike[0]):  # which no option can say
             remedy = "correct the names in the files"
-        yield f"warning: the classes {which}{more} differ in case, spaces or hyphens alone ({remedy})"
+        how = "how accents are written" if accents else "case, spaces or hyphens"
+        yield f"warning: the classes {which}{more} differ in {how} alone ({remedy})"
     missing = [name for name in classes if name.strip().casefold() in _MISSING]
     if missing and len(classes) > len(missing):
         yield f"warning: the class {missing[0]!r} looks like labels that are missing; remove those samples, if so"

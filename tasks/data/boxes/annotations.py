@@ -15,6 +15,7 @@ from tasks.data.boxes.repairs import (
     duplicates,
     mend,
     refuse_bad_boxes,
+    refuse_corners,
     refuse_shares,
 )
 from tasks.data.boxes.table import BoxDataset, BoxTable
@@ -270,6 +271,9 @@ def mended_table(
     keep = keep & ~again if drop_duplicates else keep
     if not allow_bad:
         refuse_bad_boxes(said.source, said.boxes[used], sides[used], repairs, said.centred)
+        if said.area is not None:
+            mine = np.flatnonzero(used)
+            refuse_corners(said.source, said.boxes[used], said.area[used], lambda place: said.record(int(mine[place])))
     return _table(said, root, boxes, keep, repairs)
 
 

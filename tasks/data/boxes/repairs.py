@@ -13,6 +13,7 @@ MIN_SIDE = 1.0
 WARN_DROPPED, STOP_DROPPED = 0.01, 0.20
 """Shares of dropped boxes that are warned of, and that stop the run."""
 _ROUNDING = 1e-6  # pixels: sums of decimal fractions are off by less
+_ENOUGH, _ROUNDED = 4, 0.01  # boxes whose areas may speak for corner boxes, and how far off they may be rounded
 _BEYOND = 1.0  # pixels that a box must reach out of its image to speak for corner boxes
 _NEARLY_ALL = 0.95
 _EXAMPLES = 3
@@ -179,6 +180,25 @@ def refuse_bad_boxes(
         what = f"{int(over.sum()):,} of {len(boxes):,} boxes reach out of their image"
     looks = f"; these look like {other}" if other else ""
     raise UserError(source, f"{what}, such as {examples[0]}{looks}", "correct them, or set data.allow_bad_boxes: true")
+
+
+def refuse_corners(
+    source: str, boxes: NDArray[np.float64], areas: NDArray[np.float64], record: Callable[[int], str]
+) -> None:
+    """Raise :class:`UserError` where the ``areas`` [n] that annotations say are those of nearly all ``boxes`` [n, 4] read as corners, and
+    of hardly any read as x, y, width and height. (Small ones lie in their images either way.)"""
+    with np.errstate(over="ignore", invalid="ignore"):
+        sides = boxes[:, 2:] - boxes[:, :2]
+        as_corners = (sides > 0).all(1) & np.isclose(sides.prod(1), areas, rtol=_ROUNDED, atol=0)
+        as_they_are = np.isclose(boxes[:, 2:].prod(1), areas, rtol=_ROUNDED, atol=0)
+    telling = (areas > 0) & np.isfinite(boxes).all(1) & ~(as_corners & as_they_are)  # at the origin both are the same
+    count, said = int((as_corners & telling).sum()), int(telling.sum())
+    if count >= _ENOUGH and count > _NEARLY_ALL * said and (as_they_are & telling).sum() < (1 - _NEARLY_ALL) * said:
+        what = f"the areas of {count:,} of {said:,} boxes are those of corner boxes (x0, y0, x1, y1)"
+        such = record(int((as_corners & telling).argmax()))
+        raise UserError(
+            source, f"{what}, such as {such}", "write x, y, width, height, or set data.allow_bad_boxes: true"
+        )
 
 
 def _other_layout(boxes: NDArray[np.float64], sides: NDArray[np.float64], centred: bool) -> str:

@@ -136,7 +136,10 @@ def _attributes(item: Element) -> Iterator[tuple[str, Any]]:
 
 
 def _number(box: Element, key: str, where: str) -> float:
-    text = (box.findtext(key) or "").strip()
+    said = box.findtext(key)
+    if said is None:
+        raise UserError(where, f"its bndbox has no {key}", "write xmin, ymin, xmax, ymax")
+    text = said.strip()
     try:
         value = plain_number(text)
     except ValueError:

@@ -1,13 +1,17 @@
 """Names of files as people write them, and as they lie in a folder."""
 
 import os
+import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from effbackbones.errors import UserError
 from effbackbones.images import reading, recordings
 
 _SUFFIXES = sorted(reading.SUFFIXES | recordings.SUFFIXES)
+_NUMBERED = re.compile(r"([0-9]{1,4})\s*[\s:=,;.)]\s*\S")
+"""How a class name begins that has its number before it."""
 _LOOKED_AT = 64
 """So many folders are looked through for a file that is not where it should be."""
 
@@ -15,6 +19,18 @@ _LOOKED_AT = 64
 def normalised(name: str) -> str:
     """A name with each letter in one way (NFC): a letter with its accent, and the two after each other, look the same."""
     return unicodedata.normalize("NFC", name)
+
+
+def refuse_other_order(where: str, names: Sequence[str]) -> None:
+    """Raise :class:`UserError` where the lines of a file of class names begin with numbers (``2: dog``) in another order than theirs: a
+    class has the number of its line."""
+    numbers = [int(found[1]) for name in names if (found := _NUMBERED.match(name))]
+    if len(numbers) < len(names) or sorted(numbers) not in ([*range(len(names))], [*range(1, len(names) + 1)]):
+        return
+    place = next((place for place, number in enumerate(numbers) if number - min(numbers) != place), None)
+    if place is not None:
+        what = f"line {place + 1} says {names[place][:40]!r}, and the number of a class is that of its line"
+        raise UserError(where, what, "put the lines into that order, or list the names in the config")
 
 
 def plain(name: str) -> str:

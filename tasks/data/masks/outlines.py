@@ -47,14 +47,17 @@ class Outlines:
             return np.zeros((0, 2, 2))
         return np.stack([np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)], 1)
 
-    def boxes(self) -> NDArray[np.float64]:
-        """The box around each outline as x, y, width, height, float64 [N, 4]; NaN where there is none, or no pixel inside."""
+    def boxes(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """The box around each outline as x, y, width, height, float64 [N, 4]; NaN where there is none, or no pixel inside. ``rows``:
+        runs are looked at in these alone, for they take longer."""
         found = np.full((len(self), 2, 2), np.nan)
-        extents, owners = self.extents(), self.owners
-        for row in np.unique(owners).tolist():
-            parts = extents[owners == row]
-            found[row] = [parts[:, 0].min(0), parts[:, 1].max(0)]
-        for row in np.flatnonzero(self.sizes[:, 0] >= 0).tolist():
+        drawn = np.flatnonzero(np.diff(self.parts))
+        if len(drawn):
+            extents, starts = self.extents(), self.parts[drawn]
+            found[drawn, 0] = np.minimum.reduceat(extents[:, 0], starts)
+            found[drawn, 1] = np.maximum.reduceat(extents[:, 1], starts)
+        run = np.flatnonzero(self.sizes[:, 0] >= 0)
+        for row in (run if rows is None else np.intersect1d(run, rows)).tolist():
             ends = np.cumsum(self.counts[slice(*self.runs[row])], dtype=np.int64)
             first, last = ends[:-1:2], ends[1::2] - 1  # of each run inside, where pixels are numbered down the columns
             first = first[: len(last)][(inside := last >= first[: len(last)])]
@@ -80,6 +83,14 @@ class Outlines:
             twice = np.add.reduceat(points[:, 0] * points[following, 1] - points[following, 0] * points[:, 1], starts)
             areas += np.bincount(self.owners, np.abs(twice) / 2, len(self))
         return areas
+
+    def pixels(self, row: int) -> int:
+        """How many pixels the polygons of an object are, where its image is large enough."""
+        from pycocotools import mask as engine
+
+        spans = [self.coordinates[slice(*self.ends[part : part + 2])] for part in range(*self.parts[row : row + 2])]
+        height, width = (max(1, int(max(span[side::2].max() for span in spans)) + 2) for side in (1, 0))
+        return int(engine.area(engine.merge(engine.frPyObjects([span.tolist() for span in spans], height, width))))
 
     def known(self, row: int) -> bytes:
         """The outline of an object as bytes."""

@@ -1,6 +1,6 @@
 """Masks of classes, painted object by object from outlines, and the samples that have them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,12 @@ from effbackbones.errors import UserError
 from effbackbones.images.classsets import UNKNOWN, Sets
 from effbackbones.images.geometry import Mask, Size, resize_nearest
 from effbackbones.images.reading import MAX_PIXELS
+from tasks.data.boxes.repairs import STOP_DROPPED
 from tasks.data.boxes.table import BoxDataset, BoxTable
 from tasks.data.files.reading import ImageReader
 from tasks.data.fingerprint import Known
 from tasks.data.masks.outlines import Outlines
+from tasks.data.masks.placing import elsewhere, refuse_shares, without_pixels
 from tasks.data.sample import IGNORE, Sample
 
 if TYPE_CHECKING:
@@ -134,6 +136,7 @@ def painting_of(
     mask_classes = _mask_classes(said.names, with_background=unlabelled == BACKGROUND and not sets)
     clipped = _refuse_foreign(said, outlines, max_pixels)
     used = said.categories >= 0
+    refuse_shares(said.source, outlines, said.sizes[said.owner])
     missing = outlines.missing & used
     _refuse_unknown(said, missing, stop=no_segmentation == "stop")
     ignored = said.crowd | (missing & (no_segmentation == "ignore"))
@@ -150,12 +153,22 @@ def painting_of(
         (missing, f"annotations without a segmentation: their boxes are {boxes}"),
         (outlines.thin & used, "annotations with polygons of fewer than three points: these are left out"),
         (clipped & used, "outlines reach out of their image: clipped"),
+        (without_pixels(outlines) & used, "outlines have no pixel: these objects are not painted"),
     )
-    return (
-        painting,
-        mask_classes,
-        tuple(f"{rows.sum():,} {what} ({_examples(said, rows)})" for rows, what in told if rows.any()),
-    )
+    notes = [f"{rows.sum():,} {what} ({_examples(said, rows)})" for rows, what in told if rows.any()]
+    return painting, mask_classes, (*notes, *_told_of_places(said, outlines, used))
+
+
+def _told_of_places(said: "Annotations", outlines: Outlines, used: NDArray[np.bool_]) -> Iterator[str]:
+    """What to tell of outlines that do not lie where the boxes of their objects do: a warning, where they are many."""
+    found, looked, why = elsewhere(outlines, np.where(used[:, None], said.boxes, np.nan), said.sizes[said.owner])
+    if not len(found):
+        return
+    apart = np.zeros(len(outlines), np.bool_)
+    apart[found] = True
+    many = "warning: " if len(found) > STOP_DROPPED * looked else ""
+    what = "outlines looked at lie elsewhere than the boxes of their objects: the outlines are painted"
+    yield f"{many}{len(found):,} of {looked:,} {what}{f'; it looks as if {why}' if why else ''} ({_examples(said, apart)})"
 
 
 def _mask_classes(names: tuple[str, ...], *, with_background: bool) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from effbackbones.errors import UserError
 from tasks.data.files.decoding import decoded
 from tasks.data.files.listing import files_below
+from tasks.data.files.names import refuse_other_order
 from tasks.data.sets.yolofiles import Described, YoloFiles
 
 _FILES = frozenset(["classes.txt", "obj.names", "_darknet.labels"])
@@ -67,7 +68,9 @@ def _beside(root: Path, found: YoloFiles) -> list[Path]:
 def _lines(file: Path) -> list[str]:
     """The lines of a file but for blank ones at its end."""
     text = decoded(file, "write the name of a class on each line, or set data.options.names").rstrip()
-    return [line.strip() for line in text.split("\n")] if text else []
+    names = [line.strip() for line in text.split("\n")] if text else []
+    refuse_other_order(str(file), names)
+    return names
 
 
 def _refuse_other_count(described: Described, names: tuple[str, ...], where: str) -> None:
@@ -91,7 +94,7 @@ def _checked(listed: object, where: str) -> tuple[str, ...]:
     if (
         not isinstance(listed, list)
         or not listed
-        or not all(isinstance(name, str | int) and name != "" for name in listed)
+        or not all(isinstance(name, str | int) and not isinstance(name, bool) and name != "" for name in listed)
     ):
         raise UserError(where, f"expected a list of names, got {str(listed)[:60]}", _REMEDY)
     names = tuple(str(name) for name in listed)
