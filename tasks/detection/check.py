@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from effbackbones.contracts import BoxTargets, Detections
+from effbackbones.contracts import BoxTargets, Detections, Head
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.data.boxes.table import BoxTable
@@ -156,7 +156,10 @@ def _tell_coverage(found: BoxStatistics, model: Model, tell: Tell) -> None:
         sides = torch.from_numpy(found.network).float()
         options = model.head.fit_to_data(sides, model.image_spec.size)
         words = " ".join(f"--model.head_options.{name} '{value}'" for name, value in options.items())
-        tell(f"anchors that fit better: {words}" if options else "no other anchors fit better")
+        if options:
+            tell(f"anchors that fit better: {words}")
+        elif type(model.head).fit_to_data is not Head.fit_to_data:
+            tell("no other anchors fit better")
 
 
 def check_scores(
