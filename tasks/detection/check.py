@@ -23,6 +23,7 @@ from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
 from tasks.data.knowledge import Knowledge
 from tasks.data.sampling import Repeated, spread
+from tasks.detection.doubts import told_of_corners
 from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.numbering import numbering_of
 from tasks.detection.results import ImageDetections
@@ -240,6 +241,9 @@ def score_results(
     if numbering.told:
         tell(numbering.told)
     detections = read_results(path, table, tell, numbering, allow_bad_boxes=config.data.allow_bad_boxes)
+    truths = [table.truth(index) for index in range(len(table))]
+    if said := told_of_corners(detections, truths):
+        tell(f"{path}: {said}")
     metric = task.metrics(config, dataset.classes)
-    metric.update(detections, [table.truth(index) for index in range(len(table))])
+    metric.update(detections, truths)
     return dict(metric.compute()) | task.anatomy(metric)
