@@ -10,7 +10,10 @@ import pytest
 from tests_support import QUIET
 
 from effbackbones import UserError
+from tasks.data.sample import Truth
 from tasks.detect import main
+from tasks.detection.doubts import told_of_corners
+from tasks.detection.results import ImageDetections
 from tasks.detection.resultsfile import read_results
 
 
@@ -38,11 +41,20 @@ def test_images_without_detections_are_counted(tmp_path: Path) -> None:
     )
 
 
+def test_boxes_that_are_there_twice_are_told(tmp_path: Path) -> None:
+    rows = [record([1, 2, 30, 40]), record([1, 2, 30, 40], 2), record([1, 2, 30, 41])]
+    assert len(told(tmp_path, rows)) == 1
+    said = told(tmp_path, [*rows, record([1, 2, 30, 40], score=0.1)])
+    assert said[1].endswith(
+        "r.json: 1 boxes lie in an image twice, alike in class and corners: one of each counts as wrong"
+    )
+
+
 def test_scores_of_another_scale_are_told(tmp_path: Path) -> None:
-    said = told(tmp_path, [record([1, 2, 30, 40], score=score) for score in (-0.5, 0.25, 1.0, 97.5)])
+    said = told(tmp_path, [record([k, 2, 30, 40], score=score) for k, score in enumerate((-0.5, 0.25, 1.0, 97.5))])
     assert len(said) == 2
     assert "warning: 2 of 4 scores lie outside of 0..1 (-0.5 to 97.5)" in said[1]
-    assert len(told(tmp_path, [record([1, 2, 30, 40], score=score) for score in (0.0, 1.0)])) == 1
+    assert len(told(tmp_path, [record([k, 2, 30, 40], score=float(k)) for k in (0, 1)])) == 1
 
 
 @pytest.mark.parametrize(
@@ -128,3 +140,22 @@ def test_a_file_scored_without_images_has_the_ap_of_pycocotools(
         assert ours[name] == pytest.approx(run.stats[place], abs=1e-9)
     assert 0 < ours["AP"] < 1
     assert "in 11 of 12 images; 1 have none and count as empty" in "".join(capsys.readouterr())
+
+
+def test_corners_that_lie_in_their_images_are_known_by_the_objects() -> None:
+    boxes = np.array([[10.0, 20, 15, 12], [40, 10, 20, 30], [5, 60, 10, 20], [30, 40, 12, 9]])
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    truths = [Truth(boxes[:2], np.zeros(2, np.int64), np.zeros(2, np.bool_), np.ones(2))] * 2
+
+    def said(rows: np.ndarray) -> str:
+        found = [
+            ImageDetections(str(number), (100, 200), rows[:2], np.array([0.9, 0.5]), np.zeros(2, np.int64), "")
+            for number in range(2)
+        ]
+        return told_of_corners(found, truths)
+
+    assert said(boxes) == said(np.add(boxes, [0, 0, 3, 3])) == said(boxes[2:]) == said(np.full((4, 4), np.nan)) == ""
+    assert said(corners) == (
+        "warning: of 4 boxes looked at 0 lie on objects as they are, and 4 read as corners x0, y0, x1, y1: write x, y, width, height"
+    )
+    assert told_of_corners([], []) == ""

@@ -35,9 +35,9 @@ def head_of(name: str) -> str:
 
 
 def line(name: str) -> list[str]:
-    """Three steps, in batches of four, and their validation."""
+    """Two epochs of three steps, in batches of four, each with its validation."""
     head = ["--model.head", head_of(name), "--model.head_options", json.dumps(HEADS[name])]
-    return [*shapes_line(small_line(*head, backbone=STILL)), "--run.tensorboard", "false"]
+    return [*shapes_line(small_line(*head, backbone=STILL)), "--optim.epochs", "2", "--run.tensorboard", "false"]
 
 
 @pytest.fixture(scope="module", params=HEADS)
@@ -55,12 +55,13 @@ def test_data_and_model_are_checked(trained: tuple[str, Path], capsys: pytest.Ca
 
 def test_stopped_and_continued_equals_never_stopped(trained: tuple[str, Path], tmp_path: Path) -> None:
     def fail(state: RunState) -> None:
-        if state.step == 2:
+        if state.step == 5:
             raise PowerFailsError
 
     words = [*line(trained[0]), "--run.out", str(tmp_path / "run")]
     with watching(After(fail)):
         assert main([*words, "--run.save_minutes", "1e-9"]) == 1
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*")), "or there is nothing to continue"
     assert main(words) == 0
     assert digest(tmp_path / "run") == digest(trained[1])
 

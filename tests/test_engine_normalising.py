@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = SMALL | {
     "fcos": {"channels": 64, "repeats": 1, "levels": [3, 4, 5]},
     "yolo": {"channels": 16, "depth": 1, "repeats": 1},
     "classification": {"channels": 0},
+    "sed": {},
 }
 QUICK = ("classification", "efficientdet", "unet", "fpn", "dpt", "segformer")
 """One of each kind of decoder; the others are slow."""

@@ -17,13 +17,15 @@ from test_engine_training import digest, run, stop_at
 from test_export_formats import scenes
 from tests_support import calibrated, on_two_processes, one_line
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.weak import TensorWeakRef
 
 from effbackbones import Model, UserError, build_model, list_heads, load_model
 from effbackbones.backbones.convolution import fold_into
 from effbackbones.export import export_model, exporting
 from effbackbones.export.following import follow
 from effbackbones.export.quantisation import points, quantise, quantised_nodes
-from effbackbones.export.rounding import fake_weights
+from effbackbones.export.rounding import Rounding, fake_weights
 from effbackbones.export.simulation import SLOWEST, Int8Simulation, learnt_ranges
 from effbackbones.inference.predictor import BEST
 from effbackbones.registry import HEADS, TASKS
@@ -194,6 +196,17 @@ def test_ranges_are_part_of_the_state_of_a_run() -> None:
             answers.append(state.model(images))
     assert torch.equal(*answers)
     assert not torch.equal(answers[0], state.model(images))
+
+
+def test_a_map_is_rounded_for_all_that_read_it_whatever_had_its_identity_before() -> None:
+    """One that a layer takes with zeros around it. Memory of maps that are gone is used again: what a step computed was left to chance."""
+    weight, x, other = torch.randn(4, 4, 3, 3), torch.randn(1, 4, 8, 8), torch.randn(2)
+    mode = Rounding({id(weight): [0]}, lambda value, point: value.round(), set())
+    mode._rounded[id(x)] = (TensorWeakRef(other), None, 6)
+    with mode:
+        F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, stride=2)
+        read = x + 0
+    assert torch.equal(read, x.round())
 
 
 def _ranges_of(rank: int) -> list[float]:

@@ -217,3 +217,27 @@ def test_it_has_all_options_of_boxes_and_predictions() -> None:
     focal = {"alpha", "gamma", "prior"}  # of a loss without a background class
     network = {"variant", "channels", "cells", "repeats", "fusion", "activation", "anchor_scale", "num_scales"}
     assert set(head_options(EfficientDetHead)) - focal - network <= set(head_options(SSDHead))
+
+
+@pytest.mark.parametrize("size", [(128, 128), (96, 160)])
+def test_default_boxes_are_fitted_to_small_and_slender_boxes(size: tuple[int, int]) -> None:
+    """What is proposed is built, has as many default boxes, and they overlap the boxes more; where they do already, nothing is."""
+    torch.manual_seed(0)
+    spec = FeatureSpec("b0", ("C4", "C5"), (16, 24), (16, 32))
+    head = SSDHead(spec, 3, extra_channels=[8, 8, 8, 8])
+    sides = torch.rand(200, 1) * 20 + 4
+    slender = torch.cat([sides, sides * 4], 1)[torch.arange(400) % 200]
+    options = head.fit_to_data(slender, size)
+    assert set(options) == {"min_scale", "max_scale", "aspect_ratios"}
+    fitted = SSDHead(spec, 3, extra_channels=[8, 8, 8, 8], **options)
+    assert fitted._counts == head._counts
+    means = []
+    for one in (head, fitted):
+        anchors = one._anchors_for(ImageSizes.of(torch.zeros(1, 3, *size)))
+        middles = (anchors[:, :2] + anchors[:, 2:]) / 2  # each box in the middle of each anchor
+        boxes = torch.cat([middles - slender[:1] / 2, middles + slender[:1] / 2], 1)
+        paired = pairwise_iou(boxes[:, None], anchors[:, None])[:, 0, 0]
+        means.append(float(paired.max()))
+    assert means[1] > means[0] + 0.1
+    assert fitted.fit_to_data(slender, size) == {}
+    assert head.fit_to_data(torch.zeros(0, 2), size) == head.fit_to_data(torch.zeros(3, 2), size) == {}

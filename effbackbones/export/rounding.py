@@ -116,7 +116,9 @@ class Rounding(TorchFunctionMode):
         x = self._round(args[0], 2 * call)
         kept, inner = self._padded.get(id(args[0]), (None, None))
         if kept is not None and inner is not None and kept() is args[0] and (source := inner()) is not None:
-            self._rounded.setdefault(id(source), (inner, None, 2 * call))
+            known, _, _ = self._rounded.get(id(source), (None, None, 0))
+            if known is None or known() is not source:  # another map of before had that identity
+                self._rounded[id(source)] = (inner, None, 2 * call)
         small = fake_weights(weight, _LAYERS[name])
         if name == "linear" and x.ndim > 2:  # which a graph has as a product, whose result is rounded, and a sum
             bias = args[2] if len(args) > 2 else kwargs.get("bias")

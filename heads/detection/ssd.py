@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise, product
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from effbackbones.backbones.convolution import ConvNorm, Numerics
 from effbackbones.contracts import BackboneNeeds, FeatureSpec, ImageSizes
 from effbackbones.errors import UserError
+from heads.detection.anchor_fit import chosen_options
 from heads.detection.anchors import Deltas, IouMatching, anchor_grid
 from heads.detection.criteria import BoxLosses, MinedSoftmax
 from heads.detection.dense import DenseHead, DetRaw
@@ -37,8 +38,7 @@ class Network:
     aspect_ratios: Sequence[float] = (2.0, 3.0)
 
     def __post_init__(self) -> None:
-        chain = consecutive(self.levels)
-        added = self.added(chain)
+        added = self.added(consecutive(self.levels))
         widths = wholes("extra_channels", self.extra_channels, 2) if self.extra_channels or added else []
         require("extra_channels", self.extra_channels, len(widths) >= added, f"one for each level beyond C5, {added}")
         number("min_scale", self.min_scale, above=0, below=1)
@@ -156,6 +156,28 @@ class SSDHead(DenseHead):
             sides = torch.minimum(shares * whole.prod().sqrt(), whole)
             in_cells.append(sides / whole * torch.stack([one * width, one * height]))
         return anchor_grid(image, maps, in_cells)
+
+    def fit_to_data(self, box_sides: Tensor, image_size: tuple[int, int]) -> dict[str, Any]:
+        """``min_scale``, ``max_scale`` and ``aspect_ratios`` at quantiles of the boxes' own, where these overlap them more
+        (:func:`~heads.detection.anchor_fit.chosen_options`); as many default boxes as before."""
+        whole = torch.tensor(image_size[::-1], dtype=torch.float64)
+        side, sides = whole.prod().sqrt(), box_sides[(box_sides > 0).all(1) & box_sides.isfinite().all(1)].double()
+        if not len(sides):
+            return {}
+        scales, aspects = sides.prod(1).sqrt() / side, (sides[:, 0] / sides[:, 1]).log().abs().exp()
+        least, most = (
+            sorted({min(0.99, max(0.005, round(float(scales.quantile(q)), 3))) for q in quantiles})
+            for quantiles in ((0.01, 0.05, 0.15, 0.3), (0.7, 0.85, 0.95, 1.0))
+        )
+        many = len(self.network.aspect_ratios)
+        ratios = [round(float(aspects.quantile((place + 0.5) / many)), 2) for place in range(many)]
+        found: list[dict[str, object]] = [{}]
+        for low, high in product([self.network.min_scale, *least], [self.network.max_scale, *most]):
+            ends: dict[str, object] = {"min_scale": low, "max_scale": high}
+            found += [ends, {**ends, "aspect_ratios": ratios}] if low < high else []
+        shapes = [[*chain(*replace(self.network, **cast(Any, options)).shapes())] for options in found]
+        anchors = [torch.minimum(torch.tensor(own, dtype=torch.float64) * side, whole) for own in shapes]
+        return chosen_options(sides, zip(found, anchors, strict=True))
 
 
 class _Predictor(nn.Module):

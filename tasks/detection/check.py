@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from effbackbones.contracts import BoxTargets, Detections
+from effbackbones.contracts import BoxTargets, Detections, Head
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from tasks.data.boxes.table import BoxTable
@@ -23,6 +23,7 @@ from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
 from tasks.data.knowledge import Knowledge
 from tasks.data.sampling import Repeated, spread
+from tasks.detection.doubts import told_of_corners
 from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.numbering import numbering_of
 from tasks.detection.results import ImageDetections
@@ -155,7 +156,10 @@ def _tell_coverage(found: BoxStatistics, model: Model, tell: Tell) -> None:
         sides = torch.from_numpy(found.network).float()
         options = model.head.fit_to_data(sides, model.image_spec.size)
         words = " ".join(f"--model.head_options.{name} '{value}'" for name, value in options.items())
-        tell(f"anchors that fit better: {words}" if options else "no other anchors fit better")
+        if options:
+            tell(f"anchors that fit better: {words}")
+        elif type(model.head).fit_to_data is not Head.fit_to_data:
+            tell("no other anchors fit better")
 
 
 def check_scores(
@@ -237,6 +241,9 @@ def score_results(
     if numbering.told:
         tell(numbering.told)
     detections = read_results(path, table, tell, numbering, allow_bad_boxes=config.data.allow_bad_boxes)
+    truths = [table.truth(index) for index in range(len(table))]
+    if said := told_of_corners(detections, truths):
+        tell(f"{path}: {said}")
     metric = task.metrics(config, dataset.classes)
-    metric.update(detections, [table.truth(index) for index in range(len(table))])
+    metric.update(detections, truths)
     return dict(metric.compute()) | task.anatomy(metric)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import read_bytes, write_parts
+from tasks.data.boxes.repairs import duplicates
 from tasks.data.files.jsonfile import RepeatedKeyError, once, refuse_repeated, word
 from tasks.detection.doubts import refuse_other_boxes, told_of_scores
 from tasks.detection.numbering import Numbering
@@ -90,7 +91,8 @@ def read_results(
     ``numbering``: the label of each category id, by default as ``known`` has them.
 
     An image is found by ``file_name`` where the record has one that fits a single image, otherwise by ``image_id``. Detections
-    that are not finite are kept, so that the scores count them, and told, as are images without any, and scores outside of 0..1.
+    that are not finite are kept, so that the scores count them, and told, as are images without any, scores outside of 0..1, and boxes
+    that are there twice.
     Raises :class:`UserError`: naming file and record (counted from 0) where one is malformed, with the number and the first few
     where images or categories are unknown, and unless ``allow_bad_boxes`` where boxes are corners, or shares of the image.
     """
@@ -124,6 +126,8 @@ def read_results(
     tell(f"{path}: {len(rows):,} detections in {found:,} of {len(known.ids):,} images{bare}{wrong}")
     if said := told_of_scores(rows[fine, 4]):
         tell(f"{path}: {said}")
+    if again := int(duplicates(owners, kinds, rows[:, :4], fine).sum()):
+        tell(f"{path}: {again:,} boxes lie in an image twice, alike in class and corners: one of each counts as wrong")
     return _by_image(known, owners, rows, kinds)
 
 
