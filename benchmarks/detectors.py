@@ -137,6 +137,7 @@ def ssd(body: nn.Module, widths: Sequence[int], classes: int, side: int) -> Any:
             super().__init__()
             self.body = body
             self.extra = nn.ModuleList(ssdlite._extra_block(*each[i : i + 2], norm) for i in range(1, 5))
+            ssdlite._normal_init(self.extra)  # as its own extractor has it
 
         def forward(self, images: Tensor) -> Any:
             maps = list(self.body(images))
