@@ -139,6 +139,7 @@ def test_two_processes_share_the_batches_and_the_scores_of_one(tmp_path: Path) -
     assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
 
 
+@pytest.mark.slow
 def test_two_processes_stay_equal_when_the_backbone_thaws_and_images_grow(tmp_path: Path) -> None:
     """And the training loss is the mean over them."""
     more = ["--data.progressive", "[0.5, 0.75]"]  # from the fourth step on, and from the sixth
@@ -182,6 +183,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> 
     assert state.name == f"step-{steps[0]:08}.safetensors"
 
 
+@pytest.mark.slow
 def test_processes_that_lightning_starts_wait_for_the_save_when_a_signal_stops_them(tmp_path: Path) -> None:
     """Its launcher looks every 5 seconds whether another process has ended, and then kills the first one."""
     slow = """

@@ -424,7 +424,7 @@ _CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(_CONFIGS)
 def test_any_config_reads_back_equal(config: Config) -> None:
     values, _ = read_value(dump(config), "dump")
