@@ -8,7 +8,7 @@
   input is a convolution with the kernel turned round; for that of the weights, pixels that are seen together are put together
   (``python -m benchmarks dilated-gradient``).
 * In bfloat16 oneDNN is fast where a processor multiplies it, but for depthwise gradients in steps or of more than three columns, which take
-  it ten to fifty times as long as in float32. These are computed in float32.
+  it many times as long as in float32. These are computed in float32.
 
 All need channels last; anything else goes to the library.
 """
