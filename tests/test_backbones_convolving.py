@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from effbackbones.backbones import convolving, passes
+from effbackbones.backbones import convolving, maps, passes
 from effbackbones.backbones.convolving import Convolve, Geometry
 from effbackbones.backbones.padding import Conv2dFixed, Conv2dSame
 
@@ -23,6 +23,10 @@ def layer(kind: str) -> nn.Conv2d:
         return nn.Conv2d(8, 8, (5, 3), padding=(3, 0), dilation=(1, 2), groups=8, bias=False)
     if kind == "dilated same":
         return Conv2dSame(8, 8, 5, dilation=2, groups=8, bias=False)
+    if kind == "dilated and fixed":
+        return Conv2dFixed(8, 8, 3, dilation=2, groups=8, before=1, after=3, bias=False)
+    if kind == "dilated with wide borders":
+        return nn.Conv2d(8, 8, 3, padding=5, dilation=2, groups=8, bias=False)
     if kind == "uneven":
         return Conv2dFixed(8, 8, 3, before=0, after=2, bias=False)
     kernel, stride, groups, dilation, bias = {
@@ -53,6 +57,8 @@ KINDS += [
     "dilated 3",
     "dilated unevenly",
     "dilated same",
+    "dilated and fixed",
+    "dilated with wide borders",
     "grouped",
     "whole",
     "same3",
@@ -238,13 +244,13 @@ def test_second_derivatives_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("sides", [(2, 1, 0, 3), (-2, 4, 1, 0), (-5, 9, 0, 0), (6, -4, -1, 1), (0, 0, -9, 12)], ids=str)
-def test_maps_are_padded_and_cut_as_torch_does_it(sides: convolving.Sides) -> None:
+def test_maps_are_padded_and_cut_as_torch_does_it(sides: maps.Sides) -> None:
     """Of a kernel that is much wider than its map some columns see nothing at all, where torch's own refuses."""
     x = torch.randn(2, 4, 3, 3).to(memory_format=LAST)
     left, right, top, bottom = sides
     wide = nn.functional.pad(x, (20, 20, 20, 20))
     expected = wide[:, :, 20 - top : 23 + bottom, 20 - left : 23 + right]
-    made = convolving._padded(x, sides)
+    made = maps.padded(x, sides)
     assert torch.equal(made, expected)
     assert made.is_contiguous(memory_format=LAST)
 

@@ -105,6 +105,7 @@ LAYERS = (
     "effbackbones.backbones.passes",
     "effbackbones.backbones.recomputing",
     "effbackbones.backbones.convolving",
+    "effbackbones.backbones.maps",
     "effbackbones.backbones.padding",
     "effbackbones.contracts",
     "effbackbones.export.operators",

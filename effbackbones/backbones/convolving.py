@@ -7,13 +7,13 @@
 * Nor has it one for either gradient of a depthwise convolution with gaps, which ends every backbone that keeps its resolution. That of the
   input is a convolution with the kernel turned round; for that of the weights, pixels that are seen together are put together
   (``python -m benchmarks dilated-gradient``).
-* In bfloat16 oneDNN is fast where a processor multiplies it, but for depthwise gradients in steps or of more than three columns, which take
-  it many times as long as in float32. These are computed in float32.
+* In bfloat16 oneDNN is fast where a processor multiplies it, but for the gradients above and for depthwise ones in steps, which take it
+  many times as long as in float32. Those in steps are computed in float32.
 
 All need channels last; anything else goes to the library.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from effbackbones.backbones.maps import Sides, arranged, as_map, is_last, padded, phases, pixels
 from effbackbones.backbones.padding import PaddedConv2d
 
 _COLUMNS = 3  # of a depthwise kernel, up to which oneDNN's gradient of the weights is quick
@@ -30,8 +31,6 @@ _PART = 2**21  # numbers that are copied to float32 at a time
 _EXACT = (torch.float32, torch.float64)
 _MULTIPLIED = (*_EXACT, torch.bfloat16)  # on the way back, where nothing is added in 16 bits
 _DEPTHWISE = (torch.float32, torch.bfloat16)
-
-Sides = tuple[int, int, int, int]
 
 
 @cache
@@ -70,13 +69,13 @@ class Geometry(NamedTuple):
 
     def of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Gradient of the weight, in the dtype of ``x``, which is that of ``grad``, or in float32."""
-        grad, weight = _arranged(grad, x), weight.to(x.dtype)
+        grad, weight = arranged(grad, x), weight.to(x.dtype)
         if self._is_product(x, weight, _MULTIPLIED):
-            ours, theirs = _pixels(x), _pixels(grad)
+            ours, theirs = pixels(x), pixels(grad)
             # of both orders the one with fewer rows is quicker
             found = (ours.t() @ theirs).t() if len(weight) > weight.shape[1] else theirs.t() @ ours
             return found.reshape(weight.shape)
-        if self._is_slow_in_half(x, weight) or (x.dtype == torch.bfloat16 and self._goes_by_columns(x, weight)):
+        if self._is_slow_in_half(x, weight):
             return sum(
                 (self.of_weight(g.float(), part.float(), weight) for g, part in _parts(grad, x)), torch.zeros(())
             )
@@ -84,14 +83,14 @@ class Geometry(NamedTuple):
             return self._by_phases(grad, x, weight)
         if self._goes_by_columns(x, weight):
             return self._by_columns(grad, x, weight)
-        seen = _padded(x, self.pad) if self.pad else x
+        seen = padded(x, self.pad) if self.pad else x
         return self._library(grad, seen, weight, of_weight=True)
 
     def of_input(self, grad: Tensor, like: Tensor, weight: Tensor) -> Tensor:
         """Gradient of the input, of which shape, dtype and layout are looked at and no value."""
-        grad, weight = _arranged(grad, like), weight.to(like.dtype)
+        grad, weight = arranged(grad, like), weight.to(like.dtype)
         if self._is_product(like, weight, _MULTIPLIED):
-            return _map(_pixels(grad) @ weight.flatten(1), like)
+            return as_map(pixels(grad) @ weight.flatten(1), like)
         if self._is_slow_in_half(like, weight):
             made = torch.empty_like(like)
             for g, part in _parts(grad, made):
@@ -103,7 +102,7 @@ class Geometry(NamedTuple):
         if not geometry.pad:
             return geometry._library(grad, like, kernel, of_weight=False)
         left, right, top, bottom = geometry.pad
-        whole = self._library(grad, _padded(like, geometry.pad), weight, of_weight=False)
+        whole = self._library(grad, padded(like, geometry.pad), weight, of_weight=False)
         return F.pad(whole, (-left, -right, -top, -bottom))
 
     def _library(self, grad: Tensor, x: Tensor, weight: Tensor, *, of_weight: bool) -> Tensor:
@@ -125,13 +124,13 @@ class Geometry(NamedTuple):
         plain = tuple(weight.shape[2:]) == (1, 1) and self.groups == 1 and tuple(self.stride) == (1, 1)
         still = plain and not any(self.padding) and not any(self.pad or ()) and not torch.is_autocast_enabled("cpu")
         fits = x.dtype == weight.dtype and x.dtype in dtypes and x.shape[1] == weight.shape[1]
-        return still and fits and _is_last(x) and products_pay()
+        return still and fits and is_last(x) and products_pay()
 
     def _goes_by_columns(self, x: Tensor, weight: Tensor) -> bool:
         return self._is_depthwise(x, weight) and tuple(self.dilation) == (1, 1) and weight.shape[3] > _COLUMNS
 
     def _is_depthwise(self, x: Tensor, weight: Tensor) -> bool:
-        return self.groups == x.shape[1] == weight.shape[0] and x.dtype in _DEPTHWISE and _is_last(x)
+        return self.groups == x.shape[1] == weight.shape[0] and x.dtype in _DEPTHWISE and is_last(x)
 
     def _is_slow_in_half(self, x: Tensor, weight: Tensor) -> bool:
         return x.dtype == torch.bfloat16 and max(self.stride) > 1 and self._is_depthwise(x, weight)
@@ -157,9 +156,9 @@ class Geometry(NamedTuple):
         """Gradient of depthwise weights with gaps: pixels as far apart as its taps make maps of their own, which are seen without gaps."""
         size = [-(-side // gap) for side, gap in zip(grad.shape[2:], self.dilation, strict=True)]
         wide = [side + taps - 1 for side, taps in zip(size, weight.shape[2:], strict=True)]
-        seen = _phases(x, self.dilation, self._front, wide)
+        seen = phases(x, self.dilation, self._front, wide)
         plain = Geometry((1, 1), (0, 0), (1, 1), self.groups, None)
-        return plain.of_weight(_phases(grad, self.dilation, (0, 0), size), seen, weight)
+        return plain.of_weight(phases(grad, self.dilation, (0, 0), size), seen, weight)
 
     def _by_columns(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Gradient of depthwise weights, three columns at a time: for each the columns of the input that it looks at."""
@@ -169,7 +168,7 @@ class Geometry(NamedTuple):
         found = torch.empty_like(weight)
         for first in _strips(weight.shape[3]):
             span = (grad.shape[3] - 1) * self.stride[1] + _COLUMNS
-            seen = _padded(x, (left - first, span - (left - first) - x.shape[3], *rows))
+            seen = padded(x, (left - first, span - (left - first) - x.shape[3], *rows))
             part = found[..., first : first + _COLUMNS]
             rest = self._replace(padding=(inside, 0), pad=None)
             part.copy_(rest._library(grad, seen, part, of_weight=True))
@@ -229,64 +228,17 @@ def _parts(grad: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     yield from zip(torch.split(grad, count), torch.split(x, count), strict=True)
 
 
-def _arranged(grad: Tensor, x: Tensor) -> Tensor:
-    """A gradient that lies as its map does."""
-    return grad.contiguous(memory_format=torch.channels_last) if _is_last(x) else grad
-
-
 def _strips(width: int) -> Iterator[int]:
     """Where strips of columns begin that cover a kernel; the last may overlap the one before."""
     for first in range(0, width, _COLUMNS):
         yield min(first, width - _COLUMNS)
 
 
-def _is_last(x: Tensor) -> bool:
-    """Whether a map lies channels last, on a processor."""
-    return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _padded(x: Tensor, sides: Sides) -> Tensor:
-    """As ``F.pad``, of which numbers below 0 cut off; that fills the whole map with zeros first, which costs as much as the copy."""
-    if not _is_last(x):
-        return F.pad(x, sides)
-    left, right, top, bottom = sides
-    images, channels, *size = x.shape
-    height, width = size[0] + top + bottom, size[1] + left + right
-    shape = (images, channels, height, width)
-    made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    (first, last), (begin, end) = _overlap(top, size[0], height), _overlap(left, size[1], width)
-    inside = made[:, :, first:last]
-    for border in (made[:, :, :first], made[:, :, last:], inside[..., :begin], inside[..., end:]):
-        if border.numel():
-            border.zero_()
-    inside[..., begin:end].copy_(
-        x[:, :, max(0, first - top) : max(0, last - top), max(0, begin - left) : max(0, end - left)]
-    )
-    return made
-
-
-def _phases(x: Tensor, gaps: Sequence[int], front: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Every ``gaps``-th pixel of a map as a map, for each first pixel: [B * gaps, C, *size], of a map with ``front`` zeros before it."""
-    images, channels, *sides = x.shape
-    top, bottom, left, right = (
-        border for a, gap, b, side in zip(front, gaps, size, sides, strict=True) for border in (a, b * gap - a - side)
-    )
-    split = _pixels(_padded(x, (left, right, top, bottom))).view(images, size[0], gaps[0], size[1], gaps[1], channels)
-    return split.permute(0, 2, 4, 1, 3, 5).reshape(-1, *size, channels).permute(0, 3, 1, 2)
-
-
-def _overlap(before: int, size: int, whole: int) -> tuple[int, int]:
-    """Where in a side of ``whole`` pixels those ``size`` lie that begin behind ``before``; of a kernel that is much wider than its map some
-    columns see none."""
-    first = max(0, before)
-    return first, max(first, min(before + size, whole))
-
-
 def _product(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """Pixels of a map times ``kernel`` [C, channels], and ``bias``, as a map, channels last."""
-    flat = _pixels(x)
+    flat = pixels(x)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, kernel, bias)):
-        return _map(flat @ kernel if bias is None else torch.addmm(bias, flat, kernel), x)
+        return as_map(flat @ kernel if bias is None else torch.addmm(bias, flat, kernel), x)
     shape = (len(x), kernel.shape[1], *x.shape[2:])
     made = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     # written there, for a map that is a view could not be overwritten by the next layer
@@ -295,13 +247,3 @@ def _product(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         into.add_(bias)  # addmm fills the map with it first, which takes longer
     return made
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """Map [B, C, H, W], channels last, as [pixels, C], the same memory."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _map(flat: Tensor, like: Tensor) -> Tensor:
-    """Pixels [B * H * W, C] as the map they are, channels last."""
-    return flat.view(len(like), *like.shape[2:], flat.shape[1]).permute(0, 3, 1, 2)
