@@ -23,7 +23,7 @@ from tasks.data.door.reading import image_spec
 from tasks.data.door.transforms import class_transform
 from tasks.data.fingerprint import difference, fingerprint
 from tasks.data.knowledge import Knowledge
-from tasks.data.lettering import line as drawing
+from tasks.data.lettering import line as drawing, typefaces as typefaces_module
 from tasks.data.lettering.line import Line, needs_shaping
 from tasks.data.lettering.style import Style
 from tasks.data.lettering.textfile import read_lines
@@ -434,3 +434,9 @@ def test_a_sheet_of_lines(root: Path) -> None:
     sheet = Image.fromarray(label_sheet(samples, dataset.classes))
     assert sheet.width > 2 * max(sample.image.shape[1] for sample in samples[:2]) / 2
     assert sheet.height > sheet.width / 20
+
+
+def test_a_font_that_is_gone_is_told() -> None:
+    """The system's list of fonts may name a file that was removed since."""
+    with pytest.raises(UserError, match=r"gone\.ttf cannot be drawn with"):
+        typefaces_module._check("/nowhere/gone.ttf", "f")

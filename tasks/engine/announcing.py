@@ -35,7 +35,8 @@ def told_of_start(config: Config, prepared: Prepared) -> Iterator[str]:
         yield f"{text}; {kept} of {total} batch norms have statistics and keep them, the others learn theirs"
         if prepared.hardware.precision != "fp32":
             yield f"run.precision {prepared.hardware.precision} rounds beside int8, which the exported file does not"
-    yield from filter(None, [prepared.hardware.remark])
+    if remark := prepared.hardware.remark:
+        yield remark
     if state.step == 0:  # a run that continues has its own weights
         yield from filter(None, [model.provenance.get("loaded", ""), *model.provenance.get("assumed", [])])
 

@@ -1,6 +1,7 @@
 """Fonts by file or by family, and which letters they have."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import ImageFont
@@ -71,7 +72,7 @@ def _check(path: str, where: str) -> None:
     try:
         ImageFont.truetype(path, 17)
     except OSError as error:
-        with open(path, "rb") as file:
+        with suppress(OSError), open(path, "rb") as file:  # one that is listed need not be there any more
             refuse_pointer(path, file.read(LONGEST))
         raise UserError(where, f"{path} cannot be drawn with: {error}", "name another font") from error
     if not letters_of(path):
