@@ -193,3 +193,14 @@ def test_profiles_are_of_the_plain_call_and_of_peers(tmp_path: Path) -> None:
     results.merge(tmp_path / "r.json", {"x": Found("ms", sides).record()})
     lines = pages.profile_table(tmp_path / "r.json").splitlines()[2:]
     assert [line.split(" | ")[:3] for line in lines] == [["| `x`", "a", "5"], ["| ", "c", "5"]]
+
+
+def test_torchvisions_ssdlite_begins_as_torchvision_has_it() -> None:
+    """What ours is trained beside has normal weights of deviation 0.03 in extra blocks and predictors."""
+    pytest.importorskip("torchvision")
+    from benchmarks.detectors import ssd
+
+    kernels = {name: p for name, p in ssd(nn.Identity(), (112, 320), 3, 256).named_parameters() if p.ndim == 4}
+    assert any("extra" in name for name in kernels)
+    for name, weight in kernels.items():
+        assert abs(float(weight.detach().std()) - 0.03) < 0.004, name
