@@ -32,7 +32,8 @@ from tasks.report.records import Summary
 from tasks.scoring.added import register_metric as register_metric
 from tasks.scoring.outcomes import Outcomes
 from tasks.settings.sections import Config
-from tasks.settings.verbs import Option as Option, register_verb as register_verb
+from tasks.settings.verboptions import Option as Option
+from tasks.settings.verbs import register_verb as register_verb
 from tasks.telling import Teller
 
 T = TypeVar("T")

@@ -425,10 +425,12 @@ def test_fractions_of_pixels_are_no_numbers_of_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("id_", ["Screenshot 2024-05-01 train", "train/000", "a b 1", "x.y"])
-@pytest.mark.parametrize("mark", ["", " 1", "  -1", " 0"])
-def test_lines_of_lists_are_read_whole(tmp_path: Path, id_: str, mark: str) -> None:
+@pytest.mark.parametrize(
+    "line", ["{}", "{} 1", "{}  -1", "{} 0", "/data/VOC2012/JPEGImages/{}.png", "JPEGImages\\{}.png 1"]
+)
+def test_lines_of_lists_are_read_whole(tmp_path: Path, id_: str, line: str) -> None:
     data = voc_data(tmp_path, {id_: BOXES, "other": BOXES})
-    (tmp_path / "ImageSets/Main/train.txt").write_text(f"{id_}{mark}\n")
+    (tmp_path / "ImageSets/Main/train.txt").write_text(f"{line.format(id_)}\n")
     dataset = voc(data, "train", None)
     assert list(dataset.table.ids) == [id_]
     assert len(dataset.table.boxes) == 3

@@ -79,6 +79,15 @@ def test_corner_boxes_that_lie_in_their_images_are_known_by_their_areas() -> Non
     assert by_area(as_corners[:4], areas[:4]) == by_area(as_corners, np.full(5, np.nan)) == ""
 
 
+@pytest.mark.parametrize("heading", ["Name", "class_name", "CLASSES:", "# of my street", "id,name"])
+def test_a_heading_over_names_is_refused(heading: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text(
+        f"{heading}\n0,road\n1,kerb\n" if "," in heading else f"{heading}\nroad\nkerb\n"
+    )
+    with pytest.raises(UserError, match=rf"classes\.txt: line 1 says '{heading}', which would name class 0"):
+        listed_classes("classes.txt", tmp_path)
+
+
 @pytest.mark.parametrize("first", ["2: dog\n1: cat\n", "1 cat\n0 dog\n", "0=dog\n2=cat\n1=cow\n"])
 def test_names_numbered_in_another_order_are_refused(first: str, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text(first)
@@ -86,7 +95,15 @@ def test_names_numbered_in_another_order_are_refused(first: str, tmp_path: Path)
         UserError, match=r"classes\.txt: line \d says '.*', and the number of a class is that of its line"
     ):
         listed_classes("classes.txt", tmp_path)
-    for fine in ("0 cat\n1 dog\n", "cat 2\ndog 1\n", "3 wheels\n2 wheels\n", "cat\ndog\n"):
+    for fine in (
+        "#\n$\n",
+        "classic\njazz\n",
+        "road\n1 lane\n2 lanes\n5 lanes\n",
+        "0 cat\n1 dog\n",
+        "cat 2\ndog 1\n",
+        "3 wheels\n2 wheels\n",
+        "cat\ndog\n",
+    ):
         (tmp_path / "classes.txt").write_text(fine)
         assert listed_classes("classes.txt", tmp_path) == tuple(fine.splitlines())
 

@@ -57,6 +57,10 @@ def test_one_label_other_column_order_and_a_byte_order_mark(root: Path) -> None:
         ([], "expected the columns file,labels"),
         (["name,label", "a.png,x"], "expected the columns file,labels, got 'name,label'"),
         (["a.png,x"], "expected the columns file,labels"),
+        (
+            ["filename,width,class,xmin,ymin,x_max,y_max", "a.png,9,x,1,1,2,2"],
+            "its rows are boxes: for detection write them as COCO",
+        ),
         (["file,labels"], "has no rows"),
         (["file,labels", "a.png,x", "b,c.png,x"], r":3: expected 2 cells, got 3"),
         (["file,labels", "a.png"], r":2: expected 2 cells, got 1"),

@@ -12,7 +12,7 @@ from tests_support import QUIET
 from effbackbones import UserError
 from tasks.data.sample import Truth
 from tasks.detect import main
-from tasks.detection.doubts import told_of_corners
+from tasks.detection.readings import told_of_readings
 from tasks.detection.results import ImageDetections
 from tasks.detection.resultsfile import read_results
 
@@ -152,10 +152,55 @@ def test_corners_that_lie_in_their_images_are_known_by_the_objects() -> None:
             ImageDetections(str(number), (100, 200), rows[:2], np.array([0.9, 0.5]), np.zeros(2, np.int64), "")
             for number in range(2)
         ]
-        return told_of_corners(found, truths)
+        return told_of_readings(found, truths)
 
     assert said(boxes) == said(np.add(boxes, [0, 0, 3, 3])) == said(boxes[2:]) == said(np.full((4, 4), np.nan)) == ""
     assert said(corners) == (
         "warning: of 4 boxes looked at 0 lie on objects as they are, and 4 read as corners x0, y0, x1, y1: write x, y, width, height"
     )
-    assert told_of_corners([], []) == ""
+    assert told_of_readings([], []) == ""
+
+
+SIZES = ((480, 640), (375, 500), (640, 427), (333, 500))
+
+
+def objects(size: tuple[int, int], seed: int) -> Truth:
+    rng, (height, width) = np.random.default_rng(seed), size
+    sides = rng.uniform(0.1, 0.4, (6, 2)) * [width, height]
+    starts = rng.uniform(0, 1, (6, 2)) * ([width, height] - sides)
+    return Truth(np.concatenate([starts, sides], 1), np.zeros(6, np.int64), np.zeros(6, np.bool_), sides.prod(1))
+
+
+@pytest.mark.parametrize("side", [320, 800, 1280])
+@pytest.mark.parametrize(
+    "words",
+    ["stretched to {0} x {0}", "with a longer side of {0}", "in the middle of {0} x {0}", "with a shorter side of {0}"],
+)
+def test_boxes_of_resized_images_are_told(words: str, side: int) -> None:
+    """Each way of resizing written out forwards, with a few pixels of error."""
+    truths, found, rng = [], [], np.random.default_rng(1)
+    for number in range(40):
+        size = SIZES[number % len(SIZES)]
+        truths.append(objects(size, number))
+        scale = np.array([side / max(size)] * 4)
+        if "stretched" in words:
+            scale = np.array([side / size[1], side / size[0]] * 2)
+        elif "shorter" in words:
+            scale = np.array([side / min(size)] * 4)
+        rows = truths[-1].boxes * scale + rng.uniform(-2, 2, (6, 4))
+        if "middle" in words:
+            rows[:, :2] += (side - np.array(size[::-1]) * side / max(size)) / 2
+        found.append(ImageDetections(str(number), size, rows, rng.uniform(size=6), np.zeros(6, np.int64), ""))
+    assert told_of_readings(found, truths).endswith(
+        f"read as pixels of the image {words.format(side)}: write those of the file's image"
+    )
+
+
+def test_boxes_that_miss_everything_are_not_called_resized() -> None:
+    truths = [objects(SIZES[number % len(SIZES)], number) for number in range(60)]
+    wrong = [objects(SIZES[number % len(SIZES)], 1000 + number) for number in range(60)]
+    found = [
+        ImageDetections(str(number), SIZES[number % len(SIZES)], truth.boxes, np.ones(6), truth.labels, "")
+        for number, truth in enumerate(wrong)
+    ]
+    assert told_of_readings(found, truths) == ""

@@ -26,7 +26,8 @@ from effbackbones.weights.classifiers import SOURCES
 from tasks.data.dataset import DATASETS
 from tasks.settings.commandline import bundled, parse
 from tasks.settings.onecommand import ordered
-from tasks.settings.verbs import OPTIONS, VERBS
+from tasks.settings.verboptions import OPTIONS
+from tasks.settings.verbs import VERBS
 
 
 def of_docs(name: str) -> ModuleType:

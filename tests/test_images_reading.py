@@ -193,6 +193,18 @@ def test_arrays_of_any_channels(tmp_path: Path, dtype: type, channels: int) -> N
         read_image(path, channels=channels + 1)
 
 
+@pytest.mark.parametrize("stored", [">u2", ">f4", "f8", ">f8", "f2", "?"])
+def test_arrays_of_other_types_hold_the_same_image(tmp_path: Path, stored: str) -> None:
+    """The other order of bytes, floating point of other precision, and truth values, which are black and white."""
+    kind = np.dtype(stored)
+    values: NDArray = RNG.integers(0, 65536, (7, 9, 5)) if kind.kind == "u" else RNG.random((7, 9, 5))
+    values = (values > 0.5) if kind.kind == "b" else values.astype(kind)
+    np.save(tmp_path / "a.npy", values)
+    found = read_image(tmp_path / "a.npy", channels=5, depth="native")
+    assert found.dtype == {"u": np.uint16, "f": np.float32, "b": np.uint8}[kind.kind]
+    np.testing.assert_array_equal(found, values * 255 if kind.kind == "b" else values.astype(found.dtype))
+
+
 @pytest.mark.parametrize(("shape", "channels"), [((3, 6, 7), 3), ((8, 40, 32), 3), ((1, 6, 7), 1), ((8, 40, 32), 5)])
 def test_an_array_with_its_channels_in_front_is_called_so(
     tmp_path: Path, shape: tuple[int, int, int], channels: int

@@ -15,7 +15,8 @@ from effbackbones.errors import UserError
 from tasks.detect import main
 from tasks.settings.commandline import Extras, parse
 from tasks.settings.keytypes import hint_of
-from tasks.settings.verbs import OPTIONS, VERBS, Option, Verb, register_verb
+from tasks.settings.verboptions import OPTIONS, Option
+from tasks.settings.verbs import VERBS, Verb, register_verb
 from tasks.verbs.command import explain, run_line
 
 TOY = '''"""A verb that reads neither config nor task."""
@@ -152,7 +153,8 @@ def test_options_of_a_head_are_named_as_in_a_config_of_several_tasks() -> None:
 
 
 PLUGIN = """
-from tasks.settings.verbs import Option, register_verb
+from tasks.settings.verboptions import Option
+from tasks.settings.verbs import register_verb
 
 
 @register_verb("what it was asked", options=("out",), inputs=True)

@@ -9,6 +9,7 @@ from effbackbones.images.opening import DAMAGE, ImagePath, check_pixels, opened_
 
 _MANY = 4
 """An array whose first side is so many times smaller than the others is rather one of channels first than an image."""
+_TYPES = (np.uint8, np.uint16, np.bool_, np.float16, np.float32, np.float64)
 
 
 def array_size(path: ImagePath) -> Size:
@@ -25,10 +26,19 @@ def read_array(path: ImagePath, channels: int, max_pixels: int, depth: str) -> P
         raise _refused(path, shape, channels)
     try:
         with opened_file(path) as file:
-            array: Pixels = np.load(file, allow_pickle=False).reshape(shape)
+            array: NDArray[np.generic] = np.load(file, allow_pickle=False).reshape(shape)
     except DAMAGE as error:
         raise unreadable(path, error) from error
-    return as_pixels(path, array, depth)
+    return as_pixels(path, _in_our_types(array), depth)
+
+
+def _in_our_types(array: NDArray[np.generic]) -> Pixels:
+    """Black and white for truth values, single precision for other floating point, the bytes of numbers in this machine's order."""
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    ours = np.float32 if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+    pixels: Pixels = array.astype(ours, copy=False)
+    return pixels
 
 
 def read_numbers(path: ImagePath, max_pixels: int) -> NDArray[np.integer | np.bool_]:
@@ -74,12 +84,9 @@ def _header(path: ImagePath) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     """Shape [H, W, C] and dtype of pixels."""
     stored, dtype = _stored(path)
     shape = (*stored, 1) if len(stored) == 2 else stored
-    if len(shape) != 3 or min(shape) < 1 or dtype not in (np.uint8, np.uint16, np.float32):
-        raise UserError(
-            str(path),
-            f"expected [H, W] or [H, W, C] of uint8, uint16 or float32; got {list(stored)} of {dtype}",
-            "convert it",
-        )
+    if len(shape) != 3 or min(shape) < 1 or dtype.newbyteorder("=") not in _TYPES:
+        what = f"expected [H, W] or [H, W, C] of uint8, uint16, bool or floating point; got {list(stored)} of {dtype}"
+        raise UserError(str(path), what, "convert it")
     return shape, dtype
 
 

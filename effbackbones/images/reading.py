@@ -96,8 +96,8 @@ def read_image(
     where ``depth`` is ``native`` and the file has 16 bits.
 
     ``channels``: 1 grey (ITU-R 601-2 luma), 2 grey and alpha, 3 RGB, 4 RGB and alpha (255 where the file has none). A
-    ``.npy`` file holds [H, W] or [H, W, C] uint8, uint16 or float32 in 0..1, any C, which must equal ``channels``; so must the
-    bands of a TIFF file that are not colours and alpha alone (:func:`effbackbones.images.tiff.read_bands`).
+    ``.npy`` file holds [H, W] or [H, W, C] of uint8, uint16, bool (black, white) or floating point in 0..1, any C, which must equal
+    ``channels``; so must the bands of a TIFF file that are not colours and alpha alone (:func:`effbackbones.images.tiff.read_bands`).
     ``exif``: ``apply`` turns the image upright, ``ignore`` gives it as stored. ``at_least`` (H, W): a JPEG may be decoded
     at 1/2, 1/4 or 1/8 of its size as long as neither side falls below; twice what is needed leaves a later antialiased
     resize good. ``frames``: an animation gives its ``first`` frame, or is refused (``stop``). ``jpeg`` is asked first for the pixels of

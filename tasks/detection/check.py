@@ -23,9 +23,9 @@ from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
 from tasks.data.knowledge import Knowledge
 from tasks.data.sampling import Repeated, spread
-from tasks.detection.doubts import told_of_corners
 from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.numbering import numbering_of
+from tasks.detection.readings import told_of_readings
 from tasks.detection.results import ImageDetections
 from tasks.detection.resultsfile import read_results
 from tasks.detection.statistics import BoxStatistics, statistics
@@ -251,7 +251,7 @@ def score_results(
         tell(numbering.told)
     detections = read_results(path, table, tell, numbering, allow_bad_boxes=config.data.allow_bad_boxes)
     truths = [table.truth(index) for index in range(len(table))]
-    if said := told_of_corners(detections, truths):
+    if said := told_of_readings(detections, truths):
         tell(f"{path}: {said}")
     metric = task.metrics(config, dataset.classes)
     metric.update(detections, truths)

@@ -1,19 +1,13 @@
-"""What numbers of a results file show that they do not mean what its format says: corners or shares for boxes, scores of another scale."""
-
-from collections.abc import Sequence
+"""What numbers of a results file show by themselves that they do not mean what its format says: boxes as corners or shares, scores of
+another scale."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
-from tasks.data.sample import Truth
-from tasks.detection.coco_scores import overlaps
-from tasks.detection.results import ImageDetections, finite_rows
 
 _OUTSIDE = 0.2
 """Share of boxes beyond their image above which numbers that are corners inside of it are taken for such."""
-_IMAGES, _BEST, _ENOUGH, _ON = 200, 20, 4, 0.5
-"""Images that are looked at, boxes of each, how many of these must lie on objects otherwise read, and by what IoU."""
 _ANYWAY = "write x, y, width, height in pixels of the image, or set data.allow_bad_boxes to score them as they are"
 
 
@@ -34,26 +28,6 @@ def refuse_other_boxes(where: str, sizes: NDArray[np.integer], boxes: NDArray[np
     if corners and outside.mean() > _OUTSIDE:
         what = f"{int(outside.sum()):,} of {len(boxes):,} boxes reach out of their images, and as corners x0, y0, x1, y1 all lie inside"
         raise UserError(where, what, _ANYWAY)
-
-
-def told_of_corners(found: Sequence[ImageDetections], truths: Sequence[Truth]) -> str:
-    """A line where the best boxes of some images, read as corners, lie on objects (IoU 0.5) that they miss as x, y, width, height; else
-    nothing. Small corner boxes near the origin lie in their images either way."""
-    some = np.unique(np.linspace(0, len(found) - 1, min(_IMAGES, len(found))).astype(int)).tolist()
-    right = np.zeros(2, np.int64)
-    total = 0
-    for image, truth in ((found[index], truths[index]) for index in some):
-        fine = np.flatnonzero(finite_rows(image.boxes, image.scores))
-        best = image.boxes[fine[np.argsort(-image.scores[fine], kind="stable")[:_BEST]]]
-        corners = np.concatenate([best[:, :2], best[:, 2:] - best[:, :2]], 1)
-        total += len(best)
-        for way, boxes in enumerate((best, corners)):
-            usable = boxes[(boxes[:, 2:] > 0).all(1)]
-            right[way] += int((overlaps(usable, truth.boxes, truth.crowd).max(1, initial=0) >= _ON).sum())
-    if right[1] < _ENOUGH or right[1] < 2 * right[0]:
-        return ""
-    what = f"warning: of {total:,} boxes looked at {right[0]:,} lie on objects as they are, and {right[1]:,} read as corners"
-    return f"{what} x0, y0, x1, y1: write x, y, width, height"
 
 
 def told_of_scores(scores: NDArray[np.float64]) -> str:

@@ -24,7 +24,8 @@ from tasks.settings.paths import expanded
 from tasks.settings.recipes import with_recipe
 from tasks.settings.sections import Config
 from tasks.settings.tree import SEVERAL, branch, build, dump, merge
-from tasks.settings.verbs import DEFAULT, OPTIONS, VERBS, Verb
+from tasks.settings.verboptions import OPTIONS
+from tasks.settings.verbs import DEFAULT, VERBS, Verb
 from tasks.strictyaml import Plain, Tree, read_tree, read_value
 
 

@@ -14,7 +14,8 @@ from tasks.settings.commandline import bundled
 from tasks.settings.helping import heads_of
 from tasks.settings.keytypes import ANY, leaves, members_of
 from tasks.settings.onecommand import NAME, task_words
-from tasks.settings.verbs import DEFAULT, OPTIONS, VERBS, Verb
+from tasks.settings.verboptions import OPTIONS
+from tasks.settings.verbs import DEFAULT, VERBS, Verb
 
 _WORDS = f"_{NAME}_words"
 _POSIX = """\

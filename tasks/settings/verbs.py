@@ -1,56 +1,17 @@
-"""What the command line knows of its verbs: a row for each, and the options that they take. Imports none of them.
+"""What the command line knows of its verbs: a row for each. Imports none of them.
 
 A new verb is a file with a function of its name, and a row here. One that works on a config is called with the task, the config
 and the :class:`tasks.settings.commandline.Extras`; one whose row says ``config="none"`` with the extras alone, and neither a
 task nor torch is loaded for it.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from effbackbones.errors import UserError, nearest
-from effbackbones.numbers import plain_number, plain_whole
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of verbs, by the name of its field in ``Extras`` (with dashes): its help, the ``values`` allowed (empty: any), and
-    whether it is a ``flag``, which takes none, or names a ``path``. Of a verb's ``own`` (:class:`Verb`) also the ``type`` that its text is
-    turned into (str, int or float), and the value that stands where it is not given."""
-
-    help: str
-    values: tuple[str, ...] = ()
-    flag: bool = False
-    path: bool = False
-    type: type = str
-    default: Any = None
-
-    def value(self, text: str, where: str) -> Any:
-        """What ``text`` says; what is no value of its type raises :class:`UserError` naming ``where``."""
-        if self.values and text not in self.values:
-            raise UserError(where, f"unknown {where.lstrip('-')} {text!r}", nearest(text, self.values))
-        try:
-            value = _READERS[self.type](text)
-            if self.type is float and not math.isfinite(value):
-                raise ValueError(text)
-        except ValueError:
-            raise UserError(where, f"expected {_WORDS[self.type]}, got {text!r}", "correct it") from None
-        return value
-
-    @property
-    def limits(self) -> str:
-        """What its help says besides, as an option that one verb has alone."""
-        kind = " or ".join(self.values) or ("" if self.type is str else _WORDS[self.type])
-        default = "" if self.default is None or self.flag else f"default {self.default}"
-        said = "; ".join(filter(None, (kind, default)))
-        return f" ({said})" if said else ""
-
-
-_READERS: Mapping[type, Callable[[str], Any]] = {str: str, int: plain_whole, float: plain_number}
-_WORDS: Mapping[type, str] = {str: "a text", int: "a whole number", float: "a number"}
+from tasks.settings.verboptions import MODEL, OF_CONFIGS, OF_DATA, OF_TRAINING, OPTIONS, TYPES, Option
 
 
 @dataclass(frozen=True)
@@ -98,100 +59,6 @@ class Verb:
         return {name.replace("-", "_"): False if option.flag else option.default for name, option in self.own.items()}
 
 
-_MODEL = "run folder, model file or exported graph, or hf-hub:USER/NAME"
-"""What may stand for a trained model."""
-OPTIONS = {
-    "config": Option("YAML file, or the name of a bundled config", path=True),
-    "checkpoint": Option(
-        f"{_MODEL}; without --config the run's own config holds",
-        path=True,
-    ),
-    "split": Option("train, val or test (default val)", ("train", "val", "test")),
-    "out": Option("folder for the results", path=True),
-    "predictions": Option("file of predictions to score in place of a model", path=True),
-    "threshold": Option(
-        "from which score on boxes, labels and classes that overlap count; a pixel less sure has no class, of two classes the second is "
-        "where it is surer (default: what gave the best F1 in training, else 0.3 for boxes and 0.5; JSON then has boxes below it too)"
-    ),
-    "top-k": Option(
-        "at most so many classes, or boxes, of an image (default: all boxes, all classes up to 100, else 5)"
-    ),
-    "tta": Option(
-        "other looks at each image, whose answers are averaged: flip, factors of the size, or both (flip,0.8,1.25)"
-    ),
-    "slices": Option(
-        "of detectors: large images in pieces of so many pixels, that overlap by so many (default: a quarter), and with a look at all of "
-        "it for objects that fit in no piece: 640 or 640,128 or 640,128,whole"
-    ),
-    "backend": Option(
-        "what answers, compared with the model on the first images: eager (folded, fused), compile, onnxruntime, openvino; auto takes the "
-        "quickest that is installed (default: the model as it is)",
-        ("auto", "eager", "compile", "onnxruntime", "openvino"),
-    ),
-    "dtype": Option(
-        "of the arithmetic with a backend (auto where none is named); bfloat16 if the processor has it, float16 on a GPU",
-        ("float32", "bfloat16", "float16"),
-    ),
-    "write": Option(
-        "forms of the results, with commas between them: of classes json, of boxes coco, yolo, yolo_scores, of pixels masks; of each "
-        "pictures, csv, parquet, and default for what is written without this option"
-    ),
-    "every": Option("of videos and streams take one frame in so many"),
-    "format": Option(
-        "onnx, torch_export or openvino (default: by the name of --out); for TensorRT run trtexec --onnx=FILE.onnx"
-        " --saveEngine=FILE.engine, for CoreML coremltools.convert(torch.export.load('FILE.pt2'))",
-        ("onnx", "torch_export", "openvino"),
-    ),
-    "preprocess": Option(
-        "part of the graph: none (normalised floats in), normalize (default: bytes of the model's size in), resize (bytes of any size in)",
-        ("none", "normalize", "resize"),
-    ),
-    "postprocess": Option(
-        "part of the graph: none (raw output), predict (default: probabilities, boxes after suppression), answer (top 5, a label"
-        " for each pixel)",
-        ("none", "predict", "answer"),
-    ),
-    "precision": Option("fp32 (default), fp16, or int8: static, calibrated on 128 training images, or on those named"),
-    "certify": Option("number of images that file and model are compared on (default 32)"),
-    "bound": Option(
-        "AGREEMENT,CHANGE: the least share that must agree, and the most that a score may change: 0.995,0.001"
-    ),
-    "fixed": Option("one image size, for runtimes that want it so", flag=True),
-    "nearest": Option("for each image so many others whose features are most like its own, as CSV beside --out"),
-    "deep": Option(
-        "look at what takes minutes too: targets, scores of the ground truth, images learnt by heart", flag=True
-    ),
-    "print-config": Option("show each value of the config and where it comes from, and do nothing", flag=True),
-}
-OF_CONFIGS = ("config", "print-config")
-"""Options of every verb that works on a config."""
-OF_TRAINING = (
-    "optim",
-    *(
-        f"data.{name}"
-        for name in (
-            *("scale", "ratio", "augment", "flip", "randaugment", "color_jitter", "erasing", "mixup", "cutmix"),
-            *("vertical_flip", "scale_jitter", "mosaic", "close_mosaic", "crop_size", "min_box"),
-            *("repeat_threshold", "balance"),
-        )
-    ),
-    *(
-        f"run.{name}"
-        for name in (
-            *("out", "resume", "eval_every", "patience", "save_minutes", "log_every"),
-            *("tensorboard", "loggers", "join_timeout"),
-        )
-    ),
-)
-"""What a trained model is evaluated without."""
-OF_DATA = tuple(
-    f"data.{name}"
-    for name in (
-        *("name", "root", "train", "val", "test", "split_by", "split_group", "division", "labels", "multilabel"),
-        *("on_error", "keep_empty", "allow_bad_boxes", "crowd", "limit_train", "limit_val"),
-    )
-)
-"""What images without labels are predicted without."""
 _SERVING = {
     "host": Option("address to listen at; 0.0.0.0 is every address of this machine", default="127.0.0.1"),
     "port": Option("port to listen at; 0 takes a free one", type=int, default=8000),
@@ -342,7 +209,7 @@ VERBS = {
             "answer requests for predictions over HTTP",
             ("checkpoint", "threshold", "top-k", "tta", "slices", "backend", "dtype"),
             config="none",
-            says={"checkpoint": _MODEL},
+            says={"checkpoint": MODEL},
             own=_SERVING,
         ),
         Verb(
@@ -351,7 +218,7 @@ VERBS = {
             "try a model in a browser: the service, with a page at /demo",
             ("checkpoint", "threshold", "top-k", "tta", "slices", "backend", "dtype"),
             config="none",
-            says={"checkpoint": _MODEL},
+            says={"checkpoint": MODEL},
             own={
                 "open": Option("open the page in a browser", flag=True),
                 **_SERVING,
@@ -435,9 +302,9 @@ def register_verb(
 ) -> Callable[[F], F]:
     """Register a function of a plug-in as the verb of its name; ``--plugins`` on the command line brings it in. Called with
     (task, config, extras), or with the extras alone where ``config`` is ``none``; returns an exit code. The fields are those of
-    :class:`Verb`: ``options`` names some of :data:`OPTIONS`, ``own`` are its own, as in ``own={"least-depth": Option("...", type=int,
-    default=3)}``, which the function finds in ``extras.own["least_depth"]``. Names that are taken, by another file, and unknown options
-    raise :class:`UserError`."""
+    :class:`Verb`: ``options`` names some of :data:`tasks.settings.verboptions.OPTIONS`, ``own`` are its own, as in
+    ``own={"least-depth": Option("...", type=int, default=3)}``, which the function finds in ``extras.own["least_depth"]``. Names that are
+    taken, by another file, and unknown options raise :class:`UserError`."""
 
     def register(function: F) -> F:
         name, module = function.__name__, function.__module__
@@ -461,8 +328,8 @@ def _check_own(verb: str, own: Mapping[str, Option]) -> None:
             raise UserError(where, "is one that verbs share", "name it among its options, or call yours something else")
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
             raise UserError(where, "expected small letters, digits and single dashes", "rename it")
-        if option.type not in _WORDS:
-            what = f"expected one of {', '.join(kind.__name__ for kind in _WORDS)} as its type, got {option.type!r}"
+        if option.type not in TYPES:
+            what = f"expected one of {', '.join(kind.__name__ for kind in TYPES)} as its type, got {option.type!r}"
             raise UserError(where, what, "turn its text into more in the verb")
         if option.flag and option.default not in (None, False):
             raise UserError(where, "is a flag, which is false where it is not given", "leave out its default")

@@ -12,6 +12,8 @@ from effbackbones.images import reading, recordings
 _SUFFIXES = sorted(reading.SUFFIXES | recordings.SUFFIXES)
 _NUMBERED = re.compile(r"([0-9]{1,4})\s*[\s:=,;.)]\s*\S")
 """How a class name begins that has its number before it."""
+_HEADINGS = frozenset(["name", "names", "class", "classes", "label", "labels", "category", "categories"])
+"""What stands over a column of names, and names nothing that can be seen."""
 _LOOKED_AT = 64
 """So many folders are looked through for a file that is not where it should be."""
 
@@ -21,9 +23,12 @@ def normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def refuse_other_order(where: str, names: Sequence[str]) -> None:
-    """Raise :class:`UserError` where the lines of a file of class names begin with numbers (``2: dog``) in another order than theirs: a
-    class has the number of its line."""
+def refuse_other_numbers(where: str, names: Sequence[str]) -> None:
+    """Raise :class:`UserError` where a class in a file of names has not the number of its line: under a heading, or where lines begin with
+    numbers (``2: dog``) in another order than theirs."""
+    if names and _is_heading(names):
+        what = f"line 1 says {names[0][:40]!r}, which would name class 0, and each other line the class behind its own"
+        raise UserError(where, what, "remove the heading, or list the names in the config")
     numbers = [int(found[1]) for name in names if (found := _NUMBERED.match(name))]
     if len(numbers) < len(names) or sorted(numbers) not in ([*range(len(names))], [*range(1, len(names) + 1)]):
         return
@@ -31,6 +36,15 @@ def refuse_other_order(where: str, names: Sequence[str]) -> None:
     if place is not None:
         what = f"line {place + 1} says {names[place][:40]!r}, and the number of a class is that of its line"
         raise UserError(where, what, "put the lines into that order, or list the names in the config")
+
+
+def _is_heading(names: Sequence[str]) -> bool:
+    """Whether the first of these stands over the others: a comment, a word for what they are, or the only one without its number."""
+    first, *others = names
+    numbers = [int(found[1]) for name in others if (found := _NUMBERED.match(name))]
+    alone = len(others) > 1 and numbers == [*range(numbers[0], numbers[0] + len(others))] if numbers else False
+    bare = re.sub(r"[\s_:-]+", " ", first.lower()).strip().removeprefix("class ")
+    return (len(first) > 1 and first[0] == "#") or bare in _HEADINGS or (alone and not _NUMBERED.match(first))
 
 
 def plain(name: str) -> str:

@@ -18,7 +18,7 @@ from tasks.data.files import jpeg
 from tasks.data.files.cache import ImageCache
 from tasks.data.files.decoding import lines_of
 from tasks.data.files.listing import leaves, refuse_link
-from tasks.data.files.names import refuse_other_order
+from tasks.data.files.names import refuse_other_numbers
 from tasks.data.files.slate import reading_file
 from tasks.settings.options import as_names
 
@@ -86,7 +86,7 @@ def listed_classes(listed: object, root: Path) -> tuple[str, ...] | None:
         where = str(root / listed)
         missing = "name a UTF-8 text file with one class on each line"
         listed = [name for _, name in lines_of(root / listed, missing)]
-        refuse_other_order(where, listed)
+        refuse_other_numbers(where, listed)
     names = as_names(listed)
     if not names:
         what = f"expected class names, at least one, got {str(listed)[:60]}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from effbackbones.errors import UserError
 from tasks.data.files.decoding import decoded
 from tasks.data.files.listing import files_below
-from tasks.data.files.names import refuse_other_order
+from tasks.data.files.names import refuse_other_numbers
 from tasks.data.sets.yolofiles import Described, YoloFiles
 
 _FILES = frozenset(["classes.txt", "obj.names", "_darknet.labels"])
@@ -69,7 +69,7 @@ def _lines(file: Path) -> list[str]:
     """The lines of a file but for blank ones at its end."""
     text = decoded(file, "write the name of a class on each line, or set data.options.names").rstrip()
     names = [line.strip() for line in text.split("\n")] if text else []
-    refuse_other_order(str(file), names)
+    refuse_other_numbers(str(file), names)
     return names
 
 
