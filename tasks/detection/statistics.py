@@ -29,8 +29,8 @@ class BoxStatistics:
     """What the boxes of a data set are like. Sides [N, 2] (width, height) float64: ``original`` in pixels of the files,
     ``network`` in pixels as the network sees them. ``best_iou`` [N]: IoU with the best anchor, empty where the head has none.
     ``repairs``: what was dropped or clipped on reading, a row for each kind. ``anchors`` int64 [N]: how many anchors or points are to
-    predict each, empty where that depends on what is predicted. ``contested`` and ``too_large`` bool [N]: boxes that share their only point,
-    and those that no point can say, empty where the head does not tell."""
+    predict each, empty where that depends on what is predicted. ``contested`` and ``too_large`` bool [N]: boxes that share their only
+    point, and those that no point can say, empty where the head does not tell."""
 
     original: NDArray[np.float64]
     network: NDArray[np.float64]
