@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from effbackbones import create_backbone
+from effbackbones import build_model, create_backbone
 from effbackbones.conformance import check_head, enforce
 from effbackbones.conformance.head import HEAD_PROMISES
 from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, Head, ImageSizes, head_options
@@ -433,6 +433,28 @@ def test_anchors_of_each_box_are_counted_as_the_loss_has_them(head: type[Head]) 
     assert (found[0, 0] == 0) == (head is ToyFCOS)
     nothing = BoxTargets(torch.zeros(2, 0, 4), torch.zeros(2, 0).long(), torch.zeros(2, 0).bool())
     assert built.diagnose(nothing, sizes)["anchors"].shape == (2, 0)
+
+
+@pytest.mark.parametrize("name", ["ssd", "retinanet", "efficientdet"])
+@pytest.mark.parametrize("least", [0.04, 0.15])
+def test_proposed_anchors_overlap_boxes_wherever_they_lie(name: str, least: float) -> None:
+    """By the figures of ``check``: anchors of the sides of the boxes are of no use where their cells are far apart."""
+    draw = torch.Generator().manual_seed(0)
+    sides = 96 * (least + 0.1 * torch.rand(300, 2, generator=draw))
+    corners = torch.rand(300, 2, generator=draw) * (96 - sides)
+    boxes = torch.cat([corners, corners + sides], 1)[None]
+    targets = BoxTargets(boxes, torch.zeros(1, 300).long(), torch.zeros(1, 300).bool())
+    small: dict[str, Any] = {"channels": 8} if name == "efficientdet" else {"channels": 32, "repeats": 1}
+    small = {"extra_channels": [8, 8, 8, 8]} if name == "ssd" else small | ({"cells": 1} if "eff" in name else {})
+
+    def overlap(options: dict[str, Any]) -> tuple[Head, float]:
+        head = build_model("det", "lite0", head=name, num_classes=2, head_options={**small, **options}).head
+        sizes = ImageSizes((96, 96), torch.tensor([[96, 96]]))
+        return head, float(head.diagnose(targets, sizes)["best_anchor_iou"].mean())
+
+    head, before = overlap({})
+    _, after = overlap(head.fit_to_data(sides, (96, 96)))
+    assert after > before + 0.01
 
 
 def test_finding_the_largest_pairs_waits_for_nothing() -> None:

@@ -219,13 +219,13 @@ def test_it_has_all_options_of_boxes_and_predictions() -> None:
     assert set(head_options(EfficientDetHead)) - focal - network <= set(head_options(SSDHead))
 
 
-@pytest.mark.parametrize("size", [(128, 128), (96, 160)])
+@pytest.mark.parametrize("size", [(256, 256), (192, 320)])
 def test_default_boxes_are_fitted_to_small_and_slender_boxes(size: tuple[int, int]) -> None:
     """What is proposed is built, has as many default boxes, and they overlap the boxes more; where they do already, nothing is."""
     torch.manual_seed(0)
     spec = FeatureSpec("b0", ("C4", "C5"), (16, 24), (16, 32))
     head = SSDHead(spec, 3, extra_channels=[8, 8, 8, 8])
-    sides = torch.rand(200, 1) * 20 + 4
+    sides = (torch.rand(200, 1) + 0.3) * size[0] * 0.05
     slender = torch.cat([sides, sides * 4], 1)[torch.arange(400) % 200]
     options = head.fit_to_data(slender, size)
     assert set(options) == {"min_scale", "max_scale", "aspect_ratios"}

@@ -155,4 +155,4 @@ class EfficientDetHead(DenseHead):
     def fit_to_data(self, box_sides: Tensor, image_size: tuple[int, int]) -> dict[str, Any]:
         """As :func:`~heads.detection.anchor_fit.fitted_options`."""
         row, strides = self.row, self.cell_sides(image_size)
-        return fitted_options(box_sides, strides, row.anchor_scale, row.num_scales, row.aspect_ratios)
+        return fitted_options(box_sides, strides, row.anchor_scale, row.num_scales, row.aspect_ratios, image_size)

@@ -123,7 +123,7 @@ class RetinaNetHead(DenseHead):
     def fit_to_data(self, box_sides: Tensor, image_size: tuple[int, int]) -> dict[str, Any]:
         """As :func:`~heads.detection.anchor_fit.fitted_options`."""
         own, strides = self.network, self.cell_sides(image_size)
-        return fitted_options(box_sides, strides, own.anchor_scale, own.num_scales, own.aspect_ratios)
+        return fitted_options(box_sides, strides, own.anchor_scale, own.num_scales, own.aspect_ratios, image_size)
 
 
 class _Net(nn.Module):

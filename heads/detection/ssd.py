@@ -177,7 +177,9 @@ class SSDHead(DenseHead):
             found += [ends, {**ends, "aspect_ratios": ratios}] if low < high else []
         shapes = [[*chain(*replace(self.network, **cast(Any, options)).shapes())] for options in found]
         anchors = [torch.minimum(torch.tensor(own, dtype=torch.float64) * side, whole) for own in shapes]
-        return chosen_options(sides, zip(found, anchors, strict=True))
+        counts = torch.tensor(self._counts)
+        cells = torch.tensor(self.cell_sides(image_size), dtype=torch.float64).repeat_interleave(counts, 0)
+        return chosen_options(sides, zip(found, anchors, strict=True), cells, image_size)
 
 
 class _Predictor(nn.Module):
