@@ -25,7 +25,7 @@ import torch
 from effbackbones.checkpoint import load_model
 from effbackbones.contracts import ImageSizes
 from effbackbones.export.certificate import Bounds, refused
-from effbackbones.export.record import PRECISIONS, beside
+from effbackbones.export.record import PRECISIONS, beside, files_of
 from effbackbones.inference.predictor import BEST
 from effbackbones.inference.runtimes import Runtime, open_runtime
 from tasks.verbs.command import run_command
@@ -102,7 +102,7 @@ def main() -> int:
             for precision, path in files.items():
                 told = json.loads(beside(path).read_text(encoding="utf-8"))["certificate"]
                 (pair,) = told["scores"].values()
-                size = sum(one.stat().st_size for one in (path, path.with_suffix(".bin")) if one.is_file()) / 2**20
+                size = sum(one.stat().st_size for one in files_of(path)) / 2**20
                 ratios = [mine / eager for mine, eager in zip(times[precision], times[EAGER], strict=True)]
                 low, middle, high = statistics.quantiles(ratios, n=4)
                 scores = f"{pair['model']:>9.4f}{pair['exported']:>9.4f}{pair['exported'] - pair['model']:>+9.4f}"

@@ -282,6 +282,31 @@ def test_boxes_that_no_point_is_to_predict_are_told(tmp_path: Path, capsys: pyte
         assert (told in capsys.readouterr().err) == (name == "fcos")
 
 
+def test_boxes_that_share_a_point_or_are_too_large_for_the_head_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def odd(content: dict[str, Any]) -> None:
+        images = [image["id"] for image in content["images"]]
+        boxes = [[1, 1, 3, 3], [1, 1, 2, 2], [0, 0, 95, 58]]
+        for index, annotation in enumerate(content["annotations"]):
+            box = boxes[index % 3]
+            annotation.update(bbox=box, area=box[2] * box[3], image_id=images[index // 3])
+
+    root = coco_folder(tmp_path, odd)
+    line = ["check", "--config", "coco", "--data.root", str(root), "--data.image_size", "100", "--out", str(tmp_path)]
+    words = [
+        *line,
+        *small_line("--model.head", "yolo", "--model.head_options", "{channels: 16, depth: 1, dfl_bins: 2}"),
+    ]
+    assert main(words) == 0
+    told = capsys.readouterr().err
+    assert "boxes: 2 of 6 have no point at image size 100 x 100 but the only one of another box" in told
+    text = "boxes: 2 of 6 are larger than the head can say at image size 100 x 100: "
+    assert f"{text}--model.head_options.dfl_bins '3'" in told
+    assert main([*words, "--model.head_options.dfl_bins", "3"]) == 0
+    assert "larger than the head" not in capsys.readouterr().err
+
+
 def test_options_of_a_head_that_change_nothing_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By ``check`` and by ``train``, of one head and of several; defaults that rest are nobody's concern."""
     head = [

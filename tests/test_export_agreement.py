@@ -12,7 +12,7 @@ from PIL import Image
 from effbackbones.errors import UserError
 from effbackbones.export.agreement import Agreement, Tolerance
 from effbackbones.export.certificate import refused, scored
-from effbackbones.export.record import ExportRecord, HeadFacts, Port
+from effbackbones.export.record import ExportRecord, HeadFacts, Port, files_of
 from effbackbones.export.resizing import Resizing
 from effbackbones.images.geometry import ResizePlan
 
@@ -152,3 +152,8 @@ def test_a_record_is_read_as_it_was_written() -> None:
 def test_a_record_that_is_none_is_told(text: str | None, says: str) -> None:
     with pytest.raises(UserError, match=says):
         ExportRecord.of(text, Path("a.onnx"))
+
+
+def test_a_file_is_as_large_as_all_that_it_consists_of(tmp_path: Path) -> None:
+    assert files_of(tmp_path / "a.xml") == [tmp_path / "a.xml", tmp_path / "a.bin"]
+    assert files_of(tmp_path / "a.onnx") == [tmp_path / "a.onnx"]

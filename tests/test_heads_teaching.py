@@ -119,6 +119,13 @@ def test_other_anchors_are_refused(options: dict[str, Any], word: str) -> None:
     one_line(caught, "optim.distill.teacher", word)
 
 
+def test_another_head_is_refused_with_that_as_the_remedy() -> None:
+    """Options that both have would not make them alike."""
+    student, teacher = case("ssd", {}, 3).build(), case("yolo", {}, 3).build()
+    with pytest.raises(UserError, match=r"give both the same model\.head, or set optim\.distill\.weight 0"):
+        student.check_teacher(teacher)
+
+
 def test_anchors_of_the_same_sides_in_other_places_are_refused() -> None:
     square: dict[str, Any] = {"aspect_ratios": [[1.0, 1.0]], "num_scales": 1}
     student = case("retinanet", square, 3).build()

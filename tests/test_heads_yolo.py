@@ -328,6 +328,36 @@ def test_wrong_options_are_named(options: dict[str, Any], says: str) -> None:
         YoloHead(spec, 2, **SMALL, **options)
 
 
+def test_boxes_that_share_their_only_point_are_diagnosed() -> None:
+    """As the assignment has it: the second of them gets no point, whatever is predicted. SimOTA has points around it to give."""
+    spec = FeatureSpec("b0", ("C3", "C4", "C5"), (40, 112, 320), LEVELS)
+    boxes = torch.tensor([[[2.0, 2, 5, 5], [1.0, 1, 5, 5], [26.0, 2, 29, 5], [3.0, 2, 4, 5], [0.0, 0, 60, 60]]] * 2)
+    labels, crowd = torch.tensor([[0, 1, 0, 0, 0], [0, -1, 0, 0, 0]]), torch.tensor([[False] * 5, [True] + [False] * 4])
+    targets, sizes = BoxTargets(boxes, labels, crowd), ImageSizes((SIDE, SIDE), torch.tensor([[SIDE, SIDE]] * 2))
+    head = YoloHead(spec, 2, **SMALL)
+    found = head.diagnose(targets, sizes)
+    assert found["contested"].tolist() == [[False, True, False, True, False], [False] * 5]
+    raw = head([torch.randn(2, c, SIDE // s, SIDE // s) for c, s in zip(spec.channels, LEVELS, strict=True)], sizes)
+    match = head.matched(raw, targets)
+    assert [bool((match.boxes[0][match.positive[0]] == box).all(1).any()) for box in boxes[0]].count(False) == 2
+    assert not YoloHead(spec, 2, assigner="simota", **SMALL).diagnose(targets, sizes)["contested"].any()
+    assert set(found) == {"contested"}, "without bins all distances can be said"
+
+
+def test_boxes_larger_than_distributions_can_say_are_diagnosed() -> None:
+    spec = FeatureSpec("b0", ("C3", "C4", "C5"), (40, 112, 320), LEVELS)
+    boxes = torch.tensor([[[0.0, 0, 96, 96], [0.0, 0, 96.5, 96], [0.0, 0, 128, 20], [0.0, 0, 128, 128]]])
+    targets = BoxTargets(boxes, torch.tensor([[0, 0, 0, -1]]), torch.zeros(1, 4).bool())
+    sizes = ImageSizes((128, 128), torch.tensor([[128, 128]]))
+    # Points of the coarsest level lie at 16, 48, 80 and 112 pixels: 48 to each side, 48.5, and 80 and 48.
+    for bins, large in ((2, [True, True, True]), (3, [False, False, True]), (4, [False, False, False])):
+        head = YoloHead(spec, 2, dfl_bins=bins, **SMALL)
+        assert head.diagnose(targets, sizes)["too_large"][0].tolist() == [*large, False], bins
+        more = head.fit_to_data(boxes[0, :3, 2:] - boxes[0, :3, :2], (128, 128))
+        assert more == ({"dfl_bins": 4} if bins < 4 else {})
+    assert not YoloHead(spec, 2, **SMALL).fit_to_data(boxes[0, :, 2:], (128, 128))
+
+
 def test_other_maps_are_refused() -> None:
     with pytest.raises(UserError, match=r"head yolo: reads C3, C4, C5.*got C4 \(stride 16\), C5 \(stride 16\)"):
         YoloHead(FeatureSpec("b0", ("C4", "C5"), (112, 320), (16, 16)), 2)

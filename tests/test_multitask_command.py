@@ -32,10 +32,11 @@ from tasks.engine.splits import open_dataset, open_splits
 from tasks.joint import main
 from tasks.multitask.metrics import JointMetrics
 from tasks.multitask.parts import parts, parts_alone
-from tasks.multitask.task import TASK
+from tasks.multitask.task import TASK, _PartTeller
 from tasks.scoring.outcomefile import outcomes_file, read_outcomes
 from tasks.segmentation.results import Segmented
 from tasks.settings.commandline import parse
+from tasks.telling import Teller
 from tasks.verbs.models import data_classes
 
 SMALL = small_line(
@@ -408,3 +409,10 @@ def test_heads_that_were_never_trained_are_evaluated_on_data_of_their_classes() 
     assert data_classes(TASK, config, extras, made, made.classes) == tuple(drawn)
     made.provenance = {"data_classes": ["cat"]}  # of a trained one
     assert data_classes(TASK, config, extras, made, made.classes) == ("cat",)
+
+
+def test_what_a_check_proposes_is_named_as_it_is_among_several(capsys: pytest.CaptureFixture[str]) -> None:
+    told = _PartTeller(Teller(False), "det", "detect")
+    told("raise it, or take --model.head yolo, or --model.head_options.dfl_bins 3")
+    proposed = "raise it, or take --heads.det.name yolo, or --heads.det.options.dfl_bins 3"
+    assert f"detect: {proposed}" in capsys.readouterr().err

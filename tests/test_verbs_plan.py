@@ -139,6 +139,16 @@ def test_activations_are_recomputed_where_batch_norm_would_see_too_few_images(
     assert [bool(config.model.backbone_options) for config, _ in networks.asked] == [False, True]
 
 
+def test_what_was_published_of_a_detector_is_not_said_of_another_on_its_backbone(
+    networks: Networks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("detect", "--memory", "8G", "--backbone", "b0", "--no-verify", "--head")
+    assert "published for b0 on COCO: AP" in printed(capsys, *words, "bifpn")
+    out = printed(capsys, *words, "yolo")
+    assert "AP " not in out
+    assert "published for b0 on ImageNet: top-1 77.7" in out
+
+
 def test_what_has_no_boxes_has_no_suppression(networks: Networks, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "classify", "--memory", "8G", "--backbone", "b0,b1", "--no-verify"]) == 0
     assert "(median, the network alone)" in capsys.readouterr().out

@@ -118,3 +118,8 @@ def format_of(path: str | Path) -> str | None:
 def beside(path: Path) -> Path:
     """The JSON file beside an exported one."""
     return path.with_name(path.name + ".json")
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that an exported one consists of: OpenVINO's weights lie beside its graph."""
+    return [path, path.with_suffix(".bin")] if format_of(path) == "openvino" else [path]

@@ -106,6 +106,16 @@ class Alignment:
         match, quality = (torch.cat([getattr(part, name) for part in parts]) for name in ("match", "quality"))
         return Aligned(match, torch.cat(left_out) if left_out else None, quality)
 
+    @torch.no_grad()
+    def contested(self, anchors: Tensor, boxes: Tensor, usable: Tensor) -> Tensor:
+        """Boxes [B, M, 4] for which there is one anchor alone, which is that of an earlier one too, whatever is predicted: bool [B, M].
+        Those that are not ``usable`` [B, M] want none. Memory: a few tensors [B, M, A]."""
+        inside, near = self._places(anchors, boxes)
+        suits = (inside if self.assigner == "aligned" else inside | near) & usable[..., None]
+        only = torch.where(suits.sum(2) == 1, suits.to(torch.uint8).argmax(2), -1)
+        same = (only[:, :, None] == only[:, None]) & (only >= 0)[:, :, None]
+        return same.tril(-1).any(2)
+
     def _rated(
         self, anchors: Tensor, logits: Tensor, predicted: Tensor, boxes: Tensor, labels: Tensor, usable: Tensor
     ) -> tuple[_Rated, Tensor]:

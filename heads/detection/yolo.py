@@ -22,7 +22,7 @@ from effbackbones.contracts import BackboneNeeds, BoxTargets, FeatureSpec, Head,
 from effbackbones.errors import UserError
 from heads.detection.alignment import Alignment
 from heads.detection.criteria import BoxLosses, Coder, Focal, Matched, QualityFocal
-from heads.detection.dense import DISTILLED, DenseHead, at_least_one, matched_to
+from heads.detection.dense import DISTILLED, DenseHead, at_least_one, map_sizes, matched_to
 from heads.detection.losses import distribution_sum
 from heads.detection.nms import Selection
 from heads.detection.pan import PAN, doubling
@@ -266,9 +266,27 @@ class YoloHead(DenseHead):
         """The number of boxes, for each loss in ``counted`` and ``distilled``."""
         return dict.fromkeys((*self.counted, *self.distilled), _boxes(targets))
 
+    @torch.no_grad()
     def diagnose(self, targets: BoxTargets, sizes: ImageSizes) -> dict[str, Tensor]:
-        """Nothing: every box has a point in it."""
-        return {}
+        """``contested`` bool [B, M]: boxes whose only point is the only one of another box too, which of several learns one at most. With
+        ``dfl_bins`` ``too_large`` bool [B, M]: boxes of which no point can say all sides. False for padding and crowds."""
+        rows, targets = targets.labels.shape[1], at_least_one(targets)
+        boxes, usable = targets.boxes, (targets.labels >= 0) & ~targets.crowd
+        anchors = self._anchors_for(sizes).to(boxes)
+        figures = {"contested": self.alignment.contested(anchors, boxes, usable)[:, :rows]}
+        if self.network.dfl_bins:
+            height, width = map_sizes([self.padded(side) for side in sizes.batch], self.strides)[-1]
+            away = self.coder.encode(boxes[:, :, None], anchors[-height * width :]).amax(3).amin(2)
+            figures["too_large"] = ((away > self.network.dfl_bins - 1) & usable)[:, :rows]
+        return figures
+
+    def fit_to_data(self, box_sides: Tensor, image_size: tuple[int, int]) -> dict[str, Any]:
+        """More ``dfl_bins``, where those that there are cannot say boxes as large as these."""
+        if not self.network.dfl_bins or not len(box_sides):
+            return {}
+        # Half a box and, at most, half a stride lie between a side and the point that is nearest to the middle.
+        bins = math.ceil(float(box_sides.max()) / (2 * self.strides[-1]) + 0.5) + 1
+        return {"dfl_bins": bins} if bins > self.network.dfl_bins else {}
 
 
 def _many(name: str) -> str:

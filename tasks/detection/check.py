@@ -147,19 +147,28 @@ def _tell_coverage(found: BoxStatistics, model: Model, tell: Tell) -> None:
             f"boxes: {lost:,} of {len(found.anchors):,} get no anchor or point at image size {size}, and are not learnt"
         )
         tell(f"{what}: raise data.image_size, or take --model.head yolo, which has one for each")
+    if shared := int(found.contested.sum()):
+        what = f"boxes: {shared:,} of {len(found.contested):,} have no point at image size {size} but the only one of another box"
+        tell(f"{what}, and of such boxes one is learnt: raise data.image_size")
+    if large := int(found.too_large.sum()):
+        what = f"boxes: {large:,} of {len(found.too_large):,} are larger than the head can say at image size {size}"
+        tell(f"{what}: {_proposed(found, model)}")
     if not len(found.best_iou):
         return
     share = float((found.best_iou >= _GOOD_IOU).mean())
     average = f"the best has {found.best_iou.mean():.2f} on average"
     tell(f"anchors: {share:.1%} of {len(found.best_iou):,} boxes have one of IoU {_GOOD_IOU:g} or more; {average}")
     if share < POOR_COVERAGE:
-        sides = torch.from_numpy(found.network).float()
-        options = model.head.fit_to_data(sides, model.image_spec.size)
-        words = " ".join(f"--model.head_options.{name} '{value}'" for name, value in options.items())
-        if options:
+        if words := _proposed(found, model):
             tell(f"anchors that fit better: {words}")
         elif type(model.head).fit_to_data is not Head.fit_to_data:
             tell("no other anchors fit better")
+
+
+def _proposed(found: BoxStatistics, model: Model) -> str:
+    """Options of the head that suit the boxes better, as they are given on a line."""
+    options = model.head.fit_to_data(torch.from_numpy(found.network).float(), model.image_spec.size)
+    return " ".join(f"--model.head_options.{name} '{value}'" for name, value in options.items())
 
 
 def check_scores(

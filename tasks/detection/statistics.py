@@ -29,13 +29,16 @@ class BoxStatistics:
     """What the boxes of a data set are like. Sides [N, 2] (width, height) float64: ``original`` in pixels of the files,
     ``network`` in pixels as the network sees them. ``best_iou`` [N]: IoU with the best anchor, empty where the head has none.
     ``repairs``: what was dropped or clipped on reading, a row for each kind. ``anchors`` int64 [N]: how many anchors or points are to
-    predict each, empty where that depends on what is predicted."""
+    predict each, empty where that depends on what is predicted. ``contested`` and ``too_large`` bool [N]: boxes that share their only
+    point, and those that no point can say, empty where the head does not tell."""
 
     original: NDArray[np.float64]
     network: NDArray[np.float64]
     best_iou: NDArray[np.float64]
     repairs: Sequence[Mapping[str, Any]] = field(default_factory=list)
     anchors: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    contested: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    too_large: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
 
 def statistics(config: Config, model: Model, dataset: Dataset) -> BoxStatistics:
@@ -43,6 +46,7 @@ def statistics(config: Config, model: Model, dataset: Dataset) -> BoxStatistics:
     :data:`LOOKED_AT` images, crowds left out."""
     originals, resized = [np.zeros((0, 2))], [np.zeros((0, 2))]
     ious, given = [np.zeros(0)], [np.zeros(0, np.int64)]
+    contested, too_large = [np.zeros(0, np.bool_)], [np.zeros(0, np.bool_)]
     size, table = model.image_spec.size, getattr(dataset, "table", None)
     limit = LOOKED_AT if isinstance(table, BoxTable) else READ
     for chunk in _chunks(dataset, size, min(limit, max(READ, _budget(size))), config.data.on_error):
@@ -52,6 +56,8 @@ def statistics(config: Config, model: Model, dataset: Dataset) -> BoxStatistics:
         figures = _figures(model.head, chunk, size)
         ious.append(figures.get("best_anchor_iou", ious[0]).astype(np.float64))
         given.append(figures.get("anchors", given[0]))
+        contested.append(figures.get("contested", contested[0]))
+        too_large.append(figures.get("too_large", too_large[0]))
     repairs = table.repairs.rows() if isinstance(table, BoxTable) else []
     return BoxStatistics(
         original=np.concatenate(originals),
@@ -59,6 +65,8 @@ def statistics(config: Config, model: Model, dataset: Dataset) -> BoxStatistics:
         best_iou=np.concatenate(ious),
         repairs=repairs,
         anchors=np.concatenate(given),
+        contested=np.concatenate(contested),
+        too_large=np.concatenate(too_large),
     )
 
 

@@ -247,7 +247,9 @@ class _PartTeller(Teller):
 
 def _in_section(word: str, text: str) -> str:
     """A text that names options of a head as they are named where there are several."""
-    return text.replace("model.head_options.", f"heads.{word}.options.")
+    return text.replace("model.head_options.", f"heads.{word}.options.").replace(
+        "--model.head ", f"--heads.{word}.name "
+    )
 
 
 class Recorders:

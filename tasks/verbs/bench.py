@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from effbackbones.export.record import files_of
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
 from tasks.data.door.reading import image_spec
@@ -88,7 +89,7 @@ def _work(model: Model, height: int, width: int) -> dict[str, Any]:
     """How large a model is; of an exported one the size of its file, for nobody can count in it."""
     if isinstance(model, ExportedModel):
         path, record = model.runtime.path, model.record
-        size = sum(file.stat().st_size for file in {path, path.with_suffix(".bin")} if file.is_file())
+        size = sum(file.stat().st_size for file in files_of(path))
         about = {"format": record.format, "arithmetic": record.precision, "runtime": model.runtime.name}
         return {**about, "file_megabytes": size / 2**20}
     parameters = sum(p.numel() for p in model.parameters())

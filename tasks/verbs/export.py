@@ -8,7 +8,7 @@ from typing import Any
 from effbackbones.errors import UserError
 from effbackbones.export.certificate import Bounds
 from effbackbones.export.exporting import export_model, file_format
-from effbackbones.export.record import beside
+from effbackbones.export.record import beside, files_of
 from effbackbones.model import Model
 from effbackbones.numbers import plain_number
 from tasks.data.dataset import Dataset
@@ -71,7 +71,8 @@ def export(task: TaskSpec, config: Config, extras: Extras) -> int:
     )
     for name, pair in (record.certificate or {}).get("scores", {}).items():
         print(f"{name} {pair['model']:.6g} {pair['exported']:.6g}")
-    tell(f"exported {out}, {out.stat().st_size / 2**20:.1f} MB; certificate {beside(out)}")
+    size = sum(file.stat().st_size for file in files_of(out))
+    tell(f"exported {out}, {size / 2**20:.1f} MB; certificate {beside(out)}")
     return 0
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from effbackbones.errors import UserError
+from effbackbones.registry import DEFAULT_HEADS, HEADS
 from effbackbones.weights.classifiers import find_source
 from tasks.engine.foresight import ENOUGH, enough
 from tasks.engine.plan import Plan
@@ -42,21 +43,27 @@ def table(found: Sequence[Candidate], wish: Wish, task: str) -> str:
         else:
             row += f"{'-':>11}{'-':>9}{'-':>8}"
         needs = f", {one.needs / 1024:.1f} GB at least" if one.needs else ""
-        lines.append(f"{row}  {published(task, one.backbone) or '-':<13}{one.verdict}{needs}")
+        lines.append(f"{row}  {published(task, one) or '-':<13}{one.verdict}{needs}")
     if any(one.checkpointing for one in found):
         lines.append("* with activations recomputed in the backward pass (checkpointing)")
     return "\n".join(lines)
 
 
-def published(task: str, backbone: str) -> str:
-    """What its publishers reached with it: AP on COCO of a detector, else top-1 on ImageNet of the backbone."""
+def published(task: str, one: Candidate) -> str:
+    """What its publishers reached with it: AP on COCO of the detector that there are weights of, else top-1 on ImageNet of the backbone."""
+    on = _published_on(task, one)
     try:
-        source = find_source("coco" if task == "det" else "imagenet", backbone)
+        source = find_source("coco" if on == "COCO" else "imagenet", one.backbone)
     except UserError:
         return ""
-    if task == "det":
-        return "" if source.ap is None else f"AP {source.ap:.1f}"
-    return "" if source.top1 is None else f"top-1 {source.top1:.1f}"
+    name, score = ("AP", source.ap) if on == "COCO" else ("top-1", source.top1)
+    return "" if score is None else f"{name} {score:.1f}"
+
+
+def _published_on(task: str, one: Candidate) -> str:
+    """Other heads on a backbone than the published detector's share nothing with it but the backbone."""
+    own = task == "det" and HEADS.canonical(one.config.model.head or DEFAULT_HEADS["det"]) == DEFAULT_HEADS["det"]
+    return "COCO" if own else "ImageNet"
 
 
 def sentences(chosen: Candidate, found: Sequence[Candidate], wish: Wish, task: str, images: int | None) -> list[str]:
@@ -84,9 +91,9 @@ def sentences(chosen: Candidate, found: Sequence[Candidate], wish: Wish, task: s
         f"predicting: {1e3 * seconds:.1f} ms an image (median, {timed}), {1 / seconds:.1f} a second: "
         f"{real}; {chosen.foresight.predicting() / 1024:.2f} GB"
     )
-    if said := published(task, chosen.backbone):
-        on = "COCO" if task == "det" else "ImageNet"
-        lines.append(f"published for {chosen.backbone} on {on}: {said}, of its publishers, not measured here")
+    if said := published(task, chosen):
+        place = _published_on(task, chosen)
+        lines.append(f"published for {chosen.backbone} on {place}: {said}, of its publishers, not measured here")
     return lines
 
 
