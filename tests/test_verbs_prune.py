@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests_support import TINY, error_of, shapes_line, small_line
 
 from effbackbones import load_model
@@ -19,7 +20,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("by", ["magnitude", pytest.param("taylor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("by", ["magnitude", "taylor"])
 def test_a_run_is_pruned_scored_and_trained_on(by: str, trained: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "small" / "small.safetensors"
     capsys.readouterr()
@@ -35,6 +36,9 @@ def test_a_run_is_pruned_scored_and_trained_on(by: str, trained: Path, tmp_path:
     model = load_model(out)
     assert model.classes == load_model(trained / "best.safetensors").classes
     assert "small" not in str(model.config)
+    whole, taken = (dict(one.named_buffers()) for one in (load_model(trained / "best.safetensors"), model))
+    last = next(name for name in reversed(taken) if name.endswith("project.bn.running_mean"))
+    assert torch.equal(taken[last], whole[last]) == (by == "magnitude"), "taken anew where images are looked at"
     if by == "taylor":
         return
     more = ["--model.init_from", str(out), "--run.out", str(tmp_path / "again"), "--run.tensorboard", "false"]

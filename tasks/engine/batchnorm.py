@@ -47,7 +47,7 @@ class Statistics:
         tensors = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var) if tensor is not None]
         own = [tensor.clone() for tensor in tensors]
         if norms and self._known[0] != key:
-            self._estimate(model, norms)
+            estimate(model, self.batches(), self.device, self.autocast)
             self._known = (key, [tensor.clone() for tensor in tensors])
         _put(tensors, self._known[1])
         try:
@@ -55,30 +55,35 @@ class Statistics:
         finally:
             _put(tensors, own)
 
-    @torch.no_grad()
-    def _estimate(self, model: Model, norms: list[_BatchNorm]) -> None:
-        """Means over the batches, each with the same weight; nothing is dropped, and nothing else moves."""
-        training, counts = model.training, [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-        model.eval()
-        try:
-            for norm in norms:
-                norm.train()
-                if isinstance(norm, SyncNorm):
-                    norm.shared = False  # each process has all of these images
-                norm.momentum, norm.num_batches_tracked = (
-                    None,
-                    torch.tensor(0),
-                )  # a plain mean
-            for batch in self.batches():
-                batch = batch.to(self.device, non_blocking=True)
-                with self.autocast():
-                    model(batch.images, batch.sizes)
-        finally:
-            for norm, (momentum, count) in zip(norms, counts, strict=True):
-                norm.momentum, norm.num_batches_tracked = momentum, count
-                if isinstance(norm, SyncNorm):
-                    norm.shared = True
-            model.train(training)
+
+@torch.no_grad()
+def estimate(
+    model: Model,
+    batches: Iterable[Batch],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """Give the live batch norms of ``model`` the means of their statistics over ``batches``, each with the same weight; nothing is
+    dropped, and nothing else moves."""
+    norms, training = live(model), model.training
+    own = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    model.eval()
+    try:
+        for norm in norms:
+            norm.train()
+            if isinstance(norm, SyncNorm):
+                norm.shared = False  # each process has all of these images
+            norm.momentum, norm.num_batches_tracked = None, torch.tensor(0)  # a plain mean
+        for batch in batches:
+            batch = batch.to(device, non_blocking=True)
+            with autocast():
+                model(batch.images, batch.sizes)
+    finally:
+        for norm, (momentum, count) in zip(norms, own, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+            if isinstance(norm, SyncNorm):
+                norm.shared = True
+        model.train(training)
 
 
 def for_few_steps(batches: Callable[[int], Iterable[Batch]], plan: Plan, hardware: Hardware) -> Statistics | None:

@@ -153,9 +153,10 @@ VERBS = {
             own={
                 "target": Option("multiply-adds of an image that may stay: a share (0.5x) or a number (200M, 0.2G)"),
                 "by": Option(
-                    "how channels are ranked: by the size of their weights, or by how much the loss on training images changes (taylor)",
-                    values=("magnitude", "taylor"),
-                    default="magnitude",
+                    "how channels are ranked: by how much the loss on training images changes without them (taylor), on which batch norms "
+                    "are then taken anew, or by the size of their weights, which needs no data (magnitude)",
+                    values=("taylor", "magnitude"),
+                    default="taylor",
                 ),
                 "batches": Option("batches of training images that taylor looks at", type=int, default=10),
                 "multiple": Option("the channels that stay are a multiple of this number", type=int, default=8),

@@ -1,7 +1,6 @@
 """The verb ``prune``: channels of the backbone that matter least are taken out, and what is left is an ordinary model file."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from effbackbones.checkpoint import save_model
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 from effbackbones.pruning import blocks_of, choose, describe, magnitudes, pruned, sensitivities
-from tasks.engine import feeding, splits
+from tasks.engine import batchnorm, feeding, splits
 from tasks.engine.assembly import checkpoint_file
 from tasks.engine.cost import multiply_adds, told_of_cost
 from tasks.engine.evaluation import monitor, score_model
+from tasks.engine.feeding import TrainingFeed
 from tasks.engine.hardware import Hardware
 from tasks.engine.order import Share
 from tasks.engine.resume import seed_step
@@ -50,9 +50,14 @@ def prune(task: TaskSpec, config: Config, extras: Extras) -> int:
     if not extras.own["unscored"]:
         dataset = open_split(task, config, extras, model, classes)
         splits.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
-    importances = _by_loss(task, config, model, extras, tell) if by_loss else list(map(magnitudes, blocks_of(model)))
+    feed = _training_images(task, config, model, extras, tell) if by_loss else None
+    importances = list(map(magnitudes, blocks_of(model)))
+    if feed is not None:
+        importances = _by_loss(task, config, model, feed, extras.own["batches"], tell)
     blocks = describe(model, importances)
     small = pruned(model, choose(blocks, work - most, multiple=extras.own["multiple"], by_work=by_loss))
+    if feed is not None:  # the sums that batch norms see are others now
+        batchnorm.estimate(small, feed.steps(Share(), 0, extras.own["batches"]), hardware.device)
     small.provenance.pop("operating_point", None)  # thresholds of other scores
     small.provenance["pruned"] = f"{extras.checkpoint} to {extras.own['target']} by {extras.own['by']}"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,15 +103,18 @@ def _most(target: str | None, work: int) -> float:
     return most
 
 
-def _by_loss(
-    task: TaskSpec, config: Config, model: Model, extras: Extras, tell: Teller
-) -> Sequence[tuple[Tensor, Tensor]]:
-    """Importances from the gradients of the loss on training batches, in eval mode: batch norms stay as they are."""
-    steps = extras.own["batches"]
+def _training_images(task: TaskSpec, config: Config, model: Model, extras: Extras, tell: Teller) -> TrainingFeed:
     dataset = open_split(task, config, replace(extras, split="train"), model, model.classes)
     feed, told = feeding.training_feed(config, task, task.view(config, dataset), model)
     for line in told:
         tell(line)
+    return feed
+
+
+def _by_loss(
+    task: TaskSpec, config: Config, model: Model, feed: TrainingFeed, steps: int, tell: Teller
+) -> list[tuple[Tensor, Tensor]]:
+    """Importances from the gradients of the loss on training batches, in eval mode: batch norms stay as they are."""
     device, blocks = next(model.parameters()).device, blocks_of(model)
     model.requires_grad_(True)
     sums: list[tuple[Any, Any]] = [(0.0, 0.0)] * len(blocks)
