@@ -35,7 +35,8 @@ GPU = "gpu"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 2 for what can be mended, and where a row was not measured."""
+    """Exit code 0; 2 for what can be mended, and where a row was not measured. Rows that are beyond this machine, among others, are told and
+    left out."""
     options = _parser().parse_args(argv)
     try:
         if options.list:
@@ -109,6 +110,9 @@ def measure(rows: Sequence[Row], options: argparse.Namespace) -> int:
         read(file)  # a wrong file is told before minutes are spent
     records: Records = {}
     for row in rows:
+        if len(rows) > 1 and (why := row.unfit()):
+            print(f"{row.name}: left out: {why}", flush=True)
+            continue
         records[row.name] = _alone(row, options) if len(rows) == 1 else _apart(row, options)
         print("\n".join(lines({row.name: records[row.name]})), flush=True)
         if file and "not measured" not in records[row.name]:

@@ -37,8 +37,20 @@ class Row:
         """Packages that it needs and that are not installed."""
         return [name for name in self.needs if importlib.util.find_spec(name) is None]
 
+    def unfit(self) -> str:
+        """Why this machine cannot measure it, whatever is installed; empty where it can."""
+        if self.device != "cpu" or not self.arguments.get("half"):
+            return ""
+        from effbackbones.inference.backends.plan import computes_bfloat16  # which loads torch
+
+        if not computes_bfloat16():
+            return "this processor multiplies no bfloat16 (AVX512_BF16, AMX)"
+        return ""
+
     def measure(self, setting: Setting) -> dict[str, Any]:
         """Its record, as JSON has it. Raises :class:`UserError` for what is missing here, and for sides that do not do the same."""
+        if why := self.unfit():
+            raise UserError(f"row {self.name}", why, "leave the row out")
         if missing := self.missing():
             remedy = f"pip install {' '.join(PACKAGES.get(name, name) for name in missing)}, or leave the row out"
             raise UserError(f"row {self.name}", f"compares with {' and '.join(missing)}, not installed here", remedy)

@@ -12,18 +12,14 @@ from benchmarks.limits import counting
 from benchmarks.networks import PAIRS, Pair, our_loss, same_losses
 from benchmarks.row import Found, Setting
 from benchmarks.turns import Run
-from effbackbones.errors import UserError
-from effbackbones.inference.backends.plan import computes_bfloat16
 
 PLAIN = "model.loss"
 
 
 def steps(setting: Setting, task: str, network: str, batch: int, side: int, half: bool = False) -> Found:
     """Ours against the peer in its best layout and in the one that it comes in; on a GPU in bfloat16, and with ``half`` on a processor in
-    that and in float32. Raises :class:`UserError` for one that does not compute it."""
+    that and in float32."""
     on_gpu = setting.device == "cuda"
-    if half and not on_gpu and not computes_bfloat16():
-        raise UserError("processor", "multiplies no bfloat16 (AVX512_BF16, AMX)", "leave the row out")
     if setting.dry:
         batch, side = 2, {"det": 128}.get(task, 64)
     pair = PAIRS[task](network, setting.device, side=side)

@@ -81,6 +81,10 @@ class SedHead(ClassificationHead):
             nn.init.uniform_(layer.weight, -(layer.in_features**-0.5), layer.in_features**-0.5)
             nn.init.zeros_(layer.bias)
 
+    def resting(self) -> dict[str, str]:
+        """As :meth:`Head.resting`."""
+        return super().resting() | ({} if len(self.finer) else {"finer_loss": "levels has one map alone"})
+
     @classmethod
     def requires(cls, *, levels: Sequence[str] = DEFAULT, **options: Any) -> BackboneNeeds:
         """The levels asked for."""

@@ -167,6 +167,13 @@ def test_a_frame_says_no_more_than_its_recording() -> None:
         torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=0)
 
 
+def test_a_loss_of_finer_maps_rests_without_any() -> None:
+    one, two = ("C5",), ("C4", "C5")
+    for names, resting in ((one, {"finer_loss"}), (two, set())):
+        head = SedHead(FeatureSpec("b0", names, (8,) * len(names), (16, 32)[-len(names) :]), 3, levels=names)
+        assert set(head.resting()) == resting
+
+
 def test_options_and_specs_that_do_not_fit() -> None:
     for options, said in (
         ({"levels": ["C9"]}, "head_options.levels: no level 'C9'"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from effbackbones.conformance import check_head, enforce
-from effbackbones.contracts import ImageSizes
+from effbackbones.contracts import FeatureSpec, ImageSizes
 from effbackbones.errors import UserError
 from heads.segmentation import losses
 from heads.segmentation.losses import LOSSES, MODES, pixels_of
@@ -359,3 +359,42 @@ def test_ratios_of_pieces_do_not_make_that_of_the_batch() -> None:
     assert [float(loss) for loss in pieces] == pytest.approx([0, 1 - 2 / 3], abs=1e-6)
     assert float(evaluate("dice", "binary", logits, targets)[0]) == pytest.approx(1 - 4 / 5)
     assert float(sum(pieces) / 2) != pytest.approx(1 - 4 / 5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "mode", "idle"),
+    [
+        (
+            "cross_entropy",
+            "multiclass",
+            {"focal_gamma": 5.0, "focal_alpha": 0.9, "tversky_alpha": 0.9, "tversky_beta": 0.1},
+        ),
+        ("focal", "multilabel", {"label_smoothing": 0.3, "tversky_alpha": 0.9, "tversky_beta": 0.1}),
+        ("tversky", "multiclass", {"label_smoothing": 0.3, "focal_gamma": 5.0, "focal_alpha": 0.9}),
+        ("dice", "binary", {"class_weights": [1.0, 9.0], "label_smoothing": 0.3, "focal_gamma": 5.0}),
+    ],
+)
+def test_options_that_rest_change_nothing_and_the_others_do(loss: str, mode: str, idle: dict[str, Any]) -> None:
+    classes, sizes = (1 if mode == "binary" else 3), ImageSizes.of(torch.zeros(2, 3, 64, 64))
+    spec = FeatureSpec("b0", ("C1", "C2", "C3"), (8, 8, 8), (2, 4, 8))
+    torch.manual_seed(0)
+    shape = (2, classes, 64, 64) if mode == "multilabel" else (2, 64, 64)
+    raw, targets = torch.randn(2, classes, 64, 64), torch.randint(0, 2, shape)
+    weights = [1.0, 9.0, 3.0][: max(classes, 2)]
+    others = {
+        "label_smoothing": 0.3,
+        "focal_gamma": 5.0,
+        "focal_alpha": 0.9,
+        "tversky_alpha": 0.9,
+        "class_weights": weights,
+    }
+
+    def said(**more: Any) -> tuple[UNetHead, float]:
+        head = UNetHead(spec, classes, channels=[8, 8, 8], levels=[1, 2, 3], mode=mode, loss=loss, **more)
+        return head, float(sum(head.loss(raw, targets, sizes).values()))
+
+    head, before = said()
+    assert set(idle) <= set(head.resting())
+    assert said(**idle)[1] == before
+    for name in others.keys() - head.resting().keys():
+        assert said(**{name: others[name]})[1] != before, name

@@ -124,6 +124,21 @@ def test_boxes_are_compared_as_a_set() -> None:
         same_answers(found._replace(count=torch.tensor([2])), found, "answers")
 
 
+def test_what_the_processor_does_not_compute_is_told_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("effbackbones.inference.backends.plan.computes_bfloat16", lambda: False)
+    monkeypatch.setattr(command, "_apart", lambda row, options: {"what": row.what, "unit": "ms"})
+    words = ["b0-step", "b0-step-bf16"]
+    assert command.main([*words, "--json", str(tmp_path / "results.json")]) == 0
+    said = capsys.readouterr().out
+    assert "b0-step-bf16: left out: this processor multiplies no bfloat16" in said
+    assert "b0-step: B0" in said
+    assert command.main(["b0-step-bf16", "--json", str(tmp_path / "results.json")]) == 2
+    assert "error: row b0-step-bf16: this processor multiplies no bfloat16" in capsys.readouterr().err
+    assert not ROWS["gpu-b0-step"].unfit()
+
+
 def test_rows_are_merged_into_a_file_that_is_one(tmp_path: Path) -> None:
     file = tmp_path / "new" / "results.json"
     results.merge(file, {"b0-batch8": row()})

@@ -86,6 +86,23 @@ class SegmentationHead(Head):
         # Not part of the state dict, whose names are smp's.
         self.register_buffer("_class_weights", _class_weights(class_weights, self.mode, num_classes), persistent=False)
 
+    def resting(self) -> dict[str, str]:
+        """As :meth:`Head.resting`: the options of losses that are not computed, and weights that no loss reads."""
+        own = {
+            "cross_entropy": ("label_smoothing",),
+            "focal": ("focal_gamma", "focal_alpha"),
+            "tversky": ("tversky_alpha", "tversky_beta"),
+        }
+        found = {
+            name: f"{loss} is not in loss"
+            for loss, names in own.items()
+            if loss not in self.loss_weights
+            for name in names
+        }
+        if self.mode == "binary" and not self.counted:
+            found["class_weights"] = f"{', '.join(self.loss_weights)} of one class has nothing to weigh"
+        return found
+
     def assemble(self, decoder: nn.Module, last: nn.Module, *, size_divisor: int) -> None:
         """Take smp's two parts, with smp's start: He-uniform convolutions, Xavier-uniform linear layers and last convolution.
 
