@@ -35,8 +35,8 @@ GPU = "gpu"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 2 for what can be mended, and where a row was not measured. Rows that are beyond this machine, among others, are told and
-    left out."""
+    """Exit code 0; 2 for what can be mended, and where a row was not measured. Rows that are beyond this machine, among others, are told
+    and left out."""
     options = _parser().parse_args(argv)
     try:
         if options.list:
