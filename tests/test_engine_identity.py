@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from test_engine_training import After, PowerFailsError, digest, run, stop_at
 from tests_support import QUIET, TINY, one_line
 from torch import nn
 
-from effbackbones import UserError
+from effbackbones import UserError, build_model, load_model, save_model
 from effbackbones.weights.tensorfile import pack, read_tensors, write_atomically
 from tasks.classify import main
 from tasks.engine.folderlock import FolderLock
@@ -290,6 +291,30 @@ def test_the_same_data_in_another_place_are_the_same(rested: tuple[Path, Path], 
     (data / "val/dark/3.png").rename(data / "val/light/33.png")
     assert main(evaluate) == 0
     assert "data.val is not as it was when the model was trained: its samples are others" in capsys.readouterr().err
+
+
+def test_a_run_continues_without_the_file_that_it_began_with(tmp_path: Path, capsys: Any) -> None:
+    """Also where the file decided how images are seen and convolved, which its own states know."""
+    options = {"width": 0.25, "depth": 0.3, "drop_path": 0.2, "numerics": "tf"}
+    model = build_model("cls", "b0", num_classes=6, backbone_options=options)
+    model.use_image_spec(replace(model.image_spec, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5)))
+    started, folder = tmp_path / "started.safetensors", tmp_path / "run"
+    save_model(model, started, provenance={"licence": "mine"})
+    line = ["--model.init_from", str(started), "--optim.max_steps", "6"]
+    assert run(tmp_path / "whole", *line) == 0
+    stop_at(4, folder, *line)
+    started.unlink()
+    capsys.readouterr()
+    assert run(folder, *line) == 0
+    assert "continuing after step 4 of 6" in capsys.readouterr().err
+    assert digest(folder) == digest(tmp_path / "whole")
+    ours, theirs = (load_model(path / "best.safetensors") for path in (folder, tmp_path / "whole"))
+    assert ours.image_spec == theirs.image_spec
+    assert ours.image_spec.mean == (0.1, 0.2, 0.3)
+    assert ours.config == theirs.config
+    assert ours.config["backbone_options"]["numerics"]["padding"] == "same"
+    assert ours.provenance == theirs.provenance
+    assert ours.provenance["licence"] == "mine"
 
 
 # The config --------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """From a config to a model: built or loaded."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +9,13 @@ from typing import Any
 
 from effbackbones.build import build_model
 from effbackbones.checkpoint import load_model
+from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
 from effbackbones.export.record import format_of
 from effbackbones.inference.exported import ExportedModel
 from effbackbones.model import Model
 from effbackbones.multihead import MultiHead
+from effbackbones.weights.record import plain
 from effbackbones.weights.repository import fetch_repository, is_repository
 from tasks.data.dataset import Dataset
 from tasks.data.door.reading import image_spec, reading_spec
@@ -26,22 +28,39 @@ from tasks.telling import say
 
 def make_model(config: Config, task: TaskSpec, dataset: Dataset | None, tell: Callable[[str], None] = say) -> Model:
     """The configured model, with its weights; the training data, if there are any, decide which classes it has."""
+    return begin_model(config, task, dataset, tell)[0]
+
+
+def begin_model(
+    config: Config,
+    task: TaskSpec,
+    dataset: Dataset | None,
+    tell: Callable[[str], None],
+    begun: Mapping[str, Any] | None = None,
+) -> tuple[Model, Mapping[str, Any]]:
+    """As :func:`make_model`, and what its weights made of what it was asked to be, JSON-like. ``begun``: that of a run that continues,
+    whose own weights follow; where the same is asked, no others are read, which may be gone."""
     wanted = config.model
     backbone_options = dict(wanted.backbone_options)
     if wanted.numerics:
         backbone_options["numerics"] = wanted.numerics
-    weights = wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None)
     channels = config.data.options.get("channels", 3)
     if channels != 3 and backbone_options.setdefault("in_channels", channels) != channels:
         what = f"is {backbone_options['in_channels']}, and data.options.channels {channels}"
         raise UserError("model.backbone_options.in_channels", what, "remove it: it follows from the data")
-    with _unlogged():
-        model = build_model(
-            backbone=wanted.backbone,
-            weights=weights,
-            backbone_options=backbone_options,
-            **task.heads(config, dataset),
-        )
+    asked = {"backbone": wanted.backbone, "backbone_options": backbone_options, **task.heads(config, dataset)}
+    if begun is not None and begun["asked"] == str(asked):
+        model = build_model(weights=None, **begun["config"])
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in begun["image_spec"].items()
+        }
+        model.use_image_spec(ImageSpec(**values))
+        model.provenance = dict(begun["provenance"])
+    else:
+        weights = wanted.weights or (checkpoint_file(wanted.init_from) if wanted.init_from else None)
+        with _unlogged():
+            model = build_model(weights=weights, **asked)
+        begun = _beginning(asked, model)
     model.classes = (
         model.classes if dataset is None else task.classes(config, dataset)
     )  # published detectors know theirs
@@ -53,7 +72,12 @@ def make_model(config: Config, task: TaskSpec, dataset: Dataset | None, tell: Ca
     model.use_image_spec(spec)
     if wanted.freeze:
         model.backbone.freeze(None if wanted.freeze == "all" else wanted.freeze)
-    return model
+    return model, begun
+
+
+def _beginning(asked: Mapping[str, Any], model: Model) -> Mapping[str, Any]:
+    found = {"config": model.config, "image_spec": model.image_spec, "provenance": model.provenance}
+    return {"asked": str(asked), "model": str(model.config), **plain(found, "model")}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tasks.data.dataset import Dataset
 from tasks.data.door.transforms import told_of_listed, told_of_resizing
 from tasks.data.suspicions import told_of_data
 from tasks.engine import batchnorm, feeding, processes, splits
-from tasks.engine.assembly import make_model, told_of_resting
+from tasks.engine.assembly import begin_model, told_of_resting
 from tasks.engine.distilling import Distilled, objective_of
 from tasks.engine.evaluation import monitor
 from tasks.engine.hardware import Hardware
@@ -25,7 +25,8 @@ from tasks.engine.launch import make_fabric
 from tasks.engine.loggers import check_loggers
 from tasks.engine.optim import lr_factor
 from tasks.engine.plan import Plan
-from tasks.engine.rundir import trained
+from tasks.engine.resume import begun
+from tasks.engine.rundir import STATES, trained
 from tasks.engine.state import RunState, begin
 from tasks.engine.stepping import Objective
 from tasks.report.metricsfile import plain
@@ -81,7 +82,7 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
         check_dataset(dataset, limit=LOOKED_AT, on_error=config.data.on_error, labels=labels)
     classes = task.classes(config, datasets["train"])
     judged_by = monitor(task, config, classes)
-    model = make_model(config, task, datasets["train"], tell)
+    model, beginning = begin_model(config, task, datasets["train"], tell, begun(folder / STATES) if continued else None)
     if first:
         for line in (*told_of_resting(config, model), *told_of_data(datasets, compared=_COMPARED)):
             tell(line)
@@ -93,6 +94,7 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
     known = identity(
         model, plain(classes), datasets, config.plugins, hardware, seen=plan.seen, settings=lasting(config)
     )
+    known |= {"beginning": beginning, "model": beginning["model"]}
     objective = objective_of(task, config, model.to(hardware.device), tell)
     adapters = None
     if isinstance(objective, Distilled):
