@@ -46,6 +46,8 @@ def test_options_of_one_head_among_several() -> None:
     heads = {word: HeadConfig(options={"sigma": 0.2} if word == "det" else {}) for word in ("det", "seg", "cls")}
     told = list(told_of_resting(Config(heads=heads), model))
     assert told == ["heads.det.options.sigma is set and changes nothing: nms is not gaussian"]
+    alone = Config(heads={"det": heads["det"]})  # the others are as they are by default
+    assert list(told_of_resting(alone, model)) == told
 
 
 @pytest.mark.parametrize("task", ["classify", "detect", "segment", "joint"])

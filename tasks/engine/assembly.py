@@ -99,12 +99,13 @@ def told_of_resting(config: Config, model: Model) -> Iterator[str]:
     """A line for each option of a head that ``config`` sets and that changes nothing."""
     head: Any = model.head
     if isinstance(head, MultiHead):
-        heads: Any = [(f"heads.{word}.options", config.heads[word].options, head.heads[word]) for word in head.heads]
+        given = {word: config.heads[word].options if word in config.heads else {} for word in head.heads}
+        heads: Any = [(f"heads.{word}.options", given[word], head.heads[word]) for word in head.heads]
     else:
         heads = [("model.head_options", config.model.head_options, head)]
-    for where, given, one in heads:
+    for where, options, one in heads:
         for name, why in one.resting().items():
-            if name in given:
+            if name in options:
                 yield f"{where}.{name} is set and changes nothing: {why}"
 
 
