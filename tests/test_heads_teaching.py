@@ -122,7 +122,7 @@ def test_other_anchors_are_refused(options: dict[str, Any], word: str) -> None:
 def test_another_head_is_refused_with_that_as_the_remedy() -> None:
     """Options that both have would not make them alike."""
     student, teacher = case("ssd", {}, 3).build(), case("yolo", {}, 3).build()
-    with pytest.raises(UserError, match=r"give both the same model\.head, or set optim\.distill\.weight 0"):
+    with pytest.raises(UserError, match=r"give both the same head, or set optim\.distill\.weight 0"):
         student.check_teacher(teacher)
 
 

@@ -225,7 +225,7 @@ class DenseHead(Head):
                 if same
                 else f"its anchors are {told[0]}, the student's {told[1]}"
             )
-            both = "model.head_options" if type(teacher) is type(self) else "model.head"
+            both = "head with the same options" if type(teacher) is type(self) else "head"
             remedy = f"give both the same {both}, or set optim.distill.weight 0 and name optim.distill.features"
             raise UserError("optim.distill.teacher", what, remedy)
         kinds = [(head.coder, type(head.class_loss).__name__) for head in (self, teacher)]
