@@ -115,7 +115,8 @@ BAD_ARRAYS: dict[str, tuple[bytes, str]] = {
     "pickle": (array_bytes(np.array([[{}]], dtype=object), allow_pickle=True), "got .* of object"),
     "one axis": (array_bytes(np.zeros(5, np.uint8)), "expected"),
     "no pixels": (array_bytes(np.zeros((0, 5, 3), np.uint8)), "expected"),
-    "float64": (array_bytes(np.zeros((4, 5, 3))), "of float64"),
+    "int32": (array_bytes(np.zeros((4, 5, 3), np.int32)), "of int32"),
+    "doubles above 1": (array_bytes(np.full((4, 5, 3), 255.0)), r"0\.\.1"),
     "floats above 1": (array_bytes(np.full((4, 5, 3), 1.5, np.float32)), r"0\.\.1"),
     "not a number": (array_bytes(np.full((4, 5, 3), np.nan, np.float32)), r"0\.\.1"),
     "header of a giant": (

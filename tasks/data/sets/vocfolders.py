@@ -167,7 +167,7 @@ class _Finder:
 def _meant(line: str) -> list[str]:
     """What a line may name: all of it, or what is behind the folder of images, without the ending of an image, without VOC's mark."""
     line = line.replace("\\", "/")
-    line = line.rpartition(f"{IMAGES}/")[2]
+    line = line if ".." in line.split("/") else line.rpartition(f"{IMAGES}/")[2]
     tries = [line, _MARK.sub("", line)]
     return list(dict.fromkeys([*tries, *(stem(one) for one in tries if is_image_name(one))]))
 
