@@ -98,7 +98,7 @@ def test_names_numbered_in_another_order_are_refused(first: str, tmp_path: Path)
     for fine in (
         "#\n$\n",
         "classic\njazz\n",
-        "road\n1 lane\n2 lanes\n5 lanes\n",
+        "road\n1 lane\n2 lanes\n3 lanes\n",
         "0 cat\n1 dog\n",
         "cat 2\ndog 1\n",
         "3 wheels\n2 wheels\n",

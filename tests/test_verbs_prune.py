@@ -48,6 +48,11 @@ def test_a_run_is_pruned_scored_and_trained_on(by: str, trained: Path, tmp_path:
     assert main(["evaluate", "--checkpoint", str(out), "--out", str(tmp_path / "scores")]) in (0, 2)
 
 
+def test_batch_norms_are_taken_anew_where_batches_are_single_images(trained: Path, tmp_path: Path) -> None:
+    line = ["prune", "--checkpoint", str(trained), "--target", "0.8x", "--out", str(tmp_path / "s.safetensors")]
+    assert main([*line, "--unscored", "--multiple", "4", "--batches", "1", "--data.batch_size", "1"]) == 0
+
+
 def test_an_exported_graph_is_not_pruned(trained: Path, tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("onnxruntime")
     graph = tmp_path / "model.onnx"

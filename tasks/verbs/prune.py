@@ -50,14 +50,14 @@ def prune(task: TaskSpec, config: Config, extras: Extras) -> int:
     if not extras.own["unscored"]:
         dataset = open_split(task, config, extras, model, classes)
         splits.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
+    steps = extras.own["batches"]
     feed = _training_images(task, config, model, extras, tell) if by_loss else None
-    importances = list(map(magnitudes, blocks_of(model)))
-    if feed is not None:
-        importances = _by_loss(task, config, model, feed, extras.own["batches"], tell)
+    importances = _by_loss(task, config, model, feed, steps, tell) if feed else list(map(magnitudes, blocks_of(model)))
     blocks = describe(model, importances)
     small = pruned(model, choose(blocks, work - most, multiple=extras.own["multiple"], by_work=by_loss))
-    if feed is not None:  # the sums that batch norms see are others now
-        batchnorm.estimate(small, feed.steps(Share(), 0, extras.own["batches"]), hardware.device)
+    if feed:  # the sums that batch norms see are others now; of one image a map of one cell has no variance
+        batches = feed.steps(Share(), 0, steps) if config.data.batch_size > 1 else feed.few(2)
+        batchnorm.estimate(small, batches, hardware.device)
     small.provenance.pop("operating_point", None)  # thresholds of other scores
     small.provenance["pruned"] = f"{extras.checkpoint} to {extras.own['target']} by {extras.own['by']}"
     out.parent.mkdir(parents=True, exist_ok=True)

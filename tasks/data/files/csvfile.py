@@ -19,6 +19,8 @@ _JOINING = ("|", ",", "/", "+", "&", " ")
 _LOOKED_AT = 50
 _NUMBERS = {"1": True, "0": False, "1.0": True, "0.0": False}
 """What the columns of classes hold."""
+_CORNERS = frozenset(["xmin", "ymin", "xmax", "ymax", "x0", "y0", "x1", "y1", "x2", "y2", "bboxx", "bboxy", "cx", "cy"])
+"""How columns of boxes are called."""
 
 
 class Row(NamedTuple):
@@ -94,12 +96,6 @@ def _header(text: str, delimiter: str) -> list[str]:
         return [first]
 
 
-_CORNERS = frozenset(
-    ["xmin", "ymin", "xmax", "ymax", "x0", "y0", "x1", "y1", "x2", "y2", "bbox", "bboxx", "bboxy", "cx", "cy"]
-)
-"""How columns of boxes are called."""
-
-
 def _refused(path: Path, header: list[str], form: TableFormat, text: str, delimiter: str, root: Path) -> UserError:
     wanted, got = ",".join(form.wanted), delimiter.join(header)[:100]
     missing = [name for name in form.wanted if name not in header]
@@ -116,7 +112,8 @@ def _proposed(header: Sequence[str], text: str, delimiter: str, root: Path) -> s
     """What to write into the config for a table of other columns: the one whose cells are files, and the other one, or that of the
     fewest different cells."""
     plain = "write that as the first line, or set data.options.columns: [FILES, LABELS]"
-    if len(_CORNERS & {name.strip().lower().replace("_", "") for name in header}) > 1:
+    plainly = {name.strip().lower().replace("_", "") for name in header}
+    if "bbox" in plainly or len(_CORNERS & plainly) > 2:
         return "its rows are boxes: for detection write them as COCO (data.name: coco); for classes of images, a row for each image"
     lines = [cells for cells in csv.reader(text.splitlines()[1 : _LOOKED_AT + 1], delimiter=delimiter) if cells]
     if any(elsewhere(root, cell) for cell in header):

@@ -43,8 +43,9 @@ def _is_heading(names: Sequence[str]) -> bool:
     first, *others = names
     numbers = [int(found[1]) for name in others if (found := _NUMBERED.match(name))]
     alone = len(others) > 1 and numbers == [*range(numbers[0], numbers[0] + len(others))] if numbers else False
-    bare = re.sub(r"[\s_:-]+", " ", first.lower()).strip().removeprefix("class ")
-    return (len(first) > 1 and first[0] == "#") or bare in _HEADINGS or (alone and not _NUMBERED.match(first))
+    words = set(re.split(r"[\W_]+", first.lower())) - {""}
+    named = bool(words) and words <= _HEADINGS
+    return (len(first) > 1 and first[0] == "#") or named or (alone and bool(words & _HEADINGS))
 
 
 def plain(name: str) -> str:
