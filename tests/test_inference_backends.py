@@ -144,6 +144,23 @@ def test_with_gradients_or_autocast_or_other_weights_the_convolutions_still_say_
     assert torch.allclose(fast.to(torch.float64)(images).float(), fast.to(torch.float32)(images), atol=1e-5)
 
 
+def test_a_convolution_of_all_levels_lays_its_weights_out_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that forgot the first of five levels at the fifth laid them out in every call, and took longer than the model as it is."""
+    made: list[list[int]] = []
+    pack = FusedConv._pack
+    monkeypatch.setattr(FusedConv, "_pack", lambda self, odd, shape: made.append(shape) or pack(self, odd, shape))
+    options = {"channels": 8, "repeats": 1}
+    fast = build_model("det", num_classes=2, head="retinanet", backbone_options=SMALL, head_options=options)
+    fast = fast.eval().for_inference(backend="eager")
+    fast(pictures(1, 64))
+    first = len(made)
+    fast(pictures(1, 64))
+    assert len(made) == first
+    for side in (32, 48, 80, 96, 128):
+        fast(pictures(1, side))
+    assert max(len(one._packed) for one in fast.modules() if isinstance(one, FusedConv)) == 10
+
+
 def test_batch_norms_are_folded_where_they_follow_a_convolution_and_nowhere_else() -> None:
     conv = nn.Conv2d(3, 3, 1)
     twice = nn.ModuleList([nn.Sequential(conv, nn.BatchNorm2d(3)), nn.Sequential(conv, nn.ReLU())])

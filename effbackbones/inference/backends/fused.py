@@ -18,8 +18,8 @@ _NAMES: dict[type[nn.Module], tuple[str, tuple[float, ...]]] = {
 }
 """What oneDNN calls an activation, and the numbers that it takes."""
 _PLAIN = (nn.Conv2d, Conv2dSame, Conv2dFixed)
-_MOST_LAYOUTS = 4
-"""Of so many sizes a convolution keeps its weights laid out."""
+_MOST_LAYOUTS = 10
+"""Of so many sizes a convolution keeps its weights laid out: of two images, where it sees five levels of each."""
 _LAID_OUT = (torch.float32, torch.bfloat16)
 
 
@@ -45,7 +45,7 @@ class FusedConv(nn.Module):
         if found is None:
             # Laid out for another size they can cost more than they save: U-Net B3 1.5 times as long.
             if len(self._packed) >= _MOST_LAYOUTS:
-                self._packed = {}
+                self._packed = dict(list(self._packed.items())[1:])  # a new one: other threads may read the old
             found = self._packed[key] = self._pack(odd, list(x.shape))
         weight, padding = found
         name, numbers = _NAMES[type(self.act)]
