@@ -381,6 +381,17 @@ def test_write_syncs_the_file_before_its_name_and_the_folder_after(tmp_path, mon
     assert calls == ["sync .m.bin.tmp", "replace", f"sync {tmp_path.name}"]
 
 
+def test_what_a_file_says_of_itself_is_read_without_its_tensors(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_model(small(), path)
+    expected, whole = read_metadata(path), path.read_bytes()
+    path.write_bytes(whole[: 8 + int.from_bytes(whole[:8], "little")])  # as much as is read of it
+    assert read_metadata(path) == expected
+    for cut in (1, 7, 8, 100):
+        path.write_bytes(whole[:cut])
+        fails(path, "safetensors", action=read_metadata)
+
+
 def test_import_reads_nothing_heavy():
     script = "import sys, effbackbones.checkpoint\nassert not {'timm', 'torchvision', 'lightning', 'albumentations'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -15,7 +15,7 @@ from effbackbones.contracts import Classes, ImageSpec, class_names
 from effbackbones.errors import UserError
 from effbackbones.images.spec import ReadingSpec
 from effbackbones.weights.kinds import file_kind
-from effbackbones.weights.tensorfile import header, read_bytes
+from effbackbones.weights.tensorfile import read_header
 
 FORMAT, FORMAT_VERSION = "effbackbones", 2
 
@@ -123,7 +123,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if file_kind(path) != "safetensors":
         raise not_ours(path)
-    return parse_record(header(read_bytes(path), path).get("__metadata__", {}), path)
+    return parse_record(read_header(path).get("__metadata__", {}), path)
 
 
 def parse_record(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:

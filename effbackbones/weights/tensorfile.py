@@ -45,6 +45,14 @@ def parse_safetensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """As :func:`header`, of a file of which nothing else is read."""
+    check_file(path)
+    with open(path, "rb") as file:
+        length = file.read(8)
+        return header(length + file.read(min(int.from_bytes(length, "little"), path.stat().st_size)), path)
+
+
 def header(data: bytes, path: Path) -> dict[str, Any]:
     """The JSON header of a safetensors file: 8 bytes of length, little-endian, then the text."""
     length = int.from_bytes(data[:8], "little")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from effbackbones.errors import UserError
-from effbackbones.weights.tensorfile import header, pack, read_bytes, read_tensors, write_atomically
+from effbackbones.weights.tensorfile import pack, read_header, read_tensors, write_atomically
 
 KEEP = 2
 """State files kept: the newest, and one to fall back on if it is damaged."""
@@ -83,7 +83,7 @@ def begun(folder: Path) -> Mapping[str, Any] | None:
     """What the newest state in ``folder`` says of the model before its first step; None where none says it. No tensor is looked at."""
     for path in state_files(folder):
         try:
-            record = json.loads(header(read_bytes(path), path)["__metadata__"]["record"])
+            record = json.loads(read_header(path)["__metadata__"]["record"])
             found = record["identity"]["beginning"]
         except (UserError, OSError, KeyError, TypeError, ValueError):
             continue  # it is told when the state is read
