@@ -270,6 +270,14 @@ def test_a_compiled_model_is_saved_under_plain_names(how: str, tmp_path: Path) -
     assert torch.equal(load_model(tmp_path / "compiled.safetensors")(images).mean, expected)
 
 
+@pytest.mark.parametrize(("stem_stride", "sides"), [(2, {24: 1, 40: 2}), (1, {8: 1, 16: 1, 24: 2, 32: 2})])
+def test_classification_pads_to_one_cell_of_its_map_and_no_further(stem_stride: int, sides: dict[int, int]) -> None:
+    """Padded to 32 pixels always, images of 16 took as long on a backbone of stride 16 as those of 32."""
+    model = build_model("cls", "b0", num_classes=2, backbone_options={**SMALL, "stem_stride": stem_stride}).eval()
+    for side, cells in sides.items():
+        assert model.maps(torch.zeros(1, 3, side, side, dtype=torch.uint8))[-1].shape[-2:] == (cells, cells)
+
+
 # A last map of one cell is special to the compiler, so a graph that serves it serves no larger one: cls starts above 32.
 @pytest.mark.parametrize(("task", "least"), [("cls", 33), ("toy", 8)])
 def test_export_with_dynamic_batch_height_and_width(task: str, least: int) -> None:

@@ -102,8 +102,9 @@ def test_a_run_that_grows_continues_exactly(
         patched.setattr(feeding.TrainingFeed, "steps", seen)
         assert main([*TINY, *GROWING, "--run.out", str(tmp_path / "whole")]) == 0
     assert sides == [16] * 6 + [24] * 4 + [32] * 6  # two pieces a step
-    told = "data.progressive: training images grow: 16 x 16 from step 1, 24 x 24 from step 4, 32 x 32 from step 6"
-    assert told in capsys.readouterr().err
+    padded = "(as 32 x 32, padded for the head)"
+    told = f"grow: 16 x 16 {padded} from step 1, 24 x 24 {padded} from step 4, 32 x 32 from step 6"
+    assert f"data.progressive: training images {told}" in capsys.readouterr().err
     stop_at(4, tmp_path / "stopped", *GROWING)  # within the second part, before the last
     assert main([*TINY, *GROWING, "--run.out", str(tmp_path / "stopped")]) == 0
     assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from effbackbones.contracts import Head
 from effbackbones.errors import UserError
 from effbackbones.inference.fitting import Fitting
 from effbackbones.model import Model
@@ -136,13 +137,15 @@ def at_scale(transform: Transform | None, scale: float) -> ClassificationTransfo
     return transform.scaled(scale)
 
 
-def told_of_growth(feed: TrainingFeed, plan: Plan) -> list[str]:
-    """In a line, at what size of images the steps of a run are done, where that grows; refused where it cannot."""
+def told_of_growth(feed: TrainingFeed, plan: Plan, head: Head) -> list[str]:
+    """In a line, at what size of images the steps of a run are done, and as what ``head`` pads them; refused where they cannot grow."""
     parts = []
     for start, share in zip((0, *plan.growth), (*plan.shares, 1.0), strict=True) if plan.shares else ():
         transform = at_scale(feed.feed.samples.transform, share)
         height, width = getattr(transform, "crop_size", None) or transform.size
-        parts.append(f"{height} x {width} from step {start + 1}")
+        padded = f"{head.padded(height)} x {head.padded(width)}"
+        beside = "" if padded == f"{height} x {width}" else f" (as {padded}, padded for the head)"
+        parts.append(f"{height} x {width}{beside} from step {start + 1}")
     return [f"data.progressive: training images grow: {', '.join(parts)}"] if parts else []
 
 

@@ -89,7 +89,7 @@ def prepare(task: TaskSpec, config: Config, folder: Path, tell: Teller) -> Prepa
         task.preflight(config, model, datasets, tell)
     training, told = feeding.training_feed(config, task, task.view(config, datasets["train"]), model)
     plan, fabric = Plan.of(config, len(training)), make_fabric(config, hardware)
-    for line in (*told, *plan.told, *feeding.told_of_growth(training, plan)):
+    for line in (*told, *plan.told, *feeding.told_of_growth(training, plan, model.head)):
         tell(line)
     known = identity(
         model, plain(classes), datasets, config.plugins, hardware, seen=plan.seen, settings=lasting(config)
