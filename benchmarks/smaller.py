@@ -63,7 +63,18 @@ DATA = {
         5e-4,
         "[C5]",
     ),
-    "bccd": Data("detect", "AP", ("--data.workers", "0"), (), "val", 400, 100, 4e-3, 1e-3, "[C3, C4, C5]"),
+    "bccd": Data(
+        "detect",
+        "AP",
+        ("--data.workers", "0"),
+        ("--model.head", "yolo", "--run.eval_every", "100"),
+        "val",
+        400,
+        100,
+        4e-3,
+        1e-3,
+        "[C3, C4, C5]",
+    ),
 }
 
 
