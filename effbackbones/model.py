@@ -14,6 +14,7 @@ from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_
 from effbackbones.errors import UserError
 from effbackbones.images.pixels import require_batch, require_channels, require_unit, white
 from effbackbones.images.spec import ReadingSpec
+from effbackbones.logarithms import ready_logarithms
 from effbackbones.multihead import MultiHead as MultiHead  # part of the public import
 from effbackbones.registry import import_built_in
 
@@ -102,6 +103,7 @@ class Model(nn.Module):
         :class:`UserError` for what is no batch or has other channels, for floating-point images that are plainly not in 0..1 or, in eval
         mode, not numbers (looked for on the CPU alone), and for a training batch that leaves a batch norm a single value.
         """
+        ready_logarithms(images.device)
         if self.runner is not None and not self.training and not torch.compiler.is_compiling():
             return self.runner(self, images, sizes, normalized)
         return self.plainly(images, sizes, normalized)

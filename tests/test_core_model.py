@@ -278,6 +278,15 @@ def test_classification_pads_to_one_cell_of_its_map_and_no_further(stem_stride: 
         assert model.maps(torch.zeros(1, 3, side, side, dtype=torch.uint8))[-1].shape[-2:] == (cells, cells)
 
 
+def test_a_forward_pass_reads_the_constants_of_logarithms_and_a_graph_has_none_of_it() -> None:
+    model, images = toy().eval(), torch.rand(1, 3, 32, 32)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        model(images)
+    assert "aten::log1p_" in {event.key for event in seen.key_averages()}
+    program = torch.export.export(model, (images,))
+    assert not any("log1p" in str(node.target) for node in program.graph.nodes)
+
+
 # A last map of one cell is special to the compiler, so a graph that serves it serves no larger one: cls starts above 32.
 @pytest.mark.parametrize(("task", "least"), [("cls", 33), ("toy", 8)])
 def test_export_with_dynamic_batch_height_and_width(task: str, least: int) -> None:

@@ -113,7 +113,7 @@ LAYERS = (
     "effbackbones.weights.loading",
     "effbackbones.drawing",
     "effbackbones.images effbackbones.registry effbackbones.optiontypes",
-    "effbackbones.pointers effbackbones.numbers",
+    "effbackbones.pointers effbackbones.numbers effbackbones.logarithms",
     "effbackbones.errors",
 )
 
