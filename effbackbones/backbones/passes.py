@@ -93,7 +93,7 @@ def conv_norm_act(x: Tensor, conv: Any, norm: Any, act: Any) -> Tensor:
     if eager(x) and known(norm, act) and _plain(conv) and not watched(conv, norm, act):
         if wants_gradient(x, conv, norm):
             return norm_act(convolve(x, conv), norm, act)
-        if _folds(x, norm):
+        if folds(x, norm):
             return _inferred(x, conv, norm, act)
     return _one_by_one(conv(x), norm, act)
 
@@ -145,22 +145,27 @@ def mean(x: Tensor) -> Tensor:
     return (total / (x.shape[2] * x.shape[3])).to(x.dtype)
 
 
-def _folds(x: Tensor, norm: Any) -> bool:
+def folds(x: Tensor, norm: Any) -> bool:
     """Whether a batch norm may become part of its convolution for this call: on a processor, in full precision."""
     exact = x.dtype == norm.weight.dtype and x.dtype in (torch.float32, torch.float64)
     return not norm.training and x.device.type == "cpu" and exact and not torch.is_autocast_enabled("cpu")
 
 
-def _inferred(x: Tensor, conv: Any, norm: Any, act: Any) -> Tensor:
-    """In eval mode. A pass over the weights replaces one over the maps where these are more; else that one overwrites them."""
+def scale_and_shift(norm: Any, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What a batch norm does in eval mode to each channel of a map, behind a convolution with this ``bias``: factors and summands [C]."""
     scale = (norm.running_var + norm.eps).rsqrt_().mul_(norm.weight)
     shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+    return scale, shift if bias is None else shift.addcmul_(bias, scale)
+
+
+def _inferred(x: Tensor, conv: Any, norm: Any, act: Any) -> Tensor:
+    """In eval mode. A pass over the weights replaces one over the maps where these are more; else that one overwrites them."""
     count = x.numel() // conv.in_channels * conv.out_channels // (conv.stride[0] * conv.stride[1])
     if count > conv.weight.numel():
-        if conv.bias is not None:
-            shift.addcmul_(conv.bias, scale)
+        scale, shift = scale_and_shift(norm, conv.bias)
         out = Geometry.of(conv, x)(x, conv.weight * scale.view(-1, 1, 1, 1), shift)
     else:
+        scale, shift = scale_and_shift(norm)
         out = Geometry.of(conv, x)(x, conv.weight, conv.bias)
         torch.addcmul(shift[:, None, None], out, scale[:, None, None], out=out)
     made: Tensor = out if type(act) is nn.Identity else ACTS[type(act)].apply(out)

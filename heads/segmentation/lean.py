@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from effbackbones.backbones import passes
+from heads.segmentation.growing import can_double, doubled
 
 
 class ConvNormReLU(nn.Sequential):
@@ -33,17 +34,44 @@ class UNetStep(nn.Module):
 
     def forward(self, x: Tensor, height: int, width: int, skip_connection: Tensor | None = None) -> Tensor:
         """Map [B, C, h, w] and skip connection [B, c, height, width] to [B, channels, height, width]."""
-        x = F.interpolate(x, size=(height, width), mode=self.interpolation_mode)
-        if skip_connection is not None:
-            x = self.attention1(torch.cat([x, skip_connection], dim=1))
-        if passes.eager(x) and passes.wants_gradient(x, self) and not passes.watched(self.conv1, self.conv2):
+        size = height, width
+        trained = passes.eager(x) and passes.wants_gradient(x, self) and not passes.watched(self.conv1, self.conv2)
+        doubles = self._doubles(x, skip_connection, size)
+        if not doubles:
+            x = F.interpolate(x, size=size, mode=self.interpolation_mode)
+            if skip_connection is not None:
+                x = self.attention1(torch.cat([x, skip_connection], dim=1))
+        if trained:
             conv, norm, act = self.conv1
             following, last_norm, last_act = self.conv2
-            x = passes.norm_act_conv(passes.convolve(x, conv), norm, act, following)
+            x = doubled(x, skip_connection, conv.weight, conv.bias) if doubles else passes.convolve(x, conv)
+            x = passes.norm_act_conv(x, norm, act, following)
             x = passes.norm_act(x, last_norm, last_act)
         else:
-            x = self.conv2(self.conv1(x))
+            x = self._answered(x, skip_connection) if doubles else self.conv1(x)
+            x = self.conv2(x)
         out: Tensor = self.attention2(x)
+        return out
+
+    def _doubles(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> bool:
+        """Whether the first convolution is that of a doubled map, and nobody is to see what it is given."""
+        conv, norm, act = self.conv1
+        plain = self.interpolation_mode == "nearest" and (
+            skip is None or type(self.attention1.attention) is nn.Identity
+        )
+        if not (plain and can_double(x, skip, conv, size)):
+            return False
+        return passes.known(norm, act) and not passes.watched(
+            self.conv1, conv, norm, act, self.attention1, self.attention1.attention
+        )
+
+    def _answered(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """The first convolution of a doubled map, its batch norm and activation, in eval mode."""
+        conv, norm, act = self.conv1
+        if not passes.folds(x, norm):
+            return passes.norm_act(doubled(x, skip, conv.weight, conv.bias), norm, act)
+        scale, shift = passes.scale_and_shift(norm, conv.bias)
+        out: Tensor = act(doubled(x, skip, conv.weight * scale.view(-1, 1, 1, 1), shift))
         return out
 
 

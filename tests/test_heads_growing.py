@@ -1,0 +1,144 @@
+"""A convolution of a doubled map, computed from the map as it was: the same numbers and gradients, and who still sees the layers."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from effbackbones import build_model
+from effbackbones.model import Model
+from heads.segmentation import growing
+from heads.segmentation.growing import doubled
+
+LAST = torch.channels_last
+SMALL: dict[str, Any] = {
+    "num_classes": 3,
+    "backbone_options": {"width": 0.25, "depth": 0.3, "drop_path": 0.0},
+    "head_options": {"channels": [16, 16, 8, 8, 8]},
+}
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).to(memory_format=LAST).requires_grad_()
+
+
+def plain(x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+    grown = F.interpolate(x, scale_factor=2, mode="nearest")
+    return F.conv2d(grown if skip is None else torch.cat([grown, skip], 1), weight, bias, padding=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    channels=st.tuples(st.integers(1, 5), st.integers(0, 4), st.integers(1, 5)),
+    images=st.integers(1, 3),
+    biased=st.booleans(),
+)
+def test_numbers_and_gradients_are_those_of_the_doubled_map(
+    size: tuple[int, int], channels: tuple[int, int, int], images: int, biased: bool
+) -> None:
+    torch.manual_seed(0)
+    own, beside, made = channels
+    x, weight = drawn(images, own, *size), drawn(made, own + beside, 3, 3)
+    skip = drawn(images, beside, 2 * size[0], 2 * size[1]) if beside else None
+    bias = torch.randn(made, dtype=torch.float64).requires_grad_() if biased else None
+    expected, found = plain(x, skip, weight, bias), doubled(x, skip, weight, bias)
+    assert torch.allclose(expected, found, atol=1e-10)
+    assert found.is_contiguous(memory_format=LAST)
+    given_ = [one for one in (x, skip, weight, bias) if one is not None]
+    upstream = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, given_, upstream), torch.autograd.grad(expected, given_, upstream), strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-10)
+
+
+@pytest.mark.parametrize("beside", [0, 1])
+def test_it_has_a_second_derivative(beside: int) -> None:
+    torch.manual_seed(0)
+    given_ = drawn(1, 2, 2, 3), drawn(1, beside, 4, 6) if beside else None, drawn(2, 2 + beside, 3, 3), None
+    assert torch.autograd.gradgradcheck(doubled, given_)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Maps of any size go this way; in the list what was computed so."""
+    found: list[int] = []
+    monkeypatch.setattr(growing, "_LEAST", 1)
+    monkeypatch.setattr(
+        "heads.segmentation.lean.doubled", lambda *given_: found.append(len(given_[0])) or doubled(*given_)
+    )
+    return found
+
+
+def unet(**options: Any) -> Model:
+    torch.manual_seed(0)
+    return build_model("seg", "b0", **{**SMALL, "head_options": {**SMALL["head_options"], **options}})
+
+
+def answers(model: Model, images: Tensor) -> list[Tensor]:
+    """Losses and gradients in training and in eval mode, and probabilities."""
+    state, found = {name: value.clone() for name, value in model.state_dict().items()}, []
+    targets = torch.randint(0, 3, (len(images), *images.shape[2:]), generator=torch.Generator().manual_seed(0))
+    for training in (True, False):
+        model.train(training).zero_grad()
+        loss = sum(model.loss(images, targets).values())
+        assert isinstance(loss, Tensor)
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        found += [loss.detach(), *(p.grad.clone() for p in model.head.parameters() if p.grad is not None)]
+        model.load_state_dict(state)
+    return [*found, model.predict(images)]
+
+
+def pictures() -> Tensor:
+    return torch.randint(0, 256, (2, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def test_a_unet_answers_and_learns_as_by_its_layers(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = answers(unet(), pictures())
+    assert len(calls) == 15  # five steps, three times
+    monkeypatch.setattr(growing, "_LEAST", 10**9)
+    theirs = answers(unet(), pictures())
+    assert len(calls) == 15
+    for mine, other in zip(ours, theirs, strict=True):
+        assert float((mine - other).abs().max()) <= 1e-4 * float(other.abs().max()) + 1e-6
+
+
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_layers_are(
+    calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = answers(unet(), pictures())
+        assert len(calls) == 15
+        monkeypatch.setattr(growing, "_LEAST", 10**9)
+        theirs = answers(unet(), pictures())
+    exact = answers(unet(), pictures())
+    off = [[float((a.float() - b).norm()) for a, b in zip(one, exact, strict=True)] for one in (ours, theirs)]
+    assert sum(off[0]) <= 1.5 * sum(off[1])
+
+
+def test_others_see_the_layers(calls: list[int]) -> None:
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    for options in ({"interpolation": "bilinear"}, {"attention": "scse", "channels": [16, 16, 16, 16, 16]}):
+        unet(**options).eval().predict(images)
+    assert calls == [1]  # the last step has no skip, and so no attention before it
+    calls.clear()
+    model = unet().eval()
+    with FlopCounterMode(display=False) as counter:
+        model.predict(images)
+    assert calls == []
+    assert counter.get_total_flops() > 0
+    seen: list[torch.Size] = []
+    steps: Any = model.head.decoder.blocks
+    steps[1].conv1[0].register_forward_hook(lambda layer, given_, out: seen.append(given_[0].shape[1:]))
+    model.predict(images)
+    assert len(calls) == 4
+    assert seen[0][1:] == (8, 8)
+    calls.clear()
+    model.predict(torch.zeros(1, 3, 50, 50, dtype=torch.uint8))  # grown to the size of the skip, which is no double
+    assert len(calls) < 4
+    assert isinstance(steps[1], nn.Module)
