@@ -23,14 +23,12 @@ _LAST = torch.channels_last
 
 def can_double(x: Tensor, skip: Tensor | None, conv: Any, size: tuple[int, int]) -> bool:
     """Whether :func:`doubled` gives ``conv`` of ``x``, brought to ``size`` by nearest neighbours and joined with ``skip``, and pays."""
+    if not (passes.eager(x) and is_last(x) and (skip is None or is_last(skip))):
+        return False  # before any side is looked at, which a graph would then be bound to
     images, _, height, width = x.shape
     fits = size == (2 * height, 2 * width) and images * height * width >= _LEAST
-    plain = (
-        type(conv) is nn.Conv2d
-        and type(conv.weight) is nn.Parameter
-        and conv.weight.dtype in (torch.float32, torch.float64)
-    )
-    if not (fits and plain and passes.eager(x) and is_last(x) and (skip is None or is_last(skip))):
+    exact = type(conv) is nn.Conv2d and conv.weight.dtype in (torch.float32, torch.float64)
+    if not (fits and exact and type(conv.weight) is nn.Parameter):
         return False
     geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
     counted = torch._C._len_torch_dispatch_stack() > 0  # who counts operations is to find those of the layers
