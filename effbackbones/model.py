@@ -103,7 +103,7 @@ class Model(nn.Module):
         :class:`UserError` for what is no batch or has other channels, for floating-point images that are plainly not in 0..1 or, in eval
         mode, not numbers (looked for on the CPU alone), and for a training batch that leaves a batch norm a single value.
         """
-        ready_logarithms(images.device)
+        ready_logarithms(self._scale.device)
         if self.runner is not None and not self.training and not torch.compiler.is_compiling():
             return self.runner(self, images, sizes, normalized)
         return self.plainly(images, sizes, normalized)

@@ -56,7 +56,7 @@ class ClassificationHead(Head):
         **options: Any,
     ) -> None:
         super().__init__(spec, num_classes, **options)
-        self.min_size = spec.strides[-1]  # a cell of the map that is pooled
+        self.min_size = min(self.min_size, spec.strides[-1])  # a cell of the map that is pooled
         published = row_of(spec.backbone)
         if dropout is None:
             dropout = published.dropout if published else 0.2

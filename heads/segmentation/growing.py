@@ -49,12 +49,11 @@ def doubled(x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor | None)
 
 def four_kernels(weight: Tensor) -> Tensor:
     """Of a kernel [N, C, 3, 3] those of the four pixels, upper ones first: [4 N, C, 2, 2]."""
-    first = torch.tensor(
-        [[1, 0], [0, 1], [0, 1]], dtype=weight.dtype
-    )  # of taps in a row, those that see the same pixel
+    # of three taps in a row those that see the same pixel of two, for the first of the four
+    first = torch.tensor([[1, 0], [0, 1], [0, 1]], dtype=weight.dtype)
     sums = torch.stack((first, first.flip(0, 1)))  # [2 (which pixel), 3, 2]
-    every = torch.einsum("pka,qlb->klpqab", sums, sums).reshape(9, 16)
     with torch.autocast(weight.device.type, enabled=False):
+        every = torch.einsum("pka,qlb->klpqab", sums, sums).reshape(9, 16)
         made = weight.reshape(-1, 9) @ every
     made = made.view(*weight.shape[:2], 4, 2, 2).permute(2, 0, 1, 3, 4)
     return made.reshape(-1, weight.shape[1], 2, 2).contiguous(memory_format=_LAST)
