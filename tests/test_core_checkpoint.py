@@ -385,8 +385,9 @@ def test_what_a_file_says_of_itself_is_read_without_its_tensors(tmp_path, monkey
     path = tmp_path / "model.safetensors"
     save_model(small(), path)
     expected, whole = read_metadata(path), path.read_bytes()
-    path.write_bytes(whole[: 8 + int.from_bytes(whole[:8], "little")])  # as much as is read of it
-    assert read_metadata(path) == expected
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", lambda self: pytest.fail("the whole file is read"))
+        assert read_metadata(path) == expected
     for cut in (1, 7, 8, 100):
         path.write_bytes(whole[:cut])
         fails(path, "safetensors", action=read_metadata)
