@@ -31,8 +31,7 @@ def can_double(x: Tensor, skip: Tensor | None, conv: Any, size: tuple[int, int])
     if not (fits and exact and type(conv.weight) is nn.Parameter):
         return False
     geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-    counted = torch._C._len_torch_dispatch_stack() > 0  # who counts operations is to find those of the layers
-    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and not counted
+    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
 
 def doubled(x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
