@@ -54,7 +54,7 @@ class UNetStep(nn.Module):
         return out
 
     def _doubles(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> bool:
-        """Whether the first convolution is that of a doubled map, and nobody waits for the layers by hooks, as who counts operations does."""
+        """Whether the first convolution is that of a doubled map, and nobody waits for the layers by hooks, as who counts operations."""
         conv, norm, act = self.conv1
         plain = self.interpolation_mode == "nearest" and (
             skip is None or type(self.attention1.attention) is nn.Identity
