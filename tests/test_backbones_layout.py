@@ -62,8 +62,8 @@ def test_images_of_any_layout_give_maps_channels_last(channels: int) -> None:
 
 
 class Watch(TorchDispatchMode):
-    """Notes operators that make a map [3, C, H, W] of several channels and pixels whose channels lie one behind the other. Views are
-    of somebody else's memory."""
+    """Notes operators that make a map [3, C, H, W] of several channels and pixels whose channels lie one behind the other. Views, and
+    what is written in place, are of somebody else's memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,11 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not func.is_view and any(_is_contiguous(leaf) for leaf in pytree.tree_leaves(out)):
+        if (
+            not func.is_view
+            and not func._schema.is_mutable
+            and any(_is_contiguous(leaf) for leaf in pytree.tree_leaves(out))
+        ):
             self.found.add(str(func))
         return out
 
