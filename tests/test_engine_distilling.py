@@ -19,7 +19,7 @@ from effbackbones.registry import TASKS
 from effbackbones.weights.tensorfile import read_tensors
 from tasks.classify import main
 from tasks.engine.distilling import FEATURES, Distilled, distance, objective_of
-from tasks.engine.optim import SGD
+from tasks.engine.optimizers import SGD
 from tasks.engine.order import Share
 from tasks.engine.state import RunState
 from tasks.engine.stepping import LateReader, Stepper

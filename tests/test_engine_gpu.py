@@ -43,7 +43,7 @@ def network() -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop_tf"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop_tf", "muon"])
 def test_optimisers_step_and_skip_as_on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the moments of adamw divide by small gradients
     here, there = network(), network().cuda()

@@ -19,7 +19,7 @@ from effbackbones.model import Model, MultiHead
 from effbackbones.multihead import combine_needs
 from effbackbones.registry import HEADS, TASKS
 from tasks.data.batch import Batch
-from tasks.engine.optim import SGD
+from tasks.engine.optimizers import SGD
 from tasks.engine.order import Share
 from tasks.engine.state import RunState
 from tasks.engine.stepping import LateReader, Stepper, Supervised

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,10 +13,12 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from tasks.engine.ema import BufferGuard, Ema
-from tasks.engine.optim import SGD, AdamW, RMSpropTF, build_optimizer, clip_grad_norm, found_inf, lr_factor
+from tasks.engine.muon import Muon, is_matrix, orthogonal
+from tasks.engine.optim import build_optimizer, clip_grad_norm, found_inf, lr_factor
+from tasks.engine.optimizers import SGD, AdamW, RMSpropTF
 from tasks.settings.sections import OptimConfig
 
-NAMES = ("sgd", "adamw", "rmsprop_tf")
+NAMES = ("sgd", "adamw", "rmsprop_tf", "muon")
 BAD = torch.ones(())
 GOOD = torch.zeros(())
 
@@ -165,6 +168,53 @@ def test_groups_keep_their_own_keys_and_rates() -> None:
     assert built("rmsprop_tf", parameters()).defaults["eps"] == 1e-3
     assert built("rmsprop_tf", parameters(), eps=0.01, alpha=0.8, momentum=0.5).defaults["alpha"] == 0.8
     assert built("sgd", parameters(), momentum=0.8, nesterov=True).defaults["nesterov"] is True
+    muon = built("muon", parameters(), momentum=0.8, nesterov=True, betas=(0.6, 0.95))
+    assert isinstance(muon, Muon)
+    assert (muon.momentum, muon.nesterov, muon.defaults["betas"]) == (0.8, True, (0.6, 0.95))
+
+
+def test_muon_steps_as_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has AdamW for the same parameters, but for a matrix [4, 3], and would compute in bfloat16."""
+    from timm.optim import Muon as TimmMuon, muon as timms_module
+
+    exact = partial(timms_module.zeropower_via_newtonschulz, dtype=torch.float32)
+    monkeypatch.setattr(timms_module, "zeropower_via_newtonschulz", exact)
+
+    for nesterov in (False, True):
+        shapes = (12, 7), (6, 5, 3, 3), (9, 6, 1, 1), (5, 40), (8, 1, 3, 3), (9,)
+        generator = torch.Generator().manual_seed(0)
+        ours, timms = ([nn.Parameter(torch.empty(shape)) for shape in shapes] for _ in range(2))
+        for a, b in zip(ours, timms, strict=True):
+            nn.init.normal_(a, generator=generator)
+            b.data.copy_(a.data)
+        options = {"lr": 0.02, "weight_decay": 0.1, "betas": (0.9, 0.99)}
+        mine = Muon([{"params": ours}], **options, momentum=0.8, nesterov=nesterov, fused=True)
+        peer = TimmMuon(timms, **options, momentum=0.8, nesterov=nesterov, ns_coefficients="original")
+        before = [p.detach().clone() for p in ours]
+        for _ in range(4):
+            for a, b in zip(ours, timms, strict=True):
+                a.grad = torch.randn(a.shape, generator=generator)
+                b.grad = a.grad.clone()
+            mine.step()
+            peer.step()
+        for i, (a, b, old) in enumerate(zip(ours, timms, before, strict=True)):
+            if is_matrix(a) or not nesterov:  # timm's other steps are then NAdam's
+                assert (a - b).norm() <= 1e-4 * (a - old).norm(), i
+    assert not mine.state[ours[4]].keys() ^ {"step", "exp_avg", "exp_avg_sq"}
+
+
+@given(st.integers(4, 40), st.integers(4, 40), st.integers(0, 1000), st.sampled_from([1e-4, 1.0, 1e4]))
+def test_what_muon_takes_is_nearly_orthogonal_and_of_no_scale(rows: int, columns: int, seed: int, scale: float) -> None:
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    found = orthogonal(matrix * scale)
+    assert torch.allclose(found, orthogonal(matrix), atol=1e-3)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    shares = (left.T @ found @ right.T).diagonal()
+    # the smallest directions take more than five iterations
+    assert (shares < 1.25).all()
+    assert (shares > 0).all()
+    assert shares[: max(1, len(shares) // 2)].min() > 0.6
+    assert torch.equal(orthogonal(torch.zeros(rows, columns)), torch.zeros(rows, columns))
 
 
 # The numbers --------------------------------------------------------------------------------------------------------

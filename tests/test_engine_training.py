@@ -217,7 +217,7 @@ def test_only_two_states_are_kept(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop_tf"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop_tf", "muon"])
 def test_a_nan_step_is_skipped_and_told(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -239,7 +239,7 @@ def test_a_nan_step_is_skipped_and_told(
     assert len(row["samples"]) == 8
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop_tf"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop_tf", "muon"])
 def test_no_step_reads_a_value_on_the_host(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Synchronisations()
 

@@ -29,7 +29,7 @@ from effbackbones.export.rounding import Rounding, fake_weights
 from effbackbones.export.simulation import SLOWEST, Int8Simulation, learnt_ranges
 from effbackbones.inference.predictor import BEST
 from effbackbones.registry import HEADS, TASKS
-from tasks.engine.optim import SGD
+from tasks.engine.optimizers import SGD
 from tasks.engine.order import Share
 from tasks.engine.state import RunState, begin
 from tasks.engine.stepping import LateReader, Stepper, Supervised

@@ -18,7 +18,7 @@ class _Idle(NamedTuple):
 
 _IDLE = (
     _Idle(("optim.momentum",), lambda _, __, o: o.name == "adamw", "optim.name is adamw"),
-    _Idle(("optim.betas",), lambda _, __, o: o.name != "adamw", "optim.name is not adamw"),
+    _Idle(("optim.betas",), lambda _, __, o: o.name not in ("adamw", "muon"), "optim.name is neither adamw nor muon"),
     _Idle(("optim.alpha",), lambda _, __, o: o.name != "rmsprop_tf", "optim.name is not rmsprop_tf"),
     _Idle(("optim.eps",), lambda _, __, o: o.name == "sgd", "optim.name is sgd"),
     _Idle(

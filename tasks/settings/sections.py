@@ -130,8 +130,8 @@ class OptimConfig(Section):
     }
     MEANT_FOR: ClassVar = {"class_weights": ("cls", "seg", "multi"), "task_weighting": ("multi",)}
 
-    name: Literal["sgd", "adamw", "rmsprop_tf"] = "adamw"
-    """Optimiser."""
+    name: Literal["sgd", "adamw", "rmsprop_tf", "muon"] = "adamw"
+    """Optimiser; muon: for kernels and matrices, with AdamW for depthwise kernels, norms and biases, at a learning rate of AdamW."""
     lr: float = 1e-3
     """Peak learning rate, stated at base_batch."""
     base_batch: int = 256
@@ -139,19 +139,19 @@ class OptimConfig(Section):
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """How lr follows the global batch."""
     weight_decay: float = 0.05
-    """Weight decay: decoupled for adamw, added to the gradient for sgd and rmsprop_tf."""
+    """Weight decay: decoupled for adamw and muon, added to the gradient for sgd and rmsprop_tf."""
     decay_norm_and_bias: bool = False
     """Whether biases and batch norm parameters decay too."""
     momentum: float = 0.9
-    """Momentum of sgd and rmsprop_tf."""
+    """Momentum of sgd, rmsprop_tf and muon."""
     nesterov: bool = False
-    """Nesterov momentum (sgd)."""
+    """Nesterov momentum (sgd, muon)."""
     alpha: float = 0.9
     """Decay of the mean square gradient (rmsprop_tf)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and second moment (adamw)."""
+    """Decay of the first and second moment (adamw, muon)."""
     eps: float | None = None
-    """Added for stability; null: 1e-8 for adamw, 1e-3 for rmsprop_tf."""
+    """Added for stability; null: 1e-8 for adamw and muon, 1e-3 for rmsprop_tf."""
     layer_decay: float | None = None
     """Factor on lr for each level further from the head; null: none."""
     backbone_lr: float = 1.0
@@ -198,8 +198,8 @@ class OptimConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
-            raise UserError("optim.nesterov", "needs optim.name sgd with momentum", "remove it")
+        if self.nesterov and (self.name not in ("sgd", "muon") or self.momentum == 0):
+            raise UserError("optim.nesterov", "needs optim.name sgd or muon, with momentum", "remove it")
 
     def scaled_lr(self, batch: int) -> float:
         """Peak learning rate for a global ``batch``."""

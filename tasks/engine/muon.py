@@ -1,0 +1,90 @@
+"""Muon: momentum whose steps are brought to the nearest orthogonal matrix, for the kernels and matrices of a network.
+
+Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the length of a step, by which a learning rate
+of AdamW serves, from Liu et al., "Muon is Scalable for LLM Training" (2025, arXiv:2502.16982).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks.engine.optimizers import AdamW, gradients
+
+_QUINTIC = 3.4445, -4.775, 2.0315
+"""Of the polynomial that is applied five times: singular values of 0 to 1 come to between 0.7 and 1.2."""
+_LEAST = 4
+"""Rows and columns of a matrix from which on its directions are worth the work."""
+
+
+class Muon(AdamW):
+    """Muon for matrices and for kernels [N, C, ...], taken as [N, C ...], and AdamW for all else: depthwise kernels, biases, norms.
+
+    With the gradient g of a matrix [n, m]: ``b += (1 - momentum) (g - b)``; d = b, with ``nesterov`` g brought towards b by as much;
+    ``p -= lr (wd p + 0.2 sqrt(max(n, m)) orthogonal(d))``. By hand, although timm and torch have it: their steps cannot be skipped on the
+    device, and torch's takes no kernels.
+    """
+
+    def __init__(self, params: Iterable[Any], *, momentum: float = 0.9, nesterov: bool = False, **options: Any) -> None:
+        """``options`` are those of AdamW, ``lr`` and the decay of ``params`` being of both."""
+        super().__init__(params, **options)
+        self.momentum, self.nesterov = momentum, nesterov
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; nothing changes where ``self.found_inf`` is 1."""
+        loss = gradients(closure)
+        groups = [[p for p in group["params"] if p.grad is not None and is_matrix(p)] for group in self.param_groups]
+        matrices = [p for group in groups for p in group]
+        taken = [p.grad for p in matrices]
+        for p in matrices:
+            if not self.state[p]:
+                self.state[p] = {
+                    "step": torch.zeros(()),
+                    "momentum_buffer": torch.zeros_like(p),
+                }  # AdamW looks for the first
+            p.grad = None
+        super().step()
+        for p, gradient in zip(matrices, taken, strict=True):
+            p.grad = gradient
+        for group, chosen in zip(self.param_groups, groups, strict=True):
+            for p in chosen:
+                self._step_matrix(p, group["lr"], group["weight_decay"])
+        return loss
+
+    def _step_matrix(self, p: nn.Parameter, lr: float, weight_decay: float) -> None:
+        gradient, buffer = p.grad, self.state[p]["momentum_buffer"]
+        assert gradient is not None
+        scale, skip = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if scale is not None:
+            gradient = gradient / scale.reshape(())
+        moved: Tensor = torch.lerp(buffer, gradient, 1 - self.momentum)
+        direction = torch.lerp(gradient, moved, self.momentum) if self.nesterov else moved
+        change = orthogonal(direction.flatten(1)).reshape(p.shape).to(p.dtype)
+        length = 0.2 * max(len(p), p[0].numel()) ** 0.5
+        new = torch.add(p * (1 - lr * weight_decay), change, alpha=-lr * length)
+        if skip is not None:
+            bad = skip.reshape(()) > 0
+            new, moved = torch.where(bad, p, new), torch.where(bad, buffer, moved)
+        p.copy_(new)
+        buffer.copy_(moved)
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether Muon's are the steps of ``parameter``: at least 4 rows and columns as a matrix, and no depthwise kernel [C, 1, ...]."""
+    shape = parameter.shape
+    return len(shape) > 1 and shape[1] > 1 and min(shape[0], parameter[0].numel()) >= _LEAST
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Roughly U V' of a matrix [n, m] = U S V', by Newton-Schulz iterations, bfloat16 on a GPU and float32 elsewhere; 0 of 0."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
+    x = x.T if tall else x
+    x = x / x.norm().clamp_min(1e-7)
+    linear, cubic, quintic = _QUINTIC
+    for _ in range(5):
+        square = x @ x.T
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=cubic, alpha=quintic), x, beta=linear)
+    return x.T if tall else x
