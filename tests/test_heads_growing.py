@@ -153,3 +153,44 @@ def test_others_see_the_layers(calls: list[int]) -> None:
     calls.clear()
     model.predict(torch.zeros(1, 3, 50, 50, dtype=torch.uint8))  # grown to the size of the skip, which is no double
     assert len(calls) == 2  # 4 of 2 pixels and 50 of 25, but not 7 of 4, 13 of 7, 25 of 13
+
+
+@pytest.mark.parametrize("options", [{}, {"attention": "scse", "channels": [16] * 5}, {"interpolation": "bilinear"}])
+def test_copies_for_inference_have_sums_of_taps_ready(options: dict[str, Any]) -> None:
+    model = unet(**options).train()
+    model(pictures())  # statistics that are no longer 0 and 1
+    fast = model.eval().for_inference(backend="eager")
+    steps: Any = fast.head.decoder.blocks
+    expected = {"attention": [4], "interpolation": []}.get(next(iter(options), ""), [0, 1, 2, 3, 4])
+    assert [place for place, step in enumerate(steps) if step.grown is not None] == expected
+    seen: list[torch.Size] = []
+    for place in expected:
+        steps[place].grown.up.register_forward_hook(lambda layer, given_, out: seen.append(out.shape))
+    for side, doubles in ((64, 5), (50, 2)):
+        images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+        seen.clear()
+        assert torch.allclose(fast.predict(images), model.predict(images), atol=1e-5)
+        assert len(seen) >= min(doubles, len(expected))
+    assert all(step.grown is None for step in model.head.decoder.blocks)
+
+
+def test_graphs_for_inference_do_not_double_maps() -> None:
+    fast = unet().eval().for_inference(backend="eager", dtype=torch.float32)
+    fast.runner = None
+    program = torch.export.export(fast, (pictures(),), strict=False)
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert sum("conv_transpose2d" in name for name in called) == 5
+    assert not any("upsample" in name or "interpolate" in name for name in called)
+
+
+def test_layers_that_somebody_watches_are_called_in_copies_too() -> None:
+    model = unet().eval()
+    steps: Any = model.head.decoder.blocks
+    seen: list[int] = []
+    steps[1].conv1[0].register_forward_hook(lambda *given_: seen.append(1))
+    fast = model.for_inference(backend="eager")
+    copies: Any = fast.head.decoder.blocks
+    assert copies[1].grown is None
+    seen.clear()
+    fast.predict(pictures())
+    assert seen

@@ -40,6 +40,21 @@ def shed(module: nn.Module) -> None:
             part.shed()
 
 
+class Hastening(nn.Module, ABC):
+    """A module with layers that a folded copy, which only answers, can compute in another way, the same but for the last digits."""
+
+    @abstractmethod
+    def hasten(self) -> None:
+        """Compute them so from now on, in place, for images of the sizes that allow it."""
+
+
+def hasten(module: nn.Module) -> None:
+    """Ask every :class:`Hastening` inside a folded ``module``, in place."""
+    for part in list(module.modules()):
+        if isinstance(part, Hastening):
+            part.hasten()
+
+
 class Position(NamedTuple):
     """A module in its place: the child ``name`` of ``parent``."""
 

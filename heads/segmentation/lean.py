@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from effbackbones.backbones import passes
-from heads.segmentation.growing import can_double, doubled
+from effbackbones.backbones.folding import Hastening
+from heads.segmentation.growing import GrownConv, can_double, doubled, is_usual
 
 
 class ConvNormReLU(nn.Sequential):
@@ -23,11 +24,15 @@ class ConvNormReLU(nn.Sequential):
         return passes.conv_norm_act(x, conv, norm, act)
 
 
-class UNetStep(nn.Module):
+class UNetStep(Hastening):
     """A step of smp's U-Net: grown, joined with the skip, two convolutions. What lies between these is not kept for the way back."""
+
+    in_channels: int | None = None
+    """Of the map without the skip, where the head has said so."""
 
     def __init__(self, block: UnetDecoderBlock) -> None:
         super().__init__()
+        self.grown: GrownConv | None = None  # of a hastened copy
         self.interpolation_mode = block.interpolation_mode
         self.conv1, self.attention1 = block.conv1, block.attention1
         self.conv2, self.attention2 = block.conv2, block.attention2
@@ -35,6 +40,9 @@ class UNetStep(nn.Module):
     def forward(self, x: Tensor, height: int, width: int, skip_connection: Tensor | None = None) -> Tensor:
         """Map [B, C, h, w] and skip connection [B, c, height, width] to [B, channels, height, width]."""
         size = height, width
+        if self.grown is not None and size == (2 * x.shape[2], 2 * x.shape[3]):
+            answered: Tensor = self.attention2(self.conv2(self.grown(x, skip_connection)))
+            return answered
         trained = passes.eager(x) and passes.wants_gradient(x, self) and not passes.watched(self.conv1, self.conv2)
         doubles = self._doubles(x, skip_connection, size)
         if not doubles:
@@ -53,17 +61,29 @@ class UNetStep(nn.Module):
         out: Tensor = self.attention2(x)
         return out
 
-    def _doubles(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> bool:
-        """Whether the first convolution is that of a doubled map, and nobody waits for the layers by hooks, as who counts operations."""
+    def hasten(self) -> None:
+        """The first convolution with sums of its taps made once, where its batch norm is folded."""
         conv, norm, act = self.conv1
-        plain = self.interpolation_mode == "nearest" and (
-            skip is None or type(self.attention1.attention) is nn.Identity
-        )
-        if not (plain and can_double(x, skip, conv, size)):
+        count = self.in_channels
+        if count is None or not is_usual(conv) or type(norm) is not nn.Identity:
+            return
+        if self._joins_plainly(count == conv.in_channels) and not self._is_watched():
+            self.grown = GrownConv(conv, act, count)
+
+    def _joins_plainly(self, alone: bool) -> bool:
+        """Whether nothing but nearest neighbours and a skip stand before the first convolution; ``alone``: no skip either."""
+        return self.interpolation_mode == "nearest" and (alone or type(self.attention1.attention) is nn.Identity)
+
+    def _is_watched(self) -> bool:
+        """Whether somebody waits for these layers by hooks, as who counts operations."""
+        return passes.watched(self.conv1, *self.conv1, self.attention1, self.attention1.attention)
+
+    def _doubles(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> bool:
+        """Whether the first convolution is that of a doubled map, and may be computed so."""
+        conv, norm, act = self.conv1
+        if not (self._joins_plainly(skip is None) and can_double(x, skip, conv, size)):
             return False
-        return passes.known(norm, act) and not passes.watched(
-            self.conv1, conv, norm, act, self.attention1, self.attention1.attention
-        )
+        return passes.known(norm, act) and not self._is_watched()
 
     def _answered(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """The first convolution of a doubled map, its batch norm and activation; in eval mode, where no gradient is asked, in one pass."""

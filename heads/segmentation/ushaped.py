@@ -108,6 +108,8 @@ class UNetHead(_UShapedHead):
         )
         _still_attention(decoder.blocks[-1])
         self.assemble(decoder, LastConvolution(self.channels[-1], num_classes, kernel_size=3), size_divisor=1)
+        for step, width in zip(decoder.blocks, (spec.channels[-1], *self.channels[:-1]), strict=True):
+            step.in_channels = width
 
 
 class UNetPlusPlusHead(_UShapedHead):

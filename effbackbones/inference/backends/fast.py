@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from effbackbones.backbones.folding import shed
+from effbackbones.backbones.folding import hasten, shed
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
 from effbackbones.images.pixels import require_batch, require_unit
@@ -41,6 +41,8 @@ def for_inference(
     original = copy.deepcopy(model).eval().requires_grad_(False)
     shed(original)
     fast = model.folded_copy().to(memory_format=torch.channels_last)
+    if plan.device == "cpu":
+        hasten(fast)
     if plan.dtype is not None and plan.narrow and not set(plan.backends) & set(GRAPHS):
         narrow(fast, plan.dtype)
     if plan.device == "cpu":
