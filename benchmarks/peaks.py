@@ -54,8 +54,6 @@ def compared(sides: Mapping[str, float], mine: Sequence[str]) -> Found:
 
 def in_process(function: str, setting: Setting, arguments: Mapping[str, Any]) -> float:
     """What ``function`` (``module:name``) prints in a fresh process: a figure in JSON on its last line."""
-    if setting.device == "cpu" and platform.system() != "Linux":
-        raise UserError("memory on a CPU", "is read from /proc, which Linux alone has", "leave the row out")
     told = json.dumps({"device": setting.device, "threads": setting.threads, **arguments})
     line = [sys.executable, "-m", "benchmarks.peaks", function, told]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
@@ -82,6 +80,8 @@ def training_step(device: str, task: str, network: str, batch: int, side: int, w
 
 def most(run: Callable[[], object], device: str, times: int = STEPS) -> float:
     """Megabytes that this process, or its GPU, has at most while it does something so many times, beyond what it had before."""
+    if device == "cpu" and platform.system() != "Linux":
+        raise UserError("memory on a CPU", "is read from /proc, which Linux alone has", "leave the row out")
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()

@@ -118,6 +118,7 @@ def plain(rule: Alignment, logits: Tensor, predicted: Tensor, targets: BoxTarget
             Alignment(),
             Alignment(topk=3, score_power=0.5, iou_power=2.0),
             Alignment(score_power=4.0, iou_power=0.5),  # what a box wants and who gets a point are in another order
+            Alignment(iou_power=0.0),
             Alignment("simota"),
             Alignment("simota", radius=1.0),
         ]

@@ -125,7 +125,7 @@ class Alignment:
         own = logits.transpose(1, 2).gather(1, labels[..., None].expand(-1, -1, len(anchors)))
         inside, near = self._places(anchors, boxes)
         if self.assigner == "aligned":
-            value = self.score_power * F.logsigmoid(own) + self.iou_power * overlap.log()
+            value = self.score_power * F.logsigmoid(own) + torch.xlogy(self.iou_power, overlap)  # 0 of a power of 0
             value = torch.where(inside & usable[..., None] & value.isfinite(), value, -math.inf)
             return _Rated(value, overlap, torch.full_like(labels, self.topk)), overlap
         classes = (
