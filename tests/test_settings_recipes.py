@@ -30,6 +30,17 @@ def test_every_recipe_can_be_read_over_every_bundled_config(command: str) -> Non
                 assert f"{section}.{key} " in line or found == value
 
 
+@pytest.mark.parametrize("where", [["--model.weights", "imagenet"], ["--model.init_from", "theirs.safetensors"]])
+def test_pretrained_weights_have_a_quick_recipe_of_their_own(where: list[str]) -> None:
+    request = parse("classify", ["--config", "shapes", "--recipe", "quick", *where])
+    assert request.extras.told[0].startswith("recipe quick of pretrained weights: sets ")
+    assert "not measured" not in request.extras.told[0]
+    assert (request.config.data.progressive, request.config.optim.epochs) == ((), 6)
+    scratch = parse("classify", ["--config", "shapes", "--recipe", "quick", "--model.weights", "null"])
+    assert (scratch.config.data.progressive, scratch.config.optim.epochs) == ((0.5, 0.75), 12)
+    assert "of pretrained" not in scratch.extras.told[0]
+
+
 def test_what_the_user_says_wins_over_a_recipe_and_that_over_bundled_configs(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("base: bccd\nrecipe: quick\ndata: {scale_jitter: [0.9, 1.1]}\n")

@@ -17,7 +17,7 @@ _TOGETHER = (
     ("optim.warmup_epochs", "optim.warmup_steps"),
 )
 """Keys that mean something together alone: where the user says one of them, a recipe says none."""
-_MEASURED = ("classify-quick", "detect-quick")
+_MEASURED = ("classify-quick", "classify-quick.pretrained", "detect-quick")
 """Recipes with figures in docs/recipes.md; of the others a run says that they have none."""
 
 
@@ -25,7 +25,7 @@ def recipes(task: str) -> dict[str, Path]:
     """The recipes of a task by name, shortest run first. ``task``: any word for it."""
     command = {"cls": "classify", "det": "detect", "seg": "segment"}.get(TASKS.canonical(task), task)
     folder = Path(__file__).parent.parent / "configs" / "recipes"
-    found = {path.stem.rpartition("-")[2]: path for path in folder.glob(f"{command}-*.yaml")}
+    found = {path.stem.rpartition("-")[2]: path for path in folder.glob(f"{command}-*.yaml") if "." not in path.stem}
     return {name: found[name] for name in sorted(found, reverse=True)}
 
 
@@ -40,17 +40,28 @@ def with_recipe(task: str, tree: Tree) -> tuple[Tree, tuple[str, ...]]:
         raise UserError(where, f"there is none for {task}", "remove it; classify, detect and segment have some")
     if name not in known:
         raise UserError(where, f"unknown recipe {name[:60]!r}", nearest(name, known))
-    recipe = read_tree(known[name], f"{BUNDLED}{known[name].name}")
-    wanted, there = dict(flat(recipe.values)), dict(flat(tree.values))
+    there = dict(flat(tree.values))
+    file, of = _file(known[name], there)
+    recipe = read_tree(file, f"{BUNDLED}{file.name}")
+    wanted = dict(flat(recipe.values))
     mine = {key: value for key, value in there.items() if not tree.places.get(key, "").startswith(BUNDLED)}
     left = [key for key in wanted if _is_said(key, mine)]
     values = {key: value for key, value in wanted.items() if key not in left and there.get(key, MISSING) != value}
-    told = f"recipe {name}: sets {', '.join(f'{key} {_shown(value)}' for key, value in values.items()) or 'nothing'}"
+    told = (
+        f"recipe {name}{of}: sets {', '.join(f'{key} {_shown(value)}' for key, value in values.items()) or 'nothing'}"
+    )
     kept = f"; as you say: {', '.join(left)}" if left else ""
-    unknown = "" if known[name].stem in _MEASURED else "; not measured yet: compare it with a run without it"
+    unknown = "" if file.stem in _MEASURED else "; not measured yet: compare it with a run without it"
     for key, value in values.items():
         tree = merge(tree, Tree(branch(key, value), {key: recipe.places[key]}))
     return tree, (told + kept + unknown,)
+
+
+def _file(path: Path, there: Mapping[str, Plain]) -> tuple[Path, str]:
+    """The file of a recipe, that for pretrained weights where the config names such and it has one, and what to say of that."""
+    own = path.with_suffix(".pretrained.yaml")
+    pretrained = any(there.get(key) is not None for key in ("model.weights", "model.init_from"))
+    return (own, " of pretrained weights") if pretrained and own.is_file() else (path, "")
 
 
 def _is_said(key: str, mine: Mapping[str, Plain]) -> bool:
