@@ -75,9 +75,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def unet(**options: Any) -> Model:
+def unet(head: str = "unet", **options: Any) -> Model:
     torch.manual_seed(0)
-    return build_model("seg", "b0", **{**SMALL, "head_options": {**SMALL["head_options"], **options}})
+    return build_model("seg", "b0", head=head, **{**SMALL, "head_options": {**SMALL["head_options"], **options}})
 
 
 def answers(model: Model, images: Tensor) -> list[Tensor]:
@@ -97,12 +97,15 @@ def pictures() -> Tensor:
     return torch.randint(0, 256, (2, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
-def test_a_unet_answers_and_learns_as_by_its_layers(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = answers(unet(), pictures())
-    assert len(calls) == 15  # five steps, three times
+@pytest.mark.parametrize(("head", "steps"), [("unet", 5), ("unetplusplus", 11)])
+def test_it_answers_and_learns_as_by_its_layers(
+    head: str, steps: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = answers(unet(head), pictures())
+    assert len(calls) == 3 * steps
     monkeypatch.setattr(growing, "_LEAST", 10**9)
-    theirs = answers(unet(), pictures())
-    assert len(calls) == 15
+    theirs = answers(unet(head), pictures())
+    assert len(calls) == 3 * steps
     for mine, other in zip(ours, theirs, strict=True):
         assert float((mine - other).abs().max()) <= 1e-4 * float(other.abs().max()) + 1e-6
 
@@ -155,23 +158,46 @@ def test_others_see_the_layers(calls: list[int]) -> None:
     assert len(calls) == 2  # 4 of 2 pixels and 50 of 25, but not 7 of 4, 13 of 7, 25 of 13
 
 
-@pytest.mark.parametrize("options", [{}, {"attention": "scse", "channels": [16] * 5}, {"interpolation": "bilinear"}])
-def test_copies_for_inference_have_sums_of_taps_ready(options: dict[str, Any]) -> None:
-    model = unet(**options).train()
+@pytest.mark.parametrize(
+    ("head", "options", "ready", "used"),
+    [
+        ("unet", {}, 5, 5),
+        ("unetplusplus", {}, 11, 11),
+        ("unet", {"interpolation": "bilinear"}, 0, 0),
+        (
+            "unet",
+            {"attention": "scse", "channels": [16] * 5},
+            1,
+            1,
+        ),  # the last has no skip, and so no attention before it
+        ("unet", {"levels": [2, 3, 4, 5]}, 5, 5),
+        (
+            "unet",
+            {"levels": [2, 3, 4, 5], "attention": "scse", "channels": [16] * 5},
+            2,
+            1,
+        ),  # one has a skip of no channel
+    ],
+)
+def test_copies_for_inference_have_sums_of_taps_ready(
+    head: str, options: dict[str, Any], ready: int, used: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = unet(head, **options).train()
     model(pictures())  # statistics that are no longer 0 and 1
     fast = model.eval().for_inference(backend="eager")
-    steps: Any = fast.head.decoder.blocks
-    expected = {"attention": [4], "interpolation": []}.get(next(iter(options), ""), [0, 1, 2, 3, 4])
-    assert [place for place, step in enumerate(steps) if step.grown is not None] == expected
+    grown = [part for part in fast.modules() if isinstance(part, growing.GrownConv)]
+    assert len(grown) == ready
     seen: list[torch.Size] = []
-    for place in expected:
-        steps[place].grown.up.register_forward_hook(lambda layer, given_, out: seen.append(out.shape))
-    for side, doubles in ((64, 5), (50, 2)):
+    for part in grown:
+        part.up.register_forward_hook(lambda layer, given_, out: seen.append(out.shape))
+    for side in (64, 96 if head == "unetplusplus" else 50):  # for a U-Net 7 to 13 and so on are no doubles
         images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+        fast.predict(images)
         seen.clear()
         assert torch.allclose(fast.predict(images), model.predict(images), atol=1e-5)
-        assert len(seen) >= min(doubles, len(expected))
-    assert all(step.grown is None for step in model.head.decoder.blocks)
+        assert len(seen) == used or side == 50
+    assert "not used" not in capsys.readouterr().err
+    assert not any(isinstance(part, growing.GrownConv) for part in model.modules())
 
 
 def test_graphs_for_inference_do_not_double_maps() -> None:

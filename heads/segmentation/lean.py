@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 from segmentation_models_pytorch.base.modules import Conv2dReLU
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
+from segmentation_models_pytorch.decoders.unetplusplus.decoder import DecoderBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,42 +25,46 @@ class ConvNormReLU(nn.Sequential):
         return passes.conv_norm_act(x, conv, norm, act)
 
 
-class UNetStep(Hastening):
-    """A step of smp's U-Net: grown, joined with the skip, two convolutions. What lies between these is not kept for the way back."""
+class _Step(Hastening):
+    """A map is grown and joined with a skip, two convolutions follow. What lies between these is not kept for the way back."""
 
     in_channels: int | None = None
     """Of the map without the skip, where the head has said so."""
 
-    def __init__(self, block: UnetDecoderBlock) -> None:
+    def __init__(self, block: UnetDecoderBlock | DecoderBlock) -> None:
         super().__init__()
         self.grown: GrownConv | None = None  # of a hastened copy
         self.interpolation_mode = block.interpolation_mode
+        self.attends = type(block.attention1.attention) is not nn.Identity
         self.conv1, self.attention1 = block.conv1, block.attention1
         self.conv2, self.attention2 = block.conv2, block.attention2
 
-    def forward(self, x: Tensor, height: int, width: int, skip_connection: Tensor | None = None) -> Tensor:
-        """Map [B, C, h, w] and skip connection [B, c, height, width] to [B, channels, height, width]."""
-        size = height, width
-        if self.grown is not None and size == (2 * x.shape[2], 2 * x.shape[3]):
-            answered: Tensor = self.attention2(self.conv2(self.grown(x, skip_connection)))
+    def step(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
+        """Map [B, C, h, w] and skip [B, c, H, W], of ``size``, to [B, channels, H, W]."""
+        if self.grown is not None and size == (2 * x.shape[2], 2 * x.shape[3]) and self._joins_plainly(skip is None):
+            answered: Tensor = self.attention2(self.conv2(self.grown(x, skip)))
             return answered
         trained = passes.eager(x) and passes.wants_gradient(x, self) and not passes.watched(self.conv1, self.conv2)
-        doubles = self._doubles(x, skip_connection, size)
+        doubles = self._doubles(x, skip, size)
         if not doubles:
-            x = F.interpolate(x, size=size, mode=self.interpolation_mode)
-            if skip_connection is not None:
-                x = self.attention1(torch.cat([x, skip_connection], dim=1))
+            x = self.grow(x, size)
+            if skip is not None:
+                x = self.attention1(torch.cat([x, skip], dim=1))
         if trained:
             conv, norm, act = self.conv1
             following, last_norm, last_act = self.conv2
-            x = doubled(x, skip_connection, conv.weight, conv.bias) if doubles else passes.convolve(x, conv)
+            x = doubled(x, skip, conv.weight, conv.bias) if doubles else passes.convolve(x, conv)
             x = passes.norm_act_conv(x, norm, act, following)
             x = passes.norm_act(x, last_norm, last_act)
         else:
-            x = self._answered(x, skip_connection) if doubles else self.conv1(x)
+            x = self._answered(x, skip) if doubles else self.conv1(x)
             x = self.conv2(x)
         out: Tensor = self.attention2(x)
         return out
+
+    def grow(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The map brought to ``size``."""
+        return F.interpolate(x, size=size, mode=self.interpolation_mode)
 
     def hasten(self) -> None:
         """The first convolution with sums of its taps made once, where its batch norm is folded."""
@@ -72,7 +77,7 @@ class UNetStep(Hastening):
 
     def _joins_plainly(self, alone: bool) -> bool:
         """Whether nothing but nearest neighbours and a skip stand before the first convolution; ``alone``: no skip either."""
-        return self.interpolation_mode == "nearest" and (alone or type(self.attention1.attention) is nn.Identity)
+        return self.interpolation_mode == "nearest" and (alone or not self.attends)
 
     def _is_watched(self) -> bool:
         """Whether somebody waits for these layers by hooks, as who counts operations."""
@@ -95,6 +100,26 @@ class UNetStep(Hastening):
         return out
 
 
+class UNetStep(_Step):
+    """A step of smp's U-Net, to the size of the skip."""
+
+    def forward(self, x: Tensor, height: int, width: int, skip_connection: Tensor | None = None) -> Tensor:
+        """As :meth:`step`."""
+        return self.step(x, skip_connection, (height, width))
+
+
+class UNetPlusPlusStep(_Step):
+    """A step of smp's U-Net++, to twice the size."""
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """As :meth:`step`."""
+        return self.step(x, skip, (2 * x.shape[2], 2 * x.shape[3]))
+
+    def grow(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """As smp does it: graphs of any size are then simpler."""
+        return F.interpolate(x, scale_factor=2.0, mode=self.interpolation_mode)
+
+
 def make_lean(decoder: nn.Module) -> None:
     """Put these parts in the place of smp's, in place."""
     for parent in list(decoder.modules()):
@@ -104,6 +129,9 @@ def make_lean(decoder: nn.Module) -> None:
                 lean = ConvNormReLU(*child.children())
             elif type(child) is UnetDecoderBlock:
                 lean = UNetStep(child)
+                make_lean(lean)
+            elif type(child) is DecoderBlock and not child.is_empty:
+                lean = UNetPlusPlusStep(child)
                 make_lean(lean)
             if lean is not None:
                 setattr(parent, name, lean)

@@ -128,6 +128,9 @@ class UNetPlusPlusHead(_UShapedHead):
         self.assemble(
             decoder, LastConvolution(self.channels[-1], num_classes, kernel_size=3), size_divisor=spec.strides[-1]
         )
+        for name, step in decoder.blocks.items():
+            column, row = (int(part) for part in name.removeprefix("x_").split("_"))
+            step.in_channels = decoder.skip_channels[row - 1] if column else decoder.in_channels[row]
 
 
 class MAnetHead(_UShapedHead):
