@@ -63,7 +63,8 @@ def test_optimisers_step_and_skip_as_on_the_cpu(name: str, monkeypatch: pytest.M
             optimizer.step()
         for key, value in there.state_dict().items():
             assert not skipped or torch.equal(value, before[key])
-            torch.testing.assert_close(value.cpu(), here.state_dict()[key], rtol=1e-4, atol=1e-5)
+            near = 1e-3 if name == "muon" else 1e-5  # muon's directions are in bfloat16 there
+            torch.testing.assert_close(value.cpu(), here.state_dict()[key], rtol=1e-4, atol=near)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

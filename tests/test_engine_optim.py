@@ -170,13 +170,14 @@ def test_groups_keep_their_own_keys_and_rates() -> None:
     assert built("sgd", parameters(), momentum=0.8, nesterov=True).defaults["nesterov"] is True
     muon = built("muon", parameters(), momentum=0.8, nesterov=True, betas=(0.6, 0.95))
     assert isinstance(muon, Muon)
-    assert (muon.momentum, muon.nesterov, muon.defaults["betas"]) == (0.8, True, (0.6, 0.95))
+    for group in (muon.defaults, *muon.param_groups, *deepcopy(muon).param_groups):
+        assert (group["momentum"], group["nesterov"], group["betas"]) == (0.8, True, (0.6, 0.95))
 
 
+@pytest.mark.peer
 def test_muon_steps_as_timms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which has AdamW for the same parameters, but for a matrix [4, 3], and would compute in bfloat16."""
-    from timm.optim import Muon as TimmMuon, muon as timms_module
-
+    """Which has AdamW for the same parameters, and would compute in bfloat16."""
+    timms_module = pytest.importorskip("timm.optim.muon")
     exact = partial(timms_module.zeropower_via_newtonschulz, dtype=torch.float32)
     monkeypatch.setattr(timms_module, "zeropower_via_newtonschulz", exact)
 
@@ -189,7 +190,7 @@ def test_muon_steps_as_timms(monkeypatch: pytest.MonkeyPatch) -> None:
             b.data.copy_(a.data)
         options = {"lr": 0.02, "weight_decay": 0.1, "betas": (0.9, 0.99)}
         mine = Muon([{"params": ours}], **options, momentum=0.8, nesterov=nesterov, fused=True)
-        peer = TimmMuon(timms, **options, momentum=0.8, nesterov=nesterov, ns_coefficients="original")
+        peer = timms_module.Muon(timms, **options, momentum=0.8, nesterov=nesterov, ns_coefficients="original")
         before = [p.detach().clone() for p in ours]
         for _ in range(4):
             for a, b in zip(ours, timms, strict=True):

@@ -138,6 +138,15 @@ def test_stopped_and_continued_equals_never_stopped(after: int, whole: Path, tmp
         assert [row[key] for row in history[0]] == [row[key] for row in history[1]]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop_tf", "muon"])
+def test_other_optimisers_continue_as_exactly(optimizer: str, tmp_path: Path) -> None:
+    more = ["--optim.name", optimizer, "--optim.lr", "0.001", "--optim.max_steps", "4"]
+    assert run(tmp_path / "whole", *more) == 0
+    stop_at(2, tmp_path / "stopped", *more)
+    assert run(tmp_path / "stopped", *more) == 0
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(("step", "told"), [(0, ["which weights", "what was assumed"]), (5, [])])
 def test_a_run_that_continues_says_nothing_of_the_weights_that_it_began_with(step: int, told: list[str]) -> None:
     given = {"loaded": "which weights", "assumed": ["what was assumed"]}

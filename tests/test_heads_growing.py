@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from effbackbones import build_model
+from effbackbones.inference.backends.fused import FusedConv
 from effbackbones.model import Model
 from heads.segmentation import growing
 from heads.segmentation.growing import doubled
@@ -161,27 +162,28 @@ def test_others_see_the_layers(calls: list[int]) -> None:
 @pytest.mark.parametrize(
     ("head", "options", "ready", "used"),
     [
-        ("unet", {}, 5, 5),
-        ("unetplusplus", {}, 11, 11),
-        ("unet", {"interpolation": "bilinear"}, 0, 0),
-        (
-            "unet",
-            {"attention": "scse", "channels": [16] * 5},
-            1,
-            1,
-        ),  # the last has no skip, and so no attention before it
-        ("unet", {"levels": [2, 3, 4, 5]}, 5, 5),
+        ("unet", {}, 5, {64: 5, 50: 2}),  # 2 to 4 and 25 to 50, but not 4 to 7, 7 to 13, 13 to 25
+        ("unetplusplus", {}, 11, {64: 11}),
+        ("unet", {"interpolation": "bilinear"}, 0, {64: 0}),
+        ("unet", {"attention": "scse", "channels": [16] * 5}, 1, {64: 1, 50: 1}),  # the last has no skip to attend to
+        ("unet", {"levels": [2, 3, 4, 5]}, 5, {64: 5}),
         (
             "unet",
             {"levels": [2, 3, 4, 5], "attention": "scse", "channels": [16] * 5},
             2,
-            1,
-        ),  # one has a skip of no channel
+            {64: 1},
+        ),  # a skip of no channel
     ],
 )
 def test_copies_for_inference_have_sums_of_taps_ready(
-    head: str, options: dict[str, Any], ready: int, used: int, capsys: pytest.CaptureFixture[str]
+    head: str,
+    options: dict[str, Any],
+    ready: int,
+    used: dict[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(growing, "_LEAST", 1)
     model = unet(head, **options).train()
     model(pictures())  # statistics that are no longer 0 and 1
     fast = model.eval().for_inference(backend="eager")
@@ -190,14 +192,26 @@ def test_copies_for_inference_have_sums_of_taps_ready(
     seen: list[torch.Size] = []
     for part in grown:
         part.up.register_forward_hook(lambda layer, given_, out: seen.append(out.shape))
-    for side in (64, 96 if head == "unetplusplus" else 50):  # for a U-Net 7 to 13 and so on are no doubles
+    for side, count in used.items():
         images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
         fast.predict(images)
         seen.clear()
         assert torch.allclose(fast.predict(images), model.predict(images), atol=1e-5)
-        assert len(seen) == used or side == 50
-    assert "not used" not in capsys.readouterr().err
+        assert len(seen) == count
+        monkeypatch.setattr(growing, "_LEAST", 10**9)
+        fast.predict(images)
+        assert len(seen) == count
+        monkeypatch.setattr(growing, "_LEAST", 1)
+    assert "not used" not in caplog.text
     assert not any(isinstance(part, growing.GrownConv) for part in model.modules())
+
+
+def test_layers_of_copies_are_fused_as_before() -> None:
+    """Those that serve maps of other sizes."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("without oneDNN nothing is fused")
+    steps: Any = unet().eval().for_inference(backend="eager").head.decoder.blocks
+    assert all(type(step.conv1[0]) is FusedConv and type(step.conv1[0].act) is nn.ReLU for step in steps)
 
 
 def test_graphs_for_inference_do_not_double_maps() -> None:

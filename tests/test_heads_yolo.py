@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -124,6 +124,7 @@ def plain(rule: Alignment, logits: Tensor, predicted: Tensor, targets: BoxTarget
         ]
     ),
 )
+@example(seed=1534631318, count=2, one=False, rule=Alignment(iou_power=0.0))  # a prediction that does not meet its box
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_points_get_the_boxes_of_the_definition(seed: int, count: int, one: bool, rule: Alignment) -> None:
     logits, predicted, targets = scene(seed, count)

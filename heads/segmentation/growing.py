@@ -6,6 +6,7 @@ arXiv:1707.02937, say so of the reverse): 16 multiply-adds where there were 36, 
 written nor kept for the way back.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -16,15 +17,19 @@ from effbackbones.backbones import passes
 from effbackbones.backbones.maps import is_last
 
 _LEAST = 512
-"""Pixels of a map, of all images, from which on it is quicker: sums of taps are laid out in each call, for any map alike."""
+"""Pixels of a map, of all images, from which on it is quicker: torch lays the kernel out in each call, for any map alike."""
 
 
 def can_double(x: Tensor, skip: Tensor | None, conv: Any, size: tuple[int, int]) -> bool:
     """Whether :func:`doubled` gives ``conv`` of ``x``, brought to ``size`` by nearest neighbours and joined with ``skip``, and pays."""
     if not (passes.eager(x) and is_last(x) and (skip is None or is_last(skip))):
         return False  # before any side is looked at, which a graph would then be bound to
-    images, _, height, width = x.shape
-    return size == (2 * height, 2 * width) and images * height * width >= _LEAST and is_usual(conv)
+    return size == (2 * x.shape[2], 2 * x.shape[3]) and pays(x) and is_usual(conv)
+
+
+def pays(x: Tensor) -> bool:
+    """Whether ``x`` has pixels enough, layer by layer; in graphs, whose kernels are laid out when they are opened, any map has."""
+    return not passes.eager(x) or x.shape[0] * x.shape[2] * x.shape[3] >= _LEAST
 
 
 def is_usual(conv: Any) -> bool:
@@ -52,7 +57,7 @@ def spread(weight: Tensor) -> Tensor:
 
 class GrownConv(nn.Module):
     """``conv`` and ``act`` as :func:`doubled` computes them, of ``count`` channels that are doubled and the others of a skip: with the sums
-    of taps made once, for eval mode."""
+    of taps made once, for eval mode. ``conv`` itself stays for maps of other sizes: a copy of U-Net B3 is a fifth larger by that."""
 
     def __init__(self, conv: nn.Conv2d, act: nn.Module, count: int) -> None:
         super().__init__()
@@ -67,7 +72,7 @@ class GrownConv(nn.Module):
             self.beside.weight = nn.Parameter(weight[:, count:].clone())
         if bias is not None:
             (self.beside or self.up).bias = nn.Parameter(bias.clone())
-        self.act = act
+        self.act = copy.deepcopy(act)  # one that stood in two places would be fused with neither
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:

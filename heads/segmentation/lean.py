@@ -1,4 +1,4 @@
-"""Parts of smp's decoders with fewer passes over memory; names in the state dict, numbers and results are theirs."""
+"""Parts of smp's decoders with fewer passes over memory; numbers, and names in the state dict (but of hastened copies), are theirs."""
 
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from effbackbones.backbones import passes
 from effbackbones.backbones.folding import Hastening
-from heads.segmentation.growing import GrownConv, can_double, doubled, is_usual
+from heads.segmentation.growing import GrownConv, can_double, doubled, is_usual, pays
 
 
 class ConvNormReLU(nn.Sequential):
@@ -41,7 +41,7 @@ class _Step(Hastening):
 
     def step(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
         """Map [B, C, h, w] and skip [B, c, H, W], of ``size``, to [B, channels, H, W]."""
-        if self.grown is not None and size == (2 * x.shape[2], 2 * x.shape[3]) and self._joins_plainly(skip is None):
+        if self.grown is not None and self._takes(x, skip, size):
             answered: Tensor = self.attention2(self.conv2(self.grown(x, skip)))
             return answered
         trained = passes.eager(x) and passes.wants_gradient(x, self) and not passes.watched(self.conv1, self.conv2)
@@ -74,6 +74,10 @@ class _Step(Hastening):
             return
         if self._joins_plainly(count == conv.in_channels) and not self._is_watched():
             self.grown = GrownConv(conv, act, count)
+
+    def _takes(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> bool:
+        """Whether what :meth:`hasten` made serves this map."""
+        return size == (2 * x.shape[2], 2 * x.shape[3]) and self._joins_plainly(skip is None) and pays(x)
 
     def _joins_plainly(self, alone: bool) -> bool:
         """Whether nothing but nearest neighbours and a skip stand before the first convolution; ``alone``: no skip either."""

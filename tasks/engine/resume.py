@@ -17,6 +17,7 @@ from torch import Tensor
 
 from effbackbones.errors import UserError
 from effbackbones.weights.tensorfile import pack, read_header, read_tensors, write_atomically
+from tasks.engine.muon import Muon, is_matrix
 
 KEEP = 2
 """State files kept: the newest, and one to fall back on if it is damaged."""
@@ -142,7 +143,7 @@ def alike(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor
 
 def check_optimizer(path: Path, optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> None:
     """Refuse optimiser tensors, by ``PARAMETER.NAME``, that are not those of such an optimiser: of a parameter that it has, in
-    its shape or single numbers, and the same ones of each parameter that was trained."""
+    its shape or single numbers, and the same ones of each parameter that was trained (Muon has its own of matrices)."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names: dict[str, set[str]] = {}
     for key, value in found.items():
@@ -155,10 +156,13 @@ def check_optimizer(path: Path, optimizer: torch.optim.Optimizer, found: Mapping
                 str(path), f"its tensor optimizer.{key} is {tuple(value.shape)}, expected {want}", OTHER_STATE
             )
         names.setdefault(index, set()).add(name)
-    whole = set().union(*names.values())
+    kinds = {index: isinstance(optimizer, Muon) and is_matrix(parameters[int(index)]) for index in names}
+    whole: dict[bool, set[str]] = {}
     for index, some in names.items():
-        if some != whole:
-            raise UserError(str(path), f"lacks the tensor optimizer.{index}.{min(whole - some)}", OTHER_STATE)
+        whole[kinds[index]] = whole.get(kinds[index], set()) | some
+    for index, some in names.items():
+        if missing := whole[kinds[index]] - some:
+            raise UserError(str(path), f"lacks the tensor optimizer.{index}.{min(missing)}", OTHER_STATE)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
