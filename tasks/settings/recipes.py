@@ -17,7 +17,7 @@ _TOGETHER = (
     ("optim.warmup_epochs", "optim.warmup_steps"),
 )
 """Keys that mean something together alone: where the user says one of them, a recipe says none."""
-_MEASURED = ("classify-quick", "classify-quick.pretrained", "detect-quick")
+_MEASURED = ("classify-quick", "classify-quick.pretrained", "detect-quick", "segment-quick")
 """Recipes with figures in docs/recipes.md; of the others a run says that they have none."""
 
 
