@@ -101,6 +101,14 @@ def test_a_program_of_torch_says_what_its_model_says(tmp_path: Path, monkeypatch
         np.testing.assert_allclose(other.boxes, one.boxes, atol=1e-2)
 
 
+def nudged(pixels: torch.Tensor) -> torch.Tensor:
+    """One pixel of seven a level lighter or darker."""
+    generator = torch.Generator().manual_seed(0)
+    moved = torch.rand(pixels.shape, generator=generator) < 1 / 7
+    signs = torch.randint(0, 2, pixels.shape, generator=generator) * 2 - 1
+    return (pixels.int() + moved * signs).clamp(0, 255).to(torch.uint8)
+
+
 @pytest.mark.parametrize("head", ["classification", "efficientdet", "unet"])
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_a_graph_that_resizes_takes_images_as_they_are(head: str, suffix: str, tmp_path: Path) -> None:
@@ -118,12 +126,20 @@ def test_a_graph_that_resizes_takes_images_as_they_are(head: str, suffix: str, t
         images, load_predictor(model)(images), load_predictor(tmp_path / f"model{suffix}")(images), strict=True
     ):
         assert one.size == other.size
+        if head == "efficientdet":
+            continue
+        # A level or two beside PIL's, which random weights make much of (0.1): the answer is the model's to these pixels, but for
+        # those that a runtime rounds the other way (0.03).
+        given = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
+        seen = (255 * resize(given)[0]).round().to(torch.uint8)
         if head == "unet":
-            assert (one.labels == other.labels).mean() > 0.97
+            expected, shaken = (
+                resize.restore_maps(model.predict(shown), given).argmax(1)[0].numpy() for shown in (seen, nudged(seen))
+            )
+            # OpenVINO rounds one pixel of seven to the level beside torch's.
+            enough = 0.97 if suffix == ".onnx" else (shaken == expected).mean() - 0.1
+            assert (other.labels == expected).mean() > enough > 0.5
         if head == "classification":
-            # A level or two beside PIL's, which random weights make much of (0.1): the answer is the model's to these pixels, but for
-            # those that a runtime rounds the other way (0.03).
-            seen = (255 * resize(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])[0]).round().to(torch.uint8)
             assert np.abs(seen[0].permute(1, 2, 0).numpy().astype(int) - fit(image)[0]).max() <= 2
             np.testing.assert_allclose(other.probabilities, model.predict(seen)[0].numpy(), atol=0.05)
 
