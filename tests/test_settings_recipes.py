@@ -41,6 +41,14 @@ def test_pretrained_weights_have_a_quick_recipe_of_their_own(where: list[str]) -
     assert "of pretrained" not in scratch.extras.told[0]
 
 
+@pytest.mark.parametrize("name", ["quick", "best"])
+def test_models_that_hear_are_not_told_to_mirror(name: str) -> None:
+    request = parse("classify", ["--config", "digits", "--recipe", name])
+    data, plain = request.config.data, parse("classify", ["--config", "digits"]).config.data
+    assert (data.flip_mode, data.progressive) == (plain.flip_mode, plain.progressive)
+    assert request.config.optim.label_smoothing == 0.1
+
+
 def test_what_the_user_says_wins_over_a_recipe_and_that_over_bundled_configs(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("base: bccd\nrecipe: quick\ndata: {scale_jitter: [0.9, 1.1]}\n")

@@ -17,6 +17,8 @@ _TOGETHER = (
     ("optim.warmup_epochs", "optim.warmup_steps"),
 )
 """Keys that mean something together alone: where the user says one of them, a recipe says none."""
+_OF_PICTURES = ("data.flip_mode", "data.progressive", "data.scale_jitter")
+"""What recipes do to images: they leave it out for models that hear recordings."""
 _MEASURED = ("classify-quick", "classify-quick.pretrained", "detect-quick", "segment-quick")
 """Recipes with figures in docs/recipes.md; of the others a run says that they have none."""
 
@@ -43,7 +45,7 @@ def with_recipe(task: str, tree: Tree) -> tuple[Tree, tuple[str, ...]]:
     there = dict(flat(tree.values))
     file, of = _file(known[name], there)
     recipe = read_tree(file, f"{BUNDLED}{file.name}")
-    wanted = dict(flat(recipe.values))
+    wanted = {key: value for key, value in flat(recipe.values) if not (_hears(there) and key in _OF_PICTURES)}
     mine = {key: value for key, value in there.items() if not tree.places.get(key, "").startswith(BUNDLED)}
     left = [key for key in wanted if _is_said(key, mine)]
     values = {key: value for key, value in wanted.items() if key not in left and there.get(key, MISSING) != value}
@@ -62,6 +64,10 @@ def _file(path: Path, there: Mapping[str, Plain]) -> tuple[Path, str]:
     own = path.with_suffix(".pretrained.yaml")
     pretrained = any(there.get(key) is not None for key in ("model.weights", "model.init_from"))
     return (own, " of pretrained weights") if pretrained and own.is_file() else (path, "")
+
+
+def _hears(there: Mapping[str, Plain]) -> bool:
+    return str(there.get("model.backbone")).startswith("sound:")
 
 
 def _is_said(key: str, mine: Mapping[str, Plain]) -> bool:
