@@ -46,7 +46,7 @@ def test_models_that_hear_are_not_told_to_mirror(name: str) -> None:
     request = parse("classify", ["--config", "digits", "--recipe", name])
     data, plain = request.config.data, parse("classify", ["--config", "digits"]).config.data
     assert (data.flip_mode, data.progressive) == (plain.flip_mode, plain.progressive)
-    assert request.config.optim.label_smoothing == 0.1
+    assert request.config.optim.ema_start == "warmup"
 
 
 def test_what_the_user_says_wins_over_a_recipe_and_that_over_bundled_configs(tmp_path: Path) -> None:
