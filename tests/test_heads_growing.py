@@ -223,11 +223,14 @@ def test_graphs_for_inference_do_not_double_maps() -> None:
     assert not any("upsample" in name or "interpolate" in name for name in called)
 
 
-def test_layers_that_somebody_watches_are_called_in_copies_too() -> None:
+@pytest.mark.parametrize("inner", [False, True])
+def test_layers_that_somebody_watches_are_called_in_copies_too(inner: bool) -> None:
+    """The convolution by itself, whose batch norm is then not folded, or it with what follows."""
     model = unet().eval()
     steps: Any = model.head.decoder.blocks
     seen: list[int] = []
-    steps[1].conv1[0].register_forward_hook(lambda *given_: seen.append(1))
+    watched = steps[1].conv1[0] if inner else steps[1].conv1
+    watched.register_forward_hook(lambda *given_: seen.append(1))
     fast = model.for_inference(backend="eager")
     copies: Any = fast.head.decoder.blocks
     assert copies[1].grown is None

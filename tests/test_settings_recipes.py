@@ -47,6 +47,7 @@ def test_models_that_hear_are_not_told_to_mirror(name: str) -> None:
     data, plain = request.config.data, parse("classify", ["--config", "digits"]).config.data
     assert (data.flip_mode, data.progressive) == (plain.flip_mode, plain.progressive)
     assert request.config.optim.ema_start == "warmup"
+    assert "; without data.flip_mode, data.progressive, for the model hears recordings" in request.extras.told[0]
 
 
 def test_what_the_user_says_wins_over_a_recipe_and_that_over_bundled_configs(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ _TOGETHER = (
 )
 """Keys that mean something together alone: where the user says one of them, a recipe says none."""
 _OF_PICTURES = ("data.flip_mode", "data.progressive", "data.scale_jitter")
-"""What recipes do to images: they leave it out for models that hear recordings."""
+"""What recipes do to images: left out, and told, for models that hear recordings."""
 _MEASURED = ("classify-quick", "classify-quick.pretrained", "detect-quick", "segment-quick")
 """Recipes with figures in docs/recipes.md; of the others a run says that they have none."""
 
@@ -45,7 +45,9 @@ def with_recipe(task: str, tree: Tree) -> tuple[Tree, tuple[str, ...]]:
     there = dict(flat(tree.values))
     file, of = _file(known[name], there)
     recipe = read_tree(file, f"{BUNDLED}{file.name}")
-    wanted = {key: value for key, value in flat(recipe.values) if not (_hears(there) and key in _OF_PICTURES)}
+    wanted = dict(flat(recipe.values))
+    unheard = [key for key in wanted if key in _OF_PICTURES and str(there.get("model.backbone")).startswith("sound:")]
+    wanted = {key: value for key, value in wanted.items() if key not in unheard}
     mine = {key: value for key, value in there.items() if not tree.places.get(key, "").startswith(BUNDLED)}
     left = [key for key in wanted if _is_said(key, mine)]
     values = {key: value for key, value in wanted.items() if key not in left and there.get(key, MISSING) != value}
@@ -53,6 +55,7 @@ def with_recipe(task: str, tree: Tree) -> tuple[Tree, tuple[str, ...]]:
         f"recipe {name}{of}: sets {', '.join(f'{key} {_shown(value)}' for key, value in values.items()) or 'nothing'}"
     )
     kept = f"; as you say: {', '.join(left)}" if left else ""
+    kept += f"; without {', '.join(unheard)}, for the model hears recordings" if unheard else ""
     unknown = "" if file.stem in _MEASURED else "; not measured yet: compare it with a run without it"
     for key, value in values.items():
         tree = merge(tree, Tree(branch(key, value), {key: recipe.places[key]}))
@@ -64,10 +67,6 @@ def _file(path: Path, there: Mapping[str, Plain]) -> tuple[Path, str]:
     own = path.with_suffix(".pretrained.yaml")
     pretrained = any(there.get(key) is not None for key in ("model.weights", "model.init_from"))
     return (own, " of pretrained weights") if pretrained and own.is_file() else (path, "")
-
-
-def _hears(there: Mapping[str, Plain]) -> bool:
-    return str(there.get("model.backbone")).startswith("sound:")
 
 
 def _is_said(key: str, mine: Mapping[str, Plain]) -> bool:
