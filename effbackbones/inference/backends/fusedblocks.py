@@ -127,6 +127,8 @@ class DepthwiseLayer(FusedLayer):
     def __init__(self, layer: ConvNorm, *, pooled: bool) -> None:
         super().__init__(layer)
         self.pooled = pooled
+        self.taps: Tensor
+        self.register_buffer("taps", layer.conv.weight.detach().flatten(1).t().contiguous(), persistent=False)
 
     def library(self, x: Tensor, *more: Any) -> tuple[Tensor, Tensor | None]:
         y = self.layer(x)
@@ -135,9 +137,8 @@ class DepthwiseLayer(FusedLayer):
     def kernel(self, tile: Tile, x: Tensor, *more: Any) -> tuple[Tensor, Tensor | None]:
         conv = self.layer.conv
         assert conv.bias is not None
-        taps = conv.weight.flatten(1).t().contiguous()
         y, means = kernels.depthwise(
-            _last(x), taps, conv.bias, window(conv, *x.shape[2:]), self.act, pooled=self.pooled, tile=tile
+            _last(x), self.taps, conv.bias, window(conv, *x.shape[2:]), self.act, pooled=self.pooled, tile=tile
         )
         return y, None if means is None else means.to(y.dtype)
 

@@ -28,11 +28,19 @@ class Tile(NamedTuple):
     warps: int
 
 
-DEPTHWISE_TILES = (Tile(4, 8, 64, 4), Tile(8, 8, 64, 4), Tile(8, 8, 32, 4), Tile(4, 16, 64, 8))
-POINTWISE_TILES = (Tile(128, 1, 64, 4), Tile(128, 1, 128, 8), Tile(64, 1, 128, 4), Tile(64, 1, 256, 8))
+# Few, for each is compiled for each kind of layer. The smaller ones are for small maps and batches.
+DEPTHWISE_TILES = (Tile(4, 8, 64, 4), Tile(8, 8, 32, 4))
+POINTWISE_TILES = (Tile(128, 1, 64, 4), Tile(64, 1, 128, 4), Tile(64, 1, 256, 8))
 _INS = 64  # channels of the input at a time
 _SMALLEST = 16  # side of a matrix product
 _STAGES = 2  # of loads under way: what fits into the shared memory of every GPU that multiplies bfloat16
+
+
+# Sizes of a layer or image, for none of which code is made anew.
+_COUNTS = (
+    ["eights", "height", "width", "out_height", "out_width", "top", "left"],
+    ["rows", "eights_in", "eights_out", "pixels"],
+)
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # untyped in triton
@@ -46,7 +54,7 @@ def _activated(x: tl.tensor, act: tl.constexpr) -> tl.tensor:
     return x
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # untyped in triton
+@triton.jit(do_not_specialize=_COUNTS[0])  # type: ignore[untyped-decorator]  # untyped in triton
 def _depthwise(
     x: tl.tensor,  # [B, height, width, channels]
     taps: tl.tensor,  # [size * size, channels]
@@ -100,7 +108,7 @@ def _depthwise(
         tl.store(sums + (image * tiles + tile) * channels + c, part, mask=known)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # untyped in triton
+@triton.jit(do_not_specialize=_COUNTS[1])  # type: ignore[untyped-decorator]  # untyped in triton
 def _pointwise(
     x: tl.tensor,  # [rows, ins]
     weight: tl.tensor,  # [outs, ins]
