@@ -149,7 +149,7 @@ def test_what_is_slower_or_wrong_is_not_taken(
     made = PointwiseLayer(layer(8, 8, 1, torch.float16))
     x = drawn(1, 8, 3, 3, dtype=torch.float16)
     wanted, times = made.library(x), iter([3.0, 2.0, 4.0, 1.0])
-    monkeypatch.setattr(fusedblocks, "_seconds", lambda call: next(times))
+    monkeypatch.setattr(fusedblocks, "_seconds", lambda call, device: next(times))
     answers = {128: wanted, 64: wanted, 32: wanted * 2, 16: wanted}
 
     def kernel(tile: kernels.Tile, x: Tensor, *more: Any) -> Tensor:
@@ -158,16 +158,19 @@ def test_what_is_slower_or_wrong_is_not_taken(
         return answers[tile.rows]
 
     tiles = tuple(kernels.Tile(rows, 1, 16, 4) for rows in (128, 64, 32, 16))
+    monkeypatch.setattr(fusedblocks, "_FAILED", set())
     monkeypatch.setattr(made, "kernel", kernel)
     monkeypatch.setattr(made, "tiles", tiles)
     made(x)
     assert list(made.chosen.values()) == [tiles[0]]
     assert "differs from the model's" in caplog.text
     assert "out of resource" in caplog.text
+    caplog.clear()
     times = iter([1.0, 2.0, 4.0])
     made.chosen.clear()
     assert made(x).equal(wanted)
     assert list(made.chosen.values()) == [None]
+    assert not caplog.text  # what failed is not tried again
 
 
 @pytest.mark.skipif(kernels.INTERPRETED, reason="the compiler sees no kernel then")

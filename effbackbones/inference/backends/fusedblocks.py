@@ -9,6 +9,8 @@ fused kernels that the compiler makes.
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -28,6 +30,8 @@ _NARROW = (torch.bfloat16, torch.float16)
 _MOST = 2**31  # numbers of a map of one image, and pixels of a batch: what kernels count with
 _MOST_IMAGES = 65_535  # of a grid's second side
 _ROUNDS, _CALLS = 5, 4
+_FAILED: set[tuple[type, Tile]] = set()
+"""What is not tried again in this process: it did not run, or was wrong."""
 
 
 class FusedLayer(nn.Module, ABC):
@@ -73,19 +77,28 @@ class FusedLayer(nn.Module, ABC):
         return self.chosen.get(key)
 
     def _quickest(self, x: Tensor, more: tuple[Any, ...]) -> Tile | None:
-        """The tile that beats the library by most, None where none does; one that fails or differs is told and not taken."""
+        """The tile that beats the library by most, None where none does; one that fails or differs is told and tried no more."""
         wanted = _tensors(self.library(x, *more))
-        best, least = None, _seconds(lambda: self.library(x, *more))
+        best, least = None, _seconds(partial(self.library, x, *more), x.device)
         for tile in self.tiles:
+            if (type(self), tile) in _FAILED:
+                continue
             try:
                 found = _tensors(self.kernel(tile, x, *more))
                 why = difference(wanted, found, len(x), BOUND_NARROW)
             except Exception as error:  # of a compiler or a driver: the library answers
                 why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if why is not None:
-                LOG.warning("inference: a kernel of %s is not used for %s: %s", type(self).__name__, list(x.shape), why)
+                _FAILED.add((type(self), tile))
+                LOG.warning(
+                    "inference: %s of %s is used no more, here with %s: %s",
+                    tile,
+                    type(self).__name__,
+                    list(x.shape),
+                    why,
+                )
                 continue
-            taken = _seconds(lambda tile=tile: self.kernel(tile, x, *more))
+            taken = _seconds(partial(self.kernel, tile, x, *more), x.device)
             if taken < least:
                 best, least = tile, taken
         return best
@@ -231,20 +244,20 @@ def _tensors(found: Any) -> list[Tensor]:
     return [one for one in (found if isinstance(found, tuple) else (found,)) if one is not None]
 
 
-def _seconds(call: Any) -> float:
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
     """Of a call: the median of some rounds of several, the first of all not counted."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     times = []
     call()
     for _ in range(_ROUNDS):
-        _wait()
+        wait()
         start = time.perf_counter()
         for _ in range(_CALLS):
             call()
-        _wait()
+        wait()
         times.append((time.perf_counter() - start) / _CALLS)
     return median(times)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
