@@ -22,7 +22,7 @@ from effbackbones.backbones.blocks import MBConv
 from effbackbones.backbones.convolution import ConvNorm
 from effbackbones.backbones.padding import Conv2dFixed, Conv2dSame, PaddedConv2d
 from effbackbones.inference.backends import kernels
-from effbackbones.inference.backends.checking import BOUND_NARROW, difference
+from effbackbones.inference.backends.checking import BOUND_NARROW, are_finite, difference
 from effbackbones.inference.backends.kernels import ACTS, Tile, Window
 
 LOG = logging.getLogger("effbackbones")
@@ -79,6 +79,8 @@ class FusedLayer(nn.Module, ABC):
     def _quickest(self, x: Tensor, more: tuple[Any, ...]) -> Tile | None:
         """The tile that beats the library by most, None where none does; one that fails or differs is told and tried no more."""
         wanted = _tensors(self.library(x, *more))
+        if not are_finite(wanted):  # nothing can be compared
+            return None
         best, least = None, _seconds(partial(self.library, x, *more), x.device)
         for tile in self.tiles:
             if (type(self), tile) in _FAILED:
