@@ -63,7 +63,7 @@ def plan_head(
     return HeadPlan(
         name,
         kind,
-        DEFAULT_CLASSES[task] if num_classes is None else num_classes,
+        DEFAULT_CLASSES[task] if num_classes is None else checked("num_classes", num_classes, int),
         options,
         replace(kind.requires(**options), **explicit),
         backbone_options.get("levels") is not None,

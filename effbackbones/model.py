@@ -65,6 +65,8 @@ class Model(nn.Module):
         self.use_image_spec(image_spec or head.image_spec(backbone.image_spec))
         lay_out(backbone)
         lay_out(head)
+        self.built_shapes = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        """By which :func:`save_model` tells layers that ``config`` does not know."""
 
     def use_image_spec(self, image_spec: ImageSpec) -> None:
         """Prepare images by ``image_spec`` from now on; its buffers belong to no state dict."""

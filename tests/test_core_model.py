@@ -338,6 +338,9 @@ class Case:
         ),
         Case({"task": "clss", "backbone": "b0"}, "task 'clss'"),
         Case({"task": "cls", "backbone": "b0", "num_classes": 0}, "num_classes: expected at least 1"),
+        Case({"task": "cls", "backbone": "b0", "num_classes": "3"}, "num_classes: expected a whole number, got '3'"),
+        Case({"task": "cls", "backbone": "b0", "weights": True}, "weights: expected a name or a file, got bool"),
+        Case({"task": "cls", "backbone": "b0", "weights": "."}, ".: expected a file, found a folder"),
         Case({"task": "cls", "backbone": "b0", "head": "toy"}, "head 'toy': is for task 'toy', not 'cls'"),
     ],
 )
