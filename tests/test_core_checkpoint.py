@@ -487,7 +487,9 @@ def test_one_list_of_classes_is_not_written_for_several_tasks(tmp_path):
 def test_layers_that_the_config_does_not_know_are_told_when_saved_not_when_loaded(tmp_path):
     model = small()
     model.head.fc = nn.Linear(model.head.fc.in_features, 7)
-    fails(tmp_path / "m.safetensors", "not written: 2 of its tensors", longest=400, action=lambda p: save_model(model, p))
+    fails(
+        tmp_path / "m.safetensors", "not written: 2 of its tensors", longest=400, action=lambda p: save_model(model, p)
+    )
     assert not list(tmp_path.iterdir())
 
 
