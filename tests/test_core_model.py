@@ -132,6 +132,21 @@ def test_predict_in_training_mode_says_eval() -> None:
     assert model.training
 
 
+def test_losses_are_scalars_by_name_and_a_head_has_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, targets = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3)
+    for wrong, says in (
+        (torch.zeros(()), "Tensor"),
+        ({"a": torch.zeros(2)}, r"'a' of shape \[2\]"),
+        (None, "NoneType"),
+    ):
+        monkeypatch.setattr(ToyHead, "loss", lambda *_, wrong=wrong: wrong)
+        with pytest.raises(UserError, match=f"ToyHead.loss: expected a dict of scalars by name, got .*{says}"):
+            toy().loss(images, targets)
+    monkeypatch.delattr(ToyHead, "task")
+    with pytest.raises(UserError, match="head 'toy': ToyHead does not say its task"):
+        toy()
+
+
 def test_predict_changes_nothing_and_needs_no_gradient() -> None:
     model = toy()
     before = {name: value.clone() for name, value in model.state_dict().items()}
