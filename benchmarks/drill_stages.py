@@ -195,13 +195,14 @@ def resume(stage: Stage) -> None:
             )
 
 
-def row(stage: Stage, name: str) -> None:
+def row(stage: Stage, name: str, backends: str = "", **environment: str) -> None:
     """A row of ``benchmarks/`` against the other library; on a CPU the row of the same network there."""
     name = name if stage.device == "cuda" else ROWS[name]
     file = stage.folder / "row.json"
     command = [sys.executable, "-m", "benchmarks", name, "--device", stage.device, "--json", str(file)]
     command += ["--dry"] if stage.dry else ["--rounds", "7"]
-    code = stage.run(command, **({} if stage.device == "cpu" else {"CUDA_MODULE_LOADING": "LAZY"}))
+    command += ["--backends", backends] if backends else []
+    code = stage.run(command, **environment, **({} if stage.device == "cpu" else {"CUDA_MODULE_LOADING": "LAZY"}))
     found = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else {}
     stage.expect(code == 0 and name in found, row=name, exit=code, **found.get(name, {}))
 
@@ -323,7 +324,9 @@ ROWS = {
     "gpu-unet-step": "unet-step",
     "gpu-d0-latency": "d0-predict",
 }
-SPEED = [*ROWS, "verbs", "plan"]
+KERNELS = "gpu-b0-kernels"
+"""B0 once more, with kernels of ours in every layer, in compiled code too."""
+SPEED = [*ROWS, KERNELS, "verbs", "plan"]
 ACCURACY = ["cifar", "bccd", "camvid", "suite"]
 COMPILED = [f"compiled-{task}-{precision}" for precision in PRECISIONS for task in COMMANDS]  # a process each: minutes
 STAGES: dict[str, Callable[[Stage], None]] = {
@@ -337,6 +340,7 @@ STAGES: dict[str, Callable[[Stage], None]] = {
         for task in COMMANDS
     },
     **{name: partial(row, name=name) for name in ROWS},
+    KERNELS: partial(row, name="gpu-b0", backends="eager,compile", EFFBACKBONES_FUSED="1"),
     "verbs": verbs,
     "plan": planned,
     "cifar": cifar,

@@ -16,10 +16,12 @@ from benchmarks.networks import PAIRS, Pair, same_answers
 from benchmarks.profiles import shares
 from benchmarks.row import Found, Ratio, Setting, Side
 from benchmarks.turns import Run, Spread, in_turns, ratios
+from effbackbones.backbones import passes
 from effbackbones.errors import UserError
 from effbackbones.model import Model
 
 HALF = ", bf16"
+LIBRARY = ", no kernels of ours"
 PLAIN = "model.predict"
 RUNTIMES = ("onnxruntime", "openvino")  # whose operators are not torch's
 LAYOUTS = {"channels_last": torch.channels_last, "as shipped": torch.contiguous_format}
@@ -68,8 +70,19 @@ def variants(model: Model, setting: Setting, notes: list[str]) -> Iterator[tuple
             options: dict[str, Any] = {"backend": backend} | ({"dtype": dtype} if half else {})
             try:
                 yield name, model.for_inference(**options), dtype
+                if setting.device == "cuda" and half and backend == "eager":
+                    yield name + LIBRARY, _by_the_library(model, options), dtype
             except (UserError, RuntimeError, ImportError) as error:
                 notes.append(f"{name}: {str(error).splitlines()[0]}")
+
+
+def _by_the_library(model: Model, options: Mapping[str, Any]) -> Model:
+    """A copy for inference without kernels of ours: what these are compared with."""
+    before, passes.ENABLED = passes.ENABLED, False
+    try:
+        return model.for_inference(**options)
+    finally:
+        passes.ENABLED = before
 
 
 class _Kept(logging.Handler):

@@ -29,8 +29,13 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """``x`` [B, C, H, W], gated; ``overwrite`` puts it into ``x`` itself."""
-        gate: Tensor = self.expand(F.silu(self.reduce(x.mean((2, 3))))).sigmoid()[:, :, None, None]
+        gate = self.gate(x.mean((2, 3)))[:, :, None, None]
         return x.mul_(gate) if overwrite else x * gate
+
+    def gate(self, means: Tensor) -> Tensor:
+        """The gate of each channel, 0..1, [B, C] like the ``means``."""
+        found: Tensor = self.expand(F.silu(self.reduce(means))).sigmoid()
+        return found
 
 
 def drop_path(x: Tensor, probability: float, overwrite: bool = False) -> Tensor:

@@ -4,12 +4,14 @@ import copy
 import logging
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from effbackbones.backbones import passes
 from effbackbones.backbones.folding import hasten, shed
 from effbackbones.contracts import ImageSizes
 from effbackbones.errors import UserError
@@ -47,6 +49,10 @@ def for_inference(
         narrow(fast, plan.dtype)
     if plan.device == "cpu":
         fuse(fast)
+    elif passes.ENABLED and find_spec("triton"):
+        from effbackbones.inference.backends.fusedblocks import fuse_blocks  # loads the compiler of kernels
+
+        fuse_blocks(fast)
     fast.runner = Fast(plan, original)
     return fast
 
