@@ -21,7 +21,6 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import Mask, Pixels, ResizePlan, Size
 from tasks.data.files.jpeg import Lowest, rows_needed
 from tasks.data.files.slate import reading_sample
-from tasks.data.knowledge import Knowledge
 from tasks.data.sample import (
     IGNORE as IGNORE,
     MixingTransform as MixingTransform,
@@ -186,7 +185,7 @@ class KeyedDataset(torch.utils.data.Dataset[Sample]):
             where = f"sample {index}" if sample is None else f"sample {index}, id {sample.id!r}, file {sample.path!r}"
             # With its own text: a loader process sends an exception as its traceback, of which the last line is told.
             text = " ".join(f"{type(error).__name__} {error}".split())[:300]
-            error.add_note(f"{READING} {where} of {type(Knowledge.of(self.dataset).base).__name__}: {text}")
+            error.add_note(f"{READING} {where} of {type(self.dataset).__name__}: {text}")
             raise
 
     def _seen(self, epoch: int, index: int) -> Sample:
