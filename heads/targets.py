@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -54,8 +55,9 @@ def check_boxes(targets: BoxTargets, sizes: ImageSizes, num_classes: int) -> Non
         ("crowd", crowd, (batch, most)),
     ):
         require_tensor(f"targets.{name}", tensor, [shape], str(list(shape)))
-    if labels.is_floating_point() or crowd.is_floating_point():
-        name, wrong, right = ("labels", labels, "int64") if labels.is_floating_point() else ("crowd", crowd, "bool")
+    odd = labels.is_floating_point() or labels.dtype == torch.bool
+    if odd or crowd.dtype != torch.bool:
+        name, wrong, right = ("labels", labels, "int64") if odd else ("crowd", crowd, "bool")
         raise UserError(f"targets.{name}", f"expected {right}, got {wrong.dtype}", "convert them")
     numbers, sides = values(labels), values(boxes)
     if numbers is None or sides is None:
@@ -81,3 +83,10 @@ def check_boxes(targets: BoxTargets, sizes: ImageSizes, num_classes: int) -> Non
             f"lies wholly beside the image of {width} x {height} pixels (width x height): {sides[image, row].tolist()}"
         )
         raise UserError(f"targets.boxes[{image}, {row}]", what, "resize boxes with their images, and leave out such")
+    far = real & ((sides[..., 2:] > [2 * width, 2 * height]) | (sides[..., :2] < [-width, -height])).any(-1)
+    if 2 * far.sum() > real.sum():  # some may be, of images that were cut, but not most
+        image, row = (int(place) for place in np.argwhere(far)[0])
+        what = (
+            f"reaches out of the image of {width} x {height} pixels by more than its size: {sides[image, row].tolist()}"
+        )
+        raise UserError(f"targets.boxes[{image}, {row}]", what, "resize boxes with their images, and clip them")

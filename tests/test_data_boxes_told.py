@@ -87,7 +87,44 @@ def test_objects_that_are_there_twice_are_told_and_dropped_by_option(tmp_path: P
     table = opened(tmp_path, twice, duplicates="drop").table
     assert table.row_ids.tolist() == [1, 2, 3]
     other = {**what, "annotations": [*what["annotations"], {**what["annotations"][0], "id": 9, "category_id": 2}]}
-    assert opened(tmp_path, other).table.repairs.counts == {}  # of another class
+    assert opened(tmp_path, other).table.repairs.examples == {"two_classes": ("id 9",)}
+    rounded = [{**a, "id": a["id"] + 10, "bbox": [side + 1e-3 for side in a["bbox"]]} for a in what["annotations"]]
+    table = opened(tmp_path, {**what, "annotations": [*what["annotations"], *rounded]}).table
+    assert table.repairs.counts == {"duplicate": 3}
+
+
+def test_areas_that_are_not_those_of_the_boxes_are_told(tmp_path: Path) -> None:
+    for area in (1e7, 1e-3):  # of another image; a share of this one
+        table = opened(tmp_path, content({"area": area})).table
+        assert table.repairs.examples == {"other_area": ("id 1",)}
+
+
+def test_boxes_that_do_not_fit_their_outlines_are_told(tmp_path: Path) -> None:
+    outlines = [[[x, y, x + w, y, x + w, y + h, x, y + h]] for x, y, w, h in BOXES]
+    what = content(*({"segmentation": outline} for outline in outlines))
+    assert opened(tmp_path, what).notes == ()
+    for row in what["annotations"]:
+        row["bbox"] = [side / 2 for side in row["bbox"]]  # of a smaller copy of the image
+    (note,) = opened(tmp_path, what).notes
+    assert note == (
+        "warning: 3 of 3 boxes looked at lie elsewhere than the outlines of their objects: the boxes are taken (id 1, id 2, id 3)"
+    )
+    what["annotations"][0]["segmentation"] = "no outline"  # of no interest here
+    assert opened(tmp_path, what).notes == ()
+
+
+def test_fields_that_are_not_used_are_told(tmp_path: Path) -> None:
+    marks = {"isfake": 1, "tiny": 0, "attributes": {"occluded": True, "difficult": False, "rotation": 0.0}}
+    what = content(marks, {"num_keypoints": 3, "keypoints": [1, 2, 2]})
+    what["images"][0] |= {"split": "train", "coco_url": "http://x", "neg_category_ids": [2]}
+    dataset = opened(tmp_path, what)
+    assert dataset.table.repairs.examples == {"key_points": ("id 2",)}
+    assert [note for note in dataset.notes if "no object" not in note] == [
+        "warning: not all objects of 1 images are labelled (not_exhaustive_category_ids, neg_category_ids): those that are not are "
+        "trained, and scored, as background",
+        "fields of annotations that are not used: attributes.occluded (1), isfake (1)",
+        "fields of images that are not used: split (1)",
+    ]
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 2)] * 6), max_size=30))

@@ -165,6 +165,23 @@ def test_what_is_mended_and_left_out_is_counted(root: Path) -> None:
         assert part in notes
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{n}\t{text}", "2 of 2 lines of en.txt have tabs, as columns do, and all of a line is drawn (en.txt:1)"),
+        ("__label__{name} {text}", "2 of 2 lines of en.txt begin or end with the name of their class"),
+        ('{name},"{text}"', "2 of 2 lines of en.txt begin or end with the name of their class"),
+        ("{text} | {name}", "2 of 2 lines of en.txt begin or end with the name of their class"),
+    ],
+)
+def test_what_is_drawn_beside_the_sentence_is_told(tmp_path: Path, line: str, message: str) -> None:
+    for name, sentences in (("en", ENGLISH), ("de", GERMAN)):
+        write(tmp_path / f"{name}.txt", *(line.format(n=n, text=text, name=name) for n, text in enumerate(sentences)))
+    notes = LineDataset(tmp_path, PLAIN).notes
+    assert len(notes) == 2
+    assert message in notes[1]
+
+
 def test_letters_that_no_font_has_stop_where_they_are_many(root: Path) -> None:
     write(root / "ja.txt", "猫がいる。", "Hello")
     with pytest.raises(UserError, match=r"ja\.txt, line 1: .*'猫' \(U\+732B\); so it is with 1 of 2 lines; name fonts"):

@@ -25,6 +25,7 @@ def touch(root: Path, *names: str) -> None:
 def test_hidden_names_are_passed_over_and_links_to_folders_followed(tmp_path: Path) -> None:
     root = tmp_path / "root"
     touch(root, "b/2.png", "b/._2.png", ".git/3.png", "b/.DS_Store", "1.jpg", "note.txt", "store/deep/4.png")
+    touch(root, "b/@eaDir/2.png/THUMB.jpg", "__MACOSX/b/2.png", "$RECYCLE.BIN/1.png")
     (root / "linked").symlink_to("store/deep")
     (root / "5.png").symlink_to("1.jpg")
     (root / "nowhere.png").symlink_to("gone.png")

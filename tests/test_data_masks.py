@@ -271,6 +271,22 @@ def test_255_that_may_be_meant_as_the_last_class_is_told(tmp_path: Path, classes
     assert masks(config(tmp_path, classes=[*"abc"], values=[0, 1, 255]), "train", None).mask(0).tolist() == [[0, 1, 2]]
 
 
+def test_two_ways_to_write_two_classes_are_not_mixed(tmp_path: Path) -> None:
+    root = grey(tmp_path, "train", [[0, 1]], [[0, 255]], [[0, 0]])
+    with pytest.raises(UserError, match=r"0.png holds 0 and 1, .*1.png 0 and 255, .*; write all in one way, or set"):
+        masks(config(root, classes=["a", "b"]), "train", None)
+    dataset = masks(config(root, classes=["a", "b"], format="index"), "train", None)
+    assert [dataset.mask(index).tolist() for index in range(2)] == [[[0, 1]], [[0, 255]]]
+
+
+def test_classes_that_may_be_counted_from_1_are_told(tmp_path: Path) -> None:
+    dataset = masks(config(grey(tmp_path, "train", [[1, 2]], [[2, 255]]), classes=[*"abcd"]), "train", None)
+    assert (
+        "none has 0, which would be a: if classes are counted from 1, set data.options.values: [1, ..., 4]"
+        in dataset.notes[0]
+    )
+
+
 def test_names_come_from_a_file_and_must_be_those_of_training(tmp_path: Path) -> None:
     root = grey(tmp_path, "train", [[0, 1]])
     (root / "classes.txt").write_text("sky\nroad\n")

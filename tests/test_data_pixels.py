@@ -66,7 +66,15 @@ def test_a_whole_range_is_not_told(tmp_path: Path) -> None:
     wide = RNG.integers(0, 65536, (8, 9)).astype(np.uint16)
     assert told_of_range(opened(folders(tmp_path / "w", {"a": wide, "b": wide}))["train"], False) is None
     bytes_ = (wide >> 8).astype(np.uint8)
-    assert deep_range(opened(folders(tmp_path / "b", {"a": bytes_, "b": bytes_}))["train"]) is None
+    plain = opened(folders(tmp_path / "b", {"a": bytes_, "b": bytes_}))["train"]
+    assert (deep_range(plain), told_of_range(plain, False)) == (None, None)
+
+
+def test_images_that_are_nearly_black_are_told(tmp_path: Path) -> None:
+    faint = RNG.integers(0, 2, (8, 9)).astype(np.uint8)  # written as 0 and 1
+    dataset = opened(folders(tmp_path, {"a": faint, "b": faint}))["train"]
+    assert "images use values up to 1 of 255, and are nearly black" in (told_of_range(dataset, False) or "")
+    assert told_of_range(dataset, True) is None
 
 
 def test_mean_and_deviation_of_the_data_reach_the_model(tmp_path: Path) -> None:

@@ -196,6 +196,15 @@ def test_a_column_for_each_class(tmp_path: Path) -> None:
     write_table(tmp_path, "image,red,green", "a.png,1,0", "b.png,-1,0")
     with pytest.raises(UserError, match=r"train\.csv:3: column 'red': expected 1 or 0, got '-1'"):
         table_opened(tmp_path, multilabel=True, columns=["image", "red", "green"])
+    for row in ("a.png,1,-1", "a.png,True,FALSE"):
+        write_table(tmp_path, "image,red,green", row, "b.png,-1,1" if "1" in row else "b.png,false,true")
+        with pytest.raises(UserError, match=r"set data\.options\.columns: \[image, red, green\]"):
+            table_opened(tmp_path)
+        dataset = table_opened(tmp_path, multilabel=True, columns=["image", "red", "green"])
+        assert [dataset[index].labels.tolist() for index in range(2)] == [[1, 0], [0, 1]]
+        assert dataset.notes == (
+            ("columns of classes hold 1 and -1 alone: -1 is read as not there",) if "1" in row else ()
+        )
 
 
 def test_tables_without_a_header_and_with_lists(tmp_path: Path) -> None:
@@ -259,6 +268,9 @@ def test_names_that_are_nearly_alike_or_no_names(tmp_path: Path) -> None:
     assert "data.options.rename: [traffic_Light=traffic light]" in lines[0]
     assert "'nan'" in lines[1]
     assert list(told_of_data(folders(tmp_path / "other", "cat", "cats", "dog"))) == []
+    (line,) = told_of_data(folders(tmp_path / "numbers", "1", "01", "1.0", "2", "1e0"))
+    assert "the classes '01' and '1' and '1.0' are one number" in line
+    assert "data.options.rename: [1=01, 1.0=01]" in line
     (line,) = told_of_data(folders(tmp_path / "accents", "caf\u00e9", "cafe\u0301", "dog"))
     assert "differ in how accents are written alone (correct the names in the files)" in line
 
@@ -313,3 +325,20 @@ def test_images_that_no_annotation_file_names_are_told(tmp_path: Path) -> None:
     (told,) = told_of_data({"train": dataset})
     assert "1 of 2 image files below" in told
     assert told.endswith("left.png")
+    (tmp_path / "left.png").unlink()
+    (tmp_path / "more.HEIC").write_bytes(b"")
+    (told,) = told_of_data({"train": dataset})
+    assert "1 files below" in told
+    assert "more.HEIC; write them as PNG or JPEG" in told
+
+
+def test_training_images_of_which_few_have_objects_are_told(tmp_path: Path) -> None:
+    data = yolo_data(tmp_path, {"1": "", "2": "", "3": "0 0.5 0.5 0.2 0.2\n"})
+    told = " ".join(told_of_data({"train": yolo(data, "train", None)}))
+    assert "2 of 3 images have no object, and are trained on as background (such as 1.png)" in told
+
+
+def test_what_voc_objects_say_besides_is_told(tmp_path: Path) -> None:
+    more = "<occluded>1</occluded><kind>Unspecified</kind><robndbox><cx>1</cx></robndbox><breed>poodle</breed><bndbox>"
+    notes = voc(voc_edited(tmp_path, "<bndbox>", more), "train", None).notes
+    assert notes == ("fields of objects that are not used: robndbox (1), breed (1)",)

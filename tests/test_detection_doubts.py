@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,23 @@ def test_corners_that_lie_in_their_images_are_known_by_the_objects() -> None:
         "warning: of 4 boxes looked at 0 lie on objects as they are, and 4 read as corners x0, y0, x1, y1: write x, y, width, height"
     )
     assert told_of_readings([], []) == ""
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        (lambda b: np.concatenate([b[:, :2] + b[:, 2:] / 2, b[:, 2:]], 1), "x and y of the middle, width, height"),
+        (lambda b: b[:, [1, 0, 3, 2]], "y, x, height, width"),
+        (lambda b: np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], 1)[:, [1, 0, 3, 2]], "corners y0, x0, y1, x1"),
+    ],
+)
+def test_boxes_in_another_order_are_told(order: Callable[[np.ndarray], np.ndarray], words: str) -> None:
+    truths = [objects(SIZES[number % len(SIZES)], number) for number in range(20)]
+    found = [
+        ImageDetections(str(n), SIZES[n % len(SIZES)], order(truth.boxes), np.ones(6), truth.labels, "")
+        for n, truth in enumerate(truths)
+    ]
+    assert told_of_readings(found, truths).endswith(f"read as {words}: write x, y, width, height")
 
 
 SIZES = ((480, 640), (375, 500), (640, 427), (333, 500))

@@ -70,6 +70,8 @@ MASK = torch.zeros(2, 64, 64, dtype=torch.int64)
         ("det", 3, {}, boxes([10.0, 8, 20, 30])._replace(crowd=torch.zeros(2, 1)), ("targets.crowd", "bool", "float32")),
         ("det", 3, {}, boxes([10.0, 8, 20, 30])._replace(labels=torch.zeros(2, 1)), ("targets.labels", "int64", "float32")),
         ("det", 3, {}, boxes([110.0, 8, 120, 30]), ("targets.boxes[0, 0]", "beside", "64 x 64", "110.0", "resize")),
+        ("det", 3, {}, boxes([10.0, 8, 220, 30]), ("targets.boxes[0, 0]", "by more than its size", "220.0", "resize")),
+        ("det", 3, {}, boxes([10.0, 8, 20, 30])._replace(crowd=torch.zeros(2, 1, dtype=torch.int64)), ("targets.crowd", "int64")),
         ("cls", 3, {}, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]), ("targets[1]", "sum to 1", "got 2", "multilabel")),
         ("cls", 3, {}, torch.tensor([[1, 0, 0], [0, 1, 0]]), ("targets", "floating point", "int64", "argmax")),
     ],

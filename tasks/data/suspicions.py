@@ -2,26 +2,33 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 
 from effbackbones.errors import UserError
-from effbackbones.images.reading import opened_image, orientation_of
-from tasks.data.boxes.table import BoxTable
+from effbackbones.images.reading import is_image_name, opened_image, orientation_of
 from tasks.data.dataset import Dataset
 from tasks.data.files.copies import copies
 from tasks.data.files.listing import files_below, shown
 from tasks.data.files.names import normalised
 from tasks.data.files.reading import SoundReader
 from tasks.data.knowledge import Knowledge
-from tasks.data.pixels import LOOKED_AT
+from tasks.data.pixels import LOOKED_AT, told_of_range
 
 _SHOWN = 3
 _BETWEEN = re.compile(r"[\s_\-]+")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 _MISSING = frozenset(["nan", "none", "null", "n/a", "na", "undefined"])
 """Names, in lower case, that programs write where a value is missing."""
+_MANY_EMPTY = 0.5
+"""Share of training images without an object above which it is told: perhaps nobody has labelled them."""
+_OTHERS = tuple(
+    f".{ending}"
+    for ending in re.findall(r"\w+", "heic heif jxl dng cr2 cr3 nef arw raf orf tga psd pcx ico svg exr hdr dcm")
+)
+"""Endings of images that are not read."""
 _SAME_SIDES = (2, 3, 4)
 """EXIF orientations that leave height and width as they are: mirrored, turned by 180 degrees."""
 
@@ -35,10 +42,27 @@ def told_of_data(datasets: Mapping[str, Dataset], *, compared: int | None = None
         yield from _told_of_copies(known)
     if "train" in datasets:
         yield from _told_of_names(datasets["train"].classes)
-    yield from _told_of_unnamed([one.table for one in known.values() if one.table is not None])
+        if (table := known["train"].table) is not None and len(empty := table.empty_images()) > _MANY_EMPTY * len(
+            table
+        ):
+            what = f"{len(empty):,} of {len(table):,} images have no object, and are trained on as background"
+            such = f"such as {table.files[int(empty[0])]}"
+            yield f"train: warning: {what} ({such}): data.keep_empty: false leaves them out, if nobody has labelled them"
+    yield from _told_of_unnamed(known.values())
     for split, one in known.items():
         for line in _told_of_files(one):
             yield f"{split}: {line}"
+
+
+def told_of_scored(dataset: Dataset, measured: bool) -> Iterator[str]:
+    """What readers noticed of a split that a trained model is scored on: how it is read, what was mended in it, the range of its pixels.
+    ``measured``: whether images are normalised by mean and deviation of the model's own data."""
+    known = Knowledge.of(dataset)
+    yield from getattr(known.base, "notes", ())
+    if known.table is not None:
+        yield from known.table.repairs.lines()
+    if not isinstance(known.reader, SoundReader) and (line := told_of_range(dataset, measured, trained=True)):
+        yield line
 
 
 def told_of_shared_images(known: Mapping[str, Knowledge]) -> list[str]:
@@ -98,17 +122,26 @@ def _told_of_copies(known: Mapping[str, Knowledge]) -> Iterator[str]:
         yield f"warning: {what}: remove those that are wrong"
 
 
-def _told_of_unnamed(tables: Sequence[BoxTable]) -> Iterator[str]:
-    """Images beside those of annotation files that none of these names."""
+def _told_of_unnamed(known: Iterable[Knowledge]) -> Iterator[str]:
+    """Images beside those of annotation files that none of these names, and those beside labels or masks in formats that are not read."""
+    known = list(known)
+    tables = [one.table for one in known if one.table is not None]
     used = {os.path.normpath(table.path(index)) for table in tables for index in range(len(table))}
-    for root in dict.fromkeys(table.root for table in tables):
+    roots = [getattr(one.base, "root", None) for one in known if hasattr(one.base, "read_mask")]
+    for root in dict.fromkeys((*(table.root for table in tables), *(root for root in roots if root))):
         try:
-            found = files_below(root, links="anywhere")
+            every = files_below(
+                root, lambda name: is_image_name(name) or name.lower().endswith(_OTHERS), links="anywhere"
+            )
         except UserError:  # a loop of links, or no such folder: nothing that is read lies there
             continue
-        unused = [name for name in found if os.path.normpath(f"{root}/{name}") not in used]
+        found = [name for name in every if is_image_name(name)]
+        unused = [name for name in found if os.path.normpath(f"{root}/{name}") not in used] if tables else []
         if unused:
             yield f"{len(unused):,} of {len(found):,} image files below {root} are in no split that is read: {shown(unused)}"
+        if others := [name for name in every if not is_image_name(name)]:
+            what = f"{len(others):,} files below {root} are images of formats that are not read: {shown(others)}"
+            yield f"warning: {what}; write them as PNG or JPEG"
 
 
 def _told_of_names(classes: Sequence[str]) -> Iterator[str]:
@@ -126,6 +159,15 @@ def _told_of_names(classes: Sequence[str]) -> Iterator[str]:
             remedy = "correct the names in the files"
         how = "how accents are written" if accents else "case, spaces or hyphens"
         yield f"warning: the classes {which}{more} differ in {how} alone ({remedy})"
+    numbers: dict[float, list[str]] = {}
+    for name in classes:
+        if _NUMBER.fullmatch(name.strip()):
+            numbers.setdefault(float(name), []).append(name)
+    same = [names for names in numbers.values() if len(names) > 1]
+    if same:
+        which = " and ".join(map(repr, same[0])) + (f", and {len(same) - 1} more such groups," if len(same) > 1 else "")
+        remedy = f"data.options.rename: [{', '.join(f'{name}={same[0][0]}' for name in same[0][1:])}] makes them one"
+        yield f"warning: the classes {which} are one number, written in several ways ({remedy})"
     missing = [name for name in classes if name.strip().casefold() in _MISSING]
     if missing and len(classes) > len(missing):
         yield f"warning: the class {missing[0]!r} looks like labels that are missing; remove those samples, if so"

@@ -22,6 +22,7 @@ from tasks.data.check import LOOKED_AT
 from tasks.data.dataset import Dataset
 from tasks.data.files.images import header_sizes
 from tasks.data.knowledge import Knowledge
+from tasks.data.pixels import told_of_range
 from tasks.data.sampling import Repeated, spread
 from tasks.detection.metrics import DetectionMetrics
 from tasks.detection.numbering import numbering_of
@@ -54,11 +55,14 @@ def quick_checks(
     *,
     samples_told: bool = False,
 ) -> None:
-    """What takes seconds: image sizes from headers, boxes, anchors, and the truth scored as predictions, which must give AP 1.
+    """What takes seconds: the range of pixels, image sizes from headers, boxes, anchors, and the truth scored as predictions, which must
+    give AP 1.
     ``samples_told``: what of :data:`tasks.data.check.LOOKED_AT` samples cannot be read was told before.
 
     The first part that fails raises :class:`UserError`, which names it.
     """
+    if line := told_of_range(datasets["train"], config.model.normalization == "data"):
+        tell(f"train: {line}")
     for split, dataset in datasets.items():
         for note in getattr(dataset, "notes", ()):
             tell(f"{split}: {note}")

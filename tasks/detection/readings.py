@@ -1,4 +1,5 @@
-"""Boxes of a results file that lie beside the objects as they are, and on them read otherwise: as corners, or as of a resized image."""
+"""Boxes of a results file that lie beside the objects as they are, and on them read otherwise: as corners, by their middle, with x and y
+exchanged, or as of a resized image."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,8 +14,8 @@ from tasks.detection.results import ImageDetections, finite_rows
 
 _IMAGES, _BEST, _ON = 200, 20, 0.5
 """Images that are looked at, boxes of each, and by what IoU these lie on objects."""
-_ENOUGH, _CORNERS = 4, 2
-"""How many must lie on objects as corners, and how many times those that do as they are."""
+_ENOUGH, _OTHER = 4, 2
+"""How many must lie on objects in another order, and how many times those that do as they are."""
 _RESIZED_IMAGES, _RESIZED, _SHARE = 40, 3, 0.3
 """Of so many images as resized ones; how many times; and which share of what could. (Of many sizes that are tried one may fit a little.)"""
 _SIDES = (*range(224, 705, 32), *range(768, 1537, 64), 300, 380, 456, 528, 600, 800, 1333)
@@ -46,13 +47,18 @@ class _Looked(NamedTuple):
 
 
 def told_of_readings(found: Sequence[ImageDetections], truths: Sequence[Truth]) -> str:
-    """A line where the best boxes of some images lie on objects (IoU 0.5) read as corners, or in pixels of an image that was resized as for
-    a network, which they miss as x, y, width, height; else nothing. Small corner boxes near the origin lie in their images either way."""
+    """A line where the best boxes of some images lie on objects (IoU 0.5) read in one of :data:`_ORDERS`, or in pixels of an image that was
+    resized as for a network, which they miss as x, y, width, height; else nothing. Small corner boxes near the origin lie in their images
+    either way."""
     looked = _looked(found, truths)
-    plain, corners = _count(looked), _count(looked, _corners)
-    if corners >= max(_ENOUGH, _CORNERS * plain):
-        return _line(looked, plain, corners, "corners x0, y0, x1, y1: write x, y, width, height")
-    if plain >= _SHARE * sum(one.most for one in looked):
+    plain, orders = _count(looked), {meaning: _count(looked, reading) for meaning, reading in _ORDERS.items()}
+    meaning, most = max(orders, key=orders.__getitem__), sum(one.most for one in looked)
+    least = (
+        _ENOUGH if meaning == _CORNERS else max(_ENOUGH, _SHARE * most)
+    )  # others lie on objects by chance more often
+    if orders[meaning] >= max(least, _OTHER * plain):
+        return _line(looked, plain, orders[meaning], f"{meaning}: write x, y, width, height")
+    if plain >= _SHARE * most:
         return ""
     some = [one for one in looked if one.most and min(one.size) > 0]
     some = some[:: -(-len(some) // _RESIZED_IMAGES) or 1]
@@ -85,6 +91,27 @@ def _line(looked: Sequence[_Looked], plain: int, otherwise: int, meaning: str) -
 
 def _corners(boxes: Boxes, size: tuple[int, int]) -> Boxes:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+
+
+def _middle(boxes: Boxes, size: tuple[int, int]) -> Boxes:
+    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], 1)
+
+
+def _exchanged(boxes: Boxes, size: tuple[int, int]) -> Boxes:
+    return boxes[:, [1, 0, 3, 2]]
+
+
+def _corners_exchanged(boxes: Boxes, size: tuple[int, int]) -> Boxes:
+    return _corners(_exchanged(boxes, size), size)
+
+
+_CORNERS = "corners x0, y0, x1, y1"
+_ORDERS: Mapping[str, Reading] = {
+    _CORNERS: _corners,
+    "x and y of the middle, width, height": _middle,
+    "y, x, height, width": _exchanged,
+    "corners y0, x0, y1, x1": _corners_exchanged,
+}
 
 
 def _stretched(boxes: Boxes, size: tuple[int, int], side: int) -> Boxes:

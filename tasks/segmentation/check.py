@@ -89,6 +89,11 @@ def tell_frequencies(found: MaskStatistics, split: str, tell: Callable[[str], No
     if found.overlap is not None:
         shares = f"{found.overlap.several / labelled:.1%} of the labelled pixels have several classes"
         tell(f"{split}: {shares}, {found.overlap.bare / labelled:.1%} none")
+    if found.overlap is None and len(never) == len(found.classes) - 1 > 0 and split == "train":
+        what = f"all labelled pixels of {found.looked_at:,} masks are {found.classes[order[0]]}: nothing is to be told apart"
+        if found.looked_at == found.total:
+            raise UserError(f"data.{split}", what, "check format, values and classes")
+        tell(f"{split}: warning: {what}")
     if never:
         more = f" and {len(never) - 10} more" if len(never) > 10 else ""
         tell(f"{split}: no pixel of {', '.join(never[:10])}{more}")

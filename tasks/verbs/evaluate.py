@@ -8,6 +8,7 @@ from typing import Any
 from effbackbones.errors import UserError
 from effbackbones.inference.views import Slices, Views
 from tasks.data.dataset import Dataset
+from tasks.data.suspicions import told_of_scored
 from tasks.engine import splits
 from tasks.engine.evaluation import monitor, score_model
 from tasks.engine.hardware import Hardware
@@ -37,6 +38,8 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     splits.same_labels(task, config, dataset, model.provenance, f"data.{extras.split}", "the model")
     _tell_of_numbering(task, config, dataset, model.provenance, f"data.{extras.split}", "the model", tell)
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
+    for line in told_of_scored(dataset, config.model.normalization == "data"):
+        tell(f"{extras.split}: {line}")
     recorder = task.recorder(dataset, classes)
     arithmetic, asked = answering(hardware, extras, model)
     scores, reporter, outcomes = score_model(
@@ -104,6 +107,8 @@ def _evaluate_file(task: TaskSpec, config: Config, extras: Extras, tell: Teller)
     if config.data.name == "coco":  # which says all that is scored in its annotations
         config = replace(config, data=replace(config.data, options={**config.data.options, "without_images": True}))
     dataset, training = _scored_data(task, config, extras, tell)
+    for note in getattr(dataset, "notes", ()):
+        tell(f"{extras.split}: {note}")
     scores = task.score_file(path, config, dataset, tell, training)
     folder = Path(extras.out) if extras.out else path.parent / f"evaluate-{extras.split}"
     write_metrics(folder, EvaluationResults({"model": scores}, split=extras.split, predictions=str(path)), [])

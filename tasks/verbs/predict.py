@@ -17,6 +17,7 @@ from tasks.data.dataset import Dataset
 from tasks.data.door.reading import file_reader, reading_spec
 from tasks.data.files.reading import ImageReader, PackedNames
 from tasks.data.knowledge import Knowledge
+from tasks.data.pixels import told_of_files
 from tasks.data.transforms.alone import fit_of
 from tasks.engine import feeding
 from tasks.engine.hardware import Hardware
@@ -33,6 +34,8 @@ from tasks.verbs.limits import count_of, share_of
 from tasks.verbs.models import asked_model, open_split
 from tasks.verbs.outputs import writers_for
 
+_DEEP, _LOOKED_AT = (".png", ".tif", ".tiff", ".npy", ".pgm"), 4
+"""Endings of files that may have 16 bits, and how many are looked at for the range that they use."""
 _NAMED = 20  # files that cannot be predicted, of which each has a line
 
 
@@ -78,6 +81,9 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     )
     for sentence in predictor.told_thresholds():
         tell(sentence)
+    deep = [name for name in files if name.lower().endswith(_DEEP)][:_LOOKED_AT] if asked and not sounds else []
+    if deep and (line := told_of_files(deep, read, config.model.normalization == "data", trained=True)):
+        tell(line)
     writer = writers_for(task, config, extras.write, out, model, classes, print)
     writer.below(files)
     if source is not None:

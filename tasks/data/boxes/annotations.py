@@ -14,6 +14,7 @@ from tasks.data.boxes.repairs import (
     Repairs,
     duplicates,
     mend,
+    other_areas,
     refuse_bad_boxes,
     refuse_corners,
     refuse_shares,
@@ -262,11 +263,14 @@ def mended_table(
     boxes, keep = mend(said.boxes, sides, used, count, min_side)
     again = duplicates(said.owner, said.categories, boxes, keep & ~said.crowd)
     count.add("duplicate_dropped" if drop_duplicates else "duplicate", again)
+    whole = keep & ~said.crowd & ~again
+    count.add("two_classes", duplicates(said.owner, np.zeros_like(said.categories), boxes, whole))
     count.add("other_class", ~used)
     for kind, rows in said.assumed.items():
         count.add(kind, rows & keep)
     if said.area is not None:
         count.add("area", ~(said.area > 0) & keep)
+        count.add("other_area", other_areas(said.boxes, said.area, keep & ~said.crowd))
     repairs = count.result(int(used.sum()))
     keep = keep & ~again if drop_duplicates else keep
     if not allow_bad:

@@ -1,6 +1,7 @@
 """COCO annotation files to columns, every record checked."""
 
 import math
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 
 from effbackbones.errors import UserError
 from tasks.data.boxes.annotations import Annotations
-from tasks.data.boxes.fields import corner_rows, enclosed, ignored, turned
+from tasks.data.boxes.fields import corner_rows, enclosed, ignored, told_of_fields, turned
 from tasks.data.files.jsonfile import parse, word
 from tasks.data.files.names import plain
 from tasks.data.files.records import FLAG, ID, LIST, NUMBER, TEXT, WHOLE, Records, as_float
 from tasks.data.masks.coco import read_outlines
+from tasks.data.masks.placing import elsewhere
 
+_LOOKED_AT, _APART = 256, 0.05
+"""Outlines that are held against boxes where nobody asks for masks, and the share of them from which it is told that they disagree."""
 _SKIPPED = ("segmentation", "keypoints")
 """Most of a file, and let go unless it is asked for."""
 
@@ -33,7 +37,7 @@ def read_coco(
     the line), missing keys, wrong types, boxes that are not four finite numbers, ids twice, references to what is not
     there. Absent ``area`` and ``iscrowd`` and the id 0 are noted in ``assumed``.
     """
-    parsed = parse(path, _SKIPPED[1:] if masks else _SKIPPED, spared=_lacks_box if boxes else None)
+    parsed = parse(path, _SKIPPED[1:] if masks else _SKIPPED, spared=_Spared() if boxes else None)
     categories, images = Records(path, parsed.content, "categories"), Records(path, parsed.content, "images")
     annotations = Records(path, parsed.content, "annotations", empty=True)
     if parsed.word:
@@ -57,12 +61,14 @@ def read_coco(
     outlines = read_outlines(annotations) if masks else None
     marks = {"ignored_crowd" if ignored_as == "crowd" else "ignored": marked}
     turns = {"rotated_enclosed" if rotation == "enclose" else "rotated": degrees != 0}
+    sizes, owner = _sizes(images), annotations.references("image_id", ID, ordinals, "images", str)
+    places = _told_of_places(annotations, found, sizes[owner]) if boxes and not masks else ()
     return Annotations(
         source=str(path),
         files=files,
         ids=ids,
-        sizes=_sizes(images),
-        owner=annotations.references("image_id", ID, ordinals, "images", str),
+        sizes=sizes,
+        owner=owner,
         boxes=enclosed(found, degrees) if rotation == "enclose" else found,
         categories=annotations.references("category_id", WHOLE, labels, "categories", int),
         crowd=crowd | marked if ignored_as == "crowd" else crowd,
@@ -76,17 +82,44 @@ def read_coco(
             "id_zero": row_ids == 0,
             "outline_box": from_outline,
             "corners": corners,
+            "key_points": np.array([bool(row.get("num_keypoints")) for row in annotations.rows], np.bool_),
             "scored": np.array(["score" in row for row in annotations.rows], np.bool_),
             **marks,
             **turns,
         },
         outlines=outlines,
         parents=_parents(categories, annotations),
+        notes=(*told_of_fields(images, annotations), *places),
     )
 
 
-def _lacks_box(record: dict[str, Any]) -> bool:
-    return "category_id" in record and not record.get("bbox")
+class _Spared:
+    """Says of which annotations the segmentation is kept: those without a box, and the first few, which are held against theirs."""
+
+    def __init__(self) -> None:
+        self.left = _LOOKED_AT
+
+    def __call__(self, record: dict[str, Any]) -> bool:
+        if "category_id" not in record:
+            return False
+        if not record.get("bbox"):
+            return True
+        self.left -= bool(record.get("segmentation"))
+        return self.left >= 0
+
+
+def _told_of_places(annotations: Records, boxes: NDArray[np.float64], sizes: NDArray[np.int32]) -> Iterator[str]:
+    """What to tell of boxes that do not lie where the outlines of their objects do; ``boxes`` [N, 4], ``sizes`` [N, 2] of their images."""
+    rows = [index for index, row in enumerate(annotations.rows) if row.get("segmentation")][:_LOOKED_AT]
+    try:
+        outlines = read_outlines(annotations.some(rows), keep=True)
+    except UserError:  # of no outline that is used
+        return
+    found, looked, why = elsewhere(outlines, boxes[rows], sizes[rows])
+    if len(found) > _APART * looked:
+        such = ", ".join(f"id {word(annotations.rows[rows[place]].get('id'))}" for place in found[:3].tolist())
+        what = f"{len(found):,} of {looked:,} boxes looked at lie elsewhere than the outlines of their objects: the boxes are taken"
+        yield f"warning: {what}{f'; it looks as if {why}' if why else ''} ({such}{', ...' * (len(found) > 3)})"
 
 
 def _boxes_of_outlines(records: Records) -> NDArray[np.bool_]:

@@ -1,5 +1,6 @@
 """Fields of COCO annotations that change what a box means, as tools write them: marks to ignore an object, rotations, other box modes."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,12 +24,27 @@ IGNORE_MARKS = frozenset(
         "difficult",
         "is_difficult",
         "deleted",
+        "is_group_of",
+        "isgroupof",
+        "group_of",
     ]
 )
 """Names, in lower case, of fields by which tools say that finding an object is neither right nor wrong."""
-_TURNS = ("rotation", "angle")
+TURNS = ("rotation", "angle")
+"""Names of fields that turn a box."""
 _PLACES = ("attributes", "extra")
 """Fields of an annotation in which tools keep more of them."""
+_READ = {
+    "images": frozenset(["id", "file_name", "width", "height", "license", "date_captured", "coco_url", "flickr_url"]),
+    "annotations": frozenset(
+        ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "bbox_mode", "score", *TURNS]
+    )
+    | {"num_keypoints", "keypoints"},
+}
+"""Fields of records that are read, or told of by themselves, or say nothing of what is learnt."""
+_NOT_ALL = ("not_exhaustive_category_ids", "neg_category_ids")
+"""Fields of images of which not all objects are labelled, as LVIS has them."""
+_NOTHING = frozenset(["", "0", "0.0", "false", "no", "none", "null", "unspecified"])
 _XYXY, _XYWH = 0, 1
 _MODES = "0 (x0, y0, x1, y1) and 1 (x, y, width, height)"
 _LEAST_TURN = 1e-3  # degrees
@@ -65,7 +81,7 @@ def turned(records: Records) -> NDArray[np.float64]:
 
 def turn(fields: Mapping[str, Any]) -> float:
     """Degrees by which one box is turned, by its fields; 0 where none says so."""
-    for key in _TURNS:
+    for key in TURNS:
         value: Any = fields.get(key)
         if type(value) in NUMBER and abs(value) < 1e6 and min(value % 180, -value % 180) > _LEAST_TURN:
             return float(value)
@@ -89,3 +105,38 @@ def corner_rows(records: Records) -> NDArray[np.bool_]:
         if mode not in (_XYXY, _XYWH) or isinstance(mode, bool):
             records.refuse(index, f"bbox_mode {word(mode)} is not one of {_MODES}", "write boxes in one of these")
     return np.array([mode == _XYXY for mode in modes], np.bool_)
+
+
+def told_of_fields(images: Records, annotations: Records) -> Iterator[str]:
+    """What records say beyond what is read of them."""
+    lacking = sum(any(row.get(key) for key in _NOT_ALL) for row in images.rows)
+    if lacking:
+        what = f"warning: not all objects of {lacking:,} images are labelled ({', '.join(_NOT_ALL)})"
+        yield f"{what}: those that are not are trained, and scored, as background"
+    for records in (annotations, images):
+        read = _READ[records.key]
+        found: Counter[str] = Counter()
+        for row in records.rows:
+            for key in sorted(row.keys() - read - {*_NOT_ALL}):
+                found.update(_saying(key, row[key]))
+        if found:
+            yield f"fields of {records.key} that are not used: {counted(found)}"
+
+
+def _saying(key: str, value: Any) -> Iterator[str]:
+    """The names of the fields at a key that say anything, and are no marks to ignore an object, which are told by themselves."""
+    if key in _PLACES and isinstance(value, dict):
+        for inner in sorted(value.keys() - set(TURNS)):
+            yield from (f"{key}.{name}" for name in _saying(inner, value[inner]))
+    elif key.lower() not in IGNORE_MARKS and says(value):
+        yield key
+
+
+def says(value: object) -> bool:
+    """Whether the value of a field says more than that nothing is there."""
+    return bool(value) and str(value).strip().lower() not in _NOTHING
+
+
+def counted(names: Counter[str]) -> str:
+    """Names of fields with how often each occurs, for a message."""
+    return ", ".join(f"{name} ({count:,})" for name, count in names.most_common(8)) + ", ..." * (len(names) > 8)

@@ -16,6 +16,11 @@ _ROUNDING = 1e-6  # pixels: sums of decimal fractions are off by less
 _ENOUGH, _ROUNDED = 4, 0.01  # boxes whose areas may speak for corner boxes, and how far off they may be rounded
 _BEYOND = 1.0  # pixels that a box must reach out of its image to speak for corner boxes
 _NEARLY_ALL = 0.95
+_ALIKE, _NEIGHBOURS = (
+    0.01,
+    4,
+)  # share of a side by which boxes of one object may differ; how many are compared, in the order of their x
+_AREAS = (1e-3, 1.01)  # shares of its box that the area of an object may be
 _EXAMPLES = 3
 Rows = NDArray[np.bool_]
 """Which boxes, bool [N]."""
@@ -34,9 +39,11 @@ KINDS = {
     "rotated_enclosed": "are turned by their rotation: the boxes around taken",
     "duplicate": "lie in an image twice, alike in class and corners: kept (data.options.duplicates: drop leaves one)",
     "duplicate_dropped": "lay in an image twice, alike in class and corners: one kept",
+    "two_classes": "lie in an image twice, alike in corners and of different classes: both kept",
     "outline": "are outlines: the boxes around taken",
     "key_points": "have key points beside, which are left out",
     "area": "without a positive area: that of the box taken",
+    "other_area": "with an area of more than their box, or less than a thousandth of it: kept (AP by size goes by it)",
     "scored": "have a score, as predictions of a model have: objects like all others",
     "iscrowd": "without iscrowd: 0 taken",
     "id_zero": "with annotation id 0: kept (scores number them anew)",
@@ -144,14 +151,25 @@ def refuse_shares(source: str, boxes: NDArray[np.float64], sides: NDArray[np.flo
 def duplicates(
     owner: NDArray[np.int64], labels: NDArray[np.int64], boxes: NDArray[np.float64], considered: Rows
 ) -> Rows:
-    """Which of the rows ``considered`` [N] come again: image, class and box are those of an earlier one."""
+    """Which of the rows ``considered`` [N] come again: image, class and box are those of an earlier one, but for :data:`_ALIKE` of a
+    side, as rounding leaves it. (Of many boxes that begin at the same x, some that differ so may be missed.)"""
     rows = np.flatnonzero(considered)
-    keys = np.concatenate([owner[rows, None], labels[rows, None], boxes[rows] + 0.0], 1)  # no -0
-    order = np.lexsort(keys.T)  # stable; a sum of their bits would be faster, and takes some boxes for others
-    alike = (keys[order[1:]] == keys[order[:-1]]).all(1)
+    rows = rows[np.lexsort((*boxes[rows].T[::-1], labels[rows], owner[rows]))]
+    keys, sides = np.concatenate([owner[rows, None], labels[rows, None], boxes[rows]], 1), boxes[rows][:, 2:]
     again: Rows = np.zeros(len(considered), np.bool_)
-    again[rows[order[1:][alike]]] = True
+    for step in range(1, min(_NEIGHBOURS, len(rows) - 1) + 1):
+        apart, allowed = np.abs(keys[step:] - keys[:-step]), _ALIKE * np.minimum(sides[step:], sides[:-step])
+        alike = (apart[:, :2] == 0).all(1) & (apart[:, 2:4] <= allowed).all(1) & (apart[:, 4:] <= allowed).all(1)
+        again[np.maximum(rows[step:], rows[:-step])[alike]] = True
     return again
+
+
+def other_areas(boxes: NDArray[np.float64], areas: NDArray[np.float64], considered: Rows) -> Rows:
+    """Which of the rows ``considered`` [N] have positive ``areas`` that those of no object in their ``boxes`` [N, 4] can be."""
+    with np.errstate(all="ignore"):
+        share = areas / boxes[:, 2:].prod(1)
+    odd: Rows = considered & (areas > 0) & ((share < _AREAS[0]) | (share > _AREAS[1]))
+    return odd
 
 
 def refuse_bad_boxes(

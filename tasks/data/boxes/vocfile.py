@@ -11,16 +11,19 @@ from effbackbones.errors import UserError
 from effbackbones.images.geometry import Size
 from effbackbones.numbers import plain_number
 from effbackbones.pointers import LONGEST, refuse_pointer
-from tasks.data.boxes.fields import marks, turn
+from tasks.data.boxes.fields import IGNORE_MARKS, TURNS, marks, says, turn
 
 MAX_BYTES = 10_000_000
 """Larger files are refused."""
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_READ = frozenset(["name", "bndbox", "part", "attributes", "pose", "truncated", "occluded", "difficult", *TURNS])
+"""Fields of an object that are read, or that VOC has and nobody needs."""
 
 
 class VocObject(NamedTuple):
     """The name of its class; ``corners`` xmin, ymin, xmax, ymax as in the file; whether it is marked as difficult; degrees by which
-    the box is turned, and whether it is marked to be ignored, where tools say so; how many ``parts`` it has."""
+    the box is turned, and whether it is marked to be ignored, where tools say so; how many ``parts`` it has; the names of fields that
+    say something else."""
 
     name: str
     corners: tuple[float, ...]
@@ -28,6 +31,7 @@ class VocObject(NamedTuple):
     rotation: float = 0.0
     ignored: bool = False
     parts: int = 0
+    unused: tuple[str, ...] = ()
 
 
 class VocImage(NamedTuple):
@@ -118,9 +122,10 @@ def _object(item: Element, where: str) -> VocObject:
     if difficult not in ("0", "1"):
         raise UserError(where, f"difficult: expected 0 or 1, got {difficult[:40]!r}", "correct it")
     corners = tuple(_number(box, key, where) for key in _CORNERS)
-    return VocObject(
-        name, corners, difficult == "1", turn(more), any(marks(more, "difficult")), len(item.findall("part"))
-    )
+    ignored, parts = any(marks(more, "difficult")), len(item.findall("part"))
+    others = [field.tag for field in item if len(field)] + [key for key, value in more.items() if says(value)]
+    unused = tuple(dict.fromkeys(key for key in others if key.lower() not in _READ | IGNORE_MARKS))
+    return VocObject(name, corners, difficult == "1", turn(more), ignored, parts, unused)
 
 
 def _attributes(item: Element) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +17,10 @@ SEPARATOR = ";"
 _JOINING = ("|", ",", "/", "+", "&", " ")
 """What joins labels in files of others."""
 _LOOKED_AT = 50
-_NUMBERS = {"1": True, "0": False, "1.0": True, "0.0": False}
-"""What the columns of classes hold."""
+_NUMBERS = {"1": True, "0": False, "1.0": True, "0.0": False, "true": True, "false": False}
+"""What the columns of classes hold, in lower case."""
+_SIGNS = {"1": True, "-1": False, "1.0": True, "-1.0": False}
+"""What they hold where -1 means that a class is not there; beside 0 it may mean that nobody knows."""
 _CORNERS = frozenset(["xmin", "ymin", "xmax", "ymax", "x0", "y0", "x1", "y1", "x2", "y2", "bboxx", "bboxy", "cx", "cy"])
 """How columns of boxes are called."""
 
@@ -58,10 +60,11 @@ class TableFormat:
 
 
 class Table(NamedTuple):
-    """The rows of a file, and the columns that nobody asked for."""
+    """The rows of a file, the columns that nobody asked for, and what to tell of how cells are read."""
 
     rows: list[Row]
     unused: tuple[str, ...]
+    told: tuple[str, ...] = ()
 
 
 def read_table(path: Path, form: TableFormat, root: Path) -> Table:
@@ -73,13 +76,24 @@ def read_table(path: Path, form: TableFormat, root: Path) -> Table:
     if not set(form.wanted) <= set(header) or len(set(header)) < len(header):
         raise _refused(path, header, form, text, delimiter, root)
     places = [header.index(name) for name in form.wanted]
+    signs = _are_signs(text, delimiter, places[1 : len(form.columns)]) if form.classes else False
+    meaning = _SIGNS if signs else _NUMBERS
     try:
-        rows = list(_rows(path, text, delimiter, places, len(header), form))
+        rows = list(_rows(path, text, delimiter, places, len(header), form, meaning))
     except csv.Error as error:
         raise UserError(str(path), f"cannot be read as a CSV file: {error}", "mend its quotes") from error
     if form.separator is None and not form.classes:
         _refuse_joined(path, rows)
-    return Table(rows, tuple(name or "one without a name" for name in header if name not in form.wanted))
+    told = ("columns of classes hold 1 and -1 alone: -1 is read as not there",) if signs else ()
+    return Table(rows, tuple(name or "one without a name" for name in header if name not in form.wanted), told)
+
+
+def _are_signs(text: str, delimiter: str, places: Sequence[int]) -> bool:
+    """Whether the cells of those columns are 1 and -1, and nothing else."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    next(reader, None)
+    found = {cells[place].strip() for cells in reader for place in places if place < len(cells)}
+    return found <= set(_SIGNS) and any(cell.startswith("-") for cell in found)
 
 
 def _delimiter(text: str, wanted: Sequence[str]) -> str:
@@ -128,7 +142,8 @@ def _proposed(header: Sequence[str], text: str, delimiter: str, root: Path) -> s
         held = [
             n
             for n, cells in enumerate(zip(*lines, strict=True))
-            if n != place and {c.strip() for c in cells} <= set(_NUMBERS)
+            if n != place
+            and ({c.strip().lower() for c in cells} <= set(_NUMBERS) or {c.strip() for c in cells} <= set(_SIGNS))
         ]
         if len(held) > 1:  # a column for each class
             labels = ", ".join(header[column] for column in held)
@@ -141,7 +156,16 @@ def _proposed(header: Sequence[str], text: str, delimiter: str, root: Path) -> s
     return plain
 
 
-def _rows(path: Path, text: str, delimiter: str, places: Sequence[int], count: int, form: TableFormat) -> Iterator[Row]:
+def _rows(
+    path: Path,
+    text: str,
+    delimiter: str,
+    places: Sequence[int],
+    count: int,
+    form: TableFormat,
+    meaning: Mapping[str, bool],
+) -> Iterator[Row]:
+    """The lines below the header; ``meaning``: of what columns of classes hold."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     next(reader, None)
     for cells in reader:
@@ -151,7 +175,7 @@ def _rows(path: Path, text: str, delimiter: str, places: Sequence[int], count: i
             others = found[len(form.columns) :]
             group = "" if form.group is None else others.pop(0)
             labels = (
-                _held(found[1 : len(form.columns)], form.classes, where)
+                _held(found[1 : len(form.columns)], form.classes, where, meaning)
                 if form.classes
                 else _parted(found[1], form.separator)
             )
@@ -168,13 +192,15 @@ def _parted(cell: str, separator: str | None) -> tuple[str, ...]:
     return tuple(label.strip() for label in parts) if cell else ()
 
 
-def _held(cells: Sequence[str], classes: Sequence[str], where: str) -> tuple[str, ...]:
+def _held(cells: Sequence[str], classes: Sequence[str], where: str, meaning: Mapping[str, bool]) -> tuple[str, ...]:
     """The classes whose cells hold 1."""
     for cell, name in zip(cells, classes, strict=True):
-        if cell not in _NUMBERS:
+        if cell.lower() not in meaning:
             remedy = "write 1 or 0 in the columns of classes"
+            if cell in _SIGNS:
+                remedy += ": where -1 says that nobody knows, leave the row out, or decide"
             raise UserError(where, f"column {name[:40]!r}: expected 1 or 0, got {cell[:40]!r}", remedy)
-    return tuple(name for cell, name in zip(cells, classes, strict=True) if _NUMBERS[cell])
+    return tuple(name for cell, name in zip(cells, classes, strict=True) if meaning[cell.lower()])
 
 
 def _refuse_joined(path: Path, rows: Sequence[Row]) -> None:

@@ -12,11 +12,16 @@ from tasks.data.files.names import normalised
 LINKS = ("inside", "anywhere")
 """Where symbolic links may lead: ``data.links``."""
 
+_SYSTEM = frozenset(
+    ["@eadir", "#recycle", "$recycle.bin", "__macosx", "__pycache__", "lost+found", "system volume information"]
+)
+"""Folders, in lower case, that systems put beside a user's own: small copies of pictures, what was deleted, forks of files."""
+
 
 def is_hidden(name: str) -> bool:
     """Whether a name is passed over everywhere: one that begins with a dot, as what systems leave beside files does (``._a.jpg``,
-    ``.DS_Store``)."""
-    return name.startswith(".")
+    ``.DS_Store``), or that of a folder which they leave there (``@eaDir``, ``__MACOSX``)."""
+    return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def refuse_link(path: str, root: Path, where: str | None = None) -> UserError:

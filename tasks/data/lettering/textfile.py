@@ -25,19 +25,21 @@ class TextLine(NamedTuple):
 
 class TextFile(NamedTuple):
     """The lines of a file that have text, and the numbers of those without (``blank``), of those with characters of Windows-1252 that
-    stood there as control characters (``restored``), and of those from which characters without a picture were taken (``dropped``)."""
+    stood there as control characters (``restored``), of those from which characters without a picture were taken (``dropped``), and of
+    those with a tab between words (``columns``)."""
 
     lines: list[TextLine]
     blank: list[int]
     restored: list[int]
     dropped: list[int]
+    columns: list[int]
 
 
 def read_lines(path: Path) -> TextFile:
     """The lines of a UTF-8 file in composed form (NFC), each gap one space, of letters that are blank too. Characters U+0080 to U+009F,
     which Windows-1252 read as Latin-1 leaves behind, become those that were meant (the rule of the WHATWG for such references); other
     control and format characters are taken out. Raises :class:`UserError` naming file and line for what is no such file."""
-    found = TextFile([], [], [], [])
+    found = TextFile([], [], [], [], [])
     for number, line in enumerate(decoded(path).removesuffix("\n").split("\n"), 1):
         if len(line) > LONGEST:
             what = f"expected a sentence of at most {LONGEST:,} characters, got {len(line):,}"
@@ -52,6 +54,8 @@ def read_lines(path: Path) -> TextFile:
             found.restored.append(number)
         if len(clean) < len(mended):
             found.dropped.append(number)
+        if "\t" in line.strip():
+            found.columns.append(number)
         if text.strip(f"{JOINERS} "):
             found.lines.append(TextLine(number, text))
         else:

@@ -21,7 +21,7 @@ _EXTREMES = 0.5
 class Look:
     """What is stored in some masks of a folder: the first file of each kind; how many pixels have each value, int64 [65536]; whether
     all files hold 0 and one largest number alone (``two``), and whether that largest number occurs (``white``); of each palette
-    file the colours of the values that occur in it."""
+    file the colours of the values that occur in it; ``tops``: the first file of each largest number, -1: of more than two numbers."""
 
     looked_at: int = 0
     kinds: dict[str, str] = field(default_factory=dict)
@@ -29,6 +29,7 @@ class Look:
     two: bool = True
     white: bool = False
     palettes: dict[str, dict[int, int]] = field(default_factory=dict)
+    tops: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def at(cls, paths: Sequence[str], *, max_pixels: int = MAX_PIXELS, on_error: str = "stop") -> "Look":
@@ -66,6 +67,8 @@ class Look:
         top = int(found[-1])
         self.two &= len(found) <= 2 and (top == 0 or (int(found[0]) in (0, top) and top in {stored.white, 255} - {1}))
         self.white |= top > 0
+        if top:
+            self.tops.setdefault(top if len(found) < 3 else -1, path)
         if stored.palette is not None:
             colours = packed(stored.palette)
             self.palettes[path] = {value: int(colours[value]) for value in found.tolist()}
@@ -88,6 +91,11 @@ def found_format(look: Look, classes: int | None, folder: str, *, numbers: bool 
         what = f"holds masks of two kinds: {' and '.join(look.kinds)}" if look.kinds else "has no mask that can be read"
         raise UserError(folder, what, "set data.options.format: index if the numbers stored are the classes in both")
     two = look.two and not numbers
+    if not numbers and set(look.tops) == {1, IGNORE} and classes in (None, 2):
+        what = f"{look.tops[1]} holds 0 and 1, {look.tops[IGNORE]} 0 and {IGNORE}, and no mask looked at both"
+        raise UserError(
+            folder, what, f"write all in one way, or set data.options.format: index, which ignores {IGNORE}"
+        )
     if two and look.white:
         if classes in (None, 2):
             return "binary"

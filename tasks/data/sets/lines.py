@@ -1,6 +1,7 @@
 """Data set ``lines``, lines of text as pictures: ``root/CLASS.txt``, one sentence on each line, drawn when it is read."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class LineDataset:
     another name raises :class:`UserError`. A sample's picture is a function of ``seed``, its index and the ``style``; its ``source`` is
     the :class:`Line`, of which a transform draws others. Lines with letters that no font has are left out and told; they raise where
     they are more than ``MOST_LOST`` of a class, as do fewer than ``least`` classes. ``notes``: what was left out or mended, lines that
-    are there more than once, fonts that tell a class.
+    are there more than once, what is no sentence of theirs, fonts that tell a class.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class LineDataset:
                 raise UserError(str(self.folder / file), what, "add it there, or remove the file")
         notes = [f"passed over, for they are no {ENDING}: {shown(others)}"] if others else []
         files = {name: read_lines(self.folder / name) for name in names}
-        notes += _told_of_mending(files)
+        notes += [*_told_of_mending(files), *_told_of_columns(files)]
         self._check_shaping(files)
         kept = {name: self._with_letters(name, file, notes) for name, file in files.items()}
         rows = [(f"{name}:{line.number}", line.text) for name in names for line in kept[name]]
@@ -163,6 +164,21 @@ def _told_of_mending(files: dict[str, TextFile]) -> Iterator[str]:
         found = [(name, number) for name, file in files.items() for number in getattr(file, kind)]
         if found:
             yield f"{len(found):,} {text}: {_places(found)}"
+
+
+def _told_of_columns(files: dict[str, TextFile]) -> Iterator[str]:
+    """Files whose lines hold more than sentences: columns of a table, or the name of the class, which the picture then gives away."""
+    for name, file in files.items():
+        count = len(file.lines)
+        if 2 * len(file.columns) > count:
+            what = f"{len(file.columns):,} of {count:,} lines of {name} have tabs, as columns do, and all of a line is drawn"
+            yield f"warning: {what} ({name}:{file.columns[0]}): leave the sentences alone"
+        own = re.escape(_class_of(name))
+        named = re.compile(rf"\W*(__label__)?{own}\W|.*\W{own}\W*$", re.IGNORECASE)
+        found = [line.number for line in file.lines if named.match(line.text)]
+        if count > 1 and 2 * len(found) > count:
+            what = f"{len(found):,} of {count:,} lines of {name} begin or end with the name of their class, which is drawn with them"
+            yield f"warning: {what} ({name}:{found[0]}): remove it, or the picture gives the answer away"
 
 
 def _told_of_copies(rows: Sequence[tuple[str, str]], labels: NDArray[np.int64]) -> Iterator[str]:

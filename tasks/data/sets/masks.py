@@ -278,6 +278,11 @@ def _found(
     note = f"masks are of format {form} ({kind} files, {_HOW[form]}): {seen}"
     if remedy and form == "index" and IGNORE in look.values and len(look.values) == len(declared.names or names or ()):
         note += f"; {IGNORE} is no class and ignored: else {remedy}"
+    elif (
+        split == "train" and form != "binary" and declared.values is None and names and min(look.values, default=0) > 0
+    ):
+        counted = f"if classes are counted from 1, set data.options.values: [1, ..., {len(names)}]"
+        note += f"; none has 0, which would be {names[0]}: {counted}"
     return _Found(declared, form, palette, remedy, (note,), look)
 
 

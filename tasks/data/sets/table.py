@@ -35,7 +35,7 @@ class TableDataset:
     ``parts``: the columns, of those that ``form`` keeps, with the start and the end in seconds of the part of a recording that a row
     speaks of, an empty cell being the beginning or the end of all of it; ids have them too, a file may stand in several rows, and is
     their group where no column is. ``kept``: the cells of each column that ``form`` keeps.
-    ``notes``: the columns that were passed over. Errors name the line.
+    ``notes``: the columns that were passed over, and how cells are read. Errors name the line.
     """
 
     only_reads = True  # see tasks.data.batch
@@ -56,7 +56,7 @@ class TableDataset:
     ) -> None:
         self.file, self.root = Path(table), Path(root or Path(table).parent)
         self.multilabel, self.read = multilabel, read
-        found, unused = read_table(self.file, form, self.root)
+        found, unused, told = read_table(self.file, form, self.root)
         places = tuple(form.kept.index(name) for name in parts)
         named = _renamed(found, rename or {}, self.file, classes)
         spans = [_seconds(row, places) if parts else _WHOLE for row in named]
@@ -74,7 +74,7 @@ class TableDataset:
         self._parts = np.array(spans) if parts else None
         self._lines = np.array([int(row.where.rpartition(":")[2]) for row in rows] if parts else [], np.int64)
         self.groups = tuple(row.group if form.group else row.file for row in rows) if form.group or parts else None
-        self.notes = (f"columns passed over: {', '.join(unused)}",) if unused else ()
+        self.notes = (*told, *([f"columns passed over: {', '.join(unused)}"] if unused else []))
         positions = {name: position for position, name in enumerate(self.classes)}
         for row in rows:
             for label in row.labels:

@@ -1,5 +1,6 @@
 """Data set ``voc``: Pascal VOC's layout (Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010)."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from effbackbones.errors import UserError, nearest
 from tasks.data.boxes.annotations import Annotations, Selection, Wanted, open_boxes
-from tasks.data.boxes.fields import enclosed
+from tasks.data.boxes.fields import counted, enclosed
 from tasks.data.boxes.table import BoxDataset
 from tasks.data.boxes.vocfile import VocImage, VocObject, read_voc
 from tasks.data.files.images import check_files
@@ -82,6 +83,8 @@ def _passed_over(files: Sequence[str], read: Sequence[VocImage]) -> Iterator[str
     parts = sum(item.parts for image in read for item in image.objects)
     if parts:
         yield f"{parts:,} parts of objects are not used"
+    if unused := Counter(name for image in read for item in image.objects for name in item.unused):
+        yield f"fields of objects that are not used: {counted(unused)}"
     others = [
         f"{image.file} for {Path(file).name}"
         for file, image in zip(files, read, strict=True)
