@@ -56,7 +56,8 @@ def save_model(
     ``classes`` default to the model's own; ``provenance`` is added to the model's. What is wrapped around a model (compiled,
     DataParallel, DistributedDataParallel, AveragedModel) is taken off.
 
-    Raises :class:`UserError` when a tensor is not finite, when the file cannot be written, and for another suffix.
+    Raises :class:`UserError` when a tensor is not finite, when layers were put into the model that its config does not know (the file
+    could not be loaded), when the file cannot be written, and for another suffix.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -71,8 +72,13 @@ def save_model(
         what = "not written: this model does not know how it was built"
         raise UserError(str(path), what, "make it with build_model, or give Model(config=...)")
     names: Any = model.classes if classes is None else classes
+    tasks = config.get("task")
+    if isinstance(tasks, list | tuple) and not (names is None or isinstance(names, Mapping)):
+        what = f"one list of classes for a model of the tasks {', '.join(tasks)}"
+        raise UserError(str(path), what, f"name them by task: classes={{{tasks[0]!r}: [...]}}")
     check_classes(names, config, path)
     tensors = {dialects.clean(name): tensor for name, tensor in model.state_dict().items()}
+    _check_as_built(model, tensors, path)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(
@@ -83,6 +89,22 @@ def save_model(
     told = {**as_mapping(getattr(model, "provenance", {})), **(provenance or {})}
     text = json.dumps(record_of(model, names, metrics or {}, told), allow_nan=False)
     write_atomically(path, pack(tensors, {"format": FORMAT, "record": text}))
+
+
+def _check_as_built(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a model whose layers were replaced after it was built: its config builds another, which could not load the file."""
+    shapes: Mapping[str, torch.Size] = getattr(model, "built_shapes", {})
+    built = {dialects.clean(name): shape for name, shape in shapes.items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    changed = [name for name in {**found, **built} if found.get(name) != built.get(name)] if built else []
+    if changed:
+        name = changed[0]
+        was, now = (list(sizes[name]) if name in sizes else "nothing" for sizes in (built, found))
+        what = f"not written: {len(changed)} of its tensors are not those that its config builds, such as {name}: {was} then, {now} now"
+        remedy = (
+            "build it so (num_classes, head_options, a head of your own), or keep model.state_dict() with torch.save"
+        )
+        raise UserError(str(path), what, remedy)
 
 
 def record_of(model: Any, classes: Any, metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:

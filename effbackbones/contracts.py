@@ -418,6 +418,19 @@ class Head(nn.Module, ABC):
         return {}
 
 
+def losses_by_name(head: Head, losses: Any) -> Mapping[str, Tensor]:
+    """What ``head.loss`` gave, which must be scalars by name; :class:`UserError` says what it is otherwise."""
+    wrong = None if isinstance(losses, Mapping) else type(losses).__name__
+    if wrong is None:
+        shapes = {name: list(getattr(value, "shape", ["no tensor"])) for name, value in losses.items()}
+        wrong = next((f"{name!r} of shape {shape}" for name, shape in shapes.items() if shape), None)
+    if wrong is not None:
+        remedy = 'return {"NAME": a scalar, ...}'
+        raise UserError(f"{type(head).__name__}.loss", f"expected a dict of scalars by name, got {wrong}", remedy)
+    found: Mapping[str, Tensor] = losses
+    return found
+
+
 def head_option_types(head: type[Head]) -> dict[str, Any]:
     """The types of the :func:`head_options`, as the signatures and the fields of the records say them."""
     types: dict[str, Any] = {}

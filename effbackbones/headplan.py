@@ -54,6 +54,10 @@ def plan_head(
         raise UserError(f"task {task!r}", "no head is built in for it", remedy)
     name = HEADS.canonical(head or DEFAULT_HEADS[task])
     kind: type[Head] = HEADS.get(name)
+    if not isinstance(getattr(kind, "task", None), str):
+        raise UserError(
+            f"head {name!r}", f"{kind.__name__} does not say its task", f"write task = {task!r} in the class"
+        )
     if TASKS.canonical(kind.task) != task:
         raise UserError(f"head {name!r}", f"is for task {kind.task!r}, not {task!r}", "choose another head or task")
     if num_classes is None and task not in DEFAULT_CLASSES:
@@ -63,7 +67,7 @@ def plan_head(
     return HeadPlan(
         name,
         kind,
-        DEFAULT_CLASSES[task] if num_classes is None else num_classes,
+        DEFAULT_CLASSES[task] if num_classes is None else checked("num_classes", num_classes, int),
         options,
         replace(kind.requires(**options), **explicit),
         backbone_options.get("levels") is not None,

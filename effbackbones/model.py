@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from effbackbones.backbones.folding import fold_batch_norm, shed
 from effbackbones.backbones.layout import lay_out
-from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names
+from effbackbones.contracts import Backbone, Head, ImageSizes, ImageSpec, class_names, losses_by_name
 from effbackbones.errors import UserError
 from effbackbones.images.pixels import require_batch, require_channels, require_unit, white
 from effbackbones.images.spec import ReadingSpec
@@ -65,6 +65,8 @@ class Model(nn.Module):
         self.use_image_spec(image_spec or head.image_spec(backbone.image_spec))
         lay_out(backbone)
         lay_out(head)
+        self.built_shapes = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        """By which :func:`save_model` tells layers that ``config`` does not know."""
 
     def use_image_spec(self, image_spec: ImageSpec) -> None:
         """Prepare images by ``image_spec`` from now on; its buffers belong to no state dict."""
@@ -152,7 +154,7 @@ class Model(nn.Module):
         for targets that are out of range (looked at on the CPU alone)."""
         sizes = sizes or ImageSizes.of(images)
         self.head.check_targets(targets, sizes)
-        return self.head.loss(self(images, sizes), targets, sizes)
+        return dict(losses_by_name(self.head, self.head.loss(self(images, sizes), targets, sizes)))
 
     @torch.no_grad()
     def predict(self, images: Tensor, sizes: ImageSizes | None = None) -> Any:

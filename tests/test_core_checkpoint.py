@@ -242,9 +242,11 @@ def test_files_from_before_losses_had_weights_load_as_they_did(tmp_path):
         head_options=options,
         backbone_options={"width": 0.25, "depth": 0.25},
     ).eval()
-    save_model(model, tmp_path / "m.safetensors", classes=["flat", "names"])
+    save_model(model, tmp_path / "m.safetensors")
     old = rewrite(
-        tmp_path / "m.safetensors", config=lambda c: {key: value for key, value in c.items() if key != "loss_weights"}
+        tmp_path / "m.safetensors",
+        config=lambda c: {key: value for key, value in c.items() if key != "loss_weights"},
+        classes=lambda _: ["flat", "names"],
     )
     found = load_model(old)
     assert found.head.weights == {"cls": 1.0, "det": 1.0}
@@ -334,7 +336,7 @@ def test_descriptions_that_do_not_fit_are_one_line(tmp_path):
     )  # lists what is known
     fails(rewrite(path, config=lambda c: c | {"head": "os:system"}), "os:system", longest=700)
     fails(rewrite(path, config=lambda c: c | {"task": "nonsense"}), "nonsense", longest=700)
-    fails(rewrite(path, config=lambda c: c | {"num_classes": "many"}), "config")
+    fails(rewrite(path, config=lambda c: c | {"num_classes": "many"}), "num_classes", "'many'")
     fails(rewrite(path, config=lambda c: c | {"backbone_options": ["x"]}), "config")
     fails(rewrite(path, config=lambda c: c | {"head_options": {"dropout": 7}}), "dropout")
     fails(rewrite(path, config=[]), "backbone")
@@ -471,3 +473,25 @@ def test_a_wrapped_model_is_saved_as_itself(tmp_path, wrap):
 
 def test_fewer_names_than_classes_are_not_written(tmp_path):
     fails(tmp_path / "m.safetensors", "names 2 classes", action=lambda p: save_model(small(), p, classes=["a", "b"]))
+
+
+def test_one_list_of_classes_is_not_written_for_several_tasks(tmp_path):
+    model = build_model(("cls", "seg"), "lite0", num_classes={"cls": 2, "seg": 2}, head={"seg": "fpn"})
+    fails(
+        tmp_path / "m.safetensors",
+        "one list of classes for a model of the tasks cls, seg",
+        action=lambda p: save_model(model, p, classes=["a", "b"]),
+    )
+
+
+def test_layers_that_the_config_does_not_know_are_told_when_saved_not_when_loaded(tmp_path):
+    model = small()
+    model.head.fc = nn.Linear(model.head.fc.in_features, 7)
+    fails(
+        tmp_path / "m.safetensors", "not written: 2 of its tensors", longest=400, action=lambda p: save_model(model, p)
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_is_what_is_told(tmp_path):
+    fails(tmp_path / "none" / "m.safetensors", "there is no folder", action=lambda p: write_atomically(p, b"x"))

@@ -132,6 +132,21 @@ def test_predict_in_training_mode_says_eval() -> None:
     assert model.training
 
 
+def test_losses_are_scalars_by_name_and_a_head_has_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, targets = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3)
+    for wrong, says in (
+        (torch.zeros(()), "Tensor"),
+        ({"a": torch.zeros(2)}, r"'a' of shape \[2\]"),
+        (None, "NoneType"),
+    ):
+        monkeypatch.setattr(ToyHead, "loss", lambda *_, wrong=wrong: wrong)
+        with pytest.raises(UserError, match=f"ToyHead.loss: expected a dict of scalars by name, got .*{says}"):
+            toy().loss(images, targets)
+    monkeypatch.delattr(ToyHead, "task")
+    with pytest.raises(UserError, match="head 'toy': ToyHead does not say its task"):
+        toy()
+
+
 def test_predict_changes_nothing_and_needs_no_gradient() -> None:
     model = toy()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -338,6 +353,9 @@ class Case:
         ),
         Case({"task": "clss", "backbone": "b0"}, "task 'clss'"),
         Case({"task": "cls", "backbone": "b0", "num_classes": 0}, "num_classes: expected at least 1"),
+        Case({"task": "cls", "backbone": "b0", "num_classes": "3"}, "num_classes: expected a whole number, got '3'"),
+        Case({"task": "cls", "backbone": "b0", "weights": True}, "weights: expected a name or a file, got bool"),
+        Case({"task": "cls", "backbone": "b0", "weights": "."}, ".: expected a file, found a folder"),
         Case({"task": "cls", "backbone": "b0", "head": "toy"}, "head 'toy': is for task 'toy', not 'cls'"),
     ],
 )

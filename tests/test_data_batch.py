@@ -20,7 +20,9 @@ from tasks.data.batch import MAX_SKIPPED, Batch, ImageMeta, KeyedDataset, SkipCo
 from tasks.data.check import check_dataset
 from tasks.data.collating import class_targets, collate, mask_targets
 from tasks.data.sample import Sample
+from tasks.data.sampling import Repeated
 from tasks.settings.sections import Config
+from tasks.verbs.command import explain
 
 CLASSES = partial(collate, targets=class_targets, size_divisor=None, fill=(0.5, 0.5, 0.5))
 
@@ -330,6 +332,15 @@ def test_first_violation_is_named(name: str) -> None:
         check_dataset(Changed(change))
     assert str(caught.value).startswith("Changed[")
     assert "\n" not in str(caught.value)
+
+
+def test_a_violation_names_what_its_author_wrote_and_what_code_of_theirs_raises_says_where() -> None:
+    change, message = next(iter(VIOLATIONS.values()))
+    with pytest.raises(UserError, match=rf"^Changed\[2\].*{message}"):
+        check_dataset(Repeated(Changed(change), np.array([2])))
+    with pytest.raises(ZeroDivisionError) as caught:
+        check_dataset(Repeated(Changed(lambda sample, n: 1 // 0), np.array([2])))
+    assert explain(caught.value)[0].startswith("data: while reading Changed[2]: ZeroDivisionError")
 
 
 @pytest.mark.parametrize(

@@ -270,3 +270,12 @@ def test_where_most_images_are_copies_they_are_not_kept_together(tmp_path: Path)
     division = open_splits(Config(data=DataConfig(root=str(tmp_path), val=0.5)), CLS)["val"]
     assert len(division) == 4
     assert "8 images are there more than once, too many to be kept together" in division.notes[0]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("made", "says"), [(None, "NoneType, which has no classes"), (["a"], "list, which has no classes")]
+)
+def test_what_is_no_data_set_is_told(made: Any, says: str, lend: Any) -> None:
+    lend(DATASETS, {"odd": lambda data, split, classes: made})
+    with pytest.raises(UserError, match=rf"data\.name 'odd': gives {says}"):
+        open_splits(Config(data=DataConfig(name="odd")), CLS)

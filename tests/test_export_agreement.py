@@ -1,5 +1,6 @@
 """What counts as agreement, resizing as PIL does it, and the record that files carry."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+from effbackbones import build_model
 from effbackbones.errors import UserError
+from effbackbones.export import exporting
 from effbackbones.export.agreement import Agreement, Tolerance
 from effbackbones.export.certificate import refused, scored
 from effbackbones.export.record import ExportRecord, HeadFacts, Port, files_of
@@ -126,6 +129,20 @@ def test_pixels_are_those_of_pil_but_for_rounding(mode: str, interpolation: str,
     gap = np.abs(found[0].permute(1, 2, 0).numpy() * 255 - expected)
     assert gap.max() <= 2
     assert gap.mean() < 0.3
+
+
+def test_a_full_disk_is_told_once_and_is_no_fault_of_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(exporting.WRITERS, "onnx", exporting.WRITERS["onnx"]._replace(write=full))
+    monkeypatch.setattr(exporting.Traced, "of", lambda *_, **__: None)
+    told: list[str] = []
+    model = build_model("cls", "lite0", num_classes=2, backbone_options={"width": 0.25, "depth": 0.25}).eval()
+    with pytest.raises(UserError, match=r"m\.onnx: cannot be written \(No space left on device\)"):
+        exporting.export_model(model, tmp_path / "m.onnx", images=None, tell=told.append)
+    assert not told
+    assert not list(tmp_path.iterdir())
 
 
 def record() -> ExportRecord:

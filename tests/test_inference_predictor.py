@@ -1,5 +1,6 @@
 """The predictor: what goes in, what comes out, and that it is what the commands write."""
 
+import io
 import json
 import math
 import multiprocessing
@@ -193,7 +194,7 @@ def test_what_is_no_image_is_one_line(given: Any, words: tuple[str, ...], pictur
     assert json.loads(found[1].to_json())["error"] == found[1].error
 
 
-@pytest.mark.parametrize("given", [5, None, b"abc", {"a": 1}])
+@pytest.mark.parametrize("given", [5, None, b"abc", io.BytesIO(b"abc"), {"a": 1}])
 def test_what_is_no_list_of_images_either(given: Any) -> None:
     with pytest.raises(UserError) as error:
         load_predictor(narrow("cls"), device="cpu")(given)

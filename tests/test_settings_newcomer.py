@@ -133,6 +133,20 @@ def test_a_plug_in_that_is_started_and_named_does_not_meet_itself(
     assert sys.modules.pop("started_plugin") is running
 
 
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("\n1 / 0", "ZeroDivisionError: .*, line 2"),
+        ("import nowhere_at_all", "ModuleNotFoundError: .*nowhere_at_all"),
+        ("def f(:", "SyntaxError"),
+    ],
+)
+def test_a_plug_in_that_cannot_be_imported_is_named(code: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "faulty_plugin.py").write_text(code, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"plugins: .*faulty_plugin.py: cannot be imported \({says}"):
+        import_plugins((str(tmp_path / "faulty_plugin.py"),))
+
+
 def test_version_needs_no_torch() -> None:
     script = "import sys\nfrom tasks.run import main\ntry: main(['--version'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     assert printed_by(script).split()[-1] == "False"

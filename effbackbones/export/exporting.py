@@ -118,6 +118,9 @@ def export_model(
         beside(folder / out.name).write_text(record.to_json(indent=2) + "\n", encoding="utf-8")
         for file in sorted(folder.iterdir()):
             file.replace(out.parent / file.name)
+    except OSError as error:
+        what = f"cannot be written ({error.strerror or error})"
+        raise UserError(str(out), what, "free space, or choose another folder") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return record
@@ -225,6 +228,8 @@ def _traced(
     except UserError:
         raise
     except Exception as error:  # torch's, onnxscript's and onnxruntime's own, of many kinds
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk is no fault of the graph
+            raise
         reason = " ".join(str(error.__cause__ or error).split())[:160]
         what = f"{type(graph.model.head).__name__} cannot be exported to {kind} ({type(error).__name__}: {reason})"
         raise UserError("export", what, "try another format, or fixed sizes") from error

@@ -127,9 +127,15 @@ class Predictor:
         """
         if is_one(images):
             return next(self._stream([images], bgr))
-        if isinstance(images, Mapping | bytes) or not isinstance(images, Iterable):
+        in_memory = isinstance(images, bytes | bytearray | memoryview) or hasattr(
+            images, "read"
+        )  # files too go line by line
+        if in_memory or isinstance(images, Mapping) or not isinstance(images, Iterable):
             what = f"cannot be images: {type(images).__name__}"
-            raise UserError("images", what, "give a path, an image, an array, a tensor, or a list of them")
+            remedy = "give a path, an image, an array, a tensor, or a list of them"
+            if in_memory:
+                remedy = "give a path, or of a file in memory Encoded(name, bytes) of effbackbones.images.opening"
+            raise UserError("images", what, remedy)
         if isinstance(images, Iterator):
             return self._stream(images, bgr)
         return list(self._stream(images, bgr))

@@ -12,6 +12,7 @@ from typing import Any
 from effbackbones.backbones.convolution import Numerics
 from effbackbones.backbones.scaling import row_of
 from effbackbones.contracts import Backbone, ImageSpec
+from effbackbones.errors import UserError
 from effbackbones.weights import hub
 from effbackbones.weights.classifiers import find_source, recognise, sources_for
 from effbackbones.weights.content import read_content
@@ -28,6 +29,9 @@ from effbackbones.weights.values import check_values
 def read_for(family: type[Backbone], weights: str | Path, backbone: str, options: Mapping[str, Any]) -> Pretrained:
     """Read ``weights`` for ``backbone``, which is built with ``options``: as its ``family`` knows how to, else by
     :func:`read_weights`, which serves any backbone with the files that ``save_model`` wrote."""
+    if not isinstance(weights, str | Path):
+        what = f"expected a name or a file, got {type(weights).__name__}"
+        raise UserError("weights", what, 'write "imagenet" for published ones')
     return family.read_weights(weights, backbone, options) or read_weights(weights, backbone)
 
 
@@ -66,7 +70,12 @@ def _locate(weights: str | Path, backbone: str) -> tuple[Path, str | None, Weigh
         name, _, part = path.name.partition("#")
         path = path.with_name(name)
     if not (isinstance(weights, Path) or path.suffix.lower() in SUFFIXES or path.is_file()):
-        source = find_source(str(weights), backbone)
+        try:
+            source = find_source(str(weights), backbone)
+        except UserError:
+            if path.is_dir():  # which may have the name of a source, as a folder of ImageNet has
+                check_file(path)
+            raise
         return hub.fetch(source), None, source
     check_file(path)
     sha256, pin = hub.file_sha256(path), hub.pinned(path)

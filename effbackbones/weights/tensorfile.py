@@ -127,6 +127,8 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise UserError(str(path), f"there is no folder {path.parent}", "make it, or correct the path") from error
         temporary.unlink(missing_ok=True)
         raise UserError(
             str(path), f"cannot write {size:,} bytes ({error.strerror})", "free space or choose another folder"

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from effbackbones.errors import UserError
 from effbackbones.images.classsets import UNKNOWN, are_sets
 from effbackbones.images.geometry import Pixels
-from tasks.data.batch import MAX_SKIPPED
+from tasks.data.batch import MAX_SKIPPED, READING
 from tasks.data.dataset import Dataset
+from tasks.data.knowledge import Knowledge
 from tasks.data.sample import IGNORE, Sample
 
 _FIELDS = ("label", "labels", "boxes", "box_labels", "crowd", "mask", "target")
@@ -45,6 +46,10 @@ def check_dataset(
                 raise
             unreadable.append(str(error))
             continue
+        except Exception as error:
+            text = " ".join(f"{type(error).__name__} {error}".split())[:300]
+            error.add_note(f"{READING} {_name(dataset, index, None)}: {text}")
+            raise
         where = _name(dataset, index, sample)
         for what in _violations(sample, len(dataset.classes), len(getattr(dataset, "mask_classes", dataset.classes))):
             raise UserError(where, what, "see Sample in tasks/data/sample.py")
@@ -72,11 +77,12 @@ def check_dataset(
 
 def _name(dataset: Dataset, index: int, sample: object) -> str:
     path = f" ({sample.path})" if isinstance(sample, Sample) and sample.path else ""
-    return f"{type(dataset).__name__}[{index}]{path}"
+    known = Knowledge.of(dataset)  # of a view, what its author wrote
+    return f"{type(known.base).__name__}[{known.indices[index]}]{path}"
 
 
 def _check_classes(dataset: Dataset) -> None:
-    name = type(dataset).__name__
+    name = type(Knowledge.of(dataset).base).__name__
     classes = getattr(dataset, "classes", None)
     if not isinstance(classes, tuple) or not classes or not all(isinstance(word, str) and word for word in classes):
         raise UserError(

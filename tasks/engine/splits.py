@@ -67,6 +67,9 @@ def _opened(
                 there = [place for place, name in enumerate(Knowledge.of(dataset).ids) if name in chosen]
                 indices = np.array(there, np.int64)
             dataset = Part(dataset, indices, division)
+        if missing := [name for name in ("classes", "__len__", "__getitem__") if not hasattr(dataset, name)]:
+            what = f"gives {type(dataset).__name__}, which has no {missing[0]}"
+            raise UserError(f"data.name {asked.name!r}", what, "see Dataset in tasks/data/dataset.py")
         if len(dataset) == 0:
             remedy = "check data.root and the name of the split"
             raise UserError(f"data.{split}", f"data set {asked.name!r} has no sample", remedy)

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from effbackbones.contracts import Head
+from effbackbones.contracts import Head, losses_by_name
 from tasks.data.batch import Batch
 from tasks.engine.ema import BufferGuard
 from tasks.engine.normalising import Normaliser
@@ -49,8 +49,7 @@ class Supervised:
     def __call__(self, model: Any, batch: Batch, step: int) -> Mapping[str, Tensor]:
         images, targets = self.task.augment(self.config, batch, model.head.num_classes, step)
         raw = model(images, batch.sizes)
-        losses: Mapping[str, Tensor] = model.head.loss(raw, targets, batch.sizes)
-        return losses
+        return losses_by_name(model.head, model.head.loss(raw, targets, batch.sizes))
 
     @torch.no_grad()
     def count(self, head: Head, batch: Batch, step: int) -> Mapping[str, Tensor]:

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -177,12 +178,26 @@ def import_plugins(plugins: tuple[str, ...]) -> None:
     for plugin in plugins:
         print(f"plug-in {plugin}", file=sys.stderr)
         path = Path(plugin)
-        if path.suffix != ".py":
-            _import_module(plugin)
-        elif not path.is_file():
-            raise UserError(f"plugins: {plugin}", "no such file", "correct the path, relative to the working folder")
-        else:
-            _import_file(path.resolve())
+        try:
+            _import_plugin(plugin, path)
+        except UserError:
+            raise
+        except Exception as error:  # of its code, whatever that is
+            frames = traceback.extract_tb(error.__traceback__)
+            line = next(
+                (f", line {frame.lineno}" for frame in reversed(frames) if Path(frame.filename) == path.resolve()), ""
+            )
+            what = f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]}{line})"
+            raise UserError(f"plugins: {plugin}", what, "correct it; EFFBACKBONES_DEBUG=1 shows where") from error
+
+
+def _import_plugin(plugin: str, path: Path) -> None:
+    if path.suffix != ".py":
+        _import_module(plugin)
+    elif not path.is_file():
+        raise UserError(f"plugins: {plugin}", "no such file", "correct the path, relative to the working folder")
+    else:
+        _import_file(path.resolve())
 
 
 def _is_module(name: str) -> bool:
