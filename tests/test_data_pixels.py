@@ -11,7 +11,7 @@ from scenes import write_picture
 
 from effbackbones.contracts import ImageSpec
 from effbackbones.errors import UserError
-from tasks.classification.check import quick_checks, unseen
+from tasks.classification.check import in_all_samples, quick_checks, unseen
 from tasks.classification.task import TASK
 from tasks.data.door.reading import image_spec
 from tasks.data.door.transforms import class_transform
@@ -155,6 +155,17 @@ def test_classes_that_training_never_sees_are_told(tmp_path: Path, capsys: pytes
     said = capsys.readouterr()
     assert "train: warning: 1 of 3 classes have no sample (z), and are not learnt" in said.out + said.err
     assert "val: 2 of 3 classes have no sample (y, z): no score tells of them" in said.out + said.err
+
+
+def test_classes_that_every_sample_has_are_told() -> None:
+    class Labelled:
+        """Three samples of two classes, the first of which all have, one of them twice, as objects."""
+
+        classes = ("a", "b")
+        occurrences = staticmethod(lambda: (np.array([0, 0, 1, 2, 2]), np.array([0, 0, 0, 0, 1])))
+        __len__ = staticmethod(lambda: 3)
+
+    assert in_all_samples(Labelled()) == "1 of 2 classes are in every sample (a)"  # type: ignore[arg-type]
 
 
 def test_one_setting_shows_all_in_both(tmp_path: Path) -> None:

@@ -268,6 +268,8 @@ def test_names_that_are_nearly_alike_or_no_names(tmp_path: Path) -> None:
     assert "data.options.rename: [traffic_Light=traffic light]" in lines[0]
     assert "'nan'" in lines[1]
     assert list(told_of_data(folders(tmp_path / "other", "cat", "cats", "dog"))) == []
+    (line,) = told_of_data(folders(tmp_path / "ignored", "car", "Don't Care"))
+    assert 'the class "Don\'t Care" looks like what is to be ignored' in line
     (line,) = told_of_data(folders(tmp_path / "numbers", "1", "01", "1.0", "2", "1e0"))
     assert "the classes '01' and '1' and '1.0' are one number" in line
     assert "data.options.rename: [1=01, 1.0=01]" in line

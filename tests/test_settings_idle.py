@@ -25,6 +25,7 @@ from tasks.settings.sections import Config, HeadConfig
         ("--model.freeze C2 --model.unfreeze_epoch 4 --optim.epochs 4", "model.unfreeze_epoch"),
         ("--data.crop pad --data.scale [0.5,1]", "data.scale"),
         ("--data.split_group (.)", "data.split_group"),
+        ("--data.keep_empty false", "data.keep_empty"),
     ],
 )
 def test_a_key_that_rests_is_told(options: str, key: str, tmp_path: Path) -> None:

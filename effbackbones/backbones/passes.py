@@ -48,9 +48,13 @@ def watched(*modules: nn.Module) -> bool:
 
 
 def eager(x: Tensor) -> bool:
+    """Whether ``x`` is computed with in passes of our own: on a processor, and :func:`alone`."""
+    return ENABLED and (x.device.type == "cpu" or EVERYWHERE) and alone(x)
+
+
+def alone(x: Tensor) -> bool:
     """Whether ``x`` is computed with here and now: in no graph that is made, under no transform, and nobody changes functions."""
-    here = ENABLED and (x.device.type == "cpu" or EVERYWHERE)
-    if not here or torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
         return False
     traced = torch._C._get_tracing_state() is not None or torch._C._len_torch_function_stack() > 0
     return not (traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)

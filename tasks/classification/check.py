@@ -40,6 +40,8 @@ def quick_checks(
                 if split == "train"
                 else f"{split}: {lacking}: no score tells of them"
             )
+    if everywhere := in_all_samples(datasets["train"]):
+        tell(f"train: warning: {everywhere}, and cannot be learnt")
     if spec.rate is not None:
         for split, dataset in datasets.items():
             for said in told_of_sound(dataset, spec, data.on_error):
@@ -63,6 +65,18 @@ def without_samples(dataset: Dataset) -> str:
         return ""
     names = ", ".join(dataset.classes[label] for label in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
     return f"{len(missing)} of {len(dataset.classes)} classes have no sample ({names})"
+
+
+def in_all_samples(dataset: Dataset) -> str:
+    """What to tell of classes that every sample has, where that is known without reading them; else nothing."""
+    pairs = Knowledge.of(dataset).occurrences
+    if pairs is None:
+        return ""
+    classes = len(dataset.classes)
+    counts = np.bincount(np.unique(pairs[0] * classes + pairs[1]) % classes, minlength=classes)
+    every = [dataset.classes[label] for label in np.flatnonzero(counts == len(dataset)).tolist()]
+    names = ", ".join(every[:_NAMED]) + (", ..." if len(every) > _NAMED else "")
+    return f"{len(every)} of {classes} classes are in every sample ({names})" if every else ""
 
 
 def unseen(dataset: Dataset, spec: ImageSpec) -> float | None:

@@ -19,6 +19,21 @@ from tasks.data.pixels import LOOKED_AT, told_of_range
 
 _SHOWN = 3
 _BETWEEN = re.compile(r"[\s_\-]+")
+_LETTERS = re.compile(r"[\W_]+")
+_IGNORED = frozenset(
+    [
+        "ignore",
+        "ignored",
+        "ignoredregion",
+        "ignoredregions",
+        "ignoreregion",
+        "dontcare",
+        "void",
+        "unlabeled",
+        "unlabelled",
+    ]
+)
+"""Names, as letters alone, by which data sets call what is of no class."""
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 _MISSING = frozenset(["nan", "none", "null", "n/a", "na", "undefined"])
 """Names, in lower case, that programs write where a value is missing."""
@@ -168,6 +183,10 @@ def _told_of_names(classes: Sequence[str]) -> Iterator[str]:
         which = " and ".join(map(repr, same[0])) + (f", and {len(same) - 1} more such groups," if len(same) > 1 else "")
         remedy = f"data.options.rename: [{', '.join(f'{name}={same[0][0]}' for name in same[0][1:])}] makes them one"
         yield f"warning: the classes {which} are one number, written in several ways ({remedy})"
+    unknown = [name for name in classes if _LETTERS.sub("", name.casefold()) in _IGNORED]
+    if unknown and len(classes) > len(unknown):
+        remedy = "leave it out of data.options.classes; in masks, give its value in data.options.ignore"
+        yield f"warning: the class {unknown[0]!r} looks like what is to be ignored, and is learnt as the others are ({remedy}, if so)"
     missing = [name for name in classes if name.strip().casefold() in _MISSING]
     if missing and len(classes) > len(missing):
         yield f"warning: the class {missing[0]!r} looks like labels that are missing; remove those samples, if so"

@@ -16,6 +16,7 @@ class _Idle(NamedTuple):
     why: str
 
 
+_WITHOUT_BOXES = ("folder", "table", "lines", "sound", "masks")
 _IDLE = (
     _Idle(("optim.momentum",), lambda _, __, o: o.name == "adamw", "optim.name is adamw"),
     _Idle(("optim.betas",), lambda _, __, o: o.name not in ("adamw", "muon"), "optim.name is neither adamw nor muon"),
@@ -50,6 +51,11 @@ _IDLE = (
     ),
     _Idle(("data.flip_mode",), lambda _, d, __: not d.flip, "data.flip is 0"),
     _Idle(("data.flip_mode",), lambda _, d, __: bool(d.augment), "data.augment takes the place of our own flips"),
+    _Idle(
+        ("data.keep_empty", "data.allow_bad_boxes", "data.crowd"),
+        lambda _, d, __: d.name in _WITHOUT_BOXES,
+        "data.name is none with boxes",
+    ),
     _Idle(("data.close_mosaic",), lambda _, d, __: not d.mosaic, "data.mosaic is 0"),
     _Idle(("data.tile_overlap",), lambda _, d, __: d.tile is None, "data.tile is not set"),
     _Idle(("data.scale", "data.ratio"), lambda _, d, __: d.crop != "resized", "data.crop is not resized"),

@@ -4,7 +4,6 @@ import copy
 import logging
 import threading
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from effbackbones.images.pixels import require_batch, require_unit
 from effbackbones.images.spec import ImageSpec
 from effbackbones.inference.backends.checking import are_finite, bound_of, difference, drawn_like
 from effbackbones.inference.backends.fused import fuse
+from effbackbones.inference.backends.fusedblocks import fuse_blocks
 from effbackbones.inference.backends.plan import GRAPHS, Plan
 from effbackbones.model import Model
 
@@ -49,12 +49,10 @@ def for_inference(
         narrow(fast, plan.dtype)
     if plan.device == "cpu":
         fuse(fast)
-    elif passes.ENABLED and find_spec("triton"):
-        from effbackbones.inference.backends.fusedblocks import fuse_blocks  # loads the compiler of kernels
-
+    elif passes.ENABLED:
         fuse_blocks(fast)
     fast.runner = Fast(plan, original)
-    return fast
+    return fast.eval()  # layers that took the place of others too
 
 
 def narrow(module: nn.Module, dtype: torch.dtype) -> None:

@@ -4,33 +4,15 @@ Both are bound by memory traffic, so what counts is bytes: each map is read once
 arithmetic is that of the layers (:mod:`effbackbones.backbones.blocks`). With ``TRITON_INTERPRET=1`` they run on a CPU, for tests.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-ACTS = ("Identity", "SiLU", "ReLU", "ReLU6")
-"""Activations by their place, which kernels know them by."""
-
+from effbackbones.inference.backends.tiles import ACTS, Tile, Window
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether kernels run on a CPU, step by step."""
-
-
-class Tile(NamedTuple):
-    """What one program computes: ``rows`` x ``columns`` pixels (``columns`` 1: pixels in a row) of ``channels``, by ``warps``."""
-
-    rows: int
-    columns: int
-    channels: int
-    warps: int
-
-
-# Few, for each is compiled for each kind of layer. The smaller ones are for small maps and batches.
-DEPTHWISE_TILES = (Tile(4, 8, 64, 4), Tile(8, 8, 32, 4))
-POINTWISE_TILES = (Tile(128, 1, 64, 4), Tile(64, 1, 128, 4), Tile(64, 1, 256, 8))
 _INS = 64  # channels of the input at a time
 _SMALLEST = 16  # side of a matrix product
 _STAGES = 2  # of loads under way: what fits into the shared memory of every GPU that multiplies bfloat16
@@ -48,9 +30,10 @@ def _activated(x: tl.tensor, act: tl.constexpr) -> tl.tensor:
     if act == 1:
         x = x * tl.sigmoid(x)
     elif act == 2:
-        x = tl.maximum(x, 0.0)
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif act == 3:
-        x = tl.minimum(tl.maximum(x, 0.0), 6.0)
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        x = tl.minimum(x, 6.0, propagate_nan=tl.PropagateNan.ALL)
     return x
 
 
@@ -150,18 +133,6 @@ def _pointwise(
     if adds:
         total += tl.load(added + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + place, total.to(y.dtype.element_ty), mask=inside)
-
-
-class Window(NamedTuple):
-    """How a depthwise kernel of ``size`` x ``size`` goes over a map, with ``top`` and ``left`` pixels of zeros before it."""
-
-    size: int
-    stride: int
-    gap: int
-    top: int
-    left: int
-    out_height: int
-    out_width: int
 
 
 def depthwise(
