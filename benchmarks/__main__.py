@@ -30,6 +30,8 @@ from benchmarks.table import APART, GROUPS, ROWS
 from effbackbones.errors import UserError, nearest
 
 BACKENDS = ("eager", "onnxruntime", "openvino", "compile")
+USUAL = {"cpu": BACKENDS[:3], "cuda": ("eager", "compile")}
+"""Those of a device that are measured where nobody says which: compiling takes minutes, and a GPU has nothing else."""
 PAGES = "pages"
 GPU = "gpu"
 
@@ -70,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=int, default=os.cpu_count() or 1, help="default: %(default)s, those of this machine"
     )
     parser.add_argument(
-        "--backends", default=",".join(BACKENDS[:3]), help="of for_inference (default: %(default)s; also compile)"
+        "--backends",
+        default="",
+        help=f"of for_inference: some of {','.join(BACKENDS)}; default: all but compile, on a GPU eager,compile",
     )
     parser.add_argument(
         "--limit", type=float, default=300, metavar="SECONDS", help="for one row of several (default: %(default)s)"
@@ -135,7 +139,7 @@ def _alone(row: Row, options: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--device", "cuda was asked for, and PyTorch sees no GPU here", "use a machine that has one")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    backends = tuple(word for word in options.backends.split(",") if word)
+    backends = tuple(word for word in options.backends.split(",") if word) or USUAL[options.device]
     if wrong := set(backends) - set(BACKENDS):
         raise UserError("--backends", f"unknown {wrong.pop()!r}", nearest("", BACKENDS))
     setting = Setting(options.device, options.threads, options.rounds, backends, options.dry)

@@ -66,6 +66,8 @@ def variants(model: Model, setting: Setting, notes: list[str]) -> Iterator[tuple
     for backend in setting.backends:
         for dtype in (torch.float32, torch.bfloat16):
             half = dtype == torch.bfloat16
+            if backend == "compile" and setting.device == "cuda" and not half:
+                continue  # minutes, for what nobody uses there
             name = f"for_inference, {backend}{HALF if half else ''}"
             options: dict[str, Any] = {"backend": backend} | ({"dtype": dtype} if half else {})
             try:
