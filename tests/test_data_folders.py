@@ -259,3 +259,11 @@ def test_folders_are_renamed_and_merged(root: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             folder(DataConfig(root=str(root), options={"rename": rename}), "train", None)
+
+
+def test_a_split_that_is_not_there_can_be_a_share_of_the_training_data(root: Path) -> None:
+    (root / "val").rename(root / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"val: there is no such folder: .*; set data\.val: 0\.2, which takes a fifth of"
+    ):
+        folder(DataConfig(root=str(root)), "val", None)

@@ -91,6 +91,13 @@ def test_one_head_of_several(tmp_path: Path) -> None:
     one_line(error, "--heads.det.weight")
 
 
+def test_a_limit_of_another_split_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["evaluate", "--checkpoint", str(tmp_path), "--data.limit_val", "8", "--data.root", "x"]
+    for split, told in (("test", True), ("val", False)):
+        assert main([*line, "--split", split]) == 2
+        assert ("the split test makes nothing of --data.limit_val" in capsys.readouterr().err) is told
+
+
 def test_what_is_said_of_training_changes_nothing_and_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

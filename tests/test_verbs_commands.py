@@ -23,7 +23,7 @@ from effbackbones.registry import HEADS
 from tasks.classification.task import TASK
 from tasks.classify import main
 from tasks.strictyaml import read_tree
-from tasks.verbs import ahead, inputs
+from tasks.verbs import ahead, evaluate, inputs
 
 HEAD = '''
 """A head in a file of its own, outside of the project."""
@@ -202,6 +202,16 @@ def test_a_file_that_hangs_is_named_where_predict_reads_in_its_own_process(
     finally:
         released.set()
     assert main([*line, "--data.timeout", "0", str(photographs)]) == 0
+
+
+def test_evaluate_looks_whether_it_can_write_before_it_scores(
+    trained: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "score_model", lambda *_, **__: pytest.fail("scored in vain"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(["evaluate", "--checkpoint", str(trained), "--out", str(out), "--run.progress", "false"]) == 2
+        assert error_of(capsys).startswith(f"error: {out}: cannot be written (")
 
 
 def test_evaluate_repeats_the_scores_of_the_run(trained: Path, tmp_path: Path, capsys: Any) -> None:

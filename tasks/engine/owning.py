@@ -74,7 +74,7 @@ class RunFolder:
         try:
             self._create()
             for folder in (self.path, self.states):
-                _probe(folder)
+                probe(folder)
             self._lock.take()
         except OSError as error:
             self._undo()
@@ -147,7 +147,7 @@ class RunFolder:
                 folder.rmdir()
 
 
-def _probe(folder: Path) -> None:
+def probe(folder: Path) -> None:
     """Write a byte to the disk and remove it: a folder that is read-only or full shows before the work, not after hours of it."""
     file = folder / f".probe-{os.getpid()}.tmp"
     try:

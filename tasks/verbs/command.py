@@ -111,6 +111,8 @@ def _run(verb: Verb, command: str, request: Request, *, again: bool, early: tupl
     idle = [key for key in request.extras.overrides if not verb.reads(key, split=request.extras.split_named)]
     if idle and request.extras.checkpoint:
         told = (*told, f"{verb.name} of a trained model makes nothing of --{', --'.join(idle)}: not used")
+    if verb.name == "evaluate" and request.extras.split != "val" and "data.limit_val" in request.extras.overrides:
+        told = (*told, f"evaluate of the split {request.extras.split} makes nothing of --data.limit_val: not used")
     for line in told:
         print(line, file=sys.stderr)
     # torch comes in here

@@ -13,6 +13,7 @@ from tasks.engine import splits
 from tasks.engine.evaluation import monitor, score_model
 from tasks.engine.hardware import Hardware
 from tasks.engine.identity import told_of_other_data
+from tasks.engine.owning import probe
 from tasks.engine.perimage import keep_outcomes
 from tasks.report.metricsfile import environment, write_metrics
 from tasks.report.records import EvaluationResults, Scores, Summary
@@ -40,6 +41,14 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
     told_of_other_data(model.provenance.get("data", {}), extras.split, dataset, tell)
     for line in told_of_scored(dataset, config.model.normalization == "data"):
         tell(f"{extras.split}: {line}")
+    folder = Path(extras.out) if extras.out else beside(extras.checkpoint) / f"evaluate-{extras.split}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe(folder)
+    except OSError as error:
+        raise UserError(
+            str(folder), f"cannot be written ({error.strerror})", "name another folder with --out"
+        ) from None
     recorder = task.recorder(dataset, classes)
     arithmetic, asked = answering(hardware, extras, model)
     scores, reporter, outcomes = score_model(
@@ -55,8 +64,6 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         views=Views.of(extras.tta, "--tta"),
         slices=Slices.of(extras.slices, "--slices"),
     )
-    folder = Path(extras.out) if extras.out else beside(extras.checkpoint) / f"evaluate-{extras.split}"
-    folder.mkdir(parents=True, exist_ok=True)
     size = sum(parameter.numel() for parameter in model.parameters())
     noun = model.image_spec.noun
     spans = keep_outcomes(folder, outcomes, task, extras.split, tell, noun)

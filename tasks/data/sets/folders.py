@@ -105,6 +105,8 @@ def _class_folders(folder: Path, beside: Sequence[str], read: ImageReader) -> tu
         remedy = "move the classes there, or name the splits' folders by data.train, data.val, data.test"
         if any(read.reads(name) for other in others for name in os.listdir(folder.parent / other)):
             remedy = f"set data.val: 0.2, if these are the classes, which takes a fifth of each; or {remedy}"
+        elif folder.name in ("val", "test") and "train" in others:
+            remedy = f"set data.{folder.name}: 0.2, which takes a fifth of the training data; or {remedy}"
         raise UserError(str(folder), f"there is no such folder: {shape}, {there}", remedy)
     with os.scandir(folder) as entries:
         found = sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
