@@ -19,8 +19,6 @@ _TOGETHER = (
 """Keys that mean something together alone: where the user says one of them, a recipe says none."""
 _OF_PICTURES = ("data.flip_mode", "data.progressive", "data.scale_jitter")
 """What recipes do to images: left out, and told, for models that hear recordings."""
-_MEASURED = ("classify-quick", "classify-quick.pretrained", "detect-quick", "segment-quick")
-"""Recipes with figures in docs/recipes.md; of the others a run says that they have none."""
 
 
 def recipes(task: str) -> dict[str, Path]:
@@ -56,10 +54,9 @@ def with_recipe(task: str, tree: Tree) -> tuple[Tree, tuple[str, ...]]:
     )
     kept = f"; as you say: {', '.join(left)}" if left else ""
     kept += f"; without {', '.join(unheard)}, for the model hears recordings" if unheard else ""
-    unknown = "" if file.stem in _MEASURED else "; not measured yet: compare it with a run without it"
     for key, value in values.items():
         tree = merge(tree, Tree(branch(key, value), {key: recipe.places[key]}))
-    return tree, (told + kept + unknown,)
+    return tree, (told + kept,)
 
 
 def _file(path: Path, there: Mapping[str, Plain]) -> tuple[Path, str]:
