@@ -432,6 +432,19 @@ def test_polygons_in_shares_of_the_image_are_refused(tmp_path: Path) -> None:
         opened(tmp_path, {**content(1, (3, 7)), "annotations": said})
 
 
+def test_holes_that_are_filled_are_told(tmp_path: Path) -> None:
+    ell = [10, 10, 50, 10, 50, 20, 20, 20, 20, 50, 10, 50]  # around whose corner there is room
+    said = [
+        outline(1, 3, [rectangle(10, 10, 50, 50), rectangle(20, 20, 30, 30)], 1600.0),
+        outline(2, 3, [rectangle(10, 10, 20, 20), rectangle(30, 30, 50, 50)], 500.0),
+        outline(3, 3, [ell, rectangle(30, 30, 40, 40)], 800.0),
+    ]
+    notes = [note for note in opened(tmp_path, {**content(1, (3, 7)), "annotations": said}).notes if "inside" in note]
+    assert notes == [
+        "1 objects have a polygon inside another of theirs: both filled, as COCO does (holes are said by runs) (id 1)"
+    ]
+
+
 def test_outlines_without_a_pixel_are_told(tmp_path: Path) -> None:
     said = [
         outline(1, 3, [[10, 20, 10.2, 20, 10.2, 20.2]], 5.0),

@@ -340,6 +340,26 @@ def test_training_images_of_which_few_have_objects_are_told(tmp_path: Path) -> N
     assert "2 of 3 images have no object, and are trained on as background (such as 1.png)" in told
 
 
+@pytest.mark.parametrize(("most", "told"), [(100.0, True), (160.0, False)])
+def test_boxes_of_smaller_copies_are_told(tmp_path: Path, most: float, told: bool) -> None:
+    """Of images of 200 x 160: numbers in 0..100, of all parts of the image, or pixels."""
+    lows, sides = RNG.random((60, 2)) * 0.6 * most, RNG.random((60, 2)) * 0.4 * most
+    sides[0] = most - lows[0]
+    for number in range(20):
+        write_picture(tmp_path / f"{number}.png", (160, 200), number * 9)
+    what = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 200, "height": 160} for n in range(20)],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+        "annotations": [
+            {"id": n + 1, "image_id": n % 20, "category_id": 1 + n % 2, "bbox": [*lows[n], *sides[n]], "iscrowd": 0}
+            for n in range(60)
+        ],
+    }
+    lines = list(told_of_data({"train": coco_opened(tmp_path, what)}))
+    said = [line for line in lines if "boxes lie in the upper left 50% by 62% of their images" in line]
+    assert bool(said) == told
+
+
 def test_what_voc_objects_say_besides_is_told(tmp_path: Path) -> None:
     more = "<occluded>1</occluded><kind>Unspecified</kind><robndbox><cx>1</cx></robndbox><breed>poodle</breed><bndbox>"
     notes = voc(voc_edited(tmp_path, "<bndbox>", more), "train", None).notes

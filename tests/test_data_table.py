@@ -211,6 +211,7 @@ JOINED = {
     "|": ("scab", "scab|rust", "rust", "well"),
     ",": ('"scab,rust"', '"rust,mould"', "well", "well"),
     " ": ("scab", "scab rust", "rust", "well"),
+    "-": ("scab", "scab-rust", "rust", "well"),
 }
 
 

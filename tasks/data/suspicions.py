@@ -9,6 +9,7 @@ import numpy as np
 
 from effbackbones.errors import UserError
 from effbackbones.images.reading import is_image_name, opened_image, orientation_of
+from tasks.data.boxes.table import BoxTable
 from tasks.data.dataset import Dataset
 from tasks.data.files.copies import copies
 from tasks.data.files.listing import files_below, shown
@@ -19,6 +20,8 @@ from tasks.data.pixels import LOOKED_AT, told_of_range
 
 _SHOWN = 3
 _BETWEEN = re.compile(r"[\s_\-]+")
+_MANY_BOXES, _MANY_IMAGES, _CORNER = 50, 20, 0.75
+"""So many boxes of so many images do not all lie in this part of their width and height by chance."""
 _LETTERS = re.compile(r"[\W_]+")
 _IGNORED = frozenset(
     [
@@ -65,7 +68,7 @@ def told_of_data(datasets: Mapping[str, Dataset], *, compared: int | None = None
             yield f"train: warning: {what} ({such}): data.keep_empty: false leaves them out, if nobody has labelled them"
     yield from _told_of_unnamed(known.values())
     for split, one in known.items():
-        for line in _told_of_files(one):
+        for line in (*_told_of_corner(one.table), *_told_of_files(one)):
             yield f"{split}: {line}"
 
 
@@ -157,6 +160,20 @@ def _told_of_unnamed(known: Iterable[Knowledge]) -> Iterator[str]:
         if others := [name for name in every if not is_image_name(name)]:
             what = f"{len(others):,} files below {root} are images of formats that are not read: {shown(others)}"
             yield f"warning: {what}; write them as PNG or JPEG"
+
+
+def _told_of_corner(table: BoxTable | None) -> Iterator[str]:
+    """Boxes that all lie in the upper left part of their images, as those of smaller copies, or in percent, do."""
+    if table is None or len(table.boxes) < _MANY_BOXES or np.count_nonzero(np.diff(table.first)) < _MANY_IMAGES:
+        return
+    sides = np.repeat(table.sizes, np.diff(table.first), 0)[:, ::-1].astype(np.float64)
+    known = (sides > 0).all(1)
+    if not known.all() or not np.isfinite(table.boxes).all():
+        return
+    reach = ((table.boxes[:, :2] + table.boxes[:, 2:]) / sides).max(0)
+    if (reach < _CORNER).all():
+        what = f"all {len(sides):,} boxes lie in the upper left {reach[0]:.0%} by {reach[1]:.0%} of their images"
+        yield f"warning: {what}: are their numbers pixels of smaller copies, or percent?"
 
 
 def _told_of_names(classes: Sequence[str]) -> Iterator[str]:

@@ -14,8 +14,8 @@ from tasks.data.files.names import elsewhere
 COLUMNS = ("file", "labels")
 DELIMITERS = (",", ";", "\t", "|")
 SEPARATOR = ";"
-_JOINING = ("|", ",", "/", "+", "&", " ")
-"""What joins labels in files of others."""
+_JOINING, _WITHIN = ("|", ",", "/", "+", "&", " ", ":", "-", "_"), (" ", ":", "-", "_")
+"""What joins labels in files of others, and which of these stand within names too."""
 _LOOKED_AT = 50
 _NUMBERS = {"1": True, "0": False, "1.0": True, "0.0": False, "true": True, "false": False}
 """What the columns of classes hold, in lower case."""
@@ -205,7 +205,7 @@ def _held(cells: Sequence[str], classes: Sequence[str], where: str, meaning: Map
 
 def _refuse_joined(path: Path, rows: Sequence[Row]) -> None:
     """Raise :class:`UserError` where no row has several labels, and labels look like several joined by another character: parts of
-    them stand alone elsewhere, or in several of them (of words with spaces: all parts stand alone)."""
+    them stand alone elsewhere, or in several of them (of what stands within names too: all parts stand alone)."""
     if any(len(row.labels) > 1 for row in rows):
         return
     labels = {label for row in rows for label in row.labels}
@@ -219,7 +219,7 @@ def _refuse_joined(path: Path, rows: Sequence[Row]) -> None:
         parts = {label: label.split(character) for label in labels if character in label.strip(character)}
         pieces = [piece.strip() for split in parts.values() for piece in split]
         alone = [piece for piece in pieces if piece in labels]
-        looks = len(alone) == len(pieces) if character == " " else bool(alone) or len(set(pieces)) < len(pieces)
+        looks = len(alone) == len(pieces) if character in _WITHIN else bool(alone) or len(set(pieces)) < len(pieces)
         if parts and looks:
             what = f"no row has {SEPARATOR!r}, and labels such as {min(parts)[:60]!r} look like several, joined by {character!r}"
             options = f"data.options.separator: {character!r} and data.multilabel: true"

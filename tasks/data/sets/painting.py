@@ -16,7 +16,7 @@ from tasks.data.boxes.table import BoxDataset, BoxTable
 from tasks.data.files.reading import ImageReader
 from tasks.data.fingerprint import Known
 from tasks.data.masks.outlines import Outlines
-from tasks.data.masks.placing import elsewhere, refuse_shares, without_pixels
+from tasks.data.masks.placing import elsewhere, nested, refuse_shares, without_pixels
 from tasks.data.sample import IGNORE, Sample
 
 if TYPE_CHECKING:
@@ -152,6 +152,10 @@ def painting_of(
     told = (
         (missing, f"annotations without a segmentation: their boxes are {boxes}"),
         (outlines.thin & used, "annotations with polygons of fewer than three points: these are left out"),
+        (
+            nested(outlines) & used,
+            "objects have a polygon inside another of theirs: both filled, as COCO does (holes are said by runs)",
+        ),
         (clipped & used, "outlines reach out of their image: clipped"),
         (without_pixels(outlines) & used, "outlines have no pixel: these objects are not painted"),
     )
