@@ -327,6 +327,8 @@ def test_joint_models_and_single_ones_teach_each_other_what_both_know(tmp_path: 
         losses = model.head.distill(model(images), theirs, {"cls": targets} if student == "both" else targets, sizes)
         assert set(losses) == {expected}
         assert any("detect" in line and "alone" in line for line in told) == (student == "both")
+        size = sum(parameter.numel() for parameter in models["cls"].parameters()) / 1e6  # before batch norms are folded
+        assert any(f"{size:.2f} M parameters, student" in line for line in told)
     said = DistillConfig(teacher=str(tmp_path / "seg.safetensors"), weight=0.0, features=("C5",))
     found = objective_of(TASKS.get("cls"), Config(optim=OptimConfig(distill=said)), models["cls"], lambda line: None)
     assert isinstance(found, Distilled)
