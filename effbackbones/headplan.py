@@ -34,6 +34,13 @@ class HeadPlan:
         names = tuple(name for name in spec.names if name in self.needs.levels)
         if self.own_levels and len(names) < len(self.needs.levels):
             names = spec.names  # the user's choice; the head checks its spec
+        if not names:
+            what = f"{self.head.__name__} needs {', '.join(self.needs.levels)}, got {', '.join(spec.names)}"
+            raise UserError(
+                f"backbone {spec.backbone!r}",
+                what,
+                "choose another head, or name the levels by their strides (C5 is 32)",
+            )
         spec, decided = spec.select(names), Decided(dict(self.options))
         if weights:
             decided = self.head.options_with(weights, self.options, spec, self.num_classes)

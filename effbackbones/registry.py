@@ -137,6 +137,9 @@ class Registry:
         A name that is taken raises :class:`UserError` naming both owners; defining the same object again (re-running a
         notebook cell) replaces it.
         """
+        if not isinstance(name, str):  # the decorator without its brackets would register nothing, and say nothing
+            what = f"expected a name, got {getattr(name, '__name__', type(name).__name__)}"
+            raise UserError(f"register a {self.kind}", what, 'write the decorator with one: @register_...("name")')
 
         def decorate(thing: T) -> T:
             owner = self.target(self.canonical(name))

@@ -10,9 +10,12 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from effbackbones import (
+    Backbone,
     BackboneNeeds,
+    FeatureSpec,
     Head,
     ImageSizes,
+    ImageSpec,
     Model,
     MultiHead,
     UserError,
@@ -22,7 +25,7 @@ from effbackbones import (
     register_head,
     save_model,
 )
-from effbackbones.registry import HEADS
+from effbackbones.registry import BACKBONES, HEADS
 
 SMALL = {"width": 0.25, "depth": 0.3}
 
@@ -237,6 +240,29 @@ def test_contradicting_needs_name_both_heads() -> None:
         build_model(
             ("toy", "stride"), "b0", head={"toy": "toy", "stride": "stride"}, num_classes={"toy": 3, "stride": 3}
         )
+
+
+def test_a_head_that_gets_no_map_it_needs_says_which(lend: Any) -> None:
+    class Shallow(Backbone):
+        def __init__(self, levels: Any = None) -> None:
+            super().__init__()
+            self.feature_spec = FeatureSpec("shallow", ("C1",), (3,), (1,))
+            self.image_spec = ImageSpec((32, 32), (0.5,) * 3, (0.5,) * 3)
+
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return [images]
+
+        def level_modules(self) -> dict[str, tuple[nn.Module, ...]]:
+            return {"C1": ()}
+
+    lend(BACKBONES, {"shallow": Shallow})
+    with pytest.raises(UserError, match="backbone 'shallow': ToyHead needs C3, C4, got C1"):
+        build_model("toy", "shallow", head="toy", num_classes=2)
+
+
+def test_a_decorator_without_brackets_says_so() -> None:
+    with pytest.raises(UserError, match="register a head: expected a name, got ToyHead"):
+        register_head(ToyHead)  # type: ignore[arg-type]
 
 
 def test_explicit_options_settle_what_heads_disagree_on() -> None:

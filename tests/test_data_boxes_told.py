@@ -136,7 +136,9 @@ def test_duplicates_are_those_that_a_set_has_already(rows: list[tuple[int, ...]]
     assert found.tolist() == expected
 
 
-@pytest.mark.parametrize("field", [{"attributes": {"rotation": 90.0}}, {"rotation": -90}, {"angle": 270}])
+@pytest.mark.parametrize(
+    "field", [{"attributes": {"rotation": 90.0}}, {"rotation": -90}, {"angle": 270}, {"rotation": "90.0"}]
+)
 def test_turned_boxes_are_told_and_enclosed_by_option(tmp_path: Path, field: dict[str, Any]) -> None:
     what = content(field, {"attributes": {"rotation": 180.0}}, {"attributes": {"rotation": 0}})
     table = opened(tmp_path, what).table

@@ -169,7 +169,9 @@ def test_wrong_settings_are_named(root: Path, changes: dict, message: str) -> No
 
 def test_other_files_can_be_ignored(root: Path) -> None:
     (root / "train/cat/Thumbs.db").write_bytes(b"")
-    assert len(folder(DataConfig(root=str(root), options={"other_files": "ignore"}), "train", None)) == 5
+    dataset = folder(DataConfig(root=str(root), options={"other_files": "ignore"}), "train", None)
+    assert len(dataset) == 5
+    assert dataset.notes[-1].startswith("1 files are no images by their endings and passed over: cat/Thumbs.db")  # type: ignore[attr-defined]
 
 
 def test_damaged_image_is_named_when_read(root: Path) -> None:

@@ -15,14 +15,16 @@ from tasks.classification.check import in_all_samples, quick_checks, unseen
 from tasks.classification.task import TASK
 from tasks.data.door.reading import image_spec
 from tasks.data.door.transforms import class_transform
+from tasks.data.files.reading import ImageReader
 from tasks.data.knowledge import Knowledge
-from tasks.data.pixels import deep_range, mean_and_std, told_of_range
+from tasks.data.pixels import deep_range, mean_and_std, told_of_files, told_of_range
 from tasks.data.sets.folders import FolderDataset
 from tasks.data.suspicions import told_of_shared_images
 from tasks.engine import assembly, splits
 from tasks.settings.data import DataConfig
 from tasks.settings.sections import Config, ModelConfig
 from tasks.telling import Teller
+from tasks.verbs.predict import _may_be_deep
 
 RNG = np.random.default_rng(0)
 
@@ -60,6 +62,15 @@ def test_a_small_range_of_sixteen_bits_is_told_with_its_remedy(tmp_path: Path, e
     sample = native[0].image
     assert sample.dtype == np.uint16
     assert len(np.unique(sample)) > 30
+
+
+def test_files_that_a_trained_model_is_asked_about_are_told(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{bits}.png") for bits in (8, 12)]
+    for path, kind, most in zip(paths, (np.uint8, np.uint16), (255, 4095), strict=True):
+        Image.fromarray(np.linspace(0, most, 64).reshape(8, 8).astype(kind)).save(path)
+    assert [_may_be_deep(path) for path in (*paths, "a.TIF", "b.jpg", "gone.png")] == [False, True, True, False, False]
+    told = told_of_files(paths[1:], ImageReader(), False, trained=True) or ""
+    assert told.endswith("levels are left of them; bring them to the range of those that the model was trained on")
 
 
 def test_a_whole_range_is_not_told(tmp_path: Path) -> None:

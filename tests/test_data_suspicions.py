@@ -213,6 +213,9 @@ def test_tables_without_a_header_and_with_lists(tmp_path: Path) -> None:
     write_table(tmp_path, "a.png,red", "b.png,green")
     with pytest.raises(UserError, match=r"the first line names a file already: write file,labels above it"):
         table_opened(tmp_path)
+    write_table(tmp_path, "sep=;", "file;labels", "a.png;red", "b.png;green")
+    with pytest.raises(UserError, match=r"remove that line, which is for Excel alone"):
+        table_opened(tmp_path)
     write_table(tmp_path, "file,labels", "a.png,\"['red', 'green']\"", "b.png,\"['green']\"")
     with pytest.raises(UserError, match=r"are lists as a program writes them"):
         table_opened(tmp_path, multilabel=True)

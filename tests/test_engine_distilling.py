@@ -303,6 +303,15 @@ def test_a_teacher_of_features_alone_is_not_asked_for_its_answer(
     assert losses.keys() == {"cross_entropy", FEATURES}
 
 
+def test_a_teacher_is_as_large_as_it_was_made_not_as_it_is_folded(tmp_path: Path) -> None:
+    model, told = build_model("cls", "lite0", num_classes=len(SHAPES)), list[str]()
+    save_model(model, tmp_path / "m.safetensors", classes=SHAPES)
+    model.classes = SHAPES
+    config = Config(optim=OptimConfig(distill=DistillConfig(teacher=str(tmp_path / "m.safetensors"))))
+    objective_of(TASKS.get("cls"), config, model, told.append)
+    assert any("lite0, 3.38 M parameters, student lite0, 3.38 M" in line for line in told)
+
+
 def test_joint_models_and_single_ones_teach_each_other_what_both_know(tmp_path: Path) -> None:
     """The tasks that the teacher lacks are told; features alone may come from a model of any task."""
     models = {"cls": small("cls"), "both": small(("det", "cls")), "seg": small("seg", head="fpn")}

@@ -448,3 +448,16 @@ def test_a_transform_of_ones_own_brings_images_to_size() -> None:
     assert (plan.original, plan.scaled) == ((40, 60), (20, 30))
     found = load_predictor(narrow("seg"), device="cpu", fit=fit_of(halved))(np.zeros((80, 100, 3), np.uint8))
     assert found.labels.shape == (80, 100)
+
+
+def test_names_that_are_not_those_of_the_head_are_told_and_missing_ones_are_numbers(pictures: list[Path]) -> None:
+    model = narrow("cls")
+    model.classes = ("a",)
+    with pytest.raises(UserError, match=r"Model\.classes: expected \d names, got \('a',\)"):
+        load_predictor(model, device="cpu")
+    both: Any = narrow(("det", "seg"))
+    both.classes = ("a", "b")
+    with pytest.raises(UserError, match=r"Model\.classes: expected names by task: det, seg"):
+        load_predictor(both, device="cpu")
+    both.classes = {"det": tuple("abcdefgh"[: both.head.heads["det"].num_classes])}
+    assert load_predictor(both, device="cpu").classes["seg"][0] == "0"

@@ -33,7 +33,7 @@ def broken(root: Path, bad: int, count: int = 4) -> DataConfig:
     for split in ("train", "val"):
         for name in "ab":
             for number in range(count):
-                level = number + 10 * (name == "b") + 100 * (split == "val")
+                level = 50 + number + 10 * (name == "b") + 100 * (split == "val")
                 path = write_picture(root / split / name / f"{number}.png", (32, 32), level)
                 if name == "b" and number < bad:
                     path.write_bytes(f"no image of {split}".encode())

@@ -103,7 +103,7 @@ class Predictor:
         if backend is not None or dtype is not None:
             self.model = model = faster(self.model, backend, dtype, precision)
             self.precision = precision if dtype is None else "fp32"
-        self.classes: Any = model.classes or _numbered(model.head)
+        self.classes: Any = _named(model)
         self.fit = fit or fitting_of(model, self.reading)
         self.looks = looks_of(self.fit, tta, slices, model)
         self.prepare = Preparation(self.fit, self.looks)
@@ -332,6 +332,24 @@ def fitting_of(model: Model, reading: ReadingSpec) -> Fitting:
 def _alone(found: Any) -> Any:
     """What was found in one image as a batch of it."""
     return found[None] if isinstance(found, Tensor) else [found]
+
+
+def _named(model: Any) -> Any:
+    """Names of the classes of a model, by task where there are several; numbers where it has none."""
+    given, numbers = model.classes, _numbered(model.head)
+    if not given:
+        return numbers
+    if isinstance(numbers, dict) and isinstance(given, Mapping):
+        given = {word: given.get(word) or numbers[word] for word in numbers}
+    pairs = zip(given.values(), numbers.values(), strict=True) if isinstance(given, Mapping) else [(given, numbers)]
+    for names, numbered in pairs:
+        # One class may be told by two names: what it is, and what it is not.
+        if isinstance(numbered, dict) or (len(names) != len(numbered) and (len(numbered), len(names)) != (1, 2)):
+            expected = (
+                f"names by task: {', '.join(numbered)}" if isinstance(numbered, dict) else f"{len(numbered)} names"
+            )
+            raise UserError("Model.classes", f"expected {expected}, got {str(names)[:60]}", "set them anew")
+    return given
 
 
 def _numbered(head: Any) -> Any:

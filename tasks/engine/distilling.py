@@ -6,7 +6,7 @@ are equal only while the student's is frozen as a whole, and then there is no sm
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,7 @@ def objective_of(task: TaskSpec, config: Config, model: Model, tell: Callable[[s
     names = teacher.classes
     if said.weight:
         teacher = _for_heads(teacher, model)
+    sizes = [sum(p.numel() for p in one.parameters()) / 1e6 for one in (teacher, model)]
     # A copy: what it is told of padding is not for the model that others may hold. Nets that only trained it teach their like.
     teacher = teacher.folded_copy(whole=True)
     for where, own, theirs in _differences(model, teacher):
@@ -119,7 +120,7 @@ def objective_of(task: TaskSpec, config: Config, model: Model, tell: Callable[[s
     device = next(model.parameters()).device
     adapters = Adapters(said.features, model.backbone, teacher.backbone).to(device) if said.features else None
     teacher = teacher.to(device)
-    for line in _told(file, model, teacher, adapters):
+    for line in _told(file, model, teacher, sizes, adapters):
         tell(line)
     return Distilled(task, config, said, teacher, adapters, _digest(file))
 
@@ -201,13 +202,12 @@ def _differences(model: Model, teacher: Model) -> list[tuple[str, Any, Any]]:
     return found
 
 
-def _told(file: Path, model: Model, teacher: Model, adapters: Adapters | None) -> list[str]:
-    """Who teaches, and what that costs."""
+def _told(file: Path, model: Model, teacher: Model, counts: Sequence[float], adapters: Adapters | None) -> list[str]:
+    """Who teaches, and what that costs; ``counts``: millions of parameters of teacher and student as they were made."""
     size, training = model.image_spec.size, model.training
     model.eval()  # batch norms are not to learn from an image of zeros
     work = [multiply_adds(one, *size) / 1e9 for one in (teacher, model)]
     model.train(training)
-    counts = [sum(p.numel() for p in one.parameters()) / 1e6 for one in (teacher, model)]
     names = [one.config.get("backbone") for one in (teacher, model)]
     line = f"teacher {file}: {names[0]}, {counts[0]:.2f} M parameters, student {names[1]}, {counts[1]:.2f} M"
     cost = f"a step takes {work[0]:.3g} G multiply-adds an image more, beside about {3 * work[1]:.3g} G of the student there and back"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ from tasks.verbs.limits import count_of, share_of
 from tasks.verbs.models import asked_model, open_split
 from tasks.verbs.outputs import writers_for
 
-_DEEP, _LOOKED_AT = (".png", ".tif", ".tiff", ".npy", ".pgm"), 4
-"""Endings of files that may have 16 bits, and how many are looked at for the range that they use."""
+_DEEP, _LOOKED_AT, _READ = (".tif", ".tiff", ".npy", ".pgm"), 64, 4
+"""Endings of files that may have 16 bits, how many files are looked at for such, and how many of these are read for the range they use."""
 _NAMED = 20  # files that cannot be predicted, of which each has a line
 
 
@@ -81,7 +82,7 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
     )
     for sentence in predictor.told_thresholds():
         tell(sentence)
-    deep = [name for name in files if name.lower().endswith(_DEEP)][:_LOOKED_AT] if asked and not sounds else []
+    deep = list(filter(_may_be_deep, islice(files, _LOOKED_AT)))[:_READ] if asked and not sounds else []
     if deep and (line := told_of_files(deep, read, config.model.normalization == "data", trained=True)):
         tell(line)
     writer = writers_for(task, config, extras.write, out, model, classes, print)
@@ -109,6 +110,17 @@ def predict(task: TaskSpec, config: Config, extras: Extras) -> int:
         more = f" (and {work.failed - 1:,} more files)" if work.failed > 1 else ""
         raise UserError(f"{work.first_failure}{more}")
     return 0
+
+
+def _may_be_deep(name: str) -> bool:
+    """Whether a file may have more than 8 bits, by its name, or of PNG by the depth in its header."""
+    if not name.lower().endswith(".png"):
+        return name.lower().endswith(_DEEP)
+    try:
+        with open(name, "rb") as file:
+            return file.read(25)[24:] == b"\x10"
+    except OSError:  # told where it is predicted
+        return False
 
 
 class _Work:

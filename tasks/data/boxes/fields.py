@@ -1,5 +1,6 @@
 """Fields of COCO annotations that change what a box means, as tools write them: marks to ignore an object, rotations, other box modes."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -48,6 +49,7 @@ _NOTHING = frozenset(["", "0", "0.0", "false", "no", "none", "null", "unspecifie
 _XYXY, _XYWH = 0, 1
 _MODES = "0 (x0, y0, x1, y1) and 1 (x, y, width, height)"
 _LEAST_TURN = 1e-3  # degrees
+_NUMBER = re.compile(r"[+-]?\d{1,6}(\.\d*)?", re.ASCII)
 
 
 def _beside(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -83,6 +85,8 @@ def turn(fields: Mapping[str, Any]) -> float:
     """Degrees by which one box is turned, by its fields; 0 where none says so."""
     for key in TURNS:
         value: Any = fields.get(key)
+        if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+            value = float(value)
         if type(value) in NUMBER and abs(value) < 1e6 and min(value % 180, -value % 180) > _LEAST_TURN:
             return float(value)
     return 0.0

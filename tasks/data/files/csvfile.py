@@ -126,6 +126,8 @@ def _proposed(header: Sequence[str], text: str, delimiter: str, root: Path) -> s
     """What to write into the config for a table of other columns: the one whose cells are files, and the other one, or that of the
     fewest different cells."""
     plain = "write that as the first line, or set data.options.columns: [FILES, LABELS]"
+    if header and header[0].strip('"').lower().startswith("sep="):
+        return "remove that line, which is for Excel alone"
     plainly = {name.strip().lower().replace("_", "") for name in header}
     if "bbox" in plainly or len(_CORNERS & plainly) > 2:
         return "its rows are boxes: for detection write them as COCO (data.name: coco); for classes of images, a row for each image"

@@ -22,7 +22,8 @@ class FolderDataset:
     label map of the training split, and a folder that is not in it raises :class:`UserError`. ``rename``: the classes of folders
     that are not called by them; several may be of one. Names that begin with a dot are passed over. Empty class folders raise; so
     do files that are no images, unless ``ignore_others``, and fewer than ``least`` classes. ``notes``: images that lie beside the
-    class folders, which belong to none. ``root`` and ``links``: where links may lead, as :func:`files_below` has it.
+    class folders, which belong to none, and other files that are passed over. ``root`` and ``links``: where links may lead, as
+    :func:`files_below` has it.
     """
 
     only_reads = True  # see tasks.data.batch
@@ -53,6 +54,7 @@ class FolderDataset:
         names: list[str] = []
         counts: list[int] = []
         by_class: dict[str, list[str]] = {name: [] for name in found}
+        others: list[str] = []
         for path in below:
             name, inside, _ = path.partition("/")
             if inside and read.reads(path):
@@ -60,6 +62,11 @@ class FolderDataset:
             elif inside and not ignore_others:
                 remedy = "remove it, or set data.options.other_files: ignore"
                 raise UserError(str(self.folder / path), f"is not {read.a_noun} by its ending", remedy)
+            elif inside:
+                others.append(path)
+        if others:
+            what = f"{len(others):,} files are no {read.noun}s by their endings and passed over: {shown(others)}"
+            self.notes = (*self.notes, what)
         for name, images in by_class.items():
             if not images:
                 what = f"the class folder holds no {read.noun}"
