@@ -303,4 +303,4 @@ def test_full_disk_and_read_only_folder_keep_the_old_file(tmp_path, monkeypatch,
     monkeypatch.undo()
     assert os.listdir(tmp_path) == [path.name]
     load_model(path)
-    refused(lambda p: save_model(model, p), tmp_path / "missing" / "m.safetensors", "No such file")
+    refused(lambda p: save_model(model, p), tmp_path / "missing" / "m.safetensors", "there is no folder")
