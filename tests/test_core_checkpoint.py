@@ -446,7 +446,7 @@ def test_a_reading_that_nobody_can_follow_is_refused(tmp_path, reading, named):
         ({"config": lambda c: c | {"backbone_options": {"drop_path": 1e300}}}, "drop_path is 1e+300"),
         ({"config": lambda c: c | {"backbone_options": {"levels": ["C5"] * 200_000}}}, "has 200,000 values"),
         ({"config": lambda c: c | {"head_options": {"multilabel": "no"}}}, "expected true or false, got 'no'"),
-        ({"num_classes: expected a whole number, got 2.5": lambda c: c | {"num_classes": 2.5}}, "config"),
+        ({"config": lambda c: c | {"num_classes": 2.5}}, "num_classes: expected a whole number, got 2.5"),
     ],
 )
 def test_a_record_that_no_model_has_is_refused_before_anything_is_built(tmp_path, change, named):
