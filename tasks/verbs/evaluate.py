@@ -43,8 +43,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         tell(f"{extras.split}: {line}")
     folder = Path(extras.out) if extras.out else beside(extras.checkpoint) / f"evaluate-{extras.split}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe(folder)
+        probe(next(place for place in (folder, *folder.parents) if place.exists()))
     except OSError as error:
         raise UserError(
             str(folder), f"cannot be written ({error.strerror})", "name another folder with --out"
@@ -64,6 +63,7 @@ def evaluate(task: TaskSpec, config: Config, extras: Extras) -> int:
         views=Views.of(extras.tta, "--tta"),
         slices=Slices.of(extras.slices, "--slices"),
     )
+    folder.mkdir(parents=True, exist_ok=True)
     size = sum(parameter.numel() for parameter in model.parameters())
     noun = model.image_spec.noun
     spans = keep_outcomes(folder, outcomes, task, extras.split, tell, noun)
