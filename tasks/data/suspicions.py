@@ -60,12 +60,7 @@ def told_of_data(datasets: Mapping[str, Dataset], *, compared: int | None = None
         yield from _told_of_copies(known)
     if "train" in datasets:
         yield from _told_of_names(datasets["train"].classes)
-        if (table := known["train"].table) is not None and len(empty := table.empty_images()) > _MANY_EMPTY * len(
-            table
-        ):
-            what = f"{len(empty):,} of {len(table):,} images have no object, and are trained on as background"
-            such = f"such as {table.files[int(empty[0])]}"
-            yield f"train: warning: {what} ({such}): data.keep_empty: false leaves them out, if nobody has labelled them"
+        yield from _told_of_empty(known["train"].table)
     yield from _told_of_unnamed(known.values())
     for split, one in known.items():
         for line in (*_told_of_corner(one.table), *_told_of_files(one)):
@@ -160,6 +155,15 @@ def _told_of_unnamed(known: Iterable[Knowledge]) -> Iterator[str]:
         if others := [name for name in every if not is_image_name(name)]:
             what = f"{len(others):,} files below {root} are images of formats that are not read: {shown(others)}"
             yield f"warning: {what}; write them as PNG or JPEG"
+
+
+def _told_of_empty(table: BoxTable | None) -> Iterator[str]:
+    """Training images without an object, where most are."""
+    if table is None or len(empty := table.empty_images()) <= _MANY_EMPTY * len(table):
+        return
+    what = f"{len(empty):,} of {len(table):,} images have no object, and are trained on as background"
+    such = f"such as {table.files[int(empty[0])]}"
+    yield f"train: warning: {what} ({such}): data.keep_empty: false leaves them out, if nobody has labelled them"
 
 
 def _told_of_corner(table: BoxTable | None) -> Iterator[str]:

@@ -42,7 +42,7 @@ def quickest(
         taken = {tile: _seconds(partial(kernel, tile, *inputs), x.device) for tile in good}
         best = min(taken, key=lambda tile: taken[tile], default=None)
         return best if best and taken[best] < _seconds(partial(library, *inputs), x.device) else None
-    except torch.OutOfMemoryError:  # what is tried needs more than an answer: the next batch may have the room
+    except torch.OutOfMemoryError:  # comparing needs more of it than an answer does, for which there is enough
         return None
 
 

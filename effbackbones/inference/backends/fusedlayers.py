@@ -29,15 +29,11 @@ def kernels() -> Any:
     """The module of kernels; None where there is no Triton, or one that cannot be used, which is told."""
     try:
         from effbackbones.inference.backends import kernels  # loads the compiler
-    except ModuleNotFoundError as error:
-        if error.name == "triton":
-            return None
-        LOG.warning("inference: the library computes all layers, for Triton cannot be loaded: %s", error)
-    except Exception as error:  # of another's package
-        LOG.warning("inference: the library computes all layers, for Triton cannot be loaded: %s", error)
-    else:
-        return kernels
-    return None
+    except Exception as error:  # of another's package, whatever is wrong with it
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "triton"):
+            LOG.warning("inference: the library computes all layers, for Triton cannot be loaded: %s", error)
+        return None
+    return kernels
 
 
 class FusedLayer(nn.Module, ABC):

@@ -16,10 +16,8 @@ _ROUNDING = 1e-6  # pixels: sums of decimal fractions are off by less
 _ENOUGH, _ROUNDED = 4, 0.01  # boxes whose areas may speak for corner boxes, and how far off they may be rounded
 _BEYOND = 1.0  # pixels that a box must reach out of its image to speak for corner boxes
 _NEARLY_ALL = 0.95
-_ALIKE, _NEIGHBOURS = (
-    0.01,
-    4,
-)  # share of a side by which boxes of one object may differ; how many are compared, in the order of their x
+_ALIKE = 0.01  # share of a side by which boxes of one object may differ
+_NEIGHBOURS = 4  # how many are compared, in the order of their x
 _AREAS = (1e-3, 1.01)  # shares of its box that the area of an object may be
 _EXAMPLES = 3
 Rows = NDArray[np.bool_]
